@@ -1,0 +1,185 @@
+//! `error-code`: `POST /<uri>/auth/signup`. Errors are codes with a text, the password may break
+//! several rules in one answer, and a success shows no token.
+
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+
+use super::document::Field;
+use super::rules::{self, Broken};
+use super::{Answer, Contract, Document, Fault, Rendered};
+use crate::signup::{Candidate, ContractId, Email, FieldError, User};
+
+pub(super) struct ErrorCode;
+
+/// Shortest password, in code points.
+const PASSWORD_MIN: usize = 10;
+
+impl Contract for ErrorCode {
+    fn id(&self) -> ContractId {
+        ContractId::ErrorCode
+    }
+
+    fn check(&self, document: &Document<'_>) -> Result<Candidate, Vec<FieldError>> {
+        let username = check_username(&document.text("username"));
+        let email = check_email(&document.text("email"));
+        let password = check_password(&document.text("password"));
+        match (username, email, password) {
+            (Ok(username), Ok(email), Ok(password)) => Ok(Candidate {
+                contract: self.id(),
+                username: Some(username),
+                email: Some(email),
+                fullname: None,
+                password,
+            }),
+            (username, email, password) => {
+                let single = [username.err(), email.err()].into_iter().flatten();
+                Err(single.chain(password.err().into_iter().flatten()).collect())
+            }
+        }
+    }
+
+    fn write(&self, candidate: &Candidate) -> Value {
+        json!({
+            "username": candidate.username,
+            "email": candidate.email.as_ref().map(Email::address),
+            "password": candidate.password.expose_secret(),
+        })
+    }
+
+    fn render(&self, answer: &Answer<'_>) -> Rendered {
+        match answer {
+            Answer::Created { user, .. } => Rendered::new(201, self.profile(user)),
+            Answer::Invalid(errors) => {
+                let errors: Vec<Value> = errors
+                    .iter()
+                    .map(|error| {
+                        json!({
+                            "error_code": error.code,
+                            "message": error.message,
+                            "field": error.field,
+                        })
+                    })
+                    .collect();
+                Rendered::new(
+                    400,
+                    validation_error("One or more validation errors occurred.", errors),
+                )
+            }
+            Answer::Duplicate(_) => {
+                let identifier = if answer.names("email") { "email" } else { "username" };
+                let text = format!("User already exists with identifier: {identifier}");
+                let body =
+                    json!({ "error_code": "DUPLICATE_USER", "description": text, "error": text });
+                Rendered::new(409, body)
+            }
+            Answer::Fault(fault) => Rendered::new(fault.status(), told(*fault)),
+        }
+    }
+
+    fn profile(&self, user: &User) -> Value {
+        json!({ "username": user.username, "email": user.email })
+    }
+}
+
+fn told(fault: Fault) -> Value {
+    let code = match fault {
+        Fault::Unreadable | Fault::BadKey => return validation_error(fault.text(), Vec::new()),
+        Fault::TooLarge => "PAYLOAD_TOO_LARGE",
+        Fault::MediaType => "UNSUPPORTED_MEDIA_TYPE",
+        Fault::KeyReused => "KEY_REUSED",
+        Fault::TooMany => "TOO_MANY_REQUESTS",
+        Fault::Internal => "INTERNAL_SERVER_ERROR",
+        Fault::NotAccepted => "SERVICE_UNAVAILABLE",
+        Fault::NoAnswer => "GATEWAY_TIMEOUT",
+    };
+    json!({ "error_code": code, "description": fault.text() })
+}
+
+fn validation_error(description: &str, errors: Vec<Value>) -> Value {
+    json!({ "error_code": "VALIDATION_ERROR", "description": description, "errors": errors })
+}
+
+fn check_username(field: &Field) -> Result<String, FieldError> {
+    filled("username", field)?;
+    rules::username(field).map_err(|broken| match broken {
+        Broken::Long => error(
+            "username",
+            "INVALID_LENGTH",
+            format!("username must be at most {} characters long", rules::USERNAME_MAX),
+        ),
+        _ => error("username", "INVALID_CHARACTER", "username contains invalid characters".into()),
+    })
+}
+
+fn check_email(field: &Field) -> Result<Email, FieldError> {
+    let address = filled("email", field)?;
+    rules::email(field).map_err(|_| {
+        error("email", "INVALID_EMAIL_FORMAT", format!("Invalid email format: {address}"))
+    })
+}
+
+/// All rules at once, in the document's order.
+fn check_password(field: &Field) -> Result<SecretString, Vec<FieldError>> {
+    let password = match rules::text(field) {
+        // A password of spaces is not empty, unlike a name of them.
+        Ok(password) if !password.is_empty() => password,
+        Ok(_) | Err(Broken::Missing) => return Err(vec![empty("password")]),
+        Err(_) => return Err(vec![not_a_string("password")]),
+    };
+    let limits = rules::password_limits(password);
+    let checks = [
+        (
+            password.chars().count() >= PASSWORD_MIN,
+            "INVALID_LENGTH",
+            "Password must be at least 10 characters",
+        ),
+        (
+            rules::has_uppercase(password),
+            "MISSING_UPPERCASE",
+            "Password must contain at least one uppercase letter",
+        ),
+        (
+            rules::has_digit(password),
+            "MISSING_NUMBER",
+            "Password must contain at least one numeric digit",
+        ),
+        (
+            rules::has_symbol(password),
+            "MISSING_SYMBOL",
+            "Password must contain at least one symbol",
+        ),
+        (
+            limits != Err(Broken::Characters),
+            "INVALID_CHARACTER",
+            "Password contains invalid characters",
+        ),
+        (limits != Err(Broken::Bytes), "INVALID_LENGTH", "Password must be at most 72 bytes long"),
+    ];
+    let broken: Vec<FieldError> = checks
+        .into_iter()
+        .filter(|(holds, ..)| !holds)
+        .map(|(_, code, text)| error("password", code, text.into()))
+        .collect();
+    if broken.is_empty() { Ok(SecretString::from(password)) } else { Err(broken) }
+}
+
+/// The text of a field that must say something.
+fn filled<'a>(name: &'static str, field: &'a Field) -> Result<&'a str, FieldError> {
+    match rules::text(field) {
+        Ok(text) if !text.trim().is_empty() => Ok(text),
+        Ok(_) | Err(Broken::Missing) => Err(empty(name)),
+        Err(_) => Err(not_a_string(name)),
+    }
+}
+
+fn empty(name: &'static str) -> FieldError {
+    error(name, "EMPTY_FIELD", format!("{name} cannot be empty"))
+}
+
+fn not_a_string(name: &'static str) -> FieldError {
+    error(name, "INVALID_TYPE", format!("{name} must be a string"))
+}
+
+fn error(field: &'static str, code: &'static str, message: String) -> FieldError {
+    FieldError { field: field.into(), code: code.into(), message: message.into() }
+}

@@ -1,0 +1,128 @@
+//! `flat-name`: `POST /users/register` with `firstname` and `lastname` beside the rest, answers
+//! wrapped in `success`.
+
+use secrecy::ExposeSecret;
+use serde_json::{Map, Value, json};
+
+use super::document::{Document, Field};
+use super::names::{Fields, Spelling, Texts};
+use super::{Answer, Contract, Fault, Rendered};
+use crate::signup::{Candidate, ContractId, Email, FieldError, User};
+
+pub(super) struct FlatName {
+    /// Whether the nested `fullname` is taken as well, after the flat keys.
+    pub(super) nested_too: bool,
+}
+
+/// Shortest name, in code points.
+const NAME_MIN: u64 = 2;
+
+const TEXTS: Texts = Texts {
+    firstname: Spelling {
+        field: "firstname",
+        label: "First name",
+        minimum: "First name must be at least 2 characters",
+    },
+    lastname: Spelling {
+        field: "lastname",
+        label: "Last name",
+        minimum: "Last name must be at least 2 characters",
+    },
+    email: Spelling { field: "email", label: "Email", minimum: "Invalid email" },
+    password: Spelling {
+        field: "password",
+        label: "Password",
+        minimum: "Password must be at least 6 characters",
+    },
+};
+
+impl Contract for FlatName {
+    fn id(&self) -> ContractId {
+        ContractId::FlatName
+    }
+
+    fn check(&self, document: &Document<'_>) -> Result<Candidate, Vec<FieldError>> {
+        let mut fields = Fields {
+            email: document.text("email"),
+            firstname: document.text("firstname"),
+            lastname: document.text("lastname"),
+            password: document.text("password"),
+        };
+        if self.nested_too {
+            let nested = Fields::nested(document);
+            fields.firstname = flat_first(fields.firstname, nested.firstname);
+            fields.lastname = flat_first(fields.lastname, nested.lastname);
+        }
+        let mut candidate = fields.check(self.id(), NAME_MIN, &TEXTS)?;
+        candidate.email = candidate.email.map(|email| Email::new(email.address().to_lowercase()));
+        Ok(candidate)
+    }
+
+    fn write(&self, candidate: &Candidate) -> Value {
+        let name = candidate.fullname.as_ref();
+        json!({
+            "firstname": name.map(|name| &name.firstname),
+            "lastname": name.and_then(|name| name.lastname.as_ref()),
+            "email": candidate.email.as_ref().map(Email::address),
+            "password": candidate.password.expose_secret(),
+        })
+    }
+
+    fn render(&self, answer: &Answer<'_>) -> Rendered {
+        match answer {
+            Answer::Created { user, token } => {
+                let mut data = json!({ "user": shown(user) });
+                if let Some(token) = token {
+                    data["token"] = json!(token);
+                }
+                let message = "User created successfully";
+                Rendered::new(201, json!({ "success": true, "message": message, "data": data }))
+            }
+            Answer::Invalid(errors) => {
+                let errors: Map<String, Value> = errors
+                    .iter()
+                    .map(|error| (error.field.to_string(), json!({ "msg": error.message })))
+                    .collect();
+                Rendered::new(400, json!({ "success": false, "errors": errors }))
+            }
+            Answer::Duplicate(_) => {
+                const TEXT: &str = "Email already exists";
+                let errors = json!({ "email": { "msg": TEXT } });
+                let body = json!({ "success": false, "message": TEXT, "errors": errors });
+                Rendered::new(409, body)
+            }
+            Answer::Fault(fault) => {
+                let text = match fault {
+                    Fault::Internal => "An unexpected error occurred",
+                    other => other.text(),
+                };
+                let common = json!({ "common": { "msg": text } });
+                let body = if fault.is_ours() {
+                    common
+                } else {
+                    json!({ "success": false, "errors": common })
+                };
+                Rendered::new(fault.status(), body)
+            }
+        }
+    }
+
+    fn profile(&self, user: &User) -> Value {
+        let message = "User profile fetched successfully";
+        json!({ "success": true, "message": message, "data": shown(user) })
+    }
+}
+
+fn flat_first(flat: Field, nested: Field) -> Field {
+    if matches!(flat, Field::Absent) { nested } else { flat }
+}
+
+fn shown(user: &User) -> Value {
+    json!({
+        "_id": user.id,
+        "fullname": user.fullname,
+        "email": user.email,
+        "createdAt": user.created_at.to_rfc3339(),
+        "updatedAt": user.updated_at.to_rfc3339(),
+    })
+}

@@ -1,0 +1,274 @@
+//! The rules that the contracts share, without their texts. Each takes what stands at a key and
+//! gives the checked value or the first rule it breaks, in the order: type, minimum or format,
+//! maximum, characters, bytes. The `validator` crate does what it knows: lengths in code points and
+//! the HTML5 address.
+
+use std::net::Ipv4Addr;
+
+use secrecy::SecretString;
+use unicode_normalization::UnicodeNormalization;
+use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCategory};
+use validator::{ValidateEmail, ValidateLength};
+
+use super::document::Field;
+use crate::signup::Email;
+
+/// Longest first or last name, in code points.
+pub const NAME_MAX: u64 = 100;
+/// Longest user name, in code points.
+pub const USERNAME_MAX: u64 = 64;
+/// Longest password, in bytes: bcrypt reads no further (OpenBSD's `bcrypt(3)`).
+pub const PASSWORD_MAX_BYTES: usize = 72;
+/// Longest address, in bytes (RFC 5321, 4.5.3.1.3 less the angle brackets).
+pub const EMAIL_MAX_BYTES: usize = 254;
+/// Longest local part, in bytes (RFC 5321, 4.5.3.1.1).
+pub const LOCAL_MAX_BYTES: usize = 64;
+/// Longest label of a domain, in bytes (RFC 1035, 2.3.4).
+pub const LABEL_MAX_BYTES: usize = 63;
+
+/// The first rule that a value breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// Absent or null.
+    Missing,
+    /// Not a text.
+    Type,
+    /// Empty, or only white space where that is trimmed.
+    Empty,
+    /// Shorter than the contract's minimum.
+    Short,
+    /// Not an address.
+    Format,
+    /// Longer than the maximum.
+    Long,
+    /// Holds a control character.
+    Characters,
+    /// A password of more than [`PASSWORD_MAX_BYTES`].
+    Bytes,
+}
+
+/// The text of a field, whatever it says.
+pub fn text(field: &Field) -> Result<&str, Broken> {
+    match field {
+        Field::Absent => Err(Broken::Missing),
+        Field::Wrong => Err(Broken::Type),
+        Field::Text(text) => Ok(text),
+    }
+}
+
+/// A required first name of at least `min` code points, trimmed.
+pub fn name(field: &Field, min: u64) -> Result<String, Broken> {
+    let name = text(field)?.trim();
+    sized(name, min, NAME_MAX)?;
+    no_control(name)?;
+    Ok(name.to_owned())
+}
+
+/// An optional name: absent, null, empty and blank are all "none".
+pub fn optional_name(field: &Field, min: u64) -> Result<Option<String>, Broken> {
+    match field {
+        Field::Absent => Ok(None),
+        Field::Text(text) if text.trim().is_empty() => Ok(None),
+        given => name(given, min).map(Some),
+    }
+}
+
+/// A user name: trimmed, NFC, 1 to [`USERNAME_MAX`] code points, no control characters.
+pub fn username(field: &Field) -> Result<String, Broken> {
+    let name: String = text(field)?.trim().nfc().collect();
+    if name.is_empty() {
+        return Err(Broken::Empty);
+    }
+    sized(&name, 1, USERNAME_MAX)?;
+    no_control(&name)?;
+    Ok(name)
+}
+
+/// An address.
+pub fn email(field: &Field) -> Result<Email, Broken> {
+    let address = text(field)?;
+    if is_address(address) { Ok(Email::new(address.to_owned())) } else { Err(Broken::Format) }
+}
+
+/// A password of at least `min` code points; never trimmed.
+pub fn password(field: &Field, min: u64) -> Result<SecretString, Broken> {
+    let password = text(field)?;
+    sized(password, min, u64::MAX)?;
+    password_limits(password)?;
+    Ok(SecretString::from(password))
+}
+
+/// What bcrypt cannot take: U+0000, at which some of its implementations stop, and more bytes than
+/// it reads.
+pub fn password_limits(password: &str) -> Result<(), Broken> {
+    if password.contains('\0') {
+        return Err(Broken::Characters);
+    }
+    if password.len() > PASSWORD_MAX_BYTES {
+        return Err(Broken::Bytes);
+    }
+    Ok(())
+}
+
+/// Whether a text has an upper-case letter (Lu).
+pub fn has_uppercase(text: &str) -> bool {
+    text.chars().any(|c| c.general_category() == GeneralCategory::UppercaseLetter)
+}
+
+/// Whether a text has a decimal digit (Nd).
+pub fn has_digit(text: &str) -> bool {
+    text.chars().any(|c| c.general_category() == GeneralCategory::DecimalNumber)
+}
+
+/// Whether a text has a symbol: neither letter, mark, number nor white space.
+pub fn has_symbol(text: &str) -> bool {
+    use GeneralCategoryGroup::{Letter, Mark, Number};
+    text.chars().any(|c| {
+        !c.is_whitespace() && !matches!(c.general_category_group(), Letter | Mark | Number)
+    })
+}
+
+/// An HTML5-like address with a dot in its domain, in any script (RFC 6531).
+pub fn is_address(address: &str) -> bool {
+    let Some((local, domain)) = address.rsplit_once('@') else { return false };
+    let dots_are_inside = !local.starts_with('.') && !local.ends_with('.') && !local.contains("..");
+    let labels_fit = domain.split('.').all(|label| (1..=LABEL_MAX_BYTES).contains(&label.len()));
+    address.len() <= EMAIL_MAX_BYTES
+        && local.len() <= LOCAL_MAX_BYTES
+        && dots_are_inside
+        && domain.contains('.')
+        && labels_fit
+        && !domain.starts_with('[')
+        && domain.parse::<Ipv4Addr>().is_err()
+        && matches_html5(&to_ascii_pattern(address))
+}
+
+/// The HTML5 rule. What is not ASCII by now (an emoji, say) would be taken as a domain to convert.
+fn matches_html5(pattern: &str) -> bool {
+    pattern.is_ascii() && pattern.validate_email()
+}
+
+/// Letters, marks and digits of every script stand where ASCII letters may: the HTML5 rule, which
+/// knows only ASCII, then judges the rest.
+fn to_ascii_pattern(address: &str) -> String {
+    let stands_for_a_letter = |c: char| {
+        !c.is_ascii()
+            && (c.general_category() == GeneralCategory::DecimalNumber
+                || matches!(
+                    c.general_category_group(),
+                    GeneralCategoryGroup::Letter | GeneralCategoryGroup::Mark
+                ))
+    };
+    address.chars().map(|c| if stands_for_a_letter(c) { 'a' } else { c }).collect()
+}
+
+fn sized(text: &str, min: u64, max: u64) -> Result<(), Broken> {
+    if !text.validate_length(Some(min), None, None) {
+        return Err(Broken::Short);
+    }
+    if !text.validate_length(None, Some(max), None) {
+        return Err(Broken::Long);
+    }
+    Ok(())
+}
+
+fn no_control(text: &str) -> Result<(), Broken> {
+    if text.chars().any(char::is_control) { Err(Broken::Characters) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(text: &str) -> Field {
+        Field::Text(text.to_owned().into())
+    }
+
+    #[test]
+    fn addresses() {
+        let label = "d".repeat(63);
+        let long_local = format!("{}@b.co", "l".repeat(64));
+        let long_label = format!("a@{label}.co");
+        let longest = format!("{}@{label}.{label}.{}", "l".repeat(64), "e".repeat(61));
+        assert_eq!(longest.len(), EMAIL_MAX_BYTES);
+        for good in [
+            "john.doe@example.com",
+            "A@B.CO",
+            "a+b@b.co",
+            "jörg@example.com",
+            "用户@例子.公司",
+            "x_y-z!#$%&'*/=?^`{|}~@a-b.example",
+            &long_local,
+            &long_label,
+            &longest,
+        ] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in [
+            "",
+            "a",
+            "a@b",
+            "@b.co",
+            "a@.co",
+            "a@b..co",
+            "a@b.co.",
+            ".a@b.co",
+            "a.@b.co",
+            "a..b@b.co",
+            " a@b.co",
+            "a@b.co ",
+            "a@b.co\n",
+            "\"a\"@b.co",
+            "Ann <a@b.co>",
+            "a@[127.0.0.1]",
+            "a@127.0.0.1",
+            "a@-b.co",
+            "a@b-.co",
+            "a@b_c.co",
+            "😀@b.co",
+            "a@😀.co",
+            "a@b@c.co",
+            "a\u{200d}b@c.co",
+            &format!("l{long_local}"),
+            &format!("a@d{label}.co"),
+            &format!("{longest}e"),
+        ] {
+            assert!(!is_address(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_trimmed_then_counted_in_code_points() {
+        assert_eq!(name(&field("  Zoë "), 3).unwrap(), "Zoë");
+        assert_eq!(name(&field(" ab "), 3), Err(Broken::Short));
+        assert_eq!(name(&field(&"é".repeat(100)), 3).map(|name| name.len()), Ok(200));
+        assert_eq!(name(&field(&"é".repeat(101)), 3), Err(Broken::Long));
+        assert_eq!(name(&field("ab\u{7}c"), 3), Err(Broken::Characters));
+        assert_eq!(optional_name(&field("  "), 3), Ok(None));
+        assert_eq!(optional_name(&field("ab"), 3), Err(Broken::Short));
+    }
+
+    #[test]
+    fn usernames_are_composed() {
+        assert_eq!(username(&field(" Jo\u{308}rg D ")).unwrap(), "J\u{f6}rg D");
+        assert_eq!(username(&field(" \t ")), Err(Broken::Empty));
+        assert_eq!(username(&field(&"x".repeat(65))), Err(Broken::Long));
+    }
+
+    #[test]
+    fn passwords_are_counted_in_code_points_and_bounded_in_bytes() {
+        use secrecy::ExposeSecret;
+        assert_eq!(password(&field("      "), 6).unwrap().expose_secret(), "      ");
+        assert_eq!(password(&field("ééééé"), 6).unwrap_err(), Broken::Short);
+        assert!(password(&field(&"x".repeat(72)), 6).is_ok());
+        assert_eq!(password(&field(&"x".repeat(73)), 6).unwrap_err(), Broken::Bytes);
+        assert_eq!(password(&field("secret\0x"), 6).unwrap_err(), Broken::Characters);
+    }
+
+    #[test]
+    fn categories_hold_in_any_script() {
+        assert!(has_uppercase("xΩ") && !has_uppercase("xω中"));
+        assert!(has_digit("٣") && !has_digit("Ⅷ½"));
+        assert!(has_symbol("a€") && has_symbol("a_") && !has_symbol("aé \u{301}9½"));
+    }
+}

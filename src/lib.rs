@@ -1,0 +1,3 @@
+//! muster
+pub mod contract;
+pub mod signup;

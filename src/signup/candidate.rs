@@ -1,0 +1,98 @@
+//! A registration that has passed its contract's rules. It is the only thing the hasher and the
+//! store accept, so an unchecked request cannot reach them.
+
+use secrecy::SecretString;
+use unicode_normalization::UnicodeNormalization;
+
+use super::id::digest;
+use super::{ContractId, FullName};
+
+/// A checked registration.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The contract whose rules it passed.
+    pub contract: ContractId,
+    /// Trimmed and in NFC; unique exactly as written.
+    pub username: Option<String>,
+    /// Unique over all contracts by its key.
+    pub email: Option<Email>,
+    /// Trimmed.
+    pub fullname: Option<FullName>,
+    /// At most 72 bytes, without U+0000.
+    pub password: SecretString,
+}
+
+impl Candidate {
+    /// A digest of everything but the password. Beside its bcrypt hash, a fast digest over the
+    /// password would undo the bcrypt.
+    pub fn fingerprint(&self) -> String {
+        let name = self.fullname.as_ref();
+        let parts = [
+            Some(self.contract.as_str()),
+            self.username.as_deref(),
+            self.email.as_ref().map(Email::address),
+            name.map(|name| name.firstname.as_str()),
+            name.and_then(|name| name.lastname.as_deref()),
+        ];
+        // An absent field and an empty one differ by the leading mark.
+        let marked: Vec<String> =
+            parts.iter().map(|part| part.map_or("-".into(), |text| format!("+{text}"))).collect();
+        digest(&marked.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+/// An address and the key under which it is unique.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Email {
+    address: String,
+    key: String,
+}
+
+impl Email {
+    /// Takes an address that passed the rules. The key is its NFC in Unicode lower case.
+    pub fn new(address: String) -> Self {
+        let key = address.nfc().collect::<String>().to_lowercase().nfc().collect();
+        Self { address, key }
+    }
+
+    /// As the user gets it back.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// As it is compared.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(username: Option<&str>, password: &str) -> Candidate {
+        Candidate {
+            contract: ContractId::Username,
+            username: username.map(str::to_owned),
+            email: Some(Email::new("A@B.CO".into())),
+            fullname: None,
+            password: password.to_owned().into(),
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_never_covers_the_password() {
+        let one = candidate(Some("ann"), "secret-one").fingerprint();
+        assert_eq!(one, candidate(Some("ann"), "secret-two").fingerprint());
+        assert_ne!(one, candidate(Some("bob"), "secret-one").fingerprint());
+        assert_ne!(candidate(None, "x").fingerprint(), candidate(Some(""), "x").fingerprint());
+    }
+
+    #[test]
+    fn one_address_has_one_key() {
+        let composed = Email::new("J\u{f6}rg@Example.COM".into());
+        let decomposed = Email::new("jo\u{308}rg@example.com".into());
+        assert_eq!(composed.key(), decomposed.key());
+        assert_eq!(composed.address(), "J\u{f6}rg@Example.COM");
+    }
+}

@@ -1,0 +1,19 @@
+//! The words every other module speaks: what a registration is, before any I/O.
+//!
+//! Nothing here knows HTTP, AMQP or a database, and nothing here reads the system's clock or its
+//! randomness except through [`clock`] and [`id`]. Everything else may import this module; it
+//! imports nobody.
+
+pub mod candidate;
+pub mod clock;
+pub mod contract_id;
+pub mod id;
+pub mod outcome;
+pub mod user;
+
+pub use candidate::{Candidate, Email};
+pub use clock::{Clock, Millis};
+pub use contract_id::ContractId;
+pub use id::{IdempotencyKey, MessageId, RegistrationId};
+pub use outcome::{Failure, FailureCode, FieldError, Outcome, Rejection, RejectionCode};
+pub use user::{FullName, Record, User, UserId};

@@ -1,0 +1,135 @@
+//! How a registration ended, in words that no transport owns. The same JSON is the reply on the
+//! queue; the front end renders it through the contract. The codes live here and never change
+//! meaning.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use super::User;
+
+/// The end of one message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// The user exists, made by this registration.
+    Registered {
+        /// The new user.
+        user: User,
+        /// A token for the user. Bulk registrations and replays after 24 hours get none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        token: Option<String>,
+        /// Whether an earlier delivery or request of the same registration made it.
+        #[serde(default)]
+        replayed: bool,
+    },
+    /// The owner of a token.
+    Found {
+        /// That user.
+        user: User,
+    },
+    /// The caller's fault: repeating it unchanged ends the same.
+    Rejected(Rejection),
+    /// Ours: nothing is known to have happened.
+    Failed(Failure),
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// The kind of refusal.
+    pub code: RejectionCode,
+    /// One entry a field, in the contract's order and spelling.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+/// Kinds of refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RejectionCode {
+    /// A rule of the contract is broken.
+    Invalid,
+    /// The user name or address belongs to somebody; `errors` names the fields.
+    Duplicate,
+    /// The same registration id was used for another request.
+    KeyReused,
+    /// The token is missing, malformed, expired or forged, or its user is gone.
+    Unauthorized,
+}
+
+/// What is wrong with one field.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldError {
+    /// The field, as the contract spells it.
+    pub field: Cow<'static, str>,
+    /// A stable code, such as `INVALID_LENGTH`.
+    pub code: Cow<'static, str>,
+    /// The contract's text. Shows the caller's own address at most, never a password.
+    pub message: Cow<'static, str>,
+}
+
+/// A failure of ours. What is logged of it is logged where it happens; only the code travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What failed.
+    pub code: FailureCode,
+    /// Whether the same message may succeed later.
+    pub retryable: bool,
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The store did not answer, or its answer was lost and the outcome could not be read.
+    StoreUnavailable,
+    /// The deadline had passed before the work was done.
+    Expired,
+    /// No hash slot was free in time.
+    Overloaded,
+    /// A fault in muster itself.
+    Internal,
+}
+
+impl From<FailureCode> for Failure {
+    fn from(code: FailureCode) -> Self {
+        let retryable = matches!(code, FailureCode::StoreUnavailable | FailureCode::Overloaded);
+        Self { code, retryable }
+    }
+}
+
+impl From<FailureCode> for Outcome {
+    fn from(code: FailureCode) -> Self {
+        Self::Failed(code.into())
+    }
+}
+
+impl From<RejectionCode> for Outcome {
+    fn from(code: RejectionCode) -> Self {
+        Self::Rejected(Rejection { code, errors: Vec::new() })
+    }
+}
+
+impl Outcome {
+    /// One word for logs and metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Registered { replayed: false, .. } => "registered",
+            Self::Registered { replayed: true, .. } => "replayed",
+            Self::Found { .. } => "found",
+            Self::Rejected(rejection) => match rejection.code {
+                RejectionCode::Invalid => "invalid",
+                RejectionCode::Duplicate => "duplicate",
+                RejectionCode::KeyReused => "key_reused",
+                RejectionCode::Unauthorized => "unauthorized",
+            },
+            Self::Failed(failure) => match failure.code {
+                FailureCode::StoreUnavailable => "store_unavailable",
+                FailureCode::Expired => "expired",
+                FailureCode::Overloaded => "overloaded",
+                FailureCode::Internal => "internal",
+            },
+        }
+    }
+}
