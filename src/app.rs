@@ -1,0 +1,209 @@
+//! Puts the parts together, and takes them apart again in the right order. The only place that
+//! sees everything.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use hyper::body::Incoming;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Settings, StoreUrl};
+use crate::front::{self, Front, Limits, ops};
+use crate::password::Slots;
+use crate::queue::{self, Caller};
+use crate::shutdown::Tasks;
+use crate::signup::Clock;
+use crate::store::{self, PrepareError, Store};
+use crate::telemetry::{Health, Part};
+use crate::token::{self, Signer};
+use crate::worker::{self, Worker};
+
+/// Between two attempts to reach a store that is away.
+const PREPARE_PAUSE: Duration = Duration::from_millis(500);
+
+/// A muster whose addresses are bound and whose parts are running.
+pub struct App {
+    addresses: Addresses,
+    /// Serves HTTP; told to stop first.
+    serving: Tasks,
+    /// Consumes; told to stop when nobody is served any more.
+    working: Tasks,
+    caller: Option<Arc<dyn Caller>>,
+    health: Part,
+    drain: Duration,
+}
+
+/// Where it can be reached.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Addresses {
+    /// The front.
+    pub front: Option<SocketAddr>,
+    /// The probes alone.
+    pub admin: Option<SocketAddr>,
+}
+
+/// How a muster came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was asked to, and finished what was under way.
+    Stopped,
+    /// A task crashed.
+    Crashed(&'static str),
+}
+
+impl App {
+    /// Starts everything that the settings ask for. Returns when the addresses are bound; a broker
+    /// or a database that is away is waited for in the background, and `/ready` tells.
+    pub async fn start(settings: &Settings, clock: Clock) -> anyhow::Result<Self> {
+        let health = Health::default();
+        let process = health.part("process");
+        let (serving, working) = (Tasks::default(), Tasks::default());
+        let queue = queue::open(&settings.queue, clock.clone(), &health).await?;
+        let mut addresses = Addresses::default();
+        let mut caller = None;
+        if settings.role.has_front() {
+            let listener =
+                front::bind(settings.front.listen, "front.listen (MUSTER_LISTEN)").await?;
+            addresses.front = Some(listener.local_addr()?);
+            let sender = queue.caller();
+            caller = Some(sender.clone());
+            let front = Front::new(settings.front.clone(), sender, health.clone());
+            serve(&serving, "front", listener, &settings.front, move |request| {
+                front.clone().answer(request)
+            });
+        }
+        if let Some(address) = settings.admin {
+            let listener = front::bind(address, "admin.listen (MUSTER_ADMIN_LISTEN)").await?;
+            addresses.admin = Some(listener.local_addr()?);
+            let health = health.clone();
+            serve(&serving, "admin", listener, &settings.front, move |request| {
+                let response = ops::answer(&health, &request);
+                async { Ok(response) }
+            });
+        }
+        if settings.role.has_worker() {
+            let store = store::open(&settings.store).await?;
+            let slots = Slots::start(&settings.password)?;
+            let secret = signing_secret(settings)?;
+            let signer = Signer::new(&secret, settings.token.lifetime, clock.clone());
+            let worker = Arc::new(Worker { store, slots, signer, clock });
+            let prefetch = worker.prefetch(settings.queue.prefetch);
+            let part = health.part("store");
+            // The embedded store is ready when the first request comes; one that is away is
+            // waited for.
+            let prepared = prepare_once(&worker.store, &part).await?;
+            let tasks = working.clone();
+            working.spawn("consumer", async move {
+                if prepared || wait_for_store(&worker.store, &part, tasks.stopping()).await {
+                    worker::consume(worker, queue.inbox(prefetch), tasks).await;
+                }
+            });
+        }
+        process.up();
+        let drain = settings.front.drain;
+        Ok(Self { addresses, serving, working, caller, health: process, drain })
+    }
+
+    /// Where it can be reached.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Runs until `stop` resolves or a task crashes, then stops softly: takes no more, finishes what
+    /// is under way, hands the rest back. Drop the future to stop hard.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> End {
+        let end = tokio::select! {
+            () = stop => End::Stopped,
+            name = self.serving.crashed() => End::Crashed(name),
+            name = self.working.crashed() => End::Crashed(name),
+        };
+        if end != End::Stopped {
+            return end;
+        }
+        self.health.down("the end: it is stopping");
+        self.serving.stop();
+        self.serving.ended().await;
+        self.working.stop();
+        if tokio::time::timeout(self.drain, self.working.ended()).await.is_err() {
+            tracing::warn!("stopped with messages under way; the queue delivers them again");
+        }
+        if let Some(caller) = self.caller {
+            caller.close().await;
+        }
+        end
+    }
+}
+
+fn serve<A, F>(
+    tasks: &Tasks,
+    name: &'static str,
+    listener: TcpListener,
+    settings: &config::Front,
+    answer: A,
+) where
+    A: Fn(hyper::Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<front::Response, std::convert::Infallible>> + Send + 'static,
+{
+    let limits = Limits {
+        connections: settings.max_connections,
+        header_timeout: settings.header_timeout,
+        drain: settings.drain,
+    };
+    let stop = tasks.stopping().clone();
+    tasks.spawn(name, async move {
+        front::serve(listener, limits, stop, answer).await.expect("a listener that can accept");
+    });
+}
+
+/// The given secret, or for the embedded default the one kept beside the data file.
+fn signing_secret(settings: &Settings) -> anyhow::Result<secrecy::SecretString> {
+    if let Some(secret) = &settings.token.secret {
+        return Ok(secret.clone());
+    }
+    let StoreUrl::File(path) = &settings.store.url else {
+        bail!("token.secret: JWT_SECRET is not set")
+    };
+    let mut name = path.clone().into_os_string();
+    name.push(".secret");
+    let path = PathBuf::from(name);
+    let (secret, made) = token::made_once(&path)?;
+    if made {
+        tracing::info!(path = %path.display(), "made a signing secret; set JWT_SECRET to use another");
+    }
+    Ok(secret)
+}
+
+/// Whether the store can be worked with now. An error if it never will.
+async fn prepare_once(store: &Arc<dyn Store>, part: &Part) -> anyhow::Result<bool> {
+    match store.prepare().await {
+        Ok(()) => {
+            part.up();
+            Ok(true)
+        }
+        Err(PrepareError::Away(what)) => {
+            part.down(&what);
+            Ok(false)
+        }
+        Err(PrepareError::Unfit(what)) => bail!("store.url (MUSTER_STORE): {what}"),
+    }
+}
+
+/// Whether the store came before the stop.
+async fn wait_for_store(store: &Arc<dyn Store>, part: &Part, stopping: &CancellationToken) -> bool {
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return false,
+            () = tokio::time::sleep(PREPARE_PAUSE) => {}
+        }
+        match prepare_once(store, part).await {
+            Ok(true) => return true,
+            Ok(false) => {}
+            // It was away at the start; now that it is there it turns out not to do.
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+}

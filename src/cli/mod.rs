@@ -1,0 +1,105 @@
+//! The command line: one file per command.
+
+mod config;
+mod healthcheck;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Settings, Sources};
+
+/// Everything went as asked.
+pub const EXIT_OK: u8 = 0;
+/// It could not be done.
+pub const EXIT_FAILED: u8 = 1;
+/// The settings, or what they name, will not do.
+pub const EXIT_CONFIGURATION: u8 = 2;
+/// A fault in muster itself (`EX_SOFTWARE` of sysexits.h).
+pub const EXIT_CRASHED: u8 = 70;
+
+/// Registration through a queue: five documented signup endpoints, one pipeline, nobody lost.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = false, args_conflicts_with_subcommands = true)]
+#[command(after_help = "Without a command, muster serves everything in one process on \
+    http://127.0.0.1:3000, with users in ./muster.redb.\n\n\
+    Exit codes: 0 done, 1 failed, 2 settings are wrong, 70 a fault in muster.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: SettingFlags,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve signups: the front end, a worker, or both.
+    Serve(SettingFlags),
+    /// Print the effective settings, secrets redacted.
+    Config(SettingFlags),
+    /// Ask a running muster with the same settings whether it is ready; exit 0 if it is.
+    Healthcheck(SettingFlags),
+}
+
+/// Flags that say where settings come from, and override the common ones.
+#[derive(Clone, Debug, Args)]
+struct SettingFlags {
+    /// A file of settings, over the defaults and under the environment.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Which part to play: front, worker or all.
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
+    /// Where to serve HTTP.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Where the queue is: local: or amqp://…
+    #[arg(long, value_name = "URL")]
+    queue: Option<String>,
+    /// Where users are kept: file:PATH or mongodb://…
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+}
+
+impl SettingFlags {
+    fn load(self) -> anyhow::Result<Settings> {
+        let flags = [
+            ("role", self.role),
+            ("front.listen", self.listen),
+            ("queue.url", self.queue),
+            ("store.url", self.store),
+        ];
+        let sources = Sources {
+            file: self.config,
+            environment: std::env::vars_os()
+                .filter_map(|(name, value)| {
+                    Some((name.into_string().ok()?, value.into_string().ok()?))
+                })
+                .collect(),
+            flags: flags.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
+        };
+        Ok(Settings::load(&sources)?)
+    }
+}
+
+/// Runs what the command line asks for.
+pub fn run(cli: Cli) -> ExitCode {
+    let code = match cli.command {
+        None => serve::run(cli.settings),
+        Some(Command::Serve(flags)) => serve::run(flags),
+        Some(Command::Config(flags)) => config::run(flags),
+        Some(Command::Healthcheck(flags)) => healthcheck::run(flags),
+    };
+    ExitCode::from(code)
+}
+
+/// Tells a person what went wrong, on one line where that is possible.
+fn complain(error: &anyhow::Error) {
+    eprintln!("muster: {error:#}");
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}

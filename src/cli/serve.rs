@@ -1,0 +1,97 @@
+//! `muster serve`: runs until it is asked to stop, softly the first time, at once the second.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    EXIT_CONFIGURATION, EXIT_CRASHED, EXIT_FAILED, EXIT_OK, SettingFlags, complain, runtime,
+};
+use crate::app::{App, End};
+use crate::config::Settings;
+use crate::signup::Clock;
+use crate::telemetry::logs;
+
+pub(super) fn run(flags: SettingFlags) -> u8 {
+    let started = flags.load().and_then(|settings| {
+        logs::init(&settings.log)?;
+        Ok((runtime()?, settings))
+    });
+    let (runtime, settings) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            complain(&error);
+            return EXIT_CONFIGURATION;
+        }
+    };
+    let code = runtime.block_on(serve(&settings));
+    // What still runs after a hard stop is not waited for.
+    runtime.shutdown_background();
+    code
+}
+
+async fn serve(settings: &Settings) -> u8 {
+    let (app, mut signals) = match start(settings).await {
+        Ok(started) => started,
+        Err(error) => {
+            complain(&error);
+            return EXIT_CONFIGURATION;
+        }
+    };
+    let stop = CancellationToken::new();
+    let running = app.run_until(stop.clone().cancelled_owned());
+    let mut running = std::pin::pin!(running);
+    loop {
+        tokio::select! {
+            end = &mut running => return match end {
+                End::Stopped => EXIT_OK,
+                End::Crashed(task) => {
+                    complain(&anyhow::anyhow!("the {task} task crashed; the log tells where"));
+                    EXIT_CRASHED
+                }
+            },
+            () = signals.next() => {
+                if stop.is_cancelled() {
+                    complain(&anyhow::anyhow!("stopped at once, with requests under way"));
+                    return EXIT_FAILED;
+                }
+                tracing::info!("stopping; a second signal stops at once");
+                stop.cancel();
+            }
+        }
+    }
+}
+
+async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
+    let signals = Signals::new()?;
+    let app = App::start(settings, Clock::system()).await?;
+    let addresses = app.addresses();
+    if let Some(front) = addresses.front {
+        tracing::info!("serving on http://{front}");
+    }
+    if let Some(admin) = addresses.admin {
+        tracing::info!("probes on http://{admin}");
+    }
+    Ok((app, signals))
+}
+
+/// SIGTERM and SIGINT mean the same.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Lays the sources over each other: which keys there are, where each value came from, and whether
+//! it has the type of its default. What the values mean is the reader's business.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use toml::{Table, Value};
+
+use super::Problems;
+
+const DEFAULTS: &str = include_str!("../../config.default.toml");
+
+/// Short names of common keys in the environment.
+const SHORT_NAMES: [(&str, &str); 6] = [
+    ("MUSTER_LISTEN", "front.listen"),
+    ("MUSTER_QUEUE", "queue.url"),
+    ("MUSTER_STORE", "store.url"),
+    ("JWT_SECRET", "token.secret"),
+    ("MUSTER_BCRYPT_COST", "password.cost"),
+    ("MUSTER_ALLOW_WEAK_COST", "password.allow_weak_cost"),
+];
+
+/// Keys whose values are never shown, and may come from a file.
+const SECRETS: [&str; 3] = ["queue.url", "store.url", "token.secret"];
+
+/// Where settings come from besides the defaults.
+#[derive(Debug, Default)]
+pub struct Sources {
+    /// `--config`.
+    pub file: Option<PathBuf>,
+    /// The environment; names that are not muster's are ignored.
+    pub environment: Vec<(String, String)>,
+    /// Keys set by flags, and the flags' names.
+    pub flags: Vec<(&'static str, String)>,
+}
+
+/// A value and where it came from.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub(super) value: Value,
+    /// Nothing for the default.
+    pub(super) origin: Option<String>,
+}
+
+/// The effective value of every key, as `section.key`.
+#[derive(Debug)]
+pub(super) struct Layers(BTreeMap<String, Layer>);
+
+impl Layers {
+    pub(super) fn merge(sources: &Sources, problems: &mut Problems) -> Self {
+        let defaults = DEFAULTS.parse::<Table>().expect("the compiled-in defaults are TOML");
+        let keys = flatten(defaults)
+            .into_iter()
+            .map(|(key, value)| (key, Layer { value, origin: None }))
+            .collect();
+        let mut layers = Self(keys);
+        layers.add_file(sources, problems);
+        layers.add_environment(sources, problems);
+        for (key, text) in &sources.flags {
+            layers.set_text(key, text, format!("--{}", flag_name(key)), problems);
+        }
+        layers
+    }
+
+    pub(super) fn get(&self, key: &str) -> &Layer {
+        self.0.get(key).unwrap_or_else(|| panic!("{key} is missing in config.default.toml"))
+    }
+
+    /// The effective settings, top-level keys first, `show` deciding how each value looks.
+    pub(super) fn to_toml(&self, show: impl Fn(&str, &Value) -> Value) -> String {
+        let mut root = Table::new();
+        for (key, layer) in &self.0 {
+            let value = show(key, &layer.value);
+            match key.split_once('.') {
+                None => root.insert(key.clone(), value),
+                Some((section, key)) => root
+                    .entry(section)
+                    .or_insert_with(|| Value::Table(Table::new()))
+                    .as_table_mut()
+                    .and_then(|section| section.insert(key.to_owned(), value)),
+            };
+        }
+        root.to_string()
+    }
+
+    fn add_file(&mut self, sources: &Sources, problems: &mut Problems) {
+        let Some(path) = &sources.file else { return };
+        let origin = path.display().to_string();
+        let table = match std::fs::read_to_string(path) {
+            Ok(text) => text.parse::<Table>(),
+            Err(error) => {
+                problems.add(format!("{origin}: {error}; give --config a file that can be read"));
+                return;
+            }
+        };
+        match table {
+            Ok(table) => {
+                for (key, value) in flatten(table) {
+                    self.set(&key, value, origin.clone(), problems);
+                }
+            }
+            Err(error) => problems.add(format!("{origin}: not TOML: {}", error.message())),
+        }
+    }
+
+    fn add_environment(&mut self, sources: &Sources, problems: &mut Problems) {
+        let mut names: BTreeMap<String, String> =
+            self.0.keys().map(|key| (long_name(key), key.clone())).collect();
+        names.extend(SHORT_NAMES.map(|(name, key)| (name.to_owned(), key.to_owned())));
+        for (name, text) in &sources.environment {
+            if let Some(key) = names.get(name) {
+                self.set_text(key, text, name.clone(), problems);
+                continue;
+            }
+            let secret = name
+                .strip_suffix("_FILE")
+                .and_then(|name| names.get(name))
+                .filter(|key| SECRETS.contains(&key.as_str()));
+            match secret {
+                Some(key) => match std::fs::read_to_string(text) {
+                    Ok(secret) => self.set_text(key, secret.trim_end(), name.clone(), problems),
+                    Err(error) => problems.add(format!("{name}: {text}: {error}")),
+                },
+                None if name.starts_with("MUSTER_") => problems.add(format!(
+                    "{name}: no such setting; `muster config` lists them all as MUSTER_<SECTION>_<KEY>"
+                )),
+                None => {}
+            }
+        }
+    }
+
+    /// Sets a key from a text, read as the type its default has.
+    fn set_text(&mut self, key: &str, text: &str, origin: String, problems: &mut Problems) {
+        let value = match &self.get(key).value {
+            Value::Integer(_) => text.parse().map(Value::Integer).ok(),
+            Value::Boolean(_) => match text {
+                "1" | "true" => Some(Value::Boolean(true)),
+                "0" | "false" | "" => Some(Value::Boolean(false)),
+                _ => None,
+            },
+            Value::Array(_) => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
+            }
+            _ => Some(Value::String(text.to_owned())),
+        };
+        match value {
+            Some(value) => self.set(key, value, origin, problems),
+            None => problems.add(format!("{origin}: {} wanted", self.wanted(key))),
+        }
+    }
+
+    fn set(&mut self, key: &str, value: Value, origin: String, problems: &mut Problems) {
+        let Some(layer) = self.0.get_mut(key) else {
+            problems
+                .add(format!("{origin}: no such setting: {key}; `muster config` lists them all"));
+            return;
+        };
+        if layer.value.same_type(&value) {
+            *layer = Layer { value, origin: Some(origin) };
+        } else {
+            problems.add(format!("{origin}: {key}: {} wanted", self.wanted(key)));
+        }
+    }
+
+    fn wanted(&self, key: &str) -> &'static str {
+        match &self.get(key).value {
+            Value::Integer(_) => "a whole number",
+            Value::Boolean(_) => "true or false",
+            Value::Array(_) => "a list of texts",
+            _ => "a text",
+        }
+    }
+}
+
+/// Whether a key's value is never shown.
+pub(super) fn is_secret(key: &str) -> bool {
+    SECRETS.contains(&key)
+}
+
+/// The environment's name of a key.
+pub(super) fn long_name(key: &str) -> String {
+    format!("MUSTER_{}", key.replace('.', "_").to_uppercase())
+}
+
+fn flag_name(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
+}
+
+fn flatten(table: Table) -> Vec<(String, Value)> {
+    let mut flat = Vec::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(section) => {
+                flat.extend(
+                    section.into_iter().map(|(inner, value)| (format!("{key}.{inner}"), value)),
+                );
+            }
+            value => flat.push((key, value)),
+        }
+    }
+    flat
+}

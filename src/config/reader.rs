@@ -1,0 +1,374 @@
+//! Turns texts and numbers into settings that make sense, each alone and together.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use toml::Value;
+
+use super::layers::{Layers, is_secret, long_name};
+use super::{
+    Front, Log, LogFormat, Mount, Password, Problems, Queue, QueueUrl, Role, Settings, Store,
+    StoreUrl, Token, without_password,
+};
+
+/// Shortest signing secret in bytes: as long as the digest (RFC 7518, 3.2).
+const SECRET_MIN: usize = 32;
+/// Lowest cost that is safe today (OWASP password storage cheat sheet).
+const COST_MIN: i64 = 10;
+/// Costs bcrypt is defined for.
+const COST_RANGE: std::ops::RangeInclusive<i64> = 4..=31;
+
+/// Reads all settings. `None` where one could not be read at all; problems tell which.
+pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings> {
+    let mut reader = Reader { layers, problems };
+    let role = reader
+        .choice("role", &[("front", Role::Front), ("worker", Role::Worker), ("all", Role::All)]);
+    let front = reader.front();
+    let admin = reader.optional_address("admin.listen");
+    let queue = reader.queue();
+    let store = reader.store();
+    let password = reader.password();
+    let token = reader.token();
+    let log = reader.log();
+    let settings = Settings {
+        role: role?,
+        front: front?,
+        admin: admin?,
+        queue: queue?,
+        store: store?,
+        password: password?,
+        token: token?,
+        log: log?,
+        shown: layers.to_toml(shown),
+    };
+    check_together(&settings, problems);
+    Some(settings)
+}
+
+fn check_together(settings: &Settings, problems: &mut Problems) {
+    if settings.role != Role::All && matches!(settings.queue.url, QueueUrl::Local) {
+        let role = if settings.role == Role::Front { "front" } else { "worker" };
+        problems.add(format!(
+            "role: a {role} alone cannot use the in-process queue (local:), nobody is at its other \
+             end; set MUSTER_QUEUE to an amqp:// URL, or run with --role all"
+        ));
+    }
+    if settings.role.has_worker() && settings.token.secret.is_none() && !settings.is_embedded() {
+        problems.add(
+            "token.secret: a worker on RabbitMQ or MongoDB needs JWT_SECRET (or JWT_SECRET_FILE), \
+             the same on all workers; make one with: openssl rand -base64 48"
+                .to_owned(),
+        );
+    }
+    if settings.store.timeout >= settings.front.deadline {
+        problems.add(
+            "store.timeout: must be shorter than front.deadline, or a store outage would be told \
+             as a slow answer"
+                .to_owned(),
+        );
+    }
+}
+
+/// How a value looks in `muster config`.
+fn shown(key: &str, value: &Value) -> Value {
+    match value {
+        Value::String(text) if is_secret(key) && !text.is_empty() => {
+            let secret = SecretString::from(text.as_str());
+            let is_url = key.ends_with(".url");
+            Value::String(if is_url { without_password(&secret) } else { "***".to_owned() })
+        }
+        other => other.clone(),
+    }
+}
+
+struct Reader<'a> {
+    layers: &'a Layers,
+    problems: &'a mut Problems,
+}
+
+impl Reader<'_> {
+    fn front(&mut self) -> Option<Front> {
+        let listen = self.address("front.listen");
+        let mounts = self.mounts();
+        let cors_origins = self.list("front.cors_origins");
+        let deadline = self.duration("front.deadline");
+        let body_limit = self.number("front.body_limit", 1..=16 << 20);
+        let header_timeout = self.duration("front.header_timeout");
+        let body_timeout = self.duration("front.body_timeout");
+        let max_connections = self.number("front.max_connections", 1..=1_000_000);
+        let max_in_flight = self.number("front.max_in_flight", 1..=1_000_000);
+        let drain = self.duration("front.drain");
+        Some(Front {
+            listen: listen?,
+            mounts: mounts?,
+            cors_origins,
+            deadline: deadline?,
+            body_limit: body_limit? as usize,
+            header_timeout: header_timeout?,
+            body_timeout: body_timeout?,
+            max_connections: max_connections? as usize,
+            max_in_flight: max_in_flight? as usize,
+            drain: drain?,
+        })
+    }
+
+    fn queue(&mut self) -> Option<Queue> {
+        let text = self.text("queue.url");
+        let url = if text == "local:" {
+            Some(QueueUrl::Local)
+        } else if text.starts_with("amqp://") || text.starts_with("amqps://") {
+            self.parsed_url("queue.url").map(QueueUrl::Amqp)
+        } else {
+            self.problem("queue.url", "local:, amqp://… or amqps://… wanted")
+        };
+        let max_length = self.number("queue.max_length", 1..=i64::from(i32::MAX));
+        let bulk_max_length = self.number("queue.bulk_max_length", 1..=i64::from(i32::MAX));
+        let bulk_max_bytes = self.number("queue.bulk_max_bytes", 1..=i64::MAX);
+        // Quorum queues take a prefetch of at most 2000.
+        let prefetch = self.number("queue.prefetch", 0..=2000);
+        let retry_delays = self.durations("queue.retry_delays");
+        let dead_retention = self.duration("queue.dead_retention");
+        let reply_prefix = self.text("queue.reply_prefix");
+        if !reply_prefix.is_empty()
+            && ("registration.".starts_with(&reply_prefix)
+                || reply_prefix.starts_with("registration."))
+        {
+            self.problem::<()>(
+                "queue.reply_prefix",
+                "a prefix that cannot match registration.* wanted",
+            );
+        }
+        Some(Queue {
+            url: url?,
+            max_length: max_length? as u32,
+            bulk_max_length: bulk_max_length? as u32,
+            bulk_max_bytes: bulk_max_bytes? as u64,
+            prefetch: prefetch? as u16,
+            retry_delays: retry_delays?,
+            dead_retention: dead_retention?,
+            reply_prefix,
+        })
+    }
+
+    fn store(&mut self) -> Option<Store> {
+        let text = self.text("store.url");
+        let url = match text.strip_prefix("file:") {
+            Some("") => self.problem("store.url", "file: wants a path, such as file:./muster.redb"),
+            Some(path) => Some(StoreUrl::File(PathBuf::from(path))),
+            None if text.starts_with("mongodb://") || text.starts_with("mongodb+srv://") => {
+                Some(StoreUrl::Mongo(SecretString::from(text)))
+            }
+            None => self.problem("store.url", "file:PATH, mongodb://… or mongodb+srv://… wanted"),
+        };
+        let database = self.text("store.database");
+        let timeout = self.duration("store.timeout");
+        Some(Store { url: url?, database, timeout: timeout? })
+    }
+
+    fn password(&mut self) -> Option<Password> {
+        let weak = self.layers.get("password.allow_weak_cost").value.as_bool() == Some(true);
+        let cost = self.number("password.cost", COST_RANGE)?;
+        if cost < COST_MIN && !weak {
+            self.problem::<()>(
+                "password.cost",
+                "at least 10 wanted; tests and benchmarks may set MUSTER_ALLOW_WEAK_COST=1",
+            );
+        }
+        let threads = self.number("password.threads", 0..=1024)? as usize;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Some(Password { cost: cost as u32, threads: if threads == 0 { cores } else { threads } })
+    }
+
+    fn token(&mut self) -> Option<Token> {
+        let secret = self.text("token.secret");
+        if !secret.is_empty() && secret.len() < SECRET_MIN {
+            self.problem::<()>(
+                "token.secret",
+                "at least 32 bytes wanted; make one with: openssl rand -base64 48",
+            );
+        }
+        let lifetime = self.duration("token.lifetime");
+        let secret = (!secret.is_empty()).then(|| SecretString::from(secret));
+        Some(Token { secret, lifetime: lifetime? })
+    }
+
+    fn log(&mut self) -> Option<Log> {
+        let formats =
+            [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+        let format = self.choice("log.format", &formats);
+        Some(Log { format: format?, filter: self.text("log.filter") })
+    }
+
+    fn mounts(&mut self) -> Option<Vec<Mount>> {
+        let lines = self.list("front.mounts");
+        let mounts: Result<Vec<Mount>, String> = lines.iter().map(|line| mount(line)).collect();
+        mounts.map_err(|wrong| self.problem::<()>("front.mounts", &wrong)).ok()
+    }
+
+    fn text(&self, key: &str) -> String {
+        self.layers.get(key).value.as_str().unwrap_or_default().to_owned()
+    }
+
+    fn list(&self, key: &str) -> Vec<String> {
+        let items = self.layers.get(key).value.as_array().into_iter().flatten();
+        items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
+    }
+
+    fn number(&mut self, key: &str, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
+        let number = self.layers.get(key).value.as_integer().unwrap_or_default();
+        if range.contains(&number) {
+            return Some(number);
+        }
+        self.problem(key, &format!("{} to {} wanted", range.start(), range.end()))
+    }
+
+    fn duration(&mut self, key: &str) -> Option<Duration> {
+        let text = self.text(key);
+        self.parse_duration(key, &text)
+    }
+
+    fn durations(&mut self, key: &str) -> Option<Vec<Duration>> {
+        let texts = self.list(key);
+        texts.iter().map(|text| self.parse_duration(key, text)).collect()
+    }
+
+    fn parse_duration(&mut self, key: &str, text: &str) -> Option<Duration> {
+        match humantime::parse_duration(text) {
+            Ok(duration) if !duration.is_zero() => Some(duration),
+            _ => self.problem(key, "a duration such as 500ms, 10s or 24h wanted"),
+        }
+    }
+
+    fn address(&mut self, key: &str) -> Option<SocketAddr> {
+        let parsed = self.text(key).parse().ok();
+        parsed.or_else(|| self.problem(key, "an address and port such as 127.0.0.1:3000 wanted"))
+    }
+
+    /// Outside: could it be read. Inside: is it set.
+    fn optional_address(&mut self, key: &str) -> Option<Option<SocketAddr>> {
+        if self.text(key).is_empty() { Some(None) } else { self.address(key).map(Some) }
+    }
+
+    fn parsed_url(&mut self, key: &str) -> Option<SecretString> {
+        let text = self.text(key);
+        match url::Url::parse(&text) {
+            Ok(url) if url.has_host() => Some(SecretString::from(text)),
+            Ok(_) => self.problem(key, "the URL names no host"),
+            // The parser's text does not repeat the URL, which may hold a password.
+            Err(error) => self.problem(key, &format!("not a URL: {error}")),
+        }
+    }
+
+    fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {
+        let text = self.text(key);
+        let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+        chosen.or_else(|| {
+            let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+            self.problem(key, &format!("one of {} wanted", names.join(", ")))
+        })
+    }
+
+    fn problem<T>(&mut self, key: &str, wrong: &str) -> Option<T> {
+        let origin = match &self.layers.get(key).origin {
+            Some(origin) => format!(" (from {origin})"),
+            None => format!(" (set {})", long_name(key)),
+        };
+        self.problems.add(format!("{key}: {wrong}{origin}"));
+        None
+    }
+}
+
+/// Reads `/path = contract | contract`.
+fn mount(line: &str) -> Result<Mount, String> {
+    let wanted = || format!("PATH = CONTRACT | CONTRACT wanted, not {line:?}");
+    let (path, contracts) = line.split_once('=').ok_or_else(wanted)?;
+    let (path, any_prefix) = match path.trim().strip_prefix('*') {
+        Some(rest) => (rest, true),
+        None => (path.trim(), false),
+    };
+    if !path.starts_with('/') {
+        return Err(wanted());
+    }
+    let contracts: Result<Vec<_>, _> =
+        contracts.split('|').map(|name| name.trim().parse()).collect();
+    let contracts = contracts.map_err(|unknown| format!("{line:?}: {unknown}"))?;
+    Ok(Mount { path: path.trim_end_matches('/').to_owned(), any_prefix, contracts })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+    use crate::signup::ContractId;
+
+    fn load(environment: &[(&str, &str)]) -> Result<Settings, String> {
+        let environment =
+            environment.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect();
+        Settings::load(&Sources { environment, ..Sources::default() })
+            .map_err(|problems| problems.to_string())
+    }
+
+    #[test]
+    fn the_defaults_are_settings() {
+        let settings = load(&[]).unwrap();
+        assert_eq!(settings.front.listen.port(), 3000);
+        assert_eq!(settings.password.cost, 12);
+        assert_eq!(settings.front.mounts.len(), 4);
+        assert!(settings.is_embedded());
+        assert_eq!(
+            settings.front.mounts[1].contracts,
+            [ContractId::NestedName, ContractId::FlatName]
+        );
+        assert!(settings.front.mounts[3].any_prefix);
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let told = load(&[
+            ("MUSTER_LISTEN", "nowhere"),
+            ("MUSTER_BCRYPT_COST", "4"),
+            ("MUSTER_FRONT_DEADLINE", "soon"),
+            ("MUSTER_FRONT_BODY_LIMIT", "many"),
+            ("MUSTER_COLOUR", "red"),
+            ("JWT_SECRET", "short"),
+        ])
+        .unwrap_err();
+        for part in [
+            "front.listen",
+            "password.cost",
+            "front.deadline",
+            "BODY_LIMIT",
+            "COLOUR",
+            "token.secret",
+        ] {
+            assert!(told.contains(part), "{part} in {told}");
+        }
+        assert!(!told.contains("short"), "a secret is never repeated: {told}");
+    }
+
+    #[test]
+    fn roles_that_cannot_work_together_are_refused() {
+        assert!(load(&[("MUSTER_ROLE", "front")]).unwrap_err().contains("in-process queue"));
+        let front = [("MUSTER_ROLE", "front"), ("MUSTER_QUEUE", "amqp://broker")];
+        assert!(load(&front).is_ok(), "a front needs no secret");
+        let worker = [("MUSTER_ROLE", "worker"), ("MUSTER_QUEUE", "amqp://broker")];
+        assert!(load(&worker).unwrap_err().contains("JWT_SECRET"));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let secret = "0123456789abcdef0123456789abcdef";
+        let settings = load(&[
+            ("JWT_SECRET", secret),
+            ("MUSTER_QUEUE", "amqp://user:hunter2@broker/%2f"),
+            ("MUSTER_STORE", "mongodb://user:hunter2@db/x"),
+        ])
+        .unwrap();
+        let shown = settings.to_toml();
+        assert!(!shown.contains(secret) && !shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains("amqp://user:***@broker/%2f"), "{shown}");
+        assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,77 @@
+//! HTTP answers: a status, a JSON body, few headers.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{StatusCode, header};
+use serde_json::Value;
+
+use crate::contract::{Rendered, problem as problems};
+use crate::signup::IdempotencyKey;
+
+/// Every answer of muster.
+pub type Response = hyper::Response<Full<Bytes>>;
+
+/// The header that makes repeating a request safe.
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Tells that an answer is an earlier one again.
+pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+const PROBLEM: HeaderValue = HeaderValue::from_static(problems::MEDIA_TYPE);
+
+/// Seconds after which an overloaded or disconnected front is worth another try.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// A JSON answer.
+pub(super) fn json(status: StatusCode, body: &Value) -> Response {
+    with_type(status, body, JSON)
+}
+
+/// A contract's answer.
+pub(super) fn rendered(rendered: &Rendered) -> Response {
+    let status = StatusCode::from_u16(rendered.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    json(status, &rendered.body)
+}
+
+/// A problem document (RFC 9457), where no contract is concerned.
+pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
+    let title = status.canonical_reason().unwrap_or_default();
+    with_type(status, &problems::problem(status.as_u16(), title, detail), PROBLEM)
+}
+
+/// 405, with the methods that would do.
+pub(super) fn method_not_allowed(allow: &'static str) -> Response {
+    let detail = format!("This path takes {allow}.");
+    let mut response = problem(StatusCode::METHOD_NOT_ALLOWED, &detail);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+/// An answer without a body.
+pub(super) fn empty(status: StatusCode) -> Response {
+    let mut response = Response::default();
+    *response.status_mut() = status;
+    response
+}
+
+/// Adds what a repeated try needs to know.
+pub(super) fn with_key(mut response: Response, key: &IdempotencyKey) -> Response {
+    if let Ok(key) = HeaderValue::from_str(key.as_str()) {
+        response.headers_mut().insert(IDEMPOTENCY_KEY, key);
+    }
+    response
+}
+
+/// Asks to try again later.
+pub(super) fn with_retry_after(mut response: Response) -> Response {
+    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    response
+}
+
+fn with_type(status: StatusCode, body: &Value, media_type: HeaderValue) -> Response {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, media_type);
+    response
+}

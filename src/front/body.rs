@@ -1,0 +1,115 @@
+//! Reads a request's body: its declared type, its size and its time bounded.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use tokio::time::timeout;
+
+/// A refused body is still read for so long and so much, because a client that is busy sending does
+/// not read the answer.
+const DRAIN_BYTES: usize = 1 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// Why there is no body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyError {
+    TooLarge,
+    /// It did not arrive in time.
+    Slow,
+    /// The client went away or broke the protocol.
+    Broken,
+}
+
+/// Whether a body is declared as JSON in UTF-8, and not compressed.
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
+    if headers.contains_key(CONTENT_ENCODING) {
+        return false;
+    }
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(media_type), None) = (types.next(), types.next()) else { return false };
+    let Ok(media_type) = media_type.to_str() else { return false };
+    let mut parts = media_type.split(';').map(str::trim);
+    let is_json =
+        parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
+    is_json
+        && parts.all(|parameter| match parameter.split_once('=') {
+            Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
+                value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+            }
+            _ => true,
+        })
+}
+
+/// Reads a body of at most `limit` bytes, in at most `time`.
+pub(super) async fn read(body: Incoming, limit: usize, time: Duration) -> Result<Bytes, BodyError> {
+    timeout(time, read_limited(body, limit)).await.unwrap_or(Err(BodyError::Slow))
+}
+
+async fn read_limited(mut body: Incoming, limit: usize) -> Result<Bytes, BodyError> {
+    // A body that declares its size is refused before it is sent.
+    if body.size_hint().lower() > limit as u64 {
+        drain(body).await;
+        return Err(BodyError::TooLarge);
+    }
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| BodyError::Broken)?.into_data() else { continue };
+        if whole.len() + data.len() > limit {
+            drain(body).await;
+            return Err(BodyError::TooLarge);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+async fn drain(mut body: Incoming) {
+    let drained = async {
+        let mut left = DRAIN_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // However it ends, the answer is sent next.
+    let _ = timeout(DRAIN_TIME, drained).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(content_type: Option<&str>, encoding: Option<&str>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = content_type {
+            headers.insert(CONTENT_TYPE, value.parse().unwrap());
+        }
+        if let Some(value) = encoding {
+            headers.insert(CONTENT_ENCODING, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn only_plain_json_in_utf8() {
+        for good in [
+            "application/json",
+            "Application/JSON",
+            "application/json; charset=utf-8",
+            "application/json;charset=\"UTF-8\"",
+            "application/json; profile=x",
+        ] {
+            assert!(is_json(&headers(Some(good), None)), "{good}");
+        }
+        for bad in ["", "text/plain", "application/jsonx", "application/json; charset=latin1"] {
+            assert!(!is_json(&headers(Some(bad), None)), "{bad}");
+        }
+        assert!(!is_json(&headers(None, None)));
+        assert!(!is_json(&headers(Some("application/json"), Some("gzip"))));
+    }
+}

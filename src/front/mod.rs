@@ -1,0 +1,82 @@
+//! HTTP: reads a request, lets its contract check it, sends it through the queue, and answers in
+//! the contract's shape. It never sees the store, a hash or a signing key, so nothing here can
+//! register a user by itself.
+
+mod answer;
+mod body;
+mod cors;
+pub mod ops;
+pub mod probe;
+mod profile;
+mod router;
+mod server;
+mod signup;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+use tokio::sync::Semaphore;
+
+use crate::config;
+use crate::queue::Caller;
+use crate::telemetry::Health;
+use router::{Found, Routes};
+
+pub use answer::Response;
+pub use server::{Limits, bind, serve};
+
+/// The front end: everything a request needs.
+pub struct Front {
+    settings: config::Front,
+    routes: Routes,
+    cors: cors::Cors,
+    caller: Arc<dyn Caller>,
+    health: Health,
+    in_flight: Arc<Semaphore>,
+}
+
+impl Front {
+    /// A front end that sends through `caller`.
+    pub fn new(settings: config::Front, caller: Arc<dyn Caller>, health: Health) -> Arc<Self> {
+        Arc::new(Self {
+            routes: Routes::new(&settings.mounts),
+            cors: cors::Cors::new(&settings.cors_origins),
+            in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
+            settings,
+            caller,
+            health,
+        })
+    }
+
+    /// Answers one request.
+    pub async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response, Infallible> {
+        let origin = request.headers().get(hyper::header::ORIGIN).cloned();
+        let mut response = self.route(request).await;
+        self.cors.allow(origin.as_ref(), &mut response);
+        Ok(response)
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Response {
+        let Some(found) = self.routes.find(request.uri().path()) else {
+            return answer::problem(
+                StatusCode::NOT_FOUND,
+                "Nothing is served at this path; the registration paths are in the documentation.",
+            );
+        };
+        match (found, request.method()) {
+            (found, &Method::OPTIONS) => self.cors.preflight(found.allow()),
+            (Found::Signup(mount), &Method::POST) => self.sign_up(mount, request).await,
+            (Found::Profile, &Method::GET | &Method::HEAD) => self.profile(&request).await,
+            (Found::Live, &Method::GET | &Method::HEAD) => ops::live(),
+            (Found::Ready, &Method::GET | &Method::HEAD) => {
+                ops::ready(&self.health, Some(self.caller.consumers()))
+            }
+            (found, _) => answer::method_not_allowed(found.allow()),
+        }
+    }
+}

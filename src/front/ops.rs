@@ -1,0 +1,44 @@
+//! The probes: does the process answer, and can it do its work.
+
+use hyper::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::answer::{self, Response};
+use crate::telemetry::Health;
+use crate::telemetry::health::State;
+
+/// The process answers.
+pub(super) fn live() -> Response {
+    answer::json(StatusCode::OK, &json!({ "live": true }))
+}
+
+/// 200 when every part can work; tells what each waits for, and how many workers consume.
+pub(super) fn ready(health: &Health, workers: Option<u32>) -> Response {
+    let ready = health.is_ready();
+    let parts: Map<String, Value> = health
+        .report()
+        .into_iter()
+        .map(|(name, state)| {
+            let state = match state {
+                State::Up => json!("up"),
+                State::Down(waiting_for) => json!({ "waitingFor": waiting_for }),
+            };
+            (name.to_owned(), state)
+        })
+        .collect();
+    let mut body = json!({ "ready": ready, "parts": parts });
+    if let Some(workers) = workers {
+        body["workers"] = json!(workers);
+    }
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    answer::json(status, &body)
+}
+
+/// Answers the probes alone, for a process or an address without the rest.
+pub fn answer(health: &Health, request: &hyper::Request<hyper::body::Incoming>) -> Response {
+    match request.uri().path() {
+        "/live" => live(),
+        "/ready" => ready(health, None),
+        _ => answer::problem(StatusCode::NOT_FOUND, "Here are only /live and /ready."),
+    }
+}

@@ -1,0 +1,82 @@
+//! Which path is what.
+
+use crate::config::Mount;
+use crate::signup::ContractId;
+
+/// The paths that are served.
+pub(super) struct Routes {
+    exact: Vec<Mount>,
+    patterns: Vec<Mount>,
+}
+
+/// What stands at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found<'a> {
+    /// A registration, by one of these contracts.
+    Signup(&'a [ContractId]),
+    Profile,
+    Live,
+    Ready,
+}
+
+impl Found<'_> {
+    /// The methods it takes, as in the `Allow` header.
+    pub(super) fn allow(self) -> &'static str {
+        match self {
+            Self::Signup(_) => "POST, OPTIONS",
+            Self::Profile | Self::Live | Self::Ready => "GET, HEAD, OPTIONS",
+        }
+    }
+}
+
+impl Routes {
+    pub(super) fn new(mounts: &[Mount]) -> Self {
+        let (patterns, exact) = mounts.iter().cloned().partition(|mount| mount.any_prefix);
+        Self { exact, patterns }
+    }
+
+    /// Finds a path; a trailing slash is tolerated, and an exact mount beats a pattern.
+    pub(super) fn find(&self, path: &str) -> Option<Found<'_>> {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        if let Some(mount) = self.exact.iter().find(|mount| mount.path == path) {
+            return Some(Found::Signup(&mount.contracts));
+        }
+        match path {
+            "/users/profile" => return Some(Found::Profile),
+            "/live" => return Some(Found::Live),
+            "/ready" => return Some(Found::Ready),
+            _ => {}
+        }
+        let mount = self.patterns.iter().find(|mount| path.ends_with(&mount.path))?;
+        Some(Found::Signup(&mount.contracts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ContractId::{ErrorCode, FlatName, NestedName, Username};
+
+    fn mount(path: &str, any_prefix: bool, contracts: &[ContractId]) -> Mount {
+        Mount { path: path.into(), any_prefix, contracts: contracts.to_vec() }
+    }
+
+    #[test]
+    fn exact_beats_pattern_and_a_trailing_slash_is_nothing() {
+        let routes = Routes::new(&[
+            mount("/auth/signup", true, &[ErrorCode]),
+            mount("/signup", false, &[Username]),
+            mount("/special/auth/signup", false, &[FlatName]),
+            mount("/users/register", false, &[NestedName, FlatName]),
+        ]);
+        for path in ["/auth/signup", "/identity/auth/signup", "/api/v1/auth/signup/"] {
+            assert_eq!(routes.find(path), Some(Found::Signup(&[ErrorCode])), "{path}");
+        }
+        assert_eq!(routes.find("/special/auth/signup"), Some(Found::Signup(&[FlatName])));
+        assert_eq!(routes.find("/users/register/"), Some(Found::Signup(&[NestedName, FlatName])));
+        assert_eq!(routes.find("/users/profile"), Some(Found::Profile));
+        for path in ["/", "", "/signups", "/xauth/signup", "/users/register//", "/Signup"] {
+            assert_eq!(routes.find(path), None, "{path}");
+        }
+    }
+}

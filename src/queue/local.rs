@@ -1,0 +1,208 @@
+//! The queue within one process: bounded, with the refusals of a broker and none of its
+//! durability. What waits here is lost when the process ends, and whoever waits for it learns that
+//! nothing happened.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Call, CallError, Caller, Delivery, Inbox, Kind, Message, Prefetch, Queue, Reason, Settle,
+    Unsettled,
+};
+use crate::signup::{FailureCode, Outcome};
+use crate::telemetry::Health;
+
+/// An in-process queue.
+pub struct Local {
+    doors: Arc<Doors>,
+}
+
+struct Doors {
+    interactive: Line,
+    profile: Line,
+    consumers: AtomicU32,
+    closed: CancellationToken,
+}
+
+/// One bounded line of waiting messages.
+struct Line {
+    sender: mpsc::Sender<Waiting>,
+    receiver: Mutex<mpsc::Receiver<Waiting>>,
+}
+
+/// A message and whoever waits for its reply.
+struct Waiting {
+    message: Message,
+    reply: oneshot::Sender<Result<Outcome, CallError>>,
+}
+
+impl Line {
+    fn new(max_length: u32) -> Self {
+        let (sender, receiver) = mpsc::channel(max_length as usize);
+        Self { sender, receiver: Mutex::new(receiver) }
+    }
+
+    /// The next message, once there is room to hold it.
+    async fn take(&self, room: &Arc<Semaphore>) -> Option<(Waiting, OwnedSemaphorePermit)> {
+        let permit = room.clone().acquire_owned().await.ok()?;
+        let waiting = self.receiver.lock().await.recv().await?;
+        Some((waiting, permit))
+    }
+}
+
+impl Local {
+    /// A queue in which `max_length` registrations and as many look-ups may wait.
+    pub fn new(max_length: u32, health: &Health) -> Self {
+        health.part("queue").up();
+        Self {
+            doors: Arc::new(Doors {
+                interactive: Line::new(max_length),
+                profile: Line::new(max_length),
+                consumers: AtomicU32::new(0),
+                closed: CancellationToken::new(),
+            }),
+        }
+    }
+}
+
+impl Queue for Local {
+    fn caller(&self) -> Arc<dyn Caller> {
+        self.doors.clone()
+    }
+
+    fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox> {
+        self.doors.consumers.fetch_add(1, Ordering::Relaxed);
+        Box::new(LocalInbox {
+            doors: self.doors.clone(),
+            interactive: Arc::new(Semaphore::new(prefetch.interactive.into())),
+            profile: Arc::new(Semaphore::new(prefetch.profile.into())),
+            stopped: CancellationToken::new(),
+        })
+    }
+}
+
+impl Doors {
+    fn line(&self, kind: Kind) -> &Line {
+        match kind {
+            Kind::Register(_) => &self.interactive,
+            Kind::Profile => &self.profile,
+        }
+    }
+}
+
+#[async_trait]
+impl Caller for Doors {
+    async fn call(&self, call: Call) -> Result<Outcome, CallError> {
+        if self.closed.is_cancelled() {
+            return Err(CallError::NotAccepted);
+        }
+        let (reply, answer) = oneshot::channel();
+        let message = Message {
+            door: call.kind.door(),
+            kind: call.kind,
+            id: call.id,
+            producer: String::new(),
+            fresh: call.fresh,
+            body: call.body,
+            expires: Some(call.deadline),
+            deliveries: 0,
+            attempt: 0,
+            unsettled: Unsettled::default(),
+        };
+        self.line(call.kind)
+            .sender
+            .try_send(Waiting { message, reply })
+            .map_err(|_| CallError::NotAccepted)?;
+        tokio::select! {
+            answer = timeout_at(call.deadline, answer) => match answer {
+                Ok(answer) => answer.unwrap_or(Err(CallError::Unknown)),
+                Err(_) => Err(CallError::NoAnswer),
+            },
+            () = self.closed.cancelled() => Err(CallError::Unknown),
+        }
+    }
+
+    fn consumers(&self) -> u32 {
+        self.consumers.load(Ordering::Relaxed)
+    }
+
+    async fn close(&self) {
+        self.closed.cancel();
+    }
+}
+
+struct LocalInbox {
+    doors: Arc<Doors>,
+    interactive: Arc<Semaphore>,
+    profile: Arc<Semaphore>,
+    stopped: CancellationToken,
+}
+
+#[async_trait]
+impl Inbox for LocalInbox {
+    async fn next(&mut self) -> Option<Delivery> {
+        let (waiting, permit) = tokio::select! {
+            biased;
+            () = self.stopped.cancelled() => return None,
+            taken = self.doors.profile.take(&self.profile) => taken?,
+            taken = self.doors.interactive.take(&self.interactive) => taken?,
+        };
+        let handle =
+            LocalHandle { doors: self.doors.clone(), reply: waiting.reply, _permit: permit };
+        Some(Delivery::new(waiting.message, Box::new(handle)))
+    }
+
+    async fn stop(&mut self) {
+        if !self.stopped.is_cancelled() {
+            self.stopped.cancel();
+            self.doors.consumers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The end of one delivery; gives its room back when dropped.
+struct LocalHandle {
+    doors: Arc<Doors>,
+    reply: oneshot::Sender<Result<Outcome, CallError>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl LocalHandle {
+    /// Whoever waited may be gone; then there is nobody to tell.
+    fn tell(self, answer: Result<Outcome, CallError>) {
+        let _ = self.reply.send(answer);
+    }
+}
+
+#[async_trait]
+impl Settle for LocalHandle {
+    async fn reply(self: Box<Self>, _message: Message, outcome: Outcome) {
+        self.tell(Ok(outcome));
+    }
+
+    // Nothing here outlives the request, so there is no later to retry in.
+    async fn retry(self: Box<Self>, _message: Message) {
+        self.tell(Ok(FailureCode::StoreUnavailable.into()));
+    }
+
+    async fn bury(self: Box<Self>, message: Message, reason: Reason) {
+        tracing::error!(?message, reason = reason.as_str(), "a message was given up");
+        self.tell(Ok(FailureCode::Internal.into()));
+    }
+
+    async fn hand_back(self: Box<Self>, message: Message) {
+        let this = *self;
+        let waiting = Waiting { message, reply: this.reply };
+        let refused = this.doors.line(waiting.message.kind).sender.try_send(waiting);
+        if let Err(refused) = refused {
+            let (mpsc::error::TrySendError::Full(waiting)
+            | mpsc::error::TrySendError::Closed(waiting)) = refused;
+            let _ = waiting.reply.send(Err(CallError::NotAccepted));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! A message as both adapters speak of it. How it looks on the wire is each adapter's business.
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::signup::{ContractId, MessageId};
+
+/// Through which door a message came: its routing key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Door {
+    /// Registrations somebody waits for.
+    Interactive,
+    /// Registrations nobody waits for right now.
+    Bulk,
+    /// Look-ups of a token's owner.
+    Profile,
+}
+
+impl Door {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Interactive, Self::Bulk, Self::Profile];
+
+    /// The routing key.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Bulk => "bulk",
+            Self::Profile => "profile",
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Register the user in the body under this contract's rules.
+    Register(ContractId),
+    /// Whose token is in the body?
+    Profile,
+}
+
+impl Kind {
+    /// The door through which a front sends it.
+    pub fn door(self) -> Door {
+        match self {
+            Self::Register(_) => Door::Interactive,
+            Self::Profile => Door::Profile,
+        }
+    }
+}
+
+/// A message to be sent.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// What is asked.
+    pub kind: Kind,
+    /// The identity of the request.
+    pub id: MessageId,
+    /// Whether the id was made just now, so that nothing can be registered under it yet. A hint
+    /// that spares a look-up; the unique index judges.
+    pub fresh: bool,
+    /// The contract's document, or a token.
+    pub body: Bytes,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+}
+
+/// A message as it was delivered.
+#[derive(Clone)]
+pub struct Message {
+    /// Through which door it came.
+    pub door: Door,
+    /// What is asked.
+    pub kind: Kind,
+    /// The identity its producer gave it.
+    pub id: MessageId,
+    /// The producer's broker-validated name; empty where there is none.
+    pub producer: String,
+    /// See [`Call::fresh`].
+    pub fresh: bool,
+    /// The contract's document, or a token.
+    pub body: Bytes,
+    /// When nobody waits any more; never on the bulk door.
+    pub expires: Option<Instant>,
+    /// How often it was delivered before.
+    pub deliveries: u32,
+    /// How often muster itself put it back after a failure.
+    pub attempt: u32,
+    /// What only the adapter needs to settle it.
+    pub unsettled: Unsettled,
+}
+
+/// Where a reply goes.
+#[derive(Clone, Debug, Default)]
+pub struct Unsettled {
+    /// Queue to reply on; `None` where nobody asked for a reply.
+    pub reply_to: Option<String>,
+    /// Given back in the reply.
+    pub correlation_id: Option<String>,
+}
+
+impl Message {
+    /// Whether nobody waits for it any more.
+    pub fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|expires| expires <= Instant::now())
+    }
+
+    /// Whether a user may already be registered under its id.
+    pub fn may_be_known(&self) -> bool {
+        !self.fresh || self.deliveries > 0 || self.attempt > 0
+    }
+}
+
+impl std::fmt::Debug for Message {
+    // The body holds a password or a token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Message")
+            .field("door", &self.door)
+            .field("kind", &self.kind)
+            .field("id", &self.id)
+            .field("deliveries", &self.deliveries)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,177 @@
+//! The queue as the rest sees it: a caller at one end, an inbox at the other.
+//!
+//! Two adapters stand behind these ports: [`local`] in this process and [`rabbit`]. The URL's
+//! scheme picks one, in [`open`]. Whoever changes one extends the conformance suite that both pass.
+
+mod age;
+pub mod local;
+pub mod message;
+pub mod rabbit;
+mod redact;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::config;
+use crate::signup::{Clock, Outcome};
+use crate::telemetry::Health;
+pub use message::{Call, Door, Kind, Message, Unsettled};
+
+/// The sending end, held by the front.
+#[async_trait]
+pub trait Caller: Send + Sync {
+    /// Sends one message and waits for its reply.
+    ///
+    /// MUST return by the call's deadline. MUST return [`CallError::NotAccepted`] only when the
+    /// message certainly is in no queue. Dropping the future gives up waiting and MUST NOT leak.
+    async fn call(&self, call: Call) -> Result<Outcome, CallError>;
+
+    /// Consumers at the other end, as far as known.
+    fn consumers(&self) -> u32;
+
+    /// Stops sending. Calls that still wait end with [`CallError::Unknown`].
+    async fn close(&self);
+}
+
+/// The receiving end, held by a worker.
+#[async_trait]
+pub trait Inbox: Send {
+    /// The next delivery; `None` after [`Inbox::stop`] took effect.
+    ///
+    /// MUST hand out no more unsettled deliveries of one door than the prefetch. MUST be safe to
+    /// drop while it waits, losing nothing.
+    async fn next(&mut self) -> Option<Delivery>;
+
+    /// Takes no more, and returns what was taken but not yet handed out to the queue untouched.
+    /// Deliveries already handed out can still be settled.
+    async fn stop(&mut self);
+}
+
+/// How many unsettled deliveries a worker may hold, for each door.
+#[derive(Clone, Copy, Debug)]
+pub struct Prefetch {
+    /// Of registrations somebody waits for.
+    pub interactive: u16,
+    /// Of bulk registrations.
+    pub bulk: u16,
+    /// Of look-ups of a token's owner.
+    pub profile: u16,
+}
+
+/// A queue: both ends of it.
+pub trait Queue: Send + Sync {
+    /// The sending end.
+    fn caller(&self) -> Arc<dyn Caller>;
+
+    /// A receiving end. Every inbox competes with the others for messages.
+    fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox>;
+}
+
+/// Why a call has no outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The message is in no queue: nothing will happen.
+    #[error("not accepted")]
+    NotAccepted,
+    /// The message may have been taken, and its reply is lost.
+    #[error("outcome unknown")]
+    Unknown,
+    /// No reply came before the deadline.
+    #[error("no answer in time")]
+    NoAnswer,
+}
+
+/// Opens the queue that the settings name. A broker that is away is waited for in the background;
+/// one that refuses this user is an error.
+pub async fn open(
+    settings: &config::Queue,
+    clock: Clock,
+    health: &Health,
+) -> anyhow::Result<Arc<dyn Queue>> {
+    Ok(match &settings.url {
+        config::QueueUrl::Local => Arc::new(local::Local::new(settings.max_length, health)),
+        config::QueueUrl::Amqp(url) => {
+            Arc::new(rabbit::Rabbit::open(url, settings.clone(), clock, health).await?)
+        }
+    })
+}
+
+/// A message that a worker holds. Every one ends in exactly one of four ways, each of which takes
+/// the delivery: there is no way to settle it twice, and none to ack before replying.
+#[must_use = "a delivery that is dropped stays unsettled until its connection ends"]
+pub struct Delivery {
+    message: Message,
+    handle: Box<dyn Settle>,
+}
+
+impl Delivery {
+    /// A delivery whose end is carried out by `handle`.
+    pub fn new(message: Message, handle: Box<dyn Settle>) -> Self {
+        Self { message, handle }
+    }
+
+    /// What was delivered.
+    pub fn message(&self) -> &Message {
+        &self.message
+    }
+
+    /// Tells the outcome to whoever waits for it, then acks. A reply that cannot be delivered does
+    /// not bring the message back.
+    pub async fn reply(self, outcome: Outcome) {
+        self.handle.reply(self.message, outcome).await;
+    }
+
+    /// Puts the message back with one more attempt counted, to be delivered after a pause.
+    pub async fn retry(self) {
+        self.handle.retry(self.message).await;
+    }
+
+    /// Puts the message among the dead letters, without its password.
+    pub async fn bury(self, reason: Reason) {
+        self.handle.bury(self.message, reason).await;
+    }
+
+    /// Returns the message to the queue as if it had never been taken.
+    pub async fn hand_back(self) {
+        self.handle.hand_back(self.message).await;
+    }
+}
+
+/// Carries out the four ends for one adapter.
+///
+/// Retry and bury MUST be confirmed before the ack; where they are not, the delivery MUST stay
+/// with the queue.
+#[async_trait]
+pub trait Settle: Send {
+    /// See [`Delivery::reply`].
+    async fn reply(self: Box<Self>, message: Message, outcome: Outcome);
+    /// See [`Delivery::retry`].
+    async fn retry(self: Box<Self>, message: Message);
+    /// See [`Delivery::bury`].
+    async fn bury(self: Box<Self>, message: Message, reason: Reason);
+    /// See [`Delivery::hand_back`].
+    async fn hand_back(self: Box<Self>, message: Message);
+}
+
+/// Why a message is among the dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Its properties or body cannot be read.
+    Unreadable,
+    /// It took a worker down, repeatedly.
+    Poison,
+    /// Every attempt failed.
+    TooManyAttempts,
+}
+
+impl Reason {
+    /// The reason code in the dead letter.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::Poison => "poison",
+            Self::TooManyAttempts => "too_many_attempts",
+        }
+    }
+}

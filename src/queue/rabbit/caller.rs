@@ -1,0 +1,261 @@
+//! The front's end: publishes calls, and matches replies from its own exclusive queue to them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::link::{Link, LinkError, State};
+use super::publisher::{PublishError, Publisher};
+use super::topology::{self, EXCHANGE, REPLY_PREFIX};
+use super::{Backoff, Broker, properties};
+use crate::queue::{Call, CallError, Caller, Door};
+use crate::signup::{Outcome, id::random_hex};
+use crate::telemetry::Part;
+
+/// How long a call waits for a connection that is being made anew, before it is told that the
+/// broker is away.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often the registration queue is looked at: is it there, and how many consume it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The sending end; its connections are made and remade in the background.
+struct RabbitCaller {
+    broker: Arc<Broker>,
+    session: watch::Receiver<Option<Arc<Session>>>,
+    consumers: Arc<AtomicU32>,
+    stop: CancellationToken,
+}
+
+/// One pair of connections and all that hangs on it.
+struct Session {
+    publisher: Publisher,
+    reply_queue: String,
+    waiting: Waiting,
+    /// Cancelled when either connection is gone; every call on it then ends at once.
+    lost: CancellationToken,
+}
+
+/// Calls that wait for a reply, by correlation id.
+#[derive(Default)]
+struct Waiting(Mutex<HashMap<String, Waiter>>);
+
+struct Waiter {
+    message_id: String,
+    reply: oneshot::Sender<Outcome>,
+}
+
+/// Removes its waiter when dropped, however the call ends.
+struct Entered<'a> {
+    waiting: &'a Waiting,
+    correlation_id: String,
+}
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Waiter>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, message_id: &str) -> (Entered<'_>, oneshot::Receiver<Outcome>) {
+        let (reply, receiver) = oneshot::channel();
+        let correlation_id = random_hex();
+        let waiter = Waiter { message_id: message_id.to_owned(), reply };
+        self.lock().insert(correlation_id.clone(), waiter);
+        (Entered { waiting: self, correlation_id }, receiver)
+    }
+
+    /// Hands a reply to its call. `None` when nobody waits for it (any more).
+    fn settle(&self, delivery: &Delivery) -> Option<()> {
+        let correlation_id = delivery.properties.correlation_id().as_ref()?;
+        let message_id = delivery.properties.message_id().as_ref()?;
+        let outcome = serde_json::from_slice(&delivery.data).ok()?;
+        let mut waiting = self.lock();
+        if waiting.get(correlation_id.as_str())?.message_id != message_id.as_str() {
+            return None;
+        }
+        waiting.remove(correlation_id.as_str())?.reply.send(outcome).ok()
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.waiting.lock().remove(&self.correlation_id);
+    }
+}
+
+/// Starts the sending end.
+pub(super) fn start(broker: Arc<Broker>, part: Part) -> Arc<dyn Caller> {
+    let (sender, session) = watch::channel(None);
+    let consumers = Arc::new(AtomicU32::new(0));
+    let stop = CancellationToken::new();
+    let supervisor = supervise(broker.clone(), part, sender, consumers.clone(), stop.clone());
+    tokio::spawn(supervisor);
+    Arc::new(RabbitCaller { broker, session, consumers, stop })
+}
+
+async fn supervise(
+    broker: Arc<Broker>,
+    part: Part,
+    current: watch::Sender<Option<Arc<Session>>>,
+    consumers: Arc<AtomicU32>,
+    stop: CancellationToken,
+) {
+    let mut backoff = Backoff::new();
+    while !stop.is_cancelled() {
+        let ended = match Opened::new(&broker).await {
+            Ok(opened) => {
+                backoff.reset();
+                let lost = opened.session.lost.clone();
+                current.send_replace(Some(opened.session.clone()));
+                let ended = opened.run(&part, &consumers, &stop).await;
+                lost.cancel();
+                current.send_replace(None);
+                ended
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            part.down(&format!("{}: {error}", broker.waiting_for()));
+            backoff.pause().await;
+        }
+    }
+}
+
+/// A session with what only its supervisor needs.
+struct Opened {
+    session: Arc<Session>,
+    publish: Link,
+    consume: Link,
+    replies: Consumer,
+    looks: Channel,
+}
+
+impl Opened {
+    async fn new(broker: &Broker) -> Result<Self, LinkError> {
+        let publish = Link::open(broker, "front publisher").await?;
+        topology::declare(publish.connection(), &broker.settings).await?;
+        let consume = Link::open(broker, "front replies").await?;
+        let channel = consume.connection().create_channel().await?;
+        let reply_queue = format!("{REPLY_PREFIX}{}", random_hex());
+        let options =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        let name = reply_queue.as_str();
+        channel.queue_declare(name.into(), options, FieldTable::default()).await?;
+        // A reply is of use only to this process, so there is nothing to ack.
+        let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
+        let replies =
+            channel.basic_consume(name.into(), "".into(), options, FieldTable::default()).await?;
+        let looks = consume.connection().create_channel().await?;
+        let publisher = publish.publisher().await?;
+        let lost = CancellationToken::new();
+        let session =
+            Arc::new(Session { publisher, reply_queue, waiting: Waiting::default(), lost });
+        Ok(Self { session, publish, consume, replies, looks })
+    }
+
+    /// Hands out replies until a connection is lost (an error) or the end is asked for.
+    async fn run(
+        mut self,
+        part: &Part,
+        consumers: &AtomicU32,
+        stop: &CancellationToken,
+    ) -> Result<(), LinkError> {
+        let (mut publishing, mut consuming) = (self.publish.state(), self.consume.state());
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                reply = self.replies.next() => match reply {
+                    Some(Ok(delivery)) => {
+                        if self.session.waiting.settle(&delivery).is_none() {
+                            tracing::debug!("a reply came too late");
+                        }
+                    }
+                    Some(Err(error)) => return Err(error.into()),
+                    None => return Err(LinkError::ConsumerEnded),
+                },
+                _ = publishing.changed() => {}
+                _ = consuming.changed() => {}
+                _ = look.tick() => self.look(consumers).await?,
+                () = stop.cancelled() => {
+                    self.publish.close().await;
+                    self.consume.close().await;
+                    return Ok(());
+                }
+            }
+            match (*publishing.borrow_and_update(), *consuming.borrow_and_update()) {
+                (State::Lost, _) | (_, State::Lost) => return Err(LinkError::Lost),
+                (State::Blocked, _) => {
+                    part.down("RabbitMQ to clear its alarm: it takes no messages")
+                }
+                _ => part.up(),
+            }
+        }
+    }
+
+    /// Fails when the registration queue is gone; the session is then built anew, and the queue
+    /// with it.
+    async fn look(&self, consumers: &AtomicU32) -> Result<(), LinkError> {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let name = topology::queue_name(Door::Interactive);
+        let queue =
+            self.looks.queue_declare(name.as_str().into(), options, FieldTable::default()).await?;
+        consumers.store(queue.consumer_count(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl RabbitCaller {
+    async fn session(&self, deadline: Instant) -> Option<Arc<Session>> {
+        let mut current = self.session.clone();
+        let patience = deadline.min(Instant::now() + PATIENCE);
+        let session = timeout_at(patience, current.wait_for(Option::is_some)).await.ok()?.ok()?;
+        session.clone()
+    }
+}
+
+#[async_trait]
+impl Caller for RabbitCaller {
+    async fn call(&self, call: Call) -> Result<Outcome, CallError> {
+        let session = self.session(call.deadline).await.ok_or(CallError::NotAccepted)?;
+        let (entered, reply) = session.waiting.enter(call.id.as_str());
+        let properties = properties::of_call(
+            &call,
+            &session.reply_queue,
+            &entered.correlation_id,
+            self.broker.clock.now().0,
+        );
+        let key = call.kind.door().as_str().to_owned();
+        let answer = async {
+            session.publisher.publish(EXCHANGE, key, properties, call.body).await.map_err(
+                |error| match error {
+                    PublishError::NotAccepted => CallError::NotAccepted,
+                    PublishError::Unknown => CallError::Unknown,
+                },
+            )?;
+            tokio::select! {
+                biased;
+                outcome = reply => outcome.map_err(|_| CallError::Unknown),
+                () = session.lost.cancelled() => Err(CallError::Unknown),
+            }
+        };
+        timeout_at(call.deadline, answer).await.unwrap_or(Err(CallError::NoAnswer))
+    }
+
+    fn consumers(&self) -> u32 {
+        self.consumers.load(Ordering::Relaxed)
+    }
+
+    async fn close(&self) {
+        self.stop.cancel();
+    }
+}

@@ -1,0 +1,120 @@
+//! The queue on RabbitMQ 3.10 to 4.x.
+//!
+//! Publishing and consuming use separate connections, so that a broker that blocks publishers does
+//! not also keep acks from it. A connection that is lost is not repaired: everything that hung on it
+//! is given up and built anew from nothing, which is the one way to be sure that prefetch, confirms
+//! and the reply queue are as they should be.
+
+mod caller;
+mod inbox;
+mod link;
+mod properties;
+mod publisher;
+mod settle;
+mod topology;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use lapin::uri::AMQPUri;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{Caller, Inbox, Prefetch, Queue};
+use crate::config;
+use crate::signup::Clock;
+use crate::telemetry::Health;
+use link::Link;
+
+/// Seconds after which a silent connection counts as lost, unless the URL says otherwise.
+const HEARTBEAT: u16 = 5;
+
+/// A queue on a broker.
+pub struct Rabbit {
+    broker: Arc<Broker>,
+    health: Health,
+}
+
+/// How to reach the broker, and what to find there.
+struct Broker {
+    uri: AMQPUri,
+    /// Host and port, for people.
+    address: String,
+    settings: config::Queue,
+    clock: Clock,
+}
+
+impl Rabbit {
+    /// Reads the URL and tries it once, because a wrong password is better told now than never.
+    pub async fn open(
+        url: &SecretString,
+        settings: config::Queue,
+        clock: Clock,
+        health: &Health,
+    ) -> anyhow::Result<Self> {
+        let mut uri: AMQPUri = url
+            .expose_secret()
+            .parse()
+            .map_err(|error: String| anyhow::anyhow!(error))
+            .context("queue.url: not an AMQP URL")?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        let address = format!("{}:{}", uri.authority.host, uri.authority.port);
+        let broker = Arc::new(Broker { uri, address, settings, clock });
+        match Link::open(&broker, "start").await {
+            Ok(link) => link.close().await,
+            Err(error) if error.is_refusal() => {
+                anyhow::bail!("queue.url (MUSTER_QUEUE): RabbitMQ at {}: {error}", broker.address)
+            }
+            // Away; both ends wait for it.
+            Err(_) => {}
+        }
+        Ok(Self { broker, health: health.clone() })
+    }
+}
+
+impl Broker {
+    fn waiting_for(&self) -> String {
+        format!("RabbitMQ at {}", self.address)
+    }
+
+    /// The name under which this process is known to the broker.
+    fn username(&self) -> &str {
+        &self.uri.authority.userinfo.username
+    }
+}
+
+impl Queue for Rabbit {
+    fn caller(&self) -> Arc<dyn Caller> {
+        caller::start(self.broker.clone(), self.health.part("queue"))
+    }
+
+    fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox> {
+        inbox::start(self.broker.clone(), prefetch, self.health.part("consumer"))
+    }
+}
+
+/// Pauses between attempts to reach the broker: doubling from 100 ms to 5 s, each cut short at
+/// random so that many processes do not come back at the same moment.
+struct Backoff(Duration);
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LAST: Duration = Duration::from_secs(5);
+
+    fn new() -> Self {
+        Self(Self::FIRST)
+    }
+
+    async fn pause(&mut self) {
+        let mut random = [0u8];
+        // Without randomness the pause is merely less spread.
+        let _ = getrandom::fill(&mut random);
+        let share = 0.5 + f64::from(random[0]) / 512.0;
+        tokio::time::sleep(self.0.mul_f64(share)).await;
+        self.0 = (self.0 * 2).min(Self::LAST);
+    }
+
+    fn reset(&mut self) {
+        self.0 = Self::FIRST;
+    }
+}

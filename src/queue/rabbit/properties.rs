@@ -1,0 +1,262 @@
+//! A message's AMQP properties: written from a white-list, read with suspicion.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, FieldTable};
+use tokio::time::Instant;
+
+use super::Broker;
+use super::topology::REPLY_PREFIX;
+use crate::queue::age::Ages;
+use crate::queue::{Call, Door, Kind, Message, Reason, Unsettled};
+use crate::signup::MessageId;
+
+/// How the names of RabbitMQ's direct reply-to pseudo-queues begin.
+const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
+/// Written to a broker's disk.
+const PERSISTENT: u8 = 2;
+/// Kept in memory only.
+const TRANSIENT: u8 = 1;
+const JSON: &str = "application/json";
+
+/// The properties of a call that is sent now.
+pub(super) fn of_call(
+    call: &Call,
+    reply_to: &str,
+    correlation_id: &str,
+    now_ms: i64,
+) -> BasicProperties {
+    let left = call.deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
+    let mut headers = FieldTable::default();
+    let (kind, mode) = match call.kind {
+        Kind::Register(contract) => {
+            put_text(&mut headers, "contract", contract.as_str());
+            ("register", PERSISTENT)
+        }
+        Kind::Profile => ("profile", TRANSIENT),
+    };
+    put_number(&mut headers, "deadline-ms", i64::try_from(left).unwrap_or(i64::MAX));
+    put_number(&mut headers, "sent-at-ms", now_ms);
+    if call.fresh {
+        headers.insert("fresh".into(), AMQPValue::Boolean(true));
+    }
+    BasicProperties::default()
+        .with_type(kind.into())
+        .with_content_type(JSON.into())
+        .with_delivery_mode(mode)
+        .with_message_id(call.id.as_str().into())
+        .with_correlation_id(correlation_id.into())
+        .with_reply_to(reply_to.into())
+        .with_expiration(left.to_string().into())
+        .with_headers(headers)
+}
+
+/// The properties of a reply.
+pub(super) fn of_reply(message: &Message) -> BasicProperties {
+    let properties = BasicProperties::default()
+        .with_type("outcome".into())
+        .with_content_type(JSON.into())
+        .with_delivery_mode(TRANSIENT)
+        .with_message_id(message.id.as_str().into());
+    match &message.unsettled.correlation_id {
+        Some(correlation) => properties.with_correlation_id(correlation.as_str().into()),
+        None => properties,
+    }
+}
+
+/// The properties of a message that is put back to be tried again. Sent under the worker's own
+/// user, which vouches for the producer's name and the reply queue in its headers.
+pub(super) fn of_retry(message: &Message, attempt: u32, username: &str) -> BasicProperties {
+    let mut headers = kept_headers(message, attempt);
+    if let Some(reply_to) = &message.unsettled.reply_to {
+        put_text(&mut headers, "reply-to", reply_to);
+    }
+    let properties = republished(message, headers).with_user_id(username.into());
+    match &message.unsettled.correlation_id {
+        Some(correlation) => properties.with_correlation_id(correlation.as_str().into()),
+        None => properties,
+    }
+}
+
+/// The properties of a dead letter. It replies to nobody.
+pub(super) fn of_dead(message: &Message, reason: Reason, username: &str) -> BasicProperties {
+    let mut headers = kept_headers(message, message.attempt);
+    put_text(&mut headers, "reason", reason.as_str());
+    put_text(&mut headers, "door", message.door.as_str());
+    headers.insert("password-removed".into(), AMQPValue::Boolean(true));
+    republished(message, headers).with_user_id(username.into())
+}
+
+/// The properties of a dead letter whose own cannot be read.
+pub(super) fn of_unreadable(door: Door, what: &str, bytes: usize) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    put_text(&mut headers, "reason", Reason::Unreadable.as_str());
+    put_text(&mut headers, "detail", what);
+    put_text(&mut headers, "door", door.as_str());
+    put_number(&mut headers, "body-bytes", i64::try_from(bytes).unwrap_or(i64::MAX));
+    BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers)
+}
+
+fn republished(message: &Message, headers: FieldTable) -> BasicProperties {
+    BasicProperties::default()
+        .with_type("register".into())
+        .with_content_type(JSON.into())
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(message.id.as_str().into())
+        .with_headers(headers)
+}
+
+fn kept_headers(message: &Message, attempt: u32) -> FieldTable {
+    let mut headers = FieldTable::default();
+    if let Kind::Register(contract) = message.kind {
+        put_text(&mut headers, "contract", contract.as_str());
+    }
+    put_number(&mut headers, "attempt", i64::from(attempt));
+    if !message.producer.is_empty() {
+        put_text(&mut headers, "producer", &message.producer);
+    }
+    headers
+}
+
+/// Reads a delivery from the queue of `door`, or says what is wrong with it.
+pub(super) fn read(
+    door: Door,
+    delivery: &Delivery,
+    broker: &Broker,
+    ages: &mut Ages,
+) -> Result<Message, &'static str> {
+    let properties = &delivery.properties;
+    let headers = Headers(properties.headers().as_ref());
+    let own_user =
+        properties.user_id().as_ref().is_some_and(|user| user.as_str() == broker.username());
+
+    let kind = match properties.kind().as_ref().map(|kind| kind.as_str()) {
+        Some("register") if door != Door::Profile => {
+            let contract = headers.text("contract").ok_or("no contract header")?;
+            Kind::Register(contract.parse().map_err(|_| "unknown contract")?)
+        }
+        Some("profile") if door == Door::Profile => Kind::Profile,
+        Some(_) => return Err("its type does not belong in this queue"),
+        None => return Err("no type"),
+    };
+    let id = properties.message_id().as_ref().ok_or("no message_id")?;
+    let id = MessageId::parse(id.as_str()).ok_or("message_id is not 1 to 128 bytes")?;
+
+    let vouched = |name| headers.text(name).filter(|_| own_user);
+    let reply_to = properties.reply_to().as_ref().map(|queue| queue.as_str().to_owned());
+    let reply_to = reply_to.or_else(|| vouched("reply-to").map(str::to_owned));
+    if reply_to.as_ref().is_some_and(|queue| !may_reply_to(queue, &broker.settings.reply_prefix)) {
+        return Err("reply_to is not an allowed queue");
+    }
+    let ttl = match properties.expiration().as_ref() {
+        Some(ttl) => Some(ttl.as_str().parse().map_err(|_| "expiration is not milliseconds")?),
+        None => None,
+    };
+    let expires = match (door, ttl) {
+        (Door::Bulk, None) => None,
+        (Door::Bulk, Some(_)) => return Err("expiration on a bulk message"),
+        (_, None) => return Err("no expiration"),
+        (_, Some(_)) if reply_to.is_none() => return Err("no reply_to"),
+        (_, Some(ttl)) => {
+            let sender = reply_to.as_deref().unwrap_or_default();
+            Some(expiry(&headers, ttl, sender, broker, ages))
+        }
+    };
+    let producer = match properties.user_id().as_ref() {
+        _ if own_user => vouched("producer").unwrap_or_default().to_owned(),
+        Some(user) => user.as_str().to_owned(),
+        None => String::new(),
+    };
+    let deliveries = headers.number("x-delivery-count").and_then(|count| u32::try_from(count).ok());
+    Ok(Message {
+        door,
+        kind,
+        id,
+        producer,
+        fresh: headers.flag("fresh"),
+        body: Bytes::copy_from_slice(&delivery.data),
+        expires,
+        deliveries: deliveries.unwrap_or(u32::from(delivery.redelivered)),
+        attempt: vouched_attempt(&headers, own_user),
+        unsettled: Unsettled {
+            reply_to,
+            correlation_id: properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()),
+        },
+    })
+}
+
+/// When nobody waits any more: what was left when it was sent, less its age since.
+fn expiry(
+    headers: &Headers<'_>,
+    ttl_ms: u64,
+    sender: &str,
+    broker: &Broker,
+    ages: &mut Ages,
+) -> Instant {
+    let left = headers.number("deadline-ms").and_then(|left| u64::try_from(left).ok());
+    let left = Duration::from_millis(left.unwrap_or(ttl_ms).min(ttl_ms));
+    let age = match headers.number("sent-at-ms") {
+        Some(sent) => ages.of(sender, crate::signup::Millis(sent), broker.clock.now()),
+        None => Duration::ZERO,
+    };
+    Instant::now() + left.saturating_sub(age)
+}
+
+fn vouched_attempt(headers: &Headers<'_>, own_user: bool) -> u32 {
+    let attempt = headers.number("attempt").filter(|_| own_user);
+    attempt.and_then(|attempt| u32::try_from(attempt).ok()).unwrap_or(0)
+}
+
+/// Whether replies may be sent to a queue of this name: a front end's, a direct reply-to, or one
+/// with the configured prefix. Anything else would let a producer write into any queue.
+fn may_reply_to(queue: &str, prefix: &str) -> bool {
+    queue.starts_with(REPLY_PREFIX)
+        || queue.starts_with(DIRECT_REPLY_PREFIX)
+        || (!prefix.is_empty() && queue.starts_with(prefix) && !queue.starts_with("registration."))
+}
+
+/// Headers as producers in several languages write them: numbers of any width.
+struct Headers<'a>(Option<&'a FieldTable>);
+
+impl<'a> Headers<'a> {
+    fn get(&self, name: &str) -> Option<&'a AMQPValue> {
+        self.0?.inner().get(name)
+    }
+
+    fn text(&self, name: &str) -> Option<&'a str> {
+        match self.get(name)? {
+            AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+            AMQPValue::ShortString(text) => Some(text.as_str()),
+            _ => None,
+        }
+    }
+
+    fn number(&self, name: &str) -> Option<i64> {
+        Some(match *self.get(name)? {
+            AMQPValue::ShortShortInt(n) => n.into(),
+            AMQPValue::ShortShortUInt(n) => n.into(),
+            AMQPValue::ShortInt(n) => n.into(),
+            AMQPValue::ShortUInt(n) => n.into(),
+            AMQPValue::LongInt(n) => n.into(),
+            AMQPValue::LongUInt(n) => n.into(),
+            AMQPValue::LongLongInt(n) => n,
+            AMQPValue::Timestamp(n) => i64::try_from(n).ok()?,
+            _ => return None,
+        })
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        matches!(self.get(name), Some(AMQPValue::Boolean(true)))
+    }
+}
+
+fn put_text(headers: &mut FieldTable, name: &str, value: &str) {
+    headers.insert(name.into(), AMQPValue::LongString(value.into()));
+}
+
+fn put_number(headers: &mut FieldTable, name: &str, value: i64) {
+    headers.insert(name.into(), AMQPValue::LongLongInt(value));
+}

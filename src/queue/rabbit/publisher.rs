@@ -1,0 +1,104 @@
+//! Publishes with confirm and `mandatory`; nothing here is ever published without.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+
+use bytes::Bytes;
+use lapin::options::BasicPublishOptions;
+use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::sync::watch;
+
+use super::link::State;
+
+/// A channel in confirm mode. Clones are the same channel.
+#[derive(Clone)]
+pub(super) struct Publisher(Arc<Inner>);
+
+struct Inner {
+    channel: Channel,
+    state: watch::Sender<State>,
+    /// Held while a message gets its number and its place in the line. The client does the one
+    /// before the other without a lock between, so two threads could each take the other's confirm.
+    order: Mutex<()>,
+}
+
+/// Why a message was not published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PublishError {
+    /// It certainly is in no queue: never written, returned, or refused by a full queue.
+    #[error("the broker did not take it")]
+    NotAccepted,
+    /// It may be in a queue: the connection was lost before the confirm.
+    #[error("no confirm")]
+    Unknown,
+}
+
+impl Publisher {
+    pub(super) fn new(channel: Channel, state: watch::Sender<State>) -> Self {
+        Self(Arc::new(Inner { channel, state, order: Mutex::new(()) }))
+    }
+
+    /// Whether the broker reads what is published now.
+    pub(super) fn is_open(&self) -> bool {
+        *self.0.state.borrow() == State::Open && self.0.channel.status().connected()
+    }
+
+    /// Publishes and waits for the confirm. Runs to its end even when the caller gives up, because
+    /// an unawaited confirm would be kept for ever.
+    pub(super) async fn publish(
+        &self,
+        exchange: &str,
+        routing_key: String,
+        properties: BasicProperties,
+        body: Bytes,
+    ) -> Result<(), PublishError> {
+        if !self.is_open() {
+            return Err(PublishError::NotAccepted);
+        }
+        let (this, exchange) = (self.clone(), exchange.to_owned());
+        let published =
+            tokio::spawn(
+                async move { this.confirmed(exchange, routing_key, properties, body).await },
+            );
+        published.await.unwrap_or(Err(PublishError::Unknown))
+    }
+
+    async fn confirmed(
+        &self,
+        exchange: String,
+        routing_key: String,
+        properties: BasicProperties,
+        body: Bytes,
+    ) -> Result<(), PublishError> {
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let inner = &*self.0;
+        let publish = inner.channel.basic_publish(
+            exchange.into(),
+            routing_key.into(),
+            options,
+            &body,
+            properties,
+        );
+        let mut publish = std::pin::pin!(publish);
+        let confirm = std::future::poll_fn(|context| {
+            let _ordered = inner.order.lock().unwrap_or_else(PoisonError::into_inner);
+            match publish.as_mut().poll(context) {
+                Poll::Ready(sent) => Poll::Ready(sent),
+                Poll::Pending => Poll::Pending,
+            }
+        });
+        let confirmation = match confirm.await {
+            Ok(confirm) => confirm.await,
+            Err(error) => Err(error),
+        };
+        match confirmation {
+            Ok(Confirmation::Ack(None)) => Ok(()),
+            Ok(_) => Err(PublishError::NotAccepted),
+            Err(error) => {
+                tracing::debug!(%error, "a publish was not confirmed");
+                inner.state.send_replace(State::Lost);
+                Err(PublishError::Unknown)
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Carries out the four ends of a delivery on the broker.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lapin::message::Delivery as Received;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::{Acker, BasicProperties};
+use tokio::sync::watch;
+
+use super::Broker;
+use super::link::{Link, State};
+use super::properties;
+use super::publisher::{PublishError, Publisher};
+use super::topology::{DEAD_EXCHANGE, retry_queue};
+use crate::queue::redact::without_secrets;
+use crate::queue::{Door, Kind, Message, Reason, Settle};
+use crate::signup::Outcome;
+
+/// Between two attempts to put a message aside.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What all deliveries of one session share.
+pub(super) struct Settler {
+    broker: Arc<Broker>,
+    publisher: Publisher,
+    publish: Link,
+    /// The consuming connection, kept after a soft stop until the last delivery is settled.
+    consume: Mutex<Option<Link>>,
+}
+
+impl Settler {
+    pub(super) fn new(broker: Arc<Broker>, publisher: Publisher, publish: Link) -> Self {
+        Self { broker, publisher, publish, consume: Mutex::new(None) }
+    }
+
+    pub(super) fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    pub(super) fn state(&self) -> watch::Receiver<State> {
+        self.publish.state()
+    }
+
+    pub(super) fn keep(&self, consume: Link) {
+        *self.consume.lock().unwrap_or_else(PoisonError::into_inner) = Some(consume);
+    }
+
+    /// Puts a message with unreadable properties aside, without a body that might hold anything.
+    pub(super) async fn bury_unreadable(&self, door: Door, received: Received, what: &'static str) {
+        tracing::warn!(door = door.as_str(), what, "an unreadable message was put aside");
+        let properties = properties::of_unreadable(door, what, received.data.len());
+        self.move_to(DEAD_EXCHANGE, String::new(), properties, Bytes::new(), &received.acker).await;
+    }
+
+    /// Publishes, then acks. While the broker refuses, the delivery is kept and it is tried again;
+    /// when the connection is gone, the broker delivers the message anew.
+    async fn move_to(
+        &self,
+        exchange: &str,
+        routing_key: String,
+        properties: BasicProperties,
+        body: Bytes,
+        acker: &Acker,
+    ) {
+        loop {
+            let published = self
+                .publisher
+                .publish(exchange, routing_key.clone(), properties.clone(), body.clone())
+                .await;
+            match published {
+                Ok(()) => return ack(acker).await,
+                Err(PublishError::NotAccepted) if acker.usable() && !self.is_lost() => {
+                    tracing::warn!(
+                        exchange,
+                        "the broker refuses a message put aside; trying again"
+                    );
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn is_lost(&self) -> bool {
+        *self.publish.state().borrow() == State::Lost
+    }
+}
+
+/// An ack that cannot be written means a lost connection: the broker delivers anew, and the
+/// registration is recognised by its id.
+async fn ack(acker: &Acker) {
+    if let Err(error) = acker.ack(BasicAckOptions::default()).await {
+        tracing::debug!(%error, "an ack was not written");
+    }
+}
+
+/// The end of one delivery.
+pub(super) struct RabbitHandle {
+    settler: Arc<Settler>,
+    acker: Acker,
+}
+
+impl RabbitHandle {
+    pub(super) fn new(settler: Arc<Settler>, acker: Acker) -> Self {
+        Self { settler, acker }
+    }
+}
+
+#[async_trait]
+impl Settle for RabbitHandle {
+    async fn reply(self: Box<Self>, message: Message, outcome: Outcome) {
+        if let Some(reply_to) = message.unsettled.reply_to.clone() {
+            let body = serde_json::to_vec(&outcome).expect("an outcome is JSON");
+            let properties = properties::of_reply(&message);
+            let sent = self.settler.publisher.publish("", reply_to, properties, body.into()).await;
+            if let Err(error) = sent {
+                // Whoever waited is gone or will ask again with the same key.
+                tracing::info!(id = message.id.as_str(), %error, "a reply was not delivered");
+            }
+        }
+        ack(&self.acker).await;
+    }
+
+    async fn retry(self: Box<Self>, message: Message) {
+        let attempt = message.attempt + 1;
+        let Some(queue) = retry_queue(&self.settler.broker.settings, attempt) else {
+            return self.bury(message, Reason::TooManyAttempts).await;
+        };
+        let properties = properties::of_retry(&message, attempt, self.settler.broker.username());
+        self.settler.move_to("", queue, properties, message.body, &self.acker).await;
+    }
+
+    async fn bury(self: Box<Self>, message: Message, reason: Reason) {
+        tracing::warn!(?message, reason = reason.as_str(), "a message was put aside");
+        let properties = properties::of_dead(&message, reason, self.settler.broker.username());
+        let body = match message.kind {
+            Kind::Register(_) => without_secrets(&message.body).unwrap_or_default(),
+            Kind::Profile => Vec::new(),
+        };
+        self.settler
+            .move_to(DEAD_EXCHANGE, String::new(), properties, body.into(), &self.acker)
+            .await;
+    }
+
+    async fn hand_back(self: Box<Self>, _message: Message) {
+        let options = BasicNackOptions { requeue: true, multiple: false };
+        if let Err(error) = self.acker.nack(options).await {
+            tracing::debug!(%error, "a delivery was not handed back; its connection is gone");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The exchanges and queues, declared by whoever connects. Declaring what is there already changes
+//! nothing; where it is there with other arguments, it is used as it is. Nothing is ever deleted.
+
+use std::sync::Once;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, ErrorKind, ExchangeKind};
+
+use crate::config;
+use crate::queue::Door;
+
+/// Where registrations are published.
+pub(super) const EXCHANGE: &str = "registration";
+/// Where dead letters are published.
+pub(super) const DEAD_EXCHANGE: &str = "registration.dlx";
+/// Where outcomes are announced.
+const EVENTS_EXCHANGE: &str = "registration.events";
+/// Where dead letters are kept.
+const DEAD_QUEUE: &str = "registration.dead";
+/// How the names of reply queues of front ends begin.
+pub(super) const REPLY_PREFIX: &str = "registration.reply.";
+
+/// Deliveries after which the broker itself gives a message up. A backstop: muster decides far
+/// earlier, but without it a message that kills every worker would do so for ever.
+const DELIVERY_LIMIT: i64 = 100;
+/// The same for dead letters, where merely looking at one counts as a delivery.
+const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
+
+/// AMQP's reply code for a declaration that differs from what is there.
+const PRECONDITION_FAILED: u16 = 406;
+
+static TOLD_DIFFERENT: Once = Once::new();
+
+/// The queue behind a door.
+pub(super) fn queue_name(door: Door) -> String {
+    format!("{EXCHANGE}.{}", door.as_str())
+}
+
+/// The queue in which a bulk message waits after its `attempt`th failure, counted from 1. The delay
+/// is in the name, because a queue's arguments cannot be changed.
+pub(super) fn retry_queue(settings: &config::Queue, attempt: u32) -> Option<String> {
+    let step = (attempt as usize).checked_sub(1)?;
+    let delay = settings.retry_delays.get(step)?;
+    Some(format!("{EXCHANGE}.retry.{}", delay.as_millis()))
+}
+
+/// Declares everything that every process needs.
+pub(super) async fn declare(
+    connection: &Connection,
+    settings: &config::Queue,
+) -> Result<(), lapin::Error> {
+    let kinds = [
+        (EXCHANGE, ExchangeKind::Direct),
+        (DEAD_EXCHANGE, ExchangeKind::Fanout),
+        (EVENTS_EXCHANGE, ExchangeKind::Topic),
+    ];
+    for (name, kind) in kinds {
+        declare_exchange(connection, name, kind).await?;
+    }
+    for queue in queues(settings) {
+        declare_queue(connection, &queue).await?;
+    }
+    Ok(())
+}
+
+/// A queue and how it is bound.
+struct QueueSpec {
+    name: String,
+    arguments: FieldTable,
+    bound_to: Option<(&'static str, &'static str)>,
+}
+
+fn queues(settings: &config::Queue) -> Vec<QueueSpec> {
+    let max_length = i64::from(settings.max_length);
+    let mut queues = vec![
+        QueueSpec {
+            name: queue_name(Door::Interactive),
+            // No dead-letter exchange: what expires here is dropped, password and all.
+            arguments: table([
+                ("x-queue-type", text("quorum")),
+                ("x-max-length", number(max_length)),
+                ("x-overflow", text("reject-publish")),
+                ("x-delivery-limit", number(DELIVERY_LIMIT)),
+            ]),
+            bound_to: Some((EXCHANGE, Door::Interactive.as_str())),
+        },
+        QueueSpec {
+            name: queue_name(Door::Bulk),
+            arguments: table([
+                ("x-queue-type", text("quorum")),
+                ("x-max-length", number(i64::from(settings.bulk_max_length))),
+                (
+                    "x-max-length-bytes",
+                    number(i64::try_from(settings.bulk_max_bytes).unwrap_or(i64::MAX)),
+                ),
+                ("x-overflow", text("reject-publish")),
+                ("x-delivery-limit", number(DELIVERY_LIMIT)),
+                ("x-dead-letter-exchange", text(DEAD_EXCHANGE)),
+                ("x-dead-letter-strategy", text("at-least-once")),
+            ]),
+            bound_to: Some((EXCHANGE, Door::Bulk.as_str())),
+        },
+        QueueSpec {
+            name: queue_name(Door::Profile),
+            // Classic and unmirrored: the bearer tokens in it are not worth a disk.
+            arguments: table([
+                ("x-queue-type", text("classic")),
+                ("x-max-length", number(max_length)),
+                ("x-overflow", text("reject-publish")),
+                ("x-message-ttl", number(60_000)),
+            ]),
+            bound_to: Some((EXCHANGE, Door::Profile.as_str())),
+        },
+        QueueSpec {
+            name: DEAD_QUEUE.to_owned(),
+            arguments: table([
+                ("x-queue-type", text("quorum")),
+                ("x-max-length", number(i64::from(settings.bulk_max_length))),
+                ("x-overflow", text("reject-publish")),
+                ("x-delivery-limit", number(DEAD_DELIVERY_LIMIT)),
+                ("x-message-ttl", millis(settings.dead_retention)),
+            ]),
+            bound_to: Some((DEAD_EXCHANGE, "")),
+        },
+    ];
+    for (attempt, delay) in (1..).zip(&settings.retry_delays) {
+        queues.extend(retry_queue(settings, attempt).map(|name| QueueSpec {
+            name,
+            arguments: table([
+                ("x-queue-type", text("quorum")),
+                ("x-message-ttl", millis(*delay)),
+                ("x-overflow", text("reject-publish")),
+                ("x-dead-letter-exchange", text(EXCHANGE)),
+                ("x-dead-letter-routing-key", text(Door::Bulk.as_str())),
+                ("x-dead-letter-strategy", text("at-least-once")),
+            ]),
+            // Reached by its name through the default exchange.
+            bound_to: None,
+        }));
+    }
+    queues
+}
+
+async fn declare_exchange(
+    connection: &Connection,
+    name: &str,
+    kind: ExchangeKind,
+) -> Result<(), lapin::Error> {
+    let options = |passive| ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+    for passive in [false, true] {
+        let channel = connection.create_channel().await?;
+        let declared = channel
+            .exchange_declare(name.into(), kind.clone(), options(passive), FieldTable::default())
+            .await;
+        match declared {
+            Err(error) if !passive && is_different(&error) => tell_different(name),
+            declared => {
+                close(&channel).await;
+                return declared;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn declare_queue(connection: &Connection, spec: &QueueSpec) -> Result<(), lapin::Error> {
+    let options = |passive| QueueDeclareOptions { passive, durable: true, ..Default::default() };
+    for passive in [false, true] {
+        let channel = connection.create_channel().await?;
+        let declared = channel
+            .queue_declare(spec.name.as_str().into(), options(passive), spec.arguments.clone())
+            .await;
+        match declared {
+            Err(error) if !passive && is_different(&error) => tell_different(&spec.name),
+            Err(error) => return Err(error),
+            Ok(_) => {
+                if let Some((exchange, key)) = spec.bound_to {
+                    let (name, table) = (spec.name.as_str(), FieldTable::default());
+                    let options = QueueBindOptions::default();
+                    channel
+                        .queue_bind(name.into(), exchange.into(), key.into(), options, table)
+                        .await?;
+                }
+                close(&channel).await;
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn close(channel: &lapin::Channel) {
+    let _ = channel.close(200, "declared".into()).await;
+}
+
+/// Whether the broker has it with other arguments.
+fn is_different(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == PRECONDITION_FAILED)
+}
+
+fn tell_different(name: &str) {
+    TOLD_DIFFERENT.call_once(|| {
+        tracing::warn!(
+            name,
+            "declared on the broker with other arguments than these settings give; used as it is"
+        );
+    });
+}
+
+fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (key, value) in entries {
+        table.insert(key.into(), value);
+    }
+    table
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn number(value: i64) -> AMQPValue {
+    AMQPValue::LongLongInt(value)
+}
+
+fn millis(duration: std::time::Duration) -> AMQPValue {
+    number(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,98 @@
+//! A user as BSON: the same document in MongoDB and in the embedded file.
+
+use bson::oid::ObjectId;
+use serde::{Deserialize, Serialize};
+
+use crate::signup::{ContractId, FullName, Millis, Record, RegistrationId, User, UserId};
+
+/// The stored form of a [`Record`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Document {
+    #[serde(rename = "_id")]
+    id: ObjectId,
+    contract: ContractId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fullname: Option<FullName>,
+    /// The bcrypt string.
+    password: String,
+    /// Null until the user connects somewhere; the documents show it so.
+    socket_id: Option<String>,
+    created_at: bson::DateTime,
+    updated_at: bson::DateTime,
+    registration_id: RegistrationId,
+    fingerprint: String,
+}
+
+impl From<Record> for Document {
+    fn from(record: Record) -> Self {
+        let Record { user, email_key, password_hash, registration_id, fingerprint } = record;
+        Self {
+            id: user.id.0,
+            contract: user.contract,
+            username: user.username,
+            email: user.email,
+            email_key,
+            fullname: user.fullname,
+            password: password_hash,
+            socket_id: None,
+            created_at: bson::DateTime::from_millis(user.created_at.0),
+            updated_at: bson::DateTime::from_millis(user.updated_at.0),
+            registration_id,
+            fingerprint,
+        }
+    }
+}
+
+impl From<Document> for Record {
+    fn from(document: Document) -> Self {
+        Self {
+            user: User {
+                id: UserId(document.id),
+                contract: document.contract,
+                username: document.username,
+                email: document.email,
+                fullname: document.fullname,
+                created_at: Millis(document.created_at.timestamp_millis()),
+                updated_at: Millis(document.updated_at.timestamp_millis()),
+            },
+            email_key: document.email_key,
+            password_hash: document.password,
+            registration_id: document.registration_id,
+            fingerprint: document.fingerprint,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signup::{Candidate, Email, MessageId};
+
+    #[test]
+    fn a_record_survives_the_trip() {
+        let contract = ContractId::NestedName;
+        let candidate = Candidate {
+            contract,
+            username: None,
+            email: Some(Email::new("Ann@Example.com".into())),
+            fullname: Some(FullName { firstname: "Ann".into(), lastname: None }),
+            password: "never stored".to_owned().into(),
+        };
+        let id = RegistrationId::of(contract, "", &MessageId::random());
+        let record = Record::new(&candidate, id, "$2b$04$...".into(), Millis(1_700_000_000_123));
+        let bytes = bson::serialize_to_vec(&Document::from(record.clone())).unwrap();
+        let document: bson::Document = bson::deserialize_from_slice(&bytes).unwrap();
+        assert_eq!(document.get_str("emailKey").unwrap(), "ann@example.com");
+        assert_eq!(document.get("socketId"), Some(&bson::Bson::Null));
+        assert!(!document.contains_key("username") && document.get_datetime("createdAt").is_ok());
+        let back: Document = bson::deserialize_from_slice(&bytes).unwrap();
+        assert_eq!(Record::from(back), record);
+    }
+}

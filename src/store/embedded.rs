@@ -1,0 +1,241 @@
+//! The store in one file, for the embedded default: redb, whose commits are on disk when they
+//! return.
+//!
+//! One thread writes. It takes every insert that waits, checks each against the indexes and the
+//! others of its group, and commits them together, so that the price of reaching the disk is shared;
+//! nobody is answered before. Reads go to threads of their own and see the last commit.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use async_trait::async_trait;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::{mpsc, oneshot};
+
+use super::document::Document;
+use super::{Inserted, PrepareError, Store, StoreError, Taken};
+use crate::signup::{Record, RegistrationId, User, UserId};
+
+type Key = [u8; 12];
+
+const USERS: TableDefinition<'_, Key, &[u8]> = TableDefinition::new("users");
+const USERNAMES: TableDefinition<'_, &str, Key> = TableDefinition::new("username");
+const EMAILS: TableDefinition<'_, &str, Key> = TableDefinition::new("emailKey");
+const REGISTRATIONS: TableDefinition<'_, &str, Key> = TableDefinition::new("registrationId");
+
+/// Largest group of one commit.
+const GROUP: usize = 256;
+/// Inserts that may wait for the writer.
+const WAITING: usize = 1024;
+/// Bytes of pages kept in memory.
+const CACHE: usize = 16 << 20;
+
+/// The embedded store.
+pub struct Embedded {
+    database: Arc<Database>,
+    inserts: mpsc::Sender<Insert>,
+    timeout: Duration,
+}
+
+struct Insert {
+    record: Record,
+    done: oneshot::Sender<Result<Inserted, StoreError>>,
+}
+
+impl Embedded {
+    /// Opens the file, or makes it, and starts the writing thread, which ends with this value.
+    pub fn open(path: &Path, timeout: Duration) -> anyhow::Result<Self> {
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE);
+        let database = builder.create(path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => anyhow::anyhow!(
+                "{}: another process has it open; stop that one, or set MUSTER_STORE to another file",
+                path.display()
+            ),
+            other => anyhow::Error::new(other)
+                .context(format!("{}: cannot be opened; check MUSTER_STORE", path.display())),
+        })?;
+        let database = Arc::new(database);
+        let (inserts, waiting) = mpsc::channel(WAITING);
+        let writer = database.clone();
+        std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || write_groups(&writer, waiting))
+            .context("cannot start the store's thread")?;
+        Ok(Self { database, inserts, timeout })
+    }
+
+    /// Runs a read on a thread that may block.
+    #[allow(clippy::disallowed_methods, reason = "reads of pages, bounded by the hash slots")]
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Database) -> Result<T, redb::Error> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let database = self.database.clone();
+        let reading = tokio::task::spawn_blocking(move || read(&database));
+        match tokio::time::timeout(self.timeout, reading).await {
+            Ok(Ok(Ok(found))) => Ok(found),
+            Ok(Ok(Err(error))) => {
+                tracing::error!(%error, "a read failed");
+                Err(StoreError)
+            }
+            Ok(Err(_)) | Err(_) => {
+                tracing::error!("a read did not end");
+                Err(StoreError)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Embedded {
+    async fn prepare(&self) -> Result<(), PrepareError> {
+        let database = self.database.clone();
+        let make = move || -> Result<(), redb::Error> {
+            let transaction = database.begin_write()?;
+            transaction.open_table(USERS)?;
+            transaction.open_table(USERNAMES)?;
+            transaction.open_table(EMAILS)?;
+            transaction.open_table(REGISTRATIONS)?;
+            transaction.commit()?;
+            Ok(())
+        };
+        // Before anything else runs, so there is nobody to block.
+        make().map_err(|error| PrepareError::Unfit(format!("the data file: {error}")))
+    }
+
+    async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
+        let (done, inserted) = oneshot::channel();
+        let insert = async {
+            self.inserts.send(Insert { record, done }).await.map_err(|_| StoreError)?;
+            inserted.await.unwrap_or(Err(StoreError))
+        };
+        tokio::time::timeout(self.timeout, insert).await.unwrap_or(Err(StoreError))
+    }
+
+    async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError> {
+        let id = id.clone();
+        self.read(move |database| {
+            let transaction = database.begin_read()?;
+            let found = transaction.open_table(REGISTRATIONS)?.get(id.as_str())?;
+            let Some(key) = found.map(|key| key.value()) else { return Ok(None) };
+            let user = transaction.open_table(USERS)?.get(key)?;
+            user.map(|user| decode(user.value())).transpose()
+        })
+        .await
+    }
+
+    async fn taken(
+        &self,
+        username: Option<&str>,
+        email_key: Option<&str>,
+    ) -> Result<Taken, StoreError> {
+        let (username, email_key) = (username.map(str::to_owned), email_key.map(str::to_owned));
+        self.read(move |database| {
+            let transaction = database.begin_read()?;
+            Ok(Taken {
+                username: holds(&transaction.open_table(USERNAMES)?, username.as_deref())?,
+                email: holds(&transaction.open_table(EMAILS)?, email_key.as_deref())?,
+            })
+        })
+        .await
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
+        self.read(move |database| {
+            let transaction = database.begin_read()?;
+            let user = transaction.open_table(USERS)?.get(id.0.bytes())?;
+            user.map(|user| decode(user.value()).map(|record| record.user)).transpose()
+        })
+        .await
+    }
+}
+
+/// The writing thread.
+fn write_groups(database: &Database, mut waiting: mpsc::Receiver<Insert>) {
+    let mut group = Vec::with_capacity(GROUP);
+    while let Some(first) = waiting.blocking_recv() {
+        group.push(first);
+        while group.len() < GROUP
+            && let Ok(next) = waiting.try_recv()
+        {
+            group.push(next);
+        }
+        match write_group(database, &group) {
+            Ok(results) => {
+                for (insert, inserted) in group.drain(..).zip(results) {
+                    // Whoever asked may have given up; the user is there all the same.
+                    let _ = insert.done.send(Ok(inserted));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, members = group.len(), "a group was not committed");
+                for insert in group.drain(..) {
+                    let _ = insert.done.send(Err(StoreError));
+                }
+            }
+        }
+    }
+}
+
+/// Writes all that the indexes allow; on disk when it returns.
+fn write_group(database: &Database, group: &[Insert]) -> Result<Vec<Inserted>, redb::Error> {
+    let transaction = database.begin_write()?;
+    let results = {
+        let mut users = transaction.open_table(USERS)?;
+        let mut usernames = transaction.open_table(USERNAMES)?;
+        let mut emails = transaction.open_table(EMAILS)?;
+        let mut registrations = transaction.open_table(REGISTRATIONS)?;
+        let mut results = Vec::with_capacity(group.len());
+        for Insert { record, .. } in group {
+            let username = record.user.username.as_deref();
+            let email_key = record.email_key.as_deref();
+            let registration = record.registration_id.as_str();
+            if holds(&usernames, username)?
+                || holds(&emails, email_key)?
+                || holds(&registrations, Some(registration))?
+            {
+                results.push(Inserted::Taken);
+                continue;
+            }
+            let key = record.user.id.0.bytes();
+            if let Some(username) = username {
+                usernames.insert(username, key)?;
+            }
+            if let Some(email_key) = email_key {
+                emails.insert(email_key, key)?;
+            }
+            registrations.insert(registration, key)?;
+            users.insert(key, encode(record)?.as_slice())?;
+            results.push(Inserted::Done);
+        }
+        results
+    };
+    transaction.commit()?;
+    Ok(results)
+}
+
+fn holds(
+    index: &impl ReadableTable<&'static str, Key>,
+    key: Option<&str>,
+) -> Result<bool, redb::Error> {
+    match key {
+        Some(key) => Ok(index.get(key)?.is_some()),
+        None => Ok(false),
+    }
+}
+
+fn encode(record: &Record) -> Result<Vec<u8>, redb::Error> {
+    bson::serialize_to_vec(&Document::from(record.clone())).map_err(unreadable)
+}
+
+fn decode(bytes: &[u8]) -> Result<Record, redb::Error> {
+    bson::deserialize_from_slice::<Document>(bytes).map(Record::from).map_err(unreadable)
+}
+
+/// The error's own text could quote the document.
+fn unreadable(_: bson::error::Error) -> redb::Error {
+    redb::Error::Corrupted("a stored user is not in the expected form".into())
+}

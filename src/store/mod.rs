@@ -1,0 +1,86 @@
+//! The store as the worker sees it.
+//!
+//! Two adapters stand behind the port: [`embedded`] (one file) and [`mongo`]. The URL's scheme picks
+//! one, in [`open`]. Whoever changes one extends the conformance suite that both pass.
+
+mod document;
+pub mod embedded;
+pub mod mongo;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::config;
+use crate::signup::{Record, RegistrationId, User, UserId};
+
+/// Where users are kept.
+///
+/// Every call MUST return within `store.timeout`. A write MUST be answered only when it would
+/// survive the loss of this process (embedded) or of a minority of the replica set (MongoDB). Reads
+/// MUST see every write that was answered.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Makes sure of the unique indexes; nothing else may be called before it succeeded.
+    async fn prepare(&self) -> Result<(), PrepareError>;
+
+    /// Adds a user. The unique indexes on user name, address key and registration id are the only
+    /// judge: MUST NOT look before writing. After an error the user may have been added.
+    async fn insert(&self, record: Record) -> Result<Inserted, StoreError>;
+
+    /// The user that a registration made.
+    async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError>;
+
+    /// Which of the two belong to somebody.
+    async fn taken(
+        &self,
+        username: Option<&str>,
+        email_key: Option<&str>,
+    ) -> Result<Taken, StoreError>;
+
+    /// The user with an id.
+    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError>;
+}
+
+/// How an insert ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// The user is there to stay.
+    Done,
+    /// A unique index refused it; look which, the server's word on it is not to be trusted.
+    Taken,
+}
+
+/// Fields that belong to somebody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// The user name.
+    pub username: bool,
+    /// The address.
+    pub email: bool,
+}
+
+/// The store did not answer, or could not be understood. What failed has been logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store is not available")]
+pub struct StoreError;
+
+/// Why a store cannot be worked with.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// It cannot be reached; worth waiting for.
+    #[error("{0}")]
+    Away(String),
+    /// It is there and will not do until somebody changes something.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// Opens the store that the settings name. A database that is away is found out by
+/// [`Store::prepare`].
+pub async fn open(settings: &config::Store) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match &settings.url {
+        config::StoreUrl::File(path) => Arc::new(embedded::Embedded::open(path, settings.timeout)?),
+        config::StoreUrl::Mongo(url) => Arc::new(mongo::Mongo::open(url, settings).await?),
+    })
+}

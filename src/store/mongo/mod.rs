@@ -1,0 +1,156 @@
+//! The store in MongoDB: one collection, majority writes, unique indexes as the only judge.
+//!
+//! Calls run in tasks of their own. The wait for one is timed, but the call itself is never dropped
+//! half-way: a driver whose future is dropped closes the connection, and the write goes on unseen.
+
+mod errors;
+mod indexes;
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::Context;
+use async_trait::async_trait;
+use bson::{Document as Filter, doc};
+use mongodb::options::{
+    ClientOptions, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern,
+};
+use mongodb::{Client, Collection};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::document::Document;
+use super::{Inserted, PrepareError, Store, StoreError, Taken};
+use crate::config;
+use crate::signup::{Record, RegistrationId, User, UserId};
+
+/// The collection all contracts share.
+const COLLECTION: &str = "users";
+/// Connections, where the URL does not say. The driver's own default of 10 would make inserts
+/// queue behind each other.
+const POOL: u32 = 64;
+
+/// The MongoDB store.
+pub struct Mongo {
+    users: Collection<Document>,
+    timeout: Duration,
+    address: String,
+}
+
+impl Mongo {
+    /// Reads the URL; connects in the background.
+    pub async fn open(url: &SecretString, settings: &config::Store) -> anyhow::Result<Self> {
+        // The driver's text names the part that is wrong, not the URL.
+        let mut options = ClientOptions::parse(url.expose_secret())
+            .await
+            .context("store.url: not a MongoDB URL that can be used; check MUSTER_STORE")?;
+        options.app_name.get_or_insert_with(|| "muster".to_owned());
+        options.max_pool_size.get_or_insert(POOL);
+        options.server_selection_timeout.get_or_insert(settings.timeout);
+        options.connect_timeout.get_or_insert(settings.timeout);
+        let hosts: Vec<String> = options.hosts.iter().map(ToString::to_string).collect();
+        let database = options.default_database.clone();
+        let client = Client::with_options(options).context("store.url")?;
+        let concerns = CollectionOptions::builder()
+            .write_concern(
+                WriteConcern::builder()
+                    .w(mongodb::options::Acknowledgment::Majority)
+                    .w_timeout(settings.timeout)
+                    .build(),
+            )
+            .read_concern(ReadConcern::majority())
+            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+            .build();
+        let users = client
+            .database(database.as_deref().unwrap_or(&settings.database))
+            .collection_with_options(COLLECTION, concerns);
+        Ok(Self { users, timeout: settings.timeout, address: hosts.join(", ") })
+    }
+
+    /// Runs a call to its end, waiting for it no longer than the time-out.
+    async fn run<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        call: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
+    ) -> Result<T, CallFailed> {
+        match tokio::time::timeout(self.timeout, tokio::spawn(call)).await {
+            Ok(Ok(Ok(value))) => Ok(value),
+            Ok(Ok(Err(error))) => Err(CallFailed::Driver(error)),
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!(what, "the store did not answer in time");
+                Err(CallFailed::Silent)
+            }
+        }
+    }
+
+    async fn find(&self, filter: Filter) -> Result<Option<Record>, StoreError> {
+        let users = self.users.clone();
+        let found = self.run("find", async move { users.find_one(filter).await }).await;
+        Ok(found.map_err(CallFailed::told)?.map(Record::from))
+    }
+
+    async fn holds(&self, field: &str, value: Option<&str>) -> Result<bool, StoreError> {
+        match value {
+            Some(value) => Ok(self.find(doc! { field: value }).await?.is_some()),
+            None => Ok(false),
+        }
+    }
+}
+
+enum CallFailed {
+    Driver(mongodb::error::Error),
+    Silent,
+}
+
+impl CallFailed {
+    /// Logs what the driver said; documents are not in it (`redact-errors`).
+    fn told(self) -> StoreError {
+        if let Self::Driver(error) = self {
+            tracing::warn!(%error, "the store failed");
+        }
+        StoreError
+    }
+}
+
+#[async_trait]
+impl Store for Mongo {
+    async fn prepare(&self) -> Result<(), PrepareError> {
+        let users = self.users.clone();
+        match tokio::time::timeout(self.timeout * 2, indexes::ensure(&users)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(indexes::Unusable::Driver(error))) => {
+                Err(errors::prepare(&error, &self.address))
+            }
+            Ok(Err(indexes::Unusable::Index(text))) => Err(PrepareError::Unfit(text)),
+            Err(_) => Err(PrepareError::Away(format!("MongoDB at {}: no answer", self.address))),
+        }
+    }
+
+    async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
+        let users = self.users.clone();
+        let document = Document::from(record);
+        let inserted = self.run("insert", async move { users.insert_one(document).await }).await;
+        match inserted {
+            Ok(_) => Ok(Inserted::Done),
+            Err(CallFailed::Driver(error)) if errors::is_duplicate(&error) => Ok(Inserted::Taken),
+            Err(failed) => Err(failed.told()),
+        }
+    }
+
+    async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError> {
+        self.find(doc! { "registrationId": id.as_str() }).await
+    }
+
+    async fn taken(
+        &self,
+        username: Option<&str>,
+        email_key: Option<&str>,
+    ) -> Result<Taken, StoreError> {
+        let (username, email) =
+            tokio::join!(self.holds("username", username), self.holds("emailKey", email_key));
+        Ok(Taken { username: username?, email: email? })
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
+        Ok(self.find(doc! { "_id": id.0 }).await?.map(|record| record.user))
+    }
+}

@@ -1,0 +1,20 @@
+//! Whose token is it? The front holds no key, so it asks here.
+
+use super::{Unreadable, Worker};
+use crate::queue::Message;
+use crate::signup::{FailureCode, Outcome, RejectionCode};
+
+impl Worker {
+    /// Verifies the token in the body and reads its user.
+    pub(super) async fn profile(&self, message: &Message) -> Result<Outcome, Unreadable> {
+        let token = std::str::from_utf8(&message.body).map_err(|_| Unreadable)?;
+        let Ok(id) = self.signer.verify(token) else {
+            return Ok(RejectionCode::Unauthorized.into());
+        };
+        Ok(match self.store.user(id).await {
+            Ok(Some(user)) => Outcome::Found { user },
+            Ok(None) => RejectionCode::Unauthorized.into(),
+            Err(_) => FailureCode::StoreUnavailable.into(),
+        })
+    }
+}

@@ -1,0 +1,164 @@
+//! The use case: one registration, from a message to its outcome.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{Unreadable, Worker};
+use crate::contract::{Document, contract};
+use crate::password::{Class, HashError};
+use crate::queue::{Door, Message};
+use crate::signup::{
+    Candidate, ContractId, FailureCode, FieldError, Outcome, Record, RegistrationId, Rejection,
+    RejectionCode, User,
+};
+use crate::store::{Inserted, StoreError, Taken};
+
+/// Between two looks for the user that made a unique index refuse.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long to look where no deadline says.
+const LOOK_FOR: Duration = Duration::from_secs(5);
+
+impl From<StoreError> for FailureCode {
+    fn from(StoreError: StoreError) -> Self {
+        Self::StoreUnavailable
+    }
+}
+
+impl From<HashError> for FailureCode {
+    fn from(error: HashError) -> Self {
+        match error {
+            HashError::Expired => Self::Expired,
+            HashError::Full => Self::Overloaded,
+            HashError::Failed => Self::Internal,
+        }
+    }
+}
+
+impl Worker {
+    /// Registers the user in the body.
+    pub(super) async fn register(
+        &self,
+        message: &Message,
+        contract_id: ContractId,
+    ) -> Result<Outcome, Unreadable> {
+        let document = Document::parse(&message.body).map_err(|_| Unreadable)?;
+        Ok(match contract(contract_id).check(&document) {
+            Ok(candidate) => {
+                self.register_candidate(message, &candidate).await.unwrap_or_else(Outcome::from)
+            }
+            Err(errors) => Outcome::Rejected(Rejection { code: RejectionCode::Invalid, errors }),
+        })
+    }
+
+    async fn register_candidate(
+        &self,
+        message: &Message,
+        candidate: &Candidate,
+    ) -> Result<Outcome, FailureCode> {
+        let id = RegistrationId::of(candidate.contract, &message.producer, &message.id);
+        // A hash costs a thousand look-ups, so an id that may be known is looked up first.
+        if message.may_be_known()
+            && let Some(holder) = self.store.registered(&id).await?
+        {
+            return self.replay(message, candidate, holder).await;
+        }
+        let hash =
+            self.slots.hash(&candidate.password, class(message.door), message.expires).await?;
+        if message.is_expired() {
+            return Err(FailureCode::Expired);
+        }
+        let record = Record::new(candidate, id.clone(), hash, self.clock.now());
+        let user = record.user.clone();
+        match self.store.insert(record).await {
+            Ok(Inserted::Done) => Ok(self.created(message, user)),
+            Ok(Inserted::Taken) => self.refused(message, candidate, &id).await,
+            // Unknown is not failure: it may have been written.
+            Err(StoreError) => match self.store.registered(&id).await? {
+                Some(holder) if holder.user.id == user.id => Ok(self.created(message, user)),
+                Some(holder) => self.replay(message, candidate, holder).await,
+                None => Err(FailureCode::StoreUnavailable),
+            },
+        }
+    }
+
+    fn created(&self, message: &Message, user: User) -> Outcome {
+        let token = if message.door == Door::Bulk { None } else { self.signer.sign(&user) };
+        Outcome::Registered { user, token, replayed: false }
+    }
+
+    /// A unique index refused. Its holder is this very registration, made before; or somebody
+    /// else; or not visible yet, because its write is still on the way to the majority.
+    async fn refused(
+        &self,
+        message: &Message,
+        candidate: &Candidate,
+        id: &RegistrationId,
+    ) -> Result<Outcome, FailureCode> {
+        let until = message.expires.unwrap_or_else(|| Instant::now() + LOOK_FOR);
+        loop {
+            if let Some(holder) = self.store.registered(id).await? {
+                return self.replay(message, candidate, holder).await;
+            }
+            let email_key = candidate.email.as_ref().map(|email| email.key());
+            let taken = self.store.taken(candidate.username.as_deref(), email_key).await?;
+            if taken != Taken::default() {
+                return Ok(duplicate(taken));
+            }
+            if Instant::now() + LOOK_AGAIN >= until {
+                return Err(FailureCode::StoreUnavailable);
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// The registration id was used before: the first success again, if it is the same request by
+    /// somebody who knows the password. The password is verified even when the document already
+    /// differs, so that the time it takes tells nothing.
+    async fn replay(
+        &self,
+        message: &Message,
+        candidate: &Candidate,
+        holder: Record,
+    ) -> Result<Outcome, FailureCode> {
+        let same_password = self
+            .slots
+            .verify(
+                &candidate.password,
+                &holder.password_hash,
+                class(message.door),
+                message.expires,
+            )
+            .await?;
+        if !same_password || holder.fingerprint != candidate.fingerprint() {
+            return Ok(RejectionCode::KeyReused.into());
+        }
+        let user = holder.user;
+        let token = if message.door == Door::Bulk { None } else { self.signer.sign_again(&user) };
+        Ok(Outcome::Registered { user, token, replayed: true })
+    }
+}
+
+fn class(door: Door) -> Class {
+    match door {
+        Door::Interactive | Door::Profile => Class::Interactive,
+        Door::Bulk => Class::Bulk,
+    }
+}
+
+fn duplicate(taken: Taken) -> Outcome {
+    let error = |field: &'static str| FieldError {
+        field: field.into(),
+        code: "DUPLICATE".into(),
+        message: "already taken".into(),
+    };
+    let errors = [(taken.username, "username"), (taken.email, "email")];
+    Outcome::Rejected(Rejection {
+        code: RejectionCode::Duplicate,
+        errors: errors
+            .into_iter()
+            .filter(|(taken, _)| *taken)
+            .map(|(_, field)| error(field))
+            .collect(),
+    })
+}

@@ -1,0 +1,62 @@
+//! How each delivery ends: a table.
+
+use super::Unreadable;
+use crate::queue::{Delivery, Door, Reason};
+use crate::signup::Outcome;
+
+/// One of a delivery's ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Reply,
+    Retry,
+    Bury(Reason),
+}
+
+/// Settles a delivery by its door and its outcome.
+pub(super) async fn settle(delivery: Delivery, result: Result<Outcome, Unreadable>) {
+    let end = end(delivery.message().door, &result);
+    match (end, result) {
+        (End::Reply, Ok(outcome)) => delivery.reply(outcome).await,
+        (End::Retry, _) => delivery.retry().await,
+        (End::Bury(reason), _) => delivery.bury(reason).await,
+        (End::Reply, Err(Unreadable)) => delivery.bury(Reason::Unreadable).await,
+    }
+}
+
+fn end(door: Door, result: &Result<Outcome, Unreadable>) -> End {
+    match (door, result) {
+        (_, Err(Unreadable)) => End::Bury(Reason::Unreadable),
+        // Somebody waits and repeats it with the same key.
+        (Door::Interactive | Door::Profile, Ok(_)) => End::Reply,
+        // Nobody would repeat it.
+        (Door::Bulk, Ok(Outcome::Failed(failure))) if failure.retryable => End::Retry,
+        (Door::Bulk, Ok(Outcome::Failed(_))) => End::Bury(Reason::TooManyAttempts),
+        (Door::Bulk, Ok(_)) => End::Reply,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signup::{FailureCode, RejectionCode};
+
+    #[test]
+    fn every_door_and_outcome_has_its_end() {
+        let failed = |code: FailureCode| Ok(Outcome::from(code));
+        let away = failed(FailureCode::StoreUnavailable);
+        let rejected = Ok(Outcome::from(RejectionCode::Duplicate));
+        for door in [Door::Interactive, Door::Profile] {
+            assert_eq!(end(door, &away), End::Reply);
+            assert_eq!(end(door, &rejected), End::Reply);
+        }
+        assert_eq!(end(Door::Bulk, &away), End::Retry);
+        assert_eq!(
+            end(Door::Bulk, &failed(FailureCode::Internal)),
+            End::Bury(Reason::TooManyAttempts)
+        );
+        assert_eq!(end(Door::Bulk, &rejected), End::Reply);
+        for door in Door::ALL {
+            assert_eq!(end(door, &Err(Unreadable)), End::Bury(Reason::Unreadable));
+        }
+    }
+}

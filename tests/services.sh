@@ -1,0 +1,259 @@
+# shellcheck shell=bash
+# The two services the tests talk to: a RabbitMQ and a server of the MongoDB protocol, both private to
+# one run: own data, own free ports, loopback only. Neither knows nor disturbs one that runs already.
+#
+# Sourced by tests/run, which calls services_start and services_stop, and by the small scripts written
+# for the tests below. On start it exports:
+#
+#   AMQP_URL, MONGODB_URL      where the services are; given from outside, that service is not started
+#   RABBITMQCTL                rabbitmqctl for the private broker
+#   MUSTER_TEST_BROKER         `start`, `stop` (graceful) or `kill` the broker's process
+#   MUSTER_TEST_STORE          `start` or `stop` the store's process (stop is a kill: a store that crashes)
+#
+# The last three exist only for a service that was started here. Start and stop keep port and data.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+rabbitmq=/usr/lib/rabbitmq/bin
+venv=$root/target/venv
+# GPL, and therefore used from outside, by the tests, and never shipped.
+secantus=0.6.0b17
+# This run's folder and the first of its ports; set by services_prepare.
+services='' ports=''
+
+say() { printf '== %s\n' "$*" >&2; }
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# --- start and stop everything ---
+
+services_start() {
+    if [[ -n ${AMQP_URL:-} ]]; then
+        say "RabbitMQ: the one in AMQP_URL"
+    else
+        broker_install
+        services_prepare
+        broker_start
+        export AMQP_URL="amqp://guest:guest@127.0.0.1:$((ports + 2))/%2f"
+        export RABBITMQCTL=$services/rabbitmqctl MUSTER_TEST_BROKER=$services/broker-control
+        say "RabbitMQ: $("$RABBITMQCTL" version) at $AMQP_URL"
+    fi
+
+    if [[ -n ${MONGODB_URL:-} ]]; then
+        say "MongoDB: the one in MONGODB_URL"
+    else
+        store_install
+        services_prepare
+        store_start
+        # A direct connection, so that a test can put a proxy in front: the server calls itself a
+        # replica set (majority writes work), and a client that follows the set's own list of
+        # addresses would go round the proxy.
+        export MONGODB_URL="mongodb://127.0.0.1:$((ports + 3))/?directConnection=true"
+        export MUSTER_TEST_STORE=$services/store-control
+        say "MongoDB: SecantusDB $secantus at $MONGODB_URL"
+    fi
+}
+
+# The argument is the exit code of the run: after a failure, unlike after Ctrl-C, the logs are kept.
+services_stop() {
+    trap '' INT TERM HUP
+    [[ -n ${services:-} ]] || return 0
+    local name
+    for name in broker epmd store; do
+        halt "$name" KILL
+    done
+    if (($1 == 0 || $1 > 128)); then
+        rm -rf "$services"
+    else
+        find "$services" -mindepth 1 -maxdepth 1 ! -name log -exec rm -rf {} +
+        say "what the services logged: ${services#"$root"/}/log"
+    fi
+}
+
+services_prepare() {
+    [[ -z ${services:-} ]] || return 0
+    mkdir -p "$root/target/services"
+    services=$(mktemp -d "$root/target/services/XXXXXX")
+    mkdir "$services/log" "$services/broker" "$services/store"
+    ports=$(free_ports)
+    printf 'listeners.tcp.local = 127.0.0.1:%s\n' "$((ports + 2))" >"$services/broker/rabbitmq.conf"
+    echo '[].' >"$services/broker/advanced.config"
+    # Empty files in the place of the machine's own settings.
+    : >"$services/broker/env.conf"
+    : >"$services/store.toml"
+    # shellcheck disable=SC2016 # the scripts expand these, not this function
+    script rabbitmqctl 'broker_environment; exec "${broker_environment[@]}" "$rabbitmq/rabbitmqctl" "$@"'
+    script broker-control 'control broker "$@"'
+    script store-control 'control store "$@"'
+}
+
+# script NAME BODY: a program for the tests, which knows this run's folder and ports.
+script() {
+    {
+        echo '#!/usr/bin/env bash'
+        echo 'set -euo pipefail'
+        printf '. %q\n' "$root/tests/services.sh"
+        printf 'services=%q ports=%q\n' "$services" "$ports"
+        echo "$2"
+    } >"$services/$1"
+    chmod +x "$services/$1"
+}
+
+control() {
+    case "$1 ${2:-}" in
+    'broker start' | 'store start') "$1_start" ;;
+    'broker stop') halt broker TERM ;;
+    'broker kill' | 'store stop') halt "$1" KILL ;;
+    *) fail "$1: no such verb: '${2:-}' (see tests/services.sh)" ;;
+    esac
+}
+
+# --- RabbitMQ ---
+
+broker_install() {
+    [[ -x $rabbitmq/rabbitmq-server ]] || apt_install rabbitmq-server AMQP_URL
+    [[ -x $rabbitmq/rabbitmq-server ]] || fail "no $rabbitmq/rabbitmq-server: give AMQP_URL instead"
+}
+
+# A clean environment: nothing set on this machine for another broker leaks in.
+broker_environment() {
+    local home=$services/broker loopback='-kernel inet_dist_use_interface {127,0,0,1}'
+    broker_environment=(env -i "PATH=$PATH" LC_ALL=C.UTF-8
+        "HOME=$home" # where Erlang keeps the cookie
+        ERL_EPMD_ADDRESS=127.0.0.1 "ERL_EPMD_PORT=$ports"
+        "RABBITMQ_NODENAME=muster-$ports@localhost"
+        "RABBITMQ_DIST_PORT=$((ports + 1))"
+        "RABBITMQ_CONF_ENV_FILE=$home/env.conf"
+        "RABBITMQ_CONFIG_FILE=$home/rabbitmq.conf"
+        "RABBITMQ_CONFIG_FILES=$home/conf.d"
+        "RABBITMQ_ADVANCED_CONFIG_FILE=$home/advanced.config"
+        "RABBITMQ_ENABLED_PLUGINS_FILE=$home/enabled_plugins"
+        "RABBITMQ_MNESIA_BASE=$home/data"
+        "RABBITMQ_LOG_BASE=$services/log/broker"
+        # Only this makes the start script become the server instead of waiting beside it, so that
+        # there is one process to stop; -noinput then takes the promised input back.
+        RABBITMQ_ALLOW_INPUT=true
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-noinput $loopback"
+        "RABBITMQ_CTL_ERL_ARGS=$loopback"
+        # Eleven ports by default, shared with every other rabbitmqctl on the machine.
+        RABBITMQ_CTL_DIST_PORT_MIN=30000 RABBITMQ_CTL_DIST_PORT_MAX=32000)
+}
+
+broker_start() {
+    broker_environment
+    # The Erlang port mapper outlives the broker's stops, as a real one does. Started here, because
+    # one that Erlang starts by itself would be a daemon nobody stops.
+    alive epmd || launch epmd epmd -address 127.0.0.1 -port "$ports"
+    alive broker || launch broker "${broker_environment[@]}" "$rabbitmq/rabbitmq-server"
+    await_port broker $((ports + 2))
+    "$services/rabbitmqctl" await_startup --timeout 60 >>"$services/log/broker.out" 2>&1 ||
+        fail_with_log broker "is not ready"
+}
+
+# --- the server of the MongoDB protocol ---
+
+store_install() {
+    local made=$venv/secantus-$secantus
+    # The second look finds an environment that was moved together with the folder around it.
+    [[ -e $made ]] && "$venv/bin/secantusd-rs" --version >/dev/null 2>&1 && return
+
+    say "installing SecantusDB $secantus into target/venv"
+    local python=python3
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        apt_install python3-venv MONGODB_URL
+        python=/usr/bin/python3
+    fi
+    if "$python" -m venv --clear "$venv" &&
+        "$venv/bin/pip" install --quiet --disable-pip-version-check "SecantusDB==$secantus" &&
+        "$venv/bin/secantusd-rs" --version >/dev/null; then
+        touch "$made"
+    else
+        fail "SecantusDB $secantus cannot be installed: give MONGODB_URL instead"
+    fi
+}
+
+store_start() {
+    # The server sets a whole log file aside at once, 2 GB unless told otherwise.
+    alive store || launch store "$venv/bin/secantusd-rs" --config "$services/store.toml" \
+        --host 127.0.0.1 --port $((ports + 3)) --storage-path "$services/store" \
+        --log-level WARNING --log-file-max 64MB --cache-size 256MB
+    await_port store $((ports + 3))
+}
+
+# --- tools ---
+
+# apt_install PACKAGE URL: URL names the variable that makes the package unnecessary.
+apt_install() {
+    say "installing Debian's package $1"
+    command -v apt-get >/dev/null || fail "$1 is missing, and there is no apt-get: install it, or give $2"
+    # One broken source among many is no reason to give up: whether it matters, the next line tells.
+    as_root apt-get update -qq || true
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >&2 ||
+        fail "$1 cannot be installed: install it, or give $2"
+}
+
+as_root() {
+    if ((EUID == 0)); then "$@"; else sudo "$@"; fi
+}
+
+# The first of four free ports in a row: port mapper, Erlang distribution, broker, store. They lie below
+# the range from which the system serves outgoing connections, so that none is gone when a stopped
+# service comes back to it.
+free_ports() {
+    local first port
+    while :; do
+        first=$((20000 + RANDOM % 2500 * 4))
+        for port in "$first" $((first + 1)) $((first + 2)) $((first + 3)); do
+            accepts "$port" && continue 2
+        done
+        echo "$first"
+        return
+    done
+}
+
+accepts() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# launch NAME COMMAND...: in a session of its own, so that Ctrl-C reaches the tests alone and the
+# services go last.
+launch() {
+    local name=$1
+    shift
+    setsid "$@" </dev/null >>"$services/log/$name.out" 2>&1 &
+    echo $! >"$services/$name.pid"
+    disown
+}
+
+# A process that has ended may stay as a zombie where nobody collects it, as in many containers.
+alive() {
+    local state
+    [[ -e $services/$1.pid ]] || return 1
+    state=$(cat "/proc/$(<"$services/$1.pid")/stat" 2>/dev/null) && [[ $state != *') Z '* ]]
+}
+
+# halt NAME SIGNAL: returns when the process is gone.
+halt() {
+    local tries=0
+    while alive "$1"; do
+        ((tries < 300)) || set -- "$1" KILL
+        ((tries++ % 300)) || kill -s "$2" "$(<"$services/$1.pid")" 2>/dev/null || true
+        sleep 0.1
+    done
+    rm -f "$services/$1.pid"
+}
+
+await_port() {
+    local tries
+    for ((tries = 0; tries < 600; tries++)); do
+        alive "$1" || fail_with_log "$1" "ended"
+        accepts "$2" && return
+        sleep 0.1
+    done
+    fail_with_log "$1" "does not listen on port $2"
+}
+
+fail_with_log() {
+    say "the $1's last words:"
+    find "$services/log" -path "$services/log/$1*" -type f -exec tail -n 25 {} + >&2
+    fail "the test $1 $2"
+}
