@@ -7,8 +7,8 @@
 #
 #   AMQP_URL, MONGODB_URL      where the services are; given from outside, that service is not started
 #   RABBITMQCTL                rabbitmqctl for the private broker
-#   MUSTER_TEST_BROKER         `start`, `stop` (graceful) or `kill` the broker's process
-#   MUSTER_TEST_STORE          `start` or `stop` the store's process (stop is a kill: a store that crashes)
+#   TEST_BROKER         `start`, `stop` (graceful) or `kill` the broker's process
+#   TEST_STORE          `start` or `stop` the store's process (stop is a kill: a store that crashes)
 #
 # The last three exist only for a service that was started here. Start and stop keep port and data.
 
@@ -36,7 +36,7 @@ services_start() {
         services_prepare
         broker_start
         export AMQP_URL="amqp://guest:guest@127.0.0.1:$((ports + 2))/%2f"
-        export RABBITMQCTL=$services/rabbitmqctl MUSTER_TEST_BROKER=$services/broker-control
+        export RABBITMQCTL=$services/rabbitmqctl TEST_BROKER=$services/broker-control
         say "RabbitMQ: $("$RABBITMQCTL" version) at $AMQP_URL"
     fi
 
@@ -50,7 +50,7 @@ services_start() {
         # replica set (majority writes work), and a client that follows the set's own list of
         # addresses would go round the proxy.
         export MONGODB_URL="mongodb://127.0.0.1:$((ports + 3))/?directConnection=true"
-        export MUSTER_TEST_STORE=$services/store-control
+        export TEST_STORE=$services/store-control
         say "MongoDB: SecantusDB $secantus at $MONGODB_URL"
     fi
 }

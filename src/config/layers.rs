@@ -121,7 +121,7 @@ impl Layers {
                     Ok(secret) => self.set_text(key, secret.trim_end(), name.clone(), problems),
                     Err(error) => problems.add(format!("{name}: {text}: {error}")),
                 },
-                None if name.starts_with("MUSTER_") => problems.add(format!(
+                None if name.starts_with("MUSTER_") && !is_service_link(name) => problems.add(format!(
                     "{name}: no such setting; `muster config` lists them all as MUSTER_<SECTION>_<KEY>"
                 )),
                 None => {}
@@ -171,6 +171,15 @@ impl Layers {
             _ => "a text",
         }
     }
+}
+
+/// Kubernetes tells every container where each service of its namespace is; for one called `muster`
+/// in variables such as `MUSTER_SERVICE_HOST` and `MUSTER_PORT_3000_TCP`, which nobody set.
+fn is_service_link(name: &str) -> bool {
+    name.contains("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.contains("_PORT_")
+        || name.ends_with("_PORT")
 }
 
 /// Whether a key's value is never shown.

@@ -105,6 +105,8 @@ pub struct Mount {
 pub struct Queue {
     /// Which queue, by its URL's scheme.
     pub url: QueueUrl,
+    /// How the names of all exchanges and queues begin.
+    pub namespace: String,
     /// Messages waiting, interactive and profile each.
     pub max_length: u32,
     /// Messages waiting, bulk.

@@ -130,18 +130,24 @@ impl Reader<'_> {
         let prefetch = self.number("queue.prefetch", 0..=2000);
         let retry_delays = self.durations("queue.retry_delays");
         let dead_retention = self.duration("queue.dead_retention");
+        let namespace = self.text("queue.namespace");
+        // Names are at most 255 bytes, and the longest ending is a reply queue's.
+        if !(1..=200).contains(&namespace.len()) || namespace.starts_with("amq.") {
+            self.problem::<()>("queue.namespace", "1 to 200 bytes wanted, not beginning with amq.");
+        }
         let reply_prefix = self.text("queue.reply_prefix");
+        let own = format!("{namespace}.");
         if !reply_prefix.is_empty()
-            && ("registration.".starts_with(&reply_prefix)
-                || reply_prefix.starts_with("registration."))
+            && (own.starts_with(&reply_prefix) || reply_prefix.starts_with(&own))
         {
             self.problem::<()>(
                 "queue.reply_prefix",
-                "a prefix that cannot match registration.* wanted",
+                "a prefix that matches no name of muster's own wanted",
             );
         }
         Some(Queue {
             url: url?,
+            namespace,
             max_length: max_length? as u32,
             bulk_max_length: bulk_max_length? as u32,
             bulk_max_bytes: bulk_max_bytes? as u64,
@@ -346,6 +352,13 @@ mod tests {
             assert!(told.contains(part), "{part} in {told}");
         }
         assert!(!told.contains("short"), "a secret is never repeated: {told}");
+    }
+
+    #[test]
+    fn what_kubernetes_sets_is_not_ours() {
+        for name in ["MUSTER_SERVICE_HOST", "MUSTER_PORT", "MUSTER_FRONT_PORT_3000_TCP_ADDR"] {
+            assert!(load(&[(name, "10.0.0.1")]).is_ok(), "{name}");
+        }
     }
 
     #[test]

@@ -63,6 +63,7 @@ impl Worker {
         {
             return self.replay(message, candidate, holder).await;
         }
+        tracing::debug!(id = message.id.as_str(), "hashing");
         let hash =
             self.slots.hash(&candidate.password, class(message.door), message.expires).await?;
         if message.is_expired() {

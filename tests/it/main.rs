@@ -1,1 +1,12 @@
-fn main() {}
+//! One binary of integration tests: they start the real program and talk to the real services.
+//!
+//! Without `AMQP_URL` and `MONGODB_URL` the tests that need them say so and are left out; under
+//! `./tests/run`, which provides both, a missing service is a failure.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(missing_docs, unreachable_pub, reason = "nobody imports a test")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell what they leave out")]
+
+mod support;
+
+mod flow;

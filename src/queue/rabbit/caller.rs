@@ -17,8 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::link::{Link, LinkError, State};
 use super::publisher::{PublishError, Publisher};
-use super::topology::{self, EXCHANGE, REPLY_PREFIX};
-use super::{Backoff, Broker, properties};
+use super::{Backoff, Broker, properties, topology};
 use crate::queue::{Call, CallError, Caller, Door};
 use crate::signup::{Outcome, id::random_hex};
 use crate::telemetry::Part;
@@ -138,15 +137,17 @@ struct Opened {
     consume: Link,
     replies: Consumer,
     looks: Channel,
+    /// The registration queue's name.
+    registrations: String,
 }
 
 impl Opened {
     async fn new(broker: &Broker) -> Result<Self, LinkError> {
         let publish = Link::open(broker, "front publisher").await?;
-        topology::declare(publish.connection(), &broker.settings).await?;
+        topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
         let consume = Link::open(broker, "front replies").await?;
         let channel = consume.connection().create_channel().await?;
-        let reply_queue = format!("{REPLY_PREFIX}{}", random_hex());
+        let reply_queue = format!("{}{}", broker.names.reply_prefix(), random_hex());
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
         let name = reply_queue.as_str();
@@ -160,7 +161,8 @@ impl Opened {
         let lost = CancellationToken::new();
         let session =
             Arc::new(Session { publisher, reply_queue, waiting: Waiting::default(), lost });
-        Ok(Self { session, publish, consume, replies, looks })
+        let registrations = broker.names.queue(Door::Interactive);
+        Ok(Self { session, publish, consume, replies, looks, registrations })
     }
 
     /// Hands out replies until a connection is lost (an error) or the end is asked for.
@@ -206,7 +208,7 @@ impl Opened {
     /// with it.
     async fn look(&self, consumers: &AtomicU32) -> Result<(), LinkError> {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let name = topology::queue_name(Door::Interactive);
+        let name = &self.registrations;
         let queue =
             self.looks.queue_declare(name.as_str().into(), options, FieldTable::default()).await?;
         consumers.store(queue.consumer_count(), Ordering::Relaxed);
@@ -236,12 +238,14 @@ impl Caller for RabbitCaller {
         );
         let key = call.kind.door().as_str().to_owned();
         let answer = async {
-            session.publisher.publish(EXCHANGE, key, properties, call.body).await.map_err(
-                |error| match error {
+            session
+                .publisher
+                .publish(self.broker.names.exchange(), key, properties, call.body)
+                .await
+                .map_err(|error| match error {
                     PublishError::NotAccepted => CallError::NotAccepted,
                     PublishError::Unknown => CallError::Unknown,
-                },
-            )?;
+                })?;
             tokio::select! {
                 biased;
                 outcome = reply => outcome.map_err(|_| CallError::Unknown),

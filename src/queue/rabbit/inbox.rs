@@ -90,7 +90,7 @@ struct Session {
 impl Session {
     async fn open(broker: &Arc<Broker>, prefetch: Prefetch) -> Result<Self, LinkError> {
         let publish = Link::open(broker, "worker publisher").await?;
-        topology::declare(publish.connection(), &broker.settings).await?;
+        topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
         let consume = Link::open(broker, "worker consumer").await?;
         let publisher = publish.publisher().await?;
         let mut channels = Vec::new();
@@ -105,7 +105,7 @@ impl Session {
             channel.basic_qos(limit, BasicQosOptions::default()).await?;
             let consumer = channel
                 .basic_consume(
-                    topology::queue_name(door).as_str().into(),
+                    broker.names.queue(door).as_str().into(),
                     "".into(),
                     BasicConsumeOptions::default(),
                     FieldTable::default(),

@@ -25,6 +25,7 @@ use crate::config;
 use crate::signup::Clock;
 use crate::telemetry::Health;
 use link::Link;
+use topology::Names;
 
 /// Seconds after which a silent connection counts as lost, unless the URL says otherwise.
 const HEARTBEAT: u16 = 5;
@@ -40,6 +41,7 @@ struct Broker {
     uri: AMQPUri,
     /// Host and port, for people.
     address: String,
+    names: Names,
     settings: config::Queue,
     clock: Clock,
 }
@@ -59,7 +61,8 @@ impl Rabbit {
             .context("queue.url: not an AMQP URL")?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         let address = format!("{}:{}", uri.authority.host, uri.authority.port);
-        let broker = Arc::new(Broker { uri, address, settings, clock });
+        let names = Names::new(&settings.namespace);
+        let broker = Arc::new(Broker { uri, address, names, settings, clock });
         match Link::open(&broker, "start").await {
             Ok(link) => link.close().await,
             Err(error) if error.is_refusal() => {

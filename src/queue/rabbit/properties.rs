@@ -9,7 +9,6 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::time::Instant;
 
 use super::Broker;
-use super::topology::REPLY_PREFIX;
 use crate::queue::age::Ages;
 use crate::queue::{Call, Door, Kind, Message, Reason, Unsettled};
 use crate::signup::MessageId;
@@ -148,7 +147,7 @@ pub(super) fn read(
     let vouched = |name| headers.text(name).filter(|_| own_user);
     let reply_to = properties.reply_to().as_ref().map(|queue| queue.as_str().to_owned());
     let reply_to = reply_to.or_else(|| vouched("reply-to").map(str::to_owned));
-    if reply_to.as_ref().is_some_and(|queue| !may_reply_to(queue, &broker.settings.reply_prefix)) {
+    if reply_to.as_ref().is_some_and(|queue| !may_reply_to(queue, broker)) {
         return Err("reply_to is not an allowed queue");
     }
     let ttl = match properties.expiration().as_ref() {
@@ -212,10 +211,11 @@ fn vouched_attempt(headers: &Headers<'_>, own_user: bool) -> u32 {
 
 /// Whether replies may be sent to a queue of this name: a front end's, a direct reply-to, or one
 /// with the configured prefix. Anything else would let a producer write into any queue.
-fn may_reply_to(queue: &str, prefix: &str) -> bool {
-    queue.starts_with(REPLY_PREFIX)
+fn may_reply_to(queue: &str, broker: &Broker) -> bool {
+    let prefix = &broker.settings.reply_prefix;
+    queue.starts_with(&broker.names.reply_prefix())
         || queue.starts_with(DIRECT_REPLY_PREFIX)
-        || (!prefix.is_empty() && queue.starts_with(prefix) && !queue.starts_with("registration."))
+        || (!prefix.is_empty() && queue.starts_with(prefix) && !broker.names.owns(queue))
 }
 
 /// Headers as producers in several languages write them: numbers of any width.

@@ -14,7 +14,6 @@ use super::Broker;
 use super::link::{Link, State};
 use super::properties;
 use super::publisher::{PublishError, Publisher};
-use super::topology::{DEAD_EXCHANGE, retry_queue};
 use crate::queue::redact::without_secrets;
 use crate::queue::{Door, Kind, Message, Reason, Settle};
 use crate::signup::Outcome;
@@ -52,7 +51,8 @@ impl Settler {
     pub(super) async fn bury_unreadable(&self, door: Door, received: Received, what: &'static str) {
         tracing::warn!(door = door.as_str(), what, "an unreadable message was put aside");
         let properties = properties::of_unreadable(door, what, received.data.len());
-        self.move_to(DEAD_EXCHANGE, String::new(), properties, Bytes::new(), &received.acker).await;
+        let exchange = self.broker.names.dead_exchange();
+        self.move_to(&exchange, String::new(), properties, Bytes::new(), &received.acker).await;
     }
 
     /// Publishes, then acks. While the broker refuses, the delivery is kept and it is tried again;
@@ -125,11 +125,12 @@ impl Settle for RabbitHandle {
     }
 
     async fn retry(self: Box<Self>, message: Message) {
-        let attempt = message.attempt + 1;
-        let Some(queue) = retry_queue(&self.settler.broker.settings, attempt) else {
+        let broker = &self.settler.broker;
+        let Some(delay) = broker.settings.retry_delays.get(message.attempt as usize) else {
             return self.bury(message, Reason::TooManyAttempts).await;
         };
-        let properties = properties::of_retry(&message, attempt, self.settler.broker.username());
+        let queue = broker.names.retry_queue(*delay);
+        let properties = properties::of_retry(&message, message.attempt + 1, broker.username());
         self.settler.move_to("", queue, properties, message.body, &self.acker).await;
     }
 
@@ -140,9 +141,8 @@ impl Settle for RabbitHandle {
             Kind::Register(_) => without_secrets(&message.body).unwrap_or_default(),
             Kind::Profile => Vec::new(),
         };
-        self.settler
-            .move_to(DEAD_EXCHANGE, String::new(), properties, body.into(), &self.acker)
-            .await;
+        let exchange = self.settler.broker.names.dead_exchange();
+        self.settler.move_to(&exchange, String::new(), properties, body.into(), &self.acker).await;
     }
 
     async fn hand_back(self: Box<Self>, _message: Message) {

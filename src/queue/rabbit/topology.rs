@@ -2,6 +2,7 @@
 //! nothing; where it is there with other arguments, it is used as it is. Nothing is ever deleted.
 
 use std::sync::Once;
+use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -10,16 +11,56 @@ use lapin::{Connection, ErrorKind, ExchangeKind};
 use crate::config;
 use crate::queue::Door;
 
-/// Where registrations are published.
-pub(super) const EXCHANGE: &str = "registration";
-/// Where dead letters are published.
-pub(super) const DEAD_EXCHANGE: &str = "registration.dlx";
-/// Where outcomes are announced.
-const EVENTS_EXCHANGE: &str = "registration.events";
-/// Where dead letters are kept.
-const DEAD_QUEUE: &str = "registration.dead";
-/// How the names of reply queues of front ends begin.
-pub(super) const REPLY_PREFIX: &str = "registration.reply.";
+/// The names of everything on the broker; all begin with the namespace.
+#[derive(Clone, Debug)]
+pub(super) struct Names(String);
+
+impl Names {
+    pub(super) fn new(namespace: &str) -> Self {
+        Self(namespace.to_owned())
+    }
+
+    /// Where registrations are published.
+    pub(super) fn exchange(&self) -> &str {
+        &self.0
+    }
+
+    /// Where dead letters are published.
+    pub(super) fn dead_exchange(&self) -> String {
+        format!("{}.dlx", self.0)
+    }
+
+    /// Where dead letters are kept.
+    fn dead_queue(&self) -> String {
+        format!("{}.dead", self.0)
+    }
+
+    /// Where outcomes are announced.
+    fn events_exchange(&self) -> String {
+        format!("{}.events", self.0)
+    }
+
+    /// The queue behind a door.
+    pub(super) fn queue(&self, door: Door) -> String {
+        format!("{}.{}", self.0, door.as_str())
+    }
+
+    /// How the names of reply queues of front ends begin.
+    pub(super) fn reply_prefix(&self) -> String {
+        format!("{}.reply.", self.0)
+    }
+
+    /// The queue in which a bulk message waits for a while. The delay is in the name, because a
+    /// queue's arguments cannot be changed.
+    pub(super) fn retry_queue(&self, delay: Duration) -> String {
+        format!("{}.retry.{}", self.0, delay.as_millis())
+    }
+
+    /// Whether a queue is one of these.
+    pub(super) fn owns(&self, queue: &str) -> bool {
+        queue.strip_prefix(&self.0).is_some_and(|rest| rest.starts_with('.'))
+    }
+}
 
 /// Deliveries after which the broker itself gives a message up. A backstop: muster decides far
 /// earlier, but without it a message that kills every worker would do so for ever.
@@ -32,33 +73,21 @@ const PRECONDITION_FAILED: u16 = 406;
 
 static TOLD_DIFFERENT: Once = Once::new();
 
-/// The queue behind a door.
-pub(super) fn queue_name(door: Door) -> String {
-    format!("{EXCHANGE}.{}", door.as_str())
-}
-
-/// The queue in which a bulk message waits after its `attempt`th failure, counted from 1. The delay
-/// is in the name, because a queue's arguments cannot be changed.
-pub(super) fn retry_queue(settings: &config::Queue, attempt: u32) -> Option<String> {
-    let step = (attempt as usize).checked_sub(1)?;
-    let delay = settings.retry_delays.get(step)?;
-    Some(format!("{EXCHANGE}.retry.{}", delay.as_millis()))
-}
-
 /// Declares everything that every process needs.
 pub(super) async fn declare(
     connection: &Connection,
+    names: &Names,
     settings: &config::Queue,
 ) -> Result<(), lapin::Error> {
     let kinds = [
-        (EXCHANGE, ExchangeKind::Direct),
-        (DEAD_EXCHANGE, ExchangeKind::Fanout),
-        (EVENTS_EXCHANGE, ExchangeKind::Topic),
+        (names.exchange().to_owned(), ExchangeKind::Direct),
+        (names.dead_exchange(), ExchangeKind::Fanout),
+        (names.events_exchange(), ExchangeKind::Topic),
     ];
     for (name, kind) in kinds {
-        declare_exchange(connection, name, kind).await?;
+        declare_exchange(connection, &name, kind).await?;
     }
-    for queue in queues(settings) {
+    for queue in queues(names, settings) {
         declare_queue(connection, &queue).await?;
     }
     Ok(())
@@ -68,14 +97,15 @@ pub(super) async fn declare(
 struct QueueSpec {
     name: String,
     arguments: FieldTable,
-    bound_to: Option<(&'static str, &'static str)>,
+    bound_to: Option<(String, &'static str)>,
 }
 
-fn queues(settings: &config::Queue) -> Vec<QueueSpec> {
+fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> {
+    let bound = |door: Door| Some((names.exchange().to_owned(), door.as_str()));
     let max_length = i64::from(settings.max_length);
     let mut queues = vec![
         QueueSpec {
-            name: queue_name(Door::Interactive),
+            name: names.queue(Door::Interactive),
             // No dead-letter exchange: what expires here is dropped, password and all.
             arguments: table([
                 ("x-queue-type", text("quorum")),
@@ -83,10 +113,10 @@ fn queues(settings: &config::Queue) -> Vec<QueueSpec> {
                 ("x-overflow", text("reject-publish")),
                 ("x-delivery-limit", number(DELIVERY_LIMIT)),
             ]),
-            bound_to: Some((EXCHANGE, Door::Interactive.as_str())),
+            bound_to: bound(Door::Interactive),
         },
         QueueSpec {
-            name: queue_name(Door::Bulk),
+            name: names.queue(Door::Bulk),
             arguments: table([
                 ("x-queue-type", text("quorum")),
                 ("x-max-length", number(i64::from(settings.bulk_max_length))),
@@ -96,13 +126,13 @@ fn queues(settings: &config::Queue) -> Vec<QueueSpec> {
                 ),
                 ("x-overflow", text("reject-publish")),
                 ("x-delivery-limit", number(DELIVERY_LIMIT)),
-                ("x-dead-letter-exchange", text(DEAD_EXCHANGE)),
+                ("x-dead-letter-exchange", text(&names.dead_exchange())),
                 ("x-dead-letter-strategy", text("at-least-once")),
             ]),
-            bound_to: Some((EXCHANGE, Door::Bulk.as_str())),
+            bound_to: bound(Door::Bulk),
         },
         QueueSpec {
-            name: queue_name(Door::Profile),
+            name: names.queue(Door::Profile),
             // Classic and unmirrored: the bearer tokens in it are not worth a disk.
             arguments: table([
                 ("x-queue-type", text("classic")),
@@ -110,10 +140,10 @@ fn queues(settings: &config::Queue) -> Vec<QueueSpec> {
                 ("x-overflow", text("reject-publish")),
                 ("x-message-ttl", number(60_000)),
             ]),
-            bound_to: Some((EXCHANGE, Door::Profile.as_str())),
+            bound_to: bound(Door::Profile),
         },
         QueueSpec {
-            name: DEAD_QUEUE.to_owned(),
+            name: names.dead_queue(),
             arguments: table([
                 ("x-queue-type", text("quorum")),
                 ("x-max-length", number(i64::from(settings.bulk_max_length))),
@@ -121,24 +151,22 @@ fn queues(settings: &config::Queue) -> Vec<QueueSpec> {
                 ("x-delivery-limit", number(DEAD_DELIVERY_LIMIT)),
                 ("x-message-ttl", millis(settings.dead_retention)),
             ]),
-            bound_to: Some((DEAD_EXCHANGE, "")),
+            bound_to: Some((names.dead_exchange(), "")),
         },
     ];
-    for (attempt, delay) in (1..).zip(&settings.retry_delays) {
-        queues.extend(retry_queue(settings, attempt).map(|name| QueueSpec {
-            name,
-            arguments: table([
-                ("x-queue-type", text("quorum")),
-                ("x-message-ttl", millis(*delay)),
-                ("x-overflow", text("reject-publish")),
-                ("x-dead-letter-exchange", text(EXCHANGE)),
-                ("x-dead-letter-routing-key", text(Door::Bulk.as_str())),
-                ("x-dead-letter-strategy", text("at-least-once")),
-            ]),
-            // Reached by its name through the default exchange.
-            bound_to: None,
-        }));
-    }
+    queues.extend(settings.retry_delays.iter().map(|delay| QueueSpec {
+        name: names.retry_queue(*delay),
+        arguments: table([
+            ("x-queue-type", text("quorum")),
+            ("x-message-ttl", millis(*delay)),
+            ("x-overflow", text("reject-publish")),
+            ("x-dead-letter-exchange", text(names.exchange())),
+            ("x-dead-letter-routing-key", text(Door::Bulk.as_str())),
+            ("x-dead-letter-strategy", text("at-least-once")),
+        ]),
+        // Reached by its name through the default exchange.
+        bound_to: None,
+    }));
     queues
 }
 
@@ -175,11 +203,17 @@ async fn declare_queue(connection: &Connection, spec: &QueueSpec) -> Result<(), 
             Err(error) if !passive && is_different(&error) => tell_different(&spec.name),
             Err(error) => return Err(error),
             Ok(_) => {
-                if let Some((exchange, key)) = spec.bound_to {
+                if let Some((exchange, key)) = &spec.bound_to {
                     let (name, table) = (spec.name.as_str(), FieldTable::default());
                     let options = QueueBindOptions::default();
                     channel
-                        .queue_bind(name.into(), exchange.into(), key.into(), options, table)
+                        .queue_bind(
+                            name.into(),
+                            exchange.as_str().into(),
+                            (*key).into(),
+                            options,
+                            table,
+                        )
                         .await?;
                 }
                 close(&channel).await;
@@ -224,6 +258,6 @@ fn number(value: i64) -> AMQPValue {
     AMQPValue::LongLongInt(value)
 }
 
-fn millis(duration: std::time::Duration) -> AMQPValue {
+fn millis(duration: Duration) -> AMQPValue {
     number(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
 }

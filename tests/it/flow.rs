@@ -1,0 +1,160 @@
+//! The whole flow on every queue with every store.
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::support::services::{PRODUCTION, unique};
+use crate::support::{Client, PAIRS, Setup};
+
+/// Runs a test on every pair whose services are there.
+async fn on_every_pair(test: impl AsyncFn(Setup)) {
+    for pair in PAIRS.into_iter().filter(|pair| pair.is_there()) {
+        println!("on {pair:?}");
+        test(Setup::new(pair)).await;
+    }
+}
+
+/// A request of each of the five documents, for a user nobody else is, with the path to the token
+/// in its answer.
+fn five_requests() -> Vec<(&'static str, Value, Option<&'static str>)> {
+    let email = || format!("{}@example.com", unique("john"));
+    let name = json!({ "firstname": "John", "lastname": "Doe" });
+    let password = "securePassword123";
+    vec![
+        ("/signup", json!({ "username": unique("ann"), "password": password }), Some("/token")),
+        (
+            "/users/register",
+            json!({ "fullname": name, "email": email(), "password": password }),
+            Some("/token"),
+        ),
+        (
+            "/users/register",
+            json!({ "firstname": "John", "email": email(), "password": password }),
+            Some("/data/token"),
+        ),
+        (
+            "/register",
+            json!({ "fullname": name, "email": email(), "password": password }),
+            Some("/token"),
+        ),
+        (
+            "/identity/auth/signup",
+            json!({ "username": unique("test"), "email": email(), "password": "Pas$_w0rds" }),
+            None,
+        ),
+    ]
+}
+
+async fn register_all_five(client: &Client) {
+    for (path, body, token) in five_requests() {
+        let answer = client.post(path, &body).await;
+        assert_eq!(answer.status, 201, "{path}: {:?}", answer.json());
+        if let Some(pointer) = token {
+            let answer = answer.json();
+            let token = answer.pointer(pointer).and_then(Value::as_str).unwrap();
+            let bearer = format!("Bearer {token}");
+            let profile = client.get("/users/profile", &[("authorization", &bearer)]).await;
+            assert_eq!(profile.status, 200, "{path}: {:?}", profile.json());
+        }
+        let again = client.post(path, &body).await;
+        assert!([400, 403, 409].contains(&again.status), "{path}: {}", again.status);
+    }
+}
+
+#[tokio::test]
+async fn five_documents_on_every_pair() {
+    on_every_pair(async |setup| {
+        let muster = setup.start().await;
+        register_all_five(muster.client()).await;
+        assert!(muster.stop().await.success());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn front_and_two_workers_are_separate_processes() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    let workers = [setup.start_role("worker").await, setup.start_role("worker").await];
+    let front = setup.start_role("front").await;
+    register_all_five(front.client()).await;
+    assert!(front.stop().await.success());
+    for worker in workers {
+        assert!(worker.stop().await.success());
+    }
+}
+
+#[tokio::test]
+async fn of_a_hundred_equal_signups_one_is_created() {
+    on_every_pair(async |setup| {
+        let muster = setup.start().await;
+        let email = format!("{}@example.com", unique("race"));
+        let body = json!({
+            "fullname": { "firstname": "John" }, "email": email, "password": "securePassword123"
+        });
+        let answers =
+            join_all((0..100).map(|_| muster.client().post("/users/register", &body))).await;
+        let created = answers.iter().filter(|answer| answer.status == 201).count();
+        assert_eq!(created, 1);
+        let duplicate = json!({
+            "message": "User already exist",
+            "errors": [{ "msg": "User already exist", "param": "email", "location": "body" }],
+        });
+        for answer in answers.iter().filter(|answer| answer.status != 201) {
+            assert_eq!((answer.status, answer.json()), (400, duplicate.clone()));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_same_key_answers_with_the_first_success() {
+    on_every_pair(async |setup| {
+        let muster = setup.start().await;
+        let client = muster.client();
+        for (path, body, _) in five_requests() {
+            let key = unique("a-key-of-some-length");
+            let first = client.post_with_key(path, &body, &key).await;
+            assert_eq!((first.status, first.header("idempotency-replayed")), (201, None));
+            let second = client.post_with_key(path, &body, &format!("\"{key}\"")).await;
+            assert_eq!(second.status, 201, "{path}");
+            assert_eq!(second.header("idempotency-replayed"), Some("true"));
+            assert_eq!(without_token(first.json()), without_token(second.json()));
+
+            let mut other = body.clone();
+            other["password"] = json!("Another$_w0rd");
+            let reused = client.post_with_key(path, &other, &key).await;
+            assert_eq!(reused.status, 422, "{path}: {:?}", reused.json());
+        }
+    })
+    .await;
+}
+
+fn without_token(mut answer: Value) -> Value {
+    for object in ["", "/data"] {
+        if let Some(Value::Object(map)) = answer.pointer_mut(object) {
+            map.remove("token");
+        }
+    }
+    answer
+}
+
+#[tokio::test]
+async fn a_stop_finishes_the_request_under_way() {
+    on_every_pair(async |setup: Setup| {
+        // Expensive enough that the signal arrives while it is hashed.
+        let setup = setup.with("MUSTER_BCRYPT_COST", "12");
+        let mut muster = setup.start().await;
+        let client = muster.client().clone();
+        let body = json!({ "username": unique("ann"), "password": "secret-1" });
+        let request = tokio::spawn(async move { client.post("/signup", &body).await });
+        muster.wait_for_log(|line| line.contains("hashing")).await;
+        muster.signal("TERM");
+        let answer = request.await.unwrap();
+        assert_eq!(answer.status, 201, "{:?}", answer.json());
+        assert!(muster.ended().await.success());
+    })
+    .await;
+}

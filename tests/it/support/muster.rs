@@ -1,0 +1,316 @@
+//! The program as a process: started with an environment of its own, watched through its log,
+//! signalled, and cleaned up after.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::http::Client;
+use super::services::{
+    EMBEDDED, Pair, QueueKind, StoreKind, amqp_url, mongodb_database, mongodb_url, unique,
+};
+
+/// Longest wait for the program to do what it must.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The secret all tests sign with.
+pub const SECRET: &str = "a secret of the tests, 32 bytes and more";
+
+/// How to start the program: a queue and a store of a test's own.
+#[derive(Debug)]
+pub struct Setup {
+    pub pair: Pair,
+    pub environment: BTreeMap<String, String>,
+    directory: Arc<TempDir>,
+    cleanup: Arc<Cleanup>,
+}
+
+impl Setup {
+    /// A fresh queue and store of this kind, cheap passwords.
+    pub fn new(pair: Pair) -> Self {
+        let directory = TempDir::new().unwrap();
+        let mut environment = BTreeMap::new();
+        let mut set = |name: &str, value: String| environment.insert(name.to_owned(), value);
+        set("JWT_SECRET", SECRET.into());
+        set("MUSTER_BCRYPT_COST", "4".into());
+        set("MUSTER_ALLOW_WEAK_COST", "1".into());
+        set("MUSTER_LISTEN", "127.0.0.1:0".into());
+        set("MUSTER_LOG_FORMAT", "json".into());
+        set("MUSTER_LOG_FILTER", "muster=debug,info".into());
+        set("RUST_BACKTRACE", "1".into());
+        let mut cleanup = Cleanup::default();
+        match pair.0 {
+            QueueKind::Local => set("MUSTER_QUEUE", "local:".into()),
+            QueueKind::Rabbit => {
+                let (url, namespace) = (amqp_url().unwrap(), unique("test"));
+                cleanup.namespace = Some((url.clone(), namespace.clone()));
+                set("MUSTER_QUEUE_NAMESPACE", namespace);
+                set("MUSTER_QUEUE", url)
+            }
+        };
+        match pair.1 {
+            StoreKind::File => set(
+                "MUSTER_STORE",
+                format!("file:{}", directory.path().join("users.redb").display()),
+            ),
+            StoreKind::Mongo => {
+                let url = mongodb_database(&mongodb_url().unwrap(), &unique("test"));
+                cleanup.database = Some(url.clone());
+                set("MUSTER_STORE", url)
+            }
+        };
+        Self { pair, environment, directory: Arc::new(directory), cleanup: Arc::new(cleanup) }
+    }
+
+    /// The embedded default.
+    pub fn embedded() -> Self {
+        Self::new(EMBEDDED)
+    }
+
+    /// With one more variable.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// A directory that lives as long as anything started from here.
+    pub fn directory(&self) -> PathBuf {
+        self.directory.path().to_owned()
+    }
+
+    /// The exchange's name, with which the names of all queues begin.
+    pub fn namespace(&self) -> &str {
+        &self.environment["MUSTER_QUEUE_NAMESPACE"]
+    }
+
+    /// Starts the program and waits until it is ready.
+    pub async fn start(&self) -> Muster {
+        self.start_with(&["serve"]).await.ready().await
+    }
+
+    /// Starts one role of it and waits until it is ready.
+    pub async fn start_role(&self, role: &str) -> Muster {
+        self.start_with(&["serve", "--role", role]).await.ready().await
+    }
+
+    /// Starts the program and waits until it listens (or consumes), ready or not.
+    pub async fn start_with(&self, arguments: &[&str]) -> Muster {
+        let mut command = self.command(arguments);
+        if arguments.contains(&"worker") {
+            command.env("MUSTER_ADMIN_LISTEN", "127.0.0.1:0");
+        }
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let log = Log::default();
+        log.collect(child.stderr.take().unwrap());
+        log.collect(child.stdout.take().unwrap());
+        let mut muster = Muster {
+            child,
+            log,
+            client: Client::new(""),
+            _directory: self.directory.clone(),
+            _cleanup: self.cleanup.clone(),
+        };
+        let line = muster.wait_for_log(|line| address_in(line).is_some()).await;
+        muster.client = Client::new(address_in(&line).unwrap());
+        muster
+    }
+
+    /// The program with this environment and no other.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(&self.environment)
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null());
+        command
+    }
+}
+
+fn address_in(line: &str) -> Option<String> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let message = line["message"].as_str()?;
+    let address = message
+        .strip_prefix("serving on http://")
+        .or_else(|| message.strip_prefix("probes on http://"))?;
+    Some(address.to_owned())
+}
+
+/// A running program. Killed when dropped.
+#[derive(Debug)]
+pub struct Muster {
+    child: Child,
+    log: Log,
+    client: Client,
+    _directory: Arc<TempDir>,
+    _cleanup: Arc<Cleanup>,
+}
+
+impl Muster {
+    /// Talks to it.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// All it has written so far.
+    pub fn output(&self) -> String {
+        self.log.lines().join("\n")
+    }
+
+    /// Waits until it says it is ready.
+    pub async fn ready(self) -> Self {
+        eventually("the program to be ready", async || {
+            self.client
+                .send("GET", "/ready", &[], "")
+                .await
+                .is_ok_and(|answer| answer.status == 200)
+        })
+        .await;
+        self
+    }
+
+    /// Waits for a log line and gives it.
+    pub async fn wait_for_log(&mut self, wanted: impl Fn(&str) -> bool + Send + 'static) -> String {
+        let log = self.log.clone();
+        let found = tokio::task::spawn_blocking(move || log.wait_for(&wanted)).await.unwrap();
+        found.unwrap_or_else(|| panic!("no such line came:\n{}", self.output()))
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "it does not end:\n{}", self.output());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Asks it to stop and waits for its end.
+    pub async fn stop(mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.ended().await
+    }
+}
+
+impl Drop for Muster {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- output of the program:\n{}\n---", self.output());
+        }
+    }
+}
+
+/// Lines a program writes, as they come.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<(Mutex<(Vec<String>, usize)>, Condvar)>);
+
+impl Log {
+    fn collect(&self, stream: impl Read + Send + 'static) {
+        let log = self.clone();
+        log.0.0.lock().unwrap().1 += 1;
+        thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                log.0.0.lock().unwrap().0.push(line);
+                log.0.1.notify_all();
+            }
+            log.0.0.lock().unwrap().1 -= 1;
+            log.0.1.notify_all();
+        });
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.0.lock().unwrap().0.clone()
+    }
+
+    /// The first line that fits; none when the program ended or took too long.
+    fn wait_for(&self, wanted: &dyn Fn(&str) -> bool) -> Option<String> {
+        let until = Instant::now() + PATIENCE;
+        let mut state = self.0.0.lock().unwrap();
+        loop {
+            if let Some(line) = state.0.iter().find(|line| wanted(line)) {
+                return Some(line.clone());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.1 == 0 {
+                return None;
+            }
+            state = self.0.1.wait_timeout(state, left).unwrap().0;
+        }
+    }
+}
+
+/// Waits for something to become true.
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Removes what a test made on the services.
+#[derive(Debug, Default)]
+struct Cleanup {
+    namespace: Option<(String, String)>,
+    database: Option<String>,
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        let (namespace, database) = (self.namespace.take(), self.database.take());
+        // A runtime of its own, because the test's may be the one this is dropped in.
+        let cleaning = thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                if let Some((url, namespace)) = namespace {
+                    let _ = remove_queues(&url, &namespace).await;
+                }
+                if let Some(url) = database
+                    && let Ok(client) = mongodb::Client::with_uri_str(url).await
+                    && let Some(database) = client.default_database()
+                {
+                    let _ = database.drop().await;
+                }
+            });
+        });
+        let _ = cleaning.join();
+    }
+}
+
+async fn remove_queues(url: &str, namespace: &str) -> lapin::Result<()> {
+    let connection =
+        lapin::Connection::connect(url, lapin::ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let queues = ["interactive", "bulk", "profile", "dead", "retry.1000", "retry.10000"];
+    for queue in queues.into_iter().chain(["retry.60000", "retry.600000"]) {
+        let name = format!("{namespace}.{queue}");
+        channel.queue_delete(name.as_str().into(), Default::default()).await?;
+    }
+    for exchange in ["", ".dlx", ".events"] {
+        let name = format!("{namespace}{exchange}");
+        channel.exchange_delete(name.as_str().into(), Default::default()).await?;
+    }
+    connection.close(200, "cleaned".into()).await
+}

@@ -1,0 +1,78 @@
+//! Where the services are, and names of their own for every test.
+
+use std::env;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Which queue a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueKind {
+    Local,
+    Rabbit,
+}
+
+/// Which store a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    File,
+    Mongo,
+}
+
+/// A queue and a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pair(pub QueueKind, pub StoreKind);
+
+pub const EMBEDDED: Pair = Pair(QueueKind::Local, StoreKind::File);
+pub const PRODUCTION: Pair = Pair(QueueKind::Rabbit, StoreKind::Mongo);
+
+/// Every queue with every store.
+pub const PAIRS: [Pair; 4] = [
+    EMBEDDED,
+    Pair(QueueKind::Local, StoreKind::Mongo),
+    Pair(QueueKind::Rabbit, StoreKind::File),
+    PRODUCTION,
+];
+
+impl Pair {
+    /// Whether its services are there. Under `./tests/run` they must be.
+    pub fn is_there(self) -> bool {
+        (self.0 == QueueKind::Local || amqp_url().is_some())
+            && (self.1 == StoreKind::File || mongodb_url().is_some())
+    }
+}
+
+/// The broker's URL.
+pub fn amqp_url() -> Option<String> {
+    service("AMQP_URL")
+}
+
+/// The database server's URL.
+pub fn mongodb_url() -> Option<String> {
+    service("MONGODB_URL")
+}
+
+fn service(name: &str) -> Option<String> {
+    let url = env::var(name).ok().filter(|url| !url.is_empty());
+    if url.is_none() {
+        assert!(env::var("TEST_SERVICES").as_deref() != Ok("required"), "{name} is not set");
+        println!("left out: {name} is not set; ./tests/run starts the services");
+    }
+    url
+}
+
+/// The URL of one database of the server.
+pub fn mongodb_database(url: &str, database: &str) -> String {
+    let (hosts, options) =
+        url.split_once('?').map_or((url, ""), |(hosts, options)| (hosts, options));
+    let hosts = hosts.strip_suffix('/').unwrap_or(hosts);
+    let (scheme, rest) = hosts.split_once("://").unwrap();
+    let hosts = rest.split('/').next().unwrap();
+    format!("{scheme}://{hosts}/{database}?{options}")
+}
+
+/// A name nobody else uses, now or in another run.
+pub fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let random = muster::signup::id::random_hex();
+    format!("{prefix}-{n}-{}", &random[..12])
+}
