@@ -159,6 +159,8 @@ pub struct Password {
     pub cost: u32,
     /// Threads that hash; never 0.
     pub threads: usize,
+    /// Passwords a thread hashes at once; none: measured at start.
+    pub lanes: Option<usize>,
 }
 
 /// `[token]`

@@ -183,8 +183,13 @@ impl Reader<'_> {
             );
         }
         let threads = self.number("password.threads", 0..=1024)? as usize;
+        let lanes = self.number("password.lanes", 0..=8)? as usize;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Some(Password { cost: cost as u32, threads: if threads == 0 { cores } else { threads } })
+        Some(Password {
+            cost: cost as u32,
+            threads: if threads == 0 { cores } else { threads },
+            lanes: (lanes != 0).then_some(lanes),
+        })
     }
 
     fn token(&mut self) -> Option<Token> {

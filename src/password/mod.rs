@@ -1,5 +1,12 @@
-//! Passwords become bcrypt strings here, and are verified here, on a bounded number of threads.
+//! Passwords become bcrypt strings here, and are verified here, on a bounded number of threads
+//! that hash several at once.
 
+mod batch;
+mod blowfish_init;
+pub mod kernel;
+pub mod lanes;
+mod line;
 mod slots;
 
-pub use slots::{Class, HashError, Slots};
+pub use kernel::Kernel;
+pub use slots::{Class, HashError, Slots, Usage};

@@ -1,22 +1,25 @@
 //! A few threads that hash, and the line of jobs before them.
 //!
 //! Hashing takes a core for tens to hundreds of milliseconds, so it happens on as many threads as
-//! there are cores and never on those that serve the network. A job whose deadline has passed, or
-//! whose requester is gone, is dropped before it starts.
+//! there are cores and never on those that serve the network. A thread that is free takes its fair
+//! share of what waits: one job while others are idle, so that jobs spread over the cores first, and
+//! as many as it has lanes when all are busy. It never waits for a batch to fill. A job whose
+//! deadline has passed, or whose requester is gone, is dropped before it starts.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
-use bcrypt::Version;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::batch;
+use super::kernel::Kernel;
+use super::lanes::Lanes;
+use super::line::{Job, Line, Task};
 use crate::config;
-
-/// Jobs that may wait. Prefetch keeps the line far shorter; this is what bounds it.
-const WAITING: usize = 4096;
 
 /// Who waits for a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,55 +48,65 @@ pub enum HashError {
 #[derive(Clone)]
 pub struct Slots {
     line: Arc<Line>,
+    usage: Arc<Counters>,
     threads: usize,
+    kernel: Kernel,
     cost: u32,
     _end: Arc<End>,
 }
 
-struct Line {
-    waiting: Mutex<Waiting>,
-    arrived: Condvar,
-}
-
-#[derive(Default)]
-struct Waiting {
-    interactive: VecDeque<Job>,
-    bulk: VecDeque<Job>,
-    closed: bool,
-}
-
-struct Job {
-    password: SecretString,
-    task: Task,
-    expires: Option<Instant>,
-}
-
-enum Task {
-    Hash { cost: u32, done: oneshot::Sender<Result<String, HashError>> },
-    Verify { hash: String, done: oneshot::Sender<Result<bool, HashError>> },
+/// What the slots have done since they started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Passwords hashed or verified.
+    pub jobs: u64,
+    /// Batches; `jobs / batches` lanes were occupied on average.
+    pub batches: u64,
+    /// All jobs' time in the line together.
+    pub waited: Duration,
+    /// All threads' time at work together.
+    pub worked: Duration,
 }
 
 /// Closes the line when the last handle is dropped.
 struct End(Arc<Line>);
 
 impl Slots {
-    /// Starts the threads.
+    /// Chooses the kernel and starts the threads.
     pub fn start(settings: &config::Password) -> anyhow::Result<Self> {
-        let line = Arc::new(Line { waiting: Mutex::default(), arrived: Condvar::new() });
+        let kernel = Kernel::choose(settings.lanes);
+        let (line, usage) = (Arc::new(Line::default()), Arc::new(Counters::default()));
         for n in 0..settings.threads {
-            let line = line.clone();
+            let (line, usage) = (line.clone(), usage.clone());
             std::thread::Builder::new()
                 .name(format!("hash-{n}"))
-                .spawn(move || line.work())
+                .spawn(move || work(&line, &usage, kernel))
                 .context("cannot start a hashing thread")?;
         }
+        tracing::info!(threads = settings.threads, kernel = %kernel, "hash slots");
         let end = Arc::new(End(line.clone()));
-        Ok(Self { line, threads: settings.threads, cost: settings.cost, _end: end })
+        Ok(Self { line, usage, threads: settings.threads, kernel, cost: settings.cost, _end: end })
     }
 
     /// Jobs that can be worked on at once.
     pub fn capacity(&self) -> usize {
-        self.threads
+        self.threads * self.kernel.width()
+    }
+
+    /// What they hash with.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// What they have done so far.
+    pub fn usage(&self) -> Usage {
+        let counters = &self.usage;
+        Usage {
+            jobs: counters.jobs.load(Ordering::Relaxed),
+            batches: counters.batches.load(Ordering::Relaxed),
+            waited: Duration::from_micros(counters.waited_us.load(Ordering::Relaxed)),
+            worked: Duration::from_micros(counters.worked_us.load(Ordering::Relaxed)),
+        }
     }
 
     /// Hashes a password of at most 72 bytes into a `$2b$` string.
@@ -106,7 +119,12 @@ impl Slots {
         let (done, hashed) = oneshot::channel();
         self.line.push(
             class,
-            Job { password: password.clone(), task: Task::Hash { cost: self.cost, done }, expires },
+            Job {
+                password: password.clone(),
+                task: Task::Hash { cost: self.cost, done },
+                expires,
+                arrived: Instant::now(),
+            },
         )?;
         hashed.await.unwrap_or(Err(HashError::Failed))
     }
@@ -126,106 +144,62 @@ impl Slots {
                 password: password.clone(),
                 task: Task::Verify { hash: hash.to_owned(), done },
                 expires,
+                arrived: Instant::now(),
             },
         )?;
         verified.await.unwrap_or(Err(HashError::Failed))
     }
 }
 
-impl Line {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+#[derive(Default)]
+struct Counters {
+    jobs: AtomicU64,
+    batches: AtomicU64,
+    waited_us: AtomicU64,
+    worked_us: AtomicU64,
+}
 
-    fn push(&self, class: Class, job: Job) -> Result<(), HashError> {
-        let mut waiting = self.lock();
-        if waiting.interactive.len() + waiting.bulk.len() >= WAITING {
-            return Err(HashError::Full);
-        }
-        match class {
-            Class::Interactive => waiting.interactive.push_back(job),
-            Class::Bulk => waiting.bulk.push_back(job),
-        }
-        drop(waiting);
-        self.arrived.notify_one();
-        Ok(())
-    }
-
-    /// One thread: takes jobs until the line is closed.
-    fn work(&self) {
-        while let Some(job) = self.next() {
-            job.run();
-        }
-    }
-
-    fn next(&self) -> Option<Job> {
-        let mut waiting = self.lock();
-        loop {
-            if let Some(job) = waiting.interactive.pop_front() {
-                return Some(job);
-            }
-            if let Some(job) = waiting.bulk.pop_front() {
-                return Some(job);
-            }
-            if waiting.closed {
-                return None;
-            }
-            waiting = self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-        }
+/// One thread: takes batches until the line is closed.
+fn work(line: &Line, usage: &Counters, kernel: Kernel) {
+    let mut lanes = Lanes::new();
+    while let Some(batch) = line.next(kernel.width()) {
+        let started = Instant::now();
+        let waited: Duration = batch.iter().map(|job| started - job.arrived).sum();
+        usage.waited_us.fetch_add(micros(waited), Ordering::Relaxed);
+        usage.jobs.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        usage.batches.fetch_add(1, Ordering::Relaxed);
+        batch::run(batch, kernel, &mut lanes);
+        usage.worked_us.fetch_add(micros(started.elapsed()), Ordering::Relaxed);
     }
 }
 
-impl Job {
-    fn run(self) {
-        let expired = self.expires.is_some_and(|expires| expires <= Instant::now());
-        let password = self.password.expose_secret().as_bytes();
-        // A send fails when the requester is gone, who then needs no answer.
-        match self.task {
-            Task::Hash { done, .. } if expired => {
-                let _ = done.send(Err(HashError::Expired));
-            }
-            Task::Verify { done, .. } if expired => {
-                let _ = done.send(Err(HashError::Expired));
-            }
-            Task::Hash { done, .. } if done.is_closed() => {}
-            Task::Verify { done, .. } if done.is_closed() => {}
-            Task::Hash { cost, done } => {
-                let _ = done.send(hash(password, cost));
-            }
-            Task::Verify { hash, done } => {
-                let verified = bcrypt::verify(password, &hash).map_err(|_| HashError::Failed);
-                let _ = done.send(verified);
-            }
-        }
-    }
-}
-
-fn hash(password: &[u8], cost: u32) -> Result<String, HashError> {
-    let mut salt = [0u8; 16];
-    getrandom::fill(&mut salt).map_err(|_| HashError::Failed)?;
-    let parts = bcrypt::hash_with_salt(password, cost, salt).map_err(|_| HashError::Failed)?;
-    Ok(parts.format_for_version(Version::TwoB))
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
-        self.0.arrived.notify_all();
+        self.0.close();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use secrecy::ExposeSecret;
 
-    fn slots() -> Slots {
-        Slots::start(&config::Password { cost: 4, threads: 2 }).unwrap()
+    fn slots(lanes: Option<usize>) -> Slots {
+        Slots::start(&config::Password { cost: 4, threads: 2, lanes }).unwrap()
     }
 
     #[tokio::test]
     async fn what_is_hashed_verifies() {
-        let slots = slots();
+        for lanes in [None, Some(1), Some(4), Some(8)] {
+            hashes_verify(&slots(lanes)).await;
+        }
+    }
+
+    async fn hashes_verify(slots: &Slots) {
         for password in ["secret-1", &"x".repeat(72), "pässwörd"] {
             let password = SecretString::from(password);
             let hash = slots.hash(&password, Class::Interactive, None).await.unwrap();
@@ -240,7 +214,27 @@ mod tests {
     async fn an_expired_job_is_not_hashed() {
         let expires = Some(Instant::now() - Duration::from_millis(1));
         let hashed =
-            slots().hash(&SecretString::from("secret-1"), Class::Interactive, expires).await;
+            slots(None).hash(&SecretString::from("secret-1"), Class::Interactive, expires).await;
         assert_eq!(hashed, Err(HashError::Expired));
+    }
+
+    #[tokio::test]
+    async fn every_job_of_a_crowd_gets_its_own_hash() {
+        let slots = slots(Some(4));
+        let crowd = (0..40).map(|n| {
+            let slots = slots.clone();
+            async move {
+                let password = SecretString::from(format!("password {n}"));
+                let hash = slots.hash(&password, Class::Interactive, None).await.unwrap();
+                assert!(bcrypt::verify(password.expose_secret(), &hash).unwrap(), "{n}");
+                hash
+            }
+        });
+        let hashes: std::collections::HashSet<_> =
+            futures_util::future::join_all(crowd).await.into_iter().collect();
+        assert_eq!(hashes.len(), 40);
+        let usage = slots.usage();
+        assert_eq!(usage.jobs, 40);
+        assert!((10..40).contains(&usage.batches), "lanes were shared: {usage:?}");
     }
 }

@@ -1,0 +1,134 @@
+//! What a thread hashes with: the lanes, as many as are fastest here, or the `bcrypt` crate.
+//!
+//! How many lanes pay depends on the processor, and now and then on where the linker happened to
+//! put a loop. So it is measured at start, and where the lanes are wrong or slower than the crate,
+//! the crate it is.
+
+use std::fmt;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use bcrypt::Version;
+
+use super::lanes::{self, Job, LANES, Lanes, MAX};
+
+/// Cost of the hashes that are measured: a batch takes a few milliseconds.
+const MEASURED_COST: u32 = 5;
+/// Rounds of measuring; the best of each counts, because other work only ever adds time.
+const ROUNDS: u32 = 5;
+/// More lanes must be faster by this much to be worth their longer batches.
+const WORTH: f64 = 1.05;
+
+/// What to hash with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// The `bcrypt` crate, one password at a time.
+    Crate,
+    /// Up to so many passwords at a time.
+    Lanes(usize),
+}
+
+impl Kernel {
+    /// Passwords it takes at once.
+    pub fn width(self) -> usize {
+        match self {
+            Self::Crate => 1,
+            Self::Lanes(lanes) => lanes,
+        }
+    }
+
+    /// The configured kernel, or the fastest here. Takes about 50 ms; a configured one 10 ms.
+    pub fn choose(configured: Option<usize>) -> Self {
+        // Unoptimised, the lanes take fourteen times as long as the crate, which the dev profile
+        // optimises; there they are used only on request.
+        if cfg!(debug_assertions) && configured.is_none() {
+            return Self::Crate;
+        }
+        if let Err(error) = lanes::self_test() {
+            tracing::error!(%error, "hashing with the bcrypt crate instead");
+            return Self::Crate;
+        }
+        match configured {
+            Some(lanes) => Self::Lanes(lanes),
+            None => fastest(&measure()),
+        }
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Crate => f.write_str("the bcrypt crate"),
+            Self::Lanes(lanes) => write!(f, "{lanes} lanes"),
+        }
+    }
+}
+
+/// Hashes a second of one thread, for each kernel.
+fn measure() -> Vec<(Kernel, f64)> {
+    let mut lanes = Lanes::new();
+    let kernels = [Kernel::Crate].into_iter().chain(LANES.iter().copied().map(Kernel::Lanes));
+    let mut best: Vec<(Kernel, Duration)> = kernels.map(|kernel| (kernel, Duration::MAX)).collect();
+    for _ in 0..ROUNDS {
+        for (kernel, time) in &mut best {
+            *time = (*time).min(time_of(*kernel, &mut lanes, MEASURED_COST));
+        }
+    }
+    best.into_iter()
+        .map(|(kernel, time)| (kernel, kernel.width() as f64 / time.as_secs_f64()))
+        .collect()
+}
+
+/// The time of one full batch.
+pub fn time_of(kernel: Kernel, lanes: &mut Lanes, cost: u32) -> Duration {
+    let jobs: [Job<'_>; MAX] = std::array::from_fn(|lane| Job {
+        password: &b"correct horse battery"[lane..],
+        salt: [lane as u8; 16],
+    });
+    let started = Instant::now();
+    match kernel {
+        Kernel::Crate => {
+            let hashed = bcrypt::hash_with_salt(jobs[0].password, cost, jobs[0].salt);
+            let _ = black_box(hashed.map(|parts| parts.format_for_version(Version::TwoB)));
+        }
+        Kernel::Lanes(n) => {
+            black_box(lanes.hash(cost, &jobs[..n]));
+        }
+    }
+    started.elapsed()
+}
+
+/// The fastest, each step up only where it is worth it.
+fn fastest(rates: &[(Kernel, f64)]) -> Kernel {
+    let mut best = (Kernel::Crate, 0.0);
+    for (kernel, rate) in rates {
+        if *rate > best.1 * WORTH {
+            best = (*kernel, *rate);
+        }
+    }
+    if best.0 == Kernel::Crate {
+        tracing::warn!("the hash lanes are no faster than the bcrypt crate here; not used");
+    }
+    best.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_lanes_must_be_worth_it() {
+        let rates = |six: f64| {
+            [
+                (Kernel::Crate, 17.1),
+                (Kernel::Lanes(1), 18.5),
+                (Kernel::Lanes(4), 56.0),
+                (Kernel::Lanes(6), six),
+                (Kernel::Lanes(8), 66.0),
+            ]
+        };
+        assert_eq!(fastest(&rates(66.5)), Kernel::Lanes(6));
+        assert_eq!(fastest(&rates(57.0)), Kernel::Lanes(8));
+        assert_eq!(fastest(&[(Kernel::Crate, 17.0), (Kernel::Lanes(4), 16.0)]), Kernel::Crate);
+    }
+}

@@ -1,0 +1,346 @@
+//! bcrypt for several passwords at once, on one core.
+//!
+//! bcrypt spends its time waiting: every Blowfish round looks up four words whose places the round
+//! before has just computed. A core can keep several such chains in flight, so this file advances
+//! up to [`MAX`] hashes, one *lane* each, in lock-step: round by round over all lanes. On an AMD Zen 4
+//! six passwords take as long as one and two thirds. The result is the ordinary `$2b$` string, the
+//! same to the bit as anyone's bcrypt.
+//!
+//! Not here: threads, queues, choosing the number of lanes, salts, checking a password against a
+//! hash. The hashing pool of `password` is the caller; each of its threads owns one [`Lanes`].
+
+use std::array;
+use std::fmt;
+use std::sync::atomic::{Ordering::SeqCst, compiler_fence};
+
+use zeroize::Zeroize;
+
+use super::blowfish_init::PI;
+
+/// The sizes a kernel exists for. A batch in between runs on the next larger one and takes that
+/// one's time. What a lane adds to the first-level cache is 4 KiB, and that bounds the useful size:
+/// 7 lanes for 32 KiB, 11 for 48.
+pub const LANES: &[usize] = &[1, 2, 4, 6, 8];
+
+/// The largest batch.
+pub const MAX: usize = 8;
+
+/// The longest password bcrypt can tell from a longer one, in bytes.
+pub const LONGEST: usize = 72;
+
+/// What bcrypt computes and its string ends with.
+pub type Digest = [u8; 23];
+
+/// One password to hash. The cost is the batch's: lanes in lock-step end together.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// At most [`LONGEST`] bytes, of any value; callers refuse longer ones, since bcrypt would
+    /// silently drop the rest.
+    pub password: &'a [u8],
+    /// Fresh random bytes.
+    pub salt: [u8; 16],
+}
+
+/// Blowfish's words: 18 for the rounds, four boxes of 256.
+const WORDS: usize = PI.len();
+/// Where the boxes begin.
+const BOXES: usize = 18;
+
+/// One lane's cipher: round words and boxes in a row, the order in which a key schedule
+/// replaces them.
+type Cipher = [u32; WORDS];
+
+/// A block per lane, in halves.
+type Block<const N: usize> = ([u32; N], [u32; N]);
+
+/// What a key schedule mixes into a cipher's round words: a password or a salt, repeated.
+type Key = [u32; BOXES];
+
+/// Room for a batch, allocated once per thread and wiped after every use.
+///
+/// Between batches everything is zero. So is, during a batch, a lane without a job: it computes
+/// zeros from zeros beside the others.
+//
+// Everything hangs on one pointer, with constant distances: that leaves the registers to the
+// lanes. The alignment keeps a batch within one stretch of memory; some placements of an unaligned
+// one are 10 to 20 per cent slower.
+#[repr(C, align(65536))]
+pub struct Lanes {
+    ciphers: [Cipher; MAX],
+    passwords: [Key; MAX],
+    salts: [Key; MAX],
+}
+
+impl Lanes {
+    /// Empty lanes. Boxed, since they are 64 KiB and must not move while they hold a secret.
+    pub fn new() -> Box<Self> {
+        Box::new(Self { ciphers: [[0; _]; _], passwords: [[0; _]; _], salts: [[0; _]; _] })
+    }
+
+    /// Hashes a batch, all at 2^`cost` iterations; digests come in the order of the jobs.
+    ///
+    /// # Panics
+    /// With more than [`MAX`] jobs, or a cost outside bcrypt's 4 to 31.
+    pub fn hash(&mut self, cost: u32, jobs: &[Job<'_>]) -> Vec<Digest> {
+        assert!((4..=31).contains(&cost), "bcrypt has no cost {cost}");
+        assert!(jobs.len() <= MAX, "{} jobs in a batch of at most {MAX}", jobs.len());
+        for (lane, job) in jobs.iter().enumerate() {
+            debug_assert!(job.password.len() <= LONGEST);
+            // to bcrypt a password is a C string, and its NUL takes part
+            let period = job.password.len() + 1;
+            fill(&mut self.passwords[lane], |at| *job.password.get(at % period).unwrap_or(&0));
+            fill(&mut self.salts[lane], |at| job.salt[at % job.salt.len()]);
+            start(&mut self.ciphers[lane], &self.passwords[lane], &self.salts[lane]);
+        }
+        match jobs.len() {
+            0 => {}
+            1 => self.iterate::<1>(cost),
+            2 => self.iterate::<2>(cost),
+            3..=4 => self.iterate::<4>(cost),
+            5..=6 => self.iterate::<6>(cost),
+            _ => self.iterate::<8>(cost),
+        }
+        let digests = self.ciphers[..jobs.len()].iter().map(finish).collect();
+        self.wipe();
+        digests
+    }
+
+    /// The costly part: from cost 10 on, all but a few thousandths of the time go by in here.
+    fn iterate<const N: usize>(&mut self, cost: u32) {
+        let ciphers = self.ciphers.first_chunk_mut::<N>().expect("kernels have at most MAX lanes");
+        for _ in 0..1_u32 << cost {
+            for keys in [&self.passwords, &self.salts] {
+                for (cipher, key) in ciphers.iter_mut().zip(keys) {
+                    mix(cipher, key);
+                }
+                schedule(ciphers);
+            }
+        }
+    }
+
+    fn wipe(&mut self) {
+        self.ciphers.zeroize();
+        self.passwords.zeroize();
+        self.salts.zeroize();
+    }
+}
+
+/// For the batch that panics half-way.
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.wipe();
+    }
+}
+
+/// Writes a key whose bytes are known by their place, in place: no copy of it is left elsewhere.
+fn fill(key: &mut Key, byte: impl Fn(usize) -> u8) {
+    for (at, word) in key.iter_mut().enumerate() {
+        *word = u32::from_be_bytes(array::from_fn(|i| byte(4 * at + i)));
+    }
+}
+
+fn mix(cipher: &mut Cipher, key: &Key) {
+    for (word, key) in cipher.iter_mut().zip(key) {
+        *word ^= key;
+    }
+}
+
+/// The first key schedule of a hash, the only one that stirs the salt into every block. Once in
+/// thousands, so each lane does it for itself.
+fn start(cipher: &mut Cipher, password: &Key, salt: &Key) {
+    *cipher = PI;
+    mix(cipher, password);
+    let (mut left, mut right) = ([0], [0]);
+    for word in (0..WORDS).step_by(2) {
+        left[0] ^= salt[word % 4];
+        right[0] ^= salt[(word + 1) % 4];
+        (left, right) = encrypt(array::from_ref(cipher), (left, right));
+        [cipher[word], cipher[word + 1]] = [left[0], right[0]];
+    }
+}
+
+/// The digest: a fixed text, encrypted 64 times by what the password made of the cipher.
+fn finish(cipher: &Cipher) -> Digest {
+    let mut bytes = [0; 24];
+    for (block, text) in bytes.chunks_exact_mut(8).zip(b"OrpheanBeholderScryDoubt".chunks_exact(8))
+    {
+        let word = |at: usize| [u32::from_be_bytes(array::from_fn(|i| text[at + i]))];
+        let (mut left, mut right) = (word(0), word(4));
+        for _ in 0..64 {
+            (left, right) = encrypt(array::from_ref(cipher), (left, right));
+        }
+        block[..4].copy_from_slice(&left[0].to_be_bytes());
+        block[4..].copy_from_slice(&right[0].to_be_bytes());
+    }
+    // the last byte was lost in the first bcrypt, and is left out ever since
+    array::from_fn(|i| bytes[i])
+}
+
+/// Blowfish's key schedule: each cipher encrypts zeros again and again, and every block replaces
+/// the next two of its words.
+//
+// Never inlined: one copy per N, with all registers to itself.
+#[inline(never)]
+fn schedule<const N: usize>(ciphers: &mut [Cipher; N]) {
+    let (mut left, mut right) = ([0; N], [0; N]);
+    for pair in 0..WORDS / 2 {
+        (left, right) = encrypt(ciphers, (left, right));
+        for lane in 0..N {
+            ciphers[lane][2 * pair] = left[lane];
+            ciphers[lane][2 * pair + 1] = right[lane];
+        }
+    }
+}
+
+/// Blowfish on one block per lane.
+//
+// Sixteen lines, not a loop: a loop the compiler leaves standing costs a tenth of the speed. The
+// halves change roles from line to line, and places only at the end.
+#[inline(always)]
+fn encrypt<const N: usize>(ciphers: &[Cipher; N], (mut l, mut r): Block<N>) -> Block<N> {
+    for lane in 0..N {
+        l[lane] ^= ciphers[lane][0];
+    }
+    r = round(1, ciphers, r, l);
+    l = round(2, ciphers, l, r);
+    r = round(3, ciphers, r, l);
+    l = round(4, ciphers, l, r);
+    r = round(5, ciphers, r, l);
+    l = round(6, ciphers, l, r);
+    r = round(7, ciphers, r, l);
+    l = round(8, ciphers, l, r);
+    r = round(9, ciphers, r, l);
+    l = round(10, ciphers, l, r);
+    r = round(11, ciphers, r, l);
+    l = round(12, ciphers, l, r);
+    r = round(13, ciphers, r, l);
+    l = round(14, ciphers, l, r);
+    r = round(15, ciphers, r, l);
+    l = round(16, ciphers, l, r);
+    for lane in 0..N {
+        r[lane] ^= ciphers[lane][17];
+    }
+    (r, l)
+}
+
+/// One round of every lane: into one half goes the round's word, and what the boxes make of the
+/// `other` half.
+//
+// The fence makes no code. It keeps the compiler from doing several lanes in one vector register,
+// whose gathered loads are slower than these, and from reordering the lanes.
+//
+// Halves go in and out by value, and lanes are counted. Made by `array::from_fn`, they stay in memory
+// in some builds (without LTO, or with one codegen unit), at a third of the speed; passed by
+// reference, they lose a tenth. `examples/rate.rs` tells.
+#[inline(always)]
+fn round<const N: usize>(
+    number: usize,
+    ciphers: &[Cipher; N],
+    mut half: [u32; N],
+    other: [u32; N],
+) -> [u32; N] {
+    for lane in 0..N {
+        half[lane] ^= ciphers[lane][number];
+        half[lane] ^= substitute(&ciphers[lane], other[lane]);
+        compiler_fence(SeqCst);
+    }
+    half
+}
+
+/// Blowfish's F: each byte picks a word from its own box. A byte cannot point outside, so none of
+/// the look-ups is checked.
+//
+// Shifts, not `to_be_bytes`: that one turns the word round first, a tenth of the speed.
+#[inline(always)]
+fn substitute(cipher: &Cipher, half: u32) -> u32 {
+    let byte = |shift: u32| usize::from((half >> shift) as u8);
+    let [a, b, c, d] = [byte(24), byte(16), byte(8), byte(0)];
+    (cipher[BOXES + a].wrapping_add(cipher[BOXES + 256 + b]) ^ cipher[BOXES + 512 + c])
+        .wrapping_add(cipher[BOXES + 768 + d])
+}
+
+/// The string to store and to verify against: `$2b$`, the cost, 22 letters of salt, 31 of digest.
+pub fn encode(cost: u32, salt: &[u8; 16], digest: &Digest) -> String {
+    let mut text = format!("$2b${cost:02}$");
+    push_base64(&mut text, salt);
+    push_base64(&mut text, digest);
+    text
+}
+
+/// Base 64 as bcrypt has it: an alphabet of its own, and nothing to fill up the end.
+fn push_base64(text: &mut String, bytes: &[u8]) {
+    const ALPHABET: &[u8; 64] = b"./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    for group in bytes.chunks(3) {
+        let bits = group
+            .iter()
+            .zip([16, 8, 0])
+            .fold(0, |bits, (&byte, by)| bits | usize::from(byte) << by);
+        for by in [18, 12, 6, 0].into_iter().take(group.len() + 1) {
+            text.push(char::from(ALPHABET[bits >> by & 63]));
+        }
+    }
+}
+
+/// A kernel that does not compute bcrypt: nothing may be hashed with it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Miscomputed {
+    /// The kernel's size, one of [`LANES`].
+    pub lanes: usize,
+    /// The first lane that went wrong.
+    pub lane: usize,
+}
+
+impl std::error::Error for Miscomputed {}
+
+impl fmt::Display for Miscomputed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "the hash kernel of {} lanes gives a wrong bcrypt in lane {}",
+            self.lanes, self.lane
+        )
+    }
+}
+
+/// Has every kernel hash passwords whose hashes are known; the start of the process waits for it.
+/// A few milliseconds, in a release build.
+///
+/// # Errors
+/// Names the first kernel that is wrong, be it by a compiler's fault or a processor's.
+pub fn self_test() -> Result<(), Miscomputed> {
+    let salts: [[u8; 16]; MAX] = array::from_fn(|lane| array::from_fn(|i| (16 * lane + i) as u8));
+    let jobs: [Job<'_>; MAX] = array::from_fn(|lane| Job {
+        password: &KNOWN_PASSWORD[..LONGEST >> lane],
+        salt: salts[lane],
+    });
+    let mut state = Lanes::new();
+    for &lanes in LANES {
+        let digests = state.hash(4, &jobs[..lanes]);
+        for (lane, digest) in digests.iter().enumerate() {
+            if encode(4, &salts[lane], digest) != KNOWN[lane] {
+                return Err(Miscomputed { lanes, lane });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every lane takes a beginning of it, half as long as the lane before: 72 bytes, 36, and so on to
+/// one and none.
+const KNOWN_PASSWORD: &[u8; LONGEST] =
+    b"seventy-two bytes are what bcrypt takes at most, and this is so many: 72";
+
+/// The hashes of these, as the `bcrypt` crate has them (a test compares).
+const KNOWN: [&str; MAX] = [
+    "$2b$04$..CA.uOD/eaGAOmJB.yMBu3UY9.sHQmUHEZBEkv1E0.GnVchPxJ0q",
+    "$2b$04$C/CQCvOTDfaWEPmZF/ycFuRSN1T9Gi.dKA7shmqlS0hpoCMfIoo2.",
+    "$2b$04$GACgGwOjHgamIQmpJAysJueQ3jnPYQTx9RYY7En0XNsoeYI5.rzae",
+    "$2b$04$KBCwKxOzLha2MRm5NBy8NuV3eokOIn2XMGM2nbDiK3ZaWqhYZCleW",
+    "$2b$04$OCDAOyPDPibGQSnJRCzMRuxfmXyxxf4jpGl0Yt7lFIN2Qe8xKO82e",
+    "$2b$04$SDDQSzPTTjbWUTnZVDzcVuJOHh8L.P43ALGgzHQKUXl4YA1OwYkOy",
+    "$2b$04$WEDgW0PjXkbmYUnpZEzsZuTNVvUDM/RNYJ87OddkMHKYaKkt7j6ry",
+    "$2b$04$aFDwa1Pzblb2cVn5dFz8duromlss57y4v7REqD2ugHK.B7A2tjlv.",
+];
+
+#[cfg(test)]
+mod tests;
