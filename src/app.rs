@@ -33,6 +33,7 @@ pub struct App {
     /// Consumes; told to stop when nobody is served any more.
     working: Tasks,
     caller: Option<Arc<dyn Caller>>,
+    slots: Option<Slots>,
     health: Part,
     drain: Duration,
 }
@@ -64,7 +65,7 @@ impl App {
         let (serving, working) = (Tasks::default(), Tasks::default());
         let queue = queue::open(&settings.queue, clock.clone(), &health).await?;
         let mut addresses = Addresses::default();
-        let mut caller = None;
+        let (mut caller, mut hashing) = (None, None);
         if settings.role.has_front() {
             let listener =
                 front::bind(settings.front.listen, "front.listen (MUSTER_LISTEN)").await?;
@@ -88,6 +89,7 @@ impl App {
         if settings.role.has_worker() {
             let store = store::open(&settings.store).await?;
             let slots = Slots::start(&settings.password)?;
+            hashing = Some(slots.clone());
             let secret = signing_secret(settings)?;
             let signer = Signer::new(&secret, settings.token.lifetime, clock.clone());
             let worker = Arc::new(Worker { store, slots, signer, clock });
@@ -105,12 +107,17 @@ impl App {
         }
         process.up();
         let drain = settings.front.drain;
-        Ok(Self { addresses, serving, working, caller, health: process, drain })
+        Ok(Self { addresses, serving, working, caller, slots: hashing, health: process, drain })
     }
 
     /// Where it can be reached.
     pub fn addresses(&self) -> Addresses {
         self.addresses
+    }
+
+    /// Its hash slots, if it has a worker.
+    pub fn slots(&self) -> Option<&Slots> {
+        self.slots.as_ref()
     }
 
     /// Runs until `stop` resolves or a task crashes, then stops softly: takes no more, finishes what

@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod bench;
 mod config;
 mod healthcheck;
 mod serve;
@@ -41,6 +42,8 @@ enum Command {
     Config(SettingFlags),
     /// Ask a running muster with the same settings whether it is ready; exit 0 if it is.
     Healthcheck(SettingFlags),
+    /// Measure what this machine can register, on the configured queue and store.
+    Bench(bench::Flags),
 }
 
 /// Flags that say where settings come from, and override the common ones.
@@ -65,6 +68,11 @@ struct SettingFlags {
 
 impl SettingFlags {
     fn load(self) -> anyhow::Result<Settings> {
+        self.load_with(Vec::new())
+    }
+
+    /// Loads the settings, some of them set by the command itself.
+    fn load_with(self, set: Vec<(&'static str, String)>) -> anyhow::Result<Settings> {
         let flags = [
             ("role", self.role),
             ("front.listen", self.listen),
@@ -78,7 +86,11 @@ impl SettingFlags {
                     Some((name.into_string().ok()?, value.into_string().ok()?))
                 })
                 .collect(),
-            flags: flags.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
+            flags: flags
+                .into_iter()
+                .filter_map(|(key, value)| Some((key, value?)))
+                .chain(set)
+                .collect(),
         };
         Ok(Settings::load(&sources)?)
     }
@@ -91,6 +103,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Serve(flags)) => serve::run(flags),
         Some(Command::Config(flags)) => config::run(flags),
         Some(Command::Healthcheck(flags)) => healthcheck::run(flags),
+        Some(Command::Bench(flags)) => bench::run(flags),
     };
     ExitCode::from(code)
 }

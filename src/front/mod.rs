@@ -4,6 +4,7 @@
 
 mod answer;
 mod body;
+pub mod client;
 mod cors;
 pub mod ops;
 pub mod probe;

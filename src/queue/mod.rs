@@ -97,6 +97,15 @@ pub async fn open(
     })
 }
 
+/// Removes everything the settings' namespace has on the broker, messages and all. Only for a
+/// namespace of one's own, such as a benchmark's.
+pub async fn remove(settings: &config::Queue) -> anyhow::Result<()> {
+    match &settings.url {
+        config::QueueUrl::Local => Ok(()),
+        config::QueueUrl::Amqp(url) => rabbit::remove(url, settings).await,
+    }
+}
+
 /// A message that a worker holds. Every one ends in exactly one of four ways, each of which takes
 /// the delivery: there is no way to settle it twice, and none to ack before replying.
 #[must_use = "a delivery that is dropped stays unsettled until its connection ends"]

@@ -84,3 +84,12 @@ pub async fn open(settings: &config::Store) -> anyhow::Result<Arc<dyn Store>> {
         config::StoreUrl::Mongo(url) => Arc::new(mongo::Mongo::open(url, settings).await?),
     })
 }
+
+/// Removes the database that the settings name, users and all. Only for a database of one's own,
+/// such as a benchmark's.
+pub async fn remove(settings: &config::Store) -> anyhow::Result<()> {
+    match &settings.url {
+        config::StoreUrl::File(path) => Ok(std::fs::remove_file(path)?),
+        config::StoreUrl::Mongo(url) => mongo::remove(url, settings).await,
+    }
+}

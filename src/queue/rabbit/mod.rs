@@ -54,15 +54,7 @@ impl Rabbit {
         clock: Clock,
         health: &Health,
     ) -> anyhow::Result<Self> {
-        let mut uri: AMQPUri = url
-            .expose_secret()
-            .parse()
-            .map_err(|error: String| anyhow::anyhow!(error))
-            .context("queue.url: not an AMQP URL")?;
-        uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        let address = format!("{}:{}", uri.authority.host, uri.authority.port);
-        let names = Names::new(&settings.namespace);
-        let broker = Arc::new(Broker { uri, address, names, settings, clock });
+        let broker = Arc::new(Broker::new(url, settings, clock)?);
         match Link::open(&broker, "start").await {
             Ok(link) => link.close().await,
             Err(error) if error.is_refusal() => {
@@ -76,6 +68,18 @@ impl Rabbit {
 }
 
 impl Broker {
+    fn new(url: &SecretString, settings: config::Queue, clock: Clock) -> anyhow::Result<Self> {
+        let mut uri: AMQPUri = url
+            .expose_secret()
+            .parse()
+            .map_err(|error: String| anyhow::anyhow!(error))
+            .context("queue.url (MUSTER_QUEUE): not an AMQP URL")?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        let address = format!("{}:{}", uri.authority.host, uri.authority.port);
+        let names = Names::new(&settings.namespace);
+        Ok(Self { uri, address, names, settings, clock })
+    }
+
     fn waiting_for(&self) -> String {
         format!("RabbitMQ at {}", self.address)
     }
@@ -94,6 +98,15 @@ impl Queue for Rabbit {
     fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox> {
         inbox::start(self.broker.clone(), prefetch, self.health.part("consumer"))
     }
+}
+
+/// Removes all that a namespace has on the broker.
+pub(super) async fn remove(url: &SecretString, settings: &config::Queue) -> anyhow::Result<()> {
+    let broker = Broker::new(url, settings.clone(), Clock::system())?;
+    let link = Link::open(&broker, "removal").await?;
+    topology::remove(link.connection(), &broker.names, settings).await?;
+    link.close().await;
+    Ok(())
 }
 
 /// Pauses between attempts to reach the broker: doubling from 100 ms to 5 s, each cut short at

@@ -1,10 +1,13 @@
 //! The exchanges and queues, declared by whoever connects. Declaring what is there already changes
-//! nothing; where it is there with other arguments, it is used as it is. Nothing is ever deleted.
+//! nothing; where it is there with other arguments, it is used as it is.
 
 use std::sync::Once;
 use std::time::Duration;
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ErrorKind, ExchangeKind};
 
@@ -79,18 +82,37 @@ pub(super) async fn declare(
     names: &Names,
     settings: &config::Queue,
 ) -> Result<(), lapin::Error> {
-    let kinds = [
-        (names.exchange().to_owned(), ExchangeKind::Direct),
-        (names.dead_exchange(), ExchangeKind::Fanout),
-        (names.events_exchange(), ExchangeKind::Topic),
-    ];
-    for (name, kind) in kinds {
+    for (name, kind) in exchanges(names) {
         declare_exchange(connection, &name, kind).await?;
     }
     for queue in queues(names, settings) {
         declare_queue(connection, &queue).await?;
     }
     Ok(())
+}
+
+/// Removes everything that [`declare`] makes.
+pub(super) async fn remove(
+    connection: &Connection,
+    names: &Names,
+    settings: &config::Queue,
+) -> Result<(), lapin::Error> {
+    let channel = connection.create_channel().await?;
+    for queue in queues(names, settings) {
+        channel.queue_delete(queue.name.as_str().into(), QueueDeleteOptions::default()).await?;
+    }
+    for (name, _) in exchanges(names) {
+        channel.exchange_delete(name.as_str().into(), ExchangeDeleteOptions::default()).await?;
+    }
+    Ok(())
+}
+
+fn exchanges(names: &Names) -> [(String, ExchangeKind); 3] {
+    [
+        (names.exchange().to_owned(), ExchangeKind::Direct),
+        (names.dead_exchange(), ExchangeKind::Fanout),
+        (names.events_exchange(), ExchangeKind::Topic),
+    ]
 }
 
 /// A queue and how it is bound.

@@ -96,6 +96,24 @@ impl Mongo {
     }
 }
 
+/// The same URL, naming another database.
+pub fn with_database(url: &SecretString, database: &str) -> SecretString {
+    let url = url.expose_secret();
+    // After the scheme come the hosts (several, perhaps, so that no general parser takes it), up to
+    // a slash or the options.
+    let hosts = url.find("://").map_or(0, |at| at + 3);
+    let end = url[hosts..].find(['/', '?']).map_or(url.len(), |at| hosts + at);
+    let options = url[end..].find('?').map_or("", |at| &url[end + at..]);
+    SecretString::from(format!("{}/{database}{options}", &url[..end]))
+}
+
+/// Removes the database.
+pub(super) async fn remove(url: &SecretString, settings: &config::Store) -> anyhow::Result<()> {
+    let client = Client::with_uri_str(url.expose_secret()).await?;
+    let database = client.default_database().unwrap_or_else(|| client.database(&settings.database));
+    Ok(database.drop().await?)
+}
+
 enum CallFailed {
     Driver(mongodb::error::Error),
     Silent,
@@ -152,5 +170,19 @@ impl Store for Mongo {
 
     async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
         Ok(self.find(doc! { "_id": id.0 }).await?.map(|record| record.user))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_can_name_another_database() {
+        let other =
+            |url: &str| with_database(&SecretString::from(url), "b").expose_secret().to_owned();
+        assert_eq!(other("mongodb://h:1,i:2/a?w=1"), "mongodb://h:1,i:2/b?w=1");
+        assert_eq!(other("mongodb://u:p@h"), "mongodb://u:p@h/b");
+        assert_eq!(other("mongodb+srv://h/?tls=true"), "mongodb+srv://h/b?tls=true");
     }
 }

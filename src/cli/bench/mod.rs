@@ -1,0 +1,137 @@
+//! `muster bench`: what this machine can register, to size a deployment by.
+//!
+//! Measures how fast it hashes, then drives signups over HTTP through the configured queue and
+//! store, in a database and queues of its own that are removed at the end.
+
+mod cpu;
+mod hashing;
+mod load;
+mod report;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain, runtime};
+use crate::app::App;
+use crate::config::{Settings, StoreUrl};
+use crate::signup::{Clock, id::random_hex};
+use crate::{queue, store};
+use report::{Hashing, Report, Signups};
+
+#[derive(Debug, Args)]
+pub(super) struct Flags {
+    #[command(flatten)]
+    settings: SettingFlags,
+    /// bcrypt cost; below 10 is allowed here.
+    #[arg(long, value_name = "COST")]
+    cost: Option<u32>,
+    /// Connections that sign up at once.
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    connections: usize,
+    /// How long to sign up.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    /// Drive the muster at this address instead; the users it makes stay there.
+    #[arg(long, value_name = "ADDRESS")]
+    address: Option<SocketAddr>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(flags: Flags) -> u8 {
+    let mut overrides = vec![("password.allow_weak_cost", "1".to_owned())];
+    overrides.extend(flags.cost.map(|cost| ("password.cost", cost.to_string())));
+    // The probes' address, the role and the front's port are this command's own business.
+    overrides.extend([("role", "all".to_owned()), ("front.listen", "127.0.0.1:0".to_owned())]);
+    overrides.push(("token.secret", random_hex() + &random_hex()));
+    let settings = match flags.settings.clone().load_with(overrides) {
+        Ok(settings) => settings,
+        Err(error) => {
+            complain(&error);
+            return EXIT_CONFIGURATION;
+        }
+    };
+    match measure(&flags, settings) {
+        Ok(report) => {
+            report.print(flags.json);
+            if report.signups.other == 0 { EXIT_OK } else { EXIT_FAILED }
+        }
+        Err(error) => {
+            complain(&error);
+            EXIT_FAILED
+        }
+    }
+}
+
+fn measure(flags: &Flags, settings: Settings) -> anyhow::Result<Report> {
+    let hashing = hashing::measure(&settings.password, &bar("hashing"));
+    let bar = bar("signing up");
+    let signups = match flags.address {
+        Some(address) => load::drive(address, flags.connections, flags.duration, &bar)?,
+        None => with_own_muster(flags, settings.clone(), &bar)?,
+    };
+    bar.finish_and_clear();
+    Ok(Report::new(flags, &settings, hashing, signups))
+}
+
+/// Starts a muster on a database and queues of its own, drives it, and removes all of it.
+fn with_own_muster(
+    flags: &Flags,
+    mut settings: Settings,
+    bar: &ProgressBar,
+) -> anyhow::Result<Signups> {
+    let name = format!("muster-bench-{}", &random_hex()[..12]);
+    let scratch = std::env::temp_dir().join(&name);
+    std::fs::create_dir(&scratch)
+        .with_context(|| format!("{}: cannot be made", scratch.display()))?;
+    settings.queue.namespace.clone_from(&name);
+    settings.store.url = match settings.store.url {
+        StoreUrl::File(_) => StoreUrl::File(scratch.join("users.redb")),
+        StoreUrl::Mongo(url) => StoreUrl::Mongo(store::mongo::with_database(&url, &name)),
+    };
+    let runtime = runtime()?;
+    let signups = runtime.block_on(async {
+        let app = App::start(&settings, Clock::system()).await?;
+        let address = app.addresses().front.context("a front that listens")?;
+        let slots = app.slots().cloned().context("a worker that hashes")?;
+        let stop = tokio_util::sync::CancellationToken::new();
+        let running = tokio::spawn(app.run_until(stop.clone().cancelled_owned()));
+        load::wait_until_ready(address).await?;
+        let (before, cpu) = (slots.usage(), cpu::own_time());
+        let (connections, duration, bar) = (flags.connections, flags.duration, bar.clone());
+        let drive = std::thread::Builder::new()
+            .name(cpu::LOAD.into())
+            .spawn(move || load::drive(address, connections, duration, &bar))?;
+        while !drive.is_finished() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let driven = drive.join().map_err(|_| anyhow::anyhow!("the load generator crashed"))?;
+        let (after, cpu_after) = (slots.usage(), cpu::own_time());
+        stop.cancel();
+        running.await?;
+        let mut signups = driven?;
+        signups.measured_inside(before, after, cpu_after.saturating_sub(cpu));
+        anyhow::Ok(signups)
+    });
+    let removed = runtime.block_on(async {
+        queue::remove(&settings.queue).await?;
+        store::remove(&settings.store).await
+    });
+    let _ = std::fs::remove_dir_all(&scratch);
+    let signups = signups?;
+    removed
+        .with_context(|| format!("measured, but {name} is left on the broker or the database"))?;
+    Ok(signups)
+}
+
+fn bar(what: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix:>10} {bar:30} {elapsed} {msg}");
+    ProgressBar::new(100)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        .with_prefix(what)
+}

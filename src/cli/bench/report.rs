@@ -1,0 +1,165 @@
+//! What was measured, for people and as JSON.
+
+use std::io::Write;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Flags;
+use crate::config::{QueueUrl, Settings, StoreUrl};
+use crate::password::Usage;
+
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    queue: &'static str,
+    store: &'static str,
+    pub(super) hashing: Hashing,
+    pub(super) signups: Signups,
+    /// Signups to the crate's rate on as many threads.
+    ratio_to_crate: f64,
+    /// Signups to what the lanes could hash if they were always full.
+    ratio_to_ceiling: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Hashing {
+    pub(super) cost: u32,
+    pub(super) threads: usize,
+    pub(super) kernel: String,
+    pub(super) crate_per_second: f64,
+    pub(super) ceiling_per_second: f64,
+    pub(super) crate_ms: f64,
+    pub(super) lone_ms: f64,
+    pub(super) batch_ms: f64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Signups {
+    pub(super) connections: usize,
+    pub(super) seconds: f64,
+    pub(super) created: u64,
+    /// Answers that were not 201.
+    pub(super) other: u64,
+    pub(super) per_second: f64,
+    pub(super) p50_ms: f64,
+    pub(super) p95_ms: f64,
+    pub(super) p99_ms: f64,
+    /// Only of a muster in this process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) inside: Option<Inside>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Inside {
+    /// Passwords in a batch, on average.
+    lanes_occupied: f64,
+    /// Between arriving at the hash slots and being begun, on average.
+    wait_ms: f64,
+    /// Processor time of everything but hashing and the load itself.
+    cpu_us_per_signup: f64,
+}
+
+impl Signups {
+    pub(super) fn count(&mut self, mut times: Vec<Duration>) {
+        times.sort_unstable();
+        let at = |share: f64| {
+            let index = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
+            times.get(index).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
+        };
+        self.created = times.len() as u64;
+        self.per_second = self.created as f64 / self.seconds;
+        (self.p50_ms, self.p95_ms, self.p99_ms) = (at(0.50), at(0.95), at(0.99));
+    }
+
+    pub(super) fn measured_inside(&mut self, before: Usage, after: Usage, cpu: Duration) {
+        let jobs = (after.jobs - before.jobs).max(1) as f64;
+        let batches = (after.batches - before.batches).max(1) as f64;
+        let waited = after.waited.saturating_sub(before.waited);
+        self.inside = Some(Inside {
+            lanes_occupied: jobs / batches,
+            wait_ms: waited.as_secs_f64() * 1e3 / jobs,
+            cpu_us_per_signup: cpu.as_secs_f64() * 1e6 / jobs,
+        });
+    }
+}
+
+impl Report {
+    pub(super) fn new(
+        flags: &Flags,
+        settings: &Settings,
+        hashing: Hashing,
+        signups: Signups,
+    ) -> Self {
+        let queue = match (&flags.address, &settings.queue.url) {
+            (Some(_), _) => "of the muster at the given address",
+            (None, QueueUrl::Local) => "in this process",
+            (None, QueueUrl::Amqp(_)) => "RabbitMQ",
+        };
+        let store = match (&flags.address, &settings.store.url) {
+            (Some(_), _) => "of the muster at the given address",
+            (None, StoreUrl::File(_)) => "embedded file",
+            (None, StoreUrl::Mongo(_)) => "MongoDB",
+        };
+        Self {
+            queue,
+            store,
+            ratio_to_crate: signups.per_second / hashing.crate_per_second,
+            ratio_to_ceiling: signups.per_second / hashing.ceiling_per_second,
+            hashing,
+            signups,
+        }
+    }
+
+    /// To standard output; a closed one is no fault of the measurement.
+    pub(super) fn print(&self, json: bool) {
+        let text = if json {
+            serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+        } else {
+            self.text()
+        };
+        let _ = std::io::stdout().write_all(text.as_bytes());
+    }
+
+    fn text(&self) -> String {
+        let Hashing { cost, threads, kernel, crate_per_second, ceiling_per_second, .. } =
+            &self.hashing;
+        let signups = &self.signups;
+        let mut text = format!(
+            "hashing at cost {cost} on {threads} threads\n\
+             \x20 bcrypt crate      {crate_per_second:>9.1}/s   one takes {:.1} ms\n\
+             \x20 {kernel:<17} {ceiling_per_second:>9.1}/s   {:.2} x the crate; one alone takes {:.1} ms, a full batch {:.1} ms\n\
+             signups (queue: {}, store: {}, {} connections, {:.0} s)\n\
+             \x20 created           {:>9.1}/s   {} users, {} other answers\n\
+             \x20 p50 / p95 / p99   {:.1} / {:.1} / {:.1} ms\n\
+             \x20 of the crate      {:>9.2} x\n\
+             \x20 of the ceiling    {:>9.2} x\n",
+            self.hashing.crate_ms,
+            ceiling_per_second / crate_per_second,
+            self.hashing.lone_ms,
+            self.hashing.batch_ms,
+            self.queue,
+            self.store,
+            signups.connections,
+            signups.seconds,
+            signups.per_second,
+            signups.created,
+            signups.other,
+            signups.p50_ms,
+            signups.p95_ms,
+            signups.p99_ms,
+            self.ratio_to_crate,
+            self.ratio_to_ceiling,
+        );
+        if let Some(inside) = &signups.inside {
+            text += &format!(
+                "  lanes occupied    {:>9.1}     {:.1} ms in the line\n\
+                 \x20 other CPU         {:>9.0} us a signup, apart from hashing and this load\n",
+                inside.lanes_occupied, inside.wait_ms, inside.cpu_us_per_signup
+            );
+        }
+        text + &format!(
+            "This machine registers {:.0} users a minute at cost {cost}.\n",
+            signups.per_second * 60.0
+        )
+    }
+}
