@@ -6,6 +6,7 @@ mod answer;
 mod body;
 pub mod client;
 mod cors;
+mod joined;
 pub mod ops;
 pub mod probe;
 mod profile;
@@ -36,6 +37,7 @@ pub struct Front {
     caller: Arc<dyn Caller>,
     health: Health,
     in_flight: Arc<Semaphore>,
+    in_flight_calls: joined::Calls,
 }
 
 impl Front {
@@ -45,6 +47,7 @@ impl Front {
             routes: Routes::new(&settings.mounts),
             cors: cors::Cors::new(&settings.cors_origins),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
+            in_flight_calls: joined::Calls::default(),
             settings,
             caller,
             health,

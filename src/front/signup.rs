@@ -61,7 +61,7 @@ impl Front {
             body: Bytes::from(contract.write(&candidate).to_string()),
             deadline,
         };
-        let called = self.caller.call(call).await;
+        let called = self.in_flight_calls.call(&self.caller, call).await;
         let response = self.told(contract, &called);
         if response.status().is_server_error() {
             answer::with_key(response, &key)

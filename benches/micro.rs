@@ -1,0 +1,94 @@
+//! The pieces of a signup, each alone: `cargo bench`. What the whole takes, `muster bench` tells.
+
+#![allow(missing_docs, reason = "nobody imports a benchmark")]
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
+
+use std::time::Duration;
+
+use divan::{Bencher, counter::ItemsCount};
+use muster::contract::{Answer, Document, contract, rules};
+use muster::password::Kernel;
+use muster::password::kernel::time_of;
+use muster::password::lanes::{LANES, Lanes};
+use muster::signup::{
+    Clock, ContractId, FullName, IdempotencyKey, MessageId, Millis, Outcome, RegistrationId, User,
+    UserId,
+};
+use muster::token::Signer;
+
+fn main() {
+    divan::main();
+}
+
+const BODY: &[u8] = br#"{"fullname":{"firstname":"John","lastname":"Doe"},
+    "email":"john.doe@example.com","password":"securePassword123"}"#;
+
+fn user() -> User {
+    User {
+        id: UserId::generate(),
+        contract: ContractId::NestedName,
+        username: None,
+        email: Some("john.doe@example.com".into()),
+        fullname: Some(FullName { firstname: "John".into(), lastname: Some("Doe".into()) }),
+        created_at: Millis(1_700_000_000_000),
+        updated_at: Millis(1_700_000_000_000),
+    }
+}
+
+/// A full batch at cost 5; items are passwords. 0 is the `bcrypt` crate, which takes one at a time.
+#[divan::bench(args = [0].into_iter().chain(LANES.iter().copied()))]
+fn hash(bencher: Bencher<'_, '_>, lanes: usize) {
+    let kernel = if lanes == 0 { Kernel::Crate } else { Kernel::Lanes(lanes) };
+    let mut state = Lanes::new();
+    bencher.counter(ItemsCount::new(kernel.width())).bench_local(|| time_of(kernel, &mut state, 5));
+}
+
+#[divan::bench]
+fn read_and_check() -> bool {
+    let document = Document::parse(divan::black_box(BODY)).unwrap();
+    contract(ContractId::NestedName).check(&document).is_ok()
+}
+
+#[divan::bench]
+fn write(bencher: Bencher<'_, '_>) {
+    let contract = contract(ContractId::NestedName);
+    let candidate = contract.check(&Document::parse(BODY).unwrap()).unwrap();
+    bencher.bench_local(|| contract.write(&candidate).to_string());
+}
+
+#[divan::bench]
+fn render(bencher: Bencher<'_, '_>) {
+    let (contract, user) = (contract(ContractId::NestedName), user());
+    let answer = Answer::Created { user: &user, token: Some("a.token.of-some-length") };
+    bencher.bench_local(|| contract.render(&answer).body.to_string());
+}
+
+#[divan::bench]
+fn address() -> bool {
+    rules::is_address(divan::black_box("john.doe@example.com"))
+}
+
+#[divan::bench]
+fn identity() -> RegistrationId {
+    let key = IdempotencyKey::parse(b"0123456789abcdef0123456789abcdef").unwrap();
+    let message = MessageId::of_http(ContractId::NestedName, &key);
+    RegistrationId::of(ContractId::NestedName, "", &message)
+}
+
+#[divan::bench]
+fn reply_codec(bencher: Bencher<'_, '_>) {
+    let outcome =
+        Outcome::Registered { user: user(), token: Some("a.b.c".into()), replayed: false };
+    bencher.bench_local(|| {
+        let bytes = serde_json::to_vec(&outcome).unwrap();
+        serde_json::from_slice::<Outcome>(&bytes).unwrap()
+    });
+}
+
+#[divan::bench]
+fn sign_token(bencher: Bencher<'_, '_>) {
+    let secret = "0123456789abcdef0123456789abcdef".to_owned().into();
+    let signer = Signer::new(&secret, Duration::from_secs(86_400), Clock::system());
+    let user = user();
+    bencher.bench_local(|| signer.sign(&user));
+}
