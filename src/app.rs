@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use hyper::body::Incoming;
-use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Settings, StoreUrl};
+use crate::config::{Settings, StoreUrl};
 use crate::front::{self, Front, Limits, ops};
 use crate::password::Slots;
 use crate::queue::{self, Caller};
@@ -25,6 +24,9 @@ use crate::worker::{self, Worker};
 /// Between two attempts to reach a store that is away.
 const PREPARE_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long the start waits for the store before it goes on without.
+const FIRST_TRY: Duration = Duration::from_secs(2);
+
 /// A muster whose addresses are bound and whose parts are running.
 pub struct App {
     addresses: Addresses,
@@ -32,6 +34,10 @@ pub struct App {
     serving: Tasks,
     /// Consumes; told to stop when nobody is served any more.
     working: Tasks,
+    /// Keeps connections; ends with their users.
+    background: Tasks,
+    /// A store that turned out not to do.
+    unfit: watch::Receiver<Option<String>>,
     caller: Option<Arc<dyn Caller>>,
     slots: Option<Slots>,
     health: Part,
@@ -48,12 +54,14 @@ pub struct Addresses {
 }
 
 /// How a muster came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// It was asked to, and finished what was under way.
     Stopped,
     /// A task crashed.
     Crashed(&'static str),
+    /// What it waited for came, and will not do until somebody changes something.
+    Unfit(String),
 }
 
 impl App {
@@ -62,8 +70,9 @@ impl App {
     pub async fn start(settings: &Settings, clock: Clock) -> anyhow::Result<Self> {
         let health = Health::default();
         let process = health.part("process");
-        let (serving, working) = (Tasks::default(), Tasks::default());
-        let queue = queue::open(&settings.queue, clock.clone(), &health).await?;
+        let (serving, working, background) = (Tasks::default(), Tasks::default(), Tasks::default());
+        let (tell_unfit, unfit) = watch::channel(None);
+        let queue = queue::open(&settings.queue, clock.clone(), &health, &background).await?;
         let mut addresses = Addresses::default();
         let (mut caller, mut hashing) = (None, None);
         if settings.role.has_front() {
@@ -73,41 +82,59 @@ impl App {
             let sender = queue.caller();
             caller = Some(sender.clone());
             let front = Front::new(settings.front.clone(), sender, health.clone());
-            serve(&serving, "front", listener, &settings.front, move |request| {
-                front.clone().answer(request)
-            });
+            let (limits, stop) = (limits(settings), serving.stopping().clone());
+            serving.spawn("front", async move { front.serve(listener, limits, stop).await });
         }
         if let Some(address) = settings.admin {
             let listener = front::bind(address, "admin.listen (MUSTER_ADMIN_LISTEN)").await?;
             addresses.admin = Some(listener.local_addr()?);
+            let (limits, stop) = (limits(settings), serving.stopping().clone());
             let health = health.clone();
-            serve(&serving, "admin", listener, &settings.front, move |request| {
-                let response = ops::answer(&health, &request);
-                async { Ok(response) }
-            });
+            serving.spawn("admin", async move { ops::serve(listener, limits, stop, health).await });
         }
         if settings.role.has_worker() {
-            let store = store::open(&settings.store).await?;
+            let part = health.part("store");
+            let store = store::open(&settings.store, &part).await?;
             let slots = Slots::start(&settings.password)?;
             hashing = Some(slots.clone());
             let secret = signing_secret(settings)?;
             let signer = Signer::new(&secret, settings.token.lifetime, clock.clone());
             let worker = Arc::new(Worker { store, slots, signer, clock });
             let prefetch = worker.prefetch(settings.queue.prefetch);
-            let part = health.part("store");
             // The embedded store is ready when the first request comes; one that is away is
             // waited for.
-            let prepared = prepare_once(&worker.store, &part).await?;
-            let tasks = working.clone();
+            let first = tokio::time::timeout(FIRST_TRY, prepare_once(&worker.store, &part)).await;
+            let prepared = first.unwrap_or(Ok(false))?;
+            let (tasks, consuming) = (working.clone(), health.part("worker"));
             working.spawn("consumer", async move {
-                if prepared || wait_for_store(&worker.store, &part, tasks.stopping()).await {
-                    worker::consume(worker, queue.inbox(prefetch), tasks).await;
+                if !prepared {
+                    match wait_for_store(&worker.store, &part, tasks.stopping()).await {
+                        Ok(true) => {}
+                        Ok(false) => return,
+                        Err(error) => {
+                            tell_unfit.send_replace(Some(format!("{error:#}")));
+                            return;
+                        }
+                    }
                 }
+                let inbox = queue.inbox(prefetch);
+                consuming.up();
+                worker::consume(worker, inbox, tasks).await;
             });
         }
         process.up();
         let drain = settings.front.drain;
-        Ok(Self { addresses, serving, working, caller, slots: hashing, health: process, drain })
+        Ok(Self {
+            addresses,
+            serving,
+            working,
+            background,
+            unfit,
+            caller,
+            slots: hashing,
+            health: process,
+            drain,
+        })
     }
 
     /// Where it can be reached.
@@ -122,21 +149,37 @@ impl App {
 
     /// Runs until `stop` resolves or a task crashes, then stops softly: takes no more, finishes what
     /// is under way, hands the rest back. Drop the future to stop hard.
-    pub async fn run_until(self, stop: impl Future<Output = ()>) -> End {
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> End {
+        let unfit = async {
+            match self.unfit.wait_for(Option::is_some).await.map(|unfit| unfit.clone()) {
+                Ok(Some(told)) => told,
+                // Nobody is left who could tell: the store has been prepared.
+                _ => std::future::pending().await,
+            }
+        };
         let end = tokio::select! {
             () = stop => End::Stopped,
             name = self.serving.crashed() => End::Crashed(name),
             name = self.working.crashed() => End::Crashed(name),
+            name = self.background.crashed() => End::Crashed(name),
+            told = unfit => End::Unfit(told),
         };
         if end != End::Stopped {
             return end;
         }
         self.health.down("the end: it is stopping");
         self.serving.stop();
-        self.serving.ended().await;
-        self.working.stop();
-        if tokio::time::timeout(self.drain, self.working.ended()).await.is_err() {
-            tracing::warn!("stopped with messages under way; the queue delivers them again");
+        // A worker of its own has no front that still needs it.
+        if self.caller.is_none() {
+            self.working.stop();
+        }
+        let stopped = async {
+            self.serving.ended().await;
+            self.working.stop();
+            self.working.ended().await;
+        };
+        if tokio::time::timeout(self.drain, stopped).await.is_err() {
+            tracing::warn!("stopped with work under way; the queue delivers it again");
         }
         if let Some(caller) = self.caller {
             caller.close().await;
@@ -145,25 +188,11 @@ impl App {
     }
 }
 
-fn serve<A, F>(
-    tasks: &Tasks,
-    name: &'static str,
-    listener: TcpListener,
-    settings: &config::Front,
-    answer: A,
-) where
-    A: Fn(hyper::Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<front::Response, std::convert::Infallible>> + Send + 'static,
-{
-    let limits = Limits {
-        connections: settings.max_connections,
-        header_timeout: settings.header_timeout,
-        drain: settings.drain,
-    };
-    let stop = tasks.stopping().clone();
-    tasks.spawn(name, async move {
-        front::serve(listener, limits, stop, answer).await.expect("a listener that can accept");
-    });
+fn limits(settings: &Settings) -> Limits {
+    Limits {
+        connections: settings.front.max_connections,
+        header_timeout: settings.front.header_timeout,
+    }
 }
 
 /// The given secret, or for the embedded default the one kept beside the data file.
@@ -199,18 +228,19 @@ async fn prepare_once(store: &Arc<dyn Store>, part: &Part) -> anyhow::Result<boo
     }
 }
 
-/// Whether the store came before the stop.
-async fn wait_for_store(store: &Arc<dyn Store>, part: &Part, stopping: &CancellationToken) -> bool {
+/// Whether the store came before the stop. An error if it came and will not do.
+async fn wait_for_store(
+    store: &Arc<dyn Store>,
+    part: &Part,
+    stopping: &CancellationToken,
+) -> anyhow::Result<bool> {
     loop {
         tokio::select! {
-            () = stopping.cancelled() => return false,
+            () = stopping.cancelled() => return Ok(false),
             () = tokio::time::sleep(PREPARE_PAUSE) => {}
         }
-        match prepare_once(store, part).await {
-            Ok(true) => return true,
-            Ok(false) => {}
-            // It was away at the start; now that it is there it turns out not to do.
-            Err(error) => panic!("{error:#}"),
+        if prepare_once(store, part).await? {
+            return Ok(true);
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain, ru
 use crate::front::probe;
 
 pub(super) fn run(flags: SettingFlags) -> u8 {
-    let settings = match flags.load() {
+    let settings = match flags.load_to_ask() {
         Ok(settings) => settings,
         Err(error) => {
             complain(&error);

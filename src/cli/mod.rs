@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Settings, Sources};
+use crate::config::{Flag, Settings, Sources};
 
 /// Everything went as asked.
 pub const EXIT_OK: u8 = 0;
@@ -68,18 +68,23 @@ struct SettingFlags {
 
 impl SettingFlags {
     fn load(self) -> anyhow::Result<Settings> {
-        self.load_with(Vec::new())
+        Ok(Settings::load(&self.sources(Vec::new()))?)
     }
 
-    /// Loads the settings, some of them set by the command itself.
-    fn load_with(self, set: Vec<(&'static str, String)>) -> anyhow::Result<Settings> {
+    /// Loads the settings of somebody who only asks.
+    fn load_to_ask(self) -> anyhow::Result<Settings> {
+        Ok(Settings::load_to_ask(&self.sources(Vec::new()))?)
+    }
+
+    /// Where settings come from; `set` are those the command itself makes.
+    fn sources(self, set: Vec<Flag>) -> Sources {
         let flags = [
-            ("role", self.role),
-            ("front.listen", self.listen),
-            ("queue.url", self.queue),
-            ("store.url", self.store),
+            ("--role", "role", self.role),
+            ("--listen", "front.listen", self.listen),
+            ("--queue", "queue.url", self.queue),
+            ("--store", "store.url", self.store),
         ];
-        let sources = Sources {
+        Sources {
             file: self.config,
             environment: std::env::vars_os()
                 .filter_map(|(name, value)| {
@@ -88,11 +93,10 @@ impl SettingFlags {
                 .collect(),
             flags: flags
                 .into_iter()
-                .filter_map(|(key, value)| Some((key, value?)))
+                .filter_map(|(name, key, value)| Some(Flag { name, key, value: value? }))
                 .chain(set)
                 .collect(),
-        };
-        Ok(Settings::load(&sources)?)
+        }
     }
 }
 

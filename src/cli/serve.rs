@@ -13,7 +13,7 @@ use crate::telemetry::logs;
 
 pub(super) fn run(flags: SettingFlags) -> u8 {
     let started = flags.load().and_then(|settings| {
-        logs::init(&settings.log)?;
+        logs::init(&settings.log.filter, settings.log.as_text)?;
         Ok((runtime()?, settings))
     });
     let (runtime, settings) = match started {
@@ -47,6 +47,10 @@ async fn serve(settings: &Settings) -> u8 {
                 End::Crashed(task) => {
                     complain(&anyhow::anyhow!("the {task} task crashed; the log tells where"));
                     EXIT_CRASHED
+                }
+                End::Unfit(told) => {
+                    complain(&anyhow::anyhow!(told));
+                    EXIT_CONFIGURATION
                 }
             },
             () = signals.next() => {

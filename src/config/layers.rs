@@ -30,8 +30,19 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// The environment; names that are not muster's are ignored.
     pub environment: Vec<(String, String)>,
-    /// Keys set by flags, and the flags' names.
-    pub flags: Vec<(&'static str, String)>,
+    /// Keys that the command line sets, by the names of its flags.
+    pub flags: Vec<Flag>,
+}
+
+/// A setting made on the command line.
+#[derive(Clone, Debug)]
+pub struct Flag {
+    /// Its name, as `--listen`.
+    pub name: &'static str,
+    /// What it sets.
+    pub key: &'static str,
+    /// To what.
+    pub value: String,
 }
 
 /// A value and where it came from.
@@ -56,8 +67,8 @@ impl Layers {
         let mut layers = Self(keys);
         layers.add_file(sources, problems);
         layers.add_environment(sources, problems);
-        for (key, text) in &sources.flags {
-            layers.set_text(key, text, format!("--{}", flag_name(key)), problems);
+        for Flag { name, key, value } in &sources.flags {
+            layers.set_text(key, value, (*name).to_owned(), problems);
         }
         layers
     }
@@ -107,6 +118,13 @@ impl Layers {
         let mut names: BTreeMap<String, String> =
             self.0.keys().map(|key| (long_name(key), key.clone())).collect();
         names.extend(SHORT_NAMES.map(|(name, key)| (name.to_owned(), key.to_owned())));
+        for (short, key) in SHORT_NAMES {
+            let long = long_name(key);
+            let given = |name: &str| sources.environment.iter().any(|(given, _)| given == name);
+            if long != short && given(short) && given(&long) {
+                problems.add(format!("{short} and {long} are the same setting; keep one of them"));
+            }
+        }
         for (name, text) in &sources.environment {
             if let Some(key) = names.get(name) {
                 self.set_text(key, text, name.clone(), problems);
@@ -190,10 +208,6 @@ pub(super) fn is_secret(key: &str) -> bool {
 /// The environment's name of a key.
 pub(super) fn long_name(key: &str) -> String {
     format!("MUSTER_{}", key.replace('.', "_").to_uppercase())
-}
-
-fn flag_name(key: &str) -> &str {
-    key.rsplit('.').next().unwrap_or(key)
 }
 
 fn flatten(table: Table) -> Vec<(String, Value)> {

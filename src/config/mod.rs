@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-pub use layers::Sources;
+pub use layers::{Flag, Sources};
 pub use problems::Problems;
 
 use crate::signup::ContractId;
@@ -175,30 +175,34 @@ pub struct Token {
 /// `[log]`
 #[derive(Clone, Debug)]
 pub struct Log {
-    /// `text`, `json` or `auto`.
-    pub format: LogFormat,
+    /// Whether as text; left open: text on a terminal, JSON otherwise.
+    pub as_text: Option<bool>,
     /// As in `RUST_LOG`.
     pub filter: String,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text on a terminal, JSON otherwise.
-    Auto,
-    /// For people.
-    Text,
-    /// For machines.
-    Json,
 }
 
 impl Settings {
     /// Reads all sources. The error lists everything that is wrong with them.
     pub fn load(sources: &Sources) -> Result<Self, Problems> {
         let mut problems = Problems::default();
-        let layers = Layers::merge(sources, &mut problems);
-        let settings = reader::read(&layers, &mut problems);
+        let settings = Self::read(sources, &mut problems);
+        if let Some(settings) = &settings {
+            reader::check_together(settings, &mut problems);
+        }
         settings.filter(|_| problems.is_empty()).ok_or(problems)
+    }
+
+    /// Reads all sources for somebody who only asks where a muster is, and need not be able to run
+    /// as one: a container's health check has no role and no secret.
+    pub fn load_to_ask(sources: &Sources) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        let settings = Self::read(sources, &mut problems);
+        settings.filter(|_| problems.is_empty()).ok_or(problems)
+    }
+
+    fn read(sources: &Sources, problems: &mut Problems) -> Option<Self> {
+        let layers = Layers::merge(sources, problems);
+        reader::read(&layers, problems)
     }
 
     /// The effective settings as TOML, secrets redacted.
@@ -212,15 +216,51 @@ impl Settings {
     }
 }
 
-/// A URL without its password, for people to read.
+/// A URL without its secrets, for people to read: the password before the host, and every option
+/// whose name speaks of one. Done on the text, because a MongoDB URL may name several hosts, which
+/// no general parser takes.
 pub fn without_password(url: &SecretString) -> String {
-    match url::Url::parse(url.expose_secret()) {
-        Ok(mut url) if url.password().is_some() => {
-            // Fails only for URLs that cannot have a password.
-            let _ = url.set_password(Some("***"));
-            url.to_string()
+    let url = url.expose_secret();
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (address, options) = match rest.split_once('?') {
+        Some((address, options)) => (address, Some(options)),
+        None => (rest, None),
+    };
+    let address = match address.rsplit_once('@') {
+        Some((who, host)) => {
+            let user = who.split_once(':').map_or(who, |(user, _)| user);
+            if user == who { format!("{who}@{host}") } else { format!("{user}:***@{host}") }
         }
-        Ok(url) => url.to_string(),
-        Err(_) => "***".to_owned(),
+        None => address.to_owned(),
+    };
+    let options = options.map_or(String::new(), |options| {
+        let shown: Vec<String> = options.split('&').map(without_secret_value).collect();
+        format!("?{}", shown.join("&"))
+    });
+    format!("{scheme}://{address}{options}")
+}
+
+fn without_secret_value(option: &str) -> String {
+    match option.split_once('=') {
+        Some((name, _)) if name.to_lowercase().contains("password") => format!("{name}=***"),
+        _ => option.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_shown_without_their_secrets() {
+        let shown = |url: &str| without_password(&SecretString::from(url));
+        assert_eq!(shown("amqp://u:p@b/%2f"), "amqp://u:***@b/%2f");
+        assert_eq!(shown("mongodb://u:p@h:1,i:2/d?x=1"), "mongodb://u:***@h:1,i:2/d?x=1");
+        assert_eq!(
+            shown("mongodb://h/?tlsCertificateKeyFilePassword=hunter2&w=1"),
+            "mongodb://h/?tlsCertificateKeyFilePassword=***&w=1"
+        );
+        assert_eq!(shown("file:./muster.redb"), "file:./muster.redb");
+        assert_eq!(shown("local:"), "local:");
     }
 }

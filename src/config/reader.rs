@@ -9,9 +9,10 @@ use toml::Value;
 
 use super::layers::{Layers, is_secret, long_name};
 use super::{
-    Front, Log, LogFormat, Mount, Password, Problems, Queue, QueueUrl, Role, Settings, Store,
-    StoreUrl, Token, without_password,
+    Front, Log, Mount, Password, Problems, Queue, QueueUrl, Role, Settings, Store, StoreUrl, Token,
+    without_password,
 };
+use crate::signup::ContractId;
 
 /// Shortest signing secret in bytes: as long as the digest (RFC 7518, 3.2).
 const SECRET_MIN: usize = 32;
@@ -32,7 +33,7 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
     let password = reader.password();
     let token = reader.token();
     let log = reader.log();
-    let settings = Settings {
+    Some(Settings {
         role: role?,
         front: front?,
         admin: admin?,
@@ -42,12 +43,11 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
         token: token?,
         log: log?,
         shown: layers.to_toml(shown),
-    };
-    check_together(&settings, problems);
-    Some(settings)
+    })
 }
 
-fn check_together(settings: &Settings, problems: &mut Problems) {
+/// What is wrong with settings that are right one by one.
+pub(super) fn check_together(settings: &Settings, problems: &mut Problems) {
     if settings.role != Role::All && matches!(settings.queue.url, QueueUrl::Local) {
         let role = if settings.role == Role::Front { "front" } else { "worker" };
         problems.add(format!(
@@ -62,10 +62,10 @@ fn check_together(settings: &Settings, problems: &mut Problems) {
                 .to_owned(),
         );
     }
-    if settings.store.timeout >= settings.front.deadline {
+    if settings.store.timeout * 2 >= settings.front.deadline {
         problems.add(
-            "store.timeout: must be shorter than front.deadline, or a store outage would be told \
-             as a slow answer"
+            "store.timeout: must be less than half of front.deadline: a write and the look for it \
+             must both fit, or a store outage would be told as a slow answer"
                 .to_owned(),
         );
     }
@@ -206,15 +206,15 @@ impl Reader<'_> {
     }
 
     fn log(&mut self) -> Option<Log> {
-        let formats =
-            [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
-        let format = self.choice("log.format", &formats);
-        Some(Log { format: format?, filter: self.text("log.filter") })
+        let as_text = self
+            .choice("log.format", &[("auto", None), ("text", Some(true)), ("json", Some(false))]);
+        Some(Log { as_text: as_text?, filter: self.text("log.filter") })
     }
 
     fn mounts(&mut self) -> Option<Vec<Mount>> {
         let lines = self.list("front.mounts");
         let mounts: Result<Vec<Mount>, String> = lines.iter().map(|line| mount(line)).collect();
+        let mounts = mounts.and_then(check_mounts);
         mounts.map_err(|wrong| self.problem::<()>("front.mounts", &wrong)).ok()
     }
 
@@ -291,6 +291,32 @@ impl Reader<'_> {
     }
 }
 
+/// Refuses mounts of which one could never be reached.
+fn check_mounts(mounts: Vec<Mount>) -> Result<Vec<Mount>, String> {
+    if mounts.is_empty() {
+        return Err("at least one mount wanted".to_owned());
+    }
+    for (at, mount) in mounts.iter().enumerate() {
+        let twice = mounts[..at]
+            .iter()
+            .any(|other| (&other.path, other.any_prefix) == (&mount.path, mount.any_prefix));
+        if twice {
+            return Err(format!("{} stands there twice", mount.path));
+        }
+        let by_shape = [ContractId::NestedName, ContractId::FlatName];
+        let alone = mount.contracts.len() == 1;
+        let pair = mount.contracts.len() == 2
+            && by_shape.iter().all(|contract| mount.contracts.contains(contract));
+        if !alone && !pair {
+            return Err(format!(
+                "{}: only nested-name and flat-name can share a path, their bodies differ",
+                mount.path
+            ));
+        }
+    }
+    Ok(mounts)
+}
+
 /// Reads `/path = contract | contract`.
 fn mount(line: &str) -> Result<Mount, String> {
     let wanted = || format!("PATH = CONTRACT | CONTRACT wanted, not {line:?}");
@@ -312,7 +338,6 @@ fn mount(line: &str) -> Result<Mount, String> {
 mod tests {
     use super::*;
     use crate::config::Sources;
-    use crate::signup::ContractId;
 
     fn load(environment: &[(&str, &str)]) -> Result<Settings, String> {
         let environment =
@@ -364,6 +389,23 @@ mod tests {
         for name in ["MUSTER_SERVICE_HOST", "MUSTER_PORT", "MUSTER_FRONT_PORT_3000_TCP_ADDR"] {
             assert!(load(&[(name, "10.0.0.1")]).is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn mounts_must_all_be_reachable() {
+        let mounts = |text| load(&[("MUSTER_FRONT_MOUNTS", text)]);
+        assert!(mounts("/r = flat-name | nested-name, /s = username").is_ok());
+        for bad in ["", "/r = register, /r = username", "/r = username | register", "r = register"]
+        {
+            assert!(mounts(bad).unwrap_err().contains("front.mounts"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_setting_has_one_name_at_a_time() {
+        let told =
+            load(&[("MUSTER_LISTEN", "127.0.0.1:1"), ("MUSTER_FRONT_LISTEN", "127.0.0.1:2")]);
+        assert!(told.unwrap_err().contains("MUSTER_FRONT_LISTEN"));
     }
 
     #[test]

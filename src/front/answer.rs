@@ -10,7 +10,7 @@ use crate::contract::{Rendered, problem as problems};
 use crate::signup::IdempotencyKey;
 
 /// Every answer of muster.
-pub type Response = hyper::Response<Full<Bytes>>;
+pub(super) type Response = hyper::Response<Full<Bytes>>;
 
 /// The header that makes repeating a request safe.
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

@@ -66,7 +66,8 @@ async fn read_limited(mut body: Incoming, limit: usize) -> Result<Bytes, BodyErr
     Ok(whole.freeze())
 }
 
-async fn drain(mut body: Incoming) {
+/// Reads what comes of a body that nobody wants, within bounds.
+pub(super) async fn drain(mut body: Incoming) {
     let drained = async {
         let mut left = DRAIN_BYTES;
         while let Some(Ok(frame)) = body.frame().await {

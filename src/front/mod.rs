@@ -19,15 +19,17 @@ use std::sync::Arc;
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::queue::Caller;
 use crate::telemetry::Health;
+use answer::Response;
 use router::{Found, Routes};
 
-pub use answer::Response;
-pub use server::{Limits, bind, serve};
+pub use server::{Limits, bind};
 
 /// The front end: everything a request needs.
 pub struct Front {
@@ -54,11 +56,17 @@ impl Front {
         })
     }
 
-    /// Answers one request.
-    pub async fn answer(
+    /// Serves until the stop, then lets requests under way finish.
+    pub async fn serve(
         self: Arc<Self>,
-        request: Request<Incoming>,
-    ) -> Result<Response, Infallible> {
+        listener: TcpListener,
+        limits: Limits,
+        stop: CancellationToken,
+    ) {
+        server::serve(listener, limits, stop, move |request| self.clone().answer(request)).await;
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response, Infallible> {
         let origin = request.headers().get(hyper::header::ORIGIN).cloned();
         let mut response = self.route(request).await;
         self.cors.allow(origin.as_ref(), &mut response);

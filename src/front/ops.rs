@@ -1,9 +1,13 @@
 //! The probes: does the process answer, and can it do its work.
 
-use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
 use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Response};
+use super::server::{self, Limits};
 use crate::telemetry::Health;
 use crate::telemetry::health::State;
 
@@ -34,8 +38,16 @@ pub(super) fn ready(health: &Health, workers: Option<u32>) -> Response {
     answer::json(status, &body)
 }
 
-/// Answers the probes alone, for a process or an address without the rest.
-pub fn answer(health: &Health, request: &hyper::Request<hyper::body::Incoming>) -> Response {
+/// Serves the probes alone, for a process or an address without the rest.
+pub async fn serve(listener: TcpListener, limits: Limits, stop: CancellationToken, health: Health) {
+    let answer = move |request: Request<Incoming>| {
+        let response = answer(&health, &request);
+        async { Ok(response) }
+    };
+    server::serve(listener, limits, stop, answer).await;
+}
+
+fn answer(health: &Health, request: &Request<Incoming>) -> Response {
     match request.uri().path() {
         "/live" => live(),
         "/ready" => ready(health, None),

@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -16,10 +15,15 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::Response;
 
+/// What an HTTP/2 client says first (RFC 9113, 3.4).
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Between two looks at a preface that comes in pieces.
+const PEEK_AGAIN: Duration = Duration::from_millis(10);
 /// After an accept that failed for want of file descriptors, which only time can mend.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Largest header block of a request; ten times what a browser sends.
@@ -36,8 +40,6 @@ pub struct Limits {
     pub connections: usize,
     /// For the headers of a request.
     pub header_timeout: Duration,
-    /// For requests under way after the stop.
-    pub drain: Duration,
 }
 
 /// Listens, or says why not and what to do.
@@ -49,18 +51,18 @@ pub async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListe
         io::ErrorKind::PermissionDenied => anyhow::anyhow!(
             "{setting}: {address} may not be used by this user; choose a port above 1023"
         ),
-        _ => anyhow::Error::new(error).context(format!("{setting}: cannot listen on {address}")),
+        _ => anyhow::anyhow!("{setting}: cannot listen on {address}: {error}"),
     })
 }
 
-/// Serves until the stop, then lets requests under way finish.
-pub async fn serve<A, F>(
+/// Serves until the stop, then lets requests under way finish, however long they take: the caller
+/// knows how long it can wait.
+pub(super) async fn serve<A, F>(
     listener: TcpListener,
     limits: Limits,
     stop: CancellationToken,
     answer: A,
-) -> anyhow::Result<()>
-where
+) where
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response, Infallible>> + Send + 'static,
 {
@@ -71,24 +73,57 @@ where
         let (permit, stream) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &room) => accepted?,
+            accepted = accept(&listener, &room) => accepted,
         };
-        let service = service_fn(answer.clone());
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = connections.watch(connection);
+        let (builder, service) = (builder.clone(), service_fn(answer.clone()));
+        let (watcher, stop) = (connections.watcher(), stop.clone());
         tokio::spawn(async move {
+            // A client that says nothing must not hold its place for ever.
+            let speaks = tokio::select! {
+                speaks = timeout(limits.header_timeout, speaks(&stream)) => speaks,
+                () = stop.cancelled() => return,
+            };
+            let builder = match speaks {
+                Ok(Ok(Protocol::Http1)) => builder.http1_only(),
+                Ok(Ok(Protocol::Http2)) => builder.http2_only(),
+                Ok(Err(_)) | Err(_) => return,
+            };
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
             // A client that breaks the protocol or goes away is no event.
-            if let Err(error) = connection.await {
+            if let Err(error) = watcher.watch(connection).await {
                 tracing::debug!(%error, "a connection ended badly");
             }
             drop(permit);
         });
     }
     drop(listener);
-    if tokio::time::timeout(limits.drain, connections.shutdown()).await.is_err() {
-        tracing::warn!("connections were closed with requests under way");
+    connections.shutdown().await;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Looks at what a client says first. hyper can tell the two apart itself, but waits for the first
+/// bytes without a limit.
+async fn speaks(stream: &TcpStream) -> io::Result<Protocol> {
+    let mut first = [0; HTTP2_PREFACE.len()];
+    loop {
+        let read = stream.peek(&mut first).await?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if !HTTP2_PREFACE.starts_with(&first[..read]) {
+            return Ok(Protocol::Http1);
+        }
+        if read == HTTP2_PREFACE.len() {
+            return Ok(Protocol::Http2);
+        }
+        // The same bytes can be seen again at once, so waiting for readiness does not help.
+        tokio::time::sleep(PEEK_AGAIN).await;
     }
-    Ok(())
 }
 
 fn builder(limits: Limits) -> Builder<TokioExecutor> {
@@ -112,14 +147,15 @@ fn builder(limits: Limits) -> Builder<TokioExecutor> {
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> anyhow::Result<(OwnedSemaphorePermit, TcpStream)> {
-    let permit = room.clone().acquire_owned().await.context("the listener is closed")?;
+) -> (Option<OwnedSemaphorePermit>, TcpStream) {
+    // Never closed, so there is always a permit in the end.
+    let permit = room.clone().acquire_owned().await.ok();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 // Answers are small and complete; waiting to fill a packet only delays them.
                 let _ = stream.set_nodelay(true);
-                return Ok((permit, stream));
+                return (permit, stream);
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");

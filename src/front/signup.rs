@@ -21,10 +21,11 @@ impl Front {
         request: Request<Incoming>,
     ) -> Response {
         let first = by_shape(mount, None);
-        if !body::is_json(request.headers()) {
+        let (head, body) = request.into_parts();
+        if !body::is_json(&head.headers) {
+            body::drain(body).await;
             return fault(first, Fault::MediaType);
         }
-        let (head, body) = request.into_parts();
         let settings = &self.settings;
         let body = match body::read(body, settings.body_limit, settings.body_timeout).await {
             Ok(body) => body,

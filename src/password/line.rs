@@ -57,10 +57,7 @@ impl Line {
         if waiting.interactive.len() + waiting.bulk.len() >= WAITING {
             return Err(HashError::Full);
         }
-        match class {
-            Class::Interactive => waiting.interactive.push_back(job),
-            Class::Bulk => waiting.bulk.push_back(job),
-        }
+        waiting.line(class).push_back(job);
         drop(waiting);
         self.arrived.notify_one();
         Ok(())
@@ -96,12 +93,12 @@ impl Waiting {
         let share = (self.interactive.len() + self.bulk.len()).div_ceil(self.idle + 1).min(width);
         let mut batch = Vec::with_capacity(share);
         while batch.len() < share
-            && let Some(job) = self.pop()
+            && let Some((job, class)) = self.pop()
         {
             // A verification has another cost than the batch, perhaps, so it goes alone.
             let alone = matches!(job.task, Task::Verify { .. });
             if alone && !batch.is_empty() {
-                self.interactive.push_front(job);
+                self.line(class).push_front(job);
                 break;
             }
             batch.push(job);
@@ -112,16 +109,26 @@ impl Waiting {
         batch
     }
 
-    /// The next job that is still worth doing.
-    fn pop(&mut self) -> Option<Job> {
+    /// The next job that is still worth doing, and the line it stood in.
+    fn pop(&mut self) -> Option<(Job, Class)> {
         loop {
-            let bulk_turn = self.since_bulk + 1 >= BULK_SHARE || self.interactive.is_empty();
-            let bulk = if bulk_turn { self.bulk.pop_front() } else { None };
-            self.since_bulk = if bulk.is_some() { 0 } else { self.since_bulk.saturating_add(1) };
-            let job = bulk.or_else(|| self.interactive.pop_front())?.still_wanted();
-            if job.is_some() {
-                return job;
+            let bulk_turn = self.since_bulk >= BULK_SHARE - 1 || self.interactive.is_empty();
+            let class =
+                if bulk_turn && !self.bulk.is_empty() { Class::Bulk } else { Class::Interactive };
+            self.since_bulk = match class {
+                Class::Bulk => 0,
+                Class::Interactive => self.since_bulk.saturating_add(1),
+            };
+            if let Some(job) = self.line(class).pop_front()?.still_wanted() {
+                return Some((job, class));
             }
+        }
+    }
+
+    fn line(&mut self, class: Class) -> &mut VecDeque<Job> {
+        match class {
+            Class::Interactive => &mut self.interactive,
+            Class::Bulk => &mut self.bulk,
         }
     }
 }
@@ -152,11 +159,7 @@ mod tests {
 
     fn job(class: Class, waiting: &mut Waiting) -> oneshot::Receiver<Result<String, HashError>> {
         let (done, hashed) = oneshot::channel();
-        let line = match class {
-            Class::Interactive => &mut waiting.interactive,
-            Class::Bulk => &mut waiting.bulk,
-        };
-        line.push_back(Job {
+        waiting.line(class).push_back(Job {
             password: SecretString::from(if class == Class::Bulk { "bulk" } else { "interactive" }),
             task: Task::Hash { cost: 4, done },
             expires: None,
@@ -183,7 +186,7 @@ mod tests {
         let _wanted: Vec<_> = (0..64)
             .flat_map(|_| [job(Class::Bulk, &mut waiting), job(Class::Interactive, &mut waiting)])
             .collect();
-        let order: Vec<Job> = std::iter::from_fn(|| waiting.pop()).collect();
+        let order: Vec<Job> = std::iter::from_fn(|| waiting.pop()).map(|(job, _)| job).collect();
         assert_eq!(order.len(), 128);
         let bulk =
             |jobs: &[Job]| jobs.iter().filter(|job| job.password.expose_secret() == "bulk").count();

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::config;
+use crate::shutdown::Tasks;
 use crate::signup::{Clock, Outcome};
 use crate::telemetry::Health;
 pub use message::{Call, Door, Kind, Message, Unsettled};
@@ -83,16 +84,17 @@ pub enum CallError {
 }
 
 /// Opens the queue that the settings name. A broker that is away is waited for in the background;
-/// one that refuses this user is an error.
+/// one that refuses this user is an error. What runs there runs among the `tasks`.
 pub async fn open(
     settings: &config::Queue,
     clock: Clock,
     health: &Health,
+    tasks: &Tasks,
 ) -> anyhow::Result<Arc<dyn Queue>> {
     Ok(match &settings.url {
         config::QueueUrl::Local => Arc::new(local::Local::new(settings.max_length, health)),
         config::QueueUrl::Amqp(url) => {
-            Arc::new(rabbit::Rabbit::open(url, settings.clone(), clock, health).await?)
+            Arc::new(rabbit::Rabbit::open(url, settings.clone(), clock, health, tasks).await?)
         }
     })
 }
@@ -172,6 +174,8 @@ pub enum Reason {
     Poison,
     /// Every attempt failed.
     TooManyAttempts,
+    /// It failed in a way that no other attempt would mend.
+    Failed,
 }
 
 impl Reason {
@@ -181,6 +185,7 @@ impl Reason {
             Self::Unreadable => "unreadable",
             Self::Poison => "poison",
             Self::TooManyAttempts => "too_many_attempts",
+            Self::Failed => "failed",
         }
     }
 }

@@ -5,6 +5,8 @@
 //! others of its group, and commits them together, so that the price of reaching the disk is shared;
 //! nobody is answered before. Reads go to threads of their own and see the last commit.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::document::Document;
 use super::{Inserted, PrepareError, Store, StoreError, Taken};
 use crate::signup::{Record, RegistrationId, User, UserId};
+use crate::telemetry::Part;
 
 type Key = [u8; 12];
 
@@ -46,29 +49,38 @@ struct Insert {
 
 impl Embedded {
     /// Opens the file, or makes it, and starts the writing thread, which ends with this value.
-    pub fn open(path: &Path, timeout: Duration) -> anyhow::Result<Self> {
+    pub fn open(path: &Path, timeout: Duration, part: Part) -> anyhow::Result<Self> {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE);
-        let database = builder.create(path).map_err(|error| match error {
+        // Only its owner may read it: it holds password hashes.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .with_context(|| format!("{}: cannot be opened; check MUSTER_STORE", path.display()))?;
+        let database = builder.create_file(file).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => anyhow::anyhow!(
                 "{}: another process has it open; stop that one, or set MUSTER_STORE to another file",
                 path.display()
             ),
             other => anyhow::Error::new(other)
-                .context(format!("{}: cannot be opened; check MUSTER_STORE", path.display())),
+                .context(format!("{}: is no data file that can be used", path.display())),
         })?;
         let database = Arc::new(database);
         let (inserts, waiting) = mpsc::channel(WAITING);
         let writer = database.clone();
         std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || write_groups(&writer, waiting))
+            .spawn(move || write_groups(&writer, waiting, &part))
             .context("cannot start the store's thread")?;
         Ok(Self { database, inserts, timeout })
     }
 
     /// Runs a read on a thread that may block.
-    #[allow(clippy::disallowed_methods, reason = "reads of pages, bounded by the hash slots")]
+    #[allow(clippy::disallowed_methods, reason = "reads of pages, bounded by the prefetch")]
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Database) -> Result<T, redb::Error> + Send + 'static,
@@ -154,7 +166,7 @@ impl Store for Embedded {
 }
 
 /// The writing thread.
-fn write_groups(database: &Database, mut waiting: mpsc::Receiver<Insert>) {
+fn write_groups(database: &Database, mut waiting: mpsc::Receiver<Insert>, part: &Part) {
     let mut group = Vec::with_capacity(GROUP);
     while let Some(first) = waiting.blocking_recv() {
         group.push(first);
@@ -172,6 +184,8 @@ fn write_groups(database: &Database, mut waiting: mpsc::Receiver<Insert>) {
             }
             Err(error) => {
                 tracing::error!(%error, members = group.len(), "a group was not committed");
+                // After a failed write the file takes no more until it is opened anew.
+                part.down("a restart: the data file could not be written");
                 for insert in group.drain(..) {
                     let _ = insert.done.send(Err(StoreError));
                 }

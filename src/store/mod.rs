@@ -13,6 +13,7 @@ use async_trait::async_trait;
 
 use crate::config;
 use crate::signup::{Record, RegistrationId, User, UserId};
+use crate::telemetry::Part;
 
 /// Where users are kept.
 ///
@@ -76,11 +77,13 @@ pub enum PrepareError {
     Unfit(String),
 }
 
-/// Opens the store that the settings name. A database that is away is found out by
+/// Opens the store that the settings name; it reports to `part` when it fails for good. A database that is away is found out by
 /// [`Store::prepare`].
-pub async fn open(settings: &config::Store) -> anyhow::Result<Arc<dyn Store>> {
+pub async fn open(settings: &config::Store, part: &Part) -> anyhow::Result<Arc<dyn Store>> {
     Ok(match &settings.url {
-        config::StoreUrl::File(path) => Arc::new(embedded::Embedded::open(path, settings.timeout)?),
+        config::StoreUrl::File(path) => {
+            Arc::new(embedded::Embedded::open(path, settings.timeout, part.clone())?)
+        }
         config::StoreUrl::Mongo(url) => Arc::new(mongo::Mongo::open(url, settings).await?),
     })
 }

@@ -30,7 +30,7 @@ fn end(door: Door, result: &Result<Outcome, Unreadable>) -> End {
         (Door::Interactive | Door::Profile, Ok(_)) => End::Reply,
         // Nobody would repeat it.
         (Door::Bulk, Ok(Outcome::Failed(failure))) if failure.retryable => End::Retry,
-        (Door::Bulk, Ok(Outcome::Failed(_))) => End::Bury(Reason::TooManyAttempts),
+        (Door::Bulk, Ok(Outcome::Failed(_))) => End::Bury(Reason::Failed),
         (Door::Bulk, Ok(_)) => End::Reply,
     }
 }
@@ -50,10 +50,7 @@ mod tests {
             assert_eq!(end(door, &rejected), End::Reply);
         }
         assert_eq!(end(Door::Bulk, &away), End::Retry);
-        assert_eq!(
-            end(Door::Bulk, &failed(FailureCode::Internal)),
-            End::Bury(Reason::TooManyAttempts)
-        );
+        assert_eq!(end(Door::Bulk, &failed(FailureCode::Internal)), End::Bury(Reason::Failed));
         assert_eq!(end(Door::Bulk, &rejected), End::Reply);
         for door in Door::ALL {
             assert_eq!(end(door, &Err(Unreadable)), End::Bury(Reason::Unreadable));

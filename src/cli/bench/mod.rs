@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain, runtime};
 use crate::app::App;
-use crate::config::{Settings, StoreUrl};
+use crate::config::{Flag, Settings, StoreUrl};
 use crate::signup::{Clock, id::random_hex};
 use crate::{queue, store};
 use report::{Hashing, Report, Signups};
@@ -44,15 +44,23 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: Flags) -> u8 {
-    let mut overrides = vec![("password.allow_weak_cost", "1".to_owned())];
-    overrides.extend(flags.cost.map(|cost| ("password.cost", cost.to_string())));
-    // The probes' address, the role and the front's port are this command's own business.
-    overrides.extend([("role", "all".to_owned()), ("front.listen", "127.0.0.1:0".to_owned())]);
-    overrides.push(("token.secret", random_hex() + &random_hex()));
-    let settings = match flags.settings.clone().load_with(overrides) {
+    // The role and the addresses are this command's own business, and so is a secret nobody needs.
+    let set = [
+        ("password.allow_weak_cost", Some("1".to_owned())),
+        ("password.cost", flags.cost.map(|cost| cost.to_string())),
+        ("role", Some("all".to_owned())),
+        ("front.listen", Some("127.0.0.1:0".to_owned())),
+        ("admin.listen", Some(String::new())),
+        ("token.secret", Some(random_hex() + &random_hex())),
+    ];
+    let set = set
+        .into_iter()
+        .filter_map(|(key, value)| Some(Flag { name: "bench", key, value: value? }))
+        .collect();
+    let settings = match Settings::load(&flags.settings.clone().sources(set)) {
         Ok(settings) => settings,
-        Err(error) => {
-            complain(&error);
+        Err(problems) => {
+            complain(&problems.into());
             return EXIT_CONFIGURATION;
         }
     };

@@ -19,6 +19,7 @@ use super::link::{Link, LinkError, State};
 use super::publisher::{PublishError, Publisher};
 use super::{Backoff, Broker, properties, topology};
 use crate::queue::{Call, CallError, Caller, Door};
+use crate::shutdown::Tasks;
 use crate::signup::{Outcome, id::random_hex};
 use crate::telemetry::Part;
 
@@ -93,12 +94,12 @@ impl Drop for Entered<'_> {
 }
 
 /// Starts the sending end.
-pub(super) fn start(broker: Arc<Broker>, part: Part) -> Arc<dyn Caller> {
+pub(super) fn start(broker: Arc<Broker>, part: Part, tasks: &Tasks) -> Arc<dyn Caller> {
     let (sender, session) = watch::channel(None);
     let consumers = Arc::new(AtomicU32::new(0));
     let stop = CancellationToken::new();
     let supervisor = supervise(broker.clone(), part, sender, consumers.clone(), stop.clone());
-    tokio::spawn(supervisor);
+    tasks.spawn("front's connections", supervisor);
     Arc::new(RabbitCaller { broker, session, consumers, stop })
 }
 

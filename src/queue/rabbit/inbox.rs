@@ -16,6 +16,7 @@ use super::settle::{self, RabbitHandle};
 use super::{Backoff, Broker, properties, topology};
 use crate::queue::age::Ages;
 use crate::queue::{Delivery, Door, Inbox, Prefetch};
+use crate::shutdown::Tasks;
 use crate::telemetry::Part;
 
 struct RabbitInbox {
@@ -24,11 +25,17 @@ struct RabbitInbox {
 }
 
 /// Starts a receiving end.
-pub(super) fn start(broker: Arc<Broker>, prefetch: Prefetch, part: Part) -> Box<dyn Inbox> {
+pub(super) fn start(
+    broker: Arc<Broker>,
+    prefetch: Prefetch,
+    part: Part,
+    tasks: &Tasks,
+) -> Box<dyn Inbox> {
     // One at a time: what waits here is neither with the broker nor being worked on.
     let (sender, deliveries) = mpsc::channel(1);
     let stop = CancellationToken::new();
-    tokio::spawn(supervise(broker, prefetch, part, sender, stop.clone()));
+    let supervisor = supervise(broker, prefetch, part, sender, stop.clone());
+    tasks.spawn("worker's connections", supervisor);
     Box::new(RabbitInbox { deliveries, stop })
 }
 

@@ -22,10 +22,14 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{Caller, Inbox, Prefetch, Queue};
 use crate::config;
+use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::telemetry::Health;
 use link::Link;
 use topology::Names;
+
+/// How long the start waits to hear whether the broker takes this user.
+const FIRST_TRY: Duration = Duration::from_secs(2);
 
 /// Seconds after which a silent connection counts as lost, unless the URL says otherwise.
 const HEARTBEAT: u16 = 5;
@@ -34,6 +38,7 @@ const HEARTBEAT: u16 = 5;
 pub struct Rabbit {
     broker: Arc<Broker>,
     health: Health,
+    tasks: Tasks,
 }
 
 /// How to reach the broker, and what to find there.
@@ -53,17 +58,18 @@ impl Rabbit {
         settings: config::Queue,
         clock: Clock,
         health: &Health,
+        tasks: &Tasks,
     ) -> anyhow::Result<Self> {
         let broker = Arc::new(Broker::new(url, settings, clock)?);
-        match Link::open(&broker, "start").await {
-            Ok(link) => link.close().await,
-            Err(error) if error.is_refusal() => {
+        match tokio::time::timeout(FIRST_TRY, Link::open(&broker, "start")).await {
+            Ok(Ok(link)) => link.close().await,
+            Ok(Err(error)) if error.is_refusal() => {
                 anyhow::bail!("queue.url (MUSTER_QUEUE): RabbitMQ at {}: {error}", broker.address)
             }
             // Away; both ends wait for it.
-            Err(_) => {}
+            Ok(Err(_)) | Err(_) => {}
         }
-        Ok(Self { broker, health: health.clone() })
+        Ok(Self { broker, health: health.clone(), tasks: tasks.clone() })
     }
 }
 
@@ -92,11 +98,11 @@ impl Broker {
 
 impl Queue for Rabbit {
     fn caller(&self) -> Arc<dyn Caller> {
-        caller::start(self.broker.clone(), self.health.part("queue"))
+        caller::start(self.broker.clone(), self.health.part("queue"), &self.tasks)
     }
 
     fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox> {
-        inbox::start(self.broker.clone(), prefetch, self.health.part("consumer"))
+        inbox::start(self.broker.clone(), prefetch, self.health.part("consumer"), &self.tasks)
     }
 }
 

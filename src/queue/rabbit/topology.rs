@@ -1,7 +1,8 @@
 //! The exchanges and queues, declared by whoever connects. Declaring what is there already changes
 //! nothing; where it is there with other arguments, it is used as it is.
 
-use std::sync::Once;
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lapin::options::{
@@ -74,7 +75,8 @@ const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
 /// AMQP's reply code for a declaration that differs from what is there.
 const PRECONDITION_FAILED: u16 = 406;
 
-static TOLD_DIFFERENT: Once = Once::new();
+/// What has been told to be different; once for each is enough.
+static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Declares everything that every process needs.
 pub(super) async fn declare(
@@ -256,12 +258,12 @@ fn is_different(error: &lapin::Error) -> bool {
 }
 
 fn tell_different(name: &str) {
-    TOLD_DIFFERENT.call_once(|| {
+    if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
         tracing::warn!(
             name,
             "declared on the broker with other arguments than these settings give; used as it is"
         );
-    });
+    }
 }
 
 fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {

@@ -103,8 +103,18 @@ pub fn with_database(url: &SecretString, database: &str) -> SecretString {
     // a slash or the options.
     let hosts = url.find("://").map_or(0, |at| at + 3);
     let end = url[hosts..].find(['/', '?']).map_or(url.len(), |at| hosts + at);
-    let options = url[end..].find('?').map_or("", |at| &url[end + at..]);
-    SecretString::from(format!("{}/{database}{options}", &url[..end]))
+    let (path, options) = url[end..].split_once('?').unwrap_or((&url[end..], ""));
+    let mut options: Vec<String> =
+        options.split('&').filter(|option| !option.is_empty()).map(str::to_owned).collect();
+    // The database in the path is also where the user is looked up, unless an option says where.
+    let has_user = url[hosts..end].contains('@');
+    let says_where = options.iter().any(|option| option.to_lowercase().starts_with("authsource="));
+    if has_user && !says_where {
+        let source = Some(path.trim_matches('/')).filter(|source| !source.is_empty());
+        options.push(format!("authSource={}", source.unwrap_or("admin")));
+    }
+    let mark = if options.is_empty() { "" } else { "?" };
+    SecretString::from(format!("{}/{database}{mark}{}", &url[..end], options.join("&")))
 }
 
 /// Removes the database.
@@ -182,7 +192,10 @@ mod tests {
         let other =
             |url: &str| with_database(&SecretString::from(url), "b").expose_secret().to_owned();
         assert_eq!(other("mongodb://h:1,i:2/a?w=1"), "mongodb://h:1,i:2/b?w=1");
-        assert_eq!(other("mongodb://u:p@h"), "mongodb://u:p@h/b");
+        assert_eq!(other("mongodb://u:p@h"), "mongodb://u:p@h/b?authSource=admin");
+        assert_eq!(other("mongodb://u:p@h/a?w=1"), "mongodb://u:p@h/b?w=1&authSource=a");
+        assert_eq!(other("mongodb://u:p@h/a?authSource=c"), "mongodb://u:p@h/b?authSource=c");
+        assert_eq!(other("mongodb://h"), "mongodb://h/b");
         assert_eq!(other("mongodb+srv://h/?tls=true"), "mongodb+srv://h/b?tls=true");
     }
 }
