@@ -1,0 +1,183 @@
+//! Clients that are slow, rude or out to do harm: each is refused or dropped, memory stays flat, and
+//! everybody else is served meanwhile.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::Request;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::Setup;
+use crate::support::muster::{Muster, PATIENCE};
+use crate::support::services::unique;
+
+/// More than one process of this size would be a leak.
+const FLAT_KIB: u64 = 100 << 10;
+
+async fn others_are_served(muster: &Muster) {
+    let body = json!({ "username": unique("ann"), "password": "secret-1" });
+    assert_eq!(muster.client().post("/signup", &body).await.status, 201);
+    assert!(muster.memory_kib() < FLAT_KIB, "{} KiB", muster.memory_kib());
+}
+
+async fn connect(muster: &Muster) -> TcpStream {
+    TcpStream::connect(muster.client().address()).await.unwrap()
+}
+
+/// Sends bytes and reads until the server closes.
+async fn exchange(muster: &Muster, bytes: &[u8]) -> String {
+    let mut stream = connect(muster).await;
+    stream.write_all(bytes).await.unwrap();
+    read_to_end(&mut stream).await
+}
+
+async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    // A reset after the answer is an end like any other.
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer))
+        .await
+        .expect("the server closes the connection");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn the_silent_and_the_slow_give_their_places_up() {
+    let setup = Setup::embedded()
+        .with("MUSTER_FRONT_MAX_CONNECTIONS", "40")
+        .with("MUSTER_FRONT_HEADER_TIMEOUT", "500ms")
+        .with("MUSTER_FRONT_BODY_TIMEOUT", "500ms");
+    let muster = setup.start().await;
+    let mut held = Vec::new();
+    for n in 0..40 {
+        let mut stream = connect(&muster).await;
+        let begun: &[u8] = match n % 4 {
+            0 => b"",
+            1 => b"PRI * HT",
+            2 => b"POST /signup HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+            _ => {
+                b"POST /signup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+                   Content-Length: 100\r\n\r\n{"
+            }
+        };
+        stream.write_all(begun).await.unwrap();
+        held.push(stream);
+    }
+    // Every place is taken; this waits until one is free.
+    others_are_served(&muster).await;
+    for (n, stream) in held.iter_mut().enumerate() {
+        let told = read_to_end(stream).await;
+        if n % 4 == 3 {
+            assert!(told.starts_with("HTTP/1.1 408"), "{told}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn half_closed_sockets_are_let_go() {
+    let muster = Setup::embedded().start().await;
+    for _ in 0..200 {
+        let mut stream = connect(&muster).await;
+        stream.write_all(b"POST /signup HTTP/1.1\r\nHost: x\r\n").await.unwrap();
+        stream.shutdown().await.unwrap();
+        read_to_end(&mut stream).await;
+    }
+    others_are_served(&muster).await;
+}
+
+#[tokio::test]
+async fn header_lines_are_bounded() {
+    let muster = Setup::embedded().start().await;
+    let request = |bytes: usize| {
+        format!(
+            "GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Long: {}\r\n\r\n",
+            "x".repeat(bytes)
+        )
+    };
+    assert!(exchange(&muster, request(8 << 10).as_bytes()).await.starts_with("HTTP/1.1 200"));
+    assert!(exchange(&muster, request(64 << 10).as_bytes()).await.starts_with("HTTP/1.1 431"));
+    let many: String = (0..500).map(|n| format!("X-{n}: x\r\n")).collect();
+    let many = format!("GET /live HTTP/1.1\r\nHost: x\r\n{many}\r\n");
+    assert!(exchange(&muster, many.as_bytes()).await.starts_with("HTTP/1.1 431"));
+    others_are_served(&muster).await;
+}
+
+#[tokio::test]
+async fn what_could_be_read_in_two_ways_is_not_read_twice() {
+    let muster = Setup::embedded().start().await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+    let head = "POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    for ambiguous in [
+        format!("{head}Content-Length: 5\r\nContent-Length: 6\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!("{head}Content-Length: +5\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!("{head}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!("{head}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!("{head}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!(
+            "{head}Content-Length: 5\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"
+        ),
+    ] {
+        let told = exchange(&muster, ambiguous.as_bytes()).await;
+        assert!(told.starts_with("HTTP/1.1 400"), "{ambiguous:?}: {told}");
+        assert_eq!(told.matches("HTTP/1.1 ").count(), 1, "{ambiguous:?}: {told}");
+    }
+    others_are_served(&muster).await;
+}
+
+#[tokio::test]
+async fn streams_that_are_reset_at_once_cost_nothing() {
+    let muster = Setup::embedded().start().await;
+    for _ in 0..5 {
+        let io = TokioIo::new(connect(&muster).await);
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        let driver = tokio::spawn(connection);
+        for _ in 0..2_000 {
+            let request = Request::get("http://x/users/profile")
+                .header("authorization", "Bearer x")
+                .body(Empty::<Bytes>::new());
+            if sender.ready().await.is_err() {
+                // The server has had enough of it.
+                break;
+            }
+            // Dropping the answer's future resets its stream.
+            let mut answer = Box::pin(sender.send_request(request.unwrap()));
+            let _ = futures_util::poll!(&mut answer);
+            drop(answer);
+            tokio::task::yield_now().await;
+        }
+        driver.abort();
+    }
+    others_are_served(&muster).await;
+}
+
+#[tokio::test]
+async fn a_crowd_of_connections_is_served_in_turn() {
+    let muster = Setup::embedded().with("MUSTER_FRONT_MAX_CONNECTIONS", "300").start().await;
+    // Each asks once and stays; those beyond the limit wait until others leave.
+    let asking = (0..1_500).map(|_| async {
+        let mut stream = connect(&muster).await;
+        stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut first = [0; 12];
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut first)).await.unwrap().unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+    });
+    futures_util::future::join_all(asking).await;
+    others_are_served(&muster).await;
+}
+
+#[tokio::test]
+async fn deep_and_large_documents_are_refused() {
+    let muster = Setup::embedded().start().await;
+    let headers = [("content-type", "application/json")];
+    let deep = format!("{{\"x\":{}{}}}", "[".repeat(8_000), "]".repeat(8_000));
+    let large = format!("{{\"x\":\"{}\"}}", "x".repeat(1 << 20));
+    for (body, status) in [(deep, 400), (large, 413)] {
+        let answer = muster.client().send("POST", "/signup", &headers, body).await.unwrap();
+        assert_eq!(answer.status, status);
+    }
+    tokio::time::timeout(Duration::from_secs(10), others_are_served(&muster)).await.unwrap();
+}
