@@ -44,21 +44,27 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Reads a body of at most `limit` bytes, in at most `time`.
-pub(super) async fn read(body: Incoming, limit: usize, time: Duration) -> Result<Bytes, BodyError> {
-    timeout(time, read_limited(body, limit)).await.unwrap_or(Err(BodyError::Slow))
+pub(super) async fn read(
+    mut body: Incoming,
+    limit: usize,
+    time: Duration,
+) -> Result<Bytes, BodyError> {
+    let read = timeout(time, read_limited(&mut body, limit)).await.unwrap_or(Err(BodyError::Slow));
+    if read == Err(BodyError::TooLarge) {
+        drain(body).await;
+    }
+    read
 }
 
-async fn read_limited(mut body: Incoming, limit: usize) -> Result<Bytes, BodyError> {
+async fn read_limited(body: &mut Incoming, limit: usize) -> Result<Bytes, BodyError> {
     // A body that declares its size is refused before it is sent.
     if body.size_hint().lower() > limit as u64 {
-        drain(body).await;
         return Err(BodyError::TooLarge);
     }
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| BodyError::Broken)?.into_data() else { continue };
         if whole.len() + data.len() > limit {
-            drain(body).await;
             return Err(BodyError::TooLarge);
         }
         whole.extend_from_slice(&data);
@@ -66,7 +72,7 @@ async fn read_limited(mut body: Incoming, limit: usize) -> Result<Bytes, BodyErr
     Ok(whole.freeze())
 }
 
-/// Reads what comes of a body that nobody wants, within bounds.
+/// Reads the rest of a body that is refused, within bounds.
 pub(super) async fn drain(mut body: Incoming) {
     let drained = async {
         let mut left = DRAIN_BYTES;
