@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::signup::{FieldError, User};
+use crate::signup::{FailureCode, FieldError, User};
 
 /// An answer to a registration.
 #[derive(Debug)]
@@ -85,6 +85,19 @@ impl Fault {
     /// Whether it is ours (5xx) and not the caller's.
     pub fn is_ours(self) -> bool {
         self.status() >= 500
+    }
+}
+
+impl From<FailureCode> for Fault {
+    /// What a worker's failure is to a client.
+    fn from(code: FailureCode) -> Self {
+        match code {
+            FailureCode::StoreUnavailable | FailureCode::Internal => Self::Internal,
+            // Worker and front look at the same deadline; which of them sees it pass first must
+            // not matter.
+            FailureCode::Expired => Self::NoAnswer,
+            FailureCode::Overloaded => Self::NotAccepted,
+        }
     }
 }
 

@@ -32,7 +32,8 @@ impl Front {
             }
             Ok(Outcome::Rejected(_)) => unauthorized(),
             // Never 401 for a fault of ours: clients throw their token away on it.
-            Ok(_) | Err(CallError::Unknown) => fault(Fault::Internal),
+            Ok(Outcome::Failed(failure)) => fault(failure.code.into()),
+            Ok(Outcome::Registered { .. }) | Err(CallError::Unknown) => fault(Fault::Internal),
             Err(CallError::NotAccepted) => fault(Fault::NotAccepted),
             Err(CallError::NoAnswer) => fault(Fault::NoAnswer),
         }

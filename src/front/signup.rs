@@ -96,7 +96,7 @@ impl Front {
             },
             Outcome::Failed(failure) => {
                 tracing::warn!(code = ?failure.code, "a registration failed");
-                fault(contract, Fault::Internal)
+                fault(contract, failure.code.into())
             }
             Outcome::Found { .. } => fault(contract, Fault::Internal),
         }
