@@ -100,7 +100,7 @@ pub fn password(field: &Field, min: u64) -> Result<SecretString, Broken> {
 
 /// What bcrypt cannot take: U+0000, at which some of its implementations stop, and more bytes than
 /// it reads.
-pub fn password_limits(password: &str) -> Result<(), Broken> {
+fn password_limits(password: &str) -> Result<(), Broken> {
     if password.contains('\0') {
         return Err(Broken::Characters);
     }
