@@ -26,12 +26,10 @@ impl IdempotencyKey {
     /// bare. `None` unless it holds 16 to 128 visible ASCII characters.
     pub fn parse(value: &[u8]) -> Option<Self> {
         let value = value.trim_ascii();
-        let bare = match value {
-            [b'"', inner @ .., b'"'] => inner,
-            other => other,
-        };
+        let bare = unquoted(value).unwrap_or(value);
         let fits = (Self::MIN..=Self::MAX).contains(&bare.len());
-        let clean = bare.iter().all(|b| b.is_ascii_graphic() && *b != b'"' && *b != b'\\');
+        // A key is given back bare, so it must not look quoted then.
+        let clean = bare.iter().all(u8::is_ascii_graphic) && unquoted(bare).is_none();
         (fits && clean).then(|| Self(String::from_utf8_lossy(bare).into_owned()))
     }
 
@@ -44,6 +42,10 @@ impl IdempotencyKey {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+fn unquoted(value: &[u8]) -> Option<&[u8]> {
+    if let [b'"', inner @ .., b'"'] = value { Some(inner) } else { None }
 }
 
 impl fmt::Debug for IdempotencyKey {
