@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct Millis(pub i64);
 
+/// `9999-12-31T23:59:59.999Z`, the last that RFC 3339 can write.
+const LAST: u64 = 253_402_300_799_999;
+
 impl Millis {
     /// `2023-10-01T12:00:00.000Z`: RFC 3339 in UTC with milliseconds, as the contracts print it.
     pub fn to_rfc3339(self) -> String {
-        let since = Duration::from_millis(u64::try_from(self.0).unwrap_or(0));
+        let since = Duration::from_millis(u64::try_from(self.0).unwrap_or(0).min(LAST));
         humantime::format_rfc3339_millis(UNIX_EPOCH + since).to_string()
     }
 
@@ -73,6 +76,7 @@ mod tests {
     fn prints_the_documents_example() {
         assert_eq!(Millis(1_696_161_600_000).to_rfc3339(), "2023-10-01T12:00:00.000Z");
         assert_eq!(Millis(1_696_161_600_007).to_rfc3339(), "2023-10-01T12:00:00.007Z");
+        assert_eq!(Millis(i64::MAX).to_rfc3339(), "9999-12-31T23:59:59.999Z");
     }
 
     #[test]
