@@ -9,5 +9,7 @@
 
 mod support;
 
+mod contracts;
 mod flow;
 mod hostile;
+mod properties;

@@ -62,7 +62,8 @@ impl Client {
             .uri(path)
             .header("host", &self.address);
         for (name, value) in headers {
-            request = request.header(*name, *value);
+            // As bytes, because a header may hold what is no ASCII.
+            request = request.header(*name, value.as_bytes());
         }
         let response = sender.send_request(request.body(Full::new(body.into()))?).await?;
         let status = response.status();

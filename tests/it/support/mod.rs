@@ -2,8 +2,10 @@
 
 pub mod http;
 pub mod muster;
+pub mod raw;
 pub mod services;
 
 pub use http::{Answer, Client};
 pub use muster::{Muster, Setup};
+pub use raw::Raw;
 pub use services::{PAIRS, Pair, QueueKind, StoreKind};

@@ -212,6 +212,16 @@ impl Muster {
         }
     }
 
+    /// Asks it to stop and gives all it ever wrote.
+    pub async fn output_at_end(mut self) -> String {
+        self.signal("TERM");
+        assert!(self.ended().await.success());
+        let log = self.log.clone();
+        // A wait for nothing ends with the last line.
+        tokio::task::spawn_blocking(move || log.wait_for(&|_| false)).await.unwrap();
+        self.output()
+    }
+
     /// Asks it to stop and waits for its end.
     pub async fn stop(mut self) -> ExitStatus {
         self.signal("TERM");

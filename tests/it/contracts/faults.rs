@@ -1,0 +1,87 @@
+//! Every fault in every contract's shape, those too that no client can bring about; and what each
+//! contract shows of a user.
+
+use std::collections::BTreeMap;
+
+use muster::contract::{Answer, Fault, Rendered, contract};
+use muster::signup::{ContractId, FailureCode, FullName, Millis, User, UserId};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The golden file: by fault and contract, a status and a body; and profiles by contract.
+pub(super) const FILE: &str = "faults.json";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(rename = "about")]
+    _about: String,
+    faults: BTreeMap<String, BTreeMap<String, (u16, Value)>>,
+    profiles: BTreeMap<String, Value>,
+}
+
+fn file() -> File {
+    serde_json::from_str(include_str!("faults.json")).unwrap()
+}
+
+#[test]
+fn every_fault_in_every_shape() {
+    let faults = [
+        ("unreadable", Fault::Unreadable),
+        ("bad key", Fault::BadKey),
+        ("too large", Fault::TooLarge),
+        ("media type", Fault::MediaType),
+        ("key reused", Fault::KeyReused),
+        ("too many", Fault::TooMany),
+        ("internal", Fault::Internal),
+        ("not accepted", Fault::NotAccepted),
+        ("no answer", Fault::NoAnswer),
+    ];
+    let rendered: BTreeMap<String, BTreeMap<String, (u16, Value)>> = faults
+        .into_iter()
+        .map(|(name, fault)| {
+            let shapes = ContractId::ALL.into_iter().map(|id| {
+                let Rendered { status, body } = contract(id).render(&Answer::Fault(fault));
+                (id.to_string(), (status, body))
+            });
+            (name.to_owned(), shapes.collect())
+        })
+        .collect();
+    assert_eq!(json!(rendered), json!(file().faults));
+}
+
+#[test]
+fn what_a_client_hears_of_a_failure() {
+    for (failure, fault) in [
+        (FailureCode::StoreUnavailable, Fault::Internal),
+        (FailureCode::Internal, Fault::Internal),
+        (FailureCode::Expired, Fault::NoAnswer),
+        (FailureCode::Overloaded, Fault::NotAccepted),
+    ] {
+        assert_eq!(Fault::from(failure), fault, "{failure:?}");
+    }
+}
+
+#[test]
+fn every_profile() {
+    let rendered: BTreeMap<String, Value> = ContractId::ALL
+        .into_iter()
+        .map(|id| (id.to_string(), contract(id).profile(&john(id))))
+        .collect();
+    assert_eq!(json!(rendered), json!(file().profiles));
+}
+
+/// A user of the documents.
+fn john(contract: ContractId) -> User {
+    let has_username = matches!(contract, ContractId::Username | ContractId::ErrorCode);
+    let fullname = FullName { firstname: "John".into(), lastname: Some("Doe".into()) };
+    User {
+        id: UserId::parse("608b91d0f3a5d72a78c8f3a1").unwrap(),
+        contract,
+        username: has_username.then(|| "John Doe".into()),
+        email: Some("john.doe@example.com".into()),
+        fullname: (!has_username).then_some(fullname),
+        created_at: Millis(1_696_161_600_000),
+        updated_at: Millis(1_696_161_600_000),
+    }
+}

@@ -1,0 +1,526 @@
+//! What must hold for any input: the reader of documents, the rules, what travels through the
+//! queue, and every answer.
+
+use muster::contract::document::{Field, Nested};
+use muster::contract::{Answer, Contract, Document, Fault, contract, mounted_alone, rules};
+use muster::signup::{
+    Candidate, ContractId, Email, Failure, FailureCode, FieldError, FullName, IdempotencyKey,
+    Millis, Outcome, Rejection, RejectionCode, User, UserId,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+
+/// No file of earlier failures: what failed once becomes a test of its own.
+fn config() -> ProptestConfig {
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
+}
+
+// --- documents ---------------------------------------------------------------------------------
+
+/// JSON as a client may write it: keys repeated, characters escaped or not.
+#[derive(Clone, Debug)]
+enum Json {
+    Bare(&'static str),
+    Text(Vec<(char, bool)>),
+    List(Vec<Json>),
+    Object(Vec<(Vec<(char, bool)>, Json)>),
+}
+
+impl Json {
+    fn write(&self, out: &mut String) {
+        match self {
+            Self::Bare(text) => out.push_str(text),
+            Self::Text(text) => write_text(text, out),
+            Self::List(items) => {
+                out.push('[');
+                for (n, item) in items.iter().enumerate() {
+                    out.push_str(if n == 0 { "" } else { " ," });
+                    item.write(out);
+                }
+                out.push(']');
+            }
+            Self::Object(entries) => {
+                out.push('{');
+                for (n, (key, value)) in entries.iter().enumerate() {
+                    out.push_str(if n == 0 { "\n" } else { ",\t" });
+                    write_text(key, out);
+                    out.push_str(": ");
+                    value.write(out);
+                }
+                out.push('}');
+            }
+        }
+    }
+}
+
+/// Writes characters, escaped where they say so and where they must be.
+fn write_text(text: &[(char, bool)], out: &mut String) {
+    out.push('"');
+    for &(c, escaped) in text {
+        if escaped || c < ' ' || c == '"' || c == '\\' {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out.push('"');
+}
+
+fn characters() -> impl Strategy<Value = Vec<(char, bool)>> {
+    vec((any::<char>(), any::<bool>()), 0..8)
+}
+
+/// Few keys, so that they repeat.
+fn key() -> impl Strategy<Value = Vec<(char, bool)>> {
+    let known = select(vec!["email", "fullname", "firstname", "password", "x", ""]);
+    let escaped = (known, any::<bool>())
+        .prop_map(|(key, escaped)| key.chars().map(|c| (c, escaped)).collect());
+    prop_oneof![4 => escaped, 1 => characters()]
+}
+
+fn object() -> impl Strategy<Value = Json> {
+    let leaf = prop_oneof![
+        select(vec!["null", "true", "false", "0", "-1.5e3", "{}", "[]", "\"\""])
+            .prop_map(Json::Bare),
+        characters().prop_map(Json::Text),
+    ];
+    let value = leaf.prop_recursive(4, 32, 6, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..6).prop_map(Json::List),
+            vec((key(), inner), 0..6).prop_map(Json::Object),
+        ]
+    });
+    vec((key(), value), 0..8).prop_map(Json::Object)
+}
+
+/// Whether a document says the same as another reader's value, object in object.
+fn same(document: &Document<'_>, value: &Value) -> Result<(), TestCaseError> {
+    for (key, value) in value.as_object().unwrap() {
+        prop_assert!(document.has(key));
+        match (document.text(key), value) {
+            (Field::Absent, Value::Null) => {}
+            (Field::Text(text), Value::String(other)) => prop_assert_eq!(&*text, other),
+            (Field::Wrong, other) => prop_assert!(!other.is_null() && !other.is_string()),
+            (field, other) => prop_assert!(false, "{:?} for {}", field, other),
+        }
+        match (document.object(key), value) {
+            (Nested::Absent, Value::Null) => {}
+            (Nested::Object(inner), Value::Object(_)) => same(&inner, value)?,
+            (Nested::Wrong, other) => prop_assert!(!other.is_null() && !other.is_object()),
+            (nested, other) => prop_assert!(false, "{:?} for {}", nested, other),
+        }
+    }
+    Ok(())
+}
+
+/// Tries everything that can be asked of a body, of every contract.
+fn ask_all(body: &[u8]) {
+    let Ok(document) = Document::parse(body) else { return };
+    for id in ContractId::ALL {
+        for contract in [contract(id), mounted_alone(id)] {
+            if let Err(errors) = contract.check(&document) {
+                contract.render(&Answer::Invalid(&errors));
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..300)) {
+        ask_all(&bytes);
+    }
+
+    #[test]
+    fn text_that_looks_like_json_is_read_as_others_read_it(
+        text in r#"\{?("(email|fullname|\\u006[0-9]|\\ud83d|\\ude00|\\"|é)*"|[\[\]{}:,"\\ ]|null|1e999|-?0){0,24}\}?"#,
+    ) {
+        ask_all(text.as_bytes());
+        let read = Document::parse(text.as_bytes());
+        // The other reader refuses numbers beyond its own range, which are nobody's business.
+        match serde_json::from_str::<Value>(&text) {
+            Ok(value @ Value::Object(_)) => same(&read.expect("an object"), &value)?,
+            Ok(_) => prop_assert!(read.is_err()),
+            Err(_) => prop_assert!(read.is_err() || text.contains("1e999")),
+        }
+    }
+
+    #[test]
+    fn documents_are_read_as_others_read_them(json in object()) {
+        let mut text = String::new();
+        json.write(&mut text);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        same(&Document::parse(text.as_bytes()).unwrap(), &value)?;
+        ask_all(text.as_bytes());
+    }
+}
+
+// --- rules -------------------------------------------------------------------------------------
+
+/// A character of no text of any contract, and so the mark of a password.
+const MARK: char = 'Ж';
+
+/// A document with the fields of every contract, each sometimes wrong and sometimes missing, and
+/// its password, if it has one.
+fn document() -> impl Strategy<Value = (Value, Option<String>)> {
+    let name = || {
+        prop_oneof![
+            4 => "[ \\PC]{0,8}".prop_map(Value::from),
+            2 => "\\PC{90,110}".prop_map(Value::from),
+            1 => any::<String>().prop_map(Value::from),
+            1 => select(vec![Value::Null, json!(1), json!(["x"]), json!({ "firstname": 1 })]),
+        ]
+    };
+    let email = prop_oneof![
+        4 => address().prop_map(Value::from),
+        1 => any::<String>().prop_map(Value::from),
+        1 => select(vec![Value::Null, json!(""), json!(true)]),
+    ];
+    let password = prop_oneof![
+        4 => "[A-C0-2$ a-zäЖ]{0,80}",
+        1 => any::<String>(),
+    ];
+    let password =
+        proptest::option::weighted(0.9, password.prop_map(|text| format!("{MARK}{text}")));
+    (vec(name(), 5), email, password, 0..32u8).prop_map(|(names, email, password, left_out)| {
+        let keys = ["username", "firstname", "lastname"];
+        let mut document = json!({ "fullname": { "firstname": names[3], "lastname": names[4] } });
+        for (n, key) in keys.into_iter().enumerate() {
+            if left_out & (1 << n) == 0 {
+                document[key] = names[n].clone();
+            }
+        }
+        if left_out & 8 == 0 {
+            document["email"] = email;
+        }
+        if let Some(password) = &password {
+            document["password"] = json!(password);
+        }
+        (document, password)
+    })
+}
+
+/// A document that most contracts accept.
+fn valid_document() -> impl Strategy<Value = Value> {
+    let name = || "[ ]?[a-zA-ZéİßΣ李\u{308}]{3,60}[ ]?";
+    let password = "[a-zé€ ]{0,12}[A-Z][0-9][$_][a-z]{7,20}";
+    (name(), name(), name(), address(), password).prop_map(
+        |(username, firstname, lastname, email, password)| {
+            json!({
+                "username": username,
+                "firstname": firstname,
+                "lastname": lastname,
+                "fullname": { "firstname": firstname, "lastname": lastname },
+                "email": email,
+                "password": password,
+            })
+        },
+    )
+}
+
+/// Where a field stands in its contract's order.
+fn place(contract: ContractId, field: &str) -> usize {
+    let order: &[&str] = match contract {
+        ContractId::Username | ContractId::ErrorCode => &["username", "email", "password"],
+        ContractId::FlatName => &["email", "firstname", "lastname", "password"],
+        ContractId::NestedName => &["email", "fullname.firstname", "fullname.lastname", "password"],
+        ContractId::Register => {
+            &["", "email", "fullname.firstname", "fullname.lastname", "password"]
+        }
+    };
+    order.iter().position(|known| *known == field).expect("a field of the contract")
+}
+
+fn parts(candidate: &Candidate) -> (ContractId, String, Option<&Email>, &str) {
+    let password = candidate.password.expose_secret();
+    (candidate.contract, candidate.fingerprint(), candidate.email.as_ref(), password)
+}
+
+fn check(contract: &dyn Contract, document: &Value) -> Result<Candidate, Vec<FieldError>> {
+    contract.check(&Document::parse(document.to_string().as_bytes()).unwrap())
+}
+
+/// What a front sends is what its worker reads.
+fn survives_the_queue(document: &Value) -> Result<bool, TestCaseError> {
+    let mut some = false;
+    for id in ContractId::ALL {
+        for sender in [contract(id), mounted_alone(id)] {
+            let Ok(candidate) = check(sender, document) else { continue };
+            some = true;
+            let written = sender.write(&candidate);
+            let again = check(contract(id), &written)
+                .map_err(|errors| TestCaseError::fail(format!("{written}: {errors:?}")))?;
+            prop_assert_eq!(parts(&candidate), parts(&again));
+        }
+    }
+    Ok(some)
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn errors_are_some_in_order_and_without_the_password((document, password) in document()) {
+        for id in ContractId::ALL {
+            for contract in [contract(id), mounted_alone(id)] {
+                let Err(errors) = check(contract, &document) else { continue };
+                prop_assert!(!errors.is_empty());
+                let places: Vec<usize> =
+                    errors.iter().map(|error| place(id, &error.field)).collect();
+                let once = places.is_sorted_by(|a, b| a < b);
+                let several = id == ContractId::ErrorCode && places.is_sorted();
+                prop_assert!(once || several, "{}: {:?}", id, errors);
+                if id == ContractId::Username || errors[0].field.is_empty() {
+                    prop_assert_eq!(errors.len(), 1);
+                }
+                if let Some(password) = &password {
+                    let told = contract.render(&Answer::Invalid(&errors)).body.to_string();
+                    // An address is told again by one contract, whatever else it is.
+                    let elsewhere = document["email"].as_str().unwrap_or_default();
+                    if !elsewhere.contains(MARK) {
+                        prop_assert!(!told.contains(password), "{}", told);
+                        prop_assert!(!told.contains(MARK), "{}", told);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_front_writes_its_worker_reads_the_same(document in valid_document()) {
+        prop_assert!(survives_the_queue(&document)?, "nobody accepts {}", document);
+    }
+
+    #[test]
+    fn what_a_front_writes_its_worker_reads_the_same_however_odd((document, _) in document()) {
+        survives_the_queue(&document)?;
+    }
+
+    #[test]
+    fn passwords_are_never_changed(password in "[ -~é€]{6,24}") {
+        let document = json!({ "username": "ann", "password": password });
+        let candidate = check(contract(ContractId::Username), &document).unwrap();
+        prop_assert_eq!(candidate.password.expose_secret(), password);
+    }
+}
+
+// --- addresses ---------------------------------------------------------------------------------
+
+const ATOM: &str = "[a-zA-Z0-9!#$%&'*+/=?^_`{|}~éİ用\u{301}٣-]{1,12}";
+const LABEL: &str = "[a-zA-Z0-9é用٣]([a-z0-9é用-]{0,10}[a-z0-9é])?";
+
+/// An address put together from good parts.
+fn address() -> impl Strategy<Value = String> {
+    (vec(ATOM, 1..3), vec(LABEL, 2..4))
+        .prop_map(|(local, domain)| format!("{}@{}", local.join("."), domain.join(".")))
+        .prop_filter("not too long, no number for a host", |address| {
+            let (local, domain) = address.rsplit_once('@').unwrap();
+            local.len() <= rules::LOCAL_MAX_BYTES && domain.parse::<std::net::Ipv4Addr>().is_err()
+        })
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn good_parts_make_an_address(address in address()) {
+        prop_assert!(rules::is_address(&address));
+    }
+
+    #[test]
+    fn one_bad_character_spoils_an_address(
+        address in address(),
+        at in any::<prop::sample::Index>(),
+        bad in select(vec![
+            ' ', '\t', '\n', '\0', '\u{7f}', '\u{85}', '\u{a0}', '\u{3000}', '\u{200b}', '\u{200d}',
+            '"', '(', ')', ',', ':', ';', '<', '>', '[', ']', '\\', '@', '😀', '❤', '€', '½', '。',
+        ]),
+    ) {
+        let mut characters: Vec<char> = address.chars().collect();
+        characters.insert(at.index(characters.len() + 1), bad);
+        let spoiled: String = characters.into_iter().collect();
+        prop_assert!(!rules::is_address(&spoiled), "{}", spoiled);
+    }
+
+    #[test]
+    fn dots_stand_alone_and_inside(address in address(), at in any::<prop::sample::Index>()) {
+        let (local, domain) = address.split_once('@').unwrap();
+        for spoiled in [
+            format!(".{address}"),
+            format!("{address}."),
+            format!("{local}.@{domain}"),
+            format!("{local}@.{domain}"),
+            address.replacen('@', "..@", 1),
+        ] {
+            prop_assert!(!rules::is_address(&spoiled), "{}", spoiled);
+        }
+        let dots: Vec<usize> = address.match_indices('.').map(|(at, _)| at).collect();
+        let mut doubled = address.clone();
+        doubled.insert(*at.get(&dots), '.');
+        prop_assert!(!rules::is_address(&doubled), "{}", doubled);
+    }
+
+    #[test]
+    fn a_domain_has_a_dot_and_no_hyphen_at_an_end(local in ATOM, label in LABEL, top in LABEL) {
+        for spoiled in [
+            format!("{local}@{label}"),
+            format!("{local}@-{label}.{top}"),
+            format!("{local}@{label}-.{top}"),
+            format!("{local}@{label}.{top}-"),
+            format!("{local}@[{label}.{top}]"),
+            format!("@{label}.{top}"),
+            format!("{local}@"),
+            format!("{local} <{local}@{label}.{top}>"),
+            format!("\"{local}\"@{label}.{top}"),
+        ] {
+            prop_assert!(!rules::is_address(&spoiled), "{}", spoiled);
+        }
+    }
+
+    #[test]
+    fn addresses_are_bounded_in_bytes(
+        letter in select(vec!['a', 'é', '用']),
+        local in 1..90usize,
+        labels in vec(1..80usize, 1..6),
+    ) {
+        let filled = |bytes: usize| letter.to_string().repeat(bytes.div_ceil(letter.len_utf8()));
+        let labels: Vec<String> = labels.into_iter().map(filled).collect();
+        let address = format!("{}@{}.example", filled(local), labels.join("."));
+        let fits = address.len() <= 254
+            && filled(local).len() <= 64
+            && labels.iter().all(|label| label.len() <= 63);
+        prop_assert_eq!(rules::is_address(&address), fits, "{}", address);
+    }
+
+    #[test]
+    fn numbers_of_a_host_are_no_domain(host in any::<std::net::Ipv4Addr>()) {
+        let address = format!("a@{host}");
+        prop_assert!(!rules::is_address(&address));
+    }
+}
+
+// --- idempotency keys --------------------------------------------------------------------------
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_key_is_16_to_128_visible_characters(key in "[!-~&&[^\"]]{0,140}") {
+        let fits = (16..=128).contains(&key.len());
+        let bare = IdempotencyKey::parse(key.as_bytes());
+        prop_assert_eq!(bare.is_some(), fits);
+        prop_assert_eq!(&IdempotencyKey::parse(format!(" \"{key}\" ").as_bytes()), &bare);
+    }
+
+    #[test]
+    fn a_key_given_back_is_the_same_key(value in vec(prop_oneof![b' '..=b'~', Just(b'"')], 10..140)) {
+        if let Some(key) = IdempotencyKey::parse(&value) {
+            prop_assert_eq!(IdempotencyKey::parse(key.as_str().as_bytes()), Some(key));
+        }
+    }
+
+    #[test]
+    fn one_bad_byte_spoils_a_key(
+        mut key in vec(b'#'..=b'~', 20..100),
+        at in 1..19usize,
+        bad in prop_oneof![0..=b' ', 127..=255u8],
+    ) {
+        key[at] = bad;
+        prop_assert!(IdempotencyKey::parse(&key).is_none());
+    }
+}
+
+// --- outcomes and answers ----------------------------------------------------------------------
+
+fn contract_id() -> impl Strategy<Value = ContractId> {
+    select(ContractId::ALL.to_vec())
+}
+
+fn user() -> impl Strategy<Value = User> {
+    let text = || proptest::option::of(any::<String>());
+    let name = (any::<String>(), text())
+        .prop_map(|(firstname, lastname)| FullName { firstname, lastname });
+    let times = (any::<i64>(), any::<i64>());
+    (any::<[u8; 12]>(), contract_id(), text(), text(), proptest::option::of(name), times).prop_map(
+        |(id, contract, username, email, fullname, (created_at, updated_at))| User {
+            id: UserId(bson::oid::ObjectId::from_bytes(id)),
+            contract,
+            username,
+            email,
+            fullname,
+            created_at: Millis(created_at),
+            updated_at: Millis(updated_at),
+        },
+    )
+}
+
+fn errors() -> impl Strategy<Value = Vec<FieldError>> {
+    let field = prop_oneof![
+        select(vec!["username", "email", "password", ""]).prop_map(String::from),
+        any::<String>(),
+    ];
+    let error = (field, any::<String>(), any::<String>()).prop_map(|(field, code, message)| {
+        FieldError { field: field.into(), code: code.into(), message: message.into() }
+    });
+    vec(error, 0..5)
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    use FailureCode::{Expired, Internal, Overloaded, StoreUnavailable};
+    use RejectionCode::{Duplicate, Invalid, KeyReused, Unauthorized};
+    let token = proptest::option::of(any::<String>());
+    prop_oneof![
+        (user(), token, any::<bool>()).prop_map(|(user, token, replayed)| Outcome::Registered {
+            user,
+            token,
+            replayed
+        }),
+        user().prop_map(|user| Outcome::Found { user }),
+        (select(vec![Invalid, Duplicate, KeyReused, Unauthorized]), errors())
+            .prop_map(|(code, errors)| Outcome::Rejected(Rejection { code, errors })),
+        (select(vec![StoreUnavailable, Expired, Overloaded, Internal]), any::<bool>())
+            .prop_map(|(code, retryable)| Outcome::Failed(Failure { code, retryable })),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn an_outcome_survives_its_journey(outcome in outcome()) {
+        let bytes = serde_json::to_vec(&outcome).unwrap();
+        prop_assert_eq!(serde_json::from_slice::<Outcome>(&bytes).unwrap(), outcome);
+    }
+
+    #[test]
+    fn every_answer_is_an_object(
+        id in contract_id(),
+        user in user(),
+        token in proptest::option::of(any::<String>()),
+        errors in errors(),
+    ) {
+        use Fault::*;
+        let faults = [
+            Unreadable, BadKey, TooLarge, MediaType, KeyReused, TooMany, Internal, NotAccepted,
+            NoAnswer,
+        ];
+        let answers = [
+            Answer::Created { user: &user, token: token.as_deref() },
+            Answer::Invalid(&errors),
+            Answer::Duplicate(&errors),
+        ];
+        for answer in answers.into_iter().chain(faults.map(Answer::Fault)) {
+            let rendered = contract(id).render(&answer);
+            prop_assert!(rendered.body.is_object(), "{:?}", answer);
+            prop_assert!((200..600).contains(&rendered.status), "{:?}", answer);
+        }
+        prop_assert!(contract(id).profile(&user).is_object());
+    }
+}

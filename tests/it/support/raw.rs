@@ -1,0 +1,30 @@
+//! Bytes on a socket, for requests that no client would send.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::muster::PATIENCE;
+
+/// An HTTP/1.1 connection under a test's own hand.
+#[derive(Debug)]
+pub struct Raw(TcpStream);
+
+impl Raw {
+    pub async fn connect(address: &str) -> Self {
+        Self(TcpStream::connect(address).await.unwrap())
+    }
+
+    /// Writes bytes, and may be called again for the next ones.
+    pub async fn write(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        self.0.write_all(bytes.as_ref()).await.unwrap();
+        self
+    }
+
+    /// Everything that comes until the other side closes the connection.
+    pub async fn read_to_end(&mut self) -> String {
+        let mut bytes = Vec::new();
+        timeout(PATIENCE, self.0.read_to_end(&mut bytes)).await.expect("an end").unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+}
