@@ -12,6 +12,9 @@ use crate::support::{Answer, Client, Muster, Setup, muster::SECRET};
 /// Headers as they are written in a file: one value, several, or null for none.
 type Headers = BTreeMap<String, Value>;
 
+/// Makes a token of another.
+type Make = fn(&str) -> String;
+
 /// A golden file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -202,7 +205,7 @@ impl Session {
 
     fn fill(&self, text: &str, person: &str) -> String {
         let text = repeated(&text.replace("{unique}", person));
-        let made: [(&str, fn(&str) -> String); 5] = [
+        let made: [(&str, Make); 5] = [
             ("{token}", str::to_owned),
             ("{expired}", tokens::expired),
             ("{forged}", tokens::forged),

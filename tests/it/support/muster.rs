@@ -179,8 +179,7 @@ impl Muster {
 
     /// Waits for a log line and gives it.
     pub async fn wait_for_log(&mut self, wanted: impl Fn(&str) -> bool + Send + 'static) -> String {
-        let log = self.log.clone();
-        let found = tokio::task::spawn_blocking(move || log.wait_for(&wanted)).await.unwrap();
+        let found = self.log.clone().find(wanted).await;
         found.unwrap_or_else(|| panic!("no such line came:\n{}", self.output()))
     }
 
@@ -216,9 +215,8 @@ impl Muster {
     pub async fn output_at_end(mut self) -> String {
         self.signal("TERM");
         assert!(self.ended().await.success());
-        let log = self.log.clone();
-        // A wait for nothing ends with the last line.
-        tokio::task::spawn_blocking(move || log.wait_for(&|_| false)).await.unwrap();
+        // A search for nothing ends with the last line.
+        self.log.clone().find(|_| false).await;
         self.output()
     }
 
@@ -241,7 +239,10 @@ impl Drop for Muster {
 
 /// Lines a program writes, as they come.
 #[derive(Clone, Debug, Default)]
-struct Log(Arc<(Mutex<(Vec<String>, usize)>, Condvar)>);
+struct Log(Arc<(Mutex<Lines>, Condvar)>);
+
+/// The lines so far, and the number of streams that are still open.
+type Lines = (Vec<String>, usize);
 
 impl Log {
     fn collect(&self, stream: impl Read + Send + 'static) {
@@ -259,6 +260,11 @@ impl Log {
 
     fn lines(&self) -> Vec<String> {
         self.0.0.lock().unwrap().0.clone()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test has threads to spare for waiting")]
+    async fn find(self, wanted: impl Fn(&str) -> bool + Send + 'static) -> Option<String> {
+        tokio::task::spawn_blocking(move || self.wait_for(&wanted)).await.unwrap()
     }
 
     /// The first line that fits; none when the program ended or took too long.
