@@ -175,7 +175,10 @@ impl Session {
                 received.acker.nack(options).await?;
             }
         }
-        self.settler.keep(self.consume);
+        // A channel that is closed gives back what was delivered on it, so these live as long as
+        // there is something to settle.
+        let channels = self.channels.into_iter().map(|(channel, _)| channel).collect();
+        self.settler.keep(self.consume, channels);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
-use lapin::{Acker, BasicProperties};
+use lapin::{Acker, BasicProperties, Channel};
 use tokio::sync::watch;
 
 use super::Broker;
@@ -26,13 +26,13 @@ pub(super) struct Settler {
     broker: Arc<Broker>,
     publisher: Publisher,
     publish: Link,
-    /// The consuming connection, kept after a soft stop until the last delivery is settled.
-    consume: Mutex<Option<Link>>,
+    /// The consuming end, kept after a soft stop until the last delivery is settled.
+    kept: Mutex<Option<(Link, Vec<Channel>)>>,
 }
 
 impl Settler {
     pub(super) fn new(broker: Arc<Broker>, publisher: Publisher, publish: Link) -> Self {
-        Self { broker, publisher, publish, consume: Mutex::new(None) }
+        Self { broker, publisher, publish, kept: Mutex::new(None) }
     }
 
     pub(super) fn broker(&self) -> &Broker {
@@ -43,8 +43,8 @@ impl Settler {
         self.publish.state()
     }
 
-    pub(super) fn keep(&self, consume: Link) {
-        *self.consume.lock().unwrap_or_else(PoisonError::into_inner) = Some(consume);
+    pub(super) fn keep(&self, consume: Link, channels: Vec<Channel>) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some((consume, channels));
     }
 
     /// Puts a message with unreadable properties aside, without a body that might hold anything.
