@@ -49,6 +49,8 @@ impl Link {
                 let state = match event {
                     Event::ConnectionBlocked(_) => State::Blocked,
                     Event::ConnectionUnblocked | Event::Connected => State::Open,
+                    // What ends one channel leaves the connection whole, and its user is told.
+                    Event::Error(error) if error.is_amqp_soft_error() => continue,
                     Event::Error(_) => State::Lost,
                     _ => continue,
                 };
