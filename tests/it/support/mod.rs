@@ -1,7 +1,10 @@
-//! What the tests share: the program as a process, a plain HTTP client, and the services.
+//! What the tests share: the program as a process, a plain HTTP client, the services, and a wire to
+//! them that can be cut.
 
+pub mod broker;
 pub mod http;
 pub mod muster;
+pub mod proxy;
 pub mod raw;
 pub mod services;
 

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use muster::config::{Settings, Sources};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use super::http::Client;
 use super::services::{
@@ -26,7 +28,6 @@ pub const SECRET: &str = "a secret of the tests, 32 bytes and more";
 /// How to start the program: a queue and a store of a test's own.
 #[derive(Debug)]
 pub struct Setup {
-    pub pair: Pair,
     pub environment: BTreeMap<String, String>,
     directory: Arc<TempDir>,
     cleanup: Arc<Cleanup>,
@@ -66,7 +67,7 @@ impl Setup {
                 set("MUSTER_STORE", url)
             }
         };
-        Self { pair, environment, directory: Arc::new(directory), cleanup: Arc::new(cleanup) }
+        Self { environment, directory: Arc::new(directory), cleanup: Arc::new(cleanup) }
     }
 
     /// The embedded default.
@@ -83,6 +84,12 @@ impl Setup {
     /// A directory that lives as long as anything started from here.
     pub fn directory(&self) -> PathBuf {
         self.directory.path().to_owned()
+    }
+
+    /// The settings the program would have.
+    pub fn settings(&self) -> Settings {
+        let environment = self.environment.clone().into_iter().collect();
+        Settings::load(&Sources { environment, ..Sources::default() }).unwrap()
     }
 
     /// The exchange's name, with which the names of all queues begin.
@@ -178,8 +185,8 @@ impl Muster {
     }
 
     /// Waits for a log line and gives it.
-    pub async fn wait_for_log(&mut self, wanted: impl Fn(&str) -> bool + Send + 'static) -> String {
-        let found = self.log.clone().find(wanted).await;
+    pub async fn wait_for_log(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+        let found = self.log.wait_for(wanted).await;
         found.unwrap_or_else(|| panic!("no such line came:\n{}", self.output()))
     }
 
@@ -239,48 +246,38 @@ impl Drop for Muster {
 
 /// Lines a program writes, as they come.
 #[derive(Clone, Debug, Default)]
-struct Log(Arc<(Mutex<Lines>, Condvar)>);
+struct Log(Arc<watch::Sender<Written>>);
 
-/// The lines so far, and the number of streams that are still open.
-type Lines = (Vec<String>, usize);
+#[derive(Debug, Default)]
+struct Written {
+    lines: Vec<String>,
+    /// Streams that have not ended; none when the program has.
+    open: usize,
+}
 
 impl Log {
     fn collect(&self, stream: impl Read + Send + 'static) {
-        let log = self.clone();
-        log.0.0.lock().unwrap().1 += 1;
+        let log = self.0.clone();
+        log.send_modify(|written| written.open += 1);
         thread::spawn(move || {
             for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                log.0.0.lock().unwrap().0.push(line);
-                log.0.1.notify_all();
+                log.send_modify(|written| written.lines.push(line));
             }
-            log.0.0.lock().unwrap().1 -= 1;
-            log.0.1.notify_all();
+            log.send_modify(|written| written.open -= 1);
         });
     }
 
     fn lines(&self) -> Vec<String> {
-        self.0.0.lock().unwrap().0.clone()
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "a test has threads to spare for waiting")]
-    async fn find(self, wanted: impl Fn(&str) -> bool + Send + 'static) -> Option<String> {
-        tokio::task::spawn_blocking(move || self.wait_for(&wanted)).await.unwrap()
+        self.0.borrow().lines.clone()
     }
 
     /// The first line that fits; none when the program ended or took too long.
-    fn wait_for(&self, wanted: &dyn Fn(&str) -> bool) -> Option<String> {
-        let until = Instant::now() + PATIENCE;
-        let mut state = self.0.0.lock().unwrap();
-        loop {
-            if let Some(line) = state.0.iter().find(|line| wanted(line)) {
-                return Some(line.clone());
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || state.1 == 0 {
-                return None;
-            }
-            state = self.0.1.wait_timeout(state, left).unwrap().0;
-        }
+    async fn wait_for(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        let mut log = self.0.subscribe();
+        let find = |written: &Written| written.lines.iter().find(|line| wanted(line)).cloned();
+        let told = log.wait_for(|written| written.open == 0 || find(written).is_some());
+        let written = tokio::time::timeout(PATIENCE, told).await.ok()?.ok()?;
+        find(&written)
     }
 }
 

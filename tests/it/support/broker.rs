@@ -1,0 +1,122 @@
+//! The broker as another system sees it: raw messages, published and fetched without muster's help.
+
+use lapin::message::{BasicGetMessage, Delivery};
+use lapin::options::{
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
+use serde_json::Value;
+
+use super::muster::eventually;
+use super::services::amqp_url;
+
+/// A connection of another system's.
+pub struct Broker {
+    pub channel: Channel,
+    _connection: Connection,
+}
+
+impl Broker {
+    /// Connects as the tests' own user, who is also muster's.
+    pub async fn connect() -> Self {
+        Self::connect_to(&amqp_url().unwrap()).await
+    }
+
+    pub async fn connect_to(url: &str) -> Self {
+        let properties = ConnectionProperties::default();
+        let connection = Connection::connect(url, properties).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Self { channel, _connection: connection }
+    }
+
+    /// Publishes, and fails unless a queue took it.
+    pub async fn publish(
+        &self,
+        exchange: &str,
+        key: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) {
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let confirm = self
+            .channel
+            .basic_publish(exchange.into(), key.into(), options, body, properties)
+            .await
+            .unwrap();
+        assert_eq!(confirm.await.unwrap(), Confirmation::Ack(None), "no queue took it");
+    }
+
+    /// The next message of a queue, taken from it, once there is one.
+    pub async fn fetch(&self, queue: &str) -> Delivery {
+        let mut fetched = None;
+        eventually(&format!("a message in {queue}"), async || {
+            fetched = self.try_fetch(queue).await;
+            fetched.is_some()
+        })
+        .await;
+        fetched.unwrap().delivery
+    }
+
+    async fn try_fetch(&self, queue: &str) -> Option<BasicGetMessage> {
+        let options = BasicGetOptions { no_ack: true };
+        self.channel.basic_get(queue.into(), options).await.unwrap()
+    }
+
+    /// A queue of this connection's own.
+    pub async fn own_queue(&self, name: &str) {
+        let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+        self.channel.queue_declare(name.into(), options, FieldTable::default()).await.unwrap();
+    }
+
+    /// Replies to this channel, without a queue: messages ask for them with [`DIRECT_REPLY`].
+    pub async fn direct_replies(&self) -> Consumer {
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let table = FieldTable::default();
+        self.channel.basic_consume(DIRECT_REPLY.into(), "".into(), options, table).await.unwrap()
+    }
+}
+
+/// RabbitMQ's pseudo-queue for replies to the publishing channel.
+pub const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
+
+/// A registration as any system may publish it, before its identity and its waiting time.
+pub fn registration(contract: &str) -> BasicProperties {
+    BasicProperties::default()
+        .with_type("register".into())
+        .with_content_type("application/json".into())
+        .with_delivery_mode(2)
+        .with_headers(headers(&[("contract", contract.into())]))
+}
+
+/// Headers from texts and numbers.
+pub fn headers(entries: &[(&str, Value)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in entries {
+        let value = match value {
+            Value::String(text) => AMQPValue::LongString(text.as_str().into()),
+            Value::Number(number) => AMQPValue::LongLongInt(number.as_i64().unwrap()),
+            other => panic!("no header is like {other}"),
+        };
+        table.insert((*name).into(), value);
+    }
+    table
+}
+
+/// A header that holds a text.
+pub fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
+    match properties.headers().as_ref()?.inner().get(name)? {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
+
+/// A header that holds a number.
+pub fn number_header(properties: &BasicProperties, name: &str) -> Option<i64> {
+    match properties.headers().as_ref()?.inner().get(name)? {
+        AMQPValue::LongLongInt(number) => Some(*number),
+        _ => None,
+    }
+}
