@@ -9,7 +9,13 @@
 
 mod support;
 
+mod architecture;
 mod contracts;
+mod deployment;
 mod flow;
 mod hostile;
 mod properties;
+mod queue;
+mod redelivery;
+mod startup;
+mod store;

@@ -1,0 +1,440 @@
+//! What only a broker has: messages as they look on the wire, other systems that publish, dead
+//! letters, pauses between attempts, and connections that are lost.
+
+use std::process::Command;
+
+use futures_util::StreamExt;
+use lapin::BasicProperties;
+use lapin::options::QueueDeclareOptions;
+use muster::queue::Reason;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::support::broker::{
+    Broker, DIRECT_REPLY, headers, number_header, registration as raw_registration, text_header,
+};
+use crate::support::proxy::Proxy;
+use crate::support::services::{amqp_url, unique};
+
+/// A password as it must never be seen outside a queue that leads to a worker.
+const PASSWORD: &str = "correct horse 7";
+
+/// A queue on the broker, if there is one.
+async fn bench(settings: &[(&str, &str)]) -> Option<Bench> {
+    let there = amqp_url().is_some();
+    if there { Some(Bench::new(QueueKind::Rabbit, settings).await) } else { None }
+}
+
+impl Bench {
+    fn named(&self, end: &str) -> String {
+        format!("{}.{end}", self.setup.namespace())
+    }
+}
+
+fn row() -> Vec<u8> {
+    json!({ "email": "row@example.com", "password": PASSWORD }).to_string().into_bytes()
+}
+
+fn bulk_row(id: &str) -> BasicProperties {
+    raw_registration("flat-name").with_message_id(id.into())
+}
+
+#[tokio::test]
+async fn a_registration_on_the_wire() {
+    let Some(bench) = bench(&[]).await else { return };
+    let (caller, broker) = (bench.caller().await, Broker::connect().await);
+    let before = Clock::system().now().0;
+    let call = registration();
+    let sent = send(&caller, call.clone());
+    let message = broker.fetch(&bench.named("interactive")).await;
+    let text = |field: &Option<lapin::types::ShortString>| field.as_ref().unwrap().to_string();
+
+    let properties = &message.properties;
+    assert_eq!(message.exchange.as_str(), bench.setup.namespace());
+    assert_eq!(message.routing_key.as_str(), "interactive");
+    assert_eq!(message.data, call.body);
+    assert_eq!(text(properties.kind()), "register");
+    assert_eq!(text(properties.message_id()), call.id.as_str());
+    assert_eq!(text(properties.content_type()), "application/json");
+    assert_eq!(*properties.delivery_mode(), Some(2));
+    let correlation = text(properties.correlation_id());
+    assert!(correlation.len() == 32 && correlation.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let reply_to = text(properties.reply_to());
+    assert!(reply_to.starts_with(&bench.named("reply.")), "{reply_to}");
+    assert_eq!(text_header(properties, "contract").unwrap(), "flat-name");
+    let left = number_header(properties, "deadline-ms").unwrap();
+    assert!((1..=SOON.as_millis() as i64).contains(&left), "{left}");
+    assert_eq!(text(properties.expiration()), left.to_string());
+    let sent_at = number_header(properties, "sent-at-ms").unwrap();
+    assert!((before..=Clock::system().now().0).contains(&sent_at));
+
+    // A reply counts only if it names the message and the call.
+    let body = serde_json::to_vec(&outcome_of(&sent.id)).unwrap();
+    for (message_id, correlation_id) in [
+        ("another", correlation.as_str()),
+        (sent.id.as_str(), "another"),
+        (sent.id.as_str(), correlation.as_str()),
+    ] {
+        let wrong = message_id == "another" || correlation_id == "another";
+        let body = if wrong {
+            b"{\"outcome\":\"failed\",\"code\":\"internal\",\"retryable\":false}"
+        } else {
+            body.as_slice()
+        };
+        let properties = BasicProperties::default()
+            .with_message_id(message_id.into())
+            .with_correlation_id(correlation_id.into());
+        broker.publish("", &reply_to, properties, body).await;
+    }
+    sent.gets_its_reply().await;
+}
+
+#[tokio::test]
+async fn a_look_up_of_a_tokens_owner_on_the_wire() {
+    let Some(bench) = bench(&[]).await else { return };
+    let (caller, broker) = (bench.caller().await, Broker::connect().await);
+    let sent = send(&caller, profile());
+    let message = broker.fetch(&bench.named("profile")).await;
+    let properties = &message.properties;
+    assert_eq!(message.routing_key.as_str(), "profile");
+    assert_eq!(message.data, b"a.b.c");
+    assert_eq!(properties.kind().as_ref().unwrap().as_str(), "profile");
+    assert_eq!(*properties.delivery_mode(), Some(1), "a token never rests on a disk");
+    assert!(properties.expiration().is_some() && properties.reply_to().is_some());
+    assert_eq!(text_header(properties, "contract"), None);
+    sent.result.abort();
+}
+
+#[tokio::test]
+async fn a_reply_on_the_wire() {
+    let Some(bench) = bench(&[]).await else { return };
+    let mut inbox = bench.inbox(ROOM).await;
+    let broker = Broker::connect().await;
+    let mut replies = broker.direct_replies().await;
+    let properties = raw_registration("register")
+        .with_message_id("order-66".into())
+        .with_correlation_id("c-1".into())
+        .with_expiration("60000".into())
+        .with_reply_to(DIRECT_REPLY.into());
+    broker.publish(bench.setup.namespace(), "interactive", properties, &row()).await;
+    let delivery = next(&mut inbox).await;
+    assert_eq!(delivery.message().kind, Kind::Register(ContractId::Register));
+    delivery.reply(FailureCode::Overloaded.into()).await;
+
+    let told = replies.next().await.unwrap().unwrap();
+    let properties = &told.properties;
+    assert_eq!(properties.message_id().as_ref().unwrap().as_str(), "order-66");
+    assert_eq!(properties.correlation_id().as_ref().unwrap().as_str(), "c-1");
+    assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "application/json");
+    assert_eq!(*properties.delivery_mode(), Some(1));
+    let body: Value = serde_json::from_slice(&told.data).unwrap();
+    assert_eq!(body, json!({ "outcome": "failed", "code": "overloaded", "retryable": true }));
+}
+
+#[tokio::test]
+async fn other_systems_publish_in_bulk_with_and_without_a_reply() {
+    let prefix = unique("crm-replies");
+    let Some(bench) = bench(&[("MUSTER_QUEUE_REPLY_PREFIX", &prefix)]).await else { return };
+    let mut inbox = bench.inbox(ROOM).await;
+    let broker = Broker::connect().await;
+    let replies = format!("{prefix}.one");
+    broker.own_queue(&replies).await;
+
+    let asking =
+        bulk_row("row-1").with_reply_to(replies.as_str().into()).with_correlation_id("c".into());
+    for (id, properties) in [("row-1", asking), ("row-2", bulk_row("row-2"))] {
+        broker.publish(bench.setup.namespace(), "bulk", properties, &row()).await;
+        let delivery = next(&mut inbox).await;
+        let message = delivery.message();
+        assert_eq!((message.door, message.id.as_str()), (Door::Bulk, id));
+        assert_eq!((message.expires, message.fresh, &message.body[..]), (None, false, &row()[..]));
+        reply(delivery).await;
+    }
+    let told = broker.fetch(&replies).await;
+    assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "c");
+    let told: Outcome = serde_json::from_slice(&told.data).unwrap();
+    assert_eq!(told, outcome_of(&MessageId::parse("row-1").unwrap()));
+
+    // Both were acked: nothing comes back when the connections that held them are gone.
+    inbox.stop().await;
+    let mut second = bench.inbox(ROOM).await;
+    nothing_comes(&mut second).await;
+}
+
+/// A user of the broker's besides the tests' own; none where the broker is not ours to change.
+struct OtherUser(String);
+
+impl OtherUser {
+    fn new() -> Option<Self> {
+        if std::env::var_os("RABBITMQCTL").is_none() {
+            println!("left out: RABBITMQCTL is not set, so no second user can be made");
+            return None;
+        }
+        let user = Self(unique("crm"));
+        rabbitmqctl(&["add_user", &user.0, "a-password"]);
+        rabbitmqctl(&["set_permissions", &user.0, ".*", ".*", ".*"]);
+        Some(user)
+    }
+
+    async fn connect(&self) -> Broker {
+        let mut url = url::Url::parse(&amqp_url().unwrap()).unwrap();
+        url.set_username(&self.0).unwrap();
+        url.set_password(Some("a-password")).unwrap();
+        Broker::connect_to(url.as_str()).await
+    }
+}
+
+impl Drop for OtherUser {
+    fn drop(&mut self) {
+        rabbitmqctl(&["delete_user", &self.0]);
+    }
+}
+
+fn rabbitmqctl(arguments: &[&str]) {
+    let program = std::env::var_os("RABBITMQCTL").unwrap();
+    let done = Command::new(program).args(arguments).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[tokio::test]
+async fn only_the_workers_own_user_is_believed_about_attempts_and_producers() {
+    let Some(bench) = bench(&[]).await else { return };
+    let Some(other) = OtherUser::new() else { return };
+    let mut inbox = bench.inbox(ROOM).await;
+    let own = url::Url::parse(&amqp_url().unwrap()).unwrap().username().to_owned();
+    let (ours, theirs) = (Broker::connect().await, other.connect().await);
+    let claims = headers(&[
+        ("contract", "flat-name".into()),
+        ("attempt", 2.into()),
+        ("producer", "somebody-else".into()),
+        ("reply-to", format!("{}x", bench.named("reply.")).into()),
+    ]);
+    let claiming = bulk_row("row-1").with_headers(claims);
+    let cases = [
+        ("no user", &theirs, claiming.clone(), ("", 0, false)),
+        (
+            "their user",
+            &theirs,
+            claiming.clone().with_user_id(other.0.as_str().into()),
+            (other.0.as_str(), 0, false),
+        ),
+        ("our user", &ours, claiming.with_user_id(own.as_str().into()), ("somebody-else", 2, true)),
+        (
+            "our user, claiming nothing",
+            &ours,
+            bulk_row("row-1").with_user_id(own.as_str().into()),
+            ("", 0, false),
+        ),
+    ];
+    for (case, broker, properties, (producer, attempt, replies)) in cases {
+        broker.publish(bench.setup.namespace(), "bulk", properties, &row()).await;
+        let delivery = next(&mut inbox).await;
+        let message = delivery.message();
+        assert_eq!((message.producer.as_str(), message.attempt), (producer, attempt), "{case}");
+        assert_eq!(message.unsettled.reply_to.is_some(), replies, "{case}");
+        reply(delivery).await;
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_buried_with_a_reason_and_without_its_body() {
+    let Some(bench) = bench(&[]).await else { return };
+    let mut inbox = bench.inbox(ROOM).await;
+    let broker = Broker::connect().await;
+    let good = raw_registration("flat-name").with_message_id("row".into());
+    let asking = good.clone().with_reply_to(format!("{}x", bench.named("reply.")).into());
+    let waiting = asking.clone().with_expiration("60000".into());
+    let reply_to = |queue: String| good.clone().with_reply_to(queue.into());
+    let cases = [
+        ("no id", "bulk", raw_registration("flat-name")),
+        ("empty id", "bulk", good.clone().with_message_id("".into())),
+        ("long id", "bulk", good.clone().with_message_id("x".repeat(129).into())),
+        ("no type", "bulk", good.clone().with_type("".into())),
+        ("another type", "bulk", good.clone().with_type("profile".into())),
+        ("a registration among look-ups", "profile", waiting.clone()),
+        ("no contract", "bulk", good.clone().with_headers(headers(&[]))),
+        ("unknown contract", "bulk", raw_registration("colour").with_message_id("row".into())),
+        (
+            "a contract that is no text",
+            "bulk",
+            good.clone().with_headers(headers(&[("contract", 1.into())])),
+        ),
+        ("no expiration", "interactive", asking.clone()),
+        ("nobody to reply to", "interactive", good.clone().with_expiration("60000".into())),
+        ("expiration on bulk", "bulk", good.clone().with_expiration("60000".into())),
+        ("replies into bulk", "bulk", reply_to(bench.named("bulk"))),
+        ("replies into the dead letters", "bulk", reply_to(bench.named("dead"))),
+        ("replies elsewhere", "bulk", reply_to("other".into())),
+    ];
+    for (case, door, properties) in cases {
+        broker.publish(bench.setup.namespace(), door, properties, &row()).await;
+        let dead = broker.fetch(&bench.named("dead")).await;
+        assert_eq!(
+            text_header(&dead.properties, "reason").as_deref(),
+            Some("unreadable"),
+            "{case}"
+        );
+        assert_eq!(text_header(&dead.properties, "door").as_deref(), Some(door), "{case}");
+        assert!(text_header(&dead.properties, "detail").is_some(), "{case}");
+        assert!(dead.data.is_empty(), "{case}");
+        assert!(dead.properties.reply_to().is_none() && dead.properties.expiration().is_none());
+        assert_eq!(*dead.properties.delivery_mode(), Some(2), "{case}");
+    }
+    nothing_comes(&mut inbox).await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_document_is_buried_by_the_worker() {
+    if amqp_url().is_none() {
+        return;
+    }
+    let setup = Setup::new(Pair(QueueKind::Rabbit, StoreKind::File));
+    let muster = setup.start().await;
+    let (broker, namespace) = (Broker::connect().await, setup.namespace());
+    let bodies: [&[u8]; 4] = [b"", b"[]", b"{\"password\":\"correct horse 7\"", b"\xff{}"];
+    for body in bodies {
+        broker.publish(namespace, "bulk", bulk_row("row"), body).await;
+        let dead = broker.fetch(&format!("{namespace}.dead")).await;
+        assert_eq!(text_header(&dead.properties, "reason").as_deref(), Some("unreadable"));
+        assert_eq!(dead.properties.message_id().as_ref().unwrap().as_str(), "row");
+        assert!(dead.data.is_empty(), "it may hold a password anywhere");
+    }
+    assert!(muster.stop().await.success(), "a bad body never crashes a worker");
+}
+
+#[tokio::test]
+async fn what_is_buried_keeps_what_it_was_and_loses_its_password() {
+    let Some(bench) = bench(&[]).await else { return };
+    let mut inbox = bench.inbox(ROOM).await;
+    let broker = Broker::connect().await;
+    let asking = bulk_row("row-1").with_reply_to(format!("{}x", bench.named("reply.")).into());
+    for reason in [Reason::Poison, Reason::TooManyAttempts] {
+        broker.publish(bench.setup.namespace(), "bulk", asking.clone(), &row()).await;
+        next(&mut inbox).await.bury(reason).await;
+        let dead = broker.fetch(&bench.named("dead")).await;
+        assert_eq!(text_header(&dead.properties, "reason").unwrap(), reason.as_str());
+        assert_eq!(text_header(&dead.properties, "contract").unwrap(), "flat-name");
+        assert_eq!(dead.properties.message_id().as_ref().unwrap().as_str(), "row-1");
+        assert!(dead.properties.reply_to().is_none(), "a dead letter replies to nobody");
+        let body: Value = serde_json::from_slice(&dead.data).unwrap();
+        assert_eq!(body, json!({ "email": "row@example.com" }));
+    }
+}
+
+#[tokio::test]
+async fn a_retry_comes_back_after_its_pause_until_there_were_too_many() {
+    let Some(bench) = bench(&[]).await else { return };
+    let mut inbox = bench.inbox(ROOM).await;
+    let broker = Broker::connect().await;
+    let reply_to = format!("{}x", bench.named("reply."));
+    let asking =
+        bulk_row("row-1").with_reply_to(reply_to.as_str().into()).with_correlation_id("c".into());
+    broker.publish(bench.setup.namespace(), "bulk", asking, &row()).await;
+    let first = next(&mut inbox).await;
+    let before = first.message().clone();
+    assert_eq!(before.attempt, 0);
+    let started = Instant::now();
+    first.retry().await;
+
+    let second = next(&mut inbox).await;
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(990), "the first pause is a second, not {took:?}");
+    let after = second.message();
+    assert_eq!((after.door, after.attempt, after.deliveries), (Door::Bulk, 1, 0));
+    assert_eq!((&after.id, after.kind, &after.body), (&before.id, before.kind, &before.body));
+    assert_eq!(after.producer, before.producer);
+    assert_eq!(after.unsettled.reply_to, Some(reply_to));
+    assert_eq!(after.unsettled.correlation_id.as_deref(), Some("c"));
+    reply(second).await;
+
+    // The last of its pauses is over.
+    let own = url::Url::parse(&amqp_url().unwrap()).unwrap().username().to_owned();
+    let attempts = headers(&[("contract", "flat-name".into()), ("attempt", 4.into())]);
+    let tired = bulk_row("row-2").with_headers(attempts).with_user_id(own.into());
+    broker.publish(bench.setup.namespace(), "bulk", tired, &row()).await;
+    next(&mut inbox).await.retry().await;
+    let dead = broker.fetch(&bench.named("dead")).await;
+    assert_eq!(text_header(&dead.properties, "reason").unwrap(), "too_many_attempts");
+    assert_eq!(number_header(&dead.properties, "attempt"), Some(4));
+    assert!(!String::from_utf8_lossy(&dead.data).contains(PASSWORD));
+}
+
+#[tokio::test]
+async fn a_queue_with_other_arguments_is_used_as_it_is() {
+    if amqp_url().is_none() {
+        return;
+    }
+    let setup = Setup::new(Pair(QueueKind::Rabbit, StoreKind::File));
+    let broker = Broker::connect().await;
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    let name = format!("{}.profile", setup.namespace());
+    let arguments = headers(&[("x-queue-type", "classic".into()), ("x-max-length", 7.into())]);
+    broker.channel.queue_declare(name.as_str().into(), durable, arguments).await.unwrap();
+
+    let bench = Bench::open(setup).await;
+    let (caller, mut inbox) = (bench.caller().await, bench.inbox(ROOM).await);
+    for call in [profile(), registration()] {
+        let sent = send(&caller, call);
+        reply(next(&mut inbox).await).await;
+        sent.gets_its_reply().await;
+    }
+}
+
+#[tokio::test]
+async fn a_delivery_whose_connection_is_lost_is_delivered_again() {
+    if amqp_url().is_none() {
+        return;
+    }
+    let bench = Bench::new(QueueKind::Rabbit, &[]).await;
+    let caller = bench.caller().await;
+    let proxy = Proxy::to(&amqp_url().unwrap()).await;
+    let mut settings = bench.setup.settings().queue;
+    let through = proxy.url(&amqp_url().unwrap());
+    settings.url = muster::config::QueueUrl::Amqp(through.into());
+    let health = Health::default();
+    let queue = queue::open(&settings, Clock::system(), &health).await.unwrap();
+    let mut inbox = queue.inbox(ROOM);
+
+    let sent = send(&caller, registration());
+    let delivery = next(&mut inbox).await;
+    assert_eq!(delivery.message().deliveries, 0);
+    drop(delivery);
+    nothing_comes(&mut inbox).await;
+    proxy.cut();
+    eventually("the loss to be noticed", async || !health.is_ready()).await;
+    proxy.heal();
+    let again = next(&mut inbox).await;
+    assert_eq!(again.message().id, sent.id);
+    assert!(again.message().deliveries > 0 && again.message().may_be_known());
+    reply(again).await;
+    sent.gets_its_reply().await;
+}
+
+#[tokio::test]
+async fn a_caller_recovers_from_a_lost_connection() {
+    if amqp_url().is_none() {
+        return;
+    }
+    let proxy = Proxy::to(&amqp_url().unwrap()).await;
+    let setup = Setup::new(Pair(QueueKind::Rabbit, StoreKind::File))
+        .with("MUSTER_QUEUE", &proxy.url(&amqp_url().unwrap()));
+    let bench = Bench::open(setup).await;
+    let (caller, mut inbox) = (bench.caller().await, bench.inbox(ROOM).await);
+    let lost = send(&caller, registration());
+    let delivery = next(&mut inbox).await;
+    proxy.cut();
+    assert_eq!(lost.result.await.unwrap(), Err(CallError::Unknown));
+    // Its ack cannot be written; the broker delivers it again.
+    reply(delivery).await;
+    let away = Call { deadline: tokio::time::Instant::now() + A_WHILE, ..registration() };
+    assert_eq!(caller.call(away).await, Err(CallError::NotAccepted));
+
+    proxy.heal();
+    let (answering, _) = answering(inbox);
+    eventually("calls to come through again", async || {
+        let sent = send(&caller, registration());
+        sent.result.await.unwrap() == Ok(outcome_of(&sent.id))
+    })
+    .await;
+    answering.abort();
+}

@@ -1,0 +1,146 @@
+//! Messages that come twice: because they were published twice, or because the worker that held one
+//! was killed.
+
+use futures_util::StreamExt;
+use lapin::Consumer;
+use muster::signup::Outcome;
+use serde_json::{Value, json};
+
+use crate::support::broker::{Broker, DIRECT_REPLY, registration};
+use crate::support::services::unique;
+use crate::support::{PAIRS, QueueKind, Setup};
+
+/// RabbitMQ with every store.
+async fn on_every_store(test: impl AsyncFn(Setup)) {
+    let rabbit = PAIRS.into_iter().filter(|pair| pair.0 == QueueKind::Rabbit);
+    for pair in rabbit.filter(|pair| pair.is_there()) {
+        println!("on {pair:?}");
+        test(Setup::new(pair)).await;
+    }
+}
+
+fn document() -> Value {
+    json!({
+        "email": format!("{}@example.com", unique("john")),
+        "firstname": "John", "lastname": "Doe", "password": "securePassword123"
+    })
+}
+
+/// Another system that registers users over the broker.
+struct Producer {
+    broker: Broker,
+    replies: Consumer,
+    exchange: String,
+}
+
+impl Producer {
+    async fn new(setup: &Setup) -> Self {
+        let broker = Broker::connect().await;
+        let replies = broker.direct_replies().await;
+        Self { broker, replies, exchange: setup.namespace().to_owned() }
+    }
+
+    async fn register(&mut self, door: &str, id: &str, document: &Value) -> Outcome {
+        let correlation = unique("call");
+        let properties = registration("flat-name")
+            .with_message_id(id.into())
+            .with_correlation_id(correlation.as_str().into())
+            .with_reply_to(DIRECT_REPLY.into());
+        let properties = match door {
+            "bulk" => properties,
+            _ => properties.with_expiration("60000".into()),
+        };
+        let body = document.to_string();
+        self.broker.publish(&self.exchange, door, properties, body.as_bytes()).await;
+        let reply = self.replies.next().await.unwrap().unwrap();
+        assert_eq!(reply.properties.message_id().as_ref().unwrap().as_str(), id);
+        let answered = reply.properties.correlation_id().as_ref().unwrap().to_string();
+        assert_eq!(answered, correlation);
+        serde_json::from_slice(&reply.data).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_comes_twice_gets_the_first_success_again() {
+    on_every_store(async |setup| {
+        let muster = setup.start().await;
+        let mut producer = Producer::new(&setup).await;
+        for (door, tokens) in [("interactive", true), ("bulk", false)] {
+            let (id, document) = (unique("row"), document());
+            let mut first_user = None;
+            for replay in [false, true, true] {
+                let outcome = producer.register(door, &id, &document).await;
+                let Outcome::Registered { user, token, replayed } = outcome else {
+                    panic!("{door}: {outcome:?}")
+                };
+                assert_eq!(replayed, replay, "{door}");
+                assert_eq!(*first_user.get_or_insert_with(|| user.clone()), user, "{door}");
+                assert_eq!(token.is_some(), tokens, "{door}");
+                if let Some(token) = token {
+                    let bearer = format!("Bearer {token}");
+                    let headers = [("authorization", bearer.as_str())];
+                    let profile = muster.client().get("/users/profile", &headers).await;
+                    assert_eq!(profile.status, 200);
+                }
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_id_is_not_used_for_another_registration() {
+    on_every_store(async |setup| {
+        let _muster = setup.start().await;
+        let mut producer = Producer::new(&setup).await;
+        for door in ["interactive", "bulk"] {
+            let (id, document) = (unique("row"), document());
+            let first = producer.register(door, &id, &document).await;
+            assert_eq!(first.word(), "registered", "{door}");
+            let another = |field: &str, value: &str| {
+                let mut other = document.clone();
+                other[field] = json!(value);
+                other
+            };
+            for other in [
+                another("password", "anotherPassword"),
+                another("firstname", "Johnny"),
+                another("email", &format!("{}@example.com", unique("jim"))),
+                self::document(),
+            ] {
+                let outcome = producer.register(door, &id, &other).await;
+                assert_eq!(outcome.word(), "key_reused", "{door}: {other}");
+            }
+            // Under an id of its own the same document is somebody else's, and the address taken.
+            let outcome = producer.register(door, &unique("row"), &document).await;
+            assert_eq!(outcome.word(), "duplicate", "{door}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_killed_worker_was_hashing_another_finishes() {
+    on_every_store(async |setup: Setup| {
+        // Expensive enough that the worker is killed while it hashes.
+        let setup = setup.with("MUSTER_BCRYPT_COST", "14").with("MUSTER_FRONT_DEADLINE", "60s");
+        let front = setup.start_role("front").await;
+        let mut doomed = setup.start_role("worker").await;
+        let (client, body) = (front.client().clone(), document());
+        let request = tokio::spawn(async move { client.post("/users/register", &body).await });
+        doomed.wait_for_log(|line| line.contains("hashing")).await;
+        doomed.signal("KILL");
+        assert!(!doomed.ended().await.success());
+
+        let second = setup.start_role("worker").await;
+        let answer = request.await.unwrap();
+        assert_eq!(answer.status, 201, "{:?}", answer.json());
+        let answer = answer.json();
+        let bearer = format!("Bearer {}", answer["data"]["token"].as_str().unwrap());
+        let profile =
+            front.client().get("/users/profile", &[("authorization", bearer.as_str())]).await;
+        assert_eq!(profile.status, 200, "{:?}", profile.json());
+        assert!(second.stop().await.success());
+    })
+    .await;
+}

@@ -1,0 +1,451 @@
+//! The program as a person starts it: what it refuses and how it says so, where settings come from,
+//! and what it does while a service is away.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::muster::{PATIENCE, SECRET, eventually};
+use crate::support::proxy::Proxy;
+use crate::support::services::{PRODUCTION, amqp_url, mongodb_url, unique};
+use crate::support::{Client, Pair, QueueKind, Setup, StoreKind};
+
+/// Stands in every secret of these tests, and so must stand in nothing that is written.
+const HIDDEN: &str = "hunter2";
+
+/// Runs the program to its end.
+async fn run(setup: &Setup, arguments: &[&str]) -> Output {
+    let mut command = tokio::process::Command::from(setup.command(arguments));
+    command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let done = tokio::time::timeout(PATIENCE, command.output()).await;
+    let output = done.unwrap_or_else(|_| panic!("{arguments:?}: it does not end")).unwrap();
+    for written in [&output.stdout, &output.stderr] {
+        let written = String::from_utf8_lossy(written);
+        for secret in [HIDDEN, SECRET] {
+            assert!(!written.contains(secret), "a secret is shown: {written}");
+        }
+    }
+    output
+}
+
+/// Runs the program, which must refuse to, and gives what it says.
+async fn refusal(setup: &Setup, arguments: &[&str]) -> String {
+    let output = run(setup, arguments).await;
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
+    let (_, told) = told.split_once("muster: ").unwrap_or_else(|| panic!("no message: {told}"));
+    let (first, rest) = told.trim_end().split_once('\n').unwrap_or((told.trim_end(), ""));
+    assert!(rest.lines().all(|line| line.starts_with("  - ")), "more than a list: {told}");
+    assert!(rest.is_empty() || first.ends_with("settings are wrong:"), "{told}");
+    told.to_owned()
+}
+
+fn names(told: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(told.contains(part), "{part:?} is not in: {told}");
+    }
+}
+
+fn without(mut setup: Setup, name: &str) -> Setup {
+    setup.environment.remove(name);
+    setup
+}
+
+#[tokio::test]
+async fn settings_that_make_no_sense_are_refused() {
+    type Change = fn(Setup) -> Setup;
+    let cases: [(&str, Change, &[&str]); 11] = [
+        (
+            "unknown variable",
+            |setup| setup.with("MUSTER_COLOUR", "red"),
+            &["MUSTER_COLOUR", "no such setting", "muster config"],
+        ),
+        (
+            "queue's scheme",
+            |setup| setup.with("MUSTER_QUEUE", "kafka://user:hunter2@broker"),
+            &["queue.url", "MUSTER_QUEUE", "amqp://"],
+        ),
+        (
+            "store's scheme",
+            |setup| setup.with("MUSTER_STORE", "postgres://user:hunter2@db"),
+            &["store.url", "MUSTER_STORE", "mongodb://"],
+        ),
+        (
+            "broken URL",
+            |setup| setup.with("MUSTER_QUEUE", "amqp://user:hunter2@broker:port"),
+            &["queue.url", "MUSTER_QUEUE", "not a URL"],
+        ),
+        (
+            "short secret",
+            |setup| setup.with("JWT_SECRET", "hunter2"),
+            &["token.secret", "JWT_SECRET", "32 bytes", "openssl rand"],
+        ),
+        (
+            "weak cost",
+            |setup| setup.with("MUSTER_ALLOW_WEAK_COST", "0"),
+            &["password.cost", "MUSTER_BCRYPT_COST", "at least 10", "MUSTER_ALLOW_WEAK_COST"],
+        ),
+        (
+            "front alone on local:",
+            |setup| setup.with("MUSTER_ROLE", "front"),
+            &["role", "in-process queue", "MUSTER_QUEUE", "--role all"],
+        ),
+        (
+            "worker without a secret",
+            |setup| without(setup, "JWT_SECRET").with("MUSTER_QUEUE", "amqp://broker"),
+            &["token.secret", "JWT_SECRET", "JWT_SECRET_FILE", "openssl rand"],
+        ),
+        (
+            "secret's file missing",
+            |setup| without(setup, "JWT_SECRET").with("JWT_SECRET_FILE", "/no/such/file"),
+            &["JWT_SECRET_FILE", "/no/such/file"],
+        ),
+        (
+            "log filter",
+            |setup| setup.with("MUSTER_LOG_FILTER", "muster=loud"),
+            &["log.filter", "muster=loud"],
+        ),
+        (
+            "several at once",
+            |setup| setup.with("MUSTER_LISTEN", "nowhere").with("MUSTER_FRONT_DEADLINE", "soon"),
+            &["2 settings are wrong", "front.listen", "MUSTER_LISTEN", "front.deadline"],
+        ),
+    ];
+    for (case, change, parts) in cases {
+        println!("{case}");
+        names(&refusal(&change(Setup::embedded()), &["serve"]).await, parts);
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_settings_that_cannot_be_used_is_refused() {
+    let setup = without(Setup::embedded(), "MUSTER_QUEUE");
+    let path = setup.directory().join("muster.toml");
+    let file = path.to_str().unwrap();
+    for command in ["serve", "config", "healthcheck"] {
+        names(&refusal(&setup, &[command, "--config", file]).await, &[file, "--config"]);
+    }
+    for (text, parts) in [
+        ("[token]\nsecret = \"hunter2", &["not TOML"][..]),
+        ("[token]\nsecret = 2\n[front]\ncolour = \"red\"", &["token.secret", "front.colour"]),
+        ("colour = \"red\"", &["no such setting: colour"]),
+        ("[queue]\nurl = \"hunter2\"", &["queue.url", "local:"]),
+        ("front = 3", &["front"]),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let told = refusal(&setup, &["config", "--config", file]).await;
+        names(&told, parts);
+        names(&told, &[file]);
+    }
+}
+
+#[tokio::test]
+async fn what_the_settings_name_may_be_in_use() {
+    let setup = Setup::embedded();
+    let _muster = setup.start().await;
+    names(
+        &refusal(&setup, &["serve"]).await,
+        &["users.redb", "another process has it open", "MUSTER_STORE"],
+    );
+
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (setup, setting) in [
+        (Setup::embedded().with("MUSTER_LISTEN", &address), "MUSTER_LISTEN"),
+        (Setup::embedded().with("MUSTER_ADMIN_LISTEN", &address), "MUSTER_ADMIN_LISTEN"),
+    ] {
+        names(&refusal(&setup, &["serve"]).await, &[setting, &address, "in use", "another"]);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_of_the_brokers_is_told() {
+    let Some(url) = amqp_url() else { return };
+    let mut url = url::Url::parse(&url).unwrap();
+    url.set_password(Some(HIDDEN)).unwrap();
+    let setup =
+        Setup::new(Pair(QueueKind::Rabbit, StoreKind::File)).with("MUSTER_QUEUE", url.as_str());
+    for role in ["front", "worker", "all"] {
+        let told = refusal(&setup, &["serve", "--role", role]).await;
+        names(&told, &["MUSTER_QUEUE", url.host_str().unwrap(), "check user and password"]);
+    }
+
+    let mut url = url::Url::parse(&amqp_url().unwrap()).unwrap();
+    url.set_path(&unique("no-such-vhost"));
+    let setup = setup.with("MUSTER_QUEUE", url.as_str());
+    names(&refusal(&setup, &["serve"]).await, &["MUSTER_QUEUE", "check the vhost"]);
+}
+
+#[tokio::test]
+async fn a_database_that_will_not_do_is_told() {
+    if mongodb_url().is_none() {
+        return;
+    }
+    let setup = Setup::new(Pair(QueueKind::Local, StoreKind::Mongo));
+    let client = mongodb::Client::with_uri_str(&setup.environment["MUSTER_STORE"]).await.unwrap();
+    let users = client.default_database().unwrap().collection::<bson::Document>("users");
+    let weak = mongodb::IndexModel::builder().keys(bson::doc! { "username": 1 }).build();
+    users.create_index(weak).await.unwrap();
+    names(&refusal(&setup, &["serve"]).await, &["MUSTER_STORE", "index", "username", "drop it"]);
+}
+
+/// What `muster config` prints.
+async fn config(setup: &Setup, flags: &[&str]) -> String {
+    let output = run(setup, &[&["config"], flags].concat()).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn at<'a>(settings: &'a toml::Table, section: &str, key: &str) -> &'a str {
+    settings[section][key].as_str().unwrap()
+}
+
+#[tokio::test]
+async fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
+    let setup = Setup::embedded();
+    let path = setup.directory().join("muster.toml");
+    let file = path.to_str().unwrap().to_owned();
+    std::fs::write(&path, "[front]\nlisten = \"127.0.0.1:1\"\ndeadline = \"21s\"\n").unwrap();
+    let bare = without(setup, "MUSTER_LISTEN");
+    let listens = async |setup: &Setup, flags: &[&str]| {
+        let settings: toml::Table = config(setup, flags).await.parse().unwrap();
+        at(&settings, "front", "listen").to_owned()
+    };
+    assert_eq!(listens(&bare, &[]).await, "127.0.0.1:3000");
+    assert_eq!(listens(&bare, &["--config", &file]).await, "127.0.0.1:1");
+    let set = bare.with("MUSTER_LISTEN", "127.0.0.1:2");
+    assert_eq!(listens(&set, &["--config", &file]).await, "127.0.0.1:2");
+    let flags = ["--config", &file, "--listen", "127.0.0.1:3"];
+    assert_eq!(listens(&set, &flags).await, "127.0.0.1:3");
+
+    let settings: toml::Table = config(&set, &flags).await.parse().unwrap();
+    assert_eq!(at(&settings, "front", "deadline"), "21s", "one key of a file leaves the others");
+}
+
+#[tokio::test]
+async fn printed_settings_are_a_file_of_settings() {
+    let embedded = without(Setup::embedded(), "JWT_SECRET").with("MUSTER_FRONT_DEADLINE", "21s");
+    let production = Setup::embedded()
+        .with("MUSTER_QUEUE", "amqp://user:hunter2@broker/%2f")
+        .with("MUSTER_STORE", "mongodb://user:hunter2@one,two:27018/users?replicaSet=rs0")
+        .with("MUSTER_QUEUE_RETRY_DELAYS", "1s,2s")
+        .with("MUSTER_FRONT_CORS_ORIGINS", "https://a.example,https://b.example");
+    for setup in [embedded, production] {
+        let printed = config(&setup, &[]).await;
+        let file = setup.directory().join("printed.toml");
+        std::fs::write(&file, &printed).unwrap();
+        // The same from the file alone, with secrets, which are not in it, from where they were.
+        let mut other = Setup::embedded();
+        other.environment.clear();
+        for name in ["JWT_SECRET", "MUSTER_QUEUE", "MUSTER_STORE"] {
+            if let Some(value) = setup.environment.get(name) {
+                other = other.with(name, value);
+            }
+        }
+        let again = config(&other, &["--config", file.to_str().unwrap()]).await;
+        assert_eq!(again, printed);
+    }
+}
+
+#[tokio::test]
+async fn a_hidden_secret_is_not_taken_for_one() {
+    let setup = Setup::embedded();
+    let file = setup.directory().join("printed.toml");
+    std::fs::write(&file, config(&setup, &[]).await).unwrap();
+    let setup = without(setup, "JWT_SECRET");
+    let told = refusal(&setup, &["serve", "--config", file.to_str().unwrap()]).await;
+    names(&told, &["token.secret"]);
+}
+
+/// Registers somebody and gives the token.
+async fn token(client: &Client) -> String {
+    let body = json!({ "username": unique("ann"), "password": "secret-1" });
+    let answer = client.post("/signup", &body).await;
+    assert_eq!(answer.status, 201, "{:?}", answer.json());
+    answer.json()["token"].as_str().unwrap().to_owned()
+}
+
+async fn profile_status(client: &Client, token: &str) -> u16 {
+    let bearer = format!("Bearer {token}");
+    client.get("/users/profile", &[("authorization", bearer.as_str())]).await.status
+}
+
+#[tokio::test]
+async fn a_secret_may_come_from_a_file() {
+    let setup = Setup::embedded();
+    let file = setup.directory().join("secret");
+    std::fs::write(&file, format!("{SECRET}\n")).unwrap();
+    let muster = setup.start().await;
+    let token = token(muster.client()).await;
+    assert!(muster.stop().await.success());
+
+    let setup = without(setup, "JWT_SECRET").with("JWT_SECRET_FILE", file.to_str().unwrap());
+    let muster = setup.start().await;
+    assert_eq!(profile_status(muster.client(), &token).await, 200, "it is the same secret");
+}
+
+#[tokio::test]
+async fn the_embedded_default_makes_its_secret_once() {
+    let setup = without(Setup::embedded(), "JWT_SECRET");
+    let secret = setup.directory().join("users.redb.secret");
+    let mut muster = setup.start().await;
+    muster.wait_for_log(|line| line.contains("made a signing secret")).await;
+    let made = std::fs::read_to_string(&secret).unwrap();
+    assert!(made.len() >= 32 && !muster.output().contains(&made));
+    assert_eq!(mode(&secret), 0o600);
+    let token = token(muster.client()).await;
+    assert!(muster.stop().await.success());
+
+    let muster = setup.start().await;
+    assert_eq!(profile_status(muster.client(), &token).await, 200);
+    assert!(!muster.output().contains("made a signing secret"));
+    assert_eq!(std::fs::read_to_string(&secret).unwrap(), made);
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn the_health_check_tells_by_its_exit_code() {
+    let setup = Setup::embedded();
+    let muster = setup.start().await;
+    let address = muster.client().address().to_owned();
+    let check = async |address: &str| run(&setup, &["healthcheck", "--listen", address]).await;
+    let healthy = check(&address).await;
+    assert_eq!(healthy.status.code(), Some(0), "{healthy:?}");
+    assert!(muster.stop().await.success());
+    let gone = check(&address).await;
+    assert_eq!(gone.status.code(), Some(1));
+    names(&String::from_utf8_lossy(&gone.stderr), &["muster: ", &address, "nothing listens"]);
+}
+
+#[tokio::test]
+async fn the_second_signal_stops_at_once() {
+    let setup = Setup::embedded();
+    let mut muster = setup.start().await;
+    // A request that is begun and not finished keeps a soft stop waiting.
+    let mut stream = TcpStream::connect(muster.client().address()).await.unwrap();
+    let head = "POST /signup HTTP/1.1\r\nhost: muster\r\ncontent-type: application/json\r\n\
+        content-length: 100\r\nexpect: 100-continue\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut go_on = [0; 12];
+    stream.read_exact(&mut go_on).await.unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100");
+
+    let started = Instant::now();
+    muster.signal("TERM");
+    muster.wait_for_log(|line| line.contains("a second signal stops at once")).await;
+    muster.signal("TERM");
+    let status = muster.ended().await;
+    assert_eq!(status.code(), Some(1), "{status}");
+    assert!(started.elapsed() < Duration::from_secs(8), "the soft stop takes ten seconds or more");
+}
+
+/// The program, its broker or database behind a proxy that lets nothing through.
+async fn start_without(service: &str) -> Option<(crate::support::muster::Muster, Proxy)> {
+    let (pair, name, url) = match service {
+        "RabbitMQ" => (Pair(QueueKind::Rabbit, StoreKind::File), "MUSTER_QUEUE", amqp_url()?),
+        _ => (Pair(QueueKind::Local, StoreKind::Mongo), "MUSTER_STORE", mongodb_url()?),
+    };
+    let proxy = Proxy::to(&url).await;
+    proxy.cut();
+    let setup = Setup::new(pair).with("MUSTER_STORE_TIMEOUT", "1s");
+    let through = proxy.url(&setup.environment[name]);
+    let setup = setup.with(name, &through);
+    let muster = setup.start_with(&["serve"]).await;
+    waits_for(&muster, service, &proxy).await;
+
+    let check = run(&setup, &["healthcheck", "--listen", muster.client().address()]).await;
+    assert_eq!(check.status.code(), Some(1));
+    names(&String::from_utf8_lossy(&check.stderr), &["not ready", service]);
+    Some((muster, proxy))
+}
+
+async fn waits_for(muster: &crate::support::muster::Muster, service: &str, proxy: &Proxy) {
+    let client = muster.client();
+    assert_eq!(client.get("/live", &[]).await.status, 200);
+    let wanted = format!("{service} at {}", proxy.address());
+    eventually(&format!("/ready to name {wanted}"), async || {
+        let ready = client.get("/ready", &[]).await;
+        assert_eq!((ready.status, &ready.json()["ready"]), (503, &Value::Bool(false)));
+        ready.json()["parts"].to_string().contains(&wanted)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_rabbitmq_it_waits_and_recovers() {
+    let Some((muster, proxy)) = start_without("RabbitMQ").await else { return };
+    let body = json!({ "username": unique("ann"), "password": "secret-1" });
+    let answer = muster.client().post("/signup", &body).await;
+    assert_eq!(answer.status, 503, "{:?}", answer.json());
+    let retry_after = answer.header("retry-after").expect("when to come back");
+    assert!(retry_after.parse::<u32>().is_ok(), "{retry_after}");
+    assert!(answer.header("idempotency-key").is_some(), "a key to come back with");
+    assert!(answer.json()["message"].is_string(), "in the contract's shape");
+
+    proxy.heal();
+    let muster = muster.ready().await;
+    assert_eq!(muster.client().post("/signup", &body).await.status, 201);
+    proxy.cut();
+    waits_for_loss(&muster).await;
+    waits_for(&muster, "RabbitMQ", &proxy).await;
+    proxy.heal();
+    let muster = muster.ready().await;
+    token(muster.client()).await;
+    assert!(muster.stop().await.success());
+}
+
+async fn waits_for_loss(muster: &crate::support::muster::Muster) {
+    eventually("the loss to be told", async || {
+        muster.client().get("/ready", &[]).await.status == 503
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_mongodb_it_waits_and_recovers() {
+    let Some((muster, proxy)) = start_without("MongoDB").await else { return };
+    proxy.heal();
+    let muster = muster.ready().await;
+    token(muster.client()).await;
+    assert!(muster.stop().await.success());
+}
+
+#[tokio::test]
+async fn it_stops_while_it_waits() {
+    for service in ["RabbitMQ", "MongoDB"] {
+        if let Some((muster, _proxy)) = start_without(service).await {
+            let started = Instant::now();
+            assert!(muster.stop().await.success(), "{service}");
+            let took = started.elapsed();
+            assert!(took < Duration::from_secs(8), "{service}: it took {took:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_worker_tells_what_it_waits_for() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let proxy = Proxy::to(&mongodb_url().unwrap()).await;
+    proxy.cut();
+    let setup = Setup::new(PRODUCTION).with("MUSTER_STORE_TIMEOUT", "1s");
+    let through = proxy.url(&setup.environment["MUSTER_STORE"]);
+    let setup = setup.with("MUSTER_STORE", &through);
+    let worker = setup.start_with(&["serve", "--role", "worker"]).await;
+    waits_for(&worker, "MongoDB", &proxy).await;
+    proxy.heal();
+    let worker = worker.ready().await;
+    let address = worker.client().address().to_owned();
+    let setup = setup.with("MUSTER_ADMIN_LISTEN", &address);
+    let check = run(&setup, &["healthcheck", "--role", "worker"]).await;
+    assert_eq!(check.status.code(), Some(0), "{check:?}");
+}
