@@ -210,8 +210,10 @@ fn document() -> impl Strategy<Value = (Value, Option<String>)> {
 /// A document that most contracts accept.
 fn valid_document() -> impl Strategy<Value = Value> {
     let name = || "[ ]?[a-zA-ZéİßΣ李\u{308}]{3,60}[ ]?";
+    // Some are at the limit, and over it in lower case, which has three bytes for the two of `İ`.
+    let email = prop_oneof![3 => address(), 1 => "[aİ]{20,32}@example\\.com"];
     let password = "[a-zé€ ]{0,12}[A-Z][0-9][$_][a-z]{7,20}";
-    (name(), name(), name(), address(), password).prop_map(
+    (name(), name(), name(), email, password).prop_map(
         |(username, firstname, lastname, email, password)| {
             json!({
                 "username": username,
