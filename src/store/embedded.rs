@@ -67,7 +67,7 @@ impl Embedded {
                 path.display()
             ),
             other => anyhow::Error::new(other)
-                .context(format!("{}: is no data file that can be used", path.display())),
+                .context(format!("{}: is no data file of muster; check MUSTER_STORE", path.display())),
         })?;
         let database = Arc::new(database);
         let (inserts, waiting) = mpsc::channel(WAITING);

@@ -92,14 +92,11 @@ fn muster(arguments: &[String], environment: &BTreeMap<String, String>) -> Outpu
         .unwrap()
 }
 
-/// Runs `muster config` as the service would run `muster serve`, and gives the settings.
+/// Runs `muster config` as the service runs muster, and gives the settings.
 fn settings_of(service: &Value) -> toml::Table {
     let mut variables = image_environment();
     variables.extend(environment(service, &mut BTreeSet::new()));
-    let mut arguments = texts(&service["command"]);
-    assert_eq!(arguments[0], "serve");
-    arguments[0] = "config".to_owned();
-    let done = muster(&arguments, &variables);
+    let done = muster(&["config".to_owned()], &variables);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8(done.stdout).unwrap().parse().unwrap()
 }

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use muster::queue::{
     self, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Prefetch, Queue,
 };
+use muster::shutdown::Tasks;
 use muster::signup::{
     Clock, ContractId, FailureCode, FieldError, MessageId, Outcome, Rejection, RejectionCode,
     id::random_hex,
@@ -46,7 +47,10 @@ impl Bench {
 
     async fn open(setup: Setup) -> Self {
         let health = Health::default();
-        let queue = queue::open(&setup.settings().queue, Clock::system(), &health).await.unwrap();
+        let queue =
+            queue::open(&setup.settings().queue, Clock::system(), &health, &Tasks::default())
+                .await
+                .unwrap();
         Self { queue, health, setup }
     }
 

@@ -11,6 +11,7 @@ use muster::signup::{
     Candidate, ContractId, Email, FullName, MessageId, Millis, Record, RegistrationId, UserId,
 };
 use muster::store::{self, Inserted, PrepareError, Store, StoreError, Taken};
+use muster::telemetry::{Health, Part};
 
 use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
@@ -32,8 +33,13 @@ fn mongo() -> Option<Setup> {
     mongodb_url().map(|_| Setup::new(Pair(QueueKind::Local, StoreKind::Mongo)))
 }
 
+/// Somebody who would be told of a failure for good.
+fn part() -> Part {
+    Health::default().part("store")
+}
+
 async fn open(setup: &Setup) -> Arc<dyn Store> {
-    let store = store::open(&setup.settings().store).await.unwrap();
+    let store = store::open(&setup.settings().store, &part()).await.unwrap();
     store.prepare().await.unwrap();
     store
 }
@@ -44,7 +50,7 @@ async fn reopen(setup: &Setup, store: Arc<dyn Store>) -> Arc<dyn Store> {
     let mut reopened = None;
     // Its thread ends with it, but not at the same moment.
     eventually("the store to be let go", async || {
-        reopened = store::open(&setup.settings().store).await.ok();
+        reopened = store::open(&setup.settings().store, &part()).await.ok();
         reopened.is_some()
     })
     .await;
@@ -204,7 +210,8 @@ async fn users_stay() {
 async fn a_data_file_is_opened_once() {
     let setup = Setup::embedded();
     let _store = open(&setup).await;
-    let error = store::open(&setup.settings().store).await.err().expect("it is open already");
+    let error =
+        store::open(&setup.settings().store, &part()).await.err().expect("it is open already");
     let told = format!("{error:#}");
     assert!(told.contains("users.redb: another process has it open"), "{told}");
     assert!(told.contains("MUSTER_STORE"), "{told}");
@@ -217,7 +224,7 @@ async fn a_data_file_that_cannot_be_used_is_named() {
     std::fs::write(&garbage, "not a database".repeat(1000)).unwrap();
     for path in [garbage, setup.directory(), setup.directory().join("no/such/users.redb")] {
         let setup = Setup::embedded().with("MUSTER_STORE", &format!("file:{}", path.display()));
-        let error = store::open(&setup.settings().store).await.err().expect("no database");
+        let error = store::open(&setup.settings().store, &part()).await.err().expect("no database");
         let told = format!("{error:#}");
         assert!(told.contains(&path.display().to_string()), "{told}");
         assert!(told.contains("MUSTER_STORE"), "{told}");
@@ -277,7 +284,7 @@ async fn mongodb_with_an_index_that_guards_nothing_is_refused() {
     let Some(setup) = mongo() else { return };
     let weak = IndexModel::builder().keys(doc! { "username": 1 }).build();
     users(&setup).await.create_index(weak).await.unwrap();
-    let store = store::open(&setup.settings().store).await.unwrap();
+    let store = store::open(&setup.settings().store, &part()).await.unwrap();
     match store.prepare().await {
         Err(PrepareError::Unfit(told)) => {
             assert!(told.contains("index") && told.contains("username"), "{told}");
@@ -292,7 +299,7 @@ async fn mongodb_with_doubles_is_refused() {
     let Some(setup) = mongo() else { return };
     let twice = [doc! { "username": "ann" }, doc! { "username": "ann" }];
     users(&setup).await.insert_many(twice).await.unwrap();
-    let store = store::open(&setup.settings().store).await.unwrap();
+    let store = store::open(&setup.settings().store, &part()).await.unwrap();
     match store.prepare().await {
         Err(PrepareError::Unfit(told)) => assert!(told.contains("remove the doubles"), "{told}"),
         other => panic!("{other:?}"),
@@ -317,7 +324,7 @@ async fn mongodb_that_is_away_is_told_in_time_and_works_when_it_comes() {
     let faults: [Fault; 2] = [Proxy::cut, Proxy::stall];
     for fault in faults {
         fault(&proxy);
-        let store = store::open(&setup.settings().store).await.unwrap();
+        let store = store::open(&setup.settings().store, &part()).await.unwrap();
         let started = Instant::now();
         match store.prepare().await {
             Err(PrepareError::Away(told)) => assert!(told.contains(&proxy.address()), "{told}"),

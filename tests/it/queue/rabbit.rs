@@ -392,7 +392,7 @@ async fn a_delivery_whose_connection_is_lost_is_delivered_again() {
     let through = proxy.url(&amqp_url().unwrap());
     settings.url = muster::config::QueueUrl::Amqp(through.into());
     let health = Health::default();
-    let queue = queue::open(&settings, Clock::system(), &health).await.unwrap();
+    let queue = queue::open(&settings, Clock::system(), &health, &Tasks::default()).await.unwrap();
     let mut inbox = queue.inbox(ROOM);
 
     let sent = send(&caller, registration());

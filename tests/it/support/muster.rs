@@ -44,7 +44,7 @@ impl Setup {
         set("MUSTER_ALLOW_WEAK_COST", "1".into());
         set("MUSTER_LISTEN", "127.0.0.1:0".into());
         set("MUSTER_LOG_FORMAT", "json".into());
-        set("MUSTER_LOG_FILTER", "muster=debug,info".into());
+        set("MUSTER_LOG_FILTER", "muster=debug,info,lapin=off".into());
         set("RUST_BACKTRACE", "1".into());
         let mut cleanup = Cleanup::default();
         match pair.0 {
@@ -223,7 +223,7 @@ impl Muster {
         self.signal("TERM");
         assert!(self.ended().await.success());
         // A search for nothing ends with the last line.
-        self.log.clone().find(|_| false).await;
+        self.log.wait_for(|_| false).await;
         self.output()
     }
 
