@@ -101,6 +101,8 @@ impl App {
             let signer = Signer::new(&secret, settings.token.lifetime, clock.clone());
             let worker = Arc::new(Worker { store, slots, signer, clock });
             let prefetch = worker.prefetch(settings.queue.prefetch);
+            let slots = worker.slots.clone();
+            let per_second: queue::PerSecond = Arc::new(move || slots.per_second());
             // The embedded store is ready when the first request comes; one that is away is
             // waited for.
             let first = tokio::time::timeout(FIRST_TRY, prepare_once(&worker.store, &part)).await;
@@ -117,7 +119,7 @@ impl App {
                         }
                     }
                 }
-                let inbox = queue.inbox(prefetch);
+                let inbox = queue.inbox(prefetch, per_second);
                 consuming.up();
                 worker::consume(worker, inbox, tasks).await;
             });

@@ -1,5 +1,7 @@
 //! HTTP answers: a status, a JSON body, few headers.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -20,8 +22,8 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 const PROBLEM: HeaderValue = HeaderValue::from_static(problems::MEDIA_TYPE);
 
-/// Seconds after which an overloaded or disconnected front is worth another try.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+/// Longest time a client is asked to stay away, in seconds.
+const RETRY_AFTER_MAX: u64 = 120;
 
 /// A JSON answer.
 pub(super) fn json(status: StatusCode, body: &Value) -> Response {
@@ -63,9 +65,10 @@ pub(super) fn with_key(mut response: Response, key: &IdempotencyKey) -> Response
     response
 }
 
-/// Asks to try again later.
-pub(super) fn with_retry_after(mut response: Response) -> Response {
-    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+/// Asks to try again when what waits now will have been done.
+pub(super) fn with_retry_after(mut response: Response, wait: Duration) -> Response {
+    let seconds = wait.as_secs_f64().ceil().clamp(1.0, RETRY_AFTER_MAX as f64) as u64;
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     response
 }
 

@@ -105,7 +105,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    use crate::queue::Kind;
+    use crate::queue::{Backlog, Kind};
     use crate::signup::{ContractId, FailureCode};
     use async_trait::async_trait;
     use tokio::sync::Semaphore;
@@ -123,8 +123,8 @@ mod tests {
             self.answers.acquire().await.unwrap().forget();
             Ok(FailureCode::Internal.into())
         }
-        fn consumers(&self) -> u32 {
-            1
+        fn backlog(&self) -> Backlog {
+            Backlog::default()
         }
         async fn close(&self) {}
     }

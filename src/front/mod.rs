@@ -69,6 +69,9 @@ impl Front {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response, Infallible> {
         let origin = request.headers().get(hyper::header::ORIGIN).cloned();
         let mut response = self.route(request).await;
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+            response = answer::with_retry_after(response, self.caller.backlog().wait());
+        }
         self.cors.allow(origin.as_ref(), &mut response);
         Ok(response)
     }
@@ -86,7 +89,7 @@ impl Front {
             (Found::Profile, &Method::GET | &Method::HEAD) => self.profile(&request).await,
             (Found::Live, &Method::GET | &Method::HEAD) => ops::live(),
             (Found::Ready, &Method::GET | &Method::HEAD) => {
-                ops::ready(&self.health, Some(self.caller.consumers()))
+                ops::ready(&self.health, Some(&self.caller.backlog()))
             }
             (found, _) => answer::method_not_allowed(found.allow()),
         }

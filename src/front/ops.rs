@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Response};
 use super::server::{self, Limits};
+use crate::queue::Backlog;
 use crate::telemetry::Health;
 use crate::telemetry::health::State;
 
@@ -17,7 +18,7 @@ pub(super) fn live() -> Response {
 }
 
 /// 200 when every part can work; tells what each waits for, and how many workers consume.
-pub(super) fn ready(health: &Health, workers: Option<u32>) -> Response {
+pub(super) fn ready(health: &Health, backlog: Option<&Backlog>) -> Response {
     let ready = health.is_ready();
     let parts: Map<String, Value> = health
         .report()
@@ -31,8 +32,9 @@ pub(super) fn ready(health: &Health, workers: Option<u32>) -> Response {
         })
         .collect();
     let mut body = json!({ "ready": ready, "parts": parts });
-    if let Some(workers) = workers {
-        body["workers"] = json!(workers);
+    if let Some(Backlog { waiting, consumers, .. }) = backlog {
+        body["workers"] = json!(consumers);
+        body["waiting"] = json!(waiting);
     }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     answer::json(status, &body)

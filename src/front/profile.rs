@@ -56,6 +56,5 @@ fn unauthorized() -> Response {
 
 fn fault(fault: Fault) -> Response {
     let status = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let response = answer::json(status, &problem::message(fault.text()));
-    if fault == Fault::NotAccepted { answer::with_retry_after(response) } else { response }
+    answer::json(status, &problem::message(fault.text()))
 }

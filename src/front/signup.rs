@@ -13,6 +13,10 @@ use crate::contract::{Answer, Contract, Document, Fault, choose, contract, mount
 use crate::queue::{Call, CallError, Kind};
 use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RejectionCode};
 
+/// How much of the deadline a registration may be expected to wait for a worker. The rest is for its
+/// hash, and for machines that slow down meanwhile.
+const WAIT_SHARE: f64 = 0.5;
+
 impl Front {
     /// Refuses, in this order: 415, 413, 400, 503.
     pub(super) async fn sign_up(
@@ -52,7 +56,9 @@ impl Front {
             Ok(candidate) => candidate,
             Err(errors) => return render(contract, &Answer::Invalid(&errors)),
         };
-        let Ok(_permit) = self.in_flight.try_acquire() else {
+        // Refused before it is queued: what cannot be answered in time would only make others late.
+        let permit = self.in_flight.try_acquire().ok().filter(|_| self.is_in_time());
+        let Some(_permit) = permit else {
             return answer::with_key(fault(contract, Fault::NotAccepted), &key);
         };
         let call = Call {
@@ -69,6 +75,11 @@ impl Front {
         } else {
             response
         }
+    }
+
+    /// Whether a registration sent now would be begun with time to spare for its hash.
+    fn is_in_time(&self) -> bool {
+        self.caller.backlog().wait() <= self.settings.deadline.mul_f64(WAIT_SHARE)
     }
 
     fn told(&self, contract: &dyn Contract, called: &Result<Outcome, CallError>) -> Response {
@@ -128,8 +139,7 @@ fn render(contract: &dyn Contract, answer: &Answer<'_>) -> Response {
 }
 
 fn fault(contract: &dyn Contract, fault: Fault) -> Response {
-    let response = render(contract, &Answer::Fault(fault));
-    if fault == Fault::NotAccepted { answer::with_retry_after(response) } else { response }
+    render(contract, &Answer::Fault(fault))
 }
 
 /// The rest of the body is not worth reading, so the connection ends with this answer.

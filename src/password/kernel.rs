@@ -37,21 +37,36 @@ impl Kernel {
         }
     }
 
-    /// The configured kernel, or the fastest here. Takes about 50 ms; a configured one 10 ms.
-    pub fn choose(configured: Option<usize>) -> Self {
+    /// The configured kernel, or the fastest here, and what it hashes. Takes about 50 ms; a
+    /// configured one 10 ms.
+    pub fn choose(configured: Option<usize>) -> (Self, Rate) {
         // Unoptimised, the lanes take fourteen times as long as the crate, which the dev profile
         // optimises; there they are used only on request.
-        if cfg!(debug_assertions) && configured.is_none() {
-            return Self::Crate;
-        }
-        if let Err(error) = lanes::self_test() {
+        let candidates: Vec<Self> = match configured {
+            Some(lanes) => vec![Self::Lanes(lanes)],
+            None if cfg!(debug_assertions) => vec![Self::Crate],
+            None => {
+                [Self::Crate].into_iter().chain(LANES.iter().copied().map(Self::Lanes)).collect()
+            }
+        };
+        if candidates != [Self::Crate]
+            && let Err(error) = lanes::self_test()
+        {
             tracing::error!(%error, "hashing with the bcrypt crate instead");
-            return Self::Crate;
+            return fastest(&measure(&[Self::Crate]));
         }
-        match configured {
-            Some(lanes) => Self::Lanes(lanes),
-            None => fastest(&measure()),
-        }
+        fastest(&measure(&candidates))
+    }
+}
+
+/// Hashes a second of one thread.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Rate(f64);
+
+impl Rate {
+    /// At a cost; each step halves it.
+    pub fn at(self, cost: u32) -> f64 {
+        self.0 * 2f64.powi(MEASURED_COST as i32 - cost as i32)
     }
 }
 
@@ -64,18 +79,18 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// Hashes a second of one thread, for each kernel.
-fn measure() -> Vec<(Kernel, f64)> {
+/// What each kernel hashes on one thread.
+fn measure(kernels: &[Kernel]) -> Vec<(Kernel, Rate)> {
     let mut lanes = Lanes::new();
-    let kernels = [Kernel::Crate].into_iter().chain(LANES.iter().copied().map(Kernel::Lanes));
-    let mut best: Vec<(Kernel, Duration)> = kernels.map(|kernel| (kernel, Duration::MAX)).collect();
+    let mut best: Vec<(Kernel, Duration)> =
+        kernels.iter().map(|kernel| (*kernel, Duration::MAX)).collect();
     for _ in 0..ROUNDS {
         for (kernel, time) in &mut best {
             *time = (*time).min(time_of(*kernel, &mut lanes, MEASURED_COST));
         }
     }
     best.into_iter()
-        .map(|(kernel, time)| (kernel, kernel.width() as f64 / time.as_secs_f64()))
+        .map(|(kernel, time)| (kernel, Rate(kernel.width() as f64 / time.as_secs_f64())))
         .collect()
 }
 
@@ -99,17 +114,17 @@ pub fn time_of(kernel: Kernel, lanes: &mut Lanes, cost: u32) -> Duration {
 }
 
 /// The fastest, each step up only where it is worth it.
-fn fastest(rates: &[(Kernel, f64)]) -> Kernel {
-    let mut best = (Kernel::Crate, 0.0);
+fn fastest(rates: &[(Kernel, Rate)]) -> (Kernel, Rate) {
+    let mut best = (Kernel::Crate, Rate(0.0));
     for (kernel, rate) in rates {
-        if *rate > best.1 * WORTH {
+        if rate.0 > best.1.0 * WORTH {
             best = (*kernel, *rate);
         }
     }
-    if best.0 == Kernel::Crate {
+    if best.0 == Kernel::Crate && rates.len() > 1 {
         tracing::warn!("the hash lanes are no faster than the bcrypt crate here; not used");
     }
-    best.0
+    best
 }
 
 #[cfg(test)]
@@ -120,15 +135,17 @@ mod tests {
     fn more_lanes_must_be_worth_it() {
         let rates = |six: f64| {
             [
-                (Kernel::Crate, 17.1),
-                (Kernel::Lanes(1), 18.5),
-                (Kernel::Lanes(4), 56.0),
-                (Kernel::Lanes(6), six),
-                (Kernel::Lanes(8), 66.0),
+                (Kernel::Crate, Rate(17.1)),
+                (Kernel::Lanes(1), Rate(18.5)),
+                (Kernel::Lanes(4), Rate(56.0)),
+                (Kernel::Lanes(6), Rate(six)),
+                (Kernel::Lanes(8), Rate(66.0)),
             ]
         };
-        assert_eq!(fastest(&rates(66.5)), Kernel::Lanes(6));
-        assert_eq!(fastest(&rates(57.0)), Kernel::Lanes(8));
-        assert_eq!(fastest(&[(Kernel::Crate, 17.0), (Kernel::Lanes(4), 16.0)]), Kernel::Crate);
+        assert_eq!(fastest(&rates(66.5)).0, Kernel::Lanes(6));
+        assert_eq!(fastest(&rates(57.0)).0, Kernel::Lanes(8));
+        let slow = [(Kernel::Crate, Rate(17.0)), (Kernel::Lanes(4), Rate(16.0))];
+        assert_eq!(fastest(&slow), slow[0]);
+        assert_eq!(Rate(32.0).at(MEASURED_COST + 3), 4.0);
     }
 }

@@ -8,5 +8,5 @@ pub mod lanes;
 mod line;
 mod slots;
 
-pub use kernel::Kernel;
+pub use kernel::{Kernel, Rate};
 pub use slots::{Class, HashError, Slots, Usage};

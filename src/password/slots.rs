@@ -74,8 +74,9 @@ struct End(Arc<Line>);
 impl Slots {
     /// Chooses the kernel and starts the threads.
     pub fn start(settings: &config::Password) -> anyhow::Result<Self> {
-        let kernel = Kernel::choose(settings.lanes);
+        let (kernel, rate) = Kernel::choose(settings.lanes);
         let (line, usage) = (Arc::new(Line::default()), Arc::new(Counters::default()));
+        usage.rate.store((rate.at(settings.cost) * 1e6) as u64, Ordering::Relaxed);
         for n in 0..settings.threads {
             let (line, usage) = (line.clone(), usage.clone());
             std::thread::Builder::new()
@@ -96,6 +97,12 @@ impl Slots {
     /// What they hash with.
     pub fn kernel(&self) -> Kernel {
         self.kernel
+    }
+
+    /// Passwords that all threads together can hash in a second: as measured at the start, then as
+    /// seen in full batches, because a machine that does other things too is slower.
+    pub fn per_second(&self) -> f64 {
+        self.threads as f64 * self.usage.rate.load(Ordering::Relaxed) as f64 / 1e6
     }
 
     /// What they have done so far.
@@ -157,19 +164,34 @@ struct Counters {
     batches: AtomicU64,
     waited_us: AtomicU64,
     worked_us: AtomicU64,
+    /// One thread's hashes in a million seconds.
+    rate: AtomicU64,
+}
+
+impl Counters {
+    /// Moves the rate an eighth of the way to what was just seen. Threads may overwrite each other's
+    /// step; the next one is soon.
+    fn learn(&self, seen: f64) {
+        let known = self.rate.load(Ordering::Relaxed) as f64;
+        self.rate.store((known + (seen * 1e6 - known) / 8.0) as u64, Ordering::Relaxed);
+    }
 }
 
 /// One thread: takes batches until the line is closed.
 fn work(line: &Line, usage: &Counters, kernel: Kernel) {
     let mut lanes = Lanes::new();
     while let Some(batch) = line.next(kernel.width()) {
-        let started = Instant::now();
+        let (started, jobs) = (Instant::now(), batch.len());
         let waited: Duration = batch.iter().map(|job| started - job.arrived).sum();
         usage.waited_us.fetch_add(micros(waited), Ordering::Relaxed);
-        usage.jobs.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        usage.jobs.fetch_add(jobs as u64, Ordering::Relaxed);
         usage.batches.fetch_add(1, Ordering::Relaxed);
         batch::run(batch, kernel, &mut lanes);
-        usage.worked_us.fetch_add(micros(started.elapsed()), Ordering::Relaxed);
+        let worked = started.elapsed();
+        usage.worked_us.fetch_add(micros(worked), Ordering::Relaxed);
+        if jobs == kernel.width() {
+            usage.learn(jobs as f64 / worked.as_secs_f64());
+        }
     }
 }
 

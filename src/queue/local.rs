@@ -2,8 +2,7 @@
 //! durability. What waits here is lost when the process ends, and whoever waits for it learns that
 //! nothing happened.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -11,8 +10,8 @@ use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Call, CallError, Caller, Delivery, Inbox, Kind, Message, Prefetch, Queue, Reason, Settle,
-    Unsettled,
+    Backlog, Call, CallError, Caller, Delivery, Inbox, Kind, Message, PerSecond, Prefetch, Queue,
+    Reason, Settle, Unsettled,
 };
 use crate::signup::{FailureCode, Outcome};
 use crate::telemetry::Health;
@@ -25,7 +24,8 @@ pub struct Local {
 struct Doors {
     interactive: Line,
     profile: Line,
-    consumers: AtomicU32,
+    /// What each consumer can do.
+    rates: SyncMutex<Vec<PerSecond>>,
     closed: CancellationToken,
 }
 
@@ -63,7 +63,7 @@ impl Local {
             doors: Arc::new(Doors {
                 interactive: Line::new(max_length),
                 profile: Line::new(max_length),
-                consumers: AtomicU32::new(0),
+                rates: SyncMutex::default(),
                 closed: CancellationToken::new(),
             }),
         }
@@ -75,18 +75,23 @@ impl Queue for Local {
         self.doors.clone()
     }
 
-    fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox> {
-        self.doors.consumers.fetch_add(1, Ordering::Relaxed);
+    fn inbox(&self, prefetch: Prefetch, per_second: PerSecond) -> Box<dyn Inbox> {
+        self.doors.rates().push(per_second.clone());
         Box::new(LocalInbox {
             doors: self.doors.clone(),
             interactive: Arc::new(Semaphore::new(prefetch.interactive.into())),
             profile: Arc::new(Semaphore::new(prefetch.profile.into())),
+            per_second,
             stopped: CancellationToken::new(),
         })
     }
 }
 
 impl Doors {
+    fn rates(&self) -> MutexGuard<'_, Vec<PerSecond>> {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn line(&self, kind: Kind) -> &Line {
         match kind {
             Kind::Register(_) => &self.interactive,
@@ -127,8 +132,13 @@ impl Caller for Doors {
         }
     }
 
-    fn consumers(&self) -> u32 {
-        self.consumers.load(Ordering::Relaxed)
+    fn backlog(&self) -> Backlog {
+        let (sender, rates) = (&self.interactive.sender, self.rates());
+        Backlog {
+            waiting: (sender.max_capacity() - sender.capacity()) as u64,
+            consumers: rates.len() as u32,
+            per_second: rates.iter().map(|rate| rate()).sum(),
+        }
     }
 
     async fn close(&self) {
@@ -140,6 +150,7 @@ struct LocalInbox {
     doors: Arc<Doors>,
     interactive: Arc<Semaphore>,
     profile: Arc<Semaphore>,
+    per_second: PerSecond,
     stopped: CancellationToken,
 }
 
@@ -160,7 +171,7 @@ impl Inbox for LocalInbox {
     async fn stop(&mut self) {
         if !self.stopped.is_cancelled() {
             self.stopped.cancel();
-            self.doors.consumers.fetch_sub(1, Ordering::Relaxed);
+            self.doors.rates().retain(|rate| !Arc::ptr_eq(rate, &self.per_second));
         }
     }
 }

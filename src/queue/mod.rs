@@ -10,6 +10,7 @@ pub mod rabbit;
 mod redact;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -28,8 +29,8 @@ pub trait Caller: Send + Sync {
     /// message certainly is in no queue. Dropping the future gives up waiting and MUST NOT leak.
     async fn call(&self, call: Call) -> Result<Outcome, CallError>;
 
-    /// Consumers at the other end, as far as known.
-    fn consumers(&self) -> u32;
+    /// What stands between a call made now and its answer.
+    fn backlog(&self) -> Backlog;
 
     /// Stops sending. Calls that still wait end with [`CallError::Unknown`].
     async fn close(&self);
@@ -49,6 +50,33 @@ pub trait Inbox: Send {
     async fn stop(&mut self);
 }
 
+/// Registrations a second that a worker can do at present; told to the sending ends.
+pub type PerSecond = Arc<dyn Fn() -> f64 + Send + Sync>;
+
+/// What stands between a call and its answer, as far as the sending end knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Backlog {
+    /// Registrations that wait for a worker.
+    pub waiting: u64,
+    /// Consumers at the other end.
+    pub consumers: u32,
+    /// Registrations all of them can do in a second; 0 while unknown.
+    pub per_second: f64,
+}
+
+impl Backlog {
+    /// How long a registration waits before a worker begins it; nothing is said while nothing is
+    /// known.
+    pub fn wait(&self) -> Duration {
+        if self.per_second > 0.0 {
+            Duration::try_from_secs_f64(self.waiting as f64 / self.per_second)
+                .unwrap_or(Duration::MAX)
+        } else {
+            Duration::ZERO
+        }
+    }
+}
+
 /// How many unsettled deliveries a worker may hold, for each door.
 #[derive(Clone, Copy, Debug)]
 pub struct Prefetch {
@@ -66,7 +94,7 @@ pub trait Queue: Send + Sync {
     fn caller(&self) -> Arc<dyn Caller>;
 
     /// A receiving end. Every inbox competes with the others for messages.
-    fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox>;
+    fn inbox(&self, prefetch: Prefetch, per_second: PerSecond) -> Box<dyn Inbox>;
 }
 
 /// Why a call has no outcome.

@@ -14,6 +14,7 @@ mod contracts;
 mod deployment;
 mod flow;
 mod hostile;
+mod overload;
 mod properties;
 mod queue;
 mod redelivery;

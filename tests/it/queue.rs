@@ -63,7 +63,7 @@ impl Bench {
 
     /// A receiving end that consumes.
     async fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox> {
-        let inbox = self.queue.inbox(prefetch);
+        let inbox = self.queue.inbox(prefetch, Arc::new(|| 100.0));
         self.connected().await;
         inbox
     }

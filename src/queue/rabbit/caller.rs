@@ -1,7 +1,7 @@
 //! The front's end: publishes calls, and matches replies from its own exclusive queue to them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::link::{Link, LinkError, State};
 use super::publisher::{PublishError, Publisher};
 use super::{Backoff, Broker, properties, topology};
-use crate::queue::{Call, CallError, Caller, Door};
+use crate::queue::{Backlog, Call, CallError, Caller, Door, Kind};
 use crate::shutdown::Tasks;
 use crate::signup::{Outcome, id::random_hex};
 use crate::telemetry::Part;
@@ -33,8 +33,48 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 struct RabbitCaller {
     broker: Arc<Broker>,
     session: watch::Receiver<Option<Arc<Session>>>,
-    consumers: Arc<AtomicU32>,
+    known: Arc<Known>,
     stop: CancellationToken,
+}
+
+/// What is known of the other end, from looks at the queue and from replies.
+#[derive(Default)]
+struct Known {
+    /// Messages and consumers when it was last looked at.
+    waiting: AtomicU64,
+    consumers: AtomicU32,
+    /// Sent and answered here since then; another front's are seen with the next look.
+    sent: AtomicU64,
+    answered: AtomicU64,
+    /// What one worker can do, as the last reply told, in thousandths a second.
+    rate: AtomicU64,
+}
+
+impl Known {
+    fn looked(&self, waiting: u32, consumers: u32) {
+        self.waiting.store(waiting.into(), Ordering::Relaxed);
+        self.consumers.store(consumers, Ordering::Relaxed);
+        self.sent.store(0, Ordering::Relaxed);
+        self.answered.store(0, Ordering::Relaxed);
+    }
+
+    fn replied(&self, reply: &Delivery) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        if let Some(per_second) = properties::per_second(&reply.properties) {
+            self.rate.store((per_second * 1e3) as u64, Ordering::Relaxed);
+        }
+    }
+
+    fn backlog(&self) -> Backlog {
+        let sent = self.waiting.load(Ordering::Relaxed) + self.sent.load(Ordering::Relaxed);
+        let consumers = self.consumers.load(Ordering::Relaxed);
+        let one = self.rate.load(Ordering::Relaxed) as f64 / 1e3;
+        Backlog {
+            waiting: sent.saturating_sub(self.answered.load(Ordering::Relaxed)),
+            consumers,
+            per_second: f64::from(consumers) * one,
+        }
+    }
 }
 
 /// One pair of connections and all that hangs on it.
@@ -96,18 +136,18 @@ impl Drop for Entered<'_> {
 /// Starts the sending end.
 pub(super) fn start(broker: Arc<Broker>, part: Part, tasks: &Tasks) -> Arc<dyn Caller> {
     let (sender, session) = watch::channel(None);
-    let consumers = Arc::new(AtomicU32::new(0));
+    let known = Arc::new(Known::default());
     let stop = CancellationToken::new();
-    let supervisor = supervise(broker.clone(), part, sender, consumers.clone(), stop.clone());
+    let supervisor = supervise(broker.clone(), part, sender, known.clone(), stop.clone());
     tasks.spawn("front's connections", supervisor);
-    Arc::new(RabbitCaller { broker, session, consumers, stop })
+    Arc::new(RabbitCaller { broker, session, known, stop })
 }
 
 async fn supervise(
     broker: Arc<Broker>,
     part: Part,
     current: watch::Sender<Option<Arc<Session>>>,
-    consumers: Arc<AtomicU32>,
+    known: Arc<Known>,
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::new();
@@ -117,7 +157,7 @@ async fn supervise(
                 backoff.reset();
                 let lost = opened.session.lost.clone();
                 current.send_replace(Some(opened.session.clone()));
-                let ended = opened.run(&part, &consumers, &stop).await;
+                let ended = opened.run(&part, &known, &stop).await;
                 lost.cancel();
                 current.send_replace(None);
                 ended
@@ -170,7 +210,7 @@ impl Opened {
     async fn run(
         mut self,
         part: &Part,
-        consumers: &AtomicU32,
+        known: &Known,
         stop: &CancellationToken,
     ) -> Result<(), LinkError> {
         let (mut publishing, mut consuming) = (self.publish.state(), self.consume.state());
@@ -179,6 +219,7 @@ impl Opened {
             tokio::select! {
                 reply = self.replies.next() => match reply {
                     Some(Ok(delivery)) => {
+                        known.replied(&delivery);
                         if self.session.waiting.settle(&delivery).is_none() {
                             tracing::debug!("a reply came too late");
                         }
@@ -188,7 +229,7 @@ impl Opened {
                 },
                 _ = publishing.changed() => {}
                 _ = consuming.changed() => {}
-                _ = look.tick() => self.look(consumers).await?,
+                _ = look.tick() => self.look(known).await?,
                 () = stop.cancelled() => {
                     self.publish.close().await;
                     self.consume.close().await;
@@ -207,12 +248,12 @@ impl Opened {
 
     /// Fails when the registration queue is gone; the session is then built anew, and the queue
     /// with it.
-    async fn look(&self, consumers: &AtomicU32) -> Result<(), LinkError> {
+    async fn look(&self, known: &Known) -> Result<(), LinkError> {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let name = &self.registrations;
         let queue =
             self.looks.queue_declare(name.as_str().into(), options, FieldTable::default()).await?;
-        consumers.store(queue.consumer_count(), Ordering::Relaxed);
+        known.looked(queue.message_count(), queue.consumer_count());
         Ok(())
     }
 }
@@ -237,6 +278,9 @@ impl Caller for RabbitCaller {
             &entered.correlation_id,
             self.broker.clock.now().0,
         );
+        if matches!(call.kind, Kind::Register(_)) {
+            self.known.sent.fetch_add(1, Ordering::Relaxed);
+        }
         let key = call.kind.door().as_str().to_owned();
         let answer = async {
             session
@@ -256,8 +300,8 @@ impl Caller for RabbitCaller {
         timeout_at(call.deadline, answer).await.unwrap_or(Err(CallError::NoAnswer))
     }
 
-    fn consumers(&self) -> u32 {
-        self.consumers.load(Ordering::Relaxed)
+    fn backlog(&self) -> Backlog {
+        self.known.backlog()
     }
 
     async fn close(&self) {

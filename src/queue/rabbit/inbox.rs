@@ -15,7 +15,7 @@ use super::link::{Link, LinkError, State};
 use super::settle::{self, RabbitHandle};
 use super::{Backoff, Broker, properties, topology};
 use crate::queue::age::Ages;
-use crate::queue::{Delivery, Door, Inbox, Prefetch};
+use crate::queue::{Delivery, Door, Inbox, PerSecond, Prefetch};
 use crate::shutdown::Tasks;
 use crate::telemetry::Part;
 
@@ -28,13 +28,14 @@ struct RabbitInbox {
 pub(super) fn start(
     broker: Arc<Broker>,
     prefetch: Prefetch,
+    per_second: PerSecond,
     part: Part,
     tasks: &Tasks,
 ) -> Box<dyn Inbox> {
     // One at a time: what waits here is neither with the broker nor being worked on.
     let (sender, deliveries) = mpsc::channel(1);
     let stop = CancellationToken::new();
-    let supervisor = supervise(broker, prefetch, part, sender, stop.clone());
+    let supervisor = supervise(broker, prefetch, per_second, part, sender, stop.clone());
     tasks.spawn("worker's connections", supervisor);
     Box::new(RabbitInbox { deliveries, stop })
 }
@@ -56,6 +57,7 @@ impl Inbox for RabbitInbox {
 async fn supervise(
     broker: Arc<Broker>,
     prefetch: Prefetch,
+    per_second: PerSecond,
     part: Part,
     deliveries: mpsc::Sender<Delivery>,
     stop: CancellationToken,
@@ -64,7 +66,7 @@ async fn supervise(
     let mut ages = Ages::default();
     while !stop.is_cancelled() {
         let opened = tokio::select! {
-            opened = Session::open(&broker, prefetch) => opened,
+            opened = Session::open(&broker, prefetch, per_second.clone()) => opened,
             () = stop.cancelled() => break,
         };
         let ended = match opened {
@@ -95,7 +97,11 @@ struct Session {
 }
 
 impl Session {
-    async fn open(broker: &Arc<Broker>, prefetch: Prefetch) -> Result<Self, LinkError> {
+    async fn open(
+        broker: &Arc<Broker>,
+        prefetch: Prefetch,
+        per_second: PerSecond,
+    ) -> Result<Self, LinkError> {
         let publish = Link::open(broker, "worker publisher").await?;
         topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
         let consume = Link::open(broker, "worker consumer").await?;
@@ -122,7 +128,8 @@ impl Session {
             let items = consumer.map(move |item| Some((door, item.ok()?)));
             received.push(items.chain(stream::once(async { None })).boxed());
         }
-        let settler = Arc::new(settle::Settler::new(broker.clone(), publisher, publish));
+        let settler =
+            Arc::new(settle::Settler::new(broker.clone(), per_second, publisher, publish));
         Ok(Self { settler, consume, channels, received })
     }
 

@@ -20,7 +20,7 @@ use anyhow::Context;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Caller, Inbox, Prefetch, Queue};
+use super::{Caller, Inbox, PerSecond, Prefetch, Queue};
 use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
@@ -101,8 +101,14 @@ impl Queue for Rabbit {
         caller::start(self.broker.clone(), self.health.part("queue"), &self.tasks)
     }
 
-    fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox> {
-        inbox::start(self.broker.clone(), prefetch, self.health.part("consumer"), &self.tasks)
+    fn inbox(&self, prefetch: Prefetch, per_second: PerSecond) -> Box<dyn Inbox> {
+        inbox::start(
+            self.broker.clone(),
+            prefetch,
+            per_second,
+            self.health.part("consumer"),
+            &self.tasks,
+        )
     }
 }
 

@@ -53,17 +53,26 @@ pub(super) fn of_call(
         .with_headers(headers)
 }
 
-/// The properties of a reply.
-pub(super) fn of_reply(message: &Message) -> BasicProperties {
+/// The properties of a reply; it tells what its worker can do.
+pub(super) fn of_reply(message: &Message, per_second: f64) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    put_number(&mut headers, "per-kilosecond", (per_second * 1e3) as i64);
     let properties = BasicProperties::default()
         .with_type("outcome".into())
         .with_content_type(JSON.into())
         .with_delivery_mode(TRANSIENT)
-        .with_message_id(message.id.as_str().into());
+        .with_message_id(message.id.as_str().into())
+        .with_headers(headers);
     match &message.unsettled.correlation_id {
         Some(correlation) => properties.with_correlation_id(correlation.as_str().into()),
         None => properties,
     }
+}
+
+/// Registrations a second that the worker of a reply can do.
+pub(super) fn per_second(reply: &BasicProperties) -> Option<f64> {
+    let rate = Headers(reply.headers().as_ref()).number("per-kilosecond")?;
+    (rate > 0).then_some(rate as f64 / 1e3)
 }
 
 /// The properties of a message that is put back to be tried again. Sent under the worker's own

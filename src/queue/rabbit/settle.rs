@@ -15,7 +15,7 @@ use super::link::{Link, State};
 use super::properties;
 use super::publisher::{PublishError, Publisher};
 use crate::queue::redact::without_secrets;
-use crate::queue::{Door, Kind, Message, Reason, Settle};
+use crate::queue::{Door, Kind, Message, PerSecond, Reason, Settle};
 use crate::signup::Outcome;
 
 /// Between two attempts to put a message aside.
@@ -24,6 +24,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// What all deliveries of one session share.
 pub(super) struct Settler {
     broker: Arc<Broker>,
+    /// Told with every reply, so that front ends know what the workers can do.
+    per_second: PerSecond,
     publisher: Publisher,
     publish: Link,
     /// The consuming end, kept after a soft stop until the last delivery is settled.
@@ -31,8 +33,13 @@ pub(super) struct Settler {
 }
 
 impl Settler {
-    pub(super) fn new(broker: Arc<Broker>, publisher: Publisher, publish: Link) -> Self {
-        Self { broker, publisher, publish, kept: Mutex::new(None) }
+    pub(super) fn new(
+        broker: Arc<Broker>,
+        per_second: PerSecond,
+        publisher: Publisher,
+        publish: Link,
+    ) -> Self {
+        Self { broker, per_second, publisher, publish, kept: Mutex::new(None) }
     }
 
     pub(super) fn broker(&self) -> &Broker {
@@ -114,7 +121,7 @@ impl Settle for RabbitHandle {
     async fn reply(self: Box<Self>, message: Message, outcome: Outcome) {
         if let Some(reply_to) = message.unsettled.reply_to.clone() {
             let body = serde_json::to_vec(&outcome).expect("an outcome is JSON");
-            let properties = properties::of_reply(&message);
+            let properties = properties::of_reply(&message, (self.settler.per_second)());
             let sent = self.settler.publisher.publish("", reply_to, properties, body.into()).await;
             if let Err(error) = sent {
                 // Whoever waited is gone or will ask again with the same key.

@@ -393,7 +393,7 @@ async fn a_delivery_whose_connection_is_lost_is_delivered_again() {
     settings.url = muster::config::QueueUrl::Amqp(through.into());
     let health = Health::default();
     let queue = queue::open(&settings, Clock::system(), &health, &Tasks::default()).await.unwrap();
-    let mut inbox = queue.inbox(ROOM);
+    let mut inbox = queue.inbox(ROOM, Arc::new(|| 100.0));
 
     let sent = send(&caller, registration());
     let delivery = next(&mut inbox).await;
