@@ -118,31 +118,29 @@ impl Layers {
         let mut names: BTreeMap<String, String> =
             self.0.keys().map(|key| (long_name(key), key.clone())).collect();
         names.extend(SHORT_NAMES.map(|(name, key)| (name.to_owned(), key.to_owned())));
-        for (short, key) in SHORT_NAMES {
-            let long = long_name(key);
-            let given = |name: &str| sources.environment.iter().any(|(given, _)| given == name);
-            if long != short && given(short) && given(&long) {
-                problems.add(format!("{short} and {long} are the same setting; keep one of them"));
-            }
-        }
+        let mut set: BTreeMap<&String, &String> = BTreeMap::new();
         for (name, text) in &sources.environment {
-            if let Some(key) = names.get(name) {
-                self.set_text(key, text, name.clone(), problems);
+            let secret = name.strip_suffix("_FILE").and_then(|name| names.get(name));
+            let secret = secret.filter(|key| is_secret(key));
+            let Some(key) = names.get(name).or(secret) else {
+                if name.starts_with("MUSTER_") && !is_service_link(name) {
+                    problems.add(format!(
+                        "{name}: no such setting; `muster config` lists them all as \
+                         MUSTER_<SECTION>_<KEY>"
+                    ));
+                }
                 continue;
+            };
+            if let Some(other) = set.insert(key, name) {
+                problems.add(format!("{other} and {name} are the same setting; keep one of them"));
             }
-            let secret = name
-                .strip_suffix("_FILE")
-                .and_then(|name| names.get(name))
-                .filter(|key| SECRETS.contains(&key.as_str()));
-            match secret {
-                Some(key) => match std::fs::read_to_string(text) {
+            if names.contains_key(name) {
+                self.set_text(key, text, name.clone(), problems);
+            } else {
+                match std::fs::read_to_string(text) {
                     Ok(secret) => self.set_text(key, secret.trim_end(), name.clone(), problems),
                     Err(error) => problems.add(format!("{name}: {text}: {error}")),
-                },
-                None if name.starts_with("MUSTER_") && !is_service_link(name) => problems.add(format!(
-                    "{name}: no such setting; `muster config` lists them all as MUSTER_<SECTION>_<KEY>"
-                )),
-                None => {}
+                }
             }
         }
     }

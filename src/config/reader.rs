@@ -405,7 +405,9 @@ mod tests {
     fn one_setting_has_one_name_at_a_time() {
         let told =
             load(&[("MUSTER_LISTEN", "127.0.0.1:1"), ("MUSTER_FRONT_LISTEN", "127.0.0.1:2")]);
-        assert!(told.unwrap_err().contains("MUSTER_FRONT_LISTEN"));
+        assert!(told.unwrap_err().contains("MUSTER_LISTEN and MUSTER_FRONT_LISTEN"));
+        let told = load(&[("JWT_SECRET", "x"), ("JWT_SECRET_FILE", "/dev/null")]);
+        assert!(told.unwrap_err().contains("JWT_SECRET and JWT_SECRET_FILE"));
     }
 
     #[test]

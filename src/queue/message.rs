@@ -40,6 +40,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The `type` of a message.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Register(_) => "register",
+            Self::Profile => "profile",
+        }
+    }
+
     /// The door through which a front sends it.
     pub fn door(self) -> Door {
         match self {

@@ -9,8 +9,11 @@ use crate::queue::{Delivery, Inbox, Reason};
 use crate::shutdown::Tasks;
 
 /// Earlier deliveries after which a message is suspected of taking workers down, and is handled
-/// with nothing else under way.
+/// with nothing else under way: if it does it again, nobody else is hurt.
 const SUSPECT: u32 = 2;
+/// Earlier deliveries after which it is given up. Well above the first, because brokers also count
+/// what was no fault of the message: lost connections, and up to 3.13 every return.
+const GIVE_UP: u32 = 8;
 
 /// Handles deliveries until the stop; then hands back what was not begun. What was begun is among
 /// the `tasks`.
@@ -25,9 +28,9 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
         };
         let Some(delivery) = delivery else { break };
         let deliveries = delivery.message().deliveries;
-        if deliveries > SUSPECT {
+        if deliveries >= GIVE_UP {
             tasks.spawn("bury", delivery.bury(Reason::Poison));
-        } else if deliveries == SUSPECT {
+        } else if deliveries >= SUSPECT {
             // Waits for everything under way, and keeps everything else waiting.
             let _alone = alone.write().await;
             handle(&worker, delivery).await;

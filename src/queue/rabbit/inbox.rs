@@ -40,6 +40,13 @@ pub(super) fn start(
     Box::new(RabbitInbox { deliveries, stop })
 }
 
+/// One that is dropped without a stop must not keep what nobody will take from it.
+impl Drop for RabbitInbox {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
 #[async_trait]
 impl Inbox for RabbitInbox {
     async fn next(&mut self) -> Option<Delivery> {

@@ -30,12 +30,12 @@ pub(super) fn of_call(
 ) -> BasicProperties {
     let left = call.deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
     let mut headers = FieldTable::default();
-    let (kind, mode) = match call.kind {
+    let mode = match call.kind {
         Kind::Register(contract) => {
             put_text(&mut headers, "contract", contract.as_str());
-            ("register", PERSISTENT)
+            PERSISTENT
         }
-        Kind::Profile => ("profile", TRANSIENT),
+        Kind::Profile => TRANSIENT,
     };
     put_number(&mut headers, "deadline-ms", i64::try_from(left).unwrap_or(i64::MAX));
     put_number(&mut headers, "sent-at-ms", now_ms);
@@ -43,7 +43,7 @@ pub(super) fn of_call(
         headers.insert("fresh".into(), AMQPValue::Boolean(true));
     }
     BasicProperties::default()
-        .with_type(kind.into())
+        .with_type(call.kind.as_str().into())
         .with_content_type(JSON.into())
         .with_delivery_mode(mode)
         .with_message_id(call.id.as_str().into())
@@ -110,7 +110,7 @@ pub(super) fn of_unreadable(door: Door, what: &str, bytes: usize) -> BasicProper
 
 fn republished(message: &Message, headers: FieldTable) -> BasicProperties {
     BasicProperties::default()
-        .with_type("register".into())
+        .with_type(message.kind.as_str().into())
         .with_content_type(JSON.into())
         .with_delivery_mode(PERSISTENT)
         .with_message_id(message.id.as_str().into())
