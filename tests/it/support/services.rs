@@ -1,6 +1,7 @@
 //! Where the services are, and names of their own for every test.
 
 use std::env;
+use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Which queue a test runs on.
@@ -54,9 +55,18 @@ fn service(name: &str) -> Option<String> {
     let url = env::var(name).ok().filter(|url| !url.is_empty());
     if url.is_none() {
         assert!(env::var("TEST_SERVICES").as_deref() != Ok("required"), "{name} is not set");
-        println!("left out: {name} is not set; ./tests/run starts the services");
+        tell_left_out(name);
     }
     url
+}
+
+/// Says what a test leaves out, and where. Written past the test runner, which keeps what passing
+/// tests print to itself.
+fn tell_left_out(name: &str) {
+    let current = std::thread::current();
+    let test = current.name().unwrap_or("a test");
+    let told = format!("left out of {test}: {name} is not set; ./tests/run starts the services\n");
+    let _ = std::io::stderr().write_all(told.as_bytes());
 }
 
 /// The URL of one database of the server.
