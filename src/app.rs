@@ -10,9 +10,10 @@ use anyhow::bail;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Settings, StoreUrl};
+use crate::config::{QueueUrl, Role, Settings, StoreUrl};
 use crate::front::{self, Front, Limits, ops};
 use crate::password::Slots;
+use crate::queue::seal::{Opener, Sealer};
 use crate::queue::{self, Caller};
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
@@ -99,7 +100,8 @@ impl App {
             hashing = Some(slots.clone());
             let secret = signing_secret(settings)?;
             let signer = Signer::new(&secret, settings.token.lifetime, clock.clone());
-            let worker = Arc::new(Worker { store, slots, signer, clock });
+            let opener = opener(settings)?;
+            let worker = Arc::new(Worker { store, slots, opener, signer, clock });
             let prefetch = worker.prefetch(settings.queue.prefetch);
             let slots = worker.slots.clone();
             let per_second: queue::PerSecond = Arc::new(move || slots.per_second());
@@ -213,6 +215,22 @@ fn signing_secret(settings: &Settings) -> anyhow::Result<secrecy::SecretString> 
         tracing::info!(path = %path.display(), "made a signing secret; set JWT_SECRET to use another");
     }
     Ok(secret)
+}
+
+/// Opens what fronts seal. A front and a worker in one process have to fit together; of a front
+/// elsewhere it shows only when something sealed with another key comes.
+fn opener(settings: &Settings) -> anyhow::Result<Opener> {
+    let opener = Opener::new(&settings.queue);
+    if let (Role::All, QueueUrl::Amqp(_), Some(key)) =
+        (settings.role, &settings.queue.url, settings.queue.seal_to)
+        && !opener.knows(Sealer::new(key).key_id())
+    {
+        bail!(
+            "queue.seal_to (MUSTER_QUEUE_SEAL_TO): the worker in this process could open nothing, \
+             its queue.seal_keys (MUSTER_QUEUE_SEAL_KEYS) do not hold the private half"
+        );
+    }
+    Ok(opener)
 }
 
 /// Whether the store can be worked with now. An error if it never will.

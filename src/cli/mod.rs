@@ -3,6 +3,7 @@
 mod bench;
 mod config;
 mod healthcheck;
+mod keygen;
 mod serve;
 
 use std::path::PathBuf;
@@ -42,6 +43,8 @@ enum Command {
     Config(SettingFlags),
     /// Ask a running muster with the same settings whether it is ready; exit 0 if it is.
     Healthcheck(SettingFlags),
+    /// Make a pair of keys that seals passwords on RabbitMQ, ready to paste as settings.
+    Keygen(keygen::Flags),
     /// Measure what this machine can register, on the configured queue and store.
     Bench(bench::Flags),
 }
@@ -107,6 +110,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Serve(flags)) => serve::run(flags),
         Some(Command::Config(flags)) => config::run(flags),
         Some(Command::Healthcheck(flags)) => healthcheck::run(flags),
+        Some(Command::Keygen(flags)) => keygen::run(flags),
         Some(Command::Bench(flags)) => bench::run(flags),
     };
     ExitCode::from(code)

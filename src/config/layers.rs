@@ -21,7 +21,7 @@ const SHORT_NAMES: [(&str, &str); 6] = [
 ];
 
 /// Keys whose values are never shown, and may come from a file.
-const SECRETS: [&str; 3] = ["queue.url", "store.url", "token.secret"];
+const SECRETS: [&str; 4] = ["queue.seal_keys", "queue.url", "store.url", "token.secret"];
 
 /// Where settings come from besides the defaults.
 #[derive(Debug, Default)]
@@ -155,7 +155,8 @@ impl Layers {
                 _ => None,
             },
             Value::Array(_) => {
-                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                // One a line is how a file of secrets may list them.
+                let items = text.split([',', '\n']).map(str::trim).filter(|item| !item.is_empty());
                 Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
             }
             _ => Some(Value::String(text.to_owned())),

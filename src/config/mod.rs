@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
 
 pub use layers::{Flag, Sources};
 pub use problems::Problems;
@@ -121,6 +121,12 @@ pub struct Queue {
     pub dead_retention: Duration,
     /// Names of foreign reply queues begin so; empty allows none.
     pub reply_prefix: String,
+    /// The public key to seal passwords with; none: they travel in clear.
+    pub seal_to: Option<[u8; 32]>,
+    /// Private keys to open sealed passwords with, 32 bytes each.
+    pub seal_keys: Vec<SecretSlice<u8>>,
+    /// Whether a clear password that comes from the broker is refused.
+    pub require_sealed: bool,
 }
 
 /// Which queue.

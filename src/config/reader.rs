@@ -4,8 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use secrecy::SecretString;
 use toml::Value;
+use zeroize::Zeroizing;
 
 use super::layers::{Layers, is_secret, long_name};
 use super::{
@@ -62,6 +65,15 @@ pub(super) fn check_together(settings: &Settings, problems: &mut Problems) {
                 .to_owned(),
         );
     }
+    let amqp = matches!(settings.queue.url, QueueUrl::Amqp(_));
+    let queue = &settings.queue;
+    if amqp && settings.role.has_worker() && queue.require_sealed && queue.seal_keys.is_empty() {
+        problems.add(
+            "queue.require_sealed: a worker without queue.seal_keys (MUSTER_QUEUE_SEAL_KEYS) can \
+             open nothing, so it would register nobody; `muster keygen` makes a pair"
+                .to_owned(),
+        );
+    }
     if settings.store.timeout * 2 >= settings.front.deadline {
         problems.add(
             "store.timeout: must be less than half of front.deadline: a write and the look for it \
@@ -74,6 +86,9 @@ pub(super) fn check_together(settings: &Settings, problems: &mut Problems) {
 /// How a value looks in `muster config`.
 fn shown(key: &str, value: &Value) -> Value {
     match value {
+        Value::Array(items) if is_secret(key) => {
+            Value::Array(items.iter().map(|_| Value::String("***".to_owned())).collect())
+        }
         Value::String(text) if is_secret(key) && !text.is_empty() => {
             let secret = SecretString::from(text.as_str());
             let is_url = key.ends_with(".url");
@@ -145,6 +160,16 @@ impl Reader<'_> {
                 "a prefix that matches no name of muster's own wanted",
             );
         }
+        let seal_to = self.text("queue.seal_to");
+        let seal_to = if seal_to.is_empty() {
+            Some(None)
+        } else {
+            self.key("queue.seal_to", &seal_to).map(Some)
+        };
+        let seal_keys = Zeroizing::new(self.list("queue.seal_keys"));
+        let seal_keys: Option<Vec<_>> =
+            seal_keys.iter().map(|text| self.key("queue.seal_keys", text)).collect();
+        let require_sealed = self.flag("queue.require_sealed");
         Some(Queue {
             url: url?,
             namespace,
@@ -155,6 +180,9 @@ impl Reader<'_> {
             retry_delays: retry_delays?,
             dead_retention: dead_retention?,
             reply_prefix,
+            seal_to: seal_to?.map(|key| *key),
+            seal_keys: seal_keys?.iter().map(|key| key.to_vec().into()).collect(),
+            require_sealed,
         })
     }
 
@@ -174,7 +202,7 @@ impl Reader<'_> {
     }
 
     fn password(&mut self) -> Option<Password> {
-        let weak = self.layers.get("password.allow_weak_cost").value.as_bool() == Some(true);
+        let weak = self.flag("password.allow_weak_cost");
         let cost = self.number("password.cost", COST_RANGE)?;
         if cost < COST_MIN && !weak {
             self.problem::<()>(
@@ -225,6 +253,19 @@ impl Reader<'_> {
     fn list(&self, key: &str) -> Vec<String> {
         let items = self.layers.get(key).value.as_array().into_iter().flatten();
         items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.layers.get(key).value.as_bool() == Some(true)
+    }
+
+    /// A key of 32 bytes, public or private.
+    fn key(&mut self, key: &str, text: &str) -> Option<Zeroizing<[u8; 32]>> {
+        let bytes = BASE64.decode(text).ok().map(Zeroizing::new);
+        let bytes = bytes.and_then(|bytes| bytes.as_slice().try_into().ok());
+        bytes.map(Zeroizing::new).or_else(|| {
+            self.problem(key, "32 bytes in base64 wanted; `muster keygen` makes a pair")
+        })
     }
 
     fn number(&mut self, key: &str, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
@@ -338,6 +379,7 @@ fn mount(line: &str) -> Result<Mount, String> {
 mod tests {
     use super::*;
     use crate::config::Sources;
+    use secrecy::ExposeSecret;
 
     fn load(environment: &[(&str, &str)]) -> Result<Settings, String> {
         let environment =
@@ -417,6 +459,29 @@ mod tests {
         assert!(load(&front).is_ok(), "a front needs no secret");
         let worker = [("MUSTER_ROLE", "worker"), ("MUSTER_QUEUE", "amqp://broker")];
         assert!(load(&worker).unwrap_err().contains("JWT_SECRET"));
+    }
+
+    #[test]
+    fn keys_are_32_bytes_and_may_be_several() {
+        let one = BASE64.encode([1; 32]);
+        let two = BASE64.encode([2; 32]);
+        let amqp = ("MUSTER_QUEUE", "amqp://broker");
+        let front = [amqp, ("MUSTER_ROLE", "front"), ("MUSTER_QUEUE_SEAL_TO", &one)];
+        assert_eq!(load(&front).unwrap().queue.seal_to, Some([1; 32]));
+        let several = format!("{two}, {one}\n");
+        let settings = load(&[("MUSTER_QUEUE_SEAL_KEYS", &several)]).unwrap();
+        assert_eq!(settings.queue.seal_keys[0].expose_secret(), [2; 32]);
+        assert_eq!(settings.queue.seal_keys[1].expose_secret(), [1; 32]);
+        let shown = settings.to_toml();
+        assert!(shown.contains("seal_keys = [\"***\", \"***\"]"), "{shown}");
+        for bad in ["hunter2", "aHVudGVyMg==", &one[..43]] {
+            for key in ["MUSTER_QUEUE_SEAL_TO", "MUSTER_QUEUE_SEAL_KEYS"] {
+                let told = load(&[(key, bad)]).unwrap_err();
+                assert!(told.contains(key) && !told.contains(bad), "{told}");
+            }
+        }
+        let unable = [amqp, ("JWT_SECRET", several.as_str()), ("MUSTER_QUEUE_REQUIRE_SEALED", "1")];
+        assert!(load(&unable).unwrap_err().contains("queue.require_sealed"));
     }
 
     #[test]

@@ -92,7 +92,9 @@ impl From<FailureCode> for Fault {
     /// What a worker's failure is to a client.
     fn from(code: FailureCode) -> Self {
         match code {
-            FailureCode::StoreUnavailable | FailureCode::Internal => Self::Internal,
+            FailureCode::StoreUnavailable | FailureCode::UnknownKey | FailureCode::Internal => {
+                Self::Internal
+            }
             // Worker and front look at the same deadline; which of them sees it pass first must
             // not matter.
             FailureCode::Expired => Self::NoAnswer,

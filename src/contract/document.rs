@@ -67,6 +67,11 @@ impl<'a> Document<'a> {
         serde_json::from_str(raw).map_or(Field::Wrong, |text| Field::Text(Zeroizing::new(text)))
     }
 
+    /// Puts another value where one stood, or none did.
+    pub fn put(&mut self, key: &str, value: &'a RawValue) {
+        self.0.insert(key.to_owned(), value);
+    }
+
     /// The object at a key.
     pub fn object(&self, key: &str) -> Nested<'a> {
         let Some(raw) = self.0.get(key).map(|raw| raw.get()) else { return Nested::Absent };

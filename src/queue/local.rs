@@ -113,6 +113,7 @@ impl Caller for Doors {
             id: call.id,
             producer: String::new(),
             fresh: call.fresh,
+            sealed: None,
             body: call.body,
             expires: Some(call.deadline),
             deliveries: 0,

@@ -86,6 +86,8 @@ pub struct Message {
     pub producer: String,
     /// See [`Call::fresh`].
     pub fresh: bool,
+    /// The key with which the password in the body is sealed, by its id; none where it is clear.
+    pub sealed: Option<String>,
     /// The contract's document, or a token.
     pub body: Bytes,
     /// When nobody waits any more; never on the bulk door.

@@ -8,6 +8,7 @@ pub mod local;
 pub mod message;
 pub mod rabbit;
 mod redact;
+pub mod seal;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,7 +167,7 @@ impl Delivery {
         self.handle.retry(self.message).await;
     }
 
-    /// Puts the message among the dead letters, without its password.
+    /// Puts the message among the dead letters, without its password unless that is sealed.
     pub async fn bury(self, reason: Reason) {
         self.handle.bury(self.message, reason).await;
     }
@@ -204,6 +205,10 @@ pub enum Reason {
     TooManyAttempts,
     /// It failed in a way that no other attempt would mend.
     Failed,
+    /// Its sealed password cannot be opened, has expired or belongs to another message.
+    BadSeal,
+    /// Its password is clear, and the settings require a sealed one.
+    NotSealed,
 }
 
 impl Reason {
@@ -214,6 +219,8 @@ impl Reason {
             Self::Poison => "poison",
             Self::TooManyAttempts => "too_many_attempts",
             Self::Failed => "failed",
+            Self::BadSeal => "bad_seal",
+            Self::NotSealed => "not_sealed",
         }
     }
 }

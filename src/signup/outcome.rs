@@ -88,13 +88,18 @@ pub enum FailureCode {
     Expired,
     /// No hash slot was free in time.
     Overloaded,
+    /// The password is sealed with a key that this worker does not have, or not yet.
+    UnknownKey,
     /// A fault in muster itself.
     Internal,
 }
 
 impl From<FailureCode> for Failure {
     fn from(code: FailureCode) -> Self {
-        let retryable = matches!(code, FailureCode::StoreUnavailable | FailureCode::Overloaded);
+        let retryable = matches!(
+            code,
+            FailureCode::StoreUnavailable | FailureCode::Overloaded | FailureCode::UnknownKey
+        );
         Self { code, retryable }
     }
 }
@@ -128,6 +133,7 @@ impl Outcome {
                 FailureCode::StoreUnavailable => "store_unavailable",
                 FailureCode::Expired => "expired",
                 FailureCode::Overloaded => "overloaded",
+                FailureCode::UnknownKey => "unknown_key",
                 FailureCode::Internal => "internal",
             },
         }

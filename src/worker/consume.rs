@@ -7,6 +7,7 @@ use tokio::sync::RwLock;
 use super::{Worker, settle};
 use crate::queue::{Delivery, Inbox, Reason};
 use crate::shutdown::Tasks;
+use crate::signup::Outcome;
 
 /// Earlier deliveries after which a message is suspected of taking workers down, and is handled
 /// with nothing else under way: if it does it again, nobody else is hurt.
@@ -52,7 +53,7 @@ async fn handle(worker: &Worker, delivery: Delivery) {
     let result = worker.handle(delivery.message()).await;
     tracing::debug!(
         message = ?delivery.message(),
-        outcome = result.as_ref().map_or("unreadable", |outcome| outcome.word()),
+        outcome = result.as_ref().map_or_else(|reason| reason.as_str(), Outcome::word),
         elapsed_ms = started.elapsed().as_millis() as u64,
         "handled"
     );

@@ -8,7 +8,8 @@ mod settle;
 use std::sync::Arc;
 
 use crate::password::Slots;
-use crate::queue::{Kind, Message, Prefetch};
+use crate::queue::seal::Opener;
+use crate::queue::{Kind, Message, Prefetch, Reason};
 use crate::signup::{Clock, FailureCode, Outcome};
 use crate::store::Store;
 use crate::token::Signer;
@@ -21,15 +22,13 @@ pub struct Worker {
     pub store: Arc<dyn Store>,
     /// Where passwords are hashed.
     pub slots: Slots,
+    /// Who opens sealed passwords.
+    pub opener: Opener,
     /// Who signs tokens.
     pub signer: Signer,
     /// What time it is.
     pub clock: Clock,
 }
-
-/// The body is not the document its properties promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Unreadable;
 
 impl Worker {
     /// What to hold at once: enough that the hash slots never run dry, and no more, so that the
@@ -40,8 +39,8 @@ impl Worker {
         Prefetch { interactive: held, bulk: held, profile: 64 }
     }
 
-    /// Does what a message asks.
-    async fn handle(&self, message: &Message) -> Result<Outcome, Unreadable> {
+    /// Does what a message asks. An error is why it cannot be asked that.
+    async fn handle(&self, message: &Message) -> Result<Outcome, Reason> {
         if message.is_expired() {
             return Ok(FailureCode::Expired.into());
         }

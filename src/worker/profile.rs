@@ -1,13 +1,13 @@
 //! Whose token is it? The front holds no key, so it asks here.
 
-use super::{Unreadable, Worker};
-use crate::queue::Message;
+use super::Worker;
+use crate::queue::{Message, Reason};
 use crate::signup::{FailureCode, Outcome, RejectionCode};
 
 impl Worker {
     /// Verifies the token in the body and reads its user.
-    pub(super) async fn profile(&self, message: &Message) -> Result<Outcome, Unreadable> {
-        let token = std::str::from_utf8(&message.body).map_err(|_| Unreadable)?;
+    pub(super) async fn profile(&self, message: &Message) -> Result<Outcome, Reason> {
+        let token = std::str::from_utf8(&message.body).map_err(|_| Reason::Unreadable)?;
         let Ok(id) = self.signer.verify(token) else {
             return Ok(RejectionCode::Unauthorized.into());
         };

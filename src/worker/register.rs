@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Unreadable, Worker};
+use super::Worker;
 use crate::contract::{Document, contract};
 use crate::password::{Class, HashError};
-use crate::queue::{Door, Message};
+use crate::queue::seal::NotOpened;
+use crate::queue::{Door, Message, Reason};
 use crate::signup::{
     Candidate, ContractId, FailureCode, FieldError, Outcome, Record, RegistrationId, Rejection,
     RejectionCode, User,
@@ -41,9 +42,25 @@ impl Worker {
         &self,
         message: &Message,
         contract_id: ContractId,
-    ) -> Result<Outcome, Unreadable> {
-        let document = Document::parse(&message.body).map_err(|_| Unreadable)?;
+    ) -> Result<Outcome, Reason> {
+        let mut document = Document::parse(&message.body).map_err(|_| Reason::Unreadable)?;
+        let opened = match self.opener.open(message, &document, self.clock.now()) {
+            Ok(opened) => opened,
+            Err(NotOpened::UnknownKey) => {
+                let key = message.sealed.as_deref();
+                tracing::warn!(id = message.id.as_str(), key, "sealed with a key that is not here");
+                return Ok(FailureCode::UnknownKey.into());
+            }
+            Err(NotOpened::Clear) => return Err(Reason::NotSealed),
+            Err(NotOpened::Bad(what)) => return Err(bad_seal(message, what)),
+        };
+        if let Some(opened) = &opened {
+            document.put("password", opened.password());
+        }
         Ok(match contract(contract_id).check(&document) {
+            Ok(candidate) if opened.as_ref().is_some_and(|opened| !opened.is_for(&candidate)) => {
+                return Err(bad_seal(message, "sealed for somebody else"));
+            }
             Ok(candidate) => {
                 self.register_candidate(message, &candidate).await.unwrap_or_else(Outcome::from)
             }
@@ -138,6 +155,11 @@ impl Worker {
         let token = if message.door == Door::Bulk { None } else { self.signer.sign_again(&user) };
         Ok(Outcome::Registered { user, token, replayed: true })
     }
+}
+
+fn bad_seal(message: &Message, what: &'static str) -> Reason {
+    tracing::warn!(id = message.id.as_str(), what, "a sealed password is not this message's");
+    Reason::BadSeal
 }
 
 fn class(door: Door) -> Class {

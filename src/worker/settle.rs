@@ -1,6 +1,5 @@
 //! How each delivery ends: a table.
 
-use super::Unreadable;
 use crate::queue::{Delivery, Door, Reason};
 use crate::signup::Outcome;
 
@@ -13,19 +12,19 @@ enum End {
 }
 
 /// Settles a delivery by its door and its outcome.
-pub(super) async fn settle(delivery: Delivery, result: Result<Outcome, Unreadable>) {
+pub(super) async fn settle(delivery: Delivery, result: Result<Outcome, Reason>) {
     let end = end(delivery.message().door, &result);
     match (end, result) {
         (End::Reply, Ok(outcome)) => delivery.reply(outcome).await,
         (End::Retry, _) => delivery.retry().await,
         (End::Bury(reason), _) => delivery.bury(reason).await,
-        (End::Reply, Err(Unreadable)) => delivery.bury(Reason::Unreadable).await,
+        (End::Reply, Err(reason)) => delivery.bury(reason).await,
     }
 }
 
-fn end(door: Door, result: &Result<Outcome, Unreadable>) -> End {
+fn end(door: Door, result: &Result<Outcome, Reason>) -> End {
     match (door, result) {
-        (_, Err(Unreadable)) => End::Bury(Reason::Unreadable),
+        (_, Err(reason)) => End::Bury(*reason),
         // Somebody waits and repeats it with the same key.
         (Door::Interactive | Door::Profile, Ok(_)) => End::Reply,
         // Nobody would repeat it.
@@ -50,10 +49,13 @@ mod tests {
             assert_eq!(end(door, &rejected), End::Reply);
         }
         assert_eq!(end(Door::Bulk, &away), End::Retry);
+        assert_eq!(end(Door::Bulk, &failed(FailureCode::UnknownKey)), End::Retry);
         assert_eq!(end(Door::Bulk, &failed(FailureCode::Internal)), End::Bury(Reason::Failed));
         assert_eq!(end(Door::Bulk, &rejected), End::Reply);
         for door in Door::ALL {
-            assert_eq!(end(door, &Err(Unreadable)), End::Bury(Reason::Unreadable));
+            for reason in [Reason::Unreadable, Reason::BadSeal, Reason::NotSealed] {
+                assert_eq!(end(door, &Err(reason)), End::Bury(reason));
+            }
         }
     }
 }

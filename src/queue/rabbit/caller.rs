@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
@@ -18,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::link::{Link, LinkError, State};
 use super::publisher::{PublishError, Publisher};
 use super::{Backoff, Broker, properties, topology};
+use crate::queue::seal::Letter;
 use crate::queue::{Backlog, Call, CallError, Caller, Door, Kind};
 use crate::shutdown::Tasks;
-use crate::signup::{Outcome, id::random_hex};
+use crate::signup::{Millis, Outcome, id::random_hex};
 use crate::telemetry::Part;
 
 /// How long a call waits for a connection that is being made anew, before it is told that the
@@ -28,6 +30,9 @@ use crate::telemetry::Part;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often the registration queue is looked at: is it there, and how many consume it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long after a call's deadline its password may still be opened. Nobody waits any more by then;
+/// it only has to cover clocks of front and worker that are minutes apart.
+const SEAL_MARGIN: Duration = Duration::from_secs(600);
 
 /// The sending end; its connections are made and remade in the background.
 struct RabbitCaller {
@@ -265,6 +270,24 @@ impl RabbitCaller {
         let session = timeout_at(patience, current.wait_for(Option::is_some)).await.ok()?.ok()?;
         session.clone()
     }
+
+    /// The body with its password sealed, and the id of the key. What cannot be sealed is not sent.
+    fn sealed(&self, call: &Call, reply_to: &str) -> Result<(Bytes, Option<&str>), CallError> {
+        let (Kind::Register(contract), Some(sealer)) = (call.kind, &self.broker.sealer) else {
+            return Ok((call.body.clone(), None));
+        };
+        let left = call.deadline.saturating_duration_since(Instant::now()) + SEAL_MARGIN;
+        let left = i64::try_from(left.as_millis()).unwrap_or(i64::MAX);
+        let not_after = Millis(self.broker.clock.now().0.saturating_add(left));
+        let letter = Letter { contract, id: &call.id, reply_to: Some(reply_to), not_after };
+        match sealer.seal(&letter, &call.body) {
+            Some(body) => Ok((body.into(), Some(sealer.key_id()))),
+            None => {
+                tracing::error!(id = call.id.as_str(), "a password could not be sealed");
+                Err(CallError::NotAccepted)
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -272,11 +295,13 @@ impl Caller for RabbitCaller {
     async fn call(&self, call: Call) -> Result<Outcome, CallError> {
         let session = self.session(call.deadline).await.ok_or(CallError::NotAccepted)?;
         let (entered, reply) = session.waiting.enter(call.id.as_str());
+        let (body, sealed) = self.sealed(&call, &session.reply_queue)?;
         let properties = properties::of_call(
             &call,
             &session.reply_queue,
             &entered.correlation_id,
             self.broker.clock.now().0,
+            sealed,
         );
         if matches!(call.kind, Kind::Register(_)) {
             self.known.sent.fetch_add(1, Ordering::Relaxed);
@@ -285,7 +310,7 @@ impl Caller for RabbitCaller {
         let answer = async {
             session
                 .publisher
-                .publish(self.broker.names.exchange(), key, properties, call.body)
+                .publish(self.broker.names.exchange(), key, properties, body)
                 .await
                 .map_err(|error| match error {
                     PublishError::NotAccepted => CallError::NotAccepted,

@@ -20,6 +20,7 @@ use anyhow::Context;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::seal::Sealer;
 use super::{Caller, Inbox, PerSecond, Prefetch, Queue};
 use crate::config;
 use crate::shutdown::Tasks;
@@ -47,6 +48,8 @@ struct Broker {
     /// Host and port, for people.
     address: String,
     names: Names,
+    /// Seals the passwords of calls; none where they travel in clear.
+    sealer: Option<Sealer>,
     settings: config::Queue,
     clock: Clock,
 }
@@ -83,7 +86,8 @@ impl Broker {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         let address = format!("{}:{}", uri.authority.host, uri.authority.port);
         let names = Names::new(&settings.namespace);
-        Ok(Self { uri, address, names, settings, clock })
+        let sealer = settings.seal_to.map(Sealer::new);
+        Ok(Self { uri, address, names, sealer, settings, clock })
     }
 
     fn waiting_for(&self) -> String {
@@ -98,6 +102,12 @@ impl Broker {
 
 impl Queue for Rabbit {
     fn caller(&self) -> Arc<dyn Caller> {
+        if self.broker.sealer.is_none() {
+            tracing::warn!(
+                "passwords travel through RabbitMQ and rest on its disk in clear: set \
+                 queue.seal_to (MUSTER_QUEUE_SEAL_TO); `muster keygen` makes the keys"
+            );
+        }
         caller::start(self.broker.clone(), self.health.part("queue"), &self.tasks)
     }
 

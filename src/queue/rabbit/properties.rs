@@ -20,13 +20,18 @@ const PERSISTENT: u8 = 2;
 /// Kept in memory only.
 const TRANSIENT: u8 = 1;
 const JSON: &str = "application/json";
+/// The header that names the key of a sealed password.
+const SEALED: &str = "sealed";
+/// Longest name of a key, in bytes. Ours have 16; a longer one could only be a mistake.
+const KEY_ID_MAX: usize = 64;
 
-/// The properties of a call that is sent now.
+/// The properties of a call that is sent now, its password sealed with the key of this id.
 pub(super) fn of_call(
     call: &Call,
     reply_to: &str,
     correlation_id: &str,
     now_ms: i64,
+    sealed: Option<&str>,
 ) -> BasicProperties {
     let left = call.deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
     let mut headers = FieldTable::default();
@@ -39,6 +44,9 @@ pub(super) fn of_call(
     };
     put_number(&mut headers, "deadline-ms", i64::try_from(left).unwrap_or(i64::MAX));
     put_number(&mut headers, "sent-at-ms", now_ms);
+    if let Some(key_id) = sealed {
+        put_text(&mut headers, SEALED, key_id);
+    }
     if call.fresh {
         headers.insert("fresh".into(), AMQPValue::Boolean(true));
     }
@@ -79,6 +87,9 @@ pub(super) fn per_second(reply: &BasicProperties) -> Option<f64> {
 /// user, which vouches for the producer's name and the reply queue in its headers.
 pub(super) fn of_retry(message: &Message, attempt: u32, username: &str) -> BasicProperties {
     let mut headers = kept_headers(message, attempt);
+    if let Some(key_id) = &message.sealed {
+        put_text(&mut headers, SEALED, key_id);
+    }
     if let Some(reply_to) = &message.unsettled.reply_to {
         put_text(&mut headers, "reply-to", reply_to);
     }
@@ -89,12 +100,20 @@ pub(super) fn of_retry(message: &Message, attempt: u32, username: &str) -> Basic
     }
 }
 
-/// The properties of a dead letter. It replies to nobody.
-pub(super) fn of_dead(message: &Message, reason: Reason, username: &str) -> BasicProperties {
+/// The properties of a dead letter, in which the sealed password stayed or not. It replies to nobody.
+pub(super) fn of_dead(
+    message: &Message,
+    reason: Reason,
+    sealed_stayed: bool,
+    username: &str,
+) -> BasicProperties {
     let mut headers = kept_headers(message, message.attempt);
     put_text(&mut headers, "reason", reason.as_str());
     put_text(&mut headers, "door", message.door.as_str());
-    headers.insert("password-removed".into(), AMQPValue::Boolean(true));
+    headers.insert("password-removed".into(), AMQPValue::Boolean(!sealed_stayed));
+    if let Some(key_id) = message.sealed.as_ref().filter(|_| sealed_stayed) {
+        put_text(&mut headers, SEALED, key_id);
+    }
     republished(message, headers).with_user_id(username.into())
 }
 
@@ -178,6 +197,13 @@ pub(super) fn read(
         Some(user) => user.as_str().to_owned(),
         None => String::new(),
     };
+    let sealed = match headers.get(SEALED) {
+        None => None,
+        Some(_) => Some(headers.text(SEALED).ok_or("sealed is not a key's id")?),
+    };
+    if sealed.is_some_and(|key_id| key_id.len() > KEY_ID_MAX) {
+        return Err("sealed is not a key's id");
+    }
     let deliveries = headers.number("x-delivery-count").and_then(|count| u32::try_from(count).ok());
     Ok(Message {
         door,
@@ -185,6 +211,7 @@ pub(super) fn read(
         id,
         producer,
         fresh: headers.flag("fresh"),
+        sealed: sealed.map(str::to_owned),
         body: Bytes::copy_from_slice(&delivery.data),
         expires,
         deliveries: deliveries.unwrap_or(u32::from(delivery.redelivered)),

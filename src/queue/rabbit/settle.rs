@@ -14,7 +14,8 @@ use super::Broker;
 use super::link::{Link, State};
 use super::properties;
 use super::publisher::{PublishError, Publisher};
-use crate::queue::redact::without_secrets;
+use crate::queue::redact::{Kept, without_secrets};
+use crate::queue::seal;
 use crate::queue::{Door, Kind, Message, PerSecond, Reason, Settle};
 use crate::signup::Outcome;
 
@@ -143,13 +144,18 @@ impl Settle for RabbitHandle {
 
     async fn bury(self: Box<Self>, message: Message, reason: Reason) {
         tracing::warn!(?message, reason = reason.as_str(), "a message was put aside");
-        let properties = properties::of_dead(&message, reason, self.settler.broker.username());
-        let body = match message.kind {
-            Kind::Register(_) => without_secrets(&message.body).unwrap_or_default(),
-            Kind::Profile => Vec::new(),
+        let kept = match message.kind {
+            Kind::Register(_) => {
+                without_secrets(&message.body, seal::may_be_kept(&message, reason))
+            }
+            Kind::Profile => Kept::default(),
         };
+        let username = self.settler.broker.username();
+        let properties = properties::of_dead(&message, reason, kept.password, username);
         let exchange = self.settler.broker.names.dead_exchange();
-        self.settler.move_to(&exchange, String::new(), properties, body.into(), &self.acker).await;
+        self.settler
+            .move_to(&exchange, String::new(), properties, kept.body.into(), &self.acker)
+            .await;
     }
 
     async fn hand_back(self: Box<Self>, _message: Message) {

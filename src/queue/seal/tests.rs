@@ -1,0 +1,227 @@
+//! What opens and what does not.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::queue::{Door, Unsettled};
+
+const NOW: Millis = Millis(1_700_000_000_000);
+const REPLY_TO: &str = "registration.reply.one";
+const PASSWORD: &str = "correct horse 7";
+
+/// A key pair as the settings would hold it.
+fn pair() -> (Sealer, SecretKey) {
+    let private = SecretKey::generate(&mut OsRng);
+    (Sealer::new(private.public_key().to_bytes()), private)
+}
+
+fn opener(keys: &[&SecretKey]) -> Opener {
+    let keys = keys.iter().map(|key| (key_id(&key.public_key()), (*key).clone()));
+    Opener { keys: keys.collect(), required: false }
+}
+
+fn id(text: &str) -> MessageId {
+    MessageId::parse(text).unwrap()
+}
+
+fn document(password: &str) -> Value {
+    json!({
+        "email": "ann@example.com", "fullname": { "firstname": "Ann", "lastname": null },
+        "password": password,
+    })
+}
+
+/// The document as it is in the queue.
+fn seal(sealer: &Sealer, password: &str) -> Value {
+    let id = id("row-1");
+    let letter = Letter {
+        contract: ContractId::Register,
+        id: &id,
+        reply_to: Some(REPLY_TO),
+        not_after: NOW,
+    };
+    let body = sealer.seal(&letter, document(password).to_string().as_bytes()).unwrap();
+    serde_json::from_slice(&body).unwrap()
+}
+
+/// The message that was sealed.
+fn message(sealer: &Sealer, body: &Value) -> Message {
+    Message {
+        door: Door::Interactive,
+        kind: Kind::Register(ContractId::Register),
+        id: id("row-1"),
+        producer: String::new(),
+        fresh: false,
+        sealed: Some(sealer.key_id().to_owned()),
+        body: Bytes::from(body.to_string()),
+        expires: None,
+        deliveries: 0,
+        attempt: 0,
+        unsettled: Unsettled { reply_to: Some(REPLY_TO.into()), correlation_id: None },
+    }
+}
+
+/// Opens a message and checks it as the worker does. `None` if it is for somebody else.
+fn open_at(opener: &Opener, message: &Message, now: Millis) -> Result<Option<String>, NotOpened> {
+    let mut document = Document::parse(&message.body).unwrap();
+    let opened = opener.open(message, &document, now)?;
+    if let Some(opened) = &opened {
+        document.put("password", opened.password());
+    }
+    let candidate = contract(ContractId::Register).check(&document).unwrap();
+    let for_them = opened.as_ref().is_none_or(|opened| opened.is_for(&candidate));
+    Ok(for_them.then(|| candidate.password.expose_secret().to_owned()))
+}
+
+fn open(opener: &Opener, message: &Message) -> Result<Option<String>, NotOpened> {
+    open_at(opener, message, NOW)
+}
+
+fn is_bad(opened: Result<Option<String>, NotOpened>, what: &str) {
+    match opened {
+        Err(NotOpened::Bad(told)) => assert!(told.contains(what), "{told:?} and not {what:?}"),
+        other => panic!("{other:?} and not {what:?}"),
+    }
+}
+
+#[test]
+fn what_is_sealed_is_opened_by_its_message_alone() {
+    let (sealer, private) = pair();
+    let opener = opener(&[&private]);
+    let body = seal(&sealer, PASSWORD);
+    assert!(!body.to_string().contains(PASSWORD));
+    assert_eq!(body["email"], "ann@example.com");
+    let sealed = message(&sealer, &body);
+    assert_eq!(open(&opener, &sealed).unwrap().as_deref(), Some(PASSWORD));
+
+    is_bad(open(&opener, &Message { id: id("row-2"), ..sealed.clone() }), "message_id");
+    let kind = Kind::Register(ContractId::NestedName);
+    is_bad(open(&opener, &Message { kind, ..sealed.clone() }), "contract");
+    for reply_to in ["registration.reply.two", "amq.rabbitmq.reply-to.x", ""] {
+        let mut copied = sealed.clone();
+        copied.unsettled.reply_to = Some(reply_to.to_owned());
+        is_bad(open(&opener, &copied), "reply_to");
+    }
+    is_bad(open_at(&opener, &sealed, Millis(NOW.0 + 1)), "expired");
+    for (field, value) in
+        [("email", json!("eve@example.com")), ("fullname", json!({ "firstname": "Eve" }))]
+    {
+        let mut other = body.clone();
+        other[field] = value;
+        assert_eq!(open(&opener, &message(&sealer, &other)), Ok(None), "{field}");
+    }
+}
+
+#[test]
+fn nobody_has_to_be_replied_to() {
+    let (sealer, private) = pair();
+    let mut requeued = message(&sealer, &seal(&sealer, PASSWORD));
+    requeued.unsettled.reply_to = None;
+    assert!(open(&opener(&[&private]), &requeued).unwrap().is_some());
+}
+
+#[test]
+fn a_broken_box_is_not_taken_for_a_password() {
+    let (sealer, private) = pair();
+    let opener = opener(&[&private]);
+    let mut body = seal(&sealer, PASSWORD);
+    let mut bytes = BASE64.decode(body["password"].as_str().unwrap()).unwrap();
+    for at in [0, 31, 32, 47, 48, bytes.len() - 1] {
+        bytes[at] ^= 1;
+        body["password"] = BASE64.encode(&bytes).into();
+        is_bad(open(&opener, &message(&sealer, &body)), "broken");
+        bytes[at] ^= 1;
+    }
+    let foreign = BASE64.encode(sealer.key.seal(&mut OsRng, b"\"hunter2\"").unwrap());
+    for (password, what) in [
+        (json!("hunter2"), "base64"),
+        (json!(""), "broken"),
+        (json!("aHVudGVyMg=="), "broken"),
+        (json!(foreign), "cannot be read"),
+        (json!(7), "no sealed password"),
+        (Value::Null, "no sealed password"),
+    ] {
+        body["password"] = password;
+        is_bad(open(&opener, &message(&sealer, &body)), what);
+    }
+}
+
+#[test]
+fn only_its_own_key_opens_it_and_keys_can_be_changed() {
+    let ((old, old_private), (new, new_private)) = (pair(), pair());
+    assert_ne!(old.key_id(), new.key_id());
+    let (before, after) = (seal(&old, PASSWORD), seal(&new, PASSWORD));
+    let (before, after) = (message(&old, &before), message(&new, &after));
+
+    assert_eq!(open(&opener(&[&new_private]), &before), Err(NotOpened::UnknownKey));
+    assert_eq!(open(&Opener::default(), &before), Err(NotOpened::UnknownKey));
+    let both = opener(&[&new_private, &old_private]);
+    assert!(open(&both, &before).unwrap().is_some());
+    assert!(open(&both, &after).unwrap().is_some());
+    // The other key's name on it does not make it open.
+    is_bad(open(&both, &Message { sealed: Some(new.key_id().into()), ..before }), "broken");
+}
+
+#[test]
+fn a_clear_password_is_taken_unless_it_must_be_sealed() {
+    let (sealer, private) = pair();
+    let mut opener = opener(&[&private]);
+    let clear = Message { sealed: None, ..message(&sealer, &document(PASSWORD)) };
+    assert_eq!(open(&opener, &clear).unwrap().as_deref(), Some(PASSWORD));
+    opener.required = true;
+    assert_eq!(open(&opener, &clear), Err(NotOpened::Clear));
+    assert!(open(&opener, &message(&sealer, &seal(&sealer, PASSWORD))).unwrap().is_some());
+    // Without any password there is none in clear; the rules have their say about that.
+    let none = Document::parse(b"{}").unwrap();
+    assert!(opener.open(&clear, &none, NOW).unwrap().is_none());
+}
+
+#[test]
+fn what_the_rules_refuse_is_not_sealed() {
+    let (sealer, _) = pair();
+    let id = id("row-1");
+    let letter = Letter { contract: ContractId::Register, id: &id, reply_to: None, not_after: NOW };
+    for body in [document("short").to_string(), "{}".into(), "[".into()] {
+        assert_eq!(sealer.seal(&letter, body.as_bytes()), None, "{body}");
+    }
+}
+
+#[test]
+fn the_shortest_box_looks_sealed_and_the_longest_password_does_not() {
+    let (sealer, _) = pair();
+    let id = id("a");
+    let letter =
+        Letter { contract: ContractId::Register, id: &id, reply_to: None, not_after: Millis(0) };
+    let body = sealer.seal(&letter, document("123456").to_string().as_bytes()).unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert!(looks_sealed(body["password"].as_str().unwrap()));
+    assert!(!looks_sealed(&"abcd".repeat(18)), "72 bytes");
+}
+
+#[test]
+fn a_new_pair_fits_itself() {
+    let pair = KeyPair::generate();
+    let public = BASE64.decode(&pair.public).unwrap();
+    let private = BASE64.decode(pair.private.expose_secret()).unwrap();
+    let private = SecretKey::from_slice(&private).unwrap();
+    let sealer = Sealer::new(public.try_into().unwrap());
+    assert_eq!(sealer.key_id(), pair.key_id);
+    assert!(opener(&[&private]).knows(&pair.key_id));
+    assert_ne!(KeyPair::generate().key_id, pair.key_id);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Any password the rules let through comes out as it went in, and nothing of it shows.
+    #[test]
+    fn any_password_survives(password in "[^\u{0}]{6,18}") {
+        let (sealer, private) = pair();
+        let body = seal(&sealer, &password);
+        prop_assert!(!body.to_string().contains(&password));
+        let opened = open(&opener(&[&private]), &message(&sealer, &body)).unwrap();
+        prop_assert_eq!(opened, Some(password));
+    }
+}
