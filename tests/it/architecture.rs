@@ -40,7 +40,7 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 8] = [
+const HOMES: [(&str, &[&str]); 9] = [
     ("lapin", &["queue/rabbit/"]),
     ("mongodb", &["store/mongo/"]),
     ("redb", &["store/embedded.rs"]),
@@ -49,6 +49,7 @@ const HOMES: [(&str, &[&str]); 8] = [
     ("bcrypt", &["password/"]),
     ("jsonwebtoken", &["token/"]),
     ("validator", &["contract/"]),
+    ("crypto_box", &["queue/seal.rs"]),
     ("clap", &["cli/", "main.rs"]),
 ];
 

@@ -58,7 +58,13 @@ fn substitute(
 
 /// What one would put into `.env`, where it matters what.
 fn filled_in() -> BTreeMap<&'static str, &'static str> {
-    BTreeMap::from([("JWT_SECRET", "0123456789abcdef0123456789abcdef")])
+    // Any 32 bytes are a key.
+    let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    BTreeMap::from([
+        ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
+        ("MUSTER_QUEUE_SEAL_TO", key),
+        ("MUSTER_QUEUE_SEAL_KEYS", key),
+    ])
 }
 
 /// The variables that the compose file sets for a service.
@@ -116,13 +122,17 @@ fn muster_knows_every_variable_it_is_given() {
     }
     let worker = settings_of(&services["worker"]);
     assert!(worker["store"]["url"].as_str().unwrap().contains("mongodb:27017"));
+    assert_eq!(worker["queue"]["seal_keys"].as_array().unwrap().len(), 1, "passwords are sealed");
 }
 
 #[test]
 fn a_front_is_given_no_secret_and_no_store() {
     let front = environment(&services()["front"], &mut BTreeSet::new());
-    for name in ["JWT_SECRET", "JWT_SECRET_FILE", "MUSTER_STORE", "MUSTER_STORE_URL"] {
-        assert!(!front.contains_key(name), "{name}");
+    for name in ["JWT_SECRET", "MUSTER_QUEUE_SEAL_KEYS", "MUSTER_STORE", "MUSTER_STORE_URL"] {
+        assert!(
+            !front.contains_key(name) && !front.contains_key(&format!("{name}_FILE")),
+            "{name}"
+        );
     }
 }
 

@@ -18,5 +18,6 @@ mod overload;
 mod properties;
 mod queue;
 mod redelivery;
+mod sealing;
 mod startup;
 mod store;
