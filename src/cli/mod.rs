@@ -2,6 +2,7 @@
 
 mod bench;
 mod config;
+mod dead;
 mod healthcheck;
 mod keygen;
 mod serve;
@@ -19,6 +20,8 @@ pub const EXIT_OK: u8 = 0;
 pub const EXIT_FAILED: u8 = 1;
 /// The settings, or what they name, will not do.
 pub const EXIT_CONFIGURATION: u8 = 2;
+/// Some of what was asked could not be done; the rest was.
+pub const EXIT_INCOMPLETE: u8 = 3;
 /// A fault in muster itself (`EX_SOFTWARE` of sysexits.h).
 pub const EXIT_CRASHED: u8 = 70;
 
@@ -27,7 +30,7 @@ pub const EXIT_CRASHED: u8 = 70;
 #[command(version, arg_required_else_help = false, args_conflicts_with_subcommands = true)]
 #[command(after_help = "Without a command, muster serves everything in one process on \
     http://127.0.0.1:3000, with users in ./muster.redb.\n\n\
-    Exit codes: 0 done, 1 failed, 2 settings are wrong, 70 a fault in muster.")]
+    Exit codes: 0 done, 1 failed, 2 settings are wrong, 3 done in part, 70 a fault in muster.")]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -45,6 +48,9 @@ enum Command {
     Healthcheck(SettingFlags),
     /// Make a pair of keys that seals passwords on RabbitMQ, ready to paste as settings.
     Keygen(keygen::Flags),
+    /// Look at dead letters, send them once more, or discard them.
+    #[command(subcommand)]
+    Dead(dead::Command),
     /// Measure what this machine can register, on the configured queue and store.
     Bench(bench::Flags),
 }
@@ -111,6 +117,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Config(flags)) => config::run(flags),
         Some(Command::Healthcheck(flags)) => healthcheck::run(flags),
         Some(Command::Keygen(flags)) => keygen::run(flags),
+        Some(Command::Dead(command)) => dead::run(command),
         Some(Command::Bench(flags)) => bench::run(flags),
     };
     ExitCode::from(code)

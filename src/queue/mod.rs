@@ -4,6 +4,7 @@
 //! scheme picks one, in [`open`]. Whoever changes one extends the conformance suite that both pass.
 
 mod age;
+pub mod dead;
 pub mod local;
 pub mod message;
 pub mod rabbit;
@@ -125,6 +126,16 @@ pub async fn open(
         config::QueueUrl::Amqp(url) => {
             Arc::new(rabbit::Rabbit::open(url, settings.clone(), clock, health, tasks).await?)
         }
+    })
+}
+
+/// The dead letters of the queue that the settings name. `None` where the queue keeps none.
+pub async fn dead_letters(
+    settings: &config::Queue,
+) -> anyhow::Result<Option<Box<dyn dead::DeadLetters>>> {
+    Ok(match &settings.url {
+        config::QueueUrl::Local => None,
+        config::QueueUrl::Amqp(url) => Some(Box::new(rabbit::dead_letters(url, settings).await?)),
     })
 }
 

@@ -11,6 +11,7 @@ mod support;
 
 mod architecture;
 mod contracts;
+mod dead;
 mod deployment;
 mod flow;
 mod hostile;

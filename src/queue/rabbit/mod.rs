@@ -6,7 +6,9 @@
 //! and the reply queue are as they should be.
 
 mod caller;
+mod dead;
 mod inbox;
+mod letter;
 mod link;
 mod properties;
 mod publisher;
@@ -120,6 +122,14 @@ impl Queue for Rabbit {
             &self.tasks,
         )
     }
+}
+
+/// The dead letters of a namespace.
+pub(super) async fn dead_letters(
+    url: &SecretString,
+    settings: &config::Queue,
+) -> anyhow::Result<impl super::dead::DeadLetters + use<>> {
+    dead::RabbitDead::open(Broker::new(url, settings.clone(), Clock::system())?).await
 }
 
 /// Removes all that a namespace has on the broker.

@@ -255,14 +255,14 @@ fn may_reply_to(queue: &str, broker: &Broker) -> bool {
 }
 
 /// Headers as producers in several languages write them: numbers of any width.
-struct Headers<'a>(Option<&'a FieldTable>);
+pub(super) struct Headers<'a>(pub(super) Option<&'a FieldTable>);
 
 impl<'a> Headers<'a> {
-    fn get(&self, name: &str) -> Option<&'a AMQPValue> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a AMQPValue> {
         self.0?.inner().get(name)
     }
 
-    fn text(&self, name: &str) -> Option<&'a str> {
+    pub(super) fn text(&self, name: &str) -> Option<&'a str> {
         match self.get(name)? {
             AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
             AMQPValue::ShortString(text) => Some(text.as_str()),
@@ -284,7 +284,7 @@ impl<'a> Headers<'a> {
         })
     }
 
-    fn flag(&self, name: &str) -> bool {
+    pub(super) fn flag(&self, name: &str) -> bool {
         matches!(self.get(name), Some(AMQPValue::Boolean(true)))
     }
 }

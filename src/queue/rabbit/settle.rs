@@ -17,7 +17,7 @@ use super::publisher::{PublishError, Publisher};
 use crate::queue::redact::{Kept, without_secrets};
 use crate::queue::seal;
 use crate::queue::{Door, Kind, Message, PerSecond, Reason, Settle};
-use crate::signup::Outcome;
+use crate::signup::{MessageId, Outcome};
 
 /// Between two attempts to put a message aside.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -58,7 +58,12 @@ impl Settler {
     /// Puts a message with unreadable properties aside, without a body that might hold anything.
     pub(super) async fn bury_unreadable(&self, door: Door, received: Received, what: &'static str) {
         tracing::warn!(door = door.as_str(), what, "an unreadable message was put aside");
-        let properties = properties::of_unreadable(door, what, received.data.len());
+        let id = received.properties.message_id().as_ref().map(|id| id.as_str());
+        // A letter without an id could not be spoken of.
+        let id = id.and_then(MessageId::parse).unwrap_or_else(MessageId::random);
+        let properties = properties::of_unreadable(door, what, received.data.len())
+            .with_message_id(id.as_str().into())
+            .with_timestamp(self.now());
         let exchange = self.broker.names.dead_exchange();
         self.move_to(&exchange, String::new(), properties, Bytes::new(), &received.acker).await;
     }
@@ -90,6 +95,11 @@ impl Settler {
                 Err(_) => return,
             }
         }
+    }
+
+    /// The time as AMQP writes it.
+    fn now(&self) -> u64 {
+        u64::try_from(self.broker.clock.now().seconds()).unwrap_or(0)
     }
 
     fn is_lost(&self) -> bool {
@@ -151,7 +161,8 @@ impl Settle for RabbitHandle {
             Kind::Profile => Kept::default(),
         };
         let username = self.settler.broker.username();
-        let properties = properties::of_dead(&message, reason, kept.password, username);
+        let properties = properties::of_dead(&message, reason, kept.password, username)
+            .with_timestamp(self.settler.now());
         let exchange = self.settler.broker.names.dead_exchange();
         self.settler
             .move_to(&exchange, String::new(), properties, kept.body.into(), &self.acker)

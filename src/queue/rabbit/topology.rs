@@ -35,7 +35,7 @@ impl Names {
     }
 
     /// Where dead letters are kept.
-    fn dead_queue(&self) -> String {
+    pub(super) fn dead_queue(&self) -> String {
         format!("{}.dead", self.0)
     }
 

@@ -1,0 +1,143 @@
+//! Reads one dead letter: what may be shown of it, and what would be sent if it is requeued. Knows how
+//! muster's own letters look and how those do that the broker moved by itself. `dead` calls this.
+
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, FieldTable};
+
+use super::Broker;
+use super::properties::{self, Headers};
+use super::topology::Names;
+use crate::contract::Document;
+use crate::queue::age::Ages;
+use crate::queue::dead::{Letter, Obstacle, reason, shown};
+use crate::queue::{Door, Message, Unsettled};
+use crate::signup::Millis;
+
+/// What may be shown of a letter, and what would be sent if it is requeued.
+pub(super) fn read(delivery: &Delivery, broker: &Broker) -> (Letter, Result<Message, Obstacle>) {
+    let properties = &delivery.properties;
+    let headers = Headers(properties.headers().as_ref());
+    let death = Death::of(&headers, &broker.names);
+    // The rules by which a worker would read it.
+    let message = properties::read(Door::Bulk, delivery, broker, &mut Ages::default());
+    let user = properties.user_id().as_ref().map(|user| user.as_str());
+    let elsewhere = death.is_none() && user.is_some_and(|user| user != broker.username());
+    let requeued = match &message {
+        _ if delivery.data.is_empty() => Err(Obstacle::NoBody),
+        _ if elsewhere => Err(Obstacle::OtherAccount),
+        Err(_) => Err(Obstacle::Unreadable),
+        Ok(message) => obstacle(&message.body, headers.flag("password-removed")).map_or_else(
+            || Ok(Message { unsettled: Unsettled::default(), ..message.clone() }),
+            Err,
+        ),
+    };
+    let letter = Letter {
+        id: properties.message_id().as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
+        reason: match &death {
+            Some(death) => reason(death.reason),
+            None => reason(headers.text("reason").unwrap_or_default()),
+        },
+        detail: match &death {
+            Some(_) => message.as_ref().err().map(|what| (*what).to_owned()),
+            None => headers.text("detail").map(str::to_owned),
+        },
+        died: match &death {
+            Some(death) => death.time,
+            None => properties.timestamp().as_ref().and_then(|time| seconds(*time)),
+        },
+        door: match &death {
+            Some(death) => death.door,
+            None => headers.text("door").and_then(door),
+        },
+        contract: headers.text("contract").and_then(|contract| contract.parse().ok()),
+        producer: message.as_ref().map_or_else(|_| String::new(), |read| read.producer.clone()),
+        attempt: message.as_ref().map_or(0, |read| read.attempt),
+        body: shown(&delivery.data),
+        obstacle: requeued.as_ref().err().copied(),
+    };
+    (letter, requeued)
+}
+
+fn obstacle(body: &[u8], password_removed: bool) -> Option<Obstacle> {
+    let Ok(document) = Document::parse(body) else { return Some(Obstacle::NoBody) };
+    let has_password = document.has("password") || document.has("passwordHash");
+    (password_removed && !has_password).then_some(Obstacle::PasswordRemoved)
+}
+
+/// What the broker wrote into a letter that it moved itself. muster's own have nothing of it.
+struct Death<'a> {
+    reason: &'a str,
+    time: Option<Millis>,
+    door: Option<Door>,
+}
+
+impl<'a> Death<'a> {
+    /// A message that waited for another attempt has "died" in that queue too, so the entry of a
+    /// door's queue comes before the latest one.
+    fn of(headers: &Headers<'a>, names: &Names) -> Option<Self> {
+        let Some(AMQPValue::FieldArray(entries)) = headers.get("x-death") else { return None };
+        let entries = entries.as_slice().iter().filter_map(|entry| match entry {
+            AMQPValue::FieldTable(table) => Some(Self::entry(table, names)),
+            _ => None,
+        });
+        let entries: Vec<Self> = entries.collect();
+        let at = entries.iter().position(|entry| entry.door.is_some()).unwrap_or(0);
+        entries.into_iter().nth(at)
+    }
+
+    fn entry(table: &'a FieldTable, names: &Names) -> Self {
+        let headers = Headers(Some(table));
+        let queue = headers.text("queue").unwrap_or_default();
+        let time = match headers.get("time") {
+            Some(AMQPValue::Timestamp(time)) => seconds(*time),
+            _ => None,
+        };
+        Self {
+            reason: headers.text("reason").unwrap_or_default(),
+            time,
+            door: Door::ALL.into_iter().find(|door| names.queue(*door) == queue),
+        }
+    }
+}
+
+fn door(name: &str) -> Option<Door> {
+    Door::ALL.into_iter().find(|door| door.as_str() == name)
+}
+
+fn seconds(time: u64) -> Option<Millis> {
+    i64::try_from(time).ok()?.checked_mul(1000).map(Millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::types::FieldArray;
+
+    use super::*;
+
+    fn entry(queue: &str, reason: &str) -> AMQPValue {
+        let mut table = FieldTable::default();
+        table.insert("queue".into(), AMQPValue::LongString(queue.into()));
+        table.insert("reason".into(), AMQPValue::LongString(reason.into()));
+        table.insert("time".into(), AMQPValue::Timestamp(1_700_000_000));
+        AMQPValue::FieldTable(table)
+    }
+
+    #[test]
+    fn a_pause_before_an_attempt_is_not_how_a_letter_died() {
+        let mut table = FieldTable::default();
+        let entries = vec![entry("r.retry.1000", "expired"), entry("r.bulk", "delivery_limit")];
+        table.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(entries)));
+        let death = Death::of(&Headers(Some(&table)), &Names::new("r")).unwrap();
+        assert_eq!((death.reason, death.door), ("delivery_limit", Some(Door::Bulk)));
+        assert_eq!(death.time, Some(Millis(1_700_000_000_000)));
+        assert!(Death::of(&Headers(Some(&FieldTable::default())), &Names::new("r")).is_none());
+    }
+
+    #[test]
+    fn only_a_body_with_all_it_needs_is_sent_again() {
+        assert_eq!(obstacle(br#"{"email":"a@b.co"}"#, true), Some(Obstacle::PasswordRemoved));
+        assert_eq!(obstacle(br#"{"email":"a@b.co","password":"p"}"#, false), None);
+        assert_eq!(obstacle(br#"{"email":"a@b.co","passwordHash":"p"}"#, false), None);
+        assert_eq!(obstacle(b"{", false), Some(Obstacle::NoBody));
+    }
+}

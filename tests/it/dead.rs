@@ -1,0 +1,346 @@
+//! Dead letters as an operator meets them: put there through the running program and by the broker,
+//! then looked at, sent again and removed with the program's own commands.
+
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use muster::signup::{ContractId, MessageId, Record, RegistrationId};
+use muster::store;
+use muster::telemetry::Health;
+use serde_json::{Value, json};
+
+use crate::support::broker::{Broker, headers, registration};
+use crate::support::muster::eventually;
+use crate::support::proxy::Proxy;
+use crate::support::services::PRODUCTION;
+use crate::support::{Muster, Pair, QueueKind, Setup, StoreKind};
+
+const BROKER_ONLY: Pair = Pair(QueueKind::Rabbit, StoreKind::File);
+/// What stands in the messages and must be seen nowhere.
+const PASSWORD: &str = "hunter2-securePassword";
+const ADDRESS: &str = "john.doe@example.com";
+const REPLY_QUEUE: &str = "amq.rabbitmq.reply-to.g1h2";
+
+/// Messages that may use up both their attempts while the pauses are still short.
+const ATTEMPTED: usize = 6;
+
+/// The program run to its end: exit code, standard output, standard error.
+async fn run(setup: &Setup, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = tokio::process::Command::from(setup.command(arguments));
+    let Output { status, stdout, stderr } = command.output().await.unwrap();
+    let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    for secret in [PASSWORD, ADDRESS, REPLY_QUEUE] {
+        assert!(!stdout.contains(secret) && !stderr.contains(secret), "{stdout}{stderr}");
+    }
+    (status.code().unwrap(), stdout, stderr)
+}
+
+/// The letters that a listing gives, with these flags.
+async fn listed(setup: &Setup, flags: &[&str]) -> Vec<Value> {
+    let (code, stdout, stderr) = run(setup, &[&["dead", "list", "--json"], flags].concat()).await;
+    assert_eq!(code, 0, "{stderr}");
+    stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+async fn ids(setup: &Setup, flags: &[&str]) -> Vec<String> {
+    let letters = listed(setup, flags).await;
+    letters.iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn until_there_are(setup: &Setup, count: usize) {
+    eventually(&format!("{count} dead letters"), async || listed(setup, &[]).await.len() == count)
+        .await;
+}
+
+fn document() -> Vec<u8> {
+    let document = json!({
+        "email": ADDRESS, "fullname": { "firstname": "John" }, "password": PASSWORD
+    });
+    document.to_string().into()
+}
+
+/// Makes the queues and consumes none of them.
+async fn front(setup: &Setup) -> Muster {
+    let front = setup.start_with(&["serve", "--role", "front"]).await;
+    eventually("the queues", async || run(setup, &["dead", "list"]).await.0 == 0).await;
+    front
+}
+
+/// Dies at once while nobody consumes: the broker moves it as it is, password and all.
+async fn publish_expiring(broker: &Broker, setup: &Setup, id: &str) {
+    let properties = registration("register")
+        .with_message_id(id.into())
+        .with_reply_to(REPLY_QUEUE.into())
+        .with_expiration("1".into());
+    broker.publish(setup.namespace(), "bulk", properties, &document()).await;
+}
+
+async fn stored(setup: &Setup, producer: &str, id: &str) -> Option<Record> {
+    let id = RegistrationId::of(ContractId::Register, producer, &MessageId::parse(id).unwrap());
+    let part = Health::default().part("store");
+    store::open(&setup.settings().store, &part).await.unwrap().registered(&id).await.unwrap()
+}
+
+#[tokio::test]
+async fn letters_are_looked_at_without_being_taken_or_shuffled() {
+    if !BROKER_ONLY.is_there() {
+        return;
+    }
+    let setup = Setup::new(BROKER_ONLY);
+    let _front = front(&setup).await;
+    let broker = Broker::connect().await;
+    let sent: Vec<String> = (0..120).map(|n| format!("import-2024-{n:03}")).collect();
+    for id in &sent {
+        publish_expiring(&broker, &setup, id).await;
+    }
+    until_there_are(&setup, sent.len()).await;
+    for _ in 0..3 {
+        assert_eq!(ids(&setup, &[]).await, sent);
+    }
+    assert_eq!(ids(&setup, &["--limit", "2"]).await, sent[..2]);
+
+    let (code, table, _) = run(&setup, &["dead", "list", "--limit", "2"]).await;
+    assert_eq!(code, 0);
+    let lines: Vec<Vec<&str>> =
+        table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["AGE", "REASON", "DOOR", "CONTRACT", "ATTEMPT", "ADDRESS", "ID"]);
+    let row = ["expired", "bulk", "register", "0", "j***@example.com", "import-2024-000"];
+    assert_eq!(lines[1][1..], row, "{table}");
+
+    let (code, _, told) = run(&setup, &["dead", "discard", "import-2024"]).await;
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("120 dead letters' ids begin so"), "{told}");
+    let (code, _, told) = run(&setup, &["dead", "discard", "import-2024-060"]).await;
+    assert_eq!(code, 2, "nobody to ask: {told}");
+    let all_but_one: Vec<String> = sent.into_iter().filter(|id| !id.ends_with("060")).collect();
+    let (code, done, told) = run(&setup, &["dead", "discard", "--yes", "import-2024-060"]).await;
+    assert_eq!((code, done.as_str()), (0, "import-2024-060 discarded\n"), "{told}");
+    assert_eq!(ids(&setup, &[]).await, all_but_one);
+
+    let (code, _, told) = run(&setup, &["dead", "discard", "--yes", "--reason", "expired"]).await;
+    assert_eq!(code, 0, "{told}");
+    let (code, nothing, told) = run(&setup, &["dead", "list"]).await;
+    assert_eq!((code, nothing.as_str(), told.as_str()), (0, "", "muster: no dead letters\n"));
+}
+
+#[tokio::test]
+async fn every_reason_is_told_and_nothing_secret_with_it() {
+    if !BROKER_ONLY.is_there() {
+        return;
+    }
+    let setup = Setup::new(BROKER_ONLY);
+    let muster = setup.start().await;
+    let broker = Broker::connect().await;
+    let bad_body = registration("register").with_message_id("bad-body".into());
+    let body = format!("{{\"password\":\"{PASSWORD}\"");
+    broker.publish(setup.namespace(), "bulk", bad_body, body.as_bytes()).await;
+    until_there_are(&setup, 1).await;
+    let no_type = lapin::BasicProperties::default()
+        .with_message_id("no-type".into())
+        .with_headers(headers(&[("contract", "username".into())]));
+    broker.publish(setup.namespace(), "bulk", no_type, &document()).await;
+    until_there_are(&setup, 2).await;
+    assert!(muster.stop().await.success());
+    publish_expiring(&broker, &setup, "expired").await;
+    until_there_are(&setup, 3).await;
+
+    let letters = listed(&setup, &[]).await;
+    let of = |key: &str| letters.iter().map(|letter| letter[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("id"), ["bad-body", "no-type", "expired"]);
+    assert_eq!(of("reason"), ["unreadable", "unreadable", "expired"]);
+    assert_eq!(of("obstacle"), [json!("no_body"), json!("no_body"), json!(null)]);
+    assert!(of("died").iter().all(Value::is_string), "{letters:?}");
+    assert_eq!(letters[1]["detail"], "no type");
+    let known = json!({ "email": "j***@example.com", "fullname": { "firstname": "John" } });
+    assert_eq!(of("body"), [json!(null), json!(null), known]);
+
+    assert_eq!(ids(&setup, &["--reason", "expired"]).await, ["expired"]);
+    assert_eq!(ids(&setup, &["--reason", "unreadable", "--reason", "expired"]).await.len(), 3);
+    assert_eq!(ids(&setup, &["--contract", "register"]).await, ["bad-body", "expired"]);
+    assert_eq!(ids(&setup, &["--older-than", "1h"]).await.len(), 0);
+    assert_eq!(ids(&setup, &["--older-than", "0s"]).await.len(), 3);
+
+    let (code, page, _) = run(&setup, &["dead", "show", "exp"]).await;
+    assert_eq!(code, 0);
+    for shown in ["expired", "j***@example.com", "\"John\"", "possible"] {
+        assert!(page.contains(shown), "{shown}: {page}");
+    }
+    let (code, json, _) = run(&setup, &["dead", "show", "no-type", "--json"]).await;
+    assert_eq!((code, serde_json::from_str::<Value>(&json).unwrap()), (0, letters[1].clone()));
+    assert_eq!(run(&setup, &["dead", "show", "nobody"]).await.0, 1);
+
+    let (code, lines, _) = run(&setup, &["dead", "export", "--output", "-"]).await;
+    assert_eq!((code, lines.lines().count()), (0, 3));
+    let file = setup.directory().join("letters.ndjson");
+    let (code, _, told) =
+        run(&setup, &["dead", "export", "--output", file.to_str().unwrap()]).await;
+    assert_eq!(code, 0, "{told}");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), lines);
+    let (code, _, told) = run(&setup, &["dead", "export", "--output", "/no/such/place"]).await;
+    assert!(code == 1 && told.contains("/no/such/place"), "{told}");
+
+    let (code, done, told) = run(&setup, &["dead", "requeue", "--all", "--dry-run"]).await;
+    assert_eq!((code, done.as_str()), (3, "expired would be requeued\n"), "{told}");
+    assert!(told.contains("bad-body stays: its body cannot be read"), "{told}");
+    assert_eq!(ids(&setup, &[]).await, ["bad-body", "no-type", "expired"]);
+}
+
+#[tokio::test]
+async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    let front = front(&setup).await;
+    let broker = Broker::connect().await;
+    publish_expiring(&broker, &setup, "row-1").await;
+    until_there_are(&setup, 1).await;
+    // Vouched for by muster's own account, which is the tests'.
+    let vouched = headers(&[
+        ("contract", "register".into()),
+        ("producer", "crm".into()),
+        ("attempt", 3.into()),
+    ]);
+    let properties = registration("register")
+        .with_message_id("row-1".into())
+        .with_user_id("guest".into())
+        .with_headers(vouched)
+        .with_expiration("1".into());
+    let body = json!({ "email": "jane@example.com", "fullname": { "firstname": "Jane" }, "password": PASSWORD });
+    broker.publish(setup.namespace(), "bulk", properties, body.to_string().as_bytes()).await;
+    until_there_are(&setup, 2).await;
+    let letters = listed(&setup, &[]).await;
+    assert_eq!((&letters[1]["producer"], &letters[1]["attempt"]), (&json!("crm"), &json!(3)));
+
+    let (code, done, told) =
+        run(&setup, &["dead", "requeue", "row-1", "--rate", "100/s", "--json"]).await;
+    assert_eq!((code, done.lines().count()), (0, 2), "{told}");
+    until_there_are(&setup, 0).await;
+    let sent = broker.fetch(&format!("{}.bulk", setup.namespace())).await;
+    assert!(sent.properties.reply_to().is_none() && sent.properties.expiration().is_none());
+    let headers = sent.properties.headers().as_ref().unwrap().inner();
+    let names: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
+    // The last is the broker's own, of this queue.
+    assert_eq!(names, ["attempt", "contract", "x-delivery-count"], "nothing else is copied");
+    // Back for the worker.
+    broker.publish(setup.namespace(), "bulk", sent.properties, &sent.data).await;
+
+    let worker = setup.start_role("worker").await;
+    eventually("both users", async || {
+        stored(&setup, "", "row-1").await.is_some()
+            && stored(&setup, "crm", "row-1").await.is_some()
+    })
+    .await;
+    let first = stored(&setup, "", "row-1").await;
+    assert!(worker.stop().await.success());
+
+    // The same registration dies once more, and is sent once more.
+    publish_expiring(&broker, &setup, "row-1").await;
+    until_there_are(&setup, 1).await;
+    let (code, _, told) = run(&setup, &["dead", "requeue", "--all"]).await;
+    assert_eq!(code, 0, "{told}");
+    let mut worker = setup.start_role("worker").await;
+    worker.wait_for_log(|line| line.contains("\"replayed\"")).await;
+    assert_eq!(stored(&setup, "", "row-1").await, first, "the first user, and no other");
+    until_there_are(&setup, 0).await;
+    drop(front);
+}
+
+#[tokio::test]
+async fn a_letter_without_its_password_stays() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    let proxy = Proxy::to(&setup.environment["MUSTER_STORE"]).await;
+    let through = proxy.url(&setup.environment["MUSTER_STORE"]);
+    let setup = setup
+        .with("MUSTER_STORE", &through)
+        .with("MUSTER_STORE_TIMEOUT", "300ms")
+        .with("MUSTER_QUEUE_RETRY_DELAYS", "1s");
+    let muster = setup.start().await;
+    let broker = Broker::connect().await;
+    proxy.cut();
+    let properties = registration("register").with_message_id("row-1".into());
+    broker.publish(setup.namespace(), "bulk", properties, &document()).await;
+    until_there_are(&setup, 1).await;
+    let letter = listed(&setup, &[]).await.remove(0);
+    assert_eq!((&letter["reason"], &letter["attempt"]), (&json!("too_many_attempts"), &json!(1)));
+
+    let (code, done, told) = run(&setup, &["dead", "requeue", "row-1", "row-2"]).await;
+    assert_eq!((code, done.as_str()), (3, ""), "{told}");
+    assert!(told.contains("row-1 stays: its password was removed"), "{told}");
+    assert!(told.contains("row-2: no dead letter's id begins so"), "{told}");
+    assert_eq!(ids(&setup, &[]).await, ["row-1"]);
+    let (code, _, told) = run(&setup, &["dead", "discard", "row-1", "--yes"]).await;
+    assert_eq!(code, 0, "{told}");
+    assert!(ids(&setup, &[]).await.is_empty());
+    proxy.heal();
+    assert!(muster.stop().await.success());
+}
+
+#[tokio::test]
+async fn an_outage_of_the_store_makes_no_dead_letters_of_the_backlog() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let direct = Setup::new(PRODUCTION);
+    let store = direct.environment["MUSTER_STORE"].clone();
+    let proxy = Proxy::to(&store).await;
+    let setup = direct
+        .with("MUSTER_STORE", &proxy.url(&store))
+        .with("MUSTER_STORE_TIMEOUT", "300ms")
+        .with("MUSTER_QUEUE_PREFETCH", "4")
+        .with("MUSTER_QUEUE_RETRY_DELAYS", "1s");
+    let mut muster = setup.start().await;
+    let broker = Broker::connect().await;
+    proxy.cut();
+    let rows: Vec<String> = (0..30).map(|n| format!("row-{n}")).collect();
+    for id in &rows {
+        let properties = registration("register").with_message_id(id.as_str().into());
+        let body = json!({
+            "email": format!("{id}@example.com"), "fullname": { "firstname": "Row" },
+            "password": PASSWORD
+        });
+        broker.publish(setup.namespace(), "bulk", properties, body.to_string().as_bytes()).await;
+    }
+    muster.wait_for_log(|line| line.contains("store_unavailable")).await;
+    // Somebody waits: answered at once, whatever is held.
+    let started = Instant::now();
+    let body = json!({ "username": "ann", "password": "secret-1" });
+    assert_eq!(muster.client().post("/signup", &body).await.status, 500);
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    // Time enough to use up both attempts of all of them, if nothing were held.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    proxy.heal();
+    let setup = setup.with("MUSTER_STORE", &store).with("MUSTER_STORE_TIMEOUT", "3s");
+    eventually("the backlog", async || {
+        let mut done = listed(&setup, &[]).await.len();
+        assert!(done <= ATTEMPTED, "{done} letters");
+        for id in &rows {
+            done += usize::from(stored(&setup, "", id).await.is_some());
+        }
+        done == rows.len()
+    })
+    .await;
+    assert!(muster.stop().await.success());
+}
+
+#[tokio::test]
+async fn a_queue_without_letters_is_told_as_such() {
+    let (code, _, told) = run(&Setup::embedded(), &["dead", "list"]).await;
+    assert_eq!(code, 2, "{told}");
+    assert!(told.contains("local:") && told.contains("amqp://"), "{told}");
+    let away = Setup::embedded().with("MUSTER_QUEUE", "amqp://guest:guest@127.0.0.1:1/%2f");
+    let (code, _, told) = run(&away, &["dead", "list"]).await;
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("127.0.0.1:1") && told.contains("MUSTER_QUEUE"), "{told}");
+    for nothing_chosen in ["requeue", "discard"] {
+        assert_eq!(run(&away, &["dead", nothing_chosen]).await.0, 2);
+    }
+    if BROKER_ONLY.is_there() {
+        let (code, _, told) = run(&Setup::new(BROKER_ONLY), &["dead", "list"]).await;
+        assert_eq!(code, 1, "{told}");
+        assert!(told.contains("MUSTER_QUEUE_NAMESPACE"), "{told}");
+    }
+}
