@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::RwLock;
 
-use super::{Worker, settle};
-use crate::queue::{Delivery, Inbox, Reason};
+use super::outage::Outage;
+use super::{Unreadable, Worker, settle};
+use crate::queue::{Inbox, Message, Reason};
 use crate::shutdown::Tasks;
 use crate::signup::Outcome;
 
@@ -20,6 +21,7 @@ const GIVE_UP: u32 = 8;
 /// the `tasks`.
 pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Tasks) {
     let alone = Arc::new(RwLock::new(()));
+    let outage = Arc::new(Outage::default());
     let stopping = tasks.stopping().clone();
     loop {
         let delivery = tokio::select! {
@@ -34,12 +36,20 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
         } else if deliveries >= SUSPECT {
             // Waits for everything under way, and keeps everything else waiting.
             let _alone = alone.write().await;
-            handle(&worker, delivery).await;
+            let result = handle(&worker, delivery.message()).await;
+            settle::settle(delivery, result).await;
         } else {
-            let together = alone.clone().read_owned().await;
-            let worker = worker.clone();
+            let mut together = Some(alone.clone().read_owned().await);
+            let (worker, outage, stopping) = (worker.clone(), outage.clone(), stopping.clone());
             tasks.spawn("delivery", async move {
-                handle(&worker, delivery).await;
+                let result = handle(&worker, delivery.message()).await;
+                let pause = outage.pause(delivery.message().door, &result);
+                if let Some(pause) = pause {
+                    // What is only held takes no worker down, and must not keep a suspect waiting.
+                    drop(together.take());
+                    outage.hold(pause, &stopping).await;
+                }
+                settle::settle(delivery, result).await;
                 drop(together);
             });
         }
@@ -47,15 +57,15 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
     inbox.stop().await;
 }
 
-/// From delivery to its end.
-async fn handle(worker: &Worker, delivery: Delivery) {
+/// Does what a message asks, and tells of it.
+async fn handle(worker: &Worker, message: &Message) -> Result<Outcome, Reason> {
     let started = tokio::time::Instant::now();
-    let result = worker.handle(delivery.message()).await;
+    let result = worker.handle(message).await;
     tracing::debug!(
-        message = ?delivery.message(),
+        ?message,
         outcome = result.as_ref().map_or_else(|reason| reason.as_str(), Outcome::word),
         elapsed_ms = started.elapsed().as_millis() as u64,
         "handled"
     );
-    settle::settle(delivery, result).await;
+    result
 }

@@ -1,6 +1,7 @@
 //! The consumer: takes a message, does what it asks, and settles it. Knows no HTTP.
 
 mod consume;
+mod outage;
 mod profile;
 mod register;
 mod settle;
