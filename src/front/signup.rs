@@ -13,9 +13,10 @@ use crate::contract::{Answer, Contract, Document, Fault, choose, contract, mount
 use crate::queue::{Call, CallError, Kind};
 use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RejectionCode};
 
-/// How much of the deadline a registration may be expected to wait for a worker. The rest is for its
-/// hash, and for machines that slow down meanwhile.
-const WAIT_SHARE: f64 = 0.5;
+/// A registration may be expected to wait for a worker this part of its deadline. The rest is for its
+/// hash and for machines that slow down meanwhile: a longer line would not make workers faster, only
+/// answers late.
+const WAIT_PART: u32 = 3;
 
 impl Front {
     /// Refuses, in this order: 415, 413, 400, 503.
@@ -79,7 +80,7 @@ impl Front {
 
     /// Whether a registration sent now would be begun with time to spare for its hash.
     fn is_in_time(&self) -> bool {
-        self.caller.backlog().wait() <= self.settings.deadline.mul_f64(WAIT_SHARE)
+        self.caller.backlog().wait() <= self.settings.deadline / WAIT_PART
     }
 
     fn told(&self, contract: &dyn Contract, called: &Result<Outcome, CallError>) -> Response {

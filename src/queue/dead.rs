@@ -67,11 +67,13 @@ pub struct Letter {
 }
 
 /// Every reason a letter can have: muster's own, then the broker's.
-pub const REASONS: [&str; 8] = [
+pub const REASONS: [&str; 10] = [
     "unreadable",
     "poison",
     "too_many_attempts",
     "failed",
+    "bad_seal",
+    "not_sealed",
     "delivery_limit",
     "expired",
     "refused",
@@ -125,8 +127,7 @@ impl Obstacle {
 
 /// What stands in the body besides secrets, addresses masked. Null where it cannot be read.
 pub(super) fn shown(body: &[u8]) -> Value {
-    let harmless = without_secrets(body).and_then(|kept| serde_json::from_slice(&kept).ok());
-    harmless.map_or(Value::Null, masked)
+    serde_json::from_slice(&without_secrets(body, false).body).map_or(Value::Null, masked)
 }
 
 /// A user name may be an address too, so every text is looked at.
@@ -190,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_a_letter_says_of_itself_is_one_of_the_reasons() {
-        for own in [Reason::Unreadable, Reason::Poison, Reason::TooManyAttempts, Reason::Failed] {
+        for own in Reason::ALL {
             assert_eq!(reason(own.as_str()), own.as_str());
         }
         assert_eq!(reason("delivery_limit"), "delivery_limit");

@@ -223,6 +223,16 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Unreadable,
+        Self::Poison,
+        Self::TooManyAttempts,
+        Self::Failed,
+        Self::BadSeal,
+        Self::NotSealed,
+    ];
+
     /// The reason code in the dead letter.
     pub fn as_str(self) -> &'static str {
         match self {

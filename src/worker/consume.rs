@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::RwLock;
 
 use super::outage::Outage;
-use super::{Unreadable, Worker, settle};
+use super::{Worker, settle};
 use crate::queue::{Inbox, Message, Reason};
 use crate::shutdown::Tasks;
 use crate::signup::Outcome;

@@ -9,8 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Unreadable;
-use crate::queue::Door;
+use crate::queue::{Door, Reason};
 use crate::signup::{FailureCode, Outcome, RejectionCode};
 
 /// Failures in a row before anything is held: one or two are not an outage.
@@ -38,11 +37,7 @@ impl Default for Outage {
 impl Outage {
     /// Learns from how a message ended. How long to hold it, if it should be: about as long as the
     /// outage has lasted, so that the pauses double however many messages fail side by side.
-    pub(super) fn pause(
-        &self,
-        door: Door,
-        result: &Result<Outcome, Unreadable>,
-    ) -> Option<Duration> {
+    pub(super) fn pause(&self, door: Door, result: &Result<Outcome, Reason>) -> Option<Duration> {
         if door != Door::Bulk {
             return None;
         }
@@ -53,7 +48,7 @@ impl Outage {
                 return self.answered();
             }
             // Not a word of the store.
-            Ok(Outcome::Rejected(_) | Outcome::Failed(_)) | Err(Unreadable) => return None,
+            Ok(Outcome::Rejected(_) | Outcome::Failed(_)) | Err(_) => return None,
         }
         let mut pause = None;
         self.0.send_modify(|run| {
@@ -118,7 +113,7 @@ mod tests {
         assert_eq!(pauses, [1, 1, 2, 4, 8, 16, 30, 30]);
         assert_eq!(learn(&outage, FailureCode::Overloaded), None);
         assert_eq!(learn(&outage, RejectionCode::Invalid), None);
-        assert_eq!(outage.pause(Door::Bulk, &Err(Unreadable)), None);
+        assert_eq!(outage.pause(Door::Bulk, &Err(Reason::Unreadable)), None);
         assert_eq!(learn(&outage, AWAY), Some(LAST), "none of these came from the store");
         assert_eq!(learn(&outage, RejectionCode::Duplicate), None);
         assert_eq!(learn(&outage, AWAY), None, "it answered");
