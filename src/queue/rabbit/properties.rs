@@ -19,6 +19,8 @@ const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
 const PERSISTENT: u8 = 2;
 /// Kept in memory only.
 const TRANSIENT: u8 = 1;
+/// Longest name of a queue, in bytes: an AMQP short string. A header could hold a longer one.
+const NAME_MAX: usize = 255;
 const JSON: &str = "application/json";
 /// The header that names the key of a sealed password.
 const SEALED: &str = "sealed";
@@ -249,9 +251,10 @@ fn vouched_attempt(headers: &Headers<'_>, own_user: bool) -> u32 {
 /// with the configured prefix. Anything else would let a producer write into any queue.
 fn may_reply_to(queue: &str, broker: &Broker) -> bool {
     let prefix = &broker.settings.reply_prefix;
-    queue.starts_with(&broker.names.reply_prefix())
+    let allowed = queue.starts_with(&broker.names.reply_prefix())
         || queue.starts_with(DIRECT_REPLY_PREFIX)
-        || (!prefix.is_empty() && queue.starts_with(prefix) && !broker.names.owns(queue))
+        || (!prefix.is_empty() && queue.starts_with(prefix) && !broker.names.owns(queue));
+    allowed && queue.len() <= NAME_MAX
 }
 
 /// Headers as producers in several languages write them: numbers of any width.
@@ -296,3 +299,6 @@ fn put_text(headers: &mut FieldTable, name: &str, value: &str) {
 fn put_number(headers: &mut FieldTable, name: &str, value: i64) {
     headers.insert(name.into(), AMQPValue::LongLongInt(value));
 }
+
+#[cfg(test)]
+mod tests;

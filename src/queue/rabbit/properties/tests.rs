@@ -1,0 +1,181 @@
+//! The codec under random input: what is written is read back the same, and what is not ours is
+//! refused in words, never with a panic.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::{Flag, Settings, Sources};
+use crate::signup::{Clock, ContractId};
+
+fn broker() -> Broker {
+    let set = |key, value: &str| Flag { name: "test", key, value: value.to_owned() };
+    let url = "amqp://worker:secret@127.0.0.1:5672/%2f";
+    let secret = "0123456789abcdef0123456789abcdef";
+    let sources = Sources {
+        flags: vec![
+            set("queue.url", url),
+            set("token.secret", secret),
+            set("queue.reply_prefix", "crm."),
+        ],
+        ..Sources::default()
+    };
+    let settings = Settings::load(&sources).unwrap().queue;
+    Broker::new(&url.to_owned().into(), settings, Clock::system()).unwrap()
+}
+
+fn delivered(door: Door, properties: BasicProperties, body: &[u8]) -> Delivery {
+    let key = door.as_str().into();
+    let mut delivery = Delivery::mock(1, "registration".into(), key, false, body.to_vec());
+    delivery.properties = properties;
+    delivery
+}
+
+fn read_anew(
+    door: Door,
+    properties: BasicProperties,
+    body: &[u8],
+) -> Result<Message, &'static str> {
+    read(door, &delivered(door, properties, body), &broker(), &mut Ages::default())
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        proptest::sample::select(ContractId::ALL.to_vec()).prop_map(Kind::Register),
+        Just(Kind::Profile),
+    ]
+}
+
+/// Header values of every type, well-meant and not.
+fn value() -> impl Strategy<Value = AMQPValue> {
+    prop_oneof![
+        any::<bool>().prop_map(AMQPValue::Boolean),
+        any::<i8>().prop_map(AMQPValue::ShortShortInt),
+        any::<i64>().prop_map(AMQPValue::LongLongInt),
+        any::<u64>().prop_map(AMQPValue::Timestamp),
+        any::<f64>().prop_map(AMQPValue::Double),
+        proptest::collection::vec(any::<u8>(), 0..64)
+            .prop_map(|bytes| AMQPValue::LongString(bytes.into())),
+        Just(AMQPValue::Void),
+    ]
+}
+
+fn headers() -> impl Strategy<Value = FieldTable> {
+    let name = prop_oneof![
+        proptest::sample::select(vec![
+            "contract",
+            "deadline-ms",
+            "sent-at-ms",
+            "fresh",
+            "attempt",
+            "producer",
+            "reply-to",
+            "sealed",
+            "x-delivery-count",
+        ])
+        .prop_map(str::to_owned),
+        "[a-z-]{1,20}",
+    ];
+    proptest::collection::vec((name, value()), 0..8).prop_map(|entries| {
+        let mut table = FieldTable::default();
+        for (name, value) in entries {
+            table.insert(name.as_str().into(), value);
+        }
+        table
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_call_is_read_as_it_was_sent(
+        kind in kind(),
+        id in "[!-~]{1,128}",
+        body in proptest::collection::vec(any::<u8>(), 0..256),
+        fresh in any::<bool>(),
+        left_ms in 1_000u64..100_000,
+    ) {
+        let call = Call {
+            kind,
+            id: MessageId::parse(&id).unwrap(),
+            fresh,
+            body: Bytes::from(body.clone()),
+            deadline: Instant::now() + Duration::from_millis(left_ms),
+        };
+        let properties = of_call(&call, "registration.reply.x", "c0ffee", 1_700_000_000_000, None);
+        prop_assert_eq!(properties.delivery_mode().unwrap() == PERSISTENT, kind != Kind::Profile);
+        let message = read_anew(kind.door(), properties, &body).unwrap();
+        prop_assert_eq!(message.kind, kind);
+        prop_assert_eq!(message.id.as_str(), id);
+        prop_assert_eq!(&message.body[..], &body[..]);
+        prop_assert_eq!((message.fresh, message.deliveries, message.attempt), (fresh, 0, 0));
+        prop_assert_eq!(message.producer, "");
+        prop_assert_eq!(message.unsettled.reply_to.as_deref(), Some("registration.reply.x"));
+        prop_assert_eq!(message.unsettled.correlation_id.as_deref(), Some("c0ffee"));
+        let left = message.expires.unwrap().saturating_duration_since(Instant::now());
+        prop_assert!(left <= Duration::from_millis(left_ms));
+    }
+
+    #[test]
+    fn a_retry_keeps_what_it_must(
+        contract in proptest::sample::select(ContractId::ALL.to_vec()),
+        id in "[!-~]{1,128}",
+        producer in "[a-z]{0,20}",
+        attempt in 1u32..100,
+        reply_to in proptest::option::of("crm\\.[a-z]{1,20}"),
+    ) {
+        let mut headers = FieldTable::default();
+        put_text(&mut headers, "contract", contract.as_str());
+        let mut properties = BasicProperties::default()
+            .with_type("register".into())
+            .with_message_id(id.as_str().into())
+            .with_correlation_id("c".into())
+            .with_headers(headers);
+        if !producer.is_empty() {
+            properties = properties.with_user_id(producer.as_str().into());
+        }
+        if let Some(queue) = &reply_to {
+            properties = properties.with_reply_to(queue.as_str().into());
+        }
+        let first = read_anew(Door::Bulk, properties, b"{}").unwrap();
+        let again = read_anew(Door::Bulk, of_retry(&first, attempt, "worker"), b"{}").unwrap();
+        // Who publishes as the workers do has no name of its own.
+        prop_assert_eq!(&again.producer, if producer == "worker" { "" } else { &producer });
+        prop_assert_eq!((again.kind, &again.id), (first.kind, &first.id));
+        prop_assert_eq!(again.attempt, attempt);
+        prop_assert_eq!(again.unsettled.reply_to, reply_to);
+    }
+
+    #[test]
+    fn whatever_comes_is_read_or_refused(
+        door in proptest::sample::select(Door::ALL.to_vec()),
+        headers in headers(),
+        kind in proptest::option::of("(register|profile|[a-z]{0,9})"),
+        id in proptest::option::of("\\PC{0,60}"),
+        reply_to in proptest::option::of("(registration\\.reply\\.|crm\\.|)[a-z.]{0,9}"),
+        expiration in proptest::option::of("[0-9]{0,25}|-1|1e3"),
+        user in proptest::option::of("worker|[a-z]{1,9}"),
+    ) {
+        let mut properties = BasicProperties::default().with_headers(headers);
+        if let Some(kind) = &kind {
+            properties = properties.with_type(kind.as_str().into());
+        }
+        if let Some(id) = &id {
+            properties = properties.with_message_id(id.as_str().into());
+        }
+        if let Some(queue) = &reply_to {
+            properties = properties.with_reply_to(queue.as_str().into());
+        }
+        if let Some(ttl) = &expiration {
+            properties = properties.with_expiration(ttl.as_str().into());
+        }
+        if let Some(user) = &user {
+            properties = properties.with_user_id(user.as_str().into());
+        }
+        let Ok(message) = read_anew(door, properties, b"{}") else { return Ok(()) };
+        prop_assert!(message.expires.is_none() == (door == Door::Bulk));
+        prop_assert!(message.attempt == 0 || user.as_deref() == Some("worker"));
+        if let Some(queue) = message.unsettled.reply_to {
+            let fronts = queue.starts_with("registration.reply.");
+            prop_assert!(fronts || queue.starts_with("crm."), "{}", queue);
+        }
+    }
+}
