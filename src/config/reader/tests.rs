@@ -1,0 +1,113 @@
+//! What the settings' reader takes and refuses.
+
+use super::*;
+use crate::config::Sources;
+use secrecy::ExposeSecret;
+
+fn load(environment: &[(&str, &str)]) -> Result<Settings, String> {
+    let environment =
+        environment.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect();
+    Settings::load(&Sources { environment, ..Sources::default() })
+        .map_err(|problems| problems.to_string())
+}
+
+#[test]
+fn the_defaults_are_settings() {
+    let settings = load(&[]).unwrap();
+    assert_eq!(settings.front.listen.port(), 3000);
+    assert_eq!(settings.password.cost, 12);
+    assert_eq!(settings.front.mounts.len(), 4);
+    assert!(settings.is_embedded());
+    assert_eq!(settings.front.mounts[1].contracts, [ContractId::NestedName, ContractId::FlatName]);
+    assert!(settings.front.mounts[3].any_prefix);
+}
+
+#[test]
+fn all_problems_are_told_at_once() {
+    let told = load(&[
+        ("MUSTER_LISTEN", "nowhere"),
+        ("MUSTER_BCRYPT_COST", "4"),
+        ("MUSTER_FRONT_DEADLINE", "soon"),
+        ("MUSTER_FRONT_BODY_LIMIT", "many"),
+        ("MUSTER_COLOUR", "red"),
+        ("JWT_SECRET", "short"),
+    ])
+    .unwrap_err();
+    for part in
+        ["front.listen", "password.cost", "front.deadline", "BODY_LIMIT", "COLOUR", "token.secret"]
+    {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+    assert!(!told.contains("short"), "a secret is never repeated: {told}");
+}
+
+#[test]
+fn what_kubernetes_sets_is_not_ours() {
+    for name in ["MUSTER_SERVICE_HOST", "MUSTER_PORT", "MUSTER_FRONT_PORT_3000_TCP_ADDR"] {
+        assert!(load(&[(name, "10.0.0.1")]).is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn mounts_must_all_be_reachable() {
+    let mounts = |text| load(&[("MUSTER_FRONT_MOUNTS", text)]);
+    assert!(mounts("/r = flat-name | nested-name, /s = username").is_ok());
+    for bad in ["", "/r = register, /r = username", "/r = username | register", "r = register"] {
+        assert!(mounts(bad).unwrap_err().contains("front.mounts"), "{bad}");
+    }
+}
+
+#[test]
+fn one_setting_has_one_name_at_a_time() {
+    let told = load(&[("MUSTER_LISTEN", "127.0.0.1:1"), ("MUSTER_FRONT_LISTEN", "127.0.0.1:2")]);
+    assert!(told.unwrap_err().contains("MUSTER_LISTEN and MUSTER_FRONT_LISTEN"));
+    let told = load(&[("JWT_SECRET", "x"), ("JWT_SECRET_FILE", "/dev/null")]);
+    assert!(told.unwrap_err().contains("JWT_SECRET and JWT_SECRET_FILE"));
+}
+
+#[test]
+fn roles_that_cannot_work_together_are_refused() {
+    assert!(load(&[("MUSTER_ROLE", "front")]).unwrap_err().contains("in-process queue"));
+    let front = [("MUSTER_ROLE", "front"), ("MUSTER_QUEUE", "amqp://broker")];
+    assert!(load(&front).is_ok(), "a front needs no secret");
+    let worker = [("MUSTER_ROLE", "worker"), ("MUSTER_QUEUE", "amqp://broker")];
+    assert!(load(&worker).unwrap_err().contains("JWT_SECRET"));
+}
+
+#[test]
+fn keys_are_32_bytes_and_may_be_several() {
+    let one = BASE64.encode([1; 32]);
+    let two = BASE64.encode([2; 32]);
+    let amqp = ("MUSTER_QUEUE", "amqp://broker");
+    let front = [amqp, ("MUSTER_ROLE", "front"), ("MUSTER_QUEUE_SEAL_TO", &one)];
+    assert_eq!(load(&front).unwrap().queue.seal_to, Some([1; 32]));
+    let several = format!("{two}, {one}\n");
+    let settings = load(&[("MUSTER_QUEUE_SEAL_KEYS", &several)]).unwrap();
+    assert_eq!(settings.queue.seal_keys[0].expose_secret(), [2; 32]);
+    assert_eq!(settings.queue.seal_keys[1].expose_secret(), [1; 32]);
+    let shown = settings.to_toml();
+    assert!(shown.contains("seal_keys = [\"***\", \"***\"]"), "{shown}");
+    for bad in ["hunter2", "aHVudGVyMg==", &one[..43]] {
+        for key in ["MUSTER_QUEUE_SEAL_TO", "MUSTER_QUEUE_SEAL_KEYS"] {
+            let told = load(&[(key, bad)]).unwrap_err();
+            assert!(told.contains(key) && !told.contains(bad), "{told}");
+        }
+    }
+    let unable = [amqp, ("JWT_SECRET", several.as_str()), ("MUSTER_QUEUE_REQUIRE_SEALED", "1")];
+    assert!(load(&unable).unwrap_err().contains("queue.require_sealed"));
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let settings = load(&[
+        ("JWT_SECRET", secret),
+        ("MUSTER_QUEUE", "amqp://user:hunter2@broker/%2f"),
+        ("MUSTER_STORE", "mongodb://user:hunter2@db/x"),
+    ])
+    .unwrap();
+    let shown = settings.to_toml();
+    assert!(!shown.contains(secret) && !shown.contains("hunter2"), "{shown}");
+    assert!(shown.contains("amqp://user:***@broker/%2f"), "{shown}");
+    assert!(!format!("{settings:?}").contains("hunter2"));
+}
