@@ -60,6 +60,7 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
 /// Does what a message asks, and tells of it.
 async fn handle(worker: &Worker, message: &Message) -> Result<Outcome, Reason> {
     let started = tokio::time::Instant::now();
+    tracing::debug!(?message, "taken");
     let result = worker.handle(message).await;
     tracing::debug!(
         ?message,

@@ -16,7 +16,7 @@ async fn on_every_pair(test: impl AsyncFn(Setup)) {
 
 /// A request of each of the five documents, for a user nobody else is, with the path to the token
 /// in its answer.
-fn five_requests() -> Vec<(&'static str, Value, Option<&'static str>)> {
+pub fn five_requests() -> Vec<(&'static str, Value, Option<&'static str>)> {
     let email = || format!("{}@example.com", unique("john"));
     let name = json!({ "firstname": "John", "lastname": "Doe" });
     let password = "securePassword123";

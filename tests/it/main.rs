@@ -11,8 +11,10 @@ mod support;
 
 mod architecture;
 mod contracts;
+mod crash;
 mod dead;
 mod deployment;
+mod faults;
 mod flow;
 mod hostile;
 mod overload;

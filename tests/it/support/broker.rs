@@ -1,5 +1,8 @@
 //! The broker as another system sees it: raw messages, published and fetched without muster's help.
 
+use std::env;
+use std::process::Command;
+
 use lapin::message::{BasicGetMessage, Delivery};
 use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
@@ -119,4 +122,16 @@ pub fn number_header(properties: &BasicProperties, name: &str) -> Option<i64> {
         AMQPValue::LongLongInt(number) => Some(*number),
         _ => None,
     }
+}
+
+/// Runs `rabbitmqctl` on the private broker and gives what it printed; nothing where the broker is
+/// not ours to command.
+pub fn rabbitmqctl(arguments: &[&str]) -> Option<String> {
+    let Some(program) = env::var_os("RABBITMQCTL") else {
+        println!("left out: RABBITMQCTL is not set, so the broker cannot be asked");
+        return None;
+    };
+    let done = Command::new(program).args(arguments).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Some(String::from_utf8(done.stdout).unwrap())
 }

@@ -1,14 +1,17 @@
-//! What the tests share: the program as a process, a plain HTTP client, the services, and a wire to
-//! them that can be cut.
+//! What the tests share: the program as a process, a plain HTTP client, the services, a wire to
+//! them that can be cut, and a ledger of what clients were told.
 
 pub mod broker;
 pub mod http;
+pub mod ledger;
 pub mod muster;
 pub mod proxy;
 pub mod raw;
+pub mod rig;
 pub mod services;
 
 pub use http::{Answer, Client};
 pub use muster::{Muster, Setup};
 pub use raw::Raw;
+pub use rig::Rig;
 pub use services::{PAIRS, Pair, QueueKind, StoreKind};

@@ -25,8 +25,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The secret all tests sign with.
 pub const SECRET: &str = "a secret of the tests, 32 bytes and more";
 
-/// How to start the program: a queue and a store of a test's own.
-#[derive(Debug)]
+/// How to start the program: a queue and a store of a test's own, which all clones share.
+#[derive(Clone, Debug)]
 pub struct Setup {
     pub environment: BTreeMap<String, String>,
     directory: Arc<TempDir>,

@@ -14,16 +14,25 @@ use url::Url;
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    wire: Arc<watch::Sender<Wire>>,
+    wire: Arc<watch::Sender<State>>,
     accepting: AbortHandle,
 }
 
-/// What happens to bytes, in both directions.
+#[derive(Clone, Copy, Debug)]
+struct State {
+    wire: Wire,
+    /// How often it was cut: what was cut stays cut, however soon the wire was healed.
+    cuts: u64,
+}
+
+/// What happens to bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wire {
     Whole,
     /// Connections stay open, and nothing comes through.
     Stalled,
+    /// What is asked arrives, and no answer comes back.
+    Mute,
     /// Connections are closed, new ones as soon as they are made.
     Cut,
 }
@@ -34,7 +43,7 @@ impl Proxy {
         let target = authority(url);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let wire = Arc::new(watch::Sender::new(Wire::Whole));
+        let wire = Arc::new(watch::Sender::new(State { wire: Wire::Whole, cuts: 0 }));
         let state = wire.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -59,17 +68,33 @@ impl Proxy {
 
     /// The service is gone: every connection is closed.
     pub fn cut(&self) {
-        self.wire.send_replace(Wire::Cut);
+        self.wire.send_modify(|state| *state = State { wire: Wire::Cut, cuts: state.cuts + 1 });
     }
 
     /// The service is silent: connections stay, and take what fits into their buffers.
     pub fn stall(&self) {
-        self.wire.send_replace(Wire::Stalled);
+        self.wire.send_modify(|state| state.wire = Wire::Stalled);
+    }
+
+    /// The service hears everything, and is not heard: what it was asked happens, and nobody learns
+    /// of it.
+    pub fn mute(&self) {
+        self.wire.send_modify(|state| state.wire = Wire::Mute);
     }
 
     /// The service is back. What was stalled flows on; what was cut stays cut.
     pub fn heal(&self) {
-        self.wire.send_replace(Wire::Whole);
+        self.wire.send_modify(|state| state.wire = Wire::Whole);
+    }
+}
+
+impl State {
+    fn carries_requests(&self) -> bool {
+        matches!(self.wire, Wire::Whole | Wire::Mute)
+    }
+
+    fn carries_answers(&self) -> bool {
+        self.wire == Wire::Whole
     }
 }
 
@@ -86,38 +111,40 @@ fn authority(url: &str) -> String {
     format!("{}:{port}", url.host_str().unwrap())
 }
 
-async fn forward(client: TcpStream, target: String, mut wire: watch::Receiver<Wire>) {
+async fn forward(client: TcpStream, target: String, mut wire: watch::Receiver<State>) {
     let (mut up, mut down) = (wire.clone(), wire.clone());
+    let cuts = wire.borrow().cuts;
     let both_ways = async {
-        if up.wait_for(|wire| *wire == Wire::Whole).await.is_err() {
+        if up.wait_for(State::carries_requests).await.is_err() {
             return;
         }
         let Ok(server) = TcpStream::connect(target).await else { return };
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         tokio::select! {
-            () = pump(from_client, to_server, &mut up) => {}
-            () = pump(from_server, to_client, &mut down) => {}
+            () = pump(from_client, to_server, &mut up, State::carries_requests) => {}
+            () = pump(from_server, to_client, &mut down, State::carries_answers) => {}
         }
     };
     // Whichever comes first ends the connection, because it drops both of its ends.
     tokio::select! {
         biased;
-        _ = wire.wait_for(|wire| *wire == Wire::Cut) => {}
+        _ = wire.wait_for(|state| state.wire == Wire::Cut || state.cuts > cuts) => {}
         () = both_ways => {}
     }
 }
 
-/// Carries bytes one way while the wire is whole.
+/// Carries bytes one way while the wire lets it.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    wire: &mut watch::Receiver<Wire>,
+    wire: &mut watch::Receiver<State>,
+    carries: fn(&State) -> bool,
 ) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let whole = wire.wait_for(|wire| *wire == Wire::Whole).await.is_ok();
-        if !whole || to.write_all(&buffer[..read]).await.is_err() {
+        let carried = wire.wait_for(carries).await.is_ok();
+        if !carried || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
     }

@@ -1,0 +1,351 @@
+//! What clients are told while wires are cut, silent or deaf, while services are away, and while
+//! others send rubbish; and that a ledger of it agrees with the store in the end.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use muster::app::App;
+use muster::signup::Clock;
+use tokio::sync::oneshot;
+
+use crate::flow::five_requests;
+use crate::support::Rig;
+use crate::support::broker::{Broker, rabbitmqctl};
+use crate::support::ledger::users_in;
+use crate::support::muster::eventually;
+
+/// Far less than the deadline in these tests, and enough for a machine that is busy.
+const AT_ONCE: Duration = Duration::from_secs(10);
+/// So that whoever waits for its deadline is noticed.
+const LONG: (&str, &str) = ("MUSTER_FRONT_DEADLINE", "60s");
+/// Long enough to hold a worker at a call to the store while the test does something else.
+const HELD: (&str, &str) = ("MUSTER_STORE_TIMEOUT", "4s");
+
+/// Breaks something while clients are at work. Before and after it they get on.
+async fn under_load(mut rig: Rig, fault: impl AsyncFnOnce(&mut Rig)) {
+    let ledger = rig.ledger.clone();
+    let load = ledger.drive(&rig.addresses, 8);
+    ledger.goes_on(20).await;
+    fault(&mut rig).await;
+    ledger.goes_on(20).await;
+    load.finish().await;
+    rig.settle().await.assert_kept();
+}
+
+async fn waiting_in_queue(rig: &Rig, door: &str) -> u32 {
+    let broker = Broker::connect().await;
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let name = format!("{}.{door}", rig.setup.namespace());
+    let queue =
+        broker.channel.queue_declare(name.as_str().into(), options, FieldTable::default()).await;
+    queue.unwrap().message_count()
+}
+
+#[tokio::test]
+async fn a_cut_between_front_and_broker_ends_every_waiting_call_at_once() {
+    let Some(mut rig) = Rig::new(1, 2, &[LONG]).await else { return };
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    let asked: Vec<_> = (0..20).map(|_| ledger.registration()).collect();
+    let waiting = join_all(asked.iter().map(|asked| ledger.ask(&client, asked)));
+    let cut = async {
+        eventually("all to wait", async || waiting_in_queue(&rig, "interactive").await == 20).await;
+        rig.fronts[0].broker.cut();
+        Instant::now()
+    };
+    let (answers, cut) = tokio::join!(waiting, cut);
+    assert!(cut.elapsed() < AT_ONCE, "they waited {:?}", cut.elapsed());
+    for answer in answers {
+        assert!([500, 503].contains(&answer.unwrap().status));
+    }
+
+    rig.fronts[0].is_ready(false).await;
+    let (started, refused) = (Instant::now(), ledger.registration());
+    let answer = ledger.ask(&client, &refused).await.unwrap();
+    assert_eq!(answer.status, 503);
+    assert!(answer.header("retry-after").is_some() && started.elapsed() < AT_ONCE);
+
+    // What was in the queue is done as well, so that most of the repeated calls find their user.
+    rig.fronts[0].broker.heal();
+    rig.fronts[0].is_ready(true).await;
+    for worker in &mut rig.workers {
+        worker.start().await;
+    }
+    rig.settle().await.assert_kept();
+}
+
+#[tokio::test]
+async fn a_cut_between_worker_and_broker_while_hashing_goes_unseen() {
+    // Expensive enough that the wire is cut while it hashes.
+    let settings = [("MUSTER_BCRYPT_COST", "13"), LONG];
+    let Some(mut rig) = Rig::new(1, 2, &settings).await else { return };
+    rig.workers[0].start().await;
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    let asked = ledger.registration();
+    let cut = async {
+        rig.workers[0].says("hashing").await;
+        rig.workers[0].broker.cut();
+        rig.workers[1].start().await;
+    };
+    let (answer, ()) = tokio::join!(ledger.ask(&client, &asked), cut);
+    assert_eq!(answer.unwrap().status, 201);
+    rig.settle().await.assert_kept();
+}
+
+#[tokio::test]
+async fn a_cut_between_worker_and_broker_after_the_insert_is_a_replay() {
+    let Some(mut rig) = Rig::new(1, 2, &[HELD]).await else { return };
+    rig.workers[0].start().await;
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    let asked = ledger.registration_without_key();
+    rig.workers[0].store.stall();
+    let cut = async {
+        rig.workers[0].says("hashing").await;
+        rig.workers[0].broker.stall();
+        rig.workers[0].store.heal();
+        // Its reply is in the wire now, and never arrives.
+        rig.workers[0].says("handled").await;
+        rig.workers[0].broker.cut();
+        rig.workers[1].start().await;
+    };
+    let (answer, ()) = tokio::join!(ledger.ask(&client, &asked), cut);
+    let answer = answer.unwrap();
+    assert_eq!((answer.status, answer.header("idempotency-replayed")), (201, Some("true")));
+    rig.settle().await.assert_kept();
+}
+
+#[tokio::test]
+async fn an_insert_that_never_arrived_is_told_in_time_and_can_be_repeated() {
+    let Some(mut rig) = Rig::new(1, 1, &[LONG]).await else { return };
+    rig.workers[0].start().await;
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    for cut_too in [false, true] {
+        let asked = ledger.registration_without_key();
+        rig.workers[0].store.stall();
+        let started = Instant::now();
+        let cut = async {
+            rig.workers[0].says("hashing").await;
+            if cut_too {
+                rig.workers[0].store.cut();
+            }
+        };
+        let (answer, ()) = tokio::join!(ledger.ask(&client, &asked), cut);
+        assert_eq!(answer.unwrap().status, 500);
+        assert!(started.elapsed() < AT_ONCE);
+        rig.workers[0].store.cut();
+        rig.workers[0].store.heal();
+        assert!(
+            !users_in(&rig.setup.environment["MUSTER_STORE"]).await.contains_key(&asked.username)
+        );
+    }
+    rig.settle().await.assert_kept();
+}
+
+#[tokio::test]
+async fn an_insert_whose_answer_was_lost_is_found_by_whoever_repeats_it() {
+    let Some(mut rig) = Rig::new(1, 1, &[LONG]).await else { return };
+    rig.workers[0].start().await;
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    let asked = ledger.registration_without_key();
+    rig.workers[0].store.mute();
+    let answer = ledger.ask(&client, &asked).await.unwrap();
+    assert_eq!(answer.status, 500);
+    let users = users_in(&rig.setup.environment["MUSTER_STORE"]).await;
+    assert!(users.contains_key(&asked.username), "it was written all the same");
+    rig.workers[0].store.heal();
+    let key = answer.header("idempotency-key").unwrap();
+    eventually("the store to be heard", async || {
+        let answer = client.post_with_key("/signup", &asked.body(), key).await;
+        assert!([500, 201].contains(&answer.status), "{:?}", answer.json());
+        answer.status == 201 && answer.header("idempotency-replayed").is_some()
+    })
+    .await;
+    rig.settle().await.assert_kept();
+}
+
+#[tokio::test]
+async fn a_silent_wire_between_front_and_broker_is_given_up() {
+    let Some(rig) = Rig::running(&[LONG]).await else { return };
+    under_load(rig, async |rig| {
+        rig.fronts[0].broker.stall();
+        rig.fronts[0].is_ready(false).await;
+        rig.fronts[0].broker.heal();
+        rig.fronts[0].is_ready(true).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_worker_on_a_silent_wire_holds_another_does() {
+    let Some(rig) = Rig::running(&[LONG]).await else { return };
+    under_load(rig, async |rig| {
+        rig.workers[0].broker.stall();
+        rig.workers[0].is_ready(false).await;
+        rig.ledger.goes_on(20).await;
+        rig.workers[0].broker.heal();
+        rig.workers[0].is_ready(true).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_worker_whose_store_is_silent_says_so_and_another_does_it() {
+    let Some(rig) = Rig::running(&[LONG]).await else { return };
+    under_load(rig, async |rig| {
+        rig.workers[0].store.stall();
+        rig.workers[0].says("the store did not answer in time").await;
+        rig.ledger.goes_on(20).await;
+        rig.workers[0].store.heal();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_told_by_every_contract_in_time() {
+    let Some(rig) = Rig::running(&[LONG]).await else { return };
+    for worker in &rig.workers {
+        worker.store.cut();
+    }
+    let (client, started) = (rig.fronts[0].client(), Instant::now());
+    let asked = five_requests();
+    let answers = join_all(asked.iter().map(|(path, body, _)| client.post(path, body))).await;
+    assert!(started.elapsed() < AT_ONCE, "it took {:?}", started.elapsed());
+    for worker in &rig.workers {
+        worker.store.heal();
+    }
+    for ((path, body, _), answer) in asked.iter().zip(answers) {
+        assert_eq!(answer.status, 500, "{path}: {:?}", answer.json());
+        let key = answer.header("idempotency-key").unwrap();
+        eventually("the store to be back", async || {
+            let again = client.post_with_key(path, body, key).await;
+            assert!([500, 201].contains(&again.status), "{path}: {:?}", again.json());
+            again.status == 201
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_queue_that_is_deleted_is_made_again() {
+    let Some(rig) = Rig::running(&[LONG]).await else { return };
+    under_load(rig, async |rig| {
+        let broker = Broker::connect().await;
+        for door in ["interactive", "profile", "bulk"] {
+            let name = format!("{}.{door}", rig.setup.namespace());
+            let options = QueueDeleteOptions::default();
+            broker.channel.queue_delete(name.as_str().into(), options).await.unwrap();
+            rig.ledger.goes_on(20).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_says_when_to_come_back() {
+    let settings = [("MUSTER_QUEUE_MAX_LENGTH", "3"), LONG];
+    let Some(mut rig) = Rig::new(1, 1, &settings).await else { return };
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    let (mut waiting, mut refused) = (Vec::new(), None);
+    // The broker counts with a little delay, so it is filled until it refuses.
+    while refused.is_none() {
+        assert!(waiting.len() < 200, "it takes any number");
+        let (client, ledger) = (client.clone(), ledger.clone());
+        let mut one = tokio::spawn(async move {
+            let asked = ledger.registration();
+            ledger.ask(&client, &asked).await.unwrap()
+        });
+        match tokio::time::timeout(Duration::from_millis(50), &mut one).await {
+            Ok(answer) => refused = Some(answer.unwrap()),
+            Err(_) => waiting.push(one),
+        }
+    }
+    let refused = refused.unwrap();
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+
+    rig.workers[0].start().await;
+    let answers = join_all(waiting).await;
+    let created = answers.iter().filter(|answer| answer.as_ref().unwrap().status == 201).count();
+    assert!(created >= 3, "{created}");
+    rig.settle().await.assert_kept();
+}
+
+#[tokio::test]
+async fn a_reply_to_a_front_that_is_gone_is_dropped_and_its_message_done() {
+    let Some(mut rig) = Rig::new(2, 1, &[HELD]).await else { return };
+    rig.workers[0].start().await;
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    let asked = ledger.registration();
+    rig.workers[0].store.stall();
+    let gone = async {
+        rig.workers[0].says("taken").await;
+        rig.fronts[0].kill().await;
+        rig.tell_addresses();
+        rig.workers[0].store.heal();
+        rig.workers[0].says("a reply was not delivered").await;
+    };
+    let (answer, ()) = tokio::join!(ledger.ask(&client, &asked), gone);
+    assert!(answer.is_none(), "its front is gone");
+    assert!(users_in(&rig.setup.environment["MUSTER_STORE"]).await.contains_key(&asked.username));
+    // Whatever it had not acked would come back now.
+    rig.workers[0].kill().await;
+    for queue in ["interactive", "dead"] {
+        assert_eq!(waiting_in_queue(&rig, queue).await, 0, "{queue}");
+    }
+    rig.workers[0].start().await;
+    rig.settle().await.assert_kept();
+}
+
+#[tokio::test]
+async fn clocks_that_differ_by_five_minutes_do_no_harm() {
+    let Some(rig) = Rig::new(1, 0, &[LONG]).await else { return };
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    for skew in [-300_000, 300_000] {
+        let settings = rig.setup.clone().with("MUSTER_ROLE", "worker").settings();
+        let worker = App::start(&settings, Clock::skewed(skew)).await.unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let worker = tokio::spawn(worker.run_until(async { drop(stopped.await) }));
+        for _ in 0..10 {
+            let asked = ledger.registration();
+            let answer = ledger.ask(&client, &asked).await.unwrap();
+            assert_eq!(answer.status, 201, "{skew}: {:?}", answer.json());
+            let bearer = format!("Bearer {}", answer.json()["token"].as_str().unwrap());
+            let headers = [("authorization", bearer.as_str())];
+            assert_eq!(client.get("/users/profile", &headers).await.status, 200, "{skew}");
+        }
+        if skew > 0 {
+            rig.settle().await.assert_kept();
+        }
+        stop.send(()).unwrap();
+        worker.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn prefetch_is_the_same_after_a_reconnection() {
+    let settings = [("MUSTER_QUEUE_PREFETCH", "7"), LONG];
+    let Some(rig) = Rig::running(&settings).await else { return };
+    let consumers = || {
+        let listed = rabbitmqctl(&["-q", "list_consumers", "queue_name", "prefetch_count"])?;
+        let own = listed
+            .lines()
+            .filter(|line| line.starts_with(rig.setup.namespace()) && !line.contains(".reply."));
+        let mut own: Vec<String> = own
+            .map(|line| line.trim_start_matches(rig.setup.namespace()).replace('\t', " "))
+            .collect();
+        own.sort();
+        Some(own)
+    };
+    let Some(before) = consumers() else { return };
+    let each = [".bulk 7", ".interactive 7", ".profile 64"];
+    assert_eq!(before, each.into_iter().flat_map(|line| [line; 2]).collect::<Vec<_>>());
+    for worker in &rig.workers {
+        worker.broker.cut();
+        worker.is_ready(false).await;
+        worker.broker.heal();
+        worker.is_ready(true).await;
+    }
+    // The broker may list what it lost for a moment longer.
+    eventually("the same consumers", async || consumers().unwrap() == before).await;
+}
