@@ -190,20 +190,26 @@ struct Opened {
 impl Opened {
     async fn new(broker: &Broker) -> Result<Self, LinkError> {
         let publish = Link::open(broker, "front publisher").await?;
-        topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
+        let prepared = async {
+            topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
+            publish.publisher().await
+        };
+        let publisher = publish.unless_lost(prepared).await?;
         let consume = Link::open(broker, "front replies").await?;
-        let channel = consume.connection().create_channel().await?;
         let reply_queue = format!("{}{}", broker.names.reply_prefix(), random_hex());
-        let options =
-            QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-        let name = reply_queue.as_str();
-        channel.queue_declare(name.into(), options, FieldTable::default()).await?;
-        // A reply is of use only to this process, so there is nothing to ack.
-        let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
-        let replies =
-            channel.basic_consume(name.into(), "".into(), options, FieldTable::default()).await?;
-        let looks = consume.connection().create_channel().await?;
-        let publisher = publish.publisher().await?;
+        let subscribed = async {
+            let channel = consume.connection().create_channel().await?;
+            let options =
+                QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+            let (name, table) = (reply_queue.as_str(), FieldTable::default());
+            channel.queue_declare(name.into(), options, table.clone()).await?;
+            // A reply is of use only to this process, so there is nothing to ack.
+            let options =
+                BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
+            let replies = channel.basic_consume(name.into(), "".into(), options, table).await?;
+            Ok((replies, consume.connection().create_channel().await?))
+        };
+        let (replies, looks) = consume.unless_lost(subscribed).await?;
         let lost = CancellationToken::new();
         let session =
             Arc::new(Session { publisher, reply_queue, waiting: Waiting::default(), lost });
@@ -256,8 +262,8 @@ impl Opened {
     async fn look(&self, known: &Known) -> Result<(), LinkError> {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let name = &self.registrations;
-        let queue =
-            self.looks.queue_declare(name.as_str().into(), options, FieldTable::default()).await?;
+        let looked = self.looks.queue_declare(name.as_str().into(), options, FieldTable::default());
+        let queue = self.consume.unless_lost(async { Ok(looked.await?) }).await?;
         known.looked(queue.message_count(), queue.consumer_count());
         Ok(())
     }

@@ -73,14 +73,11 @@ async fn supervise(
     let mut ages = Ages::default();
     while !stop.is_cancelled() {
         let opened = tokio::select! {
-            opened = Session::open(&broker, prefetch, per_second.clone()) => opened,
+            opened = Session::open(&broker, prefetch, per_second.clone(), &mut backoff) => opened,
             () = stop.cancelled() => break,
         };
         let ended = match opened {
-            Ok(session) => {
-                backoff.reset();
-                session.run(&part, &mut ages, &deliveries, &stop).await
-            }
+            Ok(session) => session.run(&part, &mut ages, &deliveries, &stop).await,
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
@@ -99,7 +96,7 @@ type Item = Option<(Door, Received)>;
 struct Session {
     settler: Arc<settle::Settler>,
     consume: Link,
-    channels: Vec<(Channel, String)>,
+    channels: Channels,
     received: SelectAll<stream::BoxStream<'static, Item>>,
 }
 
@@ -108,33 +105,20 @@ impl Session {
         broker: &Arc<Broker>,
         prefetch: Prefetch,
         per_second: PerSecond,
+        backoff: &mut Backoff,
     ) -> Result<Self, LinkError> {
         let publish = Link::open(broker, "worker publisher").await?;
-        topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
+        let prepared = async {
+            topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
+            publish.publisher().await
+        };
+        let publisher = publish.unless_lost(prepared).await?;
         let consume = Link::open(broker, "worker consumer").await?;
-        let publisher = publish.publisher().await?;
-        let mut channels = Vec::new();
-        let mut received = SelectAll::new();
-        for door in Door::ALL {
-            let limit = match door {
-                Door::Interactive => prefetch.interactive,
-                Door::Bulk => prefetch.bulk,
-                Door::Profile => prefetch.profile,
-            };
-            let channel = consume.connection().create_channel().await?;
-            channel.basic_qos(limit, BasicQosOptions::default()).await?;
-            let consumer = channel
-                .basic_consume(
-                    broker.names.queue(door).as_str().into(),
-                    "".into(),
-                    BasicConsumeOptions::default(),
-                    FieldTable::default(),
-                )
-                .await?;
-            channels.push((channel, consumer.tag().to_string()));
-            let items = consumer.map(move |item| Some((door, item.ok()?)));
-            received.push(items.chain(stream::once(async { None })).boxed());
-        }
+        // The broker is there. A message that the client cannot read ends the connection as soon as it
+        // is delivered, until the broker gives it up; long pauses would make everybody wait for that.
+        backoff.reset();
+        let (channels, received) =
+            consume.unless_lost(subscribe(&consume, broker, prefetch)).await?;
         let settler =
             Arc::new(settle::Settler::new(broker.clone(), per_second, publisher, publish));
         Ok(Self { settler, consume, channels, received })
@@ -180,21 +164,59 @@ impl Session {
 
     /// Cancels consuming and returns what the client had fetched ahead.
     async fn stop(mut self) -> Result<(), LinkError> {
-        for (channel, tag) in &self.channels {
-            channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()).await?;
-        }
-        while let Some(item) = self.received.next().await {
-            if let Some((_, received)) = item {
-                let options = BasicNackOptions { requeue: true, multiple: false };
-                received.acker.nack(options).await?;
+        let returned = async {
+            for (channel, tag) in &self.channels {
+                channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()).await?;
             }
-        }
+            while let Some(item) = self.received.next().await {
+                if let Some((_, received)) = item {
+                    let options = BasicNackOptions { requeue: true, multiple: false };
+                    received.acker.nack(options).await?;
+                }
+            }
+            Ok(())
+        };
+        self.consume.unless_lost(returned).await?;
         // A channel that is closed gives back what was delivered on it, so these live as long as
         // there is something to settle.
         let channels = self.channels.into_iter().map(|(channel, _)| channel).collect();
         self.settler.keep(self.consume, channels);
         Ok(())
     }
+}
+
+/// A channel with the tag of the consumer on it, for each door.
+type Channels = Vec<(Channel, String)>;
+
+/// Consumes every door, each on a channel of its own, because prefetch counts by channel.
+async fn subscribe(
+    link: &Link,
+    broker: &Broker,
+    prefetch: Prefetch,
+) -> Result<(Channels, SelectAll<stream::BoxStream<'static, Item>>), LinkError> {
+    let mut channels = Vec::new();
+    let mut received = SelectAll::new();
+    for door in Door::ALL {
+        let limit = match door {
+            Door::Interactive => prefetch.interactive,
+            Door::Bulk => prefetch.bulk,
+            Door::Profile => prefetch.profile,
+        };
+        let channel = link.connection().create_channel().await?;
+        channel.basic_qos(limit, BasicQosOptions::default()).await?;
+        let consumer = channel
+            .basic_consume(
+                broker.names.queue(door).as_str().into(),
+                "".into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await?;
+        channels.push((channel, consumer.tag().to_string()));
+        let items = consumer.map(move |item| Some((door, item.ok()?)));
+        received.push(items.chain(stream::once(async { None })).boxed());
+    }
+    Ok((channels, received))
 }
 
 /// Reads what was received, and hands it out or puts it aside.

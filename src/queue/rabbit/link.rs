@@ -85,6 +85,19 @@ impl Link {
         Ok(Publisher::new(channel, self.state.clone()))
     }
 
+    /// Does what needs this connection, unless it is lost meanwhile. The client leaves unanswered what
+    /// it is asked after that, so whoever waits for it alone would wait for ever.
+    pub(super) async fn unless_lost<T>(
+        &self,
+        work: impl Future<Output = Result<T, LinkError>>,
+    ) -> Result<T, LinkError> {
+        let mut state = self.state.subscribe();
+        tokio::select! {
+            done = work => done,
+            _ = state.wait_for(|state| *state == State::Lost) => Err(LinkError::Lost),
+        }
+    }
+
     pub(super) async fn close(&self) {
         let _ = self.connection.close(200, "done".into()).await;
     }
