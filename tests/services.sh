@@ -174,10 +174,11 @@ store_install() {
 }
 
 store_start() {
-    # The server sets a whole log file aside at once, 2 GB unless told otherwise.
+    # A majority write must survive the kill that tests stop it with: MongoDB's journal does that by
+    # itself, here it has to be asked for. The server sets a whole log file aside at once, 2 GB unless told otherwise.
     alive store || launch store "$venv/bin/secantusd-rs" --config "$services/store.toml" \
         --host 127.0.0.1 --port $((ports + 3)) --storage-path "$services/store" \
-        --log-level WARNING --log-file-max 64MB --cache-size 256MB
+        --log-level WARNING --sync-on-commit --log-file-max 64MB --cache-size 256MB
     await_port store $((ports + 3))
 }
 
