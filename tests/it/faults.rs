@@ -4,8 +4,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
-use lapin::types::FieldTable;
+use lapin::options::QueueDeleteOptions;
 use muster::app::App;
 use muster::signup::Clock;
 use tokio::sync::oneshot;
@@ -13,7 +12,6 @@ use tokio::sync::oneshot;
 use crate::flow::five_requests;
 use crate::support::Rig;
 use crate::support::broker::{Broker, rabbitmqctl};
-use crate::support::ledger::users_in;
 use crate::support::muster::eventually;
 
 /// Far less than the deadline in these tests, and enough for a machine that is busy.
@@ -23,26 +21,6 @@ const LONG: (&str, &str) = ("MUSTER_FRONT_DEADLINE", "60s");
 /// Long enough to hold a worker at a call to the store while the test does something else.
 const HELD: (&str, &str) = ("MUSTER_STORE_TIMEOUT", "4s");
 
-/// Breaks something while clients are at work. Before and after it they get on.
-async fn under_load(mut rig: Rig, fault: impl AsyncFnOnce(&mut Rig)) {
-    let ledger = rig.ledger.clone();
-    let load = ledger.drive(&rig.addresses, 8);
-    ledger.goes_on(20).await;
-    fault(&mut rig).await;
-    ledger.goes_on(20).await;
-    load.finish().await;
-    rig.settle().await.assert_kept();
-}
-
-async fn waiting_in_queue(rig: &Rig, door: &str) -> u32 {
-    let broker = Broker::connect().await;
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let name = format!("{}.{door}", rig.setup.namespace());
-    let queue =
-        broker.channel.queue_declare(name.as_str().into(), options, FieldTable::default()).await;
-    queue.unwrap().message_count()
-}
-
 #[tokio::test]
 async fn a_cut_between_front_and_broker_ends_every_waiting_call_at_once() {
     let Some(mut rig) = Rig::new(1, 2, &[LONG]).await else { return };
@@ -50,7 +28,7 @@ async fn a_cut_between_front_and_broker_ends_every_waiting_call_at_once() {
     let asked: Vec<_> = (0..20).map(|_| ledger.registration()).collect();
     let waiting = join_all(asked.iter().map(|asked| ledger.ask(&client, asked)));
     let cut = async {
-        eventually("all to wait", async || waiting_in_queue(&rig, "interactive").await == 20).await;
+        eventually("all to wait", async || rig.messages("interactive").await == 20).await;
         rig.fronts[0].broker.cut();
         Instant::now()
     };
@@ -117,28 +95,28 @@ async fn a_cut_between_worker_and_broker_after_the_insert_is_a_replay() {
 
 #[tokio::test]
 async fn an_insert_that_never_arrived_is_told_in_time_and_can_be_repeated() {
-    let Some(mut rig) = Rig::new(1, 1, &[LONG]).await else { return };
-    rig.workers[0].start().await;
+    let Some(mut rig) = Rig::new(1, 2, &[LONG]).await else { return };
     let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-    for cut_too in [false, true] {
+    for (n, cut_too) in [false, true].into_iter().enumerate() {
+        rig.workers[n].start().await;
         let asked = ledger.registration_without_key();
-        rig.workers[0].store.stall();
+        rig.workers[n].store.stall();
         let started = Instant::now();
         let cut = async {
-            rig.workers[0].says("hashing").await;
+            rig.workers[n].says("hashing").await;
             if cut_too {
-                rig.workers[0].store.cut();
+                rig.workers[n].store.cut();
             }
         };
         let (answer, ()) = tokio::join!(ledger.ask(&client, &asked), cut);
         assert_eq!(answer.unwrap().status, 500);
         assert!(started.elapsed() < AT_ONCE);
-        rig.workers[0].store.cut();
-        rig.workers[0].store.heal();
-        assert!(
-            !users_in(&rig.setup.environment["MUSTER_STORE"]).await.contains_key(&asked.username)
-        );
+        rig.workers[n].kill().await;
+        assert!(!rig.users().await.contains_key(&asked.username));
+        rig.workers[n].store.cut();
+        rig.workers[n].store.heal();
     }
+    rig.workers[0].start().await;
     rig.settle().await.assert_kept();
 }
 
@@ -151,7 +129,7 @@ async fn an_insert_whose_answer_was_lost_is_found_by_whoever_repeats_it() {
     rig.workers[0].store.mute();
     let answer = ledger.ask(&client, &asked).await.unwrap();
     assert_eq!(answer.status, 500);
-    let users = users_in(&rig.setup.environment["MUSTER_STORE"]).await;
+    let users = rig.users().await;
     assert!(users.contains_key(&asked.username), "it was written all the same");
     rig.workers[0].store.heal();
     let key = answer.header("idempotency-key").unwrap();
@@ -167,7 +145,7 @@ async fn an_insert_whose_answer_was_lost_is_found_by_whoever_repeats_it() {
 #[tokio::test]
 async fn a_silent_wire_between_front_and_broker_is_given_up() {
     let Some(rig) = Rig::running(&[LONG]).await else { return };
-    under_load(rig, async |rig| {
+    rig.under_load(async |rig| {
         rig.fronts[0].broker.stall();
         rig.fronts[0].is_ready(false).await;
         rig.fronts[0].broker.heal();
@@ -179,7 +157,7 @@ async fn a_silent_wire_between_front_and_broker_is_given_up() {
 #[tokio::test]
 async fn what_a_worker_on_a_silent_wire_holds_another_does() {
     let Some(rig) = Rig::running(&[LONG]).await else { return };
-    under_load(rig, async |rig| {
+    rig.under_load(async |rig| {
         rig.workers[0].broker.stall();
         rig.workers[0].is_ready(false).await;
         rig.ledger.goes_on(20).await;
@@ -192,7 +170,7 @@ async fn what_a_worker_on_a_silent_wire_holds_another_does() {
 #[tokio::test]
 async fn a_worker_whose_store_is_silent_says_so_and_another_does_it() {
     let Some(rig) = Rig::running(&[LONG]).await else { return };
-    under_load(rig, async |rig| {
+    rig.under_load(async |rig| {
         rig.workers[0].store.stall();
         rig.workers[0].says("the store did not answer in time").await;
         rig.ledger.goes_on(20).await;
@@ -229,7 +207,7 @@ async fn a_store_that_is_away_is_told_by_every_contract_in_time() {
 #[tokio::test]
 async fn a_queue_that_is_deleted_is_made_again() {
     let Some(rig) = Rig::running(&[LONG]).await else { return };
-    under_load(rig, async |rig| {
+    rig.under_load(async |rig| {
         let broker = Broker::connect().await;
         for door in ["interactive", "profile", "bulk"] {
             let name = format!("{}.{door}", rig.setup.namespace());
@@ -287,11 +265,11 @@ async fn a_reply_to_a_front_that_is_gone_is_dropped_and_its_message_done() {
     };
     let (answer, ()) = tokio::join!(ledger.ask(&client, &asked), gone);
     assert!(answer.is_none(), "its front is gone");
-    assert!(users_in(&rig.setup.environment["MUSTER_STORE"]).await.contains_key(&asked.username));
+    assert!(rig.users().await.contains_key(&asked.username));
     // Whatever it had not acked would come back now.
     rig.workers[0].kill().await;
     for queue in ["interactive", "dead"] {
-        assert_eq!(waiting_in_queue(&rig, queue).await, 0, "{queue}");
+        assert_eq!(rig.messages(queue).await, 0, "{queue}");
     }
     rig.workers[0].start().await;
     rig.settle().await.assert_kept();
@@ -326,8 +304,8 @@ async fn clocks_that_differ_by_five_minutes_do_no_harm() {
 async fn prefetch_is_the_same_after_a_reconnection() {
     let settings = [("MUSTER_QUEUE_PREFETCH", "7"), LONG];
     let Some(rig) = Rig::running(&settings).await else { return };
-    let consumers = || {
-        let listed = rabbitmqctl(&["-q", "list_consumers", "queue_name", "prefetch_count"])?;
+    let consumers = async || {
+        let listed = rabbitmqctl(&["-q", "list_consumers", "queue_name", "prefetch_count"]).await?;
         let own = listed
             .lines()
             .filter(|line| line.starts_with(rig.setup.namespace()) && !line.contains(".reply."));
@@ -337,7 +315,7 @@ async fn prefetch_is_the_same_after_a_reconnection() {
         own.sort();
         Some(own)
     };
-    let Some(before) = consumers() else { return };
+    let Some(before) = consumers().await else { return };
     let each = [".bulk 7", ".interactive 7", ".profile 64"];
     assert_eq!(before, each.into_iter().flat_map(|line| [line; 2]).collect::<Vec<_>>());
     for worker in &rig.workers {
@@ -347,5 +325,5 @@ async fn prefetch_is_the_same_after_a_reconnection() {
         worker.is_ready(true).await;
     }
     // The broker may list what it lost for a moment longer.
-    eventually("the same consumers", async || consumers().unwrap() == before).await;
+    eventually("the same consumers", async || consumers().await.unwrap() == before).await;
 }

@@ -1,8 +1,5 @@
 //! The broker as another system sees it: raw messages, published and fetched without muster's help.
 
-use std::env;
-use std::process::Command;
-
 use lapin::message::{BasicGetMessage, Delivery};
 use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
@@ -13,7 +10,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use serde_json::Value;
 
 use super::muster::eventually;
-use super::services::amqp_url;
+use super::services::{amqp_url, command};
 
 /// A connection of another system's.
 pub struct Broker {
@@ -126,12 +123,6 @@ pub fn number_header(properties: &BasicProperties, name: &str) -> Option<i64> {
 
 /// Runs `rabbitmqctl` on the private broker and gives what it printed; nothing where the broker is
 /// not ours to command.
-pub fn rabbitmqctl(arguments: &[&str]) -> Option<String> {
-    let Some(program) = env::var_os("RABBITMQCTL") else {
-        println!("left out: RABBITMQCTL is not set, so the broker cannot be asked");
-        return None;
-    };
-    let done = Command::new(program).args(arguments).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    Some(String::from_utf8(done.stdout).unwrap())
+pub async fn rabbitmqctl(arguments: &[&str]) -> Option<String> {
+    command("RABBITMQCTL", arguments).await
 }

@@ -292,7 +292,7 @@ pub async fn users_in(url: &str) -> HashMap<String, Vec<String>> {
     let client = mongodb::Client::with_uri_str(url).await.unwrap();
     let users = client.default_database().unwrap().collection::<Document>("users");
     let mut found: HashMap<String, Vec<String>> = HashMap::new();
-    let mut cursor = users.find(doc! {}).await.unwrap();
+    let mut cursor = users.find(doc! { "username": { "$exists": true } }).await.unwrap();
     while let Some(user) = cursor.try_next().await.unwrap() {
         let id: ObjectId = user.get_object_id("_id").unwrap();
         found.entry(user.get_str("username").unwrap().to_owned()).or_default().push(id.to_hex());

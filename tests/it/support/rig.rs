@@ -1,8 +1,13 @@
 //! Fronts and workers as processes of their own, each with a wire of its own to the broker and to
 //! the store, and a ledger of what clients are told meanwhile.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+
+use super::broker::Broker;
 use super::ledger::{Figures, Fronts, Ledger, PASSWORD, users_in};
 use super::muster::{SECRET, Setup};
 use super::proxy::Proxy;
@@ -43,6 +48,18 @@ impl Node {
         process.signal("KILL");
         assert!(!process.ended().await.success());
         self.written.push(process.output());
+    }
+
+    /// Asks it to stop; a process that was not well would not end so.
+    pub async fn stop(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.signal("TERM");
+        assert!(process.ended().await.success());
+        self.written.push(process.output());
+    }
+
+    pub fn runs(&self) -> bool {
+        self.process.is_some()
     }
 
     pub fn process(&mut self) -> &mut Muster {
@@ -136,12 +153,38 @@ impl Rig {
         *self.addresses.lock().unwrap() = running.map(Node::client).collect();
     }
 
+    /// Breaks something while clients are at work. Before and after it they get on, and in the end
+    /// everything is as promised.
+    pub async fn under_load(mut self, fault: impl AsyncFnOnce(&mut Self)) {
+        let ledger = self.ledger.clone();
+        let load = ledger.drive(&self.addresses, 8);
+        ledger.goes_on(20).await;
+        fault(&mut self).await;
+        ledger.goes_on(20).await;
+        load.finish().await;
+        self.settle().await.assert_kept();
+    }
+
+    /// The users there are.
+    pub async fn users(&self) -> HashMap<String, Vec<String>> {
+        users_in(&self.setup.environment["MUSTER_STORE"]).await
+    }
+
+    /// Messages in a queue that no worker holds.
+    pub async fn messages(&self, queue: &str) -> u32 {
+        let broker = Broker::connect().await;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let name = format!("{}.{queue}", self.setup.namespace());
+        let table = FieldTable::default();
+        let queue = broker.channel.queue_declare(name.as_str().into(), options, table).await;
+        queue.unwrap().message_count()
+    }
+
     /// Repeats every registration, compares the ledger with the store, and looks for secrets in all
     /// that was written.
     pub async fn settle(&self) -> Figures {
         self.ledger.repeat_all(&self.addresses).await;
-        let mut figures =
-            self.ledger.compare(&users_in(&self.setup.environment["MUSTER_STORE"]).await);
+        let mut figures = self.ledger.compare(&self.users().await);
         for node in self.fronts.iter().chain(&self.workers) {
             figures.wrong.extend(secrets_in(&node.output()));
         }

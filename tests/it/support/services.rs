@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::Write;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Which queue a test runs on.
@@ -67,6 +68,24 @@ fn tell_left_out(name: &str) {
     let test = current.name().unwrap_or("a test");
     let told = format!("left out of {test}: {name} is not set; ./tests/run starts the services\n");
     let _ = std::io::stderr().write_all(told.as_bytes());
+}
+
+/// Runs the program that a variable names, on a private service, and gives what it printed; nothing
+/// where the service is not ours to command.
+pub async fn command(variable: &str, arguments: &[&str]) -> Option<String> {
+    let Some(program) = env::var_os(variable) else {
+        tell_left_out(variable);
+        return None;
+    };
+    let mut command = Command::new(program);
+    // A service that it starts keeps what it inherits open, so nothing is read from a pipe that
+    // would then never end.
+    let printed = tempfile::NamedTempFile::new().unwrap();
+    command.args(arguments).stdin(Stdio::null()).stdout(printed.reopen().unwrap());
+    // Elsewhere, because the wires of this test run on this thread.
+    let status = tokio::task::spawn_blocking(move || command.status()).await.unwrap().unwrap();
+    assert!(status.success(), "{variable} {arguments:?}");
+    Some(std::fs::read_to_string(printed.path()).unwrap())
 }
 
 /// The URL of one database of the server.
