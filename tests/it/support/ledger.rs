@@ -297,5 +297,8 @@ pub async fn users_in(url: &str) -> HashMap<String, Vec<String>> {
         let id: ObjectId = user.get_object_id("_id").unwrap();
         found.entry(user.get_str("username").unwrap().to_owned()).or_default().push(id.to_hex());
     }
+    drop(cursor);
+    // What the driver does in the background would complain about a runtime that ends before it.
+    client.shutdown().await;
     found
 }

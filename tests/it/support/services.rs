@@ -83,7 +83,9 @@ pub async fn command(variable: &str, arguments: &[&str]) -> Option<String> {
     let printed = tempfile::NamedTempFile::new().unwrap();
     command.args(arguments).stdin(Stdio::null()).stdout(printed.reopen().unwrap());
     // Elsewhere, because the wires of this test run on this thread.
-    let status = tokio::task::spawn_blocking(move || command.status()).await.unwrap().unwrap();
+    let (done, status) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || done.send(command.status().unwrap()));
+    let status = status.await.unwrap();
     assert!(status.success(), "{variable} {arguments:?}");
     Some(std::fs::read_to_string(printed.path()).unwrap())
 }
