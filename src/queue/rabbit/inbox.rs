@@ -113,7 +113,7 @@ impl Session {
             publish.publisher().await
         };
         let publisher = publish.unless_lost(prepared).await?;
-        let consume = Link::open(broker, "worker consumer").await?;
+        let consume = Link::open_to_strangers(broker, "worker consumer").await?;
         // The broker is there. A message that the client cannot read ends the connection as soon as it
         // is delivered, until the broker gives it up; long pauses would make everybody wait for that.
         backoff.reset();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
+use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, ErrorKind, Event};
 use tokio::sync::watch;
 
@@ -12,6 +13,11 @@ use super::publisher::Publisher;
 
 /// A broker that accepts a connection and then says nothing is given up after this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest frame in bytes where only muster's own messages go; longer ones take several. The client
+/// sets dozens of frames aside for each connection: at its default of 128 KiB that is 8 MiB, for
+/// messages of one.
+const OWN_FRAME_MAX: u32 = 32 << 10;
 
 /// AMQP's reply codes for a wrong password, and for a vhost that is not there or not this user's.
 const ACCESS_REFUSED: u16 = 403;
@@ -33,11 +39,27 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Connects; `purpose` tells the connections apart in the broker's listings.
+    /// Connects for messages of muster's own; `purpose` tells the connections apart in the broker's
+    /// listings.
     pub(super) async fn open(broker: &Broker, purpose: &str) -> Result<Self, LinkError> {
+        let mut uri = broker.uri.clone();
+        uri.query.frame_max.get_or_insert(OWN_FRAME_MAX);
+        Self::connect(uri, purpose).await
+    }
+
+    /// Connects to consume what strangers publish. Headers come in one frame, so one that is smaller
+    /// than theirs may be would end the connection at every delivery.
+    pub(super) async fn open_to_strangers(
+        broker: &Broker,
+        purpose: &str,
+    ) -> Result<Self, LinkError> {
+        Self::connect(broker.uri.clone(), purpose).await
+    }
+
+    async fn connect(uri: AMQPUri, purpose: &str) -> Result<Self, LinkError> {
         let name = format!("muster {purpose}");
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let connect = Connection::connect_uri(broker.uri.clone(), properties);
+        let connect = Connection::connect_uri(uri, properties);
         let connection = tokio::time::timeout(CONNECT_TIMEOUT, connect)
             .await
             .map_err(|_| LinkError::Silent)??;

@@ -34,11 +34,6 @@ use topology::Names;
 /// How long the start waits to hear whether the broker takes this user.
 const FIRST_TRY: Duration = Duration::from_secs(2);
 
-/// Largest AMQP frame in bytes, unless the URL says otherwise; longer messages take several. The
-/// client sets dozens of them aside for each connection: with its own default of 128 KiB that came to
-/// 16 MiB a process, for messages of one.
-const FRAME_MAX: u32 = 32 << 10;
-
 /// Seconds after which a silent connection counts as lost, unless the URL says otherwise.
 const HEARTBEAT: u16 = 5;
 
@@ -91,7 +86,6 @@ impl Broker {
             .map_err(|error: String| anyhow::anyhow!(error))
             .context("queue.url (MUSTER_QUEUE): not an AMQP URL")?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        uri.query.frame_max.get_or_insert(FRAME_MAX);
         let address = format!("{}:{}", uri.authority.host, uri.authority.port);
         let names = Names::new(&settings.namespace);
         let sealer = settings.seal_to.map(Sealer::new);
