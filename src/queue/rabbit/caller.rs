@@ -322,9 +322,14 @@ impl Caller for RabbitCaller {
                     PublishError::NotAccepted => CallError::NotAccepted,
                     PublishError::Unknown => CallError::Unknown,
                 })?;
+            reply.await.map_err(|_| CallError::Unknown)
+        };
+        // A publish on a connection that is gone may never be told so, and whoever repeats the
+        // request here would join it: so the loss ends the whole call, not only the wait for a reply.
+        let answer = async {
             tokio::select! {
                 biased;
-                outcome = reply => outcome.map_err(|_| CallError::Unknown),
+                answer = answer => answer,
                 () = session.lost.cancelled() => Err(CallError::Unknown),
             }
         };

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lapin::options::BasicPublishOptions;
@@ -9,6 +10,9 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::watch;
 
 use super::link::State;
+
+/// Longest wait for a confirm, where no deadline of the caller's ends it sooner.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(15);
 
 /// A channel in confirm mode. Clones are the same channel.
 #[derive(Clone)]
@@ -60,7 +64,14 @@ impl Publisher {
             tokio::spawn(
                 async move { this.confirmed(exchange, routing_key, properties, body).await },
             );
-        published.await.unwrap_or(Err(PublishError::Unknown))
+        let mut state = self.0.state.subscribe();
+        // The client does not always tell those who wait that their connection is gone.
+        tokio::select! {
+            biased;
+            published = published => published.unwrap_or(Err(PublishError::Unknown)),
+            _ = state.wait_for(|state| *state == State::Lost) => Err(PublishError::Unknown),
+            () = tokio::time::sleep(CONFIRM_WITHIN) => Err(PublishError::Unknown),
+        }
     }
 
     async fn confirmed(

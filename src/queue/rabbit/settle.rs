@@ -9,6 +9,7 @@ use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::{Acker, BasicProperties, Channel};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::Broker;
 use super::link::{Link, State};
@@ -19,6 +20,8 @@ use crate::queue::seal;
 use crate::queue::{Door, Kind, Message, PerSecond, Reason, Settle};
 use crate::signup::{MessageId, Outcome};
 
+/// Longest wait for an ack to be written: on a connection that is gone it may never be answered.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
 /// Between two attempts to put a message aside.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -110,8 +113,10 @@ impl Settler {
 /// An ack that cannot be written means a lost connection: the broker delivers anew, and the
 /// registration is recognised by its id.
 async fn ack(acker: &Acker) {
-    if let Err(error) = acker.ack(BasicAckOptions::default()).await {
-        tracing::debug!(%error, "an ack was not written");
+    match timeout(WRITTEN_WITHIN, acker.ack(BasicAckOptions::default())).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "an ack was not written"),
+        Err(_) => tracing::debug!("an ack was not written in time"),
     }
 }
 
