@@ -8,6 +8,7 @@ use bytes::Bytes;
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use super::link::State;
 
@@ -45,6 +46,13 @@ impl Publisher {
     /// Whether the broker reads what is published now.
     pub(super) fn is_open(&self) -> bool {
         *self.0.state.borrow() == State::Open && self.0.channel.status().connected()
+    }
+
+    /// Waits while an alarm keeps the broker from reading, until `until` at most. For what must not
+    /// be refused merely because it came at a bad moment.
+    pub(super) async fn unblocked(&self, until: Instant) {
+        let mut state = self.0.state.subscribe();
+        let _ = timeout_at(until, state.wait_for(|state| *state != State::Blocked)).await;
     }
 
     /// Publishes and waits for the confirm. Runs to its end even when the caller gives up, because

@@ -9,7 +9,7 @@ use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::{Acker, BasicProperties, Channel};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Broker;
 use super::link::{Link, State};
@@ -22,6 +22,8 @@ use crate::signup::{MessageId, Outcome};
 
 /// Longest wait for an ack to be written: on a connection that is gone it may never be answered.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
+/// How long a reply waits for an alarm to end where no deadline says.
+const ALARM_WITHIN: Duration = Duration::from_secs(30);
 /// Between two attempts to put a message aside.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -136,6 +138,9 @@ impl RabbitHandle {
 impl Settle for RabbitHandle {
     async fn reply(self: Box<Self>, message: Message, outcome: Outcome) {
         if let Some(reply_to) = message.unsettled.reply_to.clone() {
+            // The outcome is known and somebody waits for it: an alarm delays it, and no more.
+            let until = message.expires.unwrap_or_else(|| Instant::now() + ALARM_WITHIN);
+            self.settler.publisher.unblocked(until).await;
             let body = serde_json::to_vec(&outcome).expect("an outcome is JSON");
             let properties = properties::of_reply(&message, (self.settler.per_second)());
             let sent = self.settler.publisher.publish("", reply_to, properties, body.into()).await;
