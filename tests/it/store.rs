@@ -191,6 +191,34 @@ async fn five_hundred_inserts_at_once_are_all_answered_and_all_there() {
     .await;
 }
 
+/// Inserts that come together may be written together; still each fares as if it were alone.
+#[tokio::test]
+async fn inserts_side_by_side_do_not_touch_each_other() {
+    on_both(async |setup| {
+        let store = open(&setup).await;
+        let mark = unique("");
+        let email = |n: usize| format!("{n}{mark}@b.co");
+        store.insert(record(None, Some(&email(0)))).await.unwrap();
+        // Every address comes three times; the first of them was there before.
+        let records: Vec<_> = (0..300).map(|n| record(None, Some(&email(n % 100)))).collect();
+        let results = join_all(records.iter().map(|record| store.insert(record.clone()))).await;
+        let mut made = vec![0; 100];
+        for (n, (record, result)) in records.iter().zip(results).enumerate() {
+            let there = store.registered(&record.registration_id).await.unwrap();
+            match result.unwrap() {
+                Inserted::Done => {
+                    made[n % 100] += 1;
+                    assert_eq!(there.as_ref(), Some(record));
+                }
+                Inserted::Taken => assert_eq!(there, None),
+            }
+        }
+        assert_eq!(made[0], 0);
+        assert!(made[1..].iter().all(|made| *made == 1), "{made:?}");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn users_stay() {
     on_both(async |setup| {

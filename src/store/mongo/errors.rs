@@ -1,8 +1,8 @@
 //! What the server's error codes mean here.
 
-use mongodb::error::{Error, ErrorKind, WriteFailure};
+use mongodb::error::{Error, ErrorKind};
 
-use crate::store::PrepareError;
+use crate::store::{Inserted, PrepareError, StoreError};
 
 /// A unique index refused a write.
 const DUPLICATE_KEY: i32 = 11000;
@@ -11,13 +11,31 @@ const INDEX_CONFLICTS: [i32; 2] = [85, 86];
 /// The user may not, or is not who it says.
 const REFUSED: [i32; 2] = [13, 18];
 
-/// Whether a unique index refused the write. Which one is not read from the error, because servers
-/// disagree on how they say it.
-pub(super) fn is_duplicate(error: &Error) -> bool {
-    matches!(
-        error.kind.as_ref(),
-        ErrorKind::Write(WriteFailure::WriteError(error)) if error.code == DUPLICATE_KEY
-    )
+/// How each document of an unordered insert fared. Which index refused one is not read from the
+/// error, because servers disagree on how they say it.
+pub(super) fn of_batch(error: &Error, count: usize) -> Vec<Result<Inserted, StoreError>> {
+    let ErrorKind::InsertMany(told) = error.kind.as_ref() else {
+        tracing::warn!(%error, documents = count, "the store failed to insert");
+        return vec![Err(StoreError); count];
+    };
+    let written = match &told.write_concern_error {
+        None => Ok(Inserted::Done),
+        // What was not refused is written somewhere, and nobody knows whether to stay.
+        Some(_) => Err(StoreError),
+    };
+    let mut results = vec![written; count];
+    for refused in told.write_errors.iter().flatten() {
+        if let Some(result) = results.get_mut(refused.index) {
+            *result = match refused.code {
+                DUPLICATE_KEY => Ok(Inserted::Taken),
+                _ => Err(StoreError),
+            };
+        }
+    }
+    if results.iter().any(Result::is_err) {
+        tracing::warn!(%error, documents = count, "the store failed to insert some of a batch");
+    }
+    results
 }
 
 /// Whether start-up can wait for it to go away.

@@ -5,6 +5,7 @@
 
 mod errors;
 mod indexes;
+mod writer;
 
 use std::future::Future;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use super::document::Document;
 use super::{Inserted, PrepareError, Store, StoreError, Taken};
 use crate::config;
 use crate::signup::{Record, RegistrationId, User, UserId};
+use writer::Writer;
 
 /// The collection all contracts share.
 const COLLECTION: &str = "users";
@@ -32,6 +34,7 @@ const POOL: u32 = 64;
 /// The MongoDB store.
 pub struct Mongo {
     users: Collection<Document>,
+    writer: Writer,
     timeout: Duration,
     address: String,
 }
@@ -63,7 +66,8 @@ impl Mongo {
         let users = client
             .database(database.as_deref().unwrap_or(&settings.database))
             .collection_with_options(COLLECTION, concerns);
-        Ok(Self { users, timeout: settings.timeout, address: hosts.join(", ") })
+        let writer = Writer::start(&users, settings.timeout);
+        Ok(Self { users, writer, timeout: settings.timeout, address: hosts.join(", ") })
     }
 
     /// Runs a call to its end, waiting for it no longer than the time-out.
@@ -154,14 +158,8 @@ impl Store for Mongo {
     }
 
     async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
-        let users = self.users.clone();
-        let document = Document::from(record);
-        let inserted = self.run("insert", async move { users.insert_one(document).await }).await;
-        match inserted {
-            Ok(_) => Ok(Inserted::Done),
-            Err(CallFailed::Driver(error)) if errors::is_duplicate(&error) => Ok(Inserted::Taken),
-            Err(failed) => Err(failed.told()),
-        }
+        let inserted = self.writer.insert(Document::from(record));
+        tokio::time::timeout(self.timeout, inserted).await.unwrap_or(Err(StoreError))
     }
 
     async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError> {
