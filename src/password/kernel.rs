@@ -115,7 +115,7 @@ pub fn time_of(kernel: Kernel, lanes: &mut Lanes, cost: u32) -> Duration {
     processor_time().saturating_sub(started)
 }
 
-fn processor_time() -> Duration {
+pub(super) fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio::sync::oneshot;
@@ -14,6 +15,10 @@ use super::{Class, HashError};
 const WAITING: usize = 4096;
 /// While both wait, one job in so many is bulk: it comes last, but it always comes.
 const BULK_SHARE: u32 = 8;
+/// Stretch above which threads count as crowded: each gets less than three quarters of a core.
+const CROWDED: f64 = 1.33;
+/// A single batch counts no more than this, so that one that was held up long is forgotten soon.
+const STRETCH_MAX: f64 = 4.0;
 
 /// What a thread takes its batches from.
 #[derive(Default)]
@@ -30,6 +35,11 @@ struct Waiting {
     since_bulk: u32,
     /// Threads that wait for a job.
     idle: usize,
+    /// Threads that do one.
+    busy: usize,
+    /// How much longer batches take than the processor works on them; 1 when every thread has a
+    /// core to itself.
+    stretch: f64,
     closed: bool,
 }
 
@@ -63,18 +73,28 @@ impl Line {
         Ok(())
     }
 
+    /// A thread's batch is done: it took so long, and the processor worked on it for so long.
+    pub(super) fn done(&self, took: Duration, worked: Duration) {
+        let mut waiting = self.lock();
+        waiting.busy -= 1;
+        let seen = took.as_secs_f64() / worked.as_secs_f64().max(1e-6);
+        waiting.stretch += (seen.min(STRETCH_MAX) - waiting.stretch) / 8.0;
+    }
+
     /// Lets the threads end once the line is empty.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.arrived.notify_all();
     }
 
-    /// The next batch, of at most `width` jobs. `None` when the line is closed.
+    /// The next batch, of at most `width` jobs, for a thread that has nothing to do. `None` when the
+    /// line is closed.
     pub(super) fn next(&self, width: usize) -> Option<Vec<Job>> {
         let mut waiting = self.lock();
         loop {
             let batch = waiting.take(width);
             if !batch.is_empty() {
+                waiting.busy += 1;
                 return Some(batch);
             }
             if waiting.closed {
@@ -88,9 +108,17 @@ impl Line {
 }
 
 impl Waiting {
-    /// A free thread's share of what waits.
+    /// A free thread's share of what waits. Where threads do not get a core to themselves, spreading
+    /// jobs over them would only make batches that cost more and end no sooner: then one thread after
+    /// the other takes all, and a further one only a full batch.
     fn take(&mut self, width: usize) -> Vec<Job> {
-        let share = (self.interactive.len() + self.bulk.len()).div_ceil(self.idle + 1).min(width);
+        let jobs = self.interactive.len() + self.bulk.len();
+        let crowded = self.stretch > CROWDED;
+        if crowded && self.busy > 0 && jobs < width {
+            return Vec::new();
+        }
+        let sharers = if crowded { 1 } else { self.idle + 1 };
+        let share = jobs.div_ceil(sharers).min(width);
         let mut batch = Vec::with_capacity(share);
         while batch.len() < share
             && let Some((job, class)) = self.pop()
@@ -178,6 +206,34 @@ mod tests {
         let _wanted: Vec<_> = (0..9).map(|_| job(Class::Interactive, &mut waiting)).collect();
         assert_eq!(waiting.take(6).len(), 6);
         assert_eq!(waiting.take(6).len(), 3, "no waiting for more");
+    }
+
+    #[test]
+    fn threads_without_cores_of_their_own_share_batches_instead() {
+        let line = Line::default();
+        let mut wanted = Vec::new();
+        let mut arrive =
+            |n| wanted.extend((0..n).map(|_| job(Class::Interactive, &mut line.lock())));
+        for _ in 0..20 {
+            arrive(1);
+            line.next(6).unwrap();
+            line.done(Duration::from_millis(20), Duration::from_millis(10));
+        }
+        line.lock().idle = 1;
+        arrive(5);
+        assert_eq!(line.lock().take(6).len(), 5, "nobody is busy: all that there is");
+        line.lock().busy = 1;
+        arrive(5);
+        assert_eq!(line.lock().take(6).len(), 0, "the busy one takes them next");
+        arrive(1);
+        assert_eq!(line.lock().take(6).len(), 6, "a full batch waits for nobody");
+        arrive(2);
+        line.lock().busy = 20;
+        for _ in 0..20 {
+            line.done(Duration::from_millis(10), Duration::from_millis(10));
+        }
+        line.lock().busy = 1;
+        assert_eq!(line.lock().take(6).len(), 1, "cores are free again: one job each");
     }
 
     #[test]

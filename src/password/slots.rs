@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::batch;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, processor_time};
 use super::lanes::Lanes;
 use super::line::{Job, Line, Task};
 use crate::config;
@@ -181,13 +181,14 @@ impl Counters {
 fn work(line: &Line, usage: &Counters, kernel: Kernel) {
     let mut lanes = Lanes::new();
     while let Some(batch) = line.next(kernel.width()) {
-        let (started, jobs) = (Instant::now(), batch.len());
+        let (started, jobs, before) = (Instant::now(), batch.len(), processor_time());
         let waited: Duration = batch.iter().map(|job| started - job.arrived).sum();
         usage.waited_us.fetch_add(micros(waited), Ordering::Relaxed);
         usage.jobs.fetch_add(jobs as u64, Ordering::Relaxed);
         usage.batches.fetch_add(1, Ordering::Relaxed);
         batch::run(batch, kernel, &mut lanes);
         let worked = started.elapsed();
+        line.done(worked, processor_time().saturating_sub(before));
         usage.worked_us.fetch_add(micros(worked), Ordering::Relaxed);
         if jobs == kernel.width() {
             usage.learn(jobs as f64 / worked.as_secs_f64());
