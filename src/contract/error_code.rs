@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 use super::document::Field;
 use super::rules::{self, Broken};
-use super::{Answer, Contract, Document, Fault, Rendered};
+use super::{Answer, Contract, Document, Fault, Rendered, schema};
 use crate::signup::{Candidate, ContractId, Email, FieldError, User};
 
 pub(super) struct ErrorCode;
 
 /// Shortest password, in code points.
-const PASSWORD_MIN: usize = 10;
+const PASSWORD_MIN: u64 = 10;
 
 impl Contract for ErrorCode {
     fn id(&self) -> ContractId {
@@ -36,6 +36,16 @@ impl Contract for ErrorCode {
                 Err(single.chain(password.err().into_iter().flatten()).collect())
             }
         }
+    }
+
+    fn schema(&self) -> Value {
+        let classes = " Among them an upper-case letter, a digit and a symbol.";
+        let fields = json!({
+            "username": schema::username(),
+            "email": schema::email(),
+            "password": schema::password(PASSWORD_MIN, classes),
+        });
+        schema::document(self.id().as_str(), fields, &["username", "email", "password"])
     }
 
     fn write(&self, candidate: &Candidate) -> Value {
@@ -128,7 +138,7 @@ fn check_password(field: &Field) -> Result<SecretString, Vec<FieldError>> {
     };
     let checks = [
         (
-            password.chars().count() >= PASSWORD_MIN,
+            password.chars().count() as u64 >= PASSWORD_MIN,
             "INVALID_LENGTH",
             "Password must be at least 10 characters",
         ),

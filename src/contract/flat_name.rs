@@ -5,8 +5,8 @@ use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 
 use super::document::{Document, Field};
-use super::names::{Fields, Spelling, Texts};
-use super::{Answer, Contract, Fault, Rendered};
+use super::names::{Fields, PASSWORD_MIN, Spelling, Texts};
+use super::{Answer, Contract, Fault, Rendered, schema};
 use crate::signup::{Candidate, ContractId, Email, FieldError, User};
 
 pub(super) struct FlatName {
@@ -58,6 +58,16 @@ impl Contract for FlatName {
             **address = address.to_lowercase();
         }
         fields.check(self.id(), NAME_MIN, &TEXTS)
+    }
+
+    fn schema(&self) -> Value {
+        let fields = json!({
+            "firstname": schema::name(NAME_MIN),
+            "lastname": schema::optional_name(NAME_MIN),
+            "email": schema::email(),
+            "password": schema::password(PASSWORD_MIN, ""),
+        });
+        schema::document(self.id().as_str(), fields, &["firstname", "email", "password"])
     }
 
     fn write(&self, candidate: &Candidate) -> Value {

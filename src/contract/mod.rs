@@ -13,6 +13,7 @@ mod nested_name;
 pub mod problem;
 mod register;
 pub mod rules;
+pub mod schema;
 mod username;
 
 pub use answer::{Answer, Fault, Rendered};
@@ -33,6 +34,10 @@ pub trait Contract: Sync {
     /// Picks the fields it knows out of a document and applies its rules: one error a field, in
     /// the contract's order.
     fn check(&self, document: &Document<'_>) -> Result<Candidate, Vec<FieldError>>;
+
+    /// The document as a JSON Schema, its password in clear. MUST accept whatever `check` accepts,
+    /// as long as texts are in NFC.
+    fn schema(&self) -> Value;
 
     /// Writes the document anew from a candidate: only the fields the contract knows, so that
     /// nothing else a client sent travels on.

@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 
 use super::document::{Document, Field, Nested};
 use super::rules::Broken;
-use super::{Answer, Rendered, rules};
+use super::{Answer, Rendered, rules, schema};
 use crate::signup::{Candidate, ContractId, Email, FieldError, FullName, User};
 
 /// Shortest name, in code points.
 const NAME_MIN: u64 = 3;
 /// Shortest password, in code points.
-const PASSWORD_MIN: u64 = 6;
+pub(super) const PASSWORD_MIN: u64 = 6;
 
 /// How a contract spells its fields.
 pub(super) struct Texts {
@@ -116,6 +116,20 @@ pub(super) fn check_nested(
     texts: &Texts,
 ) -> Result<Candidate, Vec<FieldError>> {
     fields.check(contract, NAME_MIN, texts)
+}
+
+/// Describes the nested form.
+pub(super) fn nested_schema(contract: ContractId) -> Value {
+    let name = json!({
+        "firstname": schema::name(NAME_MIN),
+        "lastname": schema::optional_name(NAME_MIN),
+    });
+    let fields = json!({
+        "fullname": { "type": "object", "properties": name, "required": ["firstname"] },
+        "email": schema::email(),
+        "password": schema::password(PASSWORD_MIN, ""),
+    });
+    schema::document(contract.as_str(), fields, &["fullname", "email", "password"])
 }
 
 /// Writes the nested form.

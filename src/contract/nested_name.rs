@@ -37,6 +37,10 @@ impl Contract for NestedName {
         names::check_nested(&Fields::nested(document), self.id(), &TEXTS)
     }
 
+    fn schema(&self) -> Value {
+        names::nested_schema(self.id())
+    }
+
     fn write(&self, candidate: &Candidate) -> Value {
         names::write_nested(candidate)
     }

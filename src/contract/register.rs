@@ -47,6 +47,10 @@ impl Contract for Register {
         names::check_nested(&fields, self.id(), &TEXTS)
     }
 
+    fn schema(&self) -> Value {
+        names::nested_schema(self.id())
+    }
+
     fn write(&self, candidate: &Candidate) -> Value {
         names::write_nested(candidate)
     }

@@ -4,6 +4,7 @@
 //! the HTML5 address.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use secrecy::SecretString;
 use unicode_normalization::UnicodeNormalization;
@@ -19,6 +20,11 @@ pub const NAME_MAX: u64 = 100;
 pub const USERNAME_MAX: u64 = 64;
 /// Longest password, in bytes: bcrypt reads no further (OpenBSD's `bcrypt(3)`).
 pub const PASSWORD_MAX_BYTES: usize = 72;
+/// Costs of a bcrypt hash that is taken as it comes: below it protects little, above it a single login
+/// would keep a processor busy for seconds.
+pub const HASH_COSTS: RangeInclusive<u32> = 8..=14;
+/// Length of a bcrypt hash, in characters.
+pub const HASH_LENGTH: usize = 60;
 /// Longest address, in bytes (RFC 5321, 4.5.3.1.3 less the angle brackets).
 pub const EMAIL_MAX_BYTES: usize = 254;
 /// Longest local part, in bytes (RFC 5321, 4.5.3.1.1).

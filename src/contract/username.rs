@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::document::Field;
 use super::rules::{self, Broken};
-use super::{Answer, Contract, Document, Rendered};
+use super::{Answer, Contract, Document, Rendered, schema};
 use crate::signup::{Candidate, ContractId, Email, FieldError, User};
 
 pub(super) struct Username;
@@ -37,6 +37,15 @@ impl Contract for Username {
             fullname: None,
             password,
         })
+    }
+
+    fn schema(&self) -> Value {
+        let fields = json!({
+            "username": schema::username(),
+            "email": schema::optional_email(),
+            "password": schema::password(PASSWORD_MIN, ""),
+        });
+        schema::document(self.id().as_str(), fields, &["username", "password"])
     }
 
     fn write(&self, candidate: &Candidate) -> Value {

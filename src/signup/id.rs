@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -86,9 +87,9 @@ impl MessageId {
 
 /// The identity of a registration, stored with the user under a unique index: 64 hexadecimal
 /// digits. Equal ids mean the same registration, however often and over whatever it was delivered.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct RegistrationId(String);
+pub struct RegistrationId(#[schemars(regex(pattern = "^[0-9a-f]{64}$"))] String);
 
 impl RegistrationId {
     /// The identity of what `producer` (the broker-validated `user_id`, empty for the front end)

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Candidate, ContractId, Email, Millis, RegistrationId};
@@ -49,8 +50,22 @@ impl<'de> Deserialize<'de> for UserId {
     }
 }
 
+impl JsonSchema for UserId {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "UserId".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": "^[0-9a-f]{24}$",
+            "description": "A user's id: 24 hexadecimal digits.",
+        })
+    }
+}
+
 /// First and last name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FullName {
     /// Always there where a contract has names.
     pub firstname: String,
@@ -60,7 +75,7 @@ pub struct FullName {
 }
 
 /// What may be shown of a user. Holds neither the password nor its hash.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct User {
     /// The user's id.
@@ -77,9 +92,9 @@ pub struct User {
     /// Where the contract has names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fullname: Option<FullName>,
-    /// When the user was registered.
+    /// When the user was registered, in milliseconds since 1970.
     pub created_at: Millis,
-    /// When the user was last changed.
+    /// When the user was last changed, in milliseconds since 1970.
     pub updated_at: Millis,
 }
 
