@@ -121,12 +121,25 @@ pub struct Queue {
     pub dead_retention: Duration,
     /// Names of foreign reply queues begin so; empty allows none.
     pub reply_prefix: String,
+    /// Whose outcomes are announced as events.
+    pub events: Events,
     /// The public key to seal passwords with; none: they travel in clear.
     pub seal_to: Option<[u8; 32]>,
     /// Private keys to open sealed passwords with, 32 bytes each.
     pub seal_keys: Vec<SecretSlice<u8>>,
     /// Whether a clear password that comes from the broker is refused.
     pub require_sealed: bool,
+}
+
+/// Whose outcomes are announced as events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Events {
+    /// Every user who was registered, and bulk registrations that were refused and told to nobody.
+    All,
+    /// The same, of the bulk door alone.
+    Bulk,
+    /// Nobody's.
+    None,
 }
 
 /// Which queue.

@@ -12,8 +12,8 @@ use zeroize::Zeroizing;
 
 use super::layers::{Layers, is_secret, long_name};
 use super::{
-    Front, Log, Mount, Password, Problems, Queue, QueueUrl, Role, Settings, Store, StoreUrl, Token,
-    without_password,
+    Events, Front, Log, Mount, Password, Problems, Queue, QueueUrl, Role, Settings, Store,
+    StoreUrl, Token, without_password,
 };
 use crate::signup::ContractId;
 
@@ -160,6 +160,10 @@ impl Reader<'_> {
                 "a prefix that matches no name of muster's own wanted",
             );
         }
+        let events = self.choice(
+            "queue.events",
+            &[("all", Events::All), ("bulk", Events::Bulk), ("none", Events::None)],
+        );
         let seal_to = self.text("queue.seal_to");
         let seal_to = if seal_to.is_empty() {
             Some(None)
@@ -180,6 +184,7 @@ impl Reader<'_> {
             retry_delays: retry_delays?,
             dead_retention: dead_retention?,
             reply_prefix,
+            events: events?,
             seal_to: seal_to?.map(|key| *key),
             seal_keys: seal_keys?.iter().map(|key| key.to_vec().into()).collect(),
             require_sealed,

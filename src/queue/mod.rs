@@ -5,6 +5,7 @@
 
 mod age;
 pub mod dead;
+pub mod event;
 pub mod local;
 pub mod message;
 pub mod rabbit;

@@ -5,6 +5,7 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::Broker;
+use super::header;
 use super::properties::{self, Headers};
 use super::topology::Names;
 use crate::contract::Document;
@@ -26,7 +27,7 @@ pub(super) fn read(delivery: &Delivery, broker: &Broker) -> (Letter, Result<Mess
         _ if delivery.data.is_empty() => Err(Obstacle::NoBody),
         _ if elsewhere => Err(Obstacle::OtherAccount),
         Err(_) => Err(Obstacle::Unreadable),
-        Ok(message) => obstacle(&message.body, headers.flag("password-removed")).map_or_else(
+        Ok(message) => obstacle(&message.body, headers.flag(header::PASSWORD_REMOVED)).map_or_else(
             || Ok(Message { unsettled: Unsettled::default(), ..message.clone() }),
             Err,
         ),
@@ -35,11 +36,11 @@ pub(super) fn read(delivery: &Delivery, broker: &Broker) -> (Letter, Result<Mess
         id: properties.message_id().as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
         reason: match &death {
             Some(death) => reason(death.reason),
-            None => reason(headers.text("reason").unwrap_or_default()),
+            None => reason(headers.text(header::REASON).unwrap_or_default()),
         },
         detail: match &death {
             Some(_) => message.as_ref().err().map(|what| (*what).to_owned()),
-            None => headers.text("detail").map(str::to_owned),
+            None => headers.text(header::DETAIL).map(str::to_owned),
         },
         died: match &death {
             Some(death) => death.time,
@@ -47,9 +48,9 @@ pub(super) fn read(delivery: &Delivery, broker: &Broker) -> (Letter, Result<Mess
         },
         door: match &death {
             Some(death) => death.door,
-            None => headers.text("door").and_then(door),
+            None => headers.text(header::DOOR).and_then(door),
         },
-        contract: headers.text("contract").and_then(|contract| contract.parse().ok()),
+        contract: headers.text(header::CONTRACT).and_then(|contract| contract.parse().ok()),
         producer: message.as_ref().map_or_else(|_| String::new(), |read| read.producer.clone()),
         attempt: message.as_ref().map_or(0, |read| read.attempt),
         body: shown(&delivery.data),

@@ -7,6 +7,8 @@
 
 mod caller;
 mod dead;
+mod events;
+mod header;
 mod inbox;
 mod letter;
 mod link;

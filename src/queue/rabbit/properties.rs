@@ -8,24 +8,26 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 use tokio::time::Instant;
 
-use super::Broker;
+use super::{Broker, header};
 use crate::queue::age::Ages;
+use crate::queue::event::Event;
 use crate::queue::{Call, Door, Kind, Message, Reason, Unsettled};
-use crate::signup::MessageId;
+use crate::signup::{MessageId, Millis};
 
 /// How the names of RabbitMQ's direct reply-to pseudo-queues begin.
-const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
+pub(super) const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
 /// Written to a broker's disk.
-const PERSISTENT: u8 = 2;
+pub(super) const PERSISTENT: u8 = 2;
 /// Kept in memory only.
-const TRANSIENT: u8 = 1;
+pub(super) const TRANSIENT: u8 = 1;
 /// Longest name of a queue, in bytes: an AMQP short string. A header could hold a longer one.
-const NAME_MAX: usize = 255;
-const JSON: &str = "application/json";
-/// The header that names the key of a sealed password.
-const SEALED: &str = "sealed";
+pub(super) const NAME_MAX: usize = 255;
+pub(super) const JSON: &str = "application/json";
+
+/// The `type` of a reply.
+pub(super) const REPLY: &str = "outcome";
 /// Longest name of a key, in bytes. Ours have 16; a longer one could only be a mistake.
-const KEY_ID_MAX: usize = 64;
+pub(super) const KEY_ID_MAX: usize = 64;
 
 /// The properties of a call that is sent now, its password sealed with the key of this id.
 pub(super) fn of_call(
@@ -39,18 +41,18 @@ pub(super) fn of_call(
     let mut headers = FieldTable::default();
     let mode = match call.kind {
         Kind::Register(contract) => {
-            put_text(&mut headers, "contract", contract.as_str());
+            put_text(&mut headers, header::CONTRACT, contract.as_str());
             PERSISTENT
         }
         Kind::Profile => TRANSIENT,
     };
-    put_number(&mut headers, "deadline-ms", i64::try_from(left).unwrap_or(i64::MAX));
-    put_number(&mut headers, "sent-at-ms", now_ms);
+    put_number(&mut headers, header::DEADLINE, i64::try_from(left).unwrap_or(i64::MAX));
+    put_number(&mut headers, header::SENT_AT, now_ms);
     if let Some(key_id) = sealed {
-        put_text(&mut headers, SEALED, key_id);
+        put_text(&mut headers, header::SEALED, key_id);
     }
     if call.fresh {
-        headers.insert("fresh".into(), AMQPValue::Boolean(true));
+        headers.insert(header::FRESH.into(), AMQPValue::Boolean(true));
     }
     BasicProperties::default()
         .with_type(call.kind.as_str().into())
@@ -66,9 +68,9 @@ pub(super) fn of_call(
 /// The properties of a reply; it tells what its worker can do.
 pub(super) fn of_reply(message: &Message, per_second: f64) -> BasicProperties {
     let mut headers = FieldTable::default();
-    put_number(&mut headers, "per-kilosecond", (per_second * 1e3) as i64);
+    put_number(&mut headers, header::PER_KILOSECOND, (per_second * 1e3) as i64);
     let properties = BasicProperties::default()
-        .with_type("outcome".into())
+        .with_type(REPLY.into())
         .with_content_type(JSON.into())
         .with_delivery_mode(TRANSIENT)
         .with_message_id(message.id.as_str().into())
@@ -79,9 +81,19 @@ pub(super) fn of_reply(message: &Message, per_second: f64) -> BasicProperties {
     }
 }
 
+/// The properties of an event.
+pub(super) fn of_event(event: &Event, now: Millis) -> BasicProperties {
+    BasicProperties::default()
+        .with_type(event.name().into())
+        .with_content_type(JSON.into())
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(event.id().as_str().into())
+        .with_timestamp(u64::try_from(now.seconds()).unwrap_or(0))
+}
+
 /// Registrations a second that the worker of a reply can do.
 pub(super) fn per_second(reply: &BasicProperties) -> Option<f64> {
-    let rate = Headers(reply.headers().as_ref()).number("per-kilosecond")?;
+    let rate = Headers(reply.headers().as_ref()).number(header::PER_KILOSECOND)?;
     (rate > 0).then_some(rate as f64 / 1e3)
 }
 
@@ -90,10 +102,10 @@ pub(super) fn per_second(reply: &BasicProperties) -> Option<f64> {
 pub(super) fn of_retry(message: &Message, attempt: u32, username: &str) -> BasicProperties {
     let mut headers = kept_headers(message, attempt);
     if let Some(key_id) = &message.sealed {
-        put_text(&mut headers, SEALED, key_id);
+        put_text(&mut headers, header::SEALED, key_id);
     }
     if let Some(reply_to) = &message.unsettled.reply_to {
-        put_text(&mut headers, "reply-to", reply_to);
+        put_text(&mut headers, header::REPLY_TO, reply_to);
     }
     let properties = republished(message, headers).with_user_id(username.into());
     match &message.unsettled.correlation_id {
@@ -110,11 +122,11 @@ pub(super) fn of_dead(
     username: &str,
 ) -> BasicProperties {
     let mut headers = kept_headers(message, message.attempt);
-    put_text(&mut headers, "reason", reason.as_str());
-    put_text(&mut headers, "door", message.door.as_str());
-    headers.insert("password-removed".into(), AMQPValue::Boolean(!sealed_stayed));
+    put_text(&mut headers, header::REASON, reason.as_str());
+    put_text(&mut headers, header::DOOR, message.door.as_str());
+    headers.insert(header::PASSWORD_REMOVED.into(), AMQPValue::Boolean(!sealed_stayed));
     if let Some(key_id) = message.sealed.as_ref().filter(|_| sealed_stayed) {
-        put_text(&mut headers, SEALED, key_id);
+        put_text(&mut headers, header::SEALED, key_id);
     }
     republished(message, headers).with_user_id(username.into())
 }
@@ -122,10 +134,10 @@ pub(super) fn of_dead(
 /// The properties of a dead letter whose own cannot be read.
 pub(super) fn of_unreadable(door: Door, what: &str, bytes: usize) -> BasicProperties {
     let mut headers = FieldTable::default();
-    put_text(&mut headers, "reason", Reason::Unreadable.as_str());
-    put_text(&mut headers, "detail", what);
-    put_text(&mut headers, "door", door.as_str());
-    put_number(&mut headers, "body-bytes", i64::try_from(bytes).unwrap_or(i64::MAX));
+    put_text(&mut headers, header::REASON, Reason::Unreadable.as_str());
+    put_text(&mut headers, header::DETAIL, what);
+    put_text(&mut headers, header::DOOR, door.as_str());
+    put_number(&mut headers, header::BODY_BYTES, i64::try_from(bytes).unwrap_or(i64::MAX));
     BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers)
 }
 
@@ -141,11 +153,11 @@ fn republished(message: &Message, headers: FieldTable) -> BasicProperties {
 fn kept_headers(message: &Message, attempt: u32) -> FieldTable {
     let mut headers = FieldTable::default();
     if let Kind::Register(contract) = message.kind {
-        put_text(&mut headers, "contract", contract.as_str());
+        put_text(&mut headers, header::CONTRACT, contract.as_str());
     }
-    put_number(&mut headers, "attempt", i64::from(attempt));
+    put_number(&mut headers, header::ATTEMPT, i64::from(attempt));
     if !message.producer.is_empty() {
-        put_text(&mut headers, "producer", &message.producer);
+        put_text(&mut headers, header::PRODUCER, &message.producer);
     }
     headers
 }
@@ -164,7 +176,7 @@ pub(super) fn read(
 
     let kind = match properties.kind().as_ref().map(|kind| kind.as_str()) {
         Some("register") if door != Door::Profile => {
-            let contract = headers.text("contract").ok_or("no contract header")?;
+            let contract = headers.text(header::CONTRACT).ok_or("no contract header")?;
             Kind::Register(contract.parse().map_err(|_| "unknown contract")?)
         }
         Some("profile") if door == Door::Profile => Kind::Profile,
@@ -176,7 +188,7 @@ pub(super) fn read(
 
     let vouched = |name| headers.text(name).filter(|_| own_user);
     let reply_to = properties.reply_to().as_ref().map(|queue| queue.as_str().to_owned());
-    let reply_to = reply_to.or_else(|| vouched("reply-to").map(str::to_owned));
+    let reply_to = reply_to.or_else(|| vouched(header::REPLY_TO).map(str::to_owned));
     if reply_to.as_ref().is_some_and(|queue| !may_reply_to(queue, broker)) {
         return Err("reply_to is not an allowed queue");
     }
@@ -195,13 +207,13 @@ pub(super) fn read(
         }
     };
     let producer = match properties.user_id().as_ref() {
-        _ if own_user => vouched("producer").unwrap_or_default().to_owned(),
+        _ if own_user => vouched(header::PRODUCER).unwrap_or_default().to_owned(),
         Some(user) => user.as_str().to_owned(),
         None => String::new(),
     };
-    let sealed = match headers.get(SEALED) {
+    let sealed = match headers.get(header::SEALED) {
         None => None,
-        Some(_) => Some(headers.text(SEALED).ok_or("sealed is not a key's id")?),
+        Some(_) => Some(headers.text(header::SEALED).ok_or("sealed is not a key's id")?),
     };
     if sealed.is_some_and(|key_id| key_id.len() > KEY_ID_MAX) {
         return Err("sealed is not a key's id");
@@ -212,7 +224,7 @@ pub(super) fn read(
         kind,
         id,
         producer,
-        fresh: headers.flag("fresh"),
+        fresh: headers.flag(header::FRESH),
         sealed: sealed.map(str::to_owned),
         body: Bytes::copy_from_slice(&delivery.data),
         expires,
@@ -233,17 +245,17 @@ fn expiry(
     broker: &Broker,
     ages: &mut Ages,
 ) -> Instant {
-    let left = headers.number("deadline-ms").and_then(|left| u64::try_from(left).ok());
+    let left = headers.number(header::DEADLINE).and_then(|left| u64::try_from(left).ok());
     let left = Duration::from_millis(left.unwrap_or(ttl_ms).min(ttl_ms));
-    let age = match headers.number("sent-at-ms") {
-        Some(sent) => ages.of(sender, crate::signup::Millis(sent), broker.clock.now()),
+    let age = match headers.number(header::SENT_AT) {
+        Some(sent) => ages.of(sender, Millis(sent), broker.clock.now()),
         None => Duration::ZERO,
     };
     Instant::now() + left.saturating_sub(age)
 }
 
 fn vouched_attempt(headers: &Headers<'_>, own_user: bool) -> u32 {
-    let attempt = headers.number("attempt").filter(|_| own_user);
+    let attempt = headers.number(header::ATTEMPT).filter(|_| own_user);
     attempt.and_then(|attempt| u32::try_from(attempt).ok()).unwrap_or(0)
 }
 

@@ -1,4 +1,4 @@
-//! Publishes with confirm and `mandatory`; nothing here is ever published without.
+//! Publishes with confirm; and `mandatory`, except what is announced to whoever listens.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -25,6 +25,13 @@ struct Inner {
     /// Held while a message gets its number and its place in the line. The client does the one
     /// before the other without a lock between, so two threads could each take the other's confirm.
     order: Mutex<()>,
+}
+
+struct Outgoing {
+    exchange: String,
+    routing_key: String,
+    properties: BasicProperties,
+    body: Bytes,
 }
 
 /// Why a message was not published.
@@ -55,8 +62,12 @@ impl Publisher {
         let _ = timeout_at(until, state.wait_for(|state| *state != State::Blocked)).await;
     }
 
-    /// Publishes and waits for the confirm. Runs to its end even when the caller gives up, because
-    /// an unawaited confirm would be kept for ever.
+    /// Whether its connection is gone for good.
+    pub(super) fn is_lost(&self) -> bool {
+        *self.0.state.borrow() == State::Lost
+    }
+
+    /// Publishes to a queue that must be there, and waits for the confirm.
     pub(super) async fn publish(
         &self,
         exchange: &str,
@@ -64,14 +75,30 @@ impl Publisher {
         properties: BasicProperties,
         body: Bytes,
     ) -> Result<(), PublishError> {
+        let message = Outgoing { exchange: exchange.to_owned(), routing_key, properties, body };
+        self.send(message, true).await
+    }
+
+    /// Publishes to whoever listens, which may be nobody, and waits for the confirm.
+    pub(super) async fn announce(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        properties: BasicProperties,
+        body: Bytes,
+    ) -> Result<(), PublishError> {
+        let (exchange, routing_key) = (exchange.to_owned(), routing_key.to_owned());
+        self.send(Outgoing { exchange, routing_key, properties, body }, false).await
+    }
+
+    /// Runs to its end even when the caller gives up, because an unawaited confirm would be kept for
+    /// ever.
+    async fn send(&self, message: Outgoing, mandatory: bool) -> Result<(), PublishError> {
         if !self.is_open() {
             return Err(PublishError::NotAccepted);
         }
-        let (this, exchange) = (self.clone(), exchange.to_owned());
-        let published =
-            tokio::spawn(
-                async move { this.confirmed(exchange, routing_key, properties, body).await },
-            );
+        let this = self.clone();
+        let published = tokio::spawn(async move { this.confirmed(message, mandatory).await });
         let mut state = self.0.state.subscribe();
         // The client does not always tell those who wait that their connection is gone.
         tokio::select! {
@@ -82,14 +109,9 @@ impl Publisher {
         }
     }
 
-    async fn confirmed(
-        &self,
-        exchange: String,
-        routing_key: String,
-        properties: BasicProperties,
-        body: Bytes,
-    ) -> Result<(), PublishError> {
-        let options = BasicPublishOptions { mandatory: true, immediate: false };
+    async fn confirmed(&self, message: Outgoing, mandatory: bool) -> Result<(), PublishError> {
+        let Outgoing { exchange, routing_key, properties, body } = message;
+        let options = BasicPublishOptions { mandatory, immediate: false };
         let inner = &*self.0;
         let publish = inner.channel.basic_publish(
             exchange.into(),

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::Broker;
+use super::events;
 use super::link::{Link, State};
 use super::properties;
 use super::publisher::{PublishError, Publisher};
@@ -149,7 +150,10 @@ impl Settle for RabbitHandle {
                 tracing::info!(id = message.id.as_str(), %error, "a reply was not delivered");
             }
         }
-        ack(&self.acker).await;
+        let Settler { broker, publisher, .. } = &*self.settler;
+        if events::announce(broker, publisher, &message, &outcome).await {
+            ack(&self.acker).await;
+        }
     }
 
     async fn retry(self: Box<Self>, message: Message) {

@@ -40,7 +40,7 @@ impl Names {
     }
 
     /// Where outcomes are announced.
-    fn events_exchange(&self) -> String {
+    pub(super) fn events_exchange(&self) -> String {
         format!("{}.events", self.0)
     }
 
@@ -109,7 +109,7 @@ pub(super) async fn remove(
     Ok(())
 }
 
-fn exchanges(names: &Names) -> [(String, ExchangeKind); 3] {
+pub(super) fn exchanges(names: &Names) -> [(String, ExchangeKind); 3] {
     [
         (names.exchange().to_owned(), ExchangeKind::Direct),
         (names.dead_exchange(), ExchangeKind::Fanout),
@@ -118,13 +118,13 @@ fn exchanges(names: &Names) -> [(String, ExchangeKind); 3] {
 }
 
 /// A queue and how it is bound.
-struct QueueSpec {
-    name: String,
-    arguments: FieldTable,
-    bound_to: Option<(String, &'static str)>,
+pub(super) struct QueueSpec {
+    pub(super) name: String,
+    pub(super) arguments: FieldTable,
+    pub(super) bound_to: Option<(String, &'static str)>,
 }
 
-fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> {
+pub(super) fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> {
     let bound = |door: Door| Some((names.exchange().to_owned(), door.as_str()));
     let max_length = i64::from(settings.max_length);
     let mut queues = vec![

@@ -1,0 +1,257 @@
+//! Which outcomes are announced to whoever listens, and what is said of them. How an event travels is
+//! the adapter's business; on `local:` there are none.
+//!
+//! Events fan out to systems nobody here knows, and are kept there for as long as those like. So they hold
+//! neither password, hash nor token, and nothing personal either: who the user is can be asked of the
+//! store by the id, by whoever may. The texts of broken rules are left out because one of them repeats
+//! the address.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{Door, Kind, Message};
+use crate::config;
+use crate::signup::{
+    ContractId, FieldError, Millis, Outcome, RegistrationId, Rejection, RejectionCode, User, UserId,
+};
+
+/// The names of all events, which are their routing keys too.
+pub const NAMES: [&str; 2] = [USER_REGISTERED, REGISTRATION_REJECTED];
+/// Somebody was registered.
+pub const USER_REGISTERED: &str = "user.registered";
+/// A bulk registration was refused and nobody was told.
+pub const REGISTRATION_REJECTED: &str = "registration.rejected";
+
+/// An event. It may come more than once; its name and its registration's id together tell it from others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Event {
+    /// See [`USER_REGISTERED`].
+    UserRegistered(UserRegistered),
+    /// See [`REGISTRATION_REJECTED`].
+    RegistrationRejected(RegistrationRejected),
+}
+
+/// Somebody was registered. The event is the same however often it comes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserRegistered {
+    /// The registration.
+    #[serde(flatten)]
+    pub registration: Registration,
+    /// The new user.
+    pub user_id: UserId,
+    /// When the user was registered, in milliseconds since 1970.
+    pub registered_at: Millis,
+}
+
+/// A bulk registration that asked for no reply was refused. Repeated unchanged, it ends the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistrationRejected {
+    /// The registration.
+    #[serde(flatten)]
+    pub registration: Registration,
+    /// The kind of refusal.
+    pub code: RejectionCode,
+    /// What is wrong with which field, in the contract's order and spelling.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<BrokenRule>,
+    /// When it was refused, in milliseconds since 1970. Another time if the event comes again.
+    pub rejected_at: Millis,
+}
+
+/// Which registration an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Registration {
+    /// What makes two messages the same registration: a digest of contract, producer and message id.
+    pub registration_id: RegistrationId,
+    /// The `message_id` under which it was published.
+    pub message_id: String,
+    /// The broker's account that published it, as far as the message named it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub producer: String,
+    /// The contract of its document.
+    pub contract: ContractId,
+}
+
+/// A field and the code of the rule that it breaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct BrokenRule {
+    /// The field, as the contract spells it; empty where it is about several.
+    pub field: String,
+    /// A stable code, such as `INVALID_LENGTH`.
+    pub code: String,
+}
+
+impl Event {
+    /// What is announced of a message that ended so; nothing of most.
+    pub fn of(
+        message: &Message,
+        outcome: &Outcome,
+        events: config::Events,
+        now: Millis,
+    ) -> Option<Self> {
+        let Kind::Register(contract) = message.kind else { return None };
+        let announced = match events {
+            config::Events::All => true,
+            config::Events::Bulk => message.door == Door::Bulk,
+            config::Events::None => false,
+        };
+        let told = message.door != Door::Bulk || message.unsettled.reply_to.is_some();
+        match outcome {
+            Outcome::Registered { user, .. } if announced => {
+                Some(Self::UserRegistered(UserRegistered::new(message, contract, user)))
+            }
+            Outcome::Rejected(rejection) if announced && !told => Some(Self::RegistrationRejected(
+                RegistrationRejected::new(message, contract, rejection, now),
+            )),
+            _ => None,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::UserRegistered(_) => USER_REGISTERED,
+            Self::RegistrationRejected(_) => REGISTRATION_REJECTED,
+        }
+    }
+
+    /// Its id: the registration's.
+    pub fn id(&self) -> &RegistrationId {
+        match self {
+            Self::UserRegistered(event) => &event.registration.registration_id,
+            Self::RegistrationRejected(event) => &event.registration.registration_id,
+        }
+    }
+}
+
+impl UserRegistered {
+    fn new(message: &Message, contract: ContractId, user: &User) -> Self {
+        Self {
+            registration: Registration::of(message, contract),
+            user_id: user.id,
+            registered_at: user.created_at,
+        }
+    }
+}
+
+impl RegistrationRejected {
+    fn new(message: &Message, contract: ContractId, rejection: &Rejection, now: Millis) -> Self {
+        let broken = |error: &FieldError| BrokenRule {
+            field: error.field.to_string(),
+            code: error.code.to_string(),
+        };
+        Self {
+            registration: Registration::of(message, contract),
+            code: rejection.code,
+            errors: rejection.errors.iter().map(broken).collect(),
+            rejected_at: now,
+        }
+    }
+}
+
+impl Registration {
+    fn of(message: &Message, contract: ContractId) -> Self {
+        Self {
+            registration_id: RegistrationId::of(contract, &message.producer, &message.id),
+            message_id: message.id.as_str().to_owned(),
+            producer: message.producer.clone(),
+            contract,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use serde_json::json;
+
+    use super::*;
+    use crate::queue::Unsettled;
+    use crate::signup::{FailureCode, MessageId};
+
+    fn message(door: Door, reply_to: Option<&str>) -> Message {
+        Message {
+            door,
+            kind: Kind::Register(ContractId::ErrorCode),
+            id: MessageId::parse("row-1").unwrap(),
+            producer: "crm".into(),
+            fresh: false,
+            sealed: None,
+            body: Bytes::from_static(br#"{"email":"ann@","password":"hunter2"}"#),
+            expires: None,
+            deliveries: 0,
+            attempt: 0,
+            unsettled: Unsettled { reply_to: reply_to.map(str::to_owned), correlation_id: None },
+        }
+    }
+
+    fn registered() -> Outcome {
+        let user = User {
+            id: UserId::parse("0123456789abcdef01234567").unwrap(),
+            contract: ContractId::ErrorCode,
+            username: Some("ann".into()),
+            email: Some("ann@example.com".into()),
+            fullname: None,
+            created_at: Millis(5),
+            updated_at: Millis(6),
+        };
+        Outcome::Registered { user, token: Some("a.b.c".into()), replayed: true }
+    }
+
+    fn rejected() -> Outcome {
+        let error = FieldError {
+            field: "email".into(),
+            code: "INVALID_EMAIL_FORMAT".into(),
+            message: "Invalid email format: ann@".into(),
+        };
+        Outcome::Rejected(Rejection { code: RejectionCode::Invalid, errors: vec![error] })
+    }
+
+    fn of(door: Door, reply_to: Option<&str>, outcome: &Outcome) -> [Option<&'static str>; 3] {
+        [config::Events::All, config::Events::Bulk, config::Events::None].map(|events| {
+            let event = Event::of(&message(door, reply_to), outcome, events, Millis(7));
+            event.map(|event| event.name())
+        })
+    }
+
+    #[test]
+    fn every_outcome_is_announced_to_whom_the_settings_say() {
+        let (user, none) = (Some(USER_REGISTERED), [None; 3]);
+        assert_eq!(of(Door::Interactive, Some("r"), &registered()), [user, None, None]);
+        assert_eq!(of(Door::Bulk, Some("r"), &registered()), [user, user, None]);
+        assert_eq!(of(Door::Bulk, None, &registered()), [user, user, None]);
+        let refused = Some(REGISTRATION_REJECTED);
+        assert_eq!(of(Door::Bulk, None, &rejected()), [refused, refused, None]);
+        assert_eq!(of(Door::Bulk, Some("r"), &rejected()), none, "it was told");
+        assert_eq!(of(Door::Interactive, Some("r"), &rejected()), none, "it was told");
+        assert_eq!(of(Door::Bulk, None, &FailureCode::Internal.into()), none, "a dead letter");
+    }
+
+    #[test]
+    fn events_hold_nothing_personal() {
+        let event = |outcome| {
+            let message = message(Door::Bulk, None);
+            let event = Event::of(&message, &outcome, config::Events::All, Millis(7)).unwrap();
+            serde_json::to_value(&event).unwrap()
+        };
+        let id =
+            RegistrationId::of(ContractId::ErrorCode, "crm", &MessageId::parse("row-1").unwrap());
+        let registration = json!({
+            "registrationId": id, "messageId": "row-1", "producer": "crm", "contract": "error-code",
+        });
+        let with = |more: serde_json::Value| {
+            let mut all = registration.clone();
+            all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            all
+        };
+        let user = json!({ "userId": "0123456789abcdef01234567", "registeredAt": 5 });
+        assert_eq!(event(registered()), with(user));
+        let errors = json!([{ "field": "email", "code": "INVALID_EMAIL_FORMAT" }]);
+        let refused = json!({ "code": "invalid", "errors": errors, "rejectedAt": 7 });
+        assert_eq!(event(rejected()), with(refused));
+    }
+}

@@ -1,0 +1,49 @@
+//! Announces outcomes on the events' exchange. Called between the reply and the ack, so that an event is
+//! confirmed before the message is gone; where it is not, the message comes again, is recognised by its
+//! id, and is announced then.
+
+use std::time::Duration;
+
+use super::Broker;
+use super::properties;
+use super::publisher::Publisher;
+use crate::queue::Message;
+use crate::queue::event::Event;
+use crate::signup::Outcome;
+
+/// Between two attempts, while the broker refuses.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Announces the outcome of a message, if it is to be. Whether the message may be acked now: not if the
+/// connection is gone without a confirm. As long as the broker does not confirm, because it has an alarm or
+/// because a listener's queue is full and refuses more, this tries again and keeps the delivery.
+pub(super) async fn announce(
+    broker: &Broker,
+    publisher: &Publisher,
+    message: &Message,
+    outcome: &Outcome,
+) -> bool {
+    let now = broker.clock.now();
+    let Some(event) = Event::of(message, outcome, broker.settings.events, now) else { return true };
+    let exchange = broker.names.events_exchange();
+    let properties = properties::of_event(&event, now);
+    let body = serde_json::to_vec(&event).expect("an event is JSON");
+    loop {
+        let announced =
+            publisher.announce(&exchange, event.name(), properties.clone(), body.clone().into());
+        match announced.await {
+            Ok(()) => return true,
+            Err(_) if publisher.is_lost() => return false,
+            Err(error) => {
+                tracing::warn!(
+                    id = message.id.as_str(),
+                    event = event.name(),
+                    exchange,
+                    %error,
+                    "an event is refused, so its message is held; is a queue bound there full?"
+                );
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
