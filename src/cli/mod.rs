@@ -6,6 +6,7 @@ mod dead;
 mod healthcheck;
 mod keygen;
 mod serve;
+mod spec;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +52,9 @@ enum Command {
     /// Look at dead letters, send them once more, or discard them.
     #[command(subcommand)]
     Dead(dead::Command),
+    /// Print what other systems have to know: AsyncAPI, JSON Schemas.
+    #[command(subcommand)]
+    Spec(spec::Command),
     /// Measure what this machine can register, on the configured queue and store.
     Bench(bench::Flags),
 }
@@ -118,6 +122,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Healthcheck(flags)) => healthcheck::run(flags),
         Some(Command::Keygen(flags)) => keygen::run(flags),
         Some(Command::Dead(command)) => dead::run(command),
+        Some(Command::Spec(command)) => spec::run(command),
         Some(Command::Bench(flags)) => bench::run(flags),
     };
     ExitCode::from(code)

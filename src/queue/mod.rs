@@ -10,6 +10,7 @@ pub mod local;
 pub mod message;
 pub mod rabbit;
 mod redact;
+pub mod schema;
 pub mod seal;
 
 use std::sync::Arc;

@@ -1,10 +1,16 @@
 //! The codec under random input: what is written is read back the same, and what is not ours is
 //! refused in words, never with a panic.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use jsonschema::Validator;
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Flag, Settings, Sources};
+use crate::queue::rabbit::asyncapi;
 use crate::signup::{Clock, ContractId};
 
 fn broker() -> Broker {
@@ -178,4 +184,68 @@ proptest! {
             prop_assert!(fronts || queue.starts_with("crm."), "{}", queue);
         }
     }
+
+    #[test]
+    fn what_is_described_is_read_and_nothing_else(
+        door in proptest::sample::select(Door::ALL.to_vec()),
+        kind in proptest::option::weighted(0.9, "(register|profile|)"),
+        id in proptest::option::weighted(0.9, "[a-z]{0,3}|x{127,130}"),
+        contract in proptest::option::weighted(0.9, "(username|flat-name|colour|)"),
+        reply_to in proptest::option::of("(registration\\.reply\\.|crm\\.)[a-z]{1,9}"),
+        expiration in proptest::option::of("[0-9]{0,10}|-1|1e3"),
+        sealed in proptest::option::weighted(0.2, "[0-9a-f]{1,80}"),
+    ) {
+        let mut said = json!({});
+        let mut properties = BasicProperties::default();
+        let mut headers = FieldTable::default();
+        if let Some(kind) = &kind {
+            said["type"] = json!(kind);
+            properties = properties.with_type(kind.as_str().into());
+        }
+        if let Some(id) = &id {
+            said["message_id"] = json!(id);
+            properties = properties.with_message_id(id.as_str().into());
+        }
+        if let Some(queue) = &reply_to {
+            said["reply_to"] = json!(queue);
+            properties = properties.with_reply_to(queue.as_str().into());
+        }
+        if let Some(ttl) = &expiration {
+            said["expiration"] = json!(ttl);
+            properties = properties.with_expiration(ttl.as_str().into());
+        }
+        for (name, value) in [(header::CONTRACT, &contract), (header::SEALED, &sealed)] {
+            if let Some(value) = value {
+                put_text(&mut headers, name, value);
+            }
+        }
+        let name = match door {
+            Door::Profile => door.as_str().to_owned(),
+            _ => format!("{}.{}", door.as_str(), contract.as_deref().unwrap_or_default()),
+        };
+        let described = DESCRIBED.get(&name).is_some_and(|(of_properties, of_headers)| {
+            let headers = json!({ "contract": contract, "sealed": sealed });
+            let is_there = |(name, value): (&String, &Value)| {
+                (!value.is_null()).then(|| (name.clone(), value.clone()))
+            };
+            let headers: Value = headers.as_object().unwrap().iter().filter_map(is_there).collect();
+            of_properties.is_valid(&said) && of_headers.is_valid(&headers)
+        });
+        let read = read_anew(door, properties.with_headers(headers), b"{}");
+        // A look-up has no password, so nobody asks how it is sealed.
+        let sealed_wrong = door == Door::Profile && sealed.is_some();
+        prop_assert!(sealed_wrong || described == read.is_ok(), "{:?} for {}", read.err(), said);
+    }
 }
+
+/// What the printed specification says of properties and headers.
+static DESCRIBED: LazyLock<HashMap<String, (Validator, Validator)>> = LazyLock::new(|| {
+    let spec = asyncapi::document(&broker().settings);
+    let messages = spec["components"]["messages"].as_object().unwrap();
+    let validator = |schema: &Value| jsonschema::validator_for(schema).unwrap();
+    let described = messages.iter().map(|(name, message)| {
+        let headers = message.get("headers").unwrap_or(&Value::Bool(true));
+        (name.clone(), (validator(&message["x-properties"]), validator(headers)))
+    });
+    described.collect()
+});

@@ -1,0 +1,65 @@
+//! `muster spec`: prints what other systems have to know, made from the definitions that muster itself
+//! works by. Asks no service anything.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain};
+use crate::queue::{rabbit, schema};
+
+/// What is to be described.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Print the AMQP door as AsyncAPI 3.0 in YAML, with the names and limits of these settings.
+    Asyncapi(SettingFlags),
+    /// Write the JSON Schema of every body that travels over AMQP into a folder, a file each.
+    Schemas {
+        /// The folder; made if it is not there.
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+    },
+}
+
+pub(super) fn run(command: Command) -> u8 {
+    let done = match command {
+        Command::Asyncapi(flags) => {
+            let settings = match flags.load_to_ask() {
+                Ok(settings) => settings,
+                Err(error) => {
+                    complain(&error);
+                    return EXIT_CONFIGURATION;
+                }
+            };
+            print_yaml(&rabbit::asyncapi::document(&settings.queue))
+        }
+        Command::Schemas { folder } => write_schemas(&folder),
+    };
+    match done {
+        Ok(()) => EXIT_OK,
+        Err(error) => {
+            complain(&error);
+            EXIT_FAILED
+        }
+    }
+}
+
+fn print_yaml(document: &Value) -> anyhow::Result<()> {
+    let yaml = serde_norway::to_string(document)?;
+    Ok(std::io::stdout().write_all(yaml.as_bytes())?)
+}
+
+fn write_schemas(folder: &Path) -> anyhow::Result<()> {
+    let told = || format!("{}: cannot be written", folder.display());
+    fs::create_dir_all(folder).with_context(told)?;
+    for (name, mut schema) in schema::all() {
+        schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+        let text = format!("{schema:#}\n");
+        fs::write(folder.join(format!("{name}.json")), text).with_context(told)?;
+    }
+    Ok(())
+}
