@@ -7,16 +7,21 @@
 #
 #   AMQP_URL, MONGODB_URL      where the services are; given from outside, that service is not started
 #   RABBITMQCTL                rabbitmqctl for the private broker
+#   MANAGEMENT_URL      the HTTP API of the private broker
+#   EXAMPLES_PYTHON, EXAMPLES_NODE_PATH   a Python with pika, a folder of Node packages with amqplib
 #   TEST_BROKER         `start`, `stop` (graceful) or `kill` the broker's process
 #   TEST_STORE          `start` or `stop` the store's process (stop is a kill: a store that crashes)
 #
-# The last three exist only for a service that was started here. Start and stop keep port and data.
+# Those of a service exist only if it was started here. Start and stop keep port and data.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 rabbitmq=/usr/lib/rabbitmq/bin
 venv=$root/target/venv
 # GPL, and therefore used from outside, by the tests, and never shipped.
 secantus=0.6.0b17
+# Client libraries for the examples of docs/amqp.md.
+pika=1.4.4 amqplib=2.3.1
+node=$root/target/node
 # This run's folder and the first of its ports; set by services_prepare.
 services='' ports=''
 
@@ -37,6 +42,7 @@ services_start() {
         broker_start
         export AMQP_URL="amqp://guest:guest@127.0.0.1:$((ports + 2))/%2f"
         export RABBITMQCTL=$services/rabbitmqctl TEST_BROKER=$services/broker-control
+        export MANAGEMENT_URL="http://guest:guest@127.0.0.1:$((ports + 4))"
         say "RabbitMQ: $("$RABBITMQCTL" version) at $AMQP_URL"
     fi
 
@@ -53,6 +59,8 @@ services_start() {
         export TEST_STORE=$services/store-control
         say "MongoDB: SecantusDB $secantus at $MONGODB_URL"
     fi
+
+    examples_install
 }
 
 # The argument is the exit code of the run: after a failure, unlike after Ctrl-C, the logs are kept.
@@ -78,7 +86,11 @@ services_prepare() {
     mkdir "$services/log" "$services/broker" "$services/store"
     ports=$(free_ports)
     printf 'listeners.tcp.local = 127.0.0.1:%s\n' "$((ports + 2))" >"$services/broker/rabbitmq.conf"
-    echo '[].' >"$services/broker/advanced.config"
+    # The HTTP API is there for the example that uses nothing else; its statistics would cost.
+    echo '[rabbitmq_management].' >"$services/broker/enabled_plugins"
+    printf '%s\n' '[{rabbitmq_management_agent, [{disable_metrics_collector, true}]},' \
+        " {rabbitmq_management, [{listener, [{ip, \"127.0.0.1\"}, {port, $((ports + 4))}]}]}]." \
+        >"$services/broker/advanced.config"
     # Empty files in the place of the machine's own settings.
     : >"$services/broker/env.conf"
     : >"$services/store.toml"
@@ -159,11 +171,7 @@ store_install() {
     [[ -e $made ]] && "$venv/bin/secantusd-rs" --version >/dev/null 2>&1 && return
 
     say "installing SecantusDB $secantus into target/venv"
-    local python=python3
-    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        apt_install python3-venv MONGODB_URL
-        python=/usr/bin/python3
-    fi
+    python_with_venv
     if "$python" -m venv --clear "$venv" &&
         "$venv/bin/pip" install --quiet --disable-pip-version-check "SecantusDB==$secantus" &&
         "$venv/bin/secantusd-rs" --version >/dev/null; then
@@ -182,7 +190,44 @@ store_start() {
     await_port store $((ports + 3))
 }
 
+# --- the examples' client libraries ---
+
+examples_install() {
+    local libraries=$root/target/pika
+    if [[ ! -e $libraries/pika-$pika ]]; then
+        say "installing pika $pika into target/pika"
+        python_with_venv
+        "$python" -m venv --clear "$libraries" &&
+            "$libraries/bin/pip" install --quiet --disable-pip-version-check "pika==$pika" ||
+            fail "pika $pika cannot be installed"
+        touch "$libraries/pika-$pika"
+    fi
+    export EXAMPLES_PYTHON=$libraries/bin/python
+
+    if ! command -v npm >/dev/null; then
+        say "left out: the example in JavaScript (no npm)"
+        return
+    fi
+    if [[ ! -e $node/amqplib-$amqplib ]]; then
+        say "installing amqplib $amqplib into target/node"
+        mkdir -p "$node"
+        npm install --prefix "$node" --silent --no-audit --no-fund --no-save "amqplib@$amqplib" >&2 ||
+            fail "amqplib $amqplib cannot be installed"
+        touch "$node/amqplib-$amqplib"
+    fi
+    export EXAMPLES_NODE_PATH=$node/node_modules
+}
+
 # --- tools ---
+
+# Sets `python` to one that can make virtual environments.
+python_with_venv() {
+    python=python3
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        apt_install python3-venv "AMQP_URL and MONGODB_URL, and run cargo test"
+        python=/usr/bin/python3
+    fi
+}
 
 # apt_install PACKAGE URL: URL names the variable that makes the package unnecessary.
 apt_install() {
@@ -198,14 +243,15 @@ as_root() {
     if ((EUID == 0)); then "$@"; else sudo "$@"; fi
 }
 
-# The first of four free ports in a row: port mapper, Erlang distribution, broker, store. They lie below
+# The first of five free ports in a row: port mapper, Erlang distribution, broker, store, the broker's HTTP
+# API. They lie below
 # the range from which the system serves outgoing connections, so that none is gone when a stopped
 # service comes back to it.
 free_ports() {
     local first port
     while :; do
-        first=$((20000 + RANDOM % 2500 * 4))
-        for port in "$first" $((first + 1)) $((first + 2)) $((first + 3)); do
+        first=$((20000 + RANDOM % 2000 * 5))
+        for port in "$first" $((first + 1)) $((first + 2)) $((first + 3)) $((first + 4)); do
             accepts "$port" && continue 2
         done
         echo "$first"

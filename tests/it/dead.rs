@@ -72,7 +72,7 @@ async fn publish_expiring(broker: &Broker, setup: &Setup, id: &str) {
         .with_message_id(id.into())
         .with_reply_to(REPLY_QUEUE.into())
         .with_expiration("1".into());
-    broker.publish(setup.namespace(), "bulk", properties, &document()).await;
+    broker.publish_anything(setup.namespace(), "bulk", properties, &document()).await;
 }
 
 async fn stored(setup: &Setup, producer: &str, id: &str) -> Option<Record> {
@@ -138,7 +138,7 @@ async fn every_reason_is_told_and_nothing_secret_with_it() {
     let no_type = lapin::BasicProperties::default()
         .with_message_id("no-type".into())
         .with_headers(headers(&[("contract", "username".into())]));
-    broker.publish(setup.namespace(), "bulk", no_type, &document()).await;
+    broker.publish_anything(setup.namespace(), "bulk", no_type, &document()).await;
     until_there_are(&setup, 2).await;
     assert!(muster.stop().await.success());
     publish_expiring(&broker, &setup, "expired").await;
@@ -207,7 +207,9 @@ async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
         .with_headers(vouched)
         .with_expiration("1".into());
     let body = json!({ "email": "jane@example.com", "fullname": { "firstname": "Jane" }, "password": PASSWORD });
-    broker.publish(setup.namespace(), "bulk", properties, body.to_string().as_bytes()).await;
+    broker
+        .publish_anything(setup.namespace(), "bulk", properties, body.to_string().as_bytes())
+        .await;
     until_there_are(&setup, 2).await;
     let letters = listed(&setup, &[]).await;
     assert_eq!((&letters[1]["producer"], &letters[1]["attempt"]), (&json!("crm"), &json!(3)));

@@ -13,6 +13,8 @@ use proptest::sample::select;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
+use crate::support::spec::accepts;
+
 /// No file of earlier failures: what failed once becomes a test of its own.
 fn config() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
@@ -498,6 +500,8 @@ proptest! {
     #[test]
     fn an_outcome_survives_its_journey(outcome in outcome()) {
         let bytes = serde_json::to_vec(&outcome).unwrap();
+        let described = accepts("reply", &serde_json::from_slice(&bytes).unwrap());
+        prop_assert!(described, "the schema of replies refuses {:?}", outcome);
         prop_assert_eq!(serde_json::from_slice::<Outcome>(&bytes).unwrap(), outcome);
     }
 

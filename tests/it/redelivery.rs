@@ -2,11 +2,10 @@
 //! was killed.
 
 use futures_util::StreamExt;
-use lapin::Consumer;
 use muster::signup::Outcome;
 use serde_json::{Value, json};
 
-use crate::support::broker::{Broker, DIRECT_REPLY, registration};
+use crate::support::broker::{Broker, DIRECT_REPLY, Replies, registration};
 use crate::support::services::unique;
 use crate::support::{PAIRS, QueueKind, Setup};
 
@@ -29,7 +28,7 @@ fn document() -> Value {
 /// Another system that registers users over the broker.
 struct Producer {
     broker: Broker,
-    replies: Consumer,
+    replies: Replies,
     exchange: String,
 }
 

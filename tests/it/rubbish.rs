@@ -81,10 +81,10 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
                 .clone()
                 .with_reply_to(DIRECT_REPLY.into())
                 .with_expiration("60000".into());
-            broker.publish(&namespace, "bulk", properties, &body).await;
-            broker.publish(&namespace, "interactive", asking.clone(), &body).await;
+            broker.publish_anything(&namespace, "bulk", properties, &body).await;
+            broker.publish_anything(&namespace, "interactive", asking.clone(), &body).await;
             let asking = asking.with_type("profile".into());
-            broker.publish(&namespace, "profile", asking, &body).await;
+            broker.publish_anything(&namespace, "profile", asking, &body).await;
             count += 1;
         }
         let names = [
@@ -109,7 +109,7 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
                     .with_message_id(unique("odd").into())
                     .with_reply_to(DIRECT_REPLY.into())
                     .with_expiration("60000".into());
-                broker.publish(&namespace, "interactive", properties, b"{}").await;
+                broker.publish_anything(&namespace, "interactive", properties, b"{}").await;
                 count += 1;
             }
         }
@@ -121,7 +121,7 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
             registration("flat-name").with_priority(255).with_message_id("p".into()),
             registration("flat-name").with_content_encoding("gzip".into()),
         ] {
-            broker.publish(&namespace, "bulk", properties, b"{}").await;
+            broker.publish_anything(&namespace, "bulk", properties, b"{}").await;
         }
         eventually("all to be settled", async || {
             rig.messages("bulk").await + rig.messages("interactive").await == 0
@@ -183,7 +183,7 @@ async fn properties_that_are_no_text_hold_up_nobody_for_good() {
     let load = ledger.drive(&rig.addresses, 4);
     let spoilt = String::from_utf8(MARK.to_vec()).unwrap();
     let properties = registration("flat-name").with_message_id(spoilt.into());
-    spoiler.publish(rig.setup.namespace(), "bulk", properties, b"{}").await;
+    spoiler.publish_anything(rig.setup.namespace(), "bulk", properties, b"{}").await;
     // The client library takes the whole connection down whenever it comes, so it is the broker that
     // counts its deliveries and puts it aside in the end.
     eventually("the message to be given up", async || rig.messages("dead").await == 1).await;

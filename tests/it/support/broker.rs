@@ -1,16 +1,19 @@
 //! The broker as another system sees it: raw messages, published and fetched without muster's help.
 
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use lapin::message::{BasicGetMessage, Delivery};
 use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
     QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use serde_json::Value;
 
 use super::muster::eventually;
 use super::services::{amqp_url, command};
+use super::spec::{Seen, assert_came_to};
 
 /// A connection of another system's.
 pub struct Broker {
@@ -32,8 +35,25 @@ impl Broker {
         Self { channel, _connection: connection }
     }
 
-    /// Publishes, and fails unless a queue took it.
+    /// Publishes, and fails unless a queue took it. What is asked of muster has to be as the printed
+    /// specification says; [`Self::publish_anything`] is for what is wrong on purpose.
     pub async fn publish(
+        &self,
+        exchange: &str,
+        key: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) {
+        if !exchange.is_empty()
+            && let Err(wrong) = Seen::new(&properties, body).is_asked(key)
+        {
+            panic!("not as described: {wrong}");
+        }
+        self.publish_anything(exchange, key, properties, body).await;
+    }
+
+    /// Publishes without a look, and fails unless a queue took it.
+    pub async fn publish_anything(
         &self,
         exchange: &str,
         key: &str,
@@ -49,8 +69,29 @@ impl Broker {
         assert_eq!(confirm.await.unwrap(), Confirmation::Ack(None), "no queue took it");
     }
 
-    /// The next message of a queue, taken from it, once there is one.
+    /// The next message of a queue, taken from it, once there is one. It has to be as described.
     pub async fn fetch(&self, queue: &str) -> Delivery {
+        let fetched = self.fetch_unseen(queue).await;
+        assert_came_to(queue, &fetched);
+        fetched
+    }
+
+    /// What is in a queue now, taken from it, if anything is.
+    pub async fn fetch_now(&self, queue: &str) -> Option<Delivery> {
+        let fetched = self.try_fetch(queue).await?.delivery;
+        assert_came_to(queue, &fetched);
+        Some(fetched)
+    }
+
+    /// Messages in a queue that nobody holds.
+    pub async fn count(&self, queue: &str) -> u32 {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let table = FieldTable::default();
+        self.channel.queue_declare(queue.into(), options, table).await.unwrap().message_count()
+    }
+
+    /// As [`Self::fetch`], whatever it is.
+    pub async fn fetch_unseen(&self, queue: &str) -> Delivery {
         let mut fetched = None;
         eventually(&format!("a message in {queue}"), async || {
             fetched = self.try_fetch(queue).await;
@@ -72,12 +113,21 @@ impl Broker {
     }
 
     /// Replies to this channel, without a queue: messages ask for them with [`DIRECT_REPLY`].
-    pub async fn direct_replies(&self) -> Consumer {
+    pub async fn direct_replies(&self) -> Replies {
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let table = FieldTable::default();
-        self.channel.basic_consume(DIRECT_REPLY.into(), "".into(), options, table).await.unwrap()
+        let consumer = self.channel.basic_consume(DIRECT_REPLY.into(), "".into(), options, table);
+        let seen = consumer.await.unwrap().inspect(|reply| {
+            if let Ok(reply) = reply {
+                assert_came_to(DIRECT_REPLY, reply);
+            }
+        });
+        seen.boxed()
     }
 }
+
+/// Replies as they come, each as it is described.
+pub type Replies = BoxStream<'static, lapin::Result<Delivery>>;
 
 /// RabbitMQ's pseudo-queue for replies to the publishing channel.
 pub const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";

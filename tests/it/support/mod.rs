@@ -9,6 +9,7 @@ pub mod proxy;
 pub mod raw;
 pub mod rig;
 pub mod services;
+pub mod spec;
 
 pub use http::{Answer, Client};
 pub use muster::{Muster, Setup};

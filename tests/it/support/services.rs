@@ -52,13 +52,23 @@ pub fn mongodb_url() -> Option<String> {
     service("MONGODB_URL")
 }
 
-fn service(name: &str) -> Option<String> {
+/// What a variable names, which `./tests/run` always provides.
+pub fn service(name: &str) -> Option<String> {
     let url = env::var(name).ok().filter(|url| !url.is_empty());
     if url.is_none() {
         assert!(env::var("TEST_SERVICES").as_deref() != Ok("required"), "{name} is not set");
         tell_left_out(name);
     }
     url
+}
+
+/// What a variable names, which `./tests/run` provides where it can.
+pub fn provided(name: &str) -> Option<String> {
+    let value = env::var(name).ok();
+    if value.is_none() {
+        tell_left_out(name);
+    }
+    value
 }
 
 /// Says what a test leaves out, and where. Written past the test runner, which keeps what passing

@@ -1,0 +1,50 @@
+#!/bin/sh
+# Registers three users through the bulk door and reads the three replies, with nothing but curl and the
+# HTTP API of RabbitMQ's management plugin (rabbitmqadmin does the same). For a handful of users: every
+# message is a request of its own, and the API has no confirms, only "routed".
+#
+# MANAGEMENT_URL says where the API is, with user and password (http://guest:guest@localhost:15672).
+# VHOST is the virtual host as it stands in a URL. JOB names this piece of work: run again under the same
+# name, it registers nobody twice. muster has to allow the reply queue: queue.reply_prefix = "example."
+set -eu
+
+api=$MANAGEMENT_URL/api vhost=${VHOST:-%2F}
+exchange=${NAMESPACE:-registration} job=${JOB:-example}
+replies=example.replies.$job
+
+call() { # call METHOD PATH JSON
+    curl --silent --show-error --fail --request "$1" --header 'Content-Type: application/json' \
+        --data "$3" "$api/$2"
+}
+
+call PUT "queues/$vhost/$replies" '{"durable":true,"auto_delete":false,"arguments":{"x-expires":3600000}}'
+
+for name in Ann Bob Eve; do
+    user='{\"fullname\":{\"firstname\":\"'$name'\"},\"email\":\"'$job-$name'@example.com\",\"password\":\"secret-of-'$name'\"}'
+    routed=$(call POST "exchanges/$vhost/$exchange/publish" '{
+        "routing_key": "bulk",
+        "properties": {
+            "type": "register",
+            "message_id": "'"$job-$name"'",
+            "content_type": "application/json",
+            "delivery_mode": 2,
+            "reply_to": "'"$replies"'",
+            "headers": { "contract": "register" }
+        },
+        "payload": "'"$user"'",
+        "payload_encoding": "string"
+    }')
+    [ "$routed" = '{"routed":true}' ] || { echo "$name was not taken: does muster run?" >&2; exit 1; }
+done
+
+answered=0
+while [ "$answered" -lt 3 ]; do
+    reply=$(call POST "queues/$vhost/$replies/get" '{"count":1,"ackmode":"ack_requeue_false","encoding":"auto"}')
+    if [ "$reply" = '[]' ]; then
+        sleep 1
+    else
+        answered=$((answered + 1))
+        echo "$reply"
+    fi
+done
+call DELETE "queues/$vhost/$replies" ''

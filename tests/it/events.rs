@@ -1,0 +1,205 @@
+//! Events through the real broker: who is told of what, that it holds nothing personal, and that nothing
+//! is acked before it is told.
+
+use lapin::message::Delivery;
+use lapin::options::{QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use muster::signup::{ContractId, MessageId, RegistrationId};
+use serde_json::{Value, json};
+
+use crate::support::Setup;
+use crate::support::broker::{Broker, headers, registration};
+use crate::support::muster::eventually;
+use crate::support::services::{PRODUCTION, unique};
+
+const PASSWORD: &str = "correct horse 7";
+/// How names of other systems' queues begin here.
+const PREFIX: &str = "listener.";
+
+/// Another system, with a queue bound to all events.
+struct Listener {
+    broker: Broker,
+    queue: String,
+}
+
+impl Listener {
+    /// After muster has made the exchange.
+    async fn new(setup: &Setup) -> Self {
+        let (broker, queue) = (Broker::connect().await, unique(PREFIX));
+        broker.own_queue(&queue).await;
+        bind(&broker, &queue, setup).await;
+        Self { broker, queue }
+    }
+
+    async fn next(&self) -> Delivery {
+        self.broker.fetch(&self.queue).await
+    }
+}
+
+async fn bind(broker: &Broker, queue: &str, setup: &Setup) {
+    let exchange = format!("{}.events", setup.namespace());
+    let (options, table) = (QueueBindOptions::default(), FieldTable::default());
+    broker
+        .channel
+        .queue_bind(queue.into(), exchange.into(), "#".into(), options, table)
+        .await
+        .unwrap();
+}
+
+fn document(email: &str) -> Value {
+    json!({ "fullname": { "firstname": "John" }, "email": email, "password": PASSWORD })
+}
+
+async fn publish(broker: &Broker, setup: &Setup, id: &str, document: &Value) {
+    let properties = registration("register").with_message_id(id.into());
+    broker.publish(setup.namespace(), "bulk", properties, document.to_string().as_bytes()).await;
+}
+
+fn name(event: &Delivery) -> &str {
+    assert_eq!(event.routing_key, *event.properties.kind().as_ref().unwrap());
+    event.routing_key.as_str()
+}
+
+fn id(event: &Delivery) -> &str {
+    event.properties.message_id().as_ref().unwrap().as_str()
+}
+
+fn body(event: &Delivery) -> Value {
+    serde_json::from_slice(&event.data).unwrap()
+}
+
+#[tokio::test]
+async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_REPLY_PREFIX", PREFIX);
+    let muster = setup.start().await;
+    let listener = Listener::new(&setup).await;
+
+    // Somebody who waits, twice under the same key.
+    let email = format!("{}@example.com", unique("john"));
+    let key = unique("a-key-of-some-length");
+    let first = muster.client().post_with_key("/register", &document(&email), &key).await;
+    let user = first.json()["user"]["_id"].clone();
+    let told = listener.next().await;
+    assert_eq!((first.status, name(&told)), (201, "user.registered"));
+    assert_eq!(body(&told)["userId"], user);
+    assert_eq!(body(&told)["registrationId"], id(&told));
+    muster.client().post_with_key("/register", &document(&email), &key).await;
+    assert_eq!(body(&listener.next().await), body(&told), "a replay is the same event");
+    // Whoever waits is told, so nobody else is.
+    assert_eq!(muster.client().post("/register", &document(&email)).await.status, 400);
+
+    // Rows that ask for no reply: created, the same again, taken, broken, under a used id.
+    let broker = &listener.broker;
+    let other = format!("{}@example.com", unique("jane"));
+    let broken = json!({ "fullname": { "firstname": "Jo" }, "email": "jo@", "password": PASSWORD });
+    let cases = [
+        ("row-1", document(&other), "user.registered", None),
+        ("row-1", document(&other), "user.registered", None),
+        ("row-2", document(&other), "registration.rejected", Some("duplicate")),
+        ("row-3", broken, "registration.rejected", Some("invalid")),
+        ("row-1", document("x@example.com"), "registration.rejected", Some("key_reused")),
+    ];
+    for (row, document, event, code) in cases {
+        publish(broker, &setup, row, &document).await;
+        let told = listener.next().await;
+        let registration =
+            RegistrationId::of(ContractId::Register, "", &MessageId::parse(row).unwrap());
+        assert_eq!((name(&told), id(&told)), (event, registration.as_str()), "{row}");
+        assert_eq!(body(&told)["messageId"], row);
+        assert_eq!(body(&told)["code"].as_str(), code, "{row}");
+        if row == "row-3" {
+            let errors = json!([
+                { "field": "email", "code": "INVALID_EMAIL_FORMAT" },
+                { "field": "fullname.firstname", "code": "INVALID_LENGTH" },
+            ]);
+            assert_eq!(body(&told)["errors"], errors);
+        }
+        let text = String::from_utf8_lossy(&told.data).into_owned();
+        for secret in [PASSWORD, "@", "John", "$2", "eyJ"] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
+    }
+
+    // A refusal with a reply is not announced: the next event is of the row after it.
+    let replies = unique(PREFIX);
+    broker.own_queue(&replies).await;
+    let asking = registration("register")
+        .with_message_id("row-4".into())
+        .with_reply_to(replies.as_str().into());
+    broker.publish(setup.namespace(), "bulk", asking, b"{}").await;
+    assert_eq!(body(&broker.fetch(&replies).await)["code"], "invalid");
+    publish(broker, &setup, "row-5", &json!({})).await;
+    assert_eq!(body(&listener.next().await)["messageId"], "row-5");
+    assert!(muster.stop().await.success());
+}
+
+#[tokio::test]
+async fn the_settings_say_whose_outcomes_are_announced() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    for (events, wanted) in [("bulk", "row-2"), ("none", "")] {
+        let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_EVENTS", events);
+        let mut muster = setup.start().await;
+        let listener = Listener::new(&setup).await;
+        let email = || format!("{}@example.com", unique("john"));
+        assert_eq!(muster.client().post("/register", &document(&email())).await.status, 201);
+        publish(&listener.broker, &setup, "row-2", &document(&email())).await;
+        muster
+            .wait_for_log(|line| {
+                line.contains("row-2") && line.contains("\"outcome\":\"registered\"")
+            })
+            .await;
+        assert!(muster.stop().await.success());
+        // Everything is settled now, so what was announced is there.
+        let told = listener.broker.fetch_now(&listener.queue).await;
+        assert_eq!(told.is_some(), !wanted.is_empty(), "{events}");
+        if let Some(told) = told {
+            assert_eq!(body(&told)["messageId"], wanted);
+        }
+        assert!(listener.broker.fetch_now(&listener.queue).await.is_none(), "{events}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_acked_before_it_is_announced() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_REPLY_PREFIX", PREFIX);
+    let mut worker = setup.start_role("worker").await;
+    // A listener whose queue is full and refuses more.
+    let (broker, full, replies) = (Broker::connect().await, unique(PREFIX), unique(PREFIX));
+    let arguments = headers(&[("x-max-length", 1.into()), ("x-overflow", "reject-publish".into())]);
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    broker.channel.queue_declare(full.as_str().into(), options, arguments).await.unwrap();
+    broker.own_queue(&replies).await;
+    broker.publish("", &full, lapin::BasicProperties::default(), b"").await;
+    bind(&broker, &full, &setup).await;
+
+    let asking = registration("register")
+        .with_message_id("row-1".into())
+        .with_reply_to(replies.as_str().into());
+    let row = document(&format!("{}@example.com", unique("john"))).to_string();
+    broker.publish(setup.namespace(), "bulk", asking, row.as_bytes()).await;
+    // Whoever asked is told at once; whoever listens has to be.
+    assert_eq!(body(&broker.fetch(&replies).await)["replayed"], false);
+    worker.wait_for_log(|line| line.contains("an event is refused")).await;
+    worker.signal("KILL");
+    assert!(!worker.ended().await.success());
+
+    // There is room again, and another worker: the message was still there.
+    broker.channel.queue_delete(full.as_str().into(), Default::default()).await.unwrap();
+    let listener = Listener::new(&setup).await;
+    let other = setup.start_role("worker").await;
+    assert_eq!(body(&broker.fetch(&replies).await)["replayed"], true);
+    let told = listener.next().await;
+    assert_eq!((name(&told), &body(&told)["messageId"]), ("user.registered", &json!("row-1")));
+    // And it is done now: at a stop nothing of it is handed back.
+    assert!(other.stop().await.success());
+    let bulk = format!("{}.bulk", setup.namespace());
+    eventually("the queue to be empty", async || broker.count(&bulk).await == 0).await;
+}

@@ -1,0 +1,123 @@
+//! The examples of `docs/amqp.md`, as they stand there, against the real broker and a real worker.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::Setup;
+use crate::support::services::{PRODUCTION, amqp_url, provided, service, unique};
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples")
+}
+
+/// Runs an example twice under one name. Each run has to tell of three users, the same ones, and the store
+/// has to hold those three and no others.
+async fn registers_three_users(command: impl Fn() -> Command) {
+    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_REPLY_PREFIX", "example.");
+    let muster = setup.start_role("worker").await;
+    let job = unique("job");
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let mut command = command();
+        command.env("AMQP_URL", amqp_url().unwrap());
+        command.env("NAMESPACE", setup.namespace()).env("JOB", &job);
+        let done = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{errors}");
+        let mut users = ids_in(&String::from_utf8(done.stdout).unwrap());
+        users.sort();
+        assert_eq!(users.len(), 3, "{errors}");
+        told.push(users);
+    }
+    assert_eq!(told[0], told[1], "the same registrations are the same users");
+    assert_eq!(users(&setup).await, 3);
+    assert!(muster.stop().await.success());
+}
+
+/// How many users there are.
+async fn users(setup: &Setup) -> u64 {
+    let client = mongodb::Client::with_uri_str(&setup.environment["MUSTER_STORE"]).await.unwrap();
+    let users = client.default_database().unwrap().collection::<bson::Document>("users");
+    let count = users.count_documents(bson::doc! {}).await.unwrap();
+    client.shutdown().await;
+    count
+}
+
+/// The users' ids in what an example printed: 24 hexadecimal digits.
+fn ids_in(printed: &str) -> Vec<String> {
+    let words = printed.split(|c: char| !c.is_ascii_alphanumeric());
+    let is_id = |word: &&str| word.len() == 24 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    words.filter(is_id).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn the_example_in_python() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let Some(python) = service("EXAMPLES_PYTHON") else { return };
+    registers_three_users(|| {
+        let mut command = Command::new(&python);
+        command.arg(examples().join("register.py"));
+        command
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_example_in_javascript() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let Some(packages) = provided("EXAMPLES_NODE_PATH") else { return };
+    registers_three_users(|| {
+        let mut command = Command::new("node");
+        command.arg(examples().join("register.js")).env("NODE_PATH", &packages);
+        command
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_example_for_the_shell() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let Some(management) = provided("MANAGEMENT_URL") else { return };
+    registers_three_users(|| {
+        let mut command = Command::new("sh");
+        command.arg(examples().join("register.sh")).env("MANAGEMENT_URL", &management);
+        command
+    })
+    .await;
+}
+
+#[test]
+fn the_page_shows_the_examples_as_they_are() {
+    let page = fs::read_to_string(examples().parent().unwrap().join("amqp.md")).unwrap();
+    for entry in fs::read_dir(examples()).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(page.contains(text.trim_end()), "docs/amqp.md shows another {}", path.display());
+    }
+}
+
+#[test]
+fn the_page_shows_events_as_they_are_described() {
+    let page = fs::read_to_string(examples().parent().unwrap().join("amqp.md")).unwrap();
+    let blocks = page.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let mut seen = Vec::new();
+    for line in blocks.flat_map(str::lines).filter(|line| !line.is_empty()) {
+        let message: Value = serde_json::from_str(line).unwrap();
+        let name = ["reply", "user.registered", "registration.rejected"]
+            .into_iter()
+            .find(|name| crate::support::spec::accepts(name, &message));
+        seen.push(name.unwrap_or_else(|| panic!("no message is like {line}")));
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, ["registration.rejected", "reply", "user.registered"]);
+}
