@@ -8,10 +8,11 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use subtle::ConstantTimeEq;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use crate::queue::{Call, CallError, Caller};
-use crate::signup::{MessageId, Outcome};
+use crate::signup::{FailureCode, MessageId, Outcome};
 
 /// The calls under way whose key a client chose.
 #[derive(Default)]
@@ -20,8 +21,10 @@ pub(super) struct Calls(Arc<Mutex<HashMap<MessageId, UnderWay>>>);
 struct UnderWay {
     /// Document and password, which must both be equal to join.
     body: Bytes,
-    outcome: Shared<BoxFuture<'static, Result<Outcome, CallError>>>,
+    answer: Answer,
 }
+
+type Answer = Shared<BoxFuture<'static, Result<Outcome, CallError>>>;
 
 /// Removes a call when it has ended, however it ended.
 struct Entry {
@@ -30,62 +33,79 @@ struct Entry {
 }
 
 impl Calls {
-    /// Calls, or joins the same call under way.
+    /// Calls, or joins the same call under way. A call that outlives its client keeps its `permit`,
+    /// so that there are never more of them than permits.
     pub(super) async fn call(
         &self,
         caller: &Arc<dyn Caller>,
         call: Call,
+        permit: OwnedSemaphorePermit,
     ) -> Result<Outcome, CallError> {
         // Nobody else can know a key that was made just now.
         if call.fresh {
             return caller.call(call).await;
         }
-        let deadline = call.deadline;
-        let again = call.clone();
-        let (outcome, joined) = {
-            let mut under_way = lock(&self.0);
-            match under_way.get(&call.id) {
-                Some(first) if bool::from(first.body.ct_eq(&call.body)) => {
-                    (first.outcome.clone(), true)
+        let (deadline, mut permit) = (call.deadline, Some(permit));
+        loop {
+            let (answer, joined) = self.begin_or_join(caller, &call, &mut permit);
+            // Each waits by its own deadline: joining neither shortens nor lengthens it.
+            match timeout_at(deadline, answer).await.unwrap_or(Err(CallError::NoAnswer)) {
+                Ok(Outcome::Registered { user, token, .. }) if joined => {
+                    return Ok(Outcome::Registered { user, token, replayed: true });
                 }
-                // Another request under the same key: the store tells the two apart.
-                Some(_) => (self.begin(caller, call, None), false),
-                None => {
-                    let (id, body) = (call.id.clone(), call.body.clone());
-                    let entry = Entry { calls: self.0.clone(), id: id.clone() };
-                    let outcome = self.begin(caller, call, Some(entry));
-                    under_way.insert(id, UnderWay { body, outcome: outcome.clone() });
-                    (outcome, false)
-                }
+                // The first one's time was over, whether it or a worker noticed. This one has time
+                // left, and the same id makes asking safe.
+                ended if joined && ran_out(&ended) && Instant::now() < deadline => {}
+                ended => return ended,
             }
-        };
-        // Each waits by its own deadline: joining neither shortens nor lengthens it.
-        match timeout_at(deadline, outcome).await.unwrap_or(Err(CallError::NoAnswer)) {
-            Ok(Outcome::Registered { user, token, .. }) if joined => {
-                Ok(Outcome::Registered { user, token, replayed: true })
-            }
-            // The first gave up; this one has time left, and the same id makes asking safe.
-            Err(CallError::NoAnswer) if joined && Instant::now() < deadline => {
-                caller.call(again).await
-            }
-            ended => ended,
         }
     }
 
-    /// Starts a call in a task of its own, so that others may wait for it when its client is gone.
-    fn begin(
+    /// The same call under way, and that it was joined; else a new one.
+    fn begin_or_join(
         &self,
         caller: &Arc<dyn Caller>,
-        call: Call,
-        entry: Option<Entry>,
-    ) -> Shared<BoxFuture<'static, Result<Outcome, CallError>>> {
-        let caller = caller.clone();
-        let running = tokio::spawn(async move {
-            let outcome = caller.call(call).await;
-            drop(entry);
-            outcome
-        });
-        running.map(|ended| ended.unwrap_or(Err(CallError::Unknown))).boxed().shared()
+        call: &Call,
+        permit: &mut Option<OwnedSemaphorePermit>,
+    ) -> (Answer, bool) {
+        let mut under_way = lock(&self.0);
+        match under_way.get(&call.id) {
+            Some(first) if bool::from(first.body.ct_eq(&call.body)) => (first.answer.clone(), true),
+            // Another request under the same key: the store tells the two apart.
+            Some(_) => (begin(caller, call, permit.take(), None), false),
+            None => {
+                let entry = Entry { calls: self.0.clone(), id: call.id.clone() };
+                let answer = begin(caller, call, permit.take(), Some(entry));
+                let first = UnderWay { body: call.body.clone(), answer: answer.clone() };
+                under_way.insert(call.id.clone(), first);
+                (answer, false)
+            }
+        }
+    }
+}
+
+/// Starts a call in a task of its own, so that others may wait for it when its client is gone.
+fn begin(
+    caller: &Arc<dyn Caller>,
+    call: &Call,
+    permit: Option<OwnedSemaphorePermit>,
+    entry: Option<Entry>,
+) -> Answer {
+    let (caller, call) = (caller.clone(), call.clone());
+    let running = tokio::spawn(async move {
+        let answer = caller.call(call).await;
+        drop((entry, permit));
+        answer
+    });
+    running.map(|ended| ended.unwrap_or(Err(CallError::Unknown))).boxed().shared()
+}
+
+/// Whether a call ended because its time was over.
+fn ran_out(ended: &Result<Outcome, CallError>) -> bool {
+    match ended {
+        Err(CallError::NoAnswer) => true,
+        Ok(Outcome::Failed(failure)) => failure.code == FailureCode::Expired,
+        _ => false,
     }
 }
 
@@ -106,7 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use crate::queue::{Backlog, Kind};
-    use crate::signup::{ContractId, FailureCode};
+    use crate::signup::ContractId;
     use async_trait::async_trait;
     use tokio::sync::Semaphore;
 
@@ -118,15 +138,29 @@ mod tests {
 
     #[async_trait]
     impl Caller for Held {
-        async fn call(&self, _: Call) -> Result<Outcome, CallError> {
+        async fn call(&self, call: Call) -> Result<Outcome, CallError> {
             self.calls.fetch_add(1, Ordering::SeqCst);
-            self.answers.acquire().await.unwrap().forget();
+            match timeout_at(call.deadline, self.answers.acquire()).await {
+                Ok(answer) => answer.unwrap().forget(),
+                // As a worker tells it that finds the message too late.
+                Err(_) if call.body == "expires" => return Ok(FailureCode::Expired.into()),
+                Err(_) => return Err(CallError::NoAnswer),
+            }
             Ok(FailureCode::Internal.into())
         }
         fn backlog(&self) -> Backlog {
             Backlog::default()
         }
         async fn close(&self) {}
+    }
+
+    fn held() -> (Arc<Held>, Arc<dyn Caller>) {
+        let held = Arc::new(Held { calls: AtomicUsize::new(0), answers: Semaphore::new(0) });
+        (held.clone(), held)
+    }
+
+    fn permit() -> OwnedSemaphorePermit {
+        Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
     }
 
     fn call(body: &'static str, within: Duration) -> Call {
@@ -141,14 +175,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_the_same_request_joins_and_by_its_own_deadline() {
-        let held = Arc::new(Held { calls: AtomicUsize::new(0), answers: Semaphore::new(0) });
-        let caller: Arc<dyn Caller> = held.clone();
+        let (held, caller) = held();
         let calls = Calls::default();
         let long = Duration::from_secs(10);
-        let first = calls.call(&caller, call("a", long));
-        let same = calls.call(&caller, call("a", long));
-        let hasty = calls.call(&caller, call("a", Duration::from_secs(1)));
-        let other = calls.call(&caller, call("b", long));
+        let first = calls.call(&caller, call("a", long), permit());
+        let same = calls.call(&caller, call("a", long), permit());
+        let hasty = calls.call(&caller, call("a", Duration::from_secs(1)), permit());
+        let other = calls.call(&caller, call("b", long), permit());
         let release = async {
             tokio::time::sleep(Duration::from_secs(2)).await;
             held.answers.add_permits(2);
@@ -162,17 +195,52 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_joiner_outlives_the_first_client() {
-        let held = Arc::new(Held { calls: AtomicUsize::new(0), answers: Semaphore::new(0) });
-        let caller: Arc<dyn Caller> = held.clone();
+        let (held, caller) = held();
         let calls = Calls::default();
         let long = Duration::from_secs(10);
-        let mut first = Box::pin(calls.call(&caller, call("a", long)));
+        let mut first = Box::pin(calls.call(&caller, call("a", long), permit()));
         assert!(futures_util::poll!(&mut first).is_pending());
-        let mut same = Box::pin(calls.call(&caller, call("a", long)));
+        let mut same = Box::pin(calls.call(&caller, call("a", long), permit()));
         assert!(futures_util::poll!(&mut same).is_pending());
         drop(first);
         held.answers.add_permits(1);
         assert!(same.await.is_ok());
+        assert!(lock(&calls.0).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_joins_a_call_whose_time_runs_out_has_its_own_time_still() {
+        for body in ["expires", "ends"] {
+            let (held, caller) = held();
+            let calls = Calls::default();
+            let first = calls.call(&caller, call(body, Duration::from_secs(1)), permit());
+            let long = Duration::from_secs(10);
+            let second = calls.call(&caller, call(body, long), permit());
+            let third = calls.call(&caller, call(body, long), permit());
+            let release = async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                held.answers.add_permits(1);
+            };
+            let (first, second, third, ()) = tokio::join!(first, second, third, release);
+            assert!(ran_out(&first), "{first:?}");
+            let internal = Ok(FailureCode::Internal.into());
+            assert_eq!((&second, &third), (&internal, &internal), "{body}");
+            assert_eq!(held.calls.load(Ordering::SeqCst), 2, "the two joined again");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_keeps_its_permit_when_its_client_has_gone() {
+        let (held, caller) = held();
+        let (calls, permits) = (Calls::default(), Arc::new(Semaphore::new(1)));
+        let permit = permits.clone().try_acquire_owned().unwrap();
+        let mut first = Box::pin(calls.call(&caller, call("a", Duration::from_secs(9)), permit));
+        assert!(futures_util::poll!(&mut first).is_pending());
+        drop(first);
+        tokio::task::yield_now().await;
+        assert_eq!(permits.available_permits(), 0);
+        held.answers.add_permits(1);
+        drop(permits.acquire().await.unwrap());
         assert!(lock(&calls.0).is_empty());
     }
 }

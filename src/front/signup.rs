@@ -58,8 +58,8 @@ impl Front {
             Err(errors) => return render(contract, &Answer::Invalid(&errors)),
         };
         // Refused before it is queued: what cannot be answered in time would only make others late.
-        let permit = self.in_flight.try_acquire().ok().filter(|_| self.is_in_time());
-        let Some(_permit) = permit else {
+        let permit = self.in_flight.clone().try_acquire_owned().ok().filter(|_| self.is_in_time());
+        let Some(permit) = permit else {
             return answer::with_key(fault(contract, Fault::NotAccepted), &key);
         };
         let call = Call {
@@ -69,7 +69,7 @@ impl Front {
             body: Bytes::from(contract.write(&candidate).to_string()),
             deadline,
         };
-        let called = self.in_flight_calls.call(&self.caller, call).await;
+        let called = self.in_flight_calls.call(&self.caller, call, permit).await;
         let response = self.told(contract, &called);
         if response.status().is_server_error() {
             answer::with_key(response, &key)
