@@ -6,7 +6,7 @@ use tokio::sync::RwLock;
 
 use super::outage::Outage;
 use super::{Worker, settle};
-use crate::queue::{Inbox, Message, Reason};
+use crate::queue::{Door, Inbox, Message, Reason};
 use crate::shutdown::Tasks;
 use crate::signup::Outcome;
 
@@ -31,7 +31,9 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
         };
         let Some(delivery) = delivery else { break };
         let deliveries = delivery.message().deliveries;
-        if deliveries >= GIVE_UP {
+        if deliveries >= GIVE_UP && may_be_innocent(delivery.message()) {
+            tasks.spawn("second chance", delivery.retry());
+        } else if deliveries >= GIVE_UP {
             tasks.spawn("bury", delivery.bury(Reason::Poison));
         } else if deliveries >= SUSPECT {
             // Waits for everything under way, and keeps everything else waiting.
@@ -55,6 +57,13 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
         }
     }
     inbox.stop().await;
+}
+
+/// Whether a message that is to be given up may only have been held whenever a connection was lost: the
+/// broker counts that too. A bulk message is put back once, so that it is counted anew; for another
+/// there would be no time.
+fn may_be_innocent(message: &Message) -> bool {
+    message.door == Door::Bulk && message.attempt == 0
 }
 
 /// Does what a message asks, and tells of it.

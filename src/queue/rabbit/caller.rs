@@ -1,8 +1,7 @@
 //! The front's end: publishes calls, and matches replies from its own exclusive queue to them.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,12 +11,13 @@ use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
-use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::link::{Link, LinkError, State};
-use super::publisher::{PublishError, Publisher};
+use super::publisher::Publisher;
+use super::waiting::Waiting;
 use super::{Backoff, Broker, properties, topology};
 use crate::queue::seal::Letter;
 use crate::queue::{Backlog, Call, CallError, Caller, Door, Kind};
@@ -28,8 +28,12 @@ use crate::telemetry::Part;
 /// How long a call waits for a connection that is being made anew, before it is told that the
 /// broker is away.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often the registration queue is looked at: is it there, and how many consume it.
+/// How often the registration queue is looked at (is it there, and how many consume it), and a message
+/// sent to oneself: the broker tells of an alarm only those who publish.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long calls go on waiting once the broker has raised an alarm: workers cannot reply while it
+/// lasts, and that may be long.
+const ALARM_PATIENCE: Duration = Duration::from_secs(2);
 /// How long after a call's deadline its password may still be opened. Nobody waits any more by then;
 /// it only has to cover clocks of front and worker that are minutes apart.
 const SEAL_MARGIN: Duration = Duration::from_secs(600);
@@ -87,54 +91,14 @@ struct Session {
     publisher: Publisher,
     reply_queue: String,
     waiting: Waiting,
-    /// Cancelled when either connection is gone; every call on it then ends at once.
-    lost: CancellationToken,
 }
 
-/// Calls that wait for a reply, by correlation id.
-#[derive(Default)]
-struct Waiting(Mutex<HashMap<String, Waiter>>);
-
-struct Waiter {
-    message_id: String,
-    reply: oneshot::Sender<Outcome>,
-}
-
-/// Removes its waiter when dropped, however the call ends.
-struct Entered<'a> {
-    waiting: &'a Waiting,
-    correlation_id: String,
-}
-
-impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Waiter>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(&self, message_id: &str) -> (Entered<'_>, oneshot::Receiver<Outcome>) {
-        let (reply, receiver) = oneshot::channel();
-        let correlation_id = random_hex();
-        let waiter = Waiter { message_id: message_id.to_owned(), reply };
-        self.lock().insert(correlation_id.clone(), waiter);
-        (Entered { waiting: self, correlation_id }, receiver)
-    }
-
-    /// Hands a reply to its call. `None` when nobody waits for it (any more).
-    fn settle(&self, delivery: &Delivery) -> Option<()> {
-        let correlation_id = delivery.properties.correlation_id().as_ref()?;
-        let message_id = delivery.properties.message_id().as_ref()?;
-        let outcome = serde_json::from_slice(&delivery.data).ok()?;
-        let mut waiting = self.lock();
-        if waiting.get(correlation_id.as_str())?.message_id != message_id.as_str() {
-            return None;
-        }
-        waiting.remove(correlation_id.as_str())?.reply.send(outcome).ok()
-    }
-}
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        self.waiting.lock().remove(&self.correlation_id);
+impl Session {
+    /// Hands a reply to its call, if that is still there.
+    fn settle(&self, reply: &Delivery) -> Option<()> {
+        let correlation_id = reply.properties.correlation_id().as_ref()?;
+        let message_id = reply.properties.message_id().as_ref()?;
+        self.waiting.settle(correlation_id.as_str(), message_id.as_str(), &reply.data)
     }
 }
 
@@ -157,21 +121,28 @@ async fn supervise(
 ) {
     let mut backoff = Backoff::new();
     while !stop.is_cancelled() {
-        let ended = match Opened::new(&broker).await {
+        let opened = tokio::select! {
+            opened = Opened::new(&broker) => opened,
+            () = stop.cancelled() => break,
+        };
+        let ended = match opened {
             Ok(opened) => {
                 backoff.reset();
-                let lost = opened.session.lost.clone();
-                current.send_replace(Some(opened.session.clone()));
+                let session = opened.session.clone();
+                current.send_replace(Some(session.clone()));
                 let ended = opened.run(&part, &known, &stop).await;
-                lost.cancel();
                 current.send_replace(None);
+                session.waiting.lose();
                 ended
             }
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
             part.down(&format!("{}: {error}", broker.waiting_for()));
-            backoff.pause().await;
+            tokio::select! {
+                () = backoff.pause() => {}
+                () = stop.cancelled() => {}
+            }
         }
     }
 }
@@ -194,7 +165,7 @@ impl Opened {
             topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
             publish.publisher().await
         };
-        let publisher = publish.unless_lost(prepared).await?;
+        let publisher = publish.prepared(prepared).await?;
         let consume = Link::open(broker, "front replies").await?;
         let reply_queue = format!("{}{}", broker.names.reply_prefix(), random_hex());
         let subscribed = async {
@@ -209,10 +180,8 @@ impl Opened {
             let replies = channel.basic_consume(name.into(), "".into(), options, table).await?;
             Ok((replies, consume.connection().create_channel().await?))
         };
-        let (replies, looks) = consume.unless_lost(subscribed).await?;
-        let lost = CancellationToken::new();
-        let session =
-            Arc::new(Session { publisher, reply_queue, waiting: Waiting::default(), lost });
+        let (replies, looks) = consume.prepared(subscribed).await?;
+        let session = Arc::new(Session { publisher, reply_queue, waiting: Waiting::default() });
         let registrations = broker.names.queue(Door::Interactive);
         Ok(Self { session, publish, consume, replies, looks, registrations })
     }
@@ -225,14 +194,37 @@ impl Opened {
         stop: &CancellationToken,
     ) -> Result<(), LinkError> {
         let (mut publishing, mut consuming) = (self.publish.state(), self.consume.state());
-        let mut look = tokio::time::interval(LOOK_EVERY);
+        // Beside the rest, because a broker may take its time for it, and replies must not wait for that.
+        let looks = look_again_and_again(&self.looks, &self.registrations, known);
+        let probes = probe_again_and_again(&self.session);
+        let (mut looks, mut probes) = (std::pin::pin!(looks), std::pin::pin!(probes));
+        let mut give_up_at = None;
         loop {
+            match (*publishing.borrow_and_update(), *consuming.borrow_and_update()) {
+                (State::Lost, _) | (_, State::Lost) => return Err(LinkError::Lost),
+                (State::Blocked, _) => {
+                    part.down("RabbitMQ to clear its alarm: it takes no messages");
+                    give_up_at.get_or_insert_with(|| Instant::now() + ALARM_PATIENCE);
+                }
+                _ => {
+                    part.up();
+                    give_up_at = None;
+                }
+            }
+            let give_up = async {
+                match give_up_at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 reply = self.replies.next() => match reply {
                     Some(Ok(delivery)) => {
-                        known.replied(&delivery);
-                        if self.session.waiting.settle(&delivery).is_none() {
-                            tracing::debug!("a reply came too late");
+                        if !is_probe(&delivery) {
+                            known.replied(&delivery);
+                            if self.session.settle(&delivery).is_none() {
+                                tracing::debug!("a reply came too late");
+                            }
                         }
                     }
                     Some(Err(error)) => return Err(error.into()),
@@ -240,33 +232,54 @@ impl Opened {
                 },
                 _ = publishing.changed() => {}
                 _ = consuming.changed() => {}
-                _ = look.tick() => self.look(known).await?,
+                error = &mut looks => return Err(error),
+                () = &mut probes => {}
+                () = give_up => {
+                    self.session.waiting.give_up();
+                    give_up_at = Some(Instant::now() + ALARM_PATIENCE);
+                }
                 () = stop.cancelled() => {
+                    self.session.waiting.lose();
                     self.publish.close().await;
                     self.consume.close().await;
                     return Ok(());
                 }
             }
-            match (*publishing.borrow_and_update(), *consuming.borrow_and_update()) {
-                (State::Lost, _) | (_, State::Lost) => return Err(LinkError::Lost),
-                (State::Blocked, _) => {
-                    part.down("RabbitMQ to clear its alarm: it takes no messages")
-                }
-                _ => part.up(),
-            }
         }
     }
+}
 
-    /// Fails when the registration queue is gone; the session is then built anew, and the queue
-    /// with it.
-    async fn look(&self, known: &Known) -> Result<(), LinkError> {
+/// Looks until it fails: when the registration queue is gone, the session is built anew, and the queue
+/// with it.
+async fn look_again_and_again(channel: &Channel, registrations: &str, known: &Known) -> LinkError {
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let name = &self.registrations;
-        let looked = self.looks.queue_declare(name.as_str().into(), options, FieldTable::default());
-        let queue = self.consume.unless_lost(async { Ok(looked.await?) }).await?;
-        known.looked(queue.message_count(), queue.consumer_count());
-        Ok(())
+        let looked = channel.queue_declare(registrations.into(), options, FieldTable::default());
+        match looked.await {
+            Ok(queue) => known.looked(queue.message_count(), queue.consumer_count()),
+            Err(error) => return error.into(),
+        }
     }
+}
+
+/// Sends a message to this session's own reply queue, again and again. What becomes of it shows in the
+/// state of the connection.
+async fn probe_again_and_again(session: &Session) {
+    let mut probe = tokio::time::interval(LOOK_EVERY);
+    probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        probe.tick().await;
+        let (queue, properties) = (session.reply_queue.clone(), properties::of_probe());
+        let _ = session.publisher.publish("", queue, properties, Bytes::new()).await;
+    }
+}
+
+/// Only somebody who guesses the queue's name could send one besides, and it does nothing.
+fn is_probe(reply: &Delivery) -> bool {
+    reply.properties.correlation_id().is_none()
 }
 
 impl RabbitCaller {
@@ -300,12 +313,12 @@ impl RabbitCaller {
 impl Caller for RabbitCaller {
     async fn call(&self, call: Call) -> Result<Outcome, CallError> {
         let session = self.session(call.deadline).await.ok_or(CallError::NotAccepted)?;
-        let (entered, reply) = session.waiting.enter(call.id.as_str());
+        let entered = session.waiting.enter(&call.id);
         let (body, sealed) = self.sealed(&call, &session.reply_queue)?;
         let properties = properties::of_call(
             &call,
             &session.reply_queue,
-            &entered.correlation_id,
+            entered.correlation_id(),
             self.broker.clock.now().0,
             sealed,
         );
@@ -313,27 +326,9 @@ impl Caller for RabbitCaller {
             self.known.sent.fetch_add(1, Ordering::Relaxed);
         }
         let key = call.kind.door().as_str().to_owned();
-        let answer = async {
-            session
-                .publisher
-                .publish(self.broker.names.exchange(), key, properties, body)
-                .await
-                .map_err(|error| match error {
-                    PublishError::NotAccepted => CallError::NotAccepted,
-                    PublishError::Unknown => CallError::Unknown,
-                })?;
-            reply.await.map_err(|_| CallError::Unknown)
-        };
-        // A publish on a connection that is gone may never be told so, and whoever repeats the
-        // request here would join it: so the loss ends the whole call, not only the wait for a reply.
-        let answer = async {
-            tokio::select! {
-                biased;
-                answer = answer => answer,
-                () = session.lost.cancelled() => Err(CallError::Unknown),
-            }
-        };
-        timeout_at(call.deadline, answer).await.unwrap_or(Err(CallError::NoAnswer))
+        let publish =
+            session.publisher.publish(self.broker.names.exchange(), key, properties, body);
+        entered.answer(publish, call.deadline).await
     }
 
     fn backlog(&self) -> Backlog {

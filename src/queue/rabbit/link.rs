@@ -1,5 +1,7 @@
 //! One connection to the broker and what is known of it: usable, blocked by an alarm, or lost.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -7,12 +9,21 @@ use lapin::options::ConfirmSelectOptions;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, ErrorKind, Event};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::Broker;
 use super::publisher::Publisher;
 
 /// A broker that accepts a connection and then says nothing is given up after this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for one that is connected and does not do what is needed before any work: declaring and
+/// subscribing wait for elections in a cluster, so it may take a while.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a goodbye may take. The client sends no heartbeats any more while it waits for the answer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the state of a connection is looked at, besides what the client tells of it: it tells
+/// nothing of a loss before somebody listens, nor of every kind of end.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Largest frame in bytes where only muster's own messages go; longer ones take several. The client
 /// sets dozens of frames aside for each connection: at its default of 128 KiB that is 8 MiB, for
@@ -36,6 +47,8 @@ pub(super) enum State {
 pub(super) struct Link {
     connection: Connection,
     state: watch::Sender<State>,
+    /// Whether it was lost because something came that the client cannot read.
+    unreadable: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -60,36 +73,12 @@ impl Link {
         let name = format!("muster {purpose}");
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let connect = Connection::connect_uri(uri, properties);
-        let connection = tokio::time::timeout(CONNECT_TIMEOUT, connect)
-            .await
-            .map_err(|_| LinkError::Silent)??;
+        let connection =
+            timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| LinkError::Silent)??;
         let state = watch::Sender::new(State::Open);
-        let mut events = connection.events_listener();
-        let told = state.clone();
-        tokio::spawn(async move {
-            while let Some(event) = events.next().await {
-                let state = match event {
-                    Event::ConnectionBlocked(_) => State::Blocked,
-                    Event::ConnectionUnblocked | Event::Connected => State::Open,
-                    // What ends one channel leaves the connection whole, and its user is told.
-                    Event::Error(error) if error.is_amqp_soft_error() => continue,
-                    Event::Error(_) => State::Lost,
-                    _ => continue,
-                };
-                // A lost connection does not come back, whatever is still in the stream.
-                told.send_if_modified(|known| {
-                    let news = *known != State::Lost && *known != state;
-                    if news {
-                        *known = state;
-                    }
-                    news
-                });
-                if state == State::Lost {
-                    break;
-                }
-            }
-        });
-        Ok(Self { connection, state })
+        let unreadable = Arc::new(AtomicBool::new(false));
+        tokio::spawn(watch_over(&connection, state.clone(), unreadable.clone()));
+        Ok(Self { connection, state, unreadable })
     }
 
     pub(super) fn connection(&self) -> &Connection {
@@ -98,6 +87,12 @@ impl Link {
 
     pub(super) fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
+    }
+
+    /// Whether it was lost because something came that the client cannot read. It would be lost
+    /// again whenever that comes.
+    pub(super) fn is_unreadable(&self) -> bool {
+        self.unreadable.load(Ordering::Relaxed)
     }
 
     /// A channel of its own on which everything published is confirmed.
@@ -120,8 +115,63 @@ impl Link {
         }
     }
 
+    /// Does what a new connection needs before it is of use, within bounds.
+    pub(super) async fn prepared<T>(
+        &self,
+        work: impl Future<Output = Result<T, LinkError>>,
+    ) -> Result<T, LinkError> {
+        let prepared = timeout(PREPARE_TIMEOUT, self.unless_lost(work)).await;
+        prepared.unwrap_or(Err(LinkError::Silent))
+    }
+
     pub(super) async fn close(&self) {
-        let _ = self.connection.close(200, "done".into()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.connection.close(200, "done".into())).await;
+    }
+}
+
+/// Keeps `state` true until the connection has come to its end.
+fn watch_over(
+    connection: &Connection,
+    state: watch::Sender<State>,
+    unreadable: Arc<AtomicBool>,
+) -> impl Future<Output = ()> + Send + 'static {
+    let (mut events, status) = (connection.events_listener(), connection.status().clone());
+    async move {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            let news = tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(_)) => State::Blocked,
+                    Some(Event::ConnectionUnblocked | Event::Connected) => State::Open,
+                    // What ends one channel leaves the connection whole, and its user is told.
+                    Some(Event::Error(error)) if error.is_amqp_soft_error() => continue,
+                    Some(Event::Error(error)) => {
+                        let cannot_read = matches!(error.kind(), ErrorKind::ParsingError(_));
+                        unreadable.store(cannot_read, Ordering::Relaxed);
+                        State::Lost
+                    }
+                    Some(_) => continue,
+                    None => State::Lost,
+                },
+                _ = look.tick() => {
+                    if status.connected() {
+                        continue;
+                    }
+                    State::Lost
+                }
+            };
+            // A lost connection does not come back, whatever is still in the stream.
+            state.send_if_modified(|known| {
+                let is_news = *known != State::Lost && *known != news;
+                if is_news {
+                    *known = news;
+                }
+                is_news
+            });
+            if news == State::Lost {
+                return;
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 pub mod asyncapi;
 mod caller;
 mod dead;
+mod doorway;
 mod events;
 mod header;
 mod inbox;
@@ -17,6 +18,7 @@ mod properties;
 mod publisher;
 mod settle;
 mod topology;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +28,7 @@ use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::seal::Sealer;
-use super::{Caller, Inbox, PerSecond, Prefetch, Queue};
+use super::{Caller, Door, Inbox, PerSecond, Prefetch, Queue};
 use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
@@ -121,7 +123,7 @@ impl Queue for Rabbit {
             self.broker.clone(),
             prefetch,
             per_second,
-            self.health.part("consumer"),
+            Door::ALL.map(|door| self.health.part(door.as_str())),
             &self.tasks,
         )
     }

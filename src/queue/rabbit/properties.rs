@@ -91,6 +91,11 @@ pub(super) fn of_event(event: &Event, now: Millis) -> BasicProperties {
         .with_timestamp(u64::try_from(now.seconds()).unwrap_or(0))
 }
 
+/// The properties of a message to oneself, which only shows that the broker takes messages.
+pub(super) fn of_probe() -> BasicProperties {
+    BasicProperties::default().with_type("probe".into()).with_delivery_mode(TRANSIENT)
+}
+
 /// Registrations a second that the worker of a reply can do.
 pub(super) fn per_second(reply: &BasicProperties) -> Option<f64> {
     let rate = Headers(reply.headers().as_ref()).number(header::PER_KILOSECOND)?;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::link::State;
 
@@ -92,20 +92,35 @@ impl Publisher {
     }
 
     /// Runs to its end even when the caller gives up, because an unawaited confirm would be kept for
-    /// ever.
+    /// ever; its end is at the latest that of the connection.
     async fn send(&self, message: Outgoing, mandatory: bool) -> Result<(), PublishError> {
         if !self.is_open() {
             return Err(PublishError::NotAccepted);
         }
         let this = self.clone();
-        let published = tokio::spawn(async move { this.confirmed(message, mandatory).await });
-        let mut state = self.0.state.subscribe();
-        // The client does not always tell those who wait that their connection is gone.
-        tokio::select! {
-            biased;
-            published = published => published.unwrap_or(Err(PublishError::Unknown)),
-            _ = state.wait_for(|state| *state == State::Lost) => Err(PublishError::Unknown),
-            () = tokio::time::sleep(CONFIRM_WITHIN) => Err(PublishError::Unknown),
+        let published = tokio::spawn(async move {
+            let mut state = this.0.state.subscribe();
+            // The client does not always tell those who wait that their connection is gone.
+            tokio::select! {
+                biased;
+                published = this.confirmed(message, mandatory) => published,
+                _ = state.wait_for(|state| *state == State::Lost) => Err(PublishError::Unknown),
+            }
+        });
+        match timeout(CONFIRM_WITHIN, published).await {
+            Ok(published) => published.unwrap_or(Err(PublishError::Unknown)),
+            Err(_) => {
+                // Under an alarm the confirm comes when that is over. Without one it should have come
+                // long ago, and a connection that owes it is of no use to anybody else either.
+                self.0.state.send_if_modified(|state| {
+                    let broken = *state == State::Open;
+                    if broken {
+                        *state = State::Lost;
+                    }
+                    broken
+                });
+                Err(PublishError::Unknown)
+            }
         }
     }
 
@@ -113,6 +128,7 @@ impl Publisher {
         let Outgoing { exchange, routing_key, properties, body } = message;
         let options = BasicPublishOptions { mandatory, immediate: false };
         let inner = &*self.0;
+        let ids = (properties.message_id().clone(), properties.correlation_id().clone());
         let publish = inner.channel.basic_publish(
             exchange.into(),
             routing_key.into(),
@@ -134,6 +150,17 @@ impl Publisher {
         };
         match confirmation {
             Ok(Confirmation::Ack(None)) => Ok(()),
+            // Where one confirm stands for several messages, the client hands what was returned to any
+            // of them. This one is in its queue.
+            Ok(Confirmation::Ack(Some(returned)))
+                if ids
+                    != (
+                        returned.properties.message_id().clone(),
+                        returned.properties.correlation_id().clone(),
+                    ) =>
+            {
+                Ok(())
+            }
             Ok(_) => Err(PublishError::NotAccepted),
             Err(error) => {
                 tracing::debug!(%error, "a publish was not confirmed");

@@ -15,7 +15,7 @@ use super::Broker;
 use super::events;
 use super::link::{Link, State};
 use super::properties;
-use super::publisher::{PublishError, Publisher};
+use super::publisher::Publisher;
 use crate::queue::redact::{Kept, without_secrets};
 use crate::queue::seal;
 use crate::queue::{Door, Kind, Message, PerSecond, Reason, Settle};
@@ -35,8 +35,8 @@ pub(super) struct Settler {
     per_second: PerSecond,
     publisher: Publisher,
     publish: Link,
-    /// The consuming end, kept after a soft stop until the last delivery is settled.
-    kept: Mutex<Option<(Link, Vec<Channel>)>>,
+    /// Consuming ends, kept after a soft stop until the last delivery is settled.
+    kept: Mutex<Vec<(Link, Vec<Channel>)>>,
 }
 
 impl Settler {
@@ -46,11 +46,7 @@ impl Settler {
         publisher: Publisher,
         publish: Link,
     ) -> Self {
-        Self { broker, per_second, publisher, publish, kept: Mutex::new(None) }
-    }
-
-    pub(super) fn broker(&self) -> &Broker {
-        &self.broker
+        Self { broker, per_second, publisher, publish, kept: Mutex::default() }
     }
 
     pub(super) fn state(&self) -> watch::Receiver<State> {
@@ -58,7 +54,7 @@ impl Settler {
     }
 
     pub(super) fn keep(&self, consume: Link, channels: Vec<Channel>) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some((consume, channels));
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((consume, channels));
     }
 
     /// Puts a message with unreadable properties aside, without a body that might hold anything.
@@ -74,8 +70,9 @@ impl Settler {
         self.move_to(&exchange, String::new(), properties, Bytes::new(), &received.acker).await;
     }
 
-    /// Publishes, then acks. While the broker refuses, the delivery is kept and it is tried again;
-    /// when the connection is gone, the broker delivers the message anew.
+    /// Publishes, then acks. While the broker refuses, or owes the confirm because of an alarm, the
+    /// delivery is kept and it is tried again: what then comes twice is recognised by its id. When the
+    /// connection is gone, the broker delivers the message anew.
     async fn move_to(
         &self,
         exchange: &str,
@@ -91,11 +88,8 @@ impl Settler {
                 .await;
             match published {
                 Ok(()) => return ack(acker).await,
-                Err(PublishError::NotAccepted) if acker.usable() && !self.is_lost() => {
-                    tracing::warn!(
-                        exchange,
-                        "the broker refuses a message put aside; trying again"
-                    );
+                Err(error) if acker.usable() && !self.is_lost() => {
+                    tracing::warn!(exchange, %error, "a message was not put aside; trying again");
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(_) => return,
@@ -146,6 +140,12 @@ impl Settle for RabbitHandle {
             let properties = properties::of_reply(&message, (self.settler.per_second)());
             let sent = self.settler.publisher.publish("", reply_to, properties, body.into()).await;
             if let Err(error) = sent {
+                if self.settler.is_lost() {
+                    // Somebody may wait for it still. Not acked, the message goes to another, who
+                    // finds the outcome and can tell it.
+                    tracing::info!(id = message.id.as_str(), %error, "a reply is left to another");
+                    return;
+                }
                 // Whoever waited is gone or will ask again with the same key.
                 tracing::info!(id = message.id.as_str(), %error, "a reply was not delivered");
             }
@@ -185,7 +185,7 @@ impl Settle for RabbitHandle {
 
     async fn hand_back(self: Box<Self>, _message: Message) {
         let options = BasicNackOptions { requeue: true, multiple: false };
-        if let Err(error) = self.acker.nack(options).await {
+        if let Ok(Err(error)) = timeout(WRITTEN_WITHIN, self.acker.nack(options)).await {
             tracing::debug!(%error, "a delivery was not handed back; its connection is gone");
         }
     }

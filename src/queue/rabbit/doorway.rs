@@ -1,0 +1,281 @@
+//! One door's consuming end, on a connection of its own: what ends that leaves the other doors alone.
+//! `inbox` keeps one for each door.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::stream::{self, SelectAll, StreamExt};
+use lapin::Channel;
+use lapin::message::Delivery as Received;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::link::{Link, LinkError, State};
+use super::settle::{RabbitHandle, Settler};
+use super::{Backoff, Broker, properties, topology};
+use crate::queue::age::Ages;
+use crate::queue::{Delivery, Door};
+use crate::telemetry::Part;
+
+/// How long after a message that the client could not read a door takes one message at a time. Whatever
+/// is held when a connection is lost counts as delivered once more, so as little as possible is held
+/// while that message may still come.
+const CAREFUL_FOR: Duration = Duration::from_secs(30);
+/// The client ends a consumer a moment before it says why.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+
+/// What all doors of a worker share.
+pub(super) struct Shared {
+    pub(super) broker: Arc<Broker>,
+    pub(super) deliveries: mpsc::Sender<Delivery>,
+    pub(super) stop: CancellationToken,
+    /// What was learnt of senders' clocks.
+    pub(super) ages: Mutex<Ages>,
+}
+
+/// A door as a worker consumes it.
+pub(super) struct Doorway {
+    door: Door,
+    /// What may be held of it at once.
+    limit: u16,
+    part: Part,
+    /// Whether its last connection was lost to a message that the client could not read.
+    careful: AtomicBool,
+}
+
+impl Doorway {
+    pub(super) fn new(door: Door, limit: u16, part: Part) -> Self {
+        Self { door, limit, part, careful: AtomicBool::new(false) }
+    }
+
+    /// Says what it waits for.
+    pub(super) fn down(&self, waiting_for: &str) {
+        self.part.down(waiting_for);
+    }
+
+    /// Consumes until the stop; a connection that is lost is made anew.
+    pub(super) async fn consume(&self, shared: &Shared, settler: &Arc<Settler>) {
+        let mut backoff = Backoff::new();
+        // Whether the broker refused what was asked of it: the queue may be gone.
+        let mut refused = false;
+        while !shared.stop.is_cancelled() {
+            let opened = tokio::select! {
+                opened = self.open(&shared.broker, refused, &mut backoff) => opened,
+                () = shared.stop.cancelled() => return,
+            };
+            let ended = match opened {
+                Ok(session) => session.run(shared, settler).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
+                refused = matches!(error, LinkError::Amqp(_));
+                self.down(&format!("{}: {error}", shared.broker.waiting_for()));
+                tokio::select! {
+                    () = backoff.pause() => {}
+                    () = shared.stop.cancelled() => {}
+                }
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        broker: &Broker,
+        declare: bool,
+        backoff: &mut Backoff,
+    ) -> Result<Session<'_>, LinkError> {
+        let purpose = format!("worker {}", self.door.as_str());
+        let link = match self.door {
+            Door::Interactive | Door::Bulk => Link::open_to_strangers(broker, &purpose).await?,
+            // Nobody but a front has a reason to publish there.
+            Door::Profile => Link::open(broker, &purpose).await?,
+        };
+        // The broker is there. A message that the client cannot read ends the connection as soon as it
+        // is delivered, until the broker gives it up; long pauses would make everybody wait for that.
+        backoff.reset();
+        if declare {
+            let declared = async {
+                topology::declare(link.connection(), &broker.names, &broker.settings).await?;
+                Ok(())
+            };
+            link.prepared(declared).await?;
+        }
+        let queue = broker.names.queue(self.door);
+        let mut session = Session {
+            doorway: self,
+            queue,
+            link,
+            channels: Vec::new(),
+            received: SelectAll::new(),
+        };
+        session.subscribe().await?;
+        Ok(session)
+    }
+
+    fn is_careful(&self) -> bool {
+        self.careful.load(Ordering::Relaxed)
+    }
+}
+
+/// What a consumer's stream holds; `None` is its end, because merged streams end in silence.
+type Item = Option<Received>;
+
+/// One connection and what is consumed on it.
+struct Session<'a> {
+    doorway: &'a Doorway,
+    queue: String,
+    link: Link,
+    /// A channel with the tag of the consumer on it. Two while care gives way to the whole prefetch,
+    /// which counts by channel; the last one consumes.
+    channels: Vec<(Channel, String)>,
+    received: SelectAll<stream::BoxStream<'static, Item>>,
+}
+
+impl Session<'_> {
+    /// Consumes on a channel of its own, with care if there is reason.
+    async fn subscribe(&mut self) -> Result<(), LinkError> {
+        let careful = self.doorway.is_careful();
+        let subscribed = async {
+            let channel = self.link.connection().create_channel().await?;
+            let limit = if careful { 1 } else { self.doorway.limit };
+            channel.basic_qos(limit, BasicQosOptions::default()).await?;
+            let (queue, options) = (self.queue.as_str(), BasicConsumeOptions::default());
+            let table = FieldTable::default();
+            let consumer = channel.basic_consume(queue.into(), "".into(), options, table).await?;
+            Ok((channel, consumer))
+        };
+        let (channel, consumer) = self.link.prepared(subscribed).await?;
+        self.channels.push((channel, consumer.tag().to_string()));
+        let items = consumer.map(Result::ok);
+        self.received.push(if careful {
+            // It ends when the care does.
+            items.boxed()
+        } else {
+            items.chain(stream::once(async { None })).boxed()
+        });
+        Ok(())
+    }
+
+    /// Care has lasted long enough: consumes as always, and no more on the careful channel. That stays,
+    /// because what was delivered on it is settled there.
+    async fn end_care(&mut self) -> Result<(), LinkError> {
+        self.doorway.careful.store(false, Ordering::Relaxed);
+        let careful = self.channels.len();
+        self.subscribe().await?;
+        self.cancel(0..careful).await
+    }
+
+    /// Cancels what is consumed on these channels.
+    async fn cancel(&mut self, channels: Range<usize>) -> Result<(), LinkError> {
+        let cancelled = async {
+            for (channel, tag) in &self.channels[channels] {
+                channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()).await?;
+            }
+            Ok(())
+        };
+        self.link.prepared(cancelled).await
+    }
+
+    /// Hands out deliveries until the connection is lost (an error) or the end is asked for. What was
+    /// handed out can be settled as long as the connections live, which they do until the last handle
+    /// is dropped.
+    async fn run(mut self, shared: &Shared, settler: &Arc<Settler>) -> Result<(), LinkError> {
+        let (mut publishing, mut consuming) = (settler.state(), self.link.state());
+        let end_of_care = Instant::now() + CAREFUL_FOR;
+        // Read, and not yet taken by anybody.
+        let mut next: Option<Delivery> = None;
+        loop {
+            let is_blocked = *publishing.borrow_and_update() == State::Blocked;
+            if *consuming.borrow_and_update() == State::Lost {
+                return Err(self.lost());
+            }
+            if is_blocked {
+                // Nothing could be replied, so nothing is begun.
+                self.doorway.down("RabbitMQ to clear its alarm: it takes no replies");
+            } else {
+                self.doorway.part.up();
+            }
+            tokio::select! {
+                biased;
+                () = shared.stop.cancelled() => return self.stop(next, settler).await,
+                _ = publishing.changed() => {}
+                _ = consuming.changed() => {}
+                () = sleep_until(end_of_care), if self.doorway.is_careful() => {
+                    self.end_care().await?;
+                }
+                // The receiver lives until this task has ended.
+                room = shared.deliveries.reserve(), if next.is_some() => {
+                    if let (Ok(room), Some(delivery)) = (room, next.take()) {
+                        room.send(delivery);
+                    }
+                }
+                item = self.received.next(), if next.is_none() && !is_blocked => match item {
+                    Some(Some(received)) => next = self.read(received, shared, settler),
+                    Some(None) | None => {
+                        let told = consuming.wait_for(|state| *state == State::Lost);
+                        let _ = timeout(TOLD_WITHIN, told).await;
+                        self.lost();
+                        return Err(LinkError::ConsumerEnded);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Remembers how it was lost.
+    fn lost(&self) -> LinkError {
+        if self.link.is_unreadable() {
+            self.doorway.careful.store(true, Ordering::Relaxed);
+        }
+        LinkError::Lost
+    }
+
+    /// A delivery to be handed out, unless it has to be put aside.
+    fn read(
+        &self,
+        received: Received,
+        shared: &Shared,
+        settler: &Arc<Settler>,
+    ) -> Option<Delivery> {
+        let (door, settler) = (self.doorway.door, settler.clone());
+        let mut ages = shared.ages.lock().unwrap_or_else(PoisonError::into_inner);
+        match properties::read(door, &received, &shared.broker, &mut ages) {
+            Ok(message) => {
+                let handle = RabbitHandle::new(settler, received.acker);
+                Some(Delivery::new(message, Box::new(handle)))
+            }
+            Err(what) => {
+                tokio::spawn(async move { settler.bury_unreadable(door, received, what).await });
+                None
+            }
+        }
+    }
+
+    /// Cancels consuming and returns what was fetched ahead.
+    async fn stop(mut self, next: Option<Delivery>, settler: &Settler) -> Result<(), LinkError> {
+        self.cancel(self.channels.len() - 1..self.channels.len()).await?;
+        if let Some(delivery) = next {
+            delivery.hand_back().await;
+        }
+        let returned = async {
+            while let Some(item) = self.received.next().await {
+                if let Some(received) = item {
+                    let options = BasicNackOptions { requeue: true, multiple: false };
+                    received.acker.nack(options).await?;
+                }
+            }
+            Ok(())
+        };
+        self.link.prepared(returned).await?;
+        // A channel that is closed gives back what was delivered on it, so these live as long as
+        // there is something to settle.
+        let channels = self.channels.into_iter().map(|(channel, _)| channel).collect();
+        settler.keep(self.link, channels);
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! Every way in which a call can end, a hundred thousand times in all, and an empty map afterwards.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use super::*;
+use crate::signup::FailureCode;
+use Fate::*;
+
+/// What becomes of one call.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Replied,
+    /// The reply comes before the confirm.
+    RepliedEarly,
+    RepliedTwice,
+    /// Replies that are not its own, then its own.
+    OthersFirst,
+    /// A reply to this call under another message's id, and no more.
+    WrongId,
+    Unreadable,
+    /// It comes when the deadline has passed.
+    Late,
+    /// Returned, or refused by a full queue.
+    NotAccepted,
+    NoConfirm,
+    NeverPublished,
+    /// Its client goes away before the confirm, or after it.
+    DroppedPublishing,
+    DroppedWaiting,
+    /// The connection is lost before the confirm, or after it.
+    LostPublishing,
+    LostWaiting,
+}
+
+const FATES: [Fate; 14] = [
+    Replied,
+    RepliedEarly,
+    RepliedTwice,
+    OthersFirst,
+    WrongId,
+    Unreadable,
+    Late,
+    NotAccepted,
+    NoConfirm,
+    NeverPublished,
+    DroppedPublishing,
+    DroppedWaiting,
+    LostPublishing,
+    LostWaiting,
+];
+
+const SESSIONS: usize = 10;
+const CALLS: usize = 10_000;
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Later than everything that happens at the same time.
+const TICK: Duration = Duration::from_millis(2);
+
+fn reply() -> Vec<u8> {
+    serde_json::to_vec(&Outcome::from(FailureCode::Overloaded)).unwrap()
+}
+
+/// One call as its client sees it; `None` when the client has gone.
+async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Outcome, CallError>> {
+    let id = MessageId::random();
+    let entered = waiting.enter(&id);
+    let correlation = entered.correlation_id().to_owned();
+    let (id, correlation) = (id.as_str(), correlation.as_str());
+    let moment = Duration::from_millis(n as u64 % 1000);
+    let deadline = match fate {
+        LostPublishing | LostWaiting => Instant::now() + DEADLINE * 100,
+        _ => Instant::now() + DEADLINE,
+    };
+    let publish = async {
+        match fate {
+            NotAccepted => return Err(PublishError::NotAccepted),
+            NoConfirm => return Err(PublishError::Unknown),
+            NeverPublished | DroppedPublishing | LostPublishing => std::future::pending().await,
+            RepliedEarly => assert!(waiting.settle(correlation, id, &reply()).is_some()),
+            _ => {}
+        }
+        tokio::time::sleep(moment).await;
+        Ok(())
+    };
+    let answers = async {
+        tokio::time::sleep(moment * 2).await;
+        let right = || waiting.settle(correlation, id, &reply());
+        match fate {
+            Replied => assert!(right().is_some()),
+            RepliedTwice => assert!(right().is_some() && right().is_none()),
+            OthersFirst => {
+                assert!(waiting.settle(&random_hex(), id, &reply()).is_none());
+                assert!(waiting.settle(correlation, "another", &reply()).is_none());
+                assert!(right().is_some());
+            }
+            WrongId => assert!(waiting.settle(correlation, "another", &reply()).is_none()),
+            Unreadable => assert!(waiting.settle(correlation, id, b"{\"outcome\":").is_none()),
+            Late => {
+                tokio::time::sleep_until(deadline + moment + TICK).await;
+                assert!(right().is_none());
+            }
+            _ => {}
+        }
+    };
+    let answer = entered.answer(publish, deadline);
+    let answer = async {
+        match fate {
+            DroppedPublishing | DroppedWaiting => {
+                tokio::time::timeout(moment * 3, answer).await.ok()
+            }
+            _ => Some(answer.await),
+        }
+    };
+    tokio::join!(answer, answers).0
+}
+
+/// Whether it ended as it had to.
+fn is_right(fate: Fate, answer: &Option<Result<Outcome, CallError>>) -> bool {
+    match fate {
+        Replied | RepliedEarly | RepliedTwice | OthersFirst => matches!(answer, Some(Ok(_))),
+        WrongId | Unreadable | Late | NeverPublished => *answer == Some(Err(CallError::NoAnswer)),
+        NotAccepted => *answer == Some(Err(CallError::NotAccepted)),
+        NoConfirm | LostPublishing | LostWaiting => *answer == Some(Err(CallError::Unknown)),
+        DroppedPublishing | DroppedWaiting => answer.is_none(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_thousand_calls_that_end_in_every_way_leave_nothing() {
+    for session in 0..SESSIONS {
+        let waiting = Waiting::default();
+        let fates = || FATES.into_iter().cycle().take(CALLS);
+        let calls = fates().enumerate().map(async |(n, fate)| {
+            let answer = call(&waiting, n, fate).await;
+            assert!(is_right(fate, &answer), "{fate:?}: {answer:?}");
+        });
+        let loss = async {
+            // By then every other call has come to its end.
+            tokio::time::sleep(DEADLINE + Duration::from_secs(2)).await;
+            let left = fates().filter(|fate| matches!(fate, LostPublishing | LostWaiting)).count();
+            assert_eq!(waiting.lock().by_correlation_id.len(), left);
+            // For an alarm, or with the connection.
+            if session % 2 == 0 { waiting.give_up() } else { waiting.lose() }
+        };
+        tokio::join!(join_all(calls), loss);
+        assert!(waiting.lock().by_correlation_id.is_empty(), "nothing is kept");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_comes_when_the_connection_is_lost_ends_at_once() {
+    let waiting = Waiting::default();
+    waiting.lose();
+    let started = Instant::now();
+    let answer = call(&waiting, 1, LostWaiting).await;
+    assert_eq!(answer, Some(Err(CallError::Unknown)));
+    assert!(started.elapsed() < DEADLINE && waiting.lock().by_correlation_id.is_empty());
+}
