@@ -151,6 +151,12 @@ impl App {
         self.slots.as_ref()
     }
 
+    /// Where what is under way runs.
+    #[cfg(test)]
+    pub(crate) fn working(&self) -> &Tasks {
+        &self.working
+    }
+
     /// Runs until `stop` resolves or a task crashes, then stops softly: takes no more, finishes what
     /// is under way, hands the rest back. Drop the future to stop hard.
     pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> End {

@@ -42,17 +42,7 @@ async fn serve(settings: &Settings) -> u8 {
     let mut running = std::pin::pin!(running);
     loop {
         tokio::select! {
-            end = &mut running => return match end {
-                End::Stopped => EXIT_OK,
-                End::Crashed(task) => {
-                    complain(&anyhow::anyhow!("the {task} task crashed; the log tells where"));
-                    EXIT_CRASHED
-                }
-                End::Unfit(told) => {
-                    complain(&anyhow::anyhow!(told));
-                    EXIT_CONFIGURATION
-                }
-            },
+            end = &mut running => return exit_code(end),
             () = signals.next() => {
                 if stop.is_cancelled() {
                     complain(&anyhow::anyhow!("stopped at once, with requests under way"));
@@ -61,6 +51,21 @@ async fn serve(settings: &Settings) -> u8 {
                 tracing::info!("stopping; a second signal stops at once");
                 stop.cancel();
             }
+        }
+    }
+}
+
+/// What the end means to whoever started it, who is told why unless all is well.
+fn exit_code(end: End) -> u8 {
+    match end {
+        End::Stopped => EXIT_OK,
+        End::Crashed(task) => {
+            complain(&anyhow::anyhow!("the {task} task crashed; the log tells where"));
+            EXIT_CRASHED
+        }
+        End::Unfit(told) => {
+            complain(&anyhow::anyhow!(told));
+            EXIT_CONFIGURATION
         }
     }
 }
@@ -97,5 +102,27 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Flag, Sources};
+
+    #[test]
+    fn a_crashed_task_ends_the_process_with_a_code_of_its_own() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let store = format!("file:{}", directory.path().join("users.redb").display());
+        let set = |key, value: &str| Flag { name: "test", key, value: value.to_owned() };
+        let flags = vec![set("store.url", &store), set("front.listen", "127.0.0.1:0")];
+        let settings = Settings::load(&Sources { flags, ..Sources::default() }).unwrap();
+        let code = runtime().unwrap().block_on(async {
+            let (app, _signals) = start(&settings).await.unwrap();
+            app.working().spawn("one of its tasks", async { panic!("on purpose") });
+            exit_code(app.run_until(std::future::pending()).await)
+        });
+        assert_eq!(code, EXIT_CRASHED);
+        assert_ne!(code, EXIT_OK);
     }
 }
