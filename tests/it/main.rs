@@ -18,6 +18,7 @@ mod events;
 mod examples;
 mod faults;
 mod flow;
+mod fuzz;
 mod hostile;
 mod overload;
 mod properties;

@@ -4,36 +4,15 @@
 //! `SOAK_SECONDS=600 SOAK_SEED=1 ./tests/run --test it -- --ignored soak --nocapture`
 
 use std::collections::BTreeMap;
-use std::env;
 use std::time::{Duration, Instant};
 
 use crate::support::Rig;
 use crate::support::proxy::Proxy;
+use crate::support::random::{Random, number, pause};
 use crate::support::rig::Node;
 
 /// Clients at work at any time.
 const CLIENTS: usize = 8;
-
-/// Random numbers that a seed repeats (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
-    }
-
-    fn pause(&mut self, longest_ms: u64) -> Duration {
-        Duration::from_millis(self.below(longest_ms))
-    }
-}
-
-fn number(variable: &str, otherwise: u64) -> u64 {
-    env::var(variable).map_or(otherwise, |value| value.parse().unwrap())
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes ten minutes"]
@@ -55,13 +34,13 @@ async fn soak() {
         for fault in &broken {
             *faults.entry(fault.name()).or_default() += 1;
             fault.begin(&mut rig).await;
-            tokio::time::sleep(random.pause(1500)).await;
+            tokio::time::sleep(pause(&mut random, 1500)).await;
         }
-        tokio::time::sleep(random.pause(3000)).await;
+        tokio::time::sleep(pause(&mut random, 3000)).await;
         for fault in &broken {
             fault.end(&mut rig).await;
         }
-        tokio::time::sleep(random.pause(1000)).await;
+        tokio::time::sleep(pause(&mut random, 1000)).await;
     }
     load.finish().await;
     let figures = rig.settle().await;

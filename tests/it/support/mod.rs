@@ -2,10 +2,12 @@
 //! them that can be cut, and a ledger of what clients were told.
 
 pub mod broker;
+pub mod generate;
 pub mod http;
 pub mod ledger;
 pub mod muster;
 pub mod proxy;
+pub mod random;
 pub mod raw;
 pub mod rig;
 pub mod services;

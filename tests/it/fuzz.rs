@@ -1,0 +1,212 @@
+//! Valid input, spoilt again and again: what a client, a broker or a file could hand to the reader of
+//! documents, the codec of replies and the rules for addresses. What must hold is in `properties`; this
+//! goes on for as long as one likes, from a seed that repeats it:
+//!
+//! `FUZZ_SECONDS=60 FUZZ_SEED=1 cargo test --test it fuzz:: -- --nocapture`
+
+use std::time::{Duration, Instant};
+
+use muster::contract::{Document, rules};
+use muster::signup::{Email, IdempotencyKey, Outcome};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use serde_json::Value;
+
+use crate::properties::{ask_all, same, survives_the_queue};
+use crate::support::generate;
+use crate::support::random::{Random, number};
+
+/// Seconds for each target where nobody asks for more.
+const SECONDS: u64 = 2;
+/// Valid inputs that are spoilt before others take their place.
+const CORPUS: usize = 64;
+const ROUNDS: usize = 2_000;
+
+/// What is worth putting where something else was: JSON, AMQP and address syntax, and edges of Unicode.
+const TOKENS: [&[u8]; 32] = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\"",
+    b":",
+    b",",
+    b"\\",
+    b"\\u0000",
+    b"\\ud800",
+    b"\\udc00",
+    b"null",
+    b"true",
+    b"1e999",
+    b"-0",
+    b"{}",
+    b"[[]]",
+    b"@",
+    b".",
+    b"..",
+    b"xn--",
+    b" ",
+    b"\t",
+    b"\0",
+    b"\x7f",
+    b"\xff",
+    b"\xc0\x80",
+    b"\xed\xa0\x80",
+    "\u{feff}".as_bytes(),
+    "\u{200b}".as_bytes(),
+    "\u{301}".as_bytes(),
+    "\u{10ffff}".as_bytes(),
+];
+
+/// Spoils valid input: moves, doubles, cuts and replaces pieces of it, its tokens rather than its bits.
+fn spoil(random: &mut Random, input: &[u8], other: &[u8]) -> Vec<u8> {
+    let mut bytes = input.to_vec();
+    for _ in 0..=random.below(4) {
+        let at = |random: &mut Random, bytes: &[u8]| random.below(bytes.len() as u64 + 1) as usize;
+        let (a, b) = (at(random, &bytes), at(random, &bytes));
+        let (from, to) = (a.min(b), a.max(b).min(a.min(b) + 40));
+        match random.below(8) {
+            0 => drop(bytes.drain(from..to)),
+            1 => {
+                let piece = bytes[from..to].to_vec();
+                drop(bytes.splice(b..b, piece));
+            }
+            2 => drop(bytes.splice(from..to, TOKENS[random.below(32) as usize].to_vec())),
+            3 | 4 => drop(bytes.splice(a..a, TOKENS[random.below(32) as usize].to_vec())),
+            5 => bytes.truncate(a),
+            6 => {
+                let (c, d) = (at(random, other), at(random, other));
+                drop(bytes.splice(from..to, other[c.min(d)..c.max(d)].to_vec()));
+            }
+            _ => {
+                if let Some(byte) = bytes.get_mut(a) {
+                    *byte ^= 1 << random.below(8);
+                }
+            }
+        }
+    }
+    bytes
+}
+
+/// Asks about spoilt input until the time is over.
+fn fuzz<T>(
+    name: &str,
+    valid: impl Strategy<Value = T>,
+    write: impl Fn(&T) -> Vec<u8>,
+    ask: impl Fn(&[u8]),
+) {
+    let seconds = number("FUZZ_SECONDS", SECONDS);
+    let seed = number("FUZZ_SEED", u64::from(std::process::id()));
+    println!("{name}: FUZZ_SECONDS={seconds} FUZZ_SEED={seed}");
+    let mut random = Random(seed);
+    let words: Vec<u8> = (0..4).flat_map(|_| random.next().to_le_bytes()).collect();
+    let source = TestRng::from_seed(RngAlgorithm::ChaCha, &words);
+    let mut runner = TestRunner::new_with_rng(Config::default(), source);
+    let (started, mut asked) = (Instant::now(), 0u64);
+    while asked == 0 || started.elapsed() < Duration::from_secs(seconds) {
+        let one = |_| write(&valid.new_tree(&mut runner).unwrap().current());
+        let mut corpus: Vec<Vec<u8>> = (0..CORPUS).map(one).collect();
+        for _ in 0..ROUNDS {
+            let (n, m) =
+                (random.below(CORPUS as u64) as usize, random.below(CORPUS as u64) as usize);
+            let spoilt = spoil(&mut random, &corpus[n], &corpus[m]);
+            let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ask(&spoilt)));
+            assert!(told.is_ok(), "{name}: seed {seed}, {:?}", spoilt.escape_ascii().to_string());
+            asked += 1;
+            // What was spoilt a little is spoilt further.
+            if random.below(4) == 0 && spoilt.len() < 4096 {
+                corpus[n] = spoilt;
+            }
+        }
+    }
+    println!("{name}: {asked} inputs");
+}
+
+#[test]
+fn documents() {
+    fuzz(
+        "documents",
+        generate::valid_document(),
+        |document| document.to_string().into_bytes(),
+        |bytes| {
+            ask_all(bytes);
+            let Ok(document) = Document::parse(bytes) else { return };
+            survives_the_queue(&document).unwrap();
+            // The other reader has limits of its own, for numbers and depth.
+            if let Ok(value @ Value::Object(_)) = serde_json::from_slice(bytes) {
+                same(&document, &value).unwrap();
+            }
+        },
+    );
+}
+
+#[test]
+fn documents_with_odd_keys() {
+    let write = |document: &generate::Json| {
+        let mut text = String::new();
+        document.write(&mut text);
+        text.into_bytes()
+    };
+    fuzz("odd documents", generate::object(), write, |bytes| {
+        ask_all(bytes);
+        let read = Document::parse(bytes);
+        match (serde_json::from_slice(bytes), &read) {
+            (Ok(value @ Value::Object(_)), Ok(document)) => same(document, &value).unwrap(),
+            (Ok(value), read) => assert!(!value.is_object() && read.is_err()),
+            (Err(_), _) => {}
+        }
+    });
+}
+
+#[test]
+fn replies() {
+    let write = |outcome: &Outcome| serde_json::to_vec(outcome).unwrap();
+    fuzz("replies", generate::outcome(), write, |bytes| {
+        let Ok(outcome) = serde_json::from_slice::<Outcome>(bytes) else { return };
+        let again = serde_json::to_vec(&outcome).unwrap();
+        assert_eq!(serde_json::from_slice::<Outcome>(&again).unwrap(), outcome);
+    });
+}
+
+#[test]
+fn addresses() {
+    fuzz(
+        "addresses",
+        generate::address(),
+        |address| address.clone().into_bytes(),
+        |bytes| {
+            let Ok(text) = std::str::from_utf8(bytes) else { return };
+            if !rules::is_address(text) {
+                return;
+            }
+            assert!(text.len() <= rules::EMAIL_MAX_BYTES);
+            let (local, domain) = text.split_once('@').unwrap();
+            assert!((1..=rules::LOCAL_MAX_BYTES).contains(&local.len()) && !domain.contains('@'));
+            assert!(domain.split('.').count() > 1);
+            for label in domain.split('.') {
+                assert!((1..=rules::LABEL_MAX_BYTES).contains(&label.len()), "{text}");
+                assert!(!label.starts_with('-') && !label.ends_with('-'), "{text}");
+            }
+            let odd = |c: char| c.is_control() || c.is_whitespace() || "<>()[]\\,;:\"".contains(c);
+            assert!(!text.contains(odd), "{text}");
+            // Who is the same person stays the same, however often it is asked.
+            let key = Email::new(text.to_owned()).key().to_owned();
+            assert_eq!(Email::new(key.clone()).key(), key, "{text}");
+        },
+    );
+}
+
+#[test]
+fn idempotency_keys() {
+    let keys = "\"?[!-~&&[^\"]]{16,128}\"?";
+    fuzz(
+        "keys",
+        keys,
+        |key: &String| key.clone().into_bytes(),
+        |bytes| {
+            let Some(key) = IdempotencyKey::parse(bytes) else { return };
+            assert!((IdempotencyKey::MIN..=IdempotencyKey::MAX).contains(&key.as_str().len()));
+            assert_eq!(IdempotencyKey::parse(key.as_str().as_bytes()), Some(key));
+        },
+    );
+}
