@@ -3,16 +3,20 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use lapin::options::QueueDeleteOptions;
 use muster::app::App;
-use muster::signup::Clock;
+use muster::signup::{Clock, Outcome};
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::flow::five_requests;
 use crate::support::Rig;
-use crate::support::broker::{Broker, rabbitmqctl};
+use crate::support::broker::{Broker, DIRECT_REPLY, rabbitmqctl, registration};
+use crate::support::ledger::PASSWORD;
 use crate::support::muster::eventually;
+use crate::support::services::unique;
 
 /// Far less than the deadline in these tests, and enough for a machine that is busy.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -213,6 +217,7 @@ async fn a_queue_that_is_deleted_is_made_again() {
             let name = format!("{}.{door}", rig.setup.namespace());
             let options = QueueDeleteOptions::default();
             broker.channel.queue_delete(name.as_str().into(), options).await.unwrap();
+            eventually("both workers to consume it", async || rig.consumers(door).await == 2).await;
             rig.ledger.goes_on(20).await;
         }
     })
@@ -326,4 +331,55 @@ async fn prefetch_is_the_same_after_a_reconnection() {
     }
     // The broker may list what it lost for a moment longer.
     eventually("the same consumers", async || consumers().await.unwrap() == before).await;
+}
+
+#[tokio::test]
+async fn a_bulk_row_waits_for_a_store_that_is_away() {
+    let Some(mut rig) = Rig::new(1, 1, &[]).await else { return };
+    rig.workers[0].start().await;
+    rig.workers[0].store.cut();
+    let broker = Broker::connect().await;
+    let mut replies = broker.direct_replies().await;
+    for _ in 0..5 {
+        let body = json!({
+            "email": format!("{}@example.com", unique("john")),
+            "firstname": "John", "lastname": "Doe", "password": unique(PASSWORD),
+        });
+        let properties = registration("flat-name")
+            .with_message_id(unique("row").into())
+            .with_reply_to(DIRECT_REPLY.into());
+        let body = body.to_string();
+        broker.publish(rig.setup.namespace(), "bulk", properties, body.as_bytes()).await;
+    }
+    rig.workers[0].says("\"outcome\":\"store_unavailable\"").await;
+    rig.workers[0].store.heal();
+    for _ in 0..5 {
+        let reply = replies.next().await.unwrap().unwrap();
+        let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
+        assert_eq!(outcome.word(), "registered");
+    }
+    assert_eq!(rig.messages("dead").await, 0);
+}
+
+#[tokio::test]
+async fn calls_whose_clients_have_gone_keep_their_places() {
+    let settings = [("MUSTER_FRONT_MAX_IN_FLIGHT", "5"), LONG];
+    let Some(mut rig) = Rig::new(1, 1, &settings).await else { return };
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    for n in 1..=5 {
+        let asked = ledger.registration();
+        let asking = ledger.ask(&client, &asked);
+        let mut asking = std::pin::pin!(asking);
+        let gone = eventually("it to wait", async || rig.messages("interactive").await == n);
+        tokio::select! {
+            answer = &mut asking => panic!("{answer:?}"),
+            () = gone => {}
+        }
+    }
+    // Otherwise clients that come and go could fill the memory.
+    let refused = ledger.ask(&client, &ledger.registration()).await.unwrap();
+    assert_eq!(refused.status, 503);
+    assert_eq!(rig.messages("interactive").await, 5);
+    rig.workers[0].start().await;
+    rig.settle().await.assert_kept();
 }

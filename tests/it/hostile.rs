@@ -18,10 +18,17 @@ use crate::support::services::unique;
 /// More than one process of this size would be a leak.
 const FLAT_KIB: u64 = 100 << 10;
 
+/// The same while ten thousand connections are open, each with a buffer.
+const MANY_KIB: u64 = 300 << 10;
+
 async fn others_are_served(muster: &Muster) {
+    others_are_served_within(muster, FLAT_KIB).await;
+}
+
+async fn others_are_served_within(muster: &Muster, kib: u64) {
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     assert_eq!(muster.client().post("/signup", &body).await.status, 201);
-    assert!(muster.memory_kib() < FLAT_KIB, "{} KiB", muster.memory_kib());
+    assert!(muster.memory_kib() < kib, "{} KiB", muster.memory_kib());
 }
 
 async fn connect(muster: &Muster) -> TcpStream {
@@ -152,6 +159,38 @@ async fn streams_that_are_reset_at_once_cost_nothing() {
         driver.abort();
     }
     others_are_served(&muster).await;
+}
+
+/// Connections at once, as many as the front takes by default.
+const MANY: usize = 10_000;
+
+#[tokio::test]
+async fn ten_thousand_connections_are_held_in_little_memory() {
+    // Each is a file here and another there.
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let files: usize = files.split_whitespace().next().unwrap().parse().unwrap_or(usize::MAX);
+    if files < MANY + 200 {
+        println!("left out: {files} files may be open; ulimit -n {} allows enough", MANY + 200);
+        return;
+    }
+    let muster = Setup::embedded().start().await;
+    others_are_served(&muster).await;
+    let mut held = Vec::new();
+    while held.len() < MANY - 1 {
+        let asking = (0..200.min(MANY - 1 - held.len())).map(|_| async {
+            let mut stream = connect(&muster).await;
+            stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            let mut first = [0; 12];
+            stream.read_exact(&mut first).await.unwrap();
+            assert_eq!(&first, b"HTTP/1.1 200");
+            stream
+        });
+        held.extend(futures_util::future::join_all(asking).await);
+    }
+    // The one place that is left serves everybody else.
+    others_are_served_within(&muster, MANY_KIB).await;
+    println!("{} connections: {} KiB", held.len(), muster.memory_kib());
 }
 
 #[tokio::test]

@@ -1,11 +1,14 @@
 //! More than can be done: what could not be answered in time is refused before it is queued, and
-//! what is accepted is answered.
+//! what is accepted is answered. The long form measures how much is:
+//!
+//! `./tests/run --release --test it -- --ignored twice_the_capacity --nocapture`
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
+use crate::support::random::number;
 use crate::support::services::{EMBEDDED, PRODUCTION, unique};
 use crate::support::{Answer, Client, Setup};
 
@@ -51,4 +54,80 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once() {
         assert_eq!((again.status, again.header("idempotency-replayed")), (201, None));
         assert!(muster.memory_kib() < 100 << 10, "{} KiB", muster.memory_kib());
     }
+}
+
+/// Clients that ask without a pause while capacity is measured: enough that no hash slot runs dry.
+const BUSY: usize = 32;
+
+/// Prints figures; what they mean depends on the machine, so none is a limit here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute and a half, and the machine for itself"]
+async fn twice_the_capacity_for_a_minute() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let seconds = number("OVERLOAD_SECONDS", 60);
+    let lasting = Duration::from_secs(seconds);
+    let setup = Setup::new(PRODUCTION).with("MUSTER_BCRYPT_COST", "10");
+    let deadline = setup.settings().front.deadline;
+    let (front, worker) = (setup.start_role("front").await, setup.start_role("worker").await);
+    let client = front.client();
+    let memory = || format!("front {} KiB, worker {} KiB", front.memory_kib(), worker.memory_kib());
+
+    let (warm, measured) = (lasting / 12, lasting / 4);
+    let started = Instant::now();
+    let asking = (0..BUSY).map(|_| async {
+        let mut created = 0u32;
+        while started.elapsed() < warm + measured {
+            let (_, answer) = sign_up(client).await;
+            assert_eq!(answer.status, 201);
+            let counts = (warm..warm + measured).contains(&started.elapsed());
+            created += u32::from(counts);
+        }
+        created
+    });
+    let created: u32 = join_all(asking).await.into_iter().sum();
+    let capacity = f64::from(created) / measured.as_secs_f64();
+    println!("capacity: {capacity:.1} registrations/s; {}", memory());
+
+    let offered = (2.0 * capacity * lasting.as_secs_f64()) as u32;
+    let started = Instant::now();
+    let arriving = (0..offered).map(|n| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep_until(
+                (started + lasting.mul_f64(f64::from(n) / f64::from(offered))).into(),
+            )
+            .await;
+            let asked = Instant::now();
+            let (_, answer) = sign_up(&client).await;
+            (answer.status, asked.elapsed(), started.elapsed() <= lasting)
+        })
+    });
+    let answers = join_all(arriving).await;
+    let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+    let mut took = Vec::new();
+    let (mut refused, mut in_time) = (0, 0);
+    for (status, elapsed, within) in answers {
+        match status {
+            201 => {
+                took.push(elapsed);
+                in_time += u32::from(within);
+            }
+            503 => refused += 1,
+            other => panic!("{other}: an accepted request is answered in time"),
+        }
+    }
+    took.sort();
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+    let goodput = f64::from(in_time) / lasting.as_secs_f64();
+    println!("offered: {offered} in {seconds} s; 201 {}, 503 {refused}", took.len());
+    println!("goodput: {goodput:.1}/s, {:.0} % of capacity", 100.0 * goodput / capacity);
+    println!(
+        "accepted: p50 {:.1?}, p99 {:.1?}, longest {:.1?}; deadline {deadline:?}",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+    println!("{}", memory());
 }

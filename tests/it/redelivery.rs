@@ -2,12 +2,14 @@
 //! was killed.
 
 use futures_util::StreamExt;
+use lapin::options::BasicGetOptions;
 use muster::signup::Outcome;
 use serde_json::{Value, json};
 
-use crate::support::broker::{Broker, DIRECT_REPLY, Replies, registration};
-use crate::support::services::unique;
-use crate::support::{PAIRS, QueueKind, Setup};
+use crate::support::broker::{Broker, DIRECT_REPLY, Replies, headers, registration, text_header};
+use crate::support::muster::eventually;
+use crate::support::services::{amqp_url, unique};
+use crate::support::{PAIRS, Pair, QueueKind, Setup, StoreKind};
 
 /// RabbitMQ with every store.
 async fn on_every_store(test: impl AsyncFn(Setup)) {
@@ -142,4 +144,66 @@ async fn what_a_killed_worker_was_hashing_another_finishes() {
         assert!(second.stop().await.success());
     })
     .await;
+}
+
+/// Takes a message out of a queue and loses the connection, so many times.
+async fn lose(setup: &Setup, queue: &str, times: usize) {
+    for _ in 0..times {
+        let broker = Broker::connect().await;
+        let queue = format!("{}.{queue}", setup.namespace());
+        // What was lost may take a moment to come back.
+        eventually("the message", async || {
+            let options = BasicGetOptions { no_ack: false };
+            broker.channel.basic_get(queue.as_str().into(), options).await.unwrap().is_some()
+        })
+        .await;
+        broker.close().await;
+    }
+}
+
+/// Deliveries after which a message is given up.
+const GIVEN_UP_AFTER: usize = 8;
+
+#[tokio::test]
+async fn a_row_that_was_only_held_when_connections_were_lost_is_registered() {
+    let Some(setup) = without_a_worker().await else { return };
+    let mut producer = Producer::new(&setup).await;
+    let (id, document) = (unique("row"), document());
+    let registering = producer.register("bulk", &id, &document);
+    let lost = async {
+        lose(&setup, "bulk", GIVEN_UP_AFTER).await;
+        setup.start_role("worker").await
+    };
+    let (outcome, _worker) = tokio::join!(registering, lost);
+    assert!(matches!(outcome, Outcome::Registered { replayed: false, .. }), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_row_that_is_lost_again_after_its_second_chance_is_poison() {
+    let Some(setup) = without_a_worker().await else { return };
+    let (broker, own) = (Broker::connect().await, url::Url::parse(&amqp_url().unwrap()).unwrap());
+    // As a worker puts it back.
+    let properties = registration("flat-name")
+        .with_headers(headers(&[("contract", "flat-name".into()), ("attempt", 1.into())]))
+        .with_user_id(own.username().into())
+        .with_message_id(unique("row").into());
+    let body = document().to_string();
+    broker.publish(setup.namespace(), "bulk", properties, body.as_bytes()).await;
+    lose(&setup, "bulk", GIVEN_UP_AFTER).await;
+    let _worker = setup.start_role("worker").await;
+    let dead = broker.fetch(&format!("{}.dead", setup.namespace())).await;
+    assert_eq!(text_header(&dead.properties, "reason").as_deref(), Some("poison"));
+    assert!(!String::from_utf8_lossy(&dead.data).contains("securePassword123"));
+}
+
+/// Queues of its own, and nobody who consumes them.
+async fn without_a_worker() -> Option<Setup> {
+    let pair = Pair(QueueKind::Rabbit, StoreKind::File);
+    if !pair.is_there() {
+        return None;
+    }
+    let setup = Setup::new(pair);
+    // A front declares them.
+    assert!(setup.start_role("front").await.stop().await.success());
+    Some(setup)
 }

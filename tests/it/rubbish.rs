@@ -1,8 +1,12 @@
 //! Messages that nobody should send, through the real queue: each is answered or put aside once, no
 //! worker falls over, and everybody else is served meanwhile.
 
+use std::collections::HashSet;
+
+use futures_util::StreamExt;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use muster::signup::Outcome;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -175,19 +179,56 @@ async fn spoiling(url: &str) -> String {
 }
 
 #[tokio::test]
-async fn properties_that_are_no_text_hold_up_nobody_for_good() {
-    let Some(rig) = Rig::running(&[]).await else { return };
+async fn properties_that_are_no_text_end_one_doors_connection_and_bury_nobody_else() {
+    const ROWS: usize = 60;
+    let Some(mut rig) = Rig::running(&[]).await else { return };
     let url = spoiling(&amqp_url().unwrap()).await;
     let spoiler = Broker::connect_to(&url).await;
+    let broker = Broker::connect().await;
+    let mut replies = broker.direct_replies().await;
     let ledger = rig.ledger.clone();
     let load = ledger.drive(&rig.addresses, 4);
-    let spoilt = String::from_utf8(MARK.to_vec()).unwrap();
-    let properties = registration("flat-name").with_message_id(spoilt.into());
-    spoiler.publish_anything(rig.setup.namespace(), "bulk", properties, b"{}").await;
+    let row = async || {
+        let body = json!({
+            "email": format!("{}@example.com", unique("john")),
+            "firstname": "John", "lastname": "Doe", "password": unique(PASSWORD),
+        });
+        let properties = registration("flat-name")
+            .with_message_id(unique("row").into())
+            .with_reply_to(DIRECT_REPLY.into());
+        let body = body.to_string();
+        broker.publish(rig.setup.namespace(), "bulk", properties, body.as_bytes()).await;
+    };
+    for n in 0..ROWS {
+        row().await;
+        if n == ROWS / 2 {
+            let spoilt = String::from_utf8(MARK.to_vec()).unwrap();
+            let properties = registration("flat-name").with_message_id(spoilt.into());
+            spoiler.publish_anything(rig.setup.namespace(), "bulk", properties, b"{}").await;
+        }
+    }
     // The client library takes the whole connection down whenever it comes, so it is the broker that
     // counts its deliveries and puts it aside in the end.
     eventually("the message to be given up", async || rig.messages("dead").await == 1).await;
+    // Told twice where the connection was lost between reply and ack.
+    let mut told = HashSet::new();
+    while told.len() < ROWS {
+        let reply = replies.next().await.unwrap().unwrap();
+        let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
+        assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome:?}");
+        told.insert(reply.properties.message_id().as_ref().unwrap().to_string());
+    }
+    assert_eq!(rig.messages("dead").await, 1, "rows that were held meanwhile are none");
     ledger.goes_on(20).await;
     load.finish().await;
     rig.settle().await.assert_kept();
+    // Nobody at the other doors noticed.
+    for worker in &mut rig.workers {
+        let output = worker.process().output();
+        let lost = |door: &str| {
+            let part = format!("\"part\":\"{door}\"");
+            output.lines().any(|line| line.contains("not ready") && line.contains(&part))
+        };
+        assert!(!lost("interactive") && !lost("profile"), "{output}");
+    }
 }

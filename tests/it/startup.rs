@@ -327,18 +327,23 @@ async fn the_health_check_tells_by_its_exit_code() {
     names(&String::from_utf8_lossy(&gone.stderr), &["muster: ", &address, "nothing listens"]);
 }
 
-#[tokio::test]
-async fn the_second_signal_stops_at_once() {
-    let setup = Setup::embedded();
-    let mut muster = setup.start().await;
-    // A request that is begun and not finished keeps a soft stop waiting.
-    let mut stream = TcpStream::connect(muster.client().address()).await.unwrap();
+/// A request that is begun and not finished, which keeps a soft stop waiting.
+async fn begin_request(address: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
     let head = "POST /signup HTTP/1.1\r\nhost: muster\r\ncontent-type: application/json\r\n\
         content-length: 100\r\nexpect: 100-continue\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut go_on = [0; 12];
     stream.read_exact(&mut go_on).await.unwrap();
     assert_eq!(&go_on, b"HTTP/1.1 100");
+    stream
+}
+
+#[tokio::test]
+async fn the_second_signal_stops_at_once() {
+    let setup = Setup::embedded();
+    let mut muster = setup.start().await;
+    let _unfinished = begin_request(muster.client().address()).await;
 
     let started = Instant::now();
     muster.signal("TERM");
@@ -347,6 +352,20 @@ async fn the_second_signal_stops_at_once() {
     let status = muster.ended().await;
     assert_eq!(status.code(), Some(1), "{status}");
     assert!(started.elapsed() < Duration::from_secs(8), "the soft stop takes ten seconds or more");
+}
+
+#[tokio::test]
+async fn a_soft_stop_ends_with_the_drain_time() {
+    let setup = Setup::embedded().with("MUSTER_FRONT_DRAIN", "500ms");
+    let mut muster = setup.start().await;
+    let mut unfinished = begin_request(muster.client().address()).await;
+    muster.signal("TERM");
+    muster.wait_for_log(|line| line.contains("stopped with work under way")).await;
+    assert!(muster.ended().await.success());
+    let mut rest = Vec::new();
+    // Its client learns of it by the end of the connection.
+    let _ = unfinished.read_to_end(&mut rest).await;
+    assert!(rest.is_empty() || !String::from_utf8_lossy(&rest).contains(" 201 "));
 }
 
 /// The program, its broker or database behind a proxy that lets nothing through.

@@ -1,8 +1,6 @@
 //! What only a broker has: messages as they look on the wire, other systems that publish, dead
 //! letters, pauses between attempts, and connections that are lost.
 
-use std::process::Command;
-
 use futures_util::StreamExt;
 use lapin::BasicProperties;
 use lapin::options::QueueDeclareOptions;
@@ -11,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::support::broker::{
-    Broker, DIRECT_REPLY, headers, number_header, registration as raw_registration, text_header,
+    Broker, DIRECT_REPLY, headers, number_header, rabbitmqctl, registration as raw_registration,
+    text_header,
 };
 use crate::support::proxy::Proxy;
 use crate::support::services::{amqp_url, unique};
@@ -166,14 +165,10 @@ async fn other_systems_publish_in_bulk_with_and_without_a_reply() {
 struct OtherUser(String);
 
 impl OtherUser {
-    fn new() -> Option<Self> {
-        if std::env::var_os("RABBITMQCTL").is_none() {
-            println!("left out: RABBITMQCTL is not set, so no second user can be made");
-            return None;
-        }
+    async fn new() -> Option<Self> {
         let user = Self(unique("crm"));
-        rabbitmqctl(&["add_user", &user.0, "a-password"]);
-        rabbitmqctl(&["set_permissions", &user.0, ".*", ".*", ".*"]);
+        rabbitmqctl(&["add_user", &user.0, "a-password"]).await?;
+        rabbitmqctl(&["set_permissions", &user.0, ".*", ".*", ".*"]).await?;
         Some(user)
     }
 
@@ -183,24 +178,16 @@ impl OtherUser {
         url.set_password(Some("a-password")).unwrap();
         Broker::connect_to(url.as_str()).await
     }
-}
 
-impl Drop for OtherUser {
-    fn drop(&mut self) {
-        rabbitmqctl(&["delete_user", &self.0]);
+    async fn remove(self) {
+        rabbitmqctl(&["delete_user", &self.0]).await;
     }
-}
-
-fn rabbitmqctl(arguments: &[&str]) {
-    let program = std::env::var_os("RABBITMQCTL").unwrap();
-    let done = Command::new(program).args(arguments).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
 #[tokio::test]
 async fn only_the_workers_own_user_is_believed_about_attempts_and_producers() {
     let Some(bench) = bench(&[]).await else { return };
-    let Some(other) = OtherUser::new() else { return };
+    let Some(other) = OtherUser::new().await else { return };
     let mut inbox = bench.inbox(ROOM).await;
     let own = url::Url::parse(&amqp_url().unwrap()).unwrap().username().to_owned();
     let (ours, theirs) = (Broker::connect().await, other.connect().await);
@@ -235,6 +222,7 @@ async fn only_the_workers_own_user_is_believed_about_attempts_and_producers() {
         assert_eq!(message.unsettled.reply_to.is_some(), replies, "{case}");
         reply(delivery).await;
     }
+    other.remove().await;
 }
 
 const REPLIES_INTO_BULK: &str = "replies into bulk";

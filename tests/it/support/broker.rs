@@ -18,7 +18,7 @@ use super::spec::{Seen, assert_came_to};
 /// A connection of another system's.
 pub struct Broker {
     pub channel: Channel,
-    _connection: Connection,
+    connection: Connection,
 }
 
 impl Broker {
@@ -32,7 +32,12 @@ impl Broker {
         let connection = Connection::connect(url, properties).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-        Self { channel, _connection: connection }
+        Self { channel, connection }
+    }
+
+    /// Gives back whatever it holds.
+    pub async fn close(self) {
+        self.connection.close(200, "done".into()).await.unwrap();
     }
 
     /// Publishes, and fails unless a queue took it. What is asked of muster has to be as the printed

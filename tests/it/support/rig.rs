@@ -180,6 +180,16 @@ impl Rig {
         queue.unwrap().message_count()
     }
 
+    /// Consumers of a queue; none while it is not there.
+    pub async fn consumers(&self, queue: &str) -> u32 {
+        let broker = Broker::connect().await;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let name = format!("{}.{queue}", self.setup.namespace());
+        let table = FieldTable::default();
+        let queue = broker.channel.queue_declare(name.as_str().into(), options, table).await;
+        queue.map_or(0, |queue| queue.consumer_count())
+    }
+
     /// Repeats every registration, compares the ledger with the store, and looks for secrets in all
     /// that was written.
     pub async fn settle(&self) -> Figures {
