@@ -1,7 +1,7 @@
 //! More than can be done: what could not be answered in time is refused before it is queued, and
 //! what is accepted is answered. The long form measures how much is:
 //!
-//! `./tests/run --release --test it -- --ignored twice_the_capacity --nocapture`
+//! `OVERLOAD_SECONDS=60 ./tests/run --test it -- --ignored twice_the_capacity --nocapture`
 
 use std::time::{Duration, Instant};
 
