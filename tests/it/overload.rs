@@ -57,7 +57,7 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once() {
 }
 
 /// Clients that ask without a pause while capacity is measured: enough that no hash slot runs dry.
-const BUSY: usize = 32;
+const BUSY: usize = 12;
 
 /// Prints figures; what they mean depends on the machine, so none is a limit here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -80,8 +80,8 @@ async fn twice_the_capacity_for_a_minute() {
         let mut created = 0u32;
         while started.elapsed() < warm + measured {
             let (_, answer) = sign_up(client).await;
-            assert_eq!(answer.status, 201);
-            let counts = (warm..warm + measured).contains(&started.elapsed());
+            let within = (warm..warm + measured).contains(&started.elapsed());
+            let counts = within && answer.status == 201;
             created += u32::from(counts);
         }
         created
