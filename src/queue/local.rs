@@ -9,9 +9,10 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
+use super::producer::{Ends, Taken};
 use super::{
-    Backlog, Call, CallError, Caller, Delivery, Inbox, Kind, Message, PerSecond, Prefetch, Queue,
-    Reason, Settle, Unsettled,
+    Backlog, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, PerSecond, Prefetch,
+    Producer, Queue, Reason, Settle, Unsettled, Window,
 };
 use crate::signup::{FailureCode, Outcome};
 use crate::telemetry::Health;
@@ -23,6 +24,7 @@ pub struct Local {
 
 struct Doors {
     interactive: Line,
+    bulk: Line,
     profile: Line,
     /// What each consumer can do.
     rates: SyncMutex<Vec<PerSecond>>,
@@ -38,7 +40,28 @@ struct Line {
 /// A message and whoever waits for its reply.
 struct Waiting {
     message: Message,
-    reply: oneshot::Sender<Result<Outcome, CallError>>,
+    asker: Asker,
+}
+
+/// Who is to be told.
+enum Asker {
+    Call(oneshot::Sender<Result<Outcome, CallError>>),
+    Row(Taken),
+}
+
+impl Asker {
+    /// Whoever waited may be gone; then there is nobody to tell.
+    fn tell(self, answer: Result<Outcome, CallError>) {
+        match self {
+            Self::Call(reply) => {
+                let _ = reply.send(answer);
+            }
+            // Without a broker nothing is left behind, so a row that was not done has failed.
+            Self::Row(row) => {
+                row.answer(Ok(answer.unwrap_or_else(|_| FailureCode::StoreUnavailable.into())));
+            }
+        }
+    }
 }
 
 impl Line {
@@ -62,6 +85,7 @@ impl Local {
         Self {
             doors: Arc::new(Doors {
                 interactive: Line::new(max_length),
+                bulk: Line::new(max_length),
                 profile: Line::new(max_length),
                 rates: SyncMutex::default(),
                 closed: CancellationToken::new(),
@@ -75,11 +99,18 @@ impl Queue for Local {
         self.doors.clone()
     }
 
+    fn producer(&self, window: Window) -> Producer {
+        let (producer, ends) = Producer::new(window);
+        tokio::spawn(self.doors.clone().produce(ends));
+        producer
+    }
+
     fn inbox(&self, prefetch: Prefetch, per_second: PerSecond) -> Box<dyn Inbox> {
         self.doors.rates().push(per_second.clone());
         Box::new(LocalInbox {
             doors: self.doors.clone(),
             interactive: Arc::new(Semaphore::new(prefetch.interactive.into())),
+            bulk: Arc::new(Semaphore::new(prefetch.bulk.into())),
             profile: Arc::new(Semaphore::new(prefetch.profile.into())),
             per_second,
             stopped: CancellationToken::new(),
@@ -92,10 +123,41 @@ impl Doors {
         self.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn line(&self, kind: Kind) -> &Line {
-        match kind {
-            Kind::Register(_) => &self.interactive,
-            Kind::Profile => &self.profile,
+    fn line(&self, door: Door) -> &Line {
+        match door {
+            Door::Interactive => &self.interactive,
+            Door::Bulk => &self.bulk,
+            Door::Profile => &self.profile,
+        }
+    }
+
+    /// Passes rows on as there is room for them, until there are no more or nobody wants answers.
+    async fn produce(self: Arc<Self>, mut ends: Ends) {
+        let abandoned = ends.closed();
+        let pass_on = async {
+            while let Some(taken) = ends.take().await {
+                let row = &taken.row;
+                let message = Message {
+                    door: Door::Bulk,
+                    kind: Kind::Register(row.contract),
+                    id: row.id.clone(),
+                    producer: String::new(),
+                    fresh: row.fresh,
+                    sealed: None,
+                    body: row.body.clone(),
+                    expires: None,
+                    deliveries: 0,
+                    attempt: 0,
+                    unsettled: Unsettled::default(),
+                };
+                let waiting = Waiting { message, asker: Asker::Row(taken) };
+                let Err(refused) = self.bulk.sender.send(waiting).await else { continue };
+                refused.0.asker.tell(Err(CallError::NotAccepted));
+            }
+        };
+        tokio::select! {
+            () = pass_on => {}
+            () = abandoned => {}
         }
     }
 }
@@ -120,9 +182,9 @@ impl Caller for Doors {
             attempt: 0,
             unsettled: Unsettled::default(),
         };
-        self.line(call.kind)
+        self.line(message.door)
             .sender
-            .try_send(Waiting { message, reply })
+            .try_send(Waiting { message, asker: Asker::Call(reply) })
             .map_err(|_| CallError::NotAccepted)?;
         tokio::select! {
             answer = timeout_at(call.deadline, answer) => match answer {
@@ -150,6 +212,7 @@ impl Caller for Doors {
 struct LocalInbox {
     doors: Arc<Doors>,
     interactive: Arc<Semaphore>,
+    bulk: Arc<Semaphore>,
     profile: Arc<Semaphore>,
     per_second: PerSecond,
     stopped: CancellationToken,
@@ -163,9 +226,11 @@ impl Inbox for LocalInbox {
             () = self.stopped.cancelled() => return None,
             taken = self.doors.profile.take(&self.profile) => taken?,
             taken = self.doors.interactive.take(&self.interactive) => taken?,
+            // Last, and yet its turn comes: under load the others soon hold all they may.
+            taken = self.doors.bulk.take(&self.bulk) => taken?,
         };
         let handle =
-            LocalHandle { doors: self.doors.clone(), reply: waiting.reply, _permit: permit };
+            LocalHandle { doors: self.doors.clone(), asker: waiting.asker, _permit: permit };
         Some(Delivery::new(waiting.message, Box::new(handle)))
     }
 
@@ -180,41 +245,31 @@ impl Inbox for LocalInbox {
 /// The end of one delivery; gives its room back when dropped.
 struct LocalHandle {
     doors: Arc<Doors>,
-    reply: oneshot::Sender<Result<Outcome, CallError>>,
+    asker: Asker,
     _permit: OwnedSemaphorePermit,
-}
-
-impl LocalHandle {
-    /// Whoever waited may be gone; then there is nobody to tell.
-    fn tell(self, answer: Result<Outcome, CallError>) {
-        let _ = self.reply.send(answer);
-    }
 }
 
 #[async_trait]
 impl Settle for LocalHandle {
     async fn reply(self: Box<Self>, _message: Message, outcome: Outcome) {
-        self.tell(Ok(outcome));
+        self.asker.tell(Ok(outcome));
     }
 
     // Nothing here outlives the request, so there is no later to retry in.
     async fn retry(self: Box<Self>, _message: Message) {
-        self.tell(Ok(FailureCode::StoreUnavailable.into()));
+        self.asker.tell(Ok(FailureCode::StoreUnavailable.into()));
     }
 
     async fn bury(self: Box<Self>, message: Message, reason: Reason) {
         tracing::error!(?message, reason = reason.as_str(), "a message was given up");
-        self.tell(Ok(FailureCode::Internal.into()));
+        self.asker.tell(Ok(FailureCode::Internal.into()));
     }
 
     async fn hand_back(self: Box<Self>, message: Message) {
-        let this = *self;
-        let waiting = Waiting { message, reply: this.reply };
-        let refused = this.doors.line(waiting.message.kind).sender.try_send(waiting);
-        if let Err(refused) = refused {
-            let (mpsc::error::TrySendError::Full(waiting)
-            | mpsc::error::TrySendError::Closed(waiting)) = refused;
-            let _ = waiting.reply.send(Err(CallError::NotAccepted));
+        let Self { doors, asker, _permit } = *self;
+        let waiting = Waiting { message, asker };
+        if let Err(refused) = doors.line(waiting.message.door).sender.try_send(waiting) {
+            refused.into_inner().asker.tell(Err(CallError::NotAccepted));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The queue as the rest sees it: a caller at one end, an inbox at the other.
+//! The queue as the rest sees it: a caller or a producer at one end, an inbox at the other.
 //!
 //! Two adapters stand behind these ports: [`local`] in this process and [`rabbit`]. The URL's
 //! scheme picks one, in [`open`]. Whoever changes one extends the conformance suite that both pass.
@@ -8,6 +8,7 @@ pub mod dead;
 pub mod event;
 pub mod local;
 pub mod message;
+pub mod producer;
 pub mod rabbit;
 mod redact;
 pub mod schema;
@@ -23,6 +24,7 @@ use crate::shutdown::Tasks;
 use crate::signup::{Clock, Outcome};
 use crate::telemetry::Health;
 pub use message::{Call, Door, Kind, Message, Unsettled};
+pub use producer::{Answer, NoAnswer, Producer, Row, Window, room};
 
 /// The sending end, held by the front.
 #[async_trait]
@@ -96,6 +98,9 @@ pub struct Prefetch {
 pub trait Queue: Send + Sync {
     /// The sending end.
     fn caller(&self) -> Arc<dyn Caller>;
+
+    /// A sending end for bulk rows, with a reply queue of its own where there is a broker.
+    fn producer(&self, window: Window) -> Producer;
 
     /// A receiving end. Every inbox competes with the others for messages.
     fn inbox(&self, prefetch: Prefetch, per_second: PerSecond) -> Box<dyn Inbox>;

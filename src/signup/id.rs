@@ -69,6 +69,16 @@ impl MessageId {
         Self(digest(&["http", contract.as_str(), key.as_str()]))
     }
 
+    /// The id of a row of an import that names none itself; `job` are 128 random bits.
+    pub fn of_import(job: &str, line: u64) -> Self {
+        Self(digest(&["import", job, &line.to_string()]))
+    }
+
+    /// The id of a row that came in over HTTP, in a body sent under one idempotency key.
+    pub fn of_bulk(contract: ContractId, key: &IdempotencyKey, line: u64) -> Self {
+        Self(digest(&["bulk", contract.as_str(), key.as_str(), &line.to_string()]))
+    }
+
     /// An id for a message that registers nobody.
     pub fn random() -> Self {
         Self(random_hex())

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
 use lapin::uri::AMQPUri;
-use lapin::{Connection, ConnectionProperties, ErrorKind, Event};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -97,9 +97,14 @@ impl Link {
 
     /// A channel of its own on which everything published is confirmed.
     pub(super) async fn publisher(&self) -> Result<Publisher, LinkError> {
+        Ok(Publisher::new(self.confirmed_channel().await?, self.state.clone()))
+    }
+
+    /// The same for a single task, which needs no lock to keep confirms in their order.
+    pub(super) async fn confirmed_channel(&self) -> Result<Channel, LinkError> {
         let channel = self.connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(Publisher::new(channel, self.state.clone()))
+        Ok(channel)
     }
 
     /// Does what needs this connection, unless it is lost meanwhile. The client leaves unanswered what
@@ -184,6 +189,8 @@ pub(super) enum LinkError {
     Amqp(#[from] lapin::Error),
     #[error("a consumer ended")]
     ConsumerEnded,
+    #[error("a registration queue is gone")]
+    Unroutable,
     #[error("the connection was lost")]
     Lost,
 }

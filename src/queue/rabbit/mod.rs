@@ -14,6 +14,7 @@ mod header;
 mod inbox;
 mod letter;
 mod link;
+mod producer;
 mod properties;
 mod publisher;
 mod settle;
@@ -28,7 +29,7 @@ use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::seal::Sealer;
-use super::{Caller, Door, Inbox, PerSecond, Prefetch, Queue};
+use super::{Caller, Door, Inbox, PerSecond, Prefetch, Producer, Queue, Window};
 use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
@@ -118,6 +119,10 @@ impl Queue for Rabbit {
         caller::start(self.broker.clone(), self.health.part("queue"), &self.tasks)
     }
 
+    fn producer(&self, window: Window) -> Producer {
+        producer::start(self.broker.clone(), window, &self.tasks)
+    }
+
     fn inbox(&self, prefetch: Prefetch, per_second: PerSecond) -> Box<dyn Inbox> {
         inbox::start(
             self.broker.clone(),
@@ -159,12 +164,18 @@ impl Backoff {
     }
 
     async fn pause(&mut self) {
+        tokio::time::sleep(self.next()).await;
+    }
+
+    /// How long the next pause is.
+    fn next(&mut self) -> Duration {
         let mut random = [0u8];
         // Without randomness the pause is merely less spread.
         let _ = getrandom::fill(&mut random);
         let share = 0.5 + f64::from(random[0]) / 512.0;
-        tokio::time::sleep(self.0.mul_f64(share)).await;
+        let pause = self.0.mul_f64(share);
         self.0 = (self.0 * 2).min(Self::LAST);
+        pause
     }
 
     fn reset(&mut self) {

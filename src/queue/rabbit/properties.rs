@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{Broker, header};
 use crate::queue::age::Ages;
 use crate::queue::event::Event;
-use crate::queue::{Call, Door, Kind, Message, Reason, Unsettled};
+use crate::queue::{Call, Door, Kind, Message, Reason, Row, Unsettled};
 use crate::signup::{MessageId, Millis};
 
 /// How the names of RabbitMQ's direct reply-to pseudo-queues begin.
@@ -62,6 +62,34 @@ pub(super) fn of_call(
         .with_correlation_id(correlation_id.into())
         .with_reply_to(reply_to.into())
         .with_expiration(left.to_string().into())
+        .with_headers(headers)
+}
+
+/// The properties of a bulk row that is sent now. It never expires: a backlog may be hours deep.
+pub(super) fn of_row(
+    row: &Row,
+    fresh: bool,
+    reply_to: &str,
+    correlation_id: &str,
+    sealed: Option<&str>,
+    now_ms: i64,
+) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    put_text(&mut headers, header::CONTRACT, row.contract.as_str());
+    put_number(&mut headers, header::SENT_AT, now_ms);
+    if let Some(key_id) = sealed {
+        put_text(&mut headers, header::SEALED, key_id);
+    }
+    if fresh {
+        headers.insert(header::FRESH.into(), AMQPValue::Boolean(true));
+    }
+    BasicProperties::default()
+        .with_type(Kind::Register(row.contract).as_str().into())
+        .with_content_type(JSON.into())
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(row.id.as_str().into())
+        .with_correlation_id(correlation_id.into())
+        .with_reply_to(reply_to.into())
         .with_headers(headers)
 }
 
