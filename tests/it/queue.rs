@@ -1,5 +1,6 @@
 //! One suite for the queue's ports, run on both adapters; `rabbit` adds what only a broker has.
 
+mod producer;
 mod rabbit;
 
 use std::collections::HashSet;

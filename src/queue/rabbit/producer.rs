@@ -268,14 +268,8 @@ impl Session {
         (row.number, row.passed) = (rows.sent, None);
         let correlation_id = format!("{}{tag}", self.correlation);
         let fresh = !row.again;
-        let properties = properties::of_row(
-            &row.taken.row,
-            fresh,
-            &self.reply_queue,
-            &correlation_id,
-            sealed,
-            broker.clock.now().0,
-        );
+        let properties =
+            properties::of_row(&row.taken.row, fresh, &self.reply_queue, &correlation_id, sealed);
         let (channel, number) = (self.channel.clone(), row.number);
         let exchange = broker.names.exchange().to_owned();
         self.confirms.push(Box::pin(async move {

@@ -72,11 +72,9 @@ pub(super) fn of_row(
     reply_to: &str,
     correlation_id: &str,
     sealed: Option<&str>,
-    now_ms: i64,
 ) -> BasicProperties {
     let mut headers = FieldTable::default();
     put_text(&mut headers, header::CONTRACT, row.contract.as_str());
-    put_number(&mut headers, header::SENT_AT, now_ms);
     if let Some(key_id) = sealed {
         put_text(&mut headers, header::SEALED, key_id);
     }
