@@ -14,7 +14,7 @@ use crate::config::{QueueUrl, Role, Settings, StoreUrl};
 use crate::front::{self, Front, Limits, ops};
 use crate::password::Slots;
 use crate::queue::seal::{Opener, Sealer};
-use crate::queue::{self, Caller};
+use crate::queue::{self, Caller, Queue};
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::store::{self, PrepareError, Store};
@@ -39,6 +39,7 @@ pub struct App {
     background: Tasks,
     /// A store that turned out not to do.
     unfit: watch::Receiver<Option<String>>,
+    queue: Arc<dyn Queue>,
     caller: Option<Arc<dyn Caller>>,
     slots: Option<Slots>,
     health: Part,
@@ -110,6 +111,7 @@ impl App {
             let first = tokio::time::timeout(FIRST_TRY, prepare_once(&worker.store, &part)).await;
             let prepared = first.unwrap_or(Ok(false))?;
             let (tasks, consuming) = (working.clone(), health.part("worker"));
+            let queue = queue.clone();
             working.spawn("consumer", async move {
                 if !prepared {
                     match wait_for_store(&worker.store, &part, tasks.stopping()).await {
@@ -134,6 +136,7 @@ impl App {
             working,
             background,
             unfit,
+            queue,
             caller,
             slots: hashing,
             health: process,
@@ -144,6 +147,11 @@ impl App {
     /// Where it can be reached.
     pub fn addresses(&self) -> Addresses {
         self.addresses
+    }
+
+    /// Its queue: the only way to reach a worker on `local:`.
+    pub fn queue(&self) -> &Arc<dyn Queue> {
+        &self.queue
     }
 
     /// Its hash slots, if it has a worker.

@@ -33,12 +33,14 @@
 //! | [`config`] | settings from defaults, file, environment, flags | `signup` |
 //! | [`telemetry`] | logs, and whether each part can work | nobody |
 //! | [`shutdown`] | tasks that stop together, softly or by a crash | nobody |
-//! | [`queue`] | caller and inbox, in this process or on RabbitMQ | those above |
+//! | [`rows`] | one row of a bulk: cut out, checked, reported; no I/O | `signup`, `contract` |
+//! | [`queue`] | caller, producer and inbox, in this process or on RabbitMQ | those above but `rows` |
 //! | [`store`] | users, in a file or in MongoDB | those above but `queue` |
 //! | [`password`] | hashing on a bounded number of threads | the same |
 //! | [`token`] | signing and verifying | the same |
 //! | [`front`] | HTTP | all above but `store`, `password`, `token` |
-//! | [`worker`] | the consumer and the use case | all above but `front` |
+//! | [`worker`] | the consumer and the use case | all above but `front` and `rows` |
+//! | [`import`] | a file's rows through the queue, resumable | those above `password`, and `rows` |
 //! | [`app`] | puts the parts together | all but `cli` |
 //! | [`cli`] | the commands | all |
 //!
@@ -50,8 +52,10 @@ pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod front;
+pub mod import;
 pub mod password;
 pub mod queue;
+pub mod rows;
 pub mod shutdown;
 pub mod signup;
 pub mod store;

@@ -4,6 +4,7 @@ mod bench;
 mod config;
 mod dead;
 mod healthcheck;
+mod import;
 mod keygen;
 mod serve;
 mod spec;
@@ -55,6 +56,8 @@ enum Command {
     /// Print what other systems have to know: AsyncAPI, JSON Schemas.
     #[command(subcommand)]
     Spec(spec::Command),
+    /// Register the users of a file, and tell what became of each.
+    Import(import::Flags),
     /// Measure what this machine can register, on the configured queue and store.
     Bench(bench::Flags),
 }
@@ -123,6 +126,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Keygen(flags)) => keygen::run(flags),
         Some(Command::Dead(command)) => dead::run(command),
         Some(Command::Spec(command)) => spec::run(command),
+        Some(Command::Import(flags)) => import::run(flags),
         Some(Command::Bench(flags)) => bench::run(flags),
     };
     ExitCode::from(code)

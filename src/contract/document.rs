@@ -67,6 +67,11 @@ impl<'a> Document<'a> {
         serde_json::from_str(raw).map_or(Field::Wrong, |text| Field::Text(Zeroizing::new(text)))
     }
 
+    /// What stands at a key, unparsed.
+    pub fn raw(&self, key: &str) -> Option<&RawValue> {
+        self.0.get(key).copied()
+    }
+
     /// Puts another value where one stood, or none did.
     pub fn put(&mut self, key: &str, value: &'a RawValue) {
         self.0.insert(key.to_owned(), value);

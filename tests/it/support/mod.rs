@@ -4,6 +4,7 @@
 pub mod broker;
 pub mod generate;
 pub mod http;
+pub mod importer;
 pub mod ledger;
 pub mod muster;
 pub mod proxy;

@@ -1,0 +1,298 @@
+//! `muster import`: registers the users of a file, or tells what would become of them. Who does the
+//! work is in `work`, what a person sees of it in `show`.
+
+mod show;
+mod work;
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, ValueEnum};
+use tokio_util::sync::CancellationToken;
+
+use show::{bar, resume_hint, sum_up, tell};
+use work::Work;
+
+use super::serve::Signals;
+use super::{
+    EXIT_CONFIGURATION, EXIT_CRASHED, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, SettingFlags,
+    complain, runtime,
+};
+use crate::app;
+use crate::config::{Flag, Role, Settings};
+use crate::import::{self, End, Import, Input, Job, Ledger, Output, Progress};
+use crate::queue::Window;
+use crate::signup::{ContractId, id::random_hex};
+use crate::telemetry::logs;
+
+/// What the log tells while a bar or a report is what counts.
+const LOG: &str = "warn,lapin=off";
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    muster import users.csv --contract register --output report.ndjson\n  \
+    muster import users.ndjson --contract username --dry-run\n  \
+    muster import users.csv --contract register --output report.ndjson --resume\n  \
+    zcat users.ndjson.gz | muster import - --contract flat-name --ledger users.ledger\n\n\
+    With the queue local: (the default) it does the work of a worker itself; on RabbitMQ workers do.\n\n\
+    Exit codes: 0 all rows registered, 3 some rows refused or failed, 1 aborted, 2 settings are wrong.")]
+pub(super) struct Flags {
+    #[command(flatten)]
+    settings: SettingFlags,
+    /// The file; - is standard input.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Whose documents the rows are: username, nested-name, flat-name, register or error-code.
+    #[arg(long, value_name = "CONTRACT")]
+    contract: ContractId,
+    /// How rows are written; by the file's ending if not given.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Between the cells of a CSV file.
+    #[arg(long, default_value = ",", value_name = "CHARACTER", value_parser = delimiter)]
+    delimiter: u8,
+    /// The field or column that holds each row's own id. Rows without one have theirs from the import
+    /// and their line.
+    #[arg(long, value_name = "NAME")]
+    id_field: Option<String>,
+    /// What to do about a row whose user name or address is taken.
+    #[arg(long, value_enum, default_value_t = OnDuplicate::Fail)]
+    on_duplicate: OnDuplicate,
+    /// Check every row and look for its user name and address, but register nobody.
+    #[arg(long)]
+    dry_run: bool,
+    /// Where each row is reported, as one JSON object a line; standard output if not given.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Where it is kept which rows are done; FILE.ledger if not given, and for standard input nowhere.
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<PathBuf>,
+    /// Go on where an import that was stopped or killed came to.
+    #[arg(long, conflicts_with = "dry_run")]
+    resume: bool,
+    /// Rows under way at once.
+    #[arg(long, default_value_t = 1024, value_name = "N",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16384))]
+    window: usize,
+    /// How long a row may stay without an answer after a worker got it; by default as long as all
+    /// retries take, and five minutes.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    patience: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// One JSON object a line.
+    Ndjson,
+    /// A header and one record a line; fields of objects as fullname.firstname.
+    Csv,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnDuplicate {
+    /// It is refused: reported as a duplicate, and the exit code is 3.
+    Fail,
+    /// It is passed over: reported as skipped, and no reason for exit code 3.
+    Skip,
+    /// As skip, reported as existing, if all that is unique about it is taken; as fail, if only a part.
+    Existing,
+}
+
+fn delimiter(text: &str) -> Result<u8, &'static str> {
+    match text.as_bytes() {
+        _ if text == "tab" || text == "\\t" => Ok(b'\t'),
+        [byte] if byte.is_ascii() && !b"\"\r\n".contains(byte) => Ok(*byte),
+        _ => Err("one ASCII character, or tab"),
+    }
+}
+
+pub(super) fn run(flags: Flags) -> u8 {
+    // Nobody signs a token for a row, so a secret of its own does.
+    let set =
+        vec![Flag { name: "import", key: "token.secret", value: random_hex() + &random_hex() }];
+    let started = Settings::load_to_ask(&flags.settings.clone().sources(set))
+        .map_err(anyhow::Error::from)
+        .and_then(|settings| {
+            logs::init(LOG, settings.log.as_text)?;
+            Ok((runtime()?, settings))
+        });
+    let (runtime, settings) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            complain(&error);
+            return EXIT_CONFIGURATION;
+        }
+    };
+    let code = runtime.block_on(import(&flags, settings)).unwrap_or_else(|error| {
+        complain(&error);
+        EXIT_FAILED
+    });
+    runtime.shutdown_background();
+    code
+}
+
+async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
+    let mut signals = Signals::new()?;
+    let (reader, bytes) = open(&flags.file)?;
+    let (job, ledger, resumed) = flags.job()?;
+    let to_terminal = flags.output.is_none() && io::stdout().is_terminal();
+    let output = match &flags.output {
+        Some(path) => Output::file(path, resumed.as_ref().and_then(|resumed| resumed.output))?,
+        None => Output::stdout(to_terminal),
+    };
+    let ledger_path = ledger.as_ref().map(|ledger| ledger.path().to_owned());
+    let window = Window { rows: flags.window, patience: flags.patience };
+    settings.role = Role::Worker;
+    settings.admin = None;
+    let Work { producer, worker, stop: stop_worker } =
+        Work::start(flags, &settings, window).await?;
+    let import = Import {
+        input: Input { reader, job, resumed },
+        producer,
+        ledger,
+        output,
+        on_duplicate: flags.on_duplicate.into(),
+        dry_run: flags.dry_run,
+    };
+    let (stop, bar) = (CancellationToken::new(), bar(bytes));
+    let started = tokio::time::Instant::now();
+    let told = bar.clone();
+    let tell = move |progress: Progress| tell(&told, &progress, started.elapsed());
+    let running = import.run(stop.clone(), tell);
+    let mut running = std::pin::pin!(running);
+    let mut worker = std::pin::pin!(worker);
+    let ended = loop {
+        tokio::select! {
+            ended = &mut running => break ended,
+            ended = &mut worker => {
+                bar.finish_and_clear();
+                complain(&anyhow::anyhow!("its own worker ended: {ended:?}"));
+                resume_hint(ledger_path.as_deref());
+                return Ok(match ended {
+                    app::End::Unfit(_) => EXIT_CONFIGURATION,
+                    _ => EXIT_CRASHED,
+                });
+            }
+            () = signals.next() => {
+                if stop.is_cancelled() {
+                    bar.finish_and_clear();
+                    complain(&anyhow::anyhow!("stopped at once"));
+                    resume_hint(ledger_path.as_deref());
+                    return Ok(EXIT_FAILED);
+                }
+                bar.suspend(|| eprintln!(
+                    "muster: stopping when the rows under way are answered; a second signal stops at once"
+                ));
+                stop.cancel();
+            }
+        }
+    };
+    bar.finish_and_clear();
+    stop_worker.cancel();
+    if ended.is_ok() {
+        worker.await;
+    }
+    match ended {
+        Ok(End::Complete(tally)) => {
+            sum_up(&tally, started.elapsed(), flags.dry_run);
+            if tally.failed > 0 {
+                resume_hint(ledger_path.as_deref());
+            }
+            Ok(if tally.refused() == 0 { EXIT_OK } else { EXIT_INCOMPLETE })
+        }
+        Ok(End::Stopped(tally)) => {
+            sum_up(&tally, started.elapsed(), flags.dry_run);
+            resume_hint(ledger_path.as_deref());
+            Ok(EXIT_FAILED)
+        }
+        Err(error) => {
+            complain(&error);
+            resume_hint(ledger_path.as_deref());
+            Ok(EXIT_FAILED)
+        }
+    }
+}
+
+impl Flags {
+    /// What the import is, and its ledger: a new one, or the one to go on with.
+    fn job(&self) -> anyhow::Result<(Job, Option<Ledger>, Option<import::Resumed>)> {
+        let job = Job {
+            id: random_hex(),
+            contract: self.contract,
+            format: self.format()?,
+            id_field: self.id_field.clone(),
+            to_file: self.output.is_some(),
+        };
+        let stdin = self.file.as_os_str() == "-";
+        let path = match &self.ledger {
+            Some(path) => Some(path.clone()),
+            None if stdin => None,
+            None => {
+                let mut name = self.file.clone().into_os_string();
+                name.push(".ledger");
+                Some(name.into())
+            }
+        };
+        if self.dry_run {
+            return Ok((job, None, None));
+        }
+        match (path, self.resume) {
+            (None, true) => bail!("standard input is resumed only with the --ledger it began with"),
+            (None, false) => Ok((job, None, None)),
+            (Some(path), false) => {
+                let ledger = Ledger::create(&path, &job)?;
+                Ok((job, Some(ledger), None))
+            }
+            (Some(path), true) => {
+                let (ledger, resumed) = Ledger::resume(&path)?;
+                let job = Job { id: resumed.job.id.clone(), ..job };
+                ensure!(
+                    job == resumed.job,
+                    "{}: begun with another --contract, --format, --delimiter, --id-field or without \
+                     --output; resume with the same",
+                    path.display()
+                );
+                Ok((job, Some(ledger), Some(resumed)))
+            }
+        }
+    }
+
+    fn format(&self) -> anyhow::Result<import::Format> {
+        let ending = self.file.extension().and_then(|ending| ending.to_str());
+        let format = match (self.format, ending) {
+            (Some(format), _) => format,
+            (None, Some("csv")) => Format::Csv,
+            (None, Some("ndjson" | "jsonl")) => Format::Ndjson,
+            (None, _) => bail!("{}: give --format ndjson or --format csv", self.file.display()),
+        };
+        Ok(match format {
+            Format::Ndjson => import::Format::Ndjson,
+            Format::Csv => import::Format::Csv { delimiter: self.delimiter },
+        })
+    }
+}
+
+impl From<OnDuplicate> for import::OnDuplicate {
+    fn from(choice: OnDuplicate) -> Self {
+        match choice {
+            OnDuplicate::Fail => Self::Fail,
+            OnDuplicate::Skip => Self::Skip,
+            OnDuplicate::Existing => Self::Existing,
+        }
+    }
+}
+
+/// The input, and how long it is where that can be known.
+fn open(path: &Path) -> anyhow::Result<(Box<dyn Read + Send>, Option<u64>)> {
+    if path.as_os_str() == "-" {
+        return Ok((Box::new(io::stdin()), None));
+    }
+    let told = || format!("{}: cannot be read", path.display());
+    let file = File::open(path).with_context(told)?;
+    let metadata = file.metadata().with_context(told)?;
+    ensure!(!metadata.is_dir(), "{}: a folder; name a file", path.display());
+    Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
+}

@@ -1,0 +1,248 @@
+//! The ledger of an import: what was read of the input, and which rows are done. It is only appended
+//! to, a few bytes a row, and written in an order that makes a kill at any moment harmless: what was
+//! read before its rows are sent, the report of a row before the row is done. A row that is not done in
+//! it is sent again under its own id.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::done::{self, Lines};
+use super::{Format, Tally};
+use crate::signup::ContractId;
+
+/// What an import is, so that another one cannot go on with its ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// 128 random bits, from which rows that name no id have theirs.
+    pub id: String,
+    /// Whose documents the rows are.
+    pub contract: ContractId,
+    /// How they are written.
+    pub format: Format,
+    /// The field or column that names a row.
+    pub id_field: Option<String>,
+    /// Whether the report is a file, which a resume goes on with.
+    pub to_file: bool,
+}
+
+/// How much of the input was read, and what it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pin {
+    /// Bytes.
+    pub(super) offset: u64,
+    /// SHA-256 over them, in hexadecimal.
+    pub(super) digest: String,
+}
+
+/// One line of the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Entry {
+    Job(Job),
+    Read(Pin),
+    Done {
+        lines: String,
+        /// Of all lines done so far.
+        tally: Tally,
+        /// Bytes of the report, where it is a file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output: Option<u64>,
+    },
+}
+
+/// An open ledger. While it is open nobody else can open it.
+pub struct Ledger {
+    file: File,
+    path: PathBuf,
+    /// Lines done since the last write.
+    waiting: Vec<u64>,
+}
+
+/// What a ledger holds.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The import that it is of.
+    pub job: Job,
+    /// Rows that need not be sent again.
+    pub done: Lines,
+    /// How they ended.
+    pub tally: Tally,
+    /// Bytes of the report that are about them.
+    pub output: Option<u64>,
+    pub(super) pin: Option<Pin>,
+}
+
+impl Ledger {
+    /// A new one.
+    pub fn create(path: &Path, job: &Job) -> anyhow::Result<Self> {
+        let name = path.display();
+        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
+        let file = file.map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => anyhow::anyhow!(
+                "{name}: an import was begun here and not finished; --resume goes on with it, and \
+                 after removing that file a new one can begin"
+            ),
+            _ => anyhow::anyhow!("{name}: {error}; give --ledger a file that can be written"),
+        })?;
+        let mut ledger = Self { file, path: path.to_owned(), waiting: Vec::new() };
+        ledger.lock()?;
+        ledger.append(&Entry::Job(job.clone()))?;
+        Ok(ledger)
+    }
+
+    /// Goes on with one. Reads it line by line, and keeps no more than the rows that are not done need.
+    pub fn resume(path: &Path) -> anyhow::Result<(Self, Resumed)> {
+        let name = path.display();
+        let file = OpenOptions::new().read(true).append(true).open(path).with_context(|| {
+            format!(
+                "{name}: no import can be resumed from it; was it finished, or begun elsewhere?"
+            )
+        })?;
+        let mut ledger = Self { file, path: path.to_owned(), waiting: Vec::new() };
+        ledger.lock()?;
+        let mut reader = BufReader::new(&ledger.file);
+        let (mut line, mut whole, mut resumed) = (Vec::new(), 0, None);
+        while reader.read_until(b'\n', &mut line).with_context(|| name.to_string())? > 0 {
+            // A kill may have cut the last line short.
+            if line.last() != Some(&b'\n') {
+                break;
+            }
+            let entry = serde_json::from_slice(&line);
+            let read = entry.ok().and_then(|entry| add(&mut resumed, entry));
+            ensure!(read.is_some(), "{name}: not a ledger of `muster import`");
+            whole += line.len() as u64;
+            line.clear();
+        }
+        let Some(resumed) = resumed else { bail!("{name}: not a ledger of `muster import`") };
+        ledger.file.set_len(whole)?;
+        ledger.file.seek(SeekFrom::End(0))?;
+        Ok((ledger, resumed))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes it: everything is done.
+    pub fn remove(self) -> anyhow::Result<()> {
+        std::fs::remove_file(&self.path)
+            .with_context(|| format!("{}: cannot be removed", self.path.display()))
+    }
+
+    /// Pins what was read. Before any row of it is sent.
+    pub(super) fn read(&mut self, pin: &Pin) -> anyhow::Result<()> {
+        self.append(&Entry::Read(pin.clone()))
+    }
+
+    /// A row is done; written with the next [`Ledger::write`].
+    pub(super) fn done(&mut self, line: u64) {
+        self.waiting.push(line);
+    }
+
+    /// Writes which rows are done, after what was reported of them.
+    pub(super) fn write(&mut self, tally: Tally, output: Option<u64>) -> anyhow::Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let lines = done::written(&mut self.waiting);
+        self.waiting.clear();
+        self.append(&Entry::Done { lines, tally, output })
+    }
+
+    fn append(&mut self, entry: &Entry) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(entry)?;
+        line.push(b'\n');
+        // One write, so that a kill leaves it there or not.
+        self.file
+            .write_all(&line)
+            .with_context(|| format!("{}: the ledger cannot be written", self.path.display()))
+    }
+
+    fn lock(&self) -> anyhow::Result<()> {
+        match self.file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                bail!("{}: another import is at work with it", self.path.display())
+            }
+            // A file system without locks is no reason not to import.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+        }
+    }
+}
+
+/// Adds a line of the file. `None` if it does not belong there.
+fn add(resumed: &mut Option<Resumed>, entry: Entry) -> Option<()> {
+    match (entry, resumed) {
+        (Entry::Job(job), resumed @ None) => {
+            *resumed = Some(Resumed {
+                job,
+                done: Lines::default(),
+                tally: Tally::default(),
+                output: None,
+                pin: None,
+            });
+        }
+        (Entry::Read(pin), Some(resumed)) => resumed.pin = Some(pin),
+        (Entry::Done { lines, tally, output }, Some(resumed)) => {
+            resumed.done.read(&lines)?;
+            (resumed.tally, resumed.output) = (tally, output);
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> Job {
+        Job {
+            id: "ab".into(),
+            contract: ContractId::Register,
+            format: Format::Ndjson,
+            id_field: None,
+            to_file: true,
+        }
+    }
+
+    #[test]
+    fn a_ledger_cut_anywhere_can_be_resumed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ledger");
+        let mut ledger = Ledger::create(&path, &job()).unwrap();
+        assert!(Ledger::create(&path, &job()).is_err(), "it is there");
+        assert!(Ledger::resume(&path).is_err(), "it is locked");
+        let begun = std::fs::metadata(&path).unwrap().len() as usize;
+        ledger.read(&Pin { offset: 100, digest: "d1".into() }).unwrap();
+        for line in [2, 1, 5] {
+            ledger.done(line);
+        }
+        let tally = Tally { created: 3, ..Tally::default() };
+        ledger.write(tally, Some(42)).unwrap();
+        drop(ledger);
+        let whole = std::fs::read(&path).unwrap();
+        for cut in begun..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let (mut ledger, resumed) = Ledger::resume(&path).unwrap();
+            assert_eq!(resumed.job, job());
+            if cut == whole.len() {
+                assert!(resumed.done.has(5) && resumed.done.has(1) && !resumed.done.has(3));
+                assert_eq!((resumed.tally, resumed.output), (tally, Some(42)));
+            } else {
+                assert!(!resumed.done.has(1));
+            }
+            ledger.done(7);
+            ledger.write(Tally::default(), None).unwrap();
+            drop(ledger);
+            assert!(Ledger::resume(&path).unwrap().1.done.has(7), "{cut}");
+        }
+        std::fs::write(&path, "users\n").unwrap();
+        assert!(Ledger::resume(&path).is_err());
+    }
+}

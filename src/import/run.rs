@@ -1,0 +1,288 @@
+//! The import itself: rows go out while there is room, answers come in, and of each row one line is
+//! reported and one done.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use anyhow::bail;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::input::{Batch, Row};
+use super::{Input, Job, Ledger, Output, Tally};
+use crate::queue::{self, Answer, Producer, room};
+use crate::rows::Report;
+use crate::signup::{MessageId, RegistrationId};
+
+/// Longest time between an answer and its line in report and ledger.
+const WRITE_EVERY: Duration = Duration::from_millis(200);
+/// Answers written together at most.
+const WRITE_MAX: usize = 1024;
+/// Rows that may fail before the import gives up: with so many something is wrong with more than
+/// them, and each is one that a resume has to remember.
+const FAILED_MAX: u64 = 10_000;
+/// How long a soft stop waits for rows under way.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What becomes of a row whose user name or address belongs to somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDuplicate {
+    /// It is refused.
+    Fail,
+    /// It is passed over.
+    Skip,
+    /// It is passed over if everything that is unique about it is taken, so that this user seems to be
+    /// there; where only a part is, it is refused.
+    Existing,
+}
+
+/// An import, ready to run.
+pub struct Import {
+    /// Where rows come from.
+    pub input: Input,
+    /// Where they go.
+    pub producer: Producer,
+    /// Where it is written what is done; none if it cannot be resumed.
+    pub ledger: Option<Ledger>,
+    /// Where each row is reported.
+    pub output: Output,
+    /// What to do about duplicates.
+    pub on_duplicate: OnDuplicate,
+    /// Whether nothing is registered.
+    pub dry_run: bool,
+}
+
+/// How far an import is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// How the rows so far ended, those of earlier runs too.
+    pub tally: Tally,
+    /// Those of this run alone.
+    pub rows: u64,
+    /// Rows without an answer.
+    pub unanswered: usize,
+    /// Bytes of the input that are done with, about.
+    pub offset: u64,
+    /// What it waits for, if it cannot go on.
+    pub waiting_for: Option<String>,
+}
+
+/// How an import came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Every row has its outcome.
+    Complete(Tally),
+    /// It was asked to stop; the rest is for a resume.
+    Stopped(Tally),
+}
+
+/// A row that was sent.
+struct Sent {
+    /// Fields of it that nobody else may have.
+    unique: usize,
+}
+
+/// What changes while it runs.
+struct State {
+    job: Job,
+    resumed: bool,
+    ledger: Option<Ledger>,
+    output: Output,
+    on_duplicate: OnDuplicate,
+    dry_run: bool,
+    tally: Tally,
+    before: u64,
+    unanswered: HashMap<u64, Sent>,
+    /// Lines reported and not written yet.
+    unwritten: usize,
+    read: u64,
+    offset: u64,
+}
+
+impl Import {
+    /// Runs until the input's end or the stop. An error is why it cannot go on; what was answered by
+    /// then is in the ledger. `tell` is called a few times a second.
+    pub async fn run(
+        self,
+        stop: CancellationToken,
+        mut tell: impl FnMut(Progress),
+    ) -> anyhow::Result<End> {
+        let Self { input, producer, ledger, output, on_duplicate, dry_run } = self;
+        let tally = input.resumed.as_ref().map(|resumed| resumed.tally).unwrap_or_default();
+        let mut state = State {
+            job: input.job.clone(),
+            resumed: input.resumed.is_some(),
+            ledger,
+            output,
+            on_duplicate,
+            dry_run,
+            before: tally.rows(),
+            tally,
+            unanswered: HashMap::new(),
+            unwritten: 0,
+            read: 0,
+            offset: 0,
+        };
+        let batches = input.start()?;
+        let ran = state.exchange(batches, producer, &stop, &mut tell).await;
+        // Whatever happened, what was answered is done.
+        let written = state.write();
+        let complete = ran?;
+        written?;
+        tell(state.progress(None));
+        if !complete {
+            return Ok(End::Stopped(state.tally));
+        }
+        // What failed is for a resume; otherwise there is nothing left to resume.
+        match state.ledger {
+            Some(ledger) if state.tally.failed == 0 => ledger.remove()?,
+            _ => {}
+        }
+        Ok(End::Complete(state.tally))
+    }
+}
+
+impl State {
+    /// Sends and receives. Whether it came to the input's end.
+    async fn exchange(
+        &mut self,
+        mut batches: mpsc::Receiver<anyhow::Result<Batch>>,
+        producer: Producer,
+        stop: &CancellationToken,
+        tell: &mut impl FnMut(Progress),
+    ) -> anyhow::Result<bool> {
+        let Producer { rows, mut answers, waiting_for } = producer;
+        // Dropped when there is nothing more to send.
+        let mut rows = Some(rows);
+        let mut to_send: VecDeque<Row> = VecDeque::new();
+        let mut tick = tokio::time::interval(WRITE_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stopped: Option<Instant> = None;
+        loop {
+            // What was refused by its own contract goes nowhere.
+            while let Some(Row { checked: Err(_), .. }) = to_send.front() {
+                let Some(Row { line, checked: Err(errors) }) = to_send.pop_front() else { break };
+                self.report(Report::invalid(line, None, errors), 0);
+            }
+            if self.unwritten >= WRITE_MAX {
+                self.write()?;
+            }
+            if self.tally.failed >= FAILED_MAX {
+                bail!("{FAILED_MAX} rows failed; find out why before going on");
+            }
+            tokio::select! {
+                answer = answers.recv() => match answer {
+                    Some(answer) => self.answered(answer),
+                    None if self.unanswered.is_empty() => return Ok(stopped.is_none()),
+                    None => bail!("the queue was closed with rows under way"),
+                },
+                room = room(rows.clone()), if rows.is_some() && !to_send.is_empty() => {
+                    let Some(room) = room else { bail!("the queue was closed") };
+                    if let Some(row) = to_send.pop_front() {
+                        room.send(self.row(row)?);
+                    }
+                }
+                batch = batches.recv(), if rows.is_some() && to_send.is_empty() => match batch {
+                    Some(batch) => {
+                        let batch = batch?;
+                        // Before anything of it is sent, so that no other input can be resumed.
+                        if let (Some(ledger), Some(pin)) = (&mut self.ledger, &batch.pin) {
+                            ledger.read(pin)?;
+                        }
+                        (self.read, self.offset) =
+                            (self.read + batch.rows.len() as u64, batch.offset);
+                        to_send.extend(batch.rows);
+                    }
+                    None => rows = None,
+                },
+                _ = tick.tick() => {
+                    self.write()?;
+                    tell(self.progress(waiting_for.borrow().clone()));
+                    if stopped.is_some_and(|since| since.elapsed() > GRACE) {
+                        return Ok(false);
+                    }
+                }
+                () = stop.cancelled(), if stopped.is_none() => {
+                    stopped = Some(Instant::now());
+                    to_send.clear();
+                    rows = None;
+                    batches.close();
+                }
+            }
+        }
+    }
+
+    /// A row as it is sent.
+    fn row(&mut self, row: Row) -> anyhow::Result<queue::Row> {
+        let Row { line, checked: Ok(checked) } = row else { bail!("a refused row is not sent") };
+        self.unanswered.insert(line, Sent { unique: checked.unique });
+        // Only an id made from a job that begins now can be known to nobody.
+        let fresh = checked.id.is_none() && !self.resumed;
+        let id = checked.id.unwrap_or_else(|| MessageId::of_import(&self.job.id, line));
+        Ok(queue::Row { tag: line, contract: self.job.contract, id, fresh, body: checked.body })
+    }
+
+    fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
+        let Some(Sent { unique }) = self.unanswered.remove(&tag) else { return };
+        // As the worker names it: what comes from muster's own account has no producer.
+        let id = RegistrationId::of(self.job.contract, "", &id);
+        self.report(Report::answered(tag, id, outcome.ok()), unique);
+    }
+
+    /// Counts and reports a row; `unique` fields of it nobody else may have.
+    fn report(&mut self, mut report: Report, unique: usize) {
+        let tally = &mut self.tally;
+        let duplicate = report.is_duplicate();
+        let pass_over = match self.on_duplicate {
+            OnDuplicate::Fail => None,
+            OnDuplicate::Skip => Some("skipped"),
+            OnDuplicate::Existing => (report.errors.len() == unique).then_some("existing"),
+        };
+        let count = match (report.outcome, pass_over.filter(|_| duplicate)) {
+            (_, Some(word)) => {
+                report.outcome = word;
+                &mut tally.passed_over
+            }
+            ("registered", None) => &mut tally.created,
+            ("rejected", None) if duplicate => &mut tally.duplicate,
+            ("rejected", None) => &mut tally.invalid,
+            _ => &mut tally.failed,
+        };
+        *count += 1;
+        if self.dry_run && report.outcome == "registered" {
+            (report.outcome, report.user_id) = ("valid", None);
+        }
+        let refused = !matches!(report.outcome, "registered" | "valid" | "skipped" | "existing");
+        self.output.add(&report, refused);
+        self.unwritten += 1;
+        // What failed is not done: a resume tries it again.
+        if let Some(ledger) = self.ledger.as_mut().filter(|_| report.outcome != "failed") {
+            ledger.done(report.line);
+        }
+    }
+
+    /// First what was reported, then that it is done.
+    fn write(&mut self) -> anyhow::Result<()> {
+        if std::mem::take(&mut self.unwritten) > 0 {
+            let length = self.output.flush()?;
+            if let Some(ledger) = &mut self.ledger {
+                ledger.write(self.tally, length)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn progress(&self, waiting_for: Option<String>) -> Progress {
+        let rows = self.tally.rows() - self.before;
+        // Of what was read, the part that is answered.
+        let part = if self.read == 0 { 1.0 } else { rows as f64 / self.read as f64 };
+        Progress {
+            tally: self.tally,
+            rows,
+            unanswered: self.unanswered.len(),
+            offset: (self.offset as f64 * part) as u64,
+            waiting_for,
+        }
+    }
+}

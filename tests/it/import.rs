@@ -1,0 +1,558 @@
+//! `muster import`: the real program, on every queue with every store, killed and cut off where it
+//! hurts. In the end every row has one outcome, and every user is there once.
+
+use std::fs::{self, File};
+use std::process::Stdio;
+use std::time::Duration;
+
+use muster::signup::{Clock, ContractId};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+
+use crate::support::importer::{
+    Importer, assert_stored, csv, import, ndjson, outcomes, reports, user,
+};
+use crate::support::ledger::{PASSWORD, users_in};
+use crate::support::muster::eventually;
+use crate::support::rig::secrets_in;
+use crate::support::services::{EMBEDDED, PRODUCTION, command};
+use crate::support::{PAIRS, Pair, QueueKind, Rig, Setup};
+
+/// A setup with a file of rows in it; a worker too where the queue is a broker.
+struct Bench {
+    setup: Setup,
+    _worker: Option<crate::support::Muster>,
+}
+
+impl Bench {
+    async fn new(pair: Pair) -> Option<Self> {
+        if !pair.is_there() {
+            return None;
+        }
+        let setup = Setup::new(pair);
+        let worker = match pair.0 {
+            QueueKind::Rabbit => Some(setup.start_role("worker").await),
+            QueueKind::Local => None,
+        };
+        Some(Self { setup, _worker: worker })
+    }
+
+    fn write(&self, name: &str, rows: impl AsRef<[u8]>) {
+        fs::write(self.setup.directory().join(name), rows).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.setup.directory().join(name)).unwrap()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.setup.directory().join(name).exists()
+    }
+}
+
+/// One that needs no service.
+async fn embedded() -> Bench {
+    Bench::new(EMBEDDED).await.unwrap()
+}
+
+#[tokio::test]
+async fn every_contract_in_both_formats_on_every_pair() {
+    for pair in PAIRS {
+        let Some(mut bench) = Bench::new(pair).await else { continue };
+        let mut all = Vec::new();
+        for (n, contract) in ContractId::ALL.into_iter().enumerate() {
+            let users = |first: usize| (first..first + 3).map(move |n| user(contract, n));
+            let first = n * 10;
+            bench.write("users.csv", csv(users(first)));
+            bench.write("users.ndjson", ndjson(users(first + 5)));
+            for (file, lines) in [("users.csv", [2, 3, 4]), ("users.ndjson", [1, 2, 3])] {
+                let ended = import(&bench.setup, &[file, "--contract", contract.as_str()]).await;
+                assert_eq!(ended.code, Some(0), "{pair:?} {contract} {file}: {}", ended.told);
+                let reports = reports(&ended.printed);
+                let mut told: Vec<u64> =
+                    reports.iter().map(|r| r["line"].as_u64().unwrap()).collect();
+                told.sort_unstable();
+                assert_eq!(told, lines);
+                assert_eq!(outcomes(&reports)["registered"], 3);
+                assert!(secrets_in(&(ended.printed + &ended.told)).is_empty());
+                assert!(!bench.has(&format!("{file}.ledger")), "there is nothing to resume");
+                all.extend(reports);
+            }
+        }
+        // The embedded store is one process's at a time.
+        bench._worker = None;
+        // Lines repeat from file to file; the comparison wants them apart.
+        for (n, report) in all.iter_mut().enumerate() {
+            report["line"] = json!(n);
+        }
+        assert_stored(&bench.setup, &all).await;
+    }
+}
+
+#[tokio::test]
+async fn bad_lines_are_refused_one_by_one() {
+    let bench = embedded().await;
+    let good = |n| user(ContractId::Register, n).to_string().into_bytes();
+    let long = format!("{{\"email\":\"{}\"}}", "x".repeat(20_000)).into_bytes();
+    let other = br#"{"contract":"username","username":"ann","password":"never-seen-outside-1"}"#;
+    let lines: [&[u8]; 9] = [
+        &good(1),
+        br#"{"email":"a@b.co",,}"#,
+        b"{\"email\":\"\xff@b.co\"}",
+        b"",
+        &long,
+        b"[1,2]",
+        other,
+        br#"{"email":"nobody","fullname":{"firstname":"Ann"},"password":"never-seen-outside-2"}"#,
+        &good(2),
+    ];
+    bench.write("users.ndjson", lines.join(&b'\n'));
+    let ended = import(&bench.setup, &["users.ndjson", "--contract", "register"]).await;
+    assert_eq!(ended.code, Some(3), "{}", ended.told);
+    let mut reports = reports(&ended.printed);
+    reports.sort_by_key(|report| report["line"].as_u64());
+    let told: Vec<(u64, &str, &str, Option<u64>)> = reports
+        .iter()
+        .map(|report| {
+            let error = &report["errors"][0];
+            let code = error["code"].as_str().unwrap_or_default();
+            let outcome = report["outcome"].as_str().unwrap();
+            (report["line"].as_u64().unwrap(), outcome, code, error["column"].as_u64())
+        })
+        .collect();
+    let expected = [
+        (1, "registered", "", None),
+        (2, "rejected", "INVALID_JSON", Some(19)),
+        (3, "rejected", "NOT_UTF8", Some(11)),
+        (5, "rejected", "TOO_LONG", None),
+        (6, "rejected", "INVALID_JSON", Some(1)),
+        (7, "rejected", "OTHER_CONTRACT", None),
+        (8, "rejected", "INVALID_EMAIL_FORMAT", None),
+        (9, "registered", "", None),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(reports[6]["errors"][0]["field"], "email");
+    assert!(secrets_in(&(ended.printed + &ended.told)).is_empty());
+    assert!(
+        ended.told.contains("8 rows") && ended.told.contains("2 created, 0 duplicate, 6 invalid")
+    );
+}
+
+#[tokio::test]
+async fn bad_records_are_refused_one_by_one_and_formulas_are_data() {
+    let bench = embedded().await;
+    let mut text = b"\xef\xbb\xbffirstname,email,password,notes\r\n".to_vec();
+    for line in [
+        &b"=1+1,a@example.com,never-seen-outside-1,\"two\r\nlines\"\r\n"[..],
+        b"+Ann,b@example.com,never-seen-outside-2\r\n",
+        b"@Ann,c\xff@example.com,never-seen-outside-3,\r\n",
+        b"\"never closed,d@example.com,never-seen-outside-4,\r\n",
+        b"-Ann,e@example.com,never-seen-outside-5,5\" disk\r\n",
+    ] {
+        text.extend_from_slice(line);
+    }
+    bench.write("users.csv", &text);
+    let ended = import(&bench.setup, &["users.csv", "--contract", "flat-name"]).await;
+    assert_eq!(ended.code, Some(3), "{}", ended.told);
+    let mut reports = reports(&ended.printed);
+    reports.sort_by_key(|report| report["line"].as_u64());
+    let told: Vec<(u64, &str, Option<u64>)> = reports
+        .iter()
+        .map(|report| {
+            let error = &report["errors"][0];
+            let code = error["code"].as_str().unwrap_or_default();
+            (report["line"].as_u64().unwrap(), code, error["column"].as_u64())
+        })
+        .collect();
+    let expected = [
+        (2, "", None),
+        (4, "WRONG_CELLS", Some(4)),
+        (5, "NOT_UTF8", Some(2)),
+        (6, "NO_END", None),
+        (7, "", None),
+    ];
+    assert_eq!(told, expected);
+    assert!(secrets_in(&(ended.printed + &ended.told)).is_empty());
+    let muster = bench.setup.start().await;
+    let again = json!({ "firstname": "=1+1", "email": "a@example.com", "password": "secret-1" });
+    assert_eq!(muster.client().post("/users/register", &again).await.status, 409);
+}
+
+#[tokio::test]
+async fn duplicates_are_what_was_asked_for() {
+    let bench = embedded().await;
+    let both = |name: &str, n: usize| {
+        json!({ "username": name, "email": format!("user{n}@example.com"),
+            "password": format!("{PASSWORD}A1-{n}") })
+    };
+    bench.write("first.ndjson", ndjson([both("ann", 1)].into_iter()));
+    let contract = ["--contract", "error-code"];
+    let run = async |file: &str, mode: &str| {
+        let arguments = [&[file][..], &contract, &["--on-duplicate", mode]].concat();
+        let ended = import(&bench.setup, &arguments).await;
+        (ended.code, reports(&ended.printed))
+    };
+    assert_eq!(run("first.ndjson", "fail").await.0, Some(0));
+    // All of it is taken; then only the name.
+    for (row, mode, code, outcome) in [
+        (both("ann", 1), "fail", 3, "rejected"),
+        (both("ann", 1), "skip", 0, "skipped"),
+        (both("ann", 1), "existing", 0, "existing"),
+        (both("ann", 2), "fail", 3, "rejected"),
+        (both("ann", 2), "skip", 0, "skipped"),
+        (both("ann", 2), "existing", 3, "rejected"),
+    ] {
+        bench.write("again.ndjson", ndjson([row].into_iter()));
+        let (exit, reports) = run("again.ndjson", mode).await;
+        assert_eq!((exit, reports[0]["outcome"].as_str()), (Some(code), Some(outcome)), "{mode}");
+        assert_eq!(reports[0]["code"], "duplicate");
+        assert_eq!(reports[0]["errors"][0]["field"], "username");
+        assert_eq!(reports[0]["userId"], Value::Null, "whose it is, is nobody's business");
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_and_writes_nothing() {
+    for pair in [EMBEDDED, PRODUCTION] {
+        let Some(mut bench) = Bench::new(pair).await else { continue };
+        let users = |range: std::ops::Range<usize>| range.map(|n| user(ContractId::Register, n));
+        bench.write("some.ndjson", ndjson(users(0..3)));
+        bench.write("all.ndjson", ndjson(users(0..5)) + "{}\n");
+        let dry = ["all.ndjson", "--contract", "register", "--dry-run"];
+        if pair == EMBEDDED {
+            let ended = import(&bench.setup, &dry).await;
+            assert_eq!(outcomes(&reports(&ended.printed))["valid"], 5, "{}", ended.told);
+            assert!(!bench.has("users.redb") && !bench.has("all.ndjson.ledger"));
+        }
+        assert_eq!(
+            import(&bench.setup, &["some.ndjson", "--contract", "register"]).await.code,
+            Some(0)
+        );
+        // The embedded store is one process's at a time.
+        bench._worker = None;
+        for _ in 0..2 {
+            let ended = import(&bench.setup, &dry).await;
+            assert_eq!(ended.code, Some(3), "{}", ended.told);
+            let reports = reports(&ended.printed);
+            let counts = outcomes(&reports);
+            assert_eq!((counts["valid"], counts["duplicate"], counts["invalid"]), (2, 3, 1));
+            assert!(reports.iter().all(|report| report["userId"].is_null()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_names_itself_is_registered_once_however_often_it_is_imported() {
+    let bench = embedded().await;
+    let named = |n: usize, password: &str| {
+        let mut user = user(ContractId::Register, n);
+        user["id"] = json!(1000 + n);
+        user["password"] = json!(format!("{PASSWORD}{password}"));
+        user
+    };
+    bench.write("users.ndjson", ndjson((0..3).map(|n| named(n, "one"))));
+    let arguments = ["users.ndjson", "--contract", "register", "--id-field", "id"];
+    let first = import(&bench.setup, &arguments).await;
+    let again = import(&bench.setup, &arguments).await;
+    assert_eq!((first.code, again.code), (Some(0), Some(0)), "{}", again.told);
+    let sorted = |text: &str| {
+        let mut reports = reports(text);
+        reports.sort_by_key(|report| report["line"].as_u64());
+        reports
+    };
+    for (first, again) in sorted(&first.printed).iter().zip(&sorted(&again.printed)) {
+        assert_eq!(
+            (&first["userId"], &first["registrationId"]),
+            (&again["userId"], &again["registrationId"])
+        );
+        assert_eq!((&first["replayed"], &again["replayed"]), (&Value::Null, &json!(true)));
+    }
+    bench.write(
+        "users.ndjson",
+        ndjson([named(1, "two"), user(ContractId::Register, 9)].into_iter()),
+    );
+    let ended = import(&bench.setup, &arguments).await;
+    assert_eq!(ended.code, Some(3));
+    let reports = sorted(&ended.printed);
+    assert_eq!(reports[0]["code"], "key_reused");
+    assert_eq!(reports[1]["errors"][0]["code"], "INVALID_ID");
+}
+
+#[tokio::test]
+async fn sealed_rows_are_opened_by_workers() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let keys = muster::queue::seal::KeyPair::generate();
+    let importing = Setup::new(PRODUCTION).with("MUSTER_QUEUE_SEAL_TO", &keys.public);
+    let mut working = importing.clone().with("MUSTER_QUEUE_REQUIRE_SEALED", "true");
+    working = working.with("MUSTER_QUEUE_SEAL_KEYS", keys.private.expose_secret());
+    let _worker = working.start_role("worker").await;
+    let users = ndjson((0..3).map(|n| user(ContractId::NestedName, n)));
+    fs::write(importing.directory().join("users.ndjson"), users).unwrap();
+    let ended = import(&importing, &["users.ndjson", "--contract", "nested-name"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    assert_stored(&importing, &reports(&ended.printed)).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_begun_is_told() {
+    let bench = embedded().await;
+    bench.write("users.txt", "");
+    bench.write("users.csv", "email;password\na@b.co;secret-1\n");
+    for (arguments, code, told) in [
+        (&["users.txt", "--contract", "register"][..], 1, "--format"),
+        (&["missing.csv", "--contract", "register"], 1, "missing.csv: cannot be read"),
+        (&["users.csv", "--contract", "other"], 2, "no such contract"),
+        (&["users.csv", "--contract", "register", "--resume"], 1, "no import can be resumed"),
+        (&["-", "--format", "csv", "--contract", "register", "--resume"], 1, "--ledger"),
+        (&["users.csv", "--contract", "flat-name"], 1, "--delimiter"),
+    ] {
+        let ended = import(&bench.setup, arguments).await;
+        assert_eq!(ended.code, Some(code), "{arguments:?} {}", ended.told);
+        assert!(ended.told.contains(told), "{}", ended.told);
+    }
+}
+
+#[tokio::test]
+async fn a_stop_is_soft_and_the_rest_is_resumed_over_the_same_input_only() {
+    // So slow that it cannot be done before the stop.
+    let bench = embedded().await;
+    let slow =
+        bench.setup.clone().with("MUSTER_BCRYPT_COST", "8").with("MUSTER_PASSWORD_THREADS", "1");
+    let rows = 300;
+    let users: Vec<Value> = (0..rows).map(|n| user(ContractId::Register, n)).collect();
+    bench.write("users.ndjson", ndjson(users.iter().cloned()));
+    let arguments =
+        ["users.ndjson", "--contract", "register", "--output", "report.ndjson", "--window", "16"];
+    let importer = Importer::start(&slow, &arguments);
+    eventually("the first rows", async || {
+        bench.has("report.ndjson") && !bench.read("report.ndjson").is_empty()
+    })
+    .await;
+    importer.signal("INT");
+    let ended = importer.ended().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.told);
+    assert!(ended.told.contains("--resume"), "{}", ended.told);
+    let done = reports(&bench.read("report.ndjson")).len();
+    assert!((1..rows).contains(&done), "{done}");
+
+    let refused = import(&slow, &arguments).await;
+    assert!(refused.code == Some(1) && refused.told.contains("--resume"), "{}", refused.told);
+    let resume = [&arguments[..], &["--resume"]].concat();
+    let other = [&resume[..], &["--id-field", "email"]].concat();
+    assert_eq!(import(&slow, &other).await.code, Some(1));
+    // Another input, whose rows would get the same ids.
+    bench.write("users.ndjson", ndjson(users.iter().rev().cloned()));
+    let refused = import(&slow, &resume).await;
+    assert!(refused.told.contains("another input"), "{}", refused.told);
+    assert_eq!(reports(&bench.read("report.ndjson")).len(), done, "nothing was sent");
+    bench.write("users.ndjson", ndjson(users.iter().take(3).cloned()));
+    assert!(import(&slow, &resume).await.told.contains("another input"));
+
+    bench.write("users.ndjson", ndjson(users.iter().cloned()));
+    let ended = import(&slow, &resume).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    let reports = reports(&bench.read("report.ndjson"));
+    assert_one_each(&reports, 1..=rows as u64);
+    assert_stored(&bench.setup, &reports).await;
+    assert!(ended.told.contains("300 created") && !bench.has("users.ndjson.ledger"));
+}
+
+#[tokio::test]
+async fn standard_input_is_resumed_if_the_same_bytes_come_again() {
+    let bench = embedded().await;
+    let slow =
+        bench.setup.clone().with("MUSTER_BCRYPT_COST", "8").with("MUSTER_PASSWORD_THREADS", "1");
+    bench.write("users.csv", csv((0..300).map(|n| user(ContractId::Username, n))));
+    let input = || Stdio::from(File::open(bench.setup.directory().join("users.csv")).unwrap());
+    let arguments = [
+        "-",
+        "--format",
+        "csv",
+        "--contract",
+        "username",
+        "--output",
+        "report.ndjson",
+        "--ledger",
+        "users.ledger",
+        "--window",
+        "16",
+    ];
+    let importer = Importer::start_from(&slow, &arguments, input());
+    eventually("the first rows", async || {
+        bench.has("report.ndjson") && !bench.read("report.ndjson").is_empty()
+    })
+    .await;
+    importer.signal("KILL");
+    assert_eq!(importer.ended().await.code, None);
+    let resume = [&arguments[..], &["--resume"]].concat();
+    let refused = Importer::start(&slow, &resume).ended().await;
+    assert!(refused.told.contains("another input"), "{}", refused.told);
+    let ended = Importer::start_from(&slow, &resume, input()).ended().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    let reports = reports(&bench.read("report.ndjson"));
+    assert_one_each(&reports, 2..=301);
+    assert_stored(&bench.setup, &reports).await;
+}
+
+/// Every line has exactly one report.
+fn assert_one_each(reports: &[Value], lines: std::ops::RangeInclusive<u64>) {
+    let mut told: Vec<u64> =
+        reports.iter().map(|report| report["line"].as_u64().unwrap()).collect();
+    told.sort_unstable();
+    assert_eq!(told, lines.collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn whatever_is_killed_or_cut_every_row_ends_once() {
+    Chaos { rows: 3_000, seed: 7, kills: 6, restart_broker: false }.run().await;
+}
+
+/// The long form: `cargo test --test it -- --ignored --nocapture every_row_ends_once_at_length`.
+#[tokio::test]
+#[ignore = "minutes; restarts the private broker under everybody's feet"]
+async fn every_row_ends_once_at_length() {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| Clock::system().now().0 as u64);
+    println!("SEED={seed}");
+    Chaos { rows: 50_000, seed, kills: 24, restart_broker: true }.run().await;
+}
+
+/// An import during which things are killed and cut.
+struct Chaos {
+    rows: usize,
+    seed: u64,
+    kills: usize,
+    restart_broker: bool,
+}
+
+impl Chaos {
+    async fn run(mut self) {
+        let Some(mut rig) = Rig::new(0, 2, &[]).await else { return };
+        for worker in &mut rig.workers {
+            worker.start().await;
+        }
+        let wire = crate::support::proxy::Proxy::to(&rig.setup.environment["MUSTER_QUEUE"]).await;
+        let queue = format!("{}?heartbeat=1", wire.url(&rig.setup.environment["MUSTER_QUEUE"]));
+        let setup = rig.setup.clone().with("MUSTER_QUEUE", &queue);
+        let path = |name: &str| rig.setup.directory().join(name);
+        let (report, input) = (path("report.ndjson"), path("users.ndjson"));
+        // Every tenth row is refused, every twenty-third is somebody who is there already.
+        let rows = (0..self.rows).map(|n| match n {
+            n if n % 10 == 3 => json!({ "username": "" }),
+            n if n % 23 == 22 => user(ContractId::Username, n - 22),
+            n => user(ContractId::Username, n),
+        });
+        fs::write(input, ndjson(rows)).unwrap();
+        let first = [
+            "users.ndjson",
+            "--contract",
+            "username",
+            "--output",
+            "report.ndjson",
+            "--window",
+            "256",
+        ];
+        let resume = [&first[..], &["--resume"]].concat();
+        let mut importer = Importer::start(&setup, &first);
+        for n in 1..=self.kills {
+            // At the next part of the rows, and some more.
+            let at = self.rows * n / (self.kills + 2) + self.random(self.rows / (self.kills * 4));
+            eventually(&format!("row {at}"), async || {
+                let lines = fs::read(&report)
+                    .map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
+                lines >= at || !importer.is_running()
+            })
+            .await;
+            if !importer.is_running() {
+                break;
+            }
+            let choices = if self.restart_broker { 5 } else { 4 };
+            match (n - 1 + self.random(2)) % choices {
+                0 => {
+                    importer.signal("KILL");
+                    assert_eq!(importer.ended().await.code, None);
+                    importer = Importer::start(&setup, &resume);
+                }
+                1 => {
+                    let worker = self.random(2);
+                    rig.workers[worker].kill().await;
+                    rig.workers[worker].start().await;
+                }
+                2 => {
+                    wire.cut();
+                    wire.heal();
+                }
+                3 => {
+                    // Rows are done, and nobody hears of it.
+                    wire.mute();
+                    eventually("silence", async || {
+                        rig.messages("bulk").await == 0 || !importer.is_running()
+                    })
+                    .await;
+                    wire.cut();
+                    wire.heal();
+                }
+                _ => {
+                    if command("TEST_BROKER", &["kill"]).await.is_some() {
+                        command("TEST_BROKER", &["start"]).await;
+                    }
+                }
+            }
+        }
+        let ended = importer.ended_within(Duration::from_secs(900)).await;
+        assert_eq!(ended.code, Some(3), "{}", ended.told);
+        let reports = reports(&fs::read_to_string(&report).unwrap());
+        assert_one_each(&reports, 1..=self.rows as u64);
+        let counts = outcomes(&reports);
+        let (mut invalid, mut duplicate) = (0, 0);
+        for n in 0..self.rows {
+            invalid += usize::from(n % 10 == 3);
+            let twice = n % 10 != 3 && n % 23 == 22 && (n - 22) % 10 != 3;
+            duplicate += usize::from(twice);
+        }
+        assert_eq!((counts["invalid"], counts["duplicate"]), (invalid, duplicate), "{counts:?}");
+        assert_eq!(counts["registered"], self.rows - invalid - duplicate);
+        assert_stored(&rig.setup, &reports).await;
+        let users = users_in(&rig.setup.environment["MUSTER_STORE"]).await;
+        assert!(users.values().all(|ids| ids.len() == 1), "a user twice");
+        assert_eq!(users.len(), counts["registered"], "a user nobody was told of");
+        println!("{counts:?}; {}", ended.told.lines().last().unwrap_or_default());
+    }
+
+    /// Below `below`; the same for the same seed.
+    fn random(&mut self, below: usize) -> usize {
+        // SplitMix64.
+        self.seed = self.seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) % below.max(1) as u64) as usize
+    }
+}
+
+#[tokio::test]
+async fn memory_does_not_grow_with_the_file() {
+    // Refused rows take the whole way through reading, checking and reporting, at a speed that lets a
+    // test have many of them.
+    let bench = embedded().await;
+    let mut peaks = Vec::new();
+    for rows in [10_000, 300_000] {
+        let text = "{\"username\":\"\",\"password\":\"never-seen-outside-1\"}\n".repeat(rows);
+        bench.write("users.ndjson", text);
+        let arguments =
+            ["users.ndjson", "--contract", "username", "--output", "/dev/null", "--dry-run"];
+        let mut importer = Importer::start(&bench.setup, &arguments);
+        let mut peak = 0;
+        while importer.is_running() {
+            peak = importer.peak_kib().unwrap_or(peak).max(peak);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!(importer.ended().await.code, Some(3));
+        peaks.push(peak);
+    }
+    println!("peaks in KiB: {peaks:?}");
+    assert!(peaks.iter().all(|peak| *peak < 60 << 10), "{peaks:?}");
+    assert!(peaks[1] < peaks[0] + (8 << 10), "{peaks:?}");
+}
