@@ -83,8 +83,14 @@ impl App {
             addresses.front = Some(listener.local_addr()?);
             let sender = queue.caller();
             caller = Some(sender.clone());
-            let front = Front::new(settings.front.clone(), sender, health.clone());
             let (limits, stop) = (limits(settings), serving.stopping().clone());
+            let front = Front::new(
+                settings.front.clone(),
+                sender,
+                queue.clone(),
+                health.clone(),
+                stop.clone(),
+            );
             serving.spawn("front", async move { front.serve(listener, limits, stop).await });
         }
         if let Some(address) = settings.admin {

@@ -21,7 +21,8 @@ const SHORT_NAMES: [(&str, &str); 6] = [
 ];
 
 /// Keys whose values are never shown, and may come from a file.
-const SECRETS: [&str; 4] = ["queue.seal_keys", "queue.url", "store.url", "token.secret"];
+const SECRETS: [&str; 5] =
+    ["front.bulk_key", "queue.seal_keys", "queue.url", "store.url", "token.secret"];
 
 /// Where settings come from besides the defaults.
 #[derive(Debug, Default)]

@@ -87,6 +87,8 @@ pub struct Front {
     pub max_in_flight: usize,
     /// For requests under way after a stop.
     pub drain: Duration,
+    /// Opens `POST /registrations`; none: it is not there.
+    pub bulk_key: Option<SecretString>,
 }
 
 /// One line of `front.mounts`.

@@ -19,6 +19,8 @@ use crate::signup::ContractId;
 
 /// Shortest signing secret in bytes: as long as the digest (RFC 7518, 3.2).
 const SECRET_MIN: usize = 32;
+/// Shortest key of the bulk path, in bytes: nobody guesses 192 random bits, and nobody types them.
+const BULK_KEY_MIN: usize = 32;
 /// Lowest cost that is safe today (OWASP password storage cheat sheet).
 const COST_MIN: i64 = 10;
 /// Costs bcrypt is defined for.
@@ -115,6 +117,18 @@ impl Reader<'_> {
         let max_connections = self.number("front.max_connections", 1..=1_000_000);
         let max_in_flight = self.number("front.max_in_flight", 1..=1_000_000);
         let drain = self.duration("front.drain");
+        let bulk_key = self.text("front.bulk_key");
+        let good_key =
+            bulk_key.len() >= BULK_KEY_MIN && bulk_key.bytes().all(|b| b.is_ascii_graphic());
+        if !bulk_key.is_empty() && !good_key {
+            self.problem::<()>(
+                "front.bulk_key",
+                &format!(
+                    "at least {BULK_KEY_MIN} visible ASCII characters wanted; make one with: openssl \
+                     rand -base64 32"
+                ),
+            );
+        }
         Some(Front {
             listen: listen?,
             mounts: mounts?,
@@ -126,6 +140,7 @@ impl Reader<'_> {
             max_connections: max_connections? as usize,
             max_in_flight: max_in_flight? as usize,
             drain: drain?,
+            bulk_key: (!bulk_key.is_empty()).then(|| SecretString::from(bulk_key)),
         })
     }
 

@@ -1,18 +1,38 @@
 //! HTTP answers: a status, a JSON body, few headers.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Frame};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{StatusCode, header};
 use serde_json::Value;
+use tokio::sync::mpsc;
 
 use crate::contract::{Rendered, problem as problems};
 use crate::signup::IdempotencyKey;
 
 /// Every answer of muster.
-pub(super) type Response = hyper::Response<Full<Bytes>>;
+pub(super) type Response = hyper::Response<Either<Full<Bytes>, Pieces>>;
+
+/// A body that is still being made; dropped when the client is gone.
+pub(super) struct Pieces(mpsc::Receiver<Bytes>);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+    }
+}
 
 /// The header that makes repeating a request safe.
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -52,8 +72,15 @@ pub(super) fn method_not_allowed(allow: &'static str) -> Response {
 
 /// An answer without a body.
 pub(super) fn empty(status: StatusCode) -> Response {
-    let mut response = Response::default();
+    let mut response = Response::new(Either::Left(Full::default()));
     *response.status_mut() = status;
+    response
+}
+
+/// 200 with a body that comes in pieces.
+pub(super) fn streamed(media_type: HeaderValue, pieces: mpsc::Receiver<Bytes>) -> Response {
+    let mut response = Response::new(Either::Right(Pieces(pieces)));
+    response.headers_mut().insert(CONTENT_TYPE, media_type);
     response
 }
 
@@ -73,7 +100,7 @@ pub(super) fn with_retry_after(mut response: Response, wait: Duration) -> Respon
 }
 
 fn with_type(status: StatusCode, body: &Value, media_type: HeaderValue) -> Response {
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body.to_string()))));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, media_type);
     response

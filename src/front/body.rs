@@ -25,6 +25,11 @@ pub(super) enum BodyError {
 
 /// Whether a body is declared as JSON in UTF-8, and not compressed.
 pub(super) fn is_json(headers: &HeaderMap) -> bool {
+    is_utf8_of(headers, "application/json")
+}
+
+/// Whether a body is declared as of this media type in UTF-8, and not compressed.
+pub(super) fn is_utf8_of(headers: &HeaderMap, wanted: &str) -> bool {
     if headers.contains_key(CONTENT_ENCODING) {
         return false;
     }
@@ -32,9 +37,8 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
     let (Some(media_type), None) = (types.next(), types.next()) else { return false };
     let Ok(media_type) = media_type.to_str() else { return false };
     let mut parts = media_type.split(';').map(str::trim);
-    let is_json =
-        parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
-    is_json
+    let is_wanted = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case(wanted));
+    is_wanted
         && parts.all(|parameter| match parameter.split_once('=') {
             Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
                 value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")

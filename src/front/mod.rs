@@ -4,6 +4,7 @@
 
 mod answer;
 mod body;
+mod bulk;
 pub mod client;
 mod cors;
 mod joined;
@@ -24,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
-use crate::queue::Caller;
+use crate::queue::{Caller, Queue};
 use crate::telemetry::Health;
 use answer::Response;
 use router::{Found, Routes};
@@ -37,22 +38,35 @@ pub struct Front {
     routes: Routes,
     cors: cors::Cors,
     caller: Arc<dyn Caller>,
+    queue: Arc<dyn Queue>,
     health: Health,
+    stopping: CancellationToken,
+    uploads: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
     in_flight_calls: joined::Calls,
 }
 
 impl Front {
-    /// A front end that sends through `caller`.
-    pub fn new(settings: config::Front, caller: Arc<dyn Caller>, health: Health) -> Arc<Self> {
+    /// A front end that sends through `caller`, and bulk rows through producers of `queue`, of which it
+    /// takes no more when it is `stopping`.
+    pub fn new(
+        settings: config::Front,
+        caller: Arc<dyn Caller>,
+        queue: Arc<dyn Queue>,
+        health: Health,
+        stopping: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             routes: Routes::new(&settings.mounts),
             cors: cors::Cors::new(&settings.cors_origins),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
             in_flight_calls: joined::Calls::default(),
+            uploads: Arc::new(Semaphore::new(bulk::UPLOADS_MAX)),
             settings,
             caller,
+            queue,
             health,
+            stopping,
         })
     }
 
@@ -77,7 +91,10 @@ impl Front {
     }
 
     async fn route(&self, request: Request<Incoming>) -> Response {
-        let Some(found) = self.routes.find(request.uri().path()) else {
+        let found = self.routes.find(request.uri().path());
+        // Without a key the path is none.
+        let found = found.filter(|found| *found != Found::Bulk || self.settings.bulk_key.is_some());
+        let Some(found) = found else {
             return answer::problem(
                 StatusCode::NOT_FOUND,
                 "Nothing is served at this path; the registration paths are in the documentation.",
@@ -86,6 +103,10 @@ impl Front {
         match (found, request.method()) {
             (found, &Method::OPTIONS) => self.cors.preflight(found.allow()),
             (Found::Signup(mount), &Method::POST) => self.sign_up(mount, request).await,
+            (Found::Bulk, &Method::POST) => match &self.settings.bulk_key {
+                Some(key) => self.bulk(request, key).await,
+                None => answer::method_not_allowed(found.allow()),
+            },
             (Found::Profile, &Method::GET | &Method::HEAD) => self.profile(&request).await,
             (Found::Live, &Method::GET | &Method::HEAD) => ops::live(),
             (Found::Ready, &Method::GET | &Method::HEAD) => {

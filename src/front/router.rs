@@ -14,6 +14,8 @@ pub(super) struct Routes {
 pub(super) enum Found<'a> {
     /// A registration, by one of these contracts.
     Signup(&'a [ContractId]),
+    /// Registrations in bulk.
+    Bulk,
     Profile,
     Live,
     Ready,
@@ -23,7 +25,7 @@ impl Found<'_> {
     /// The methods it takes, as in the `Allow` header.
     pub(super) fn allow(self) -> &'static str {
         match self {
-            Self::Signup(_) => "POST, OPTIONS",
+            Self::Signup(_) | Self::Bulk => "POST, OPTIONS",
             Self::Profile | Self::Live | Self::Ready => "GET, HEAD, OPTIONS",
         }
     }
@@ -42,6 +44,7 @@ impl Routes {
             return Some(Found::Signup(&mount.contracts));
         }
         match path {
+            "/registrations" => return Some(Found::Bulk),
             "/users/profile" => return Some(Found::Profile),
             "/live" => return Some(Found::Live),
             "/ready" => return Some(Found::Ready),

@@ -10,6 +10,7 @@
 mod support;
 
 mod architecture;
+mod bulk;
 mod contracts;
 mod crash;
 mod dead;

@@ -1,0 +1,322 @@
+//! `POST /registrations`: a stream of rows for those who speak no AMQP, answered row by row in the order
+//! of the rows while they still come. For other systems, not for browsers: it takes an API key, and
+//! without one in the settings it is not there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::{Request, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::Front;
+use super::answer::{self, Response};
+use super::body;
+use super::signup::idempotency_key;
+use crate::queue::{Answer, Producer, Row, Window, room};
+use crate::rows::{self, Checked, Line, Lines, Report, RowError};
+use crate::signup::{ContractId, IdempotencyKey, MessageId, RegistrationId};
+
+/// Uploads at once. Each has connections of its own to the broker.
+pub(super) const UPLOADS_MAX: usize = 8;
+/// Rows of one upload that are in memory: sent and not answered, or answered and waiting for one that
+/// stands before them.
+const WINDOW: usize = 512;
+/// Pieces of the answer that may wait for a client that does not read.
+const PIECES: usize = 4;
+/// How long a client may neither send nor read while nothing else is going on.
+const IDLE: Duration = Duration::from_secs(60);
+
+const NDJSON: &str = "application/x-ndjson";
+
+impl Front {
+    /// Refuses, in this order: 401, 415, 400, 503. After that every row has its own answer.
+    pub(super) async fn bulk(&self, request: Request<Incoming>, key: &SecretString) -> Response {
+        let (head, body) = request.into_parts();
+        if !is_authorised(&head.headers, key) {
+            body::drain(body).await;
+            let detail = "The API key of front.bulk_key is wanted as a bearer token.";
+            let mut refused = answer::problem(StatusCode::UNAUTHORIZED, detail);
+            refused.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return refused;
+        }
+        if !body::is_utf8_of(&head.headers, NDJSON) {
+            body::drain(body).await;
+            let detail = "Content-Type must be application/x-ndjson: one JSON object a line.";
+            return answer::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail);
+        }
+        let Some(contract) = contract_in(head.uri.query().unwrap_or_default()) else {
+            body::drain(body).await;
+            let detail = "Name the rows' contract: ?contract=username, nested-name, flat-name, \
+                          register or error-code.";
+            return answer::problem(StatusCode::BAD_REQUEST, detail);
+        };
+        let (key, fresh) = match idempotency_key(&head.headers) {
+            Ok(Some(key)) => (key, false),
+            Ok(None) => (IdempotencyKey::random(), true),
+            Err(_) => {
+                body::drain(body).await;
+                let detail = crate::contract::Fault::BadKey.text();
+                return answer::problem(StatusCode::BAD_REQUEST, detail);
+            }
+        };
+        let permit = self.uploads.clone().try_acquire_owned().ok();
+        let Some(permit) = permit.filter(|_| self.health.is_ready()) else {
+            body::drain(body).await;
+            let detail = "No row was read; send them again later.";
+            return answer::with_key(
+                answer::problem(StatusCode::SERVICE_UNAVAILABLE, detail),
+                &key,
+            );
+        };
+        let (pieces, streamed) = mpsc::channel(PIECES);
+        let upload = Upload {
+            lines: Lines::new(self.settings.body_limit),
+            limit: self.settings.body_limit,
+            contract,
+            key: key.clone(),
+            fresh,
+            pieces,
+            unsent: None,
+            taken: 0,
+            told: 0,
+            reports: BTreeMap::new(),
+            stop: self.stopping.clone(),
+            _permit: permit,
+        };
+        let producer = self.queue.producer(Window::of(WINDOW));
+        tokio::spawn(async move {
+            if let Err(Gone) = upload.run(body, producer).await {
+                tracing::info!("a client of a bulk upload is gone; what was queued is still done");
+            }
+        });
+        answer::with_key(answer::streamed(HeaderValue::from_static(NDJSON), streamed), &key)
+    }
+}
+
+/// Compares digests, so that the time tells neither the key nor its length.
+fn is_authorised(headers: &HeaderMap, key: &SecretString) -> bool {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let given = value.as_bytes();
+    let Some((scheme, given)) = given.split_at_checked("bearer ".len()) else { return false };
+    let digest = |bytes: &[u8]| Sha256::digest(bytes);
+    scheme.eq_ignore_ascii_case(b"bearer ")
+        && bool::from(digest(given).ct_eq(&digest(key.expose_secret().as_bytes())))
+}
+
+fn contract_in(query: &str) -> Option<ContractId> {
+    let mut named = url::form_urlencoded::parse(query.as_bytes())
+        .filter(|(name, _)| name == "contract")
+        .map(|(_, contract)| contract);
+    match (named.next(), named.next()) {
+        (Some(contract), None) => contract.parse().ok(),
+        _ => None,
+    }
+}
+
+/// The client neither reads nor sends any more.
+struct Gone;
+
+/// One request's rows.
+struct Upload {
+    lines: Lines,
+    limit: usize,
+    contract: ContractId,
+    key: IdempotencyKey,
+    fresh: bool,
+    pieces: mpsc::Sender<Bytes>,
+    /// The row that is sent next, under its place among the rows.
+    unsent: Option<Row>,
+    /// Rows taken out of the body, and rows whose report has been given to the client.
+    taken: u64,
+    told: u64,
+    /// Reports that wait for one before them, and the lines of rows without one.
+    reports: BTreeMap<u64, Waiting>,
+    stop: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+}
+
+enum Waiting {
+    Answer { line: u64 },
+    Turn(Report),
+}
+
+/// Why no more rows are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    Whole,
+    Broken,
+    Idle,
+    Stopping,
+}
+
+impl Upload {
+    async fn run(mut self, mut body: Incoming, producer: Producer) -> Result<(), Gone> {
+        let Producer { rows, mut answers, .. } = producer;
+        let mut rows = Some(rows);
+        let mut over: Option<Over> = None;
+        let stop = self.stop.clone();
+        loop {
+            let no_lines = loop {
+                let no_lines = over == Some(Over::Stopping) || self.take_rows();
+                // What was told makes room for more.
+                let told = self.told;
+                self.tell().await?;
+                if no_lines || self.unsent.is_some() || self.told == told {
+                    break no_lines;
+                }
+            };
+            let nothing_left = no_lines && self.unsent.is_none() && over.is_some();
+            if nothing_left {
+                rows = None;
+            }
+            if nothing_left && self.told == self.taken {
+                return self.finish(over).await;
+            }
+            let wants_more = over.is_none() && no_lines && self.has_room();
+            tokio::select! {
+                answer = answers.recv() => match answer {
+                    Some(answer) => self.answered(answer),
+                    // It cannot end before the rows do; whatever it was, the client asks again.
+                    None => return Err(Gone),
+                },
+                room = room(rows.clone()), if rows.is_some() && self.unsent.is_some() => {
+                    let (Some(room), Some(row)) = (room, self.unsent.take()) else {
+                        return Err(Gone);
+                    };
+                    room.send(row);
+                }
+                frame = timeout(IDLE, body.frame()), if wants_more => match frame {
+                    Ok(Some(Ok(frame))) => {
+                        if let Some(data) = frame.data_ref() {
+                            self.lines.push(data);
+                        }
+                    }
+                    Ok(Some(Err(_))) => over = Some(Over::Broken),
+                    Ok(None) => {
+                        self.lines.end();
+                        over = Some(Over::Whole);
+                    }
+                    Err(_) if self.told == self.taken => over = Some(Over::Idle),
+                    Err(_) => {}
+                },
+                () = stop.cancelled(), if over.is_none() => {
+                    over = Some(Over::Stopping);
+                }
+                () = self.pieces.closed() => return Err(Gone),
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.taken - self.told < WINDOW as u64
+    }
+
+    /// Takes rows out of what came, until one has to be sent or the window is full. Whether there are
+    /// no more.
+    fn take_rows(&mut self) -> bool {
+        while self.unsent.is_none() && self.has_room() {
+            let (line, checked) = match self.lines.next_line() {
+                None => return true,
+                Some(Line::Text { number, bytes }) => {
+                    (number, rows::check(self.contract, bytes, None))
+                }
+                Some(Line::TooLong { number }) => {
+                    (number, Err(vec![RowError::too_long(self.limit)]))
+                }
+            };
+            let place = self.taken;
+            self.taken += 1;
+            let waiting = match checked {
+                Ok(Checked { body, .. }) => {
+                    let id = MessageId::of_bulk(self.contract, &self.key, line);
+                    let (contract, fresh) = (self.contract, self.fresh);
+                    self.unsent = Some(Row { tag: place, contract, id, fresh, body });
+                    Waiting::Answer { line }
+                }
+                Err(errors) => Waiting::Turn(Report::invalid(line, None, errors)),
+            };
+            self.reports.insert(place, waiting);
+        }
+        false
+    }
+
+    fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
+        if let Some(Waiting::Answer { line }) = self.reports.get(&tag) {
+            let id = RegistrationId::of(self.contract, "", &id);
+            let report = Report::answered(*line, id, outcome.ok());
+            self.reports.insert(tag, Waiting::Turn(report));
+        }
+    }
+
+    /// Gives the client the reports whose turn it is. Waits while it does not read, and with it
+    /// everything else of this upload.
+    async fn tell(&mut self) -> Result<(), Gone> {
+        let mut piece = Vec::new();
+        while let Some(Waiting::Turn(report)) = self.reports.get(&self.told) {
+            serde_json::to_writer(&mut piece, report).expect("a report is JSON");
+            piece.push(b'\n');
+            self.reports.remove(&self.told);
+            self.told += 1;
+        }
+        if piece.is_empty() { Ok(()) } else { self.send(piece).await }
+    }
+
+    async fn send(&self, piece: Vec<u8>) -> Result<(), Gone> {
+        match timeout(IDLE, self.pieces.send(piece.into())).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Gone),
+        }
+    }
+
+    /// An answer that is not about the whole body says so in its last line.
+    async fn finish(self, over: Option<Over>) -> Result<(), Gone> {
+        let code = match over {
+            Some(Over::Whole) | None => return Ok(()),
+            Some(Over::Broken) => "broken",
+            Some(Over::Idle) => "idle",
+            Some(Over::Stopping) => "stopping",
+        };
+        let told = json!({ "outcome": "aborted", "code": code });
+        self.send(format!("{told}\n").into_bytes()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_key_opens() {
+        let key = SecretString::from("0123456789abcdef");
+        let given = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, value.parse().unwrap());
+            is_authorised(&headers, &key)
+        };
+        assert!(given("Bearer 0123456789abcdef") && given("bearer 0123456789abcdef"));
+        for wrong in ["Bearer 0123456789abcde", "Bearer", "Bearer ", "Basic 0123456789abcdef"] {
+            assert!(!given(wrong), "{wrong}");
+        }
+        assert!(!is_authorised(&HeaderMap::new(), &key));
+    }
+
+    #[test]
+    fn the_contract_is_named_once() {
+        assert_eq!(contract_in("contract=flat-name"), Some(ContractId::FlatName));
+        assert_eq!(contract_in("x=1&contract=register"), Some(ContractId::Register));
+        for none in ["", "contract=", "contract=other", "contract=register&contract=username"] {
+            assert_eq!(contract_in(none), None, "{none}");
+        }
+    }
+}
