@@ -17,8 +17,9 @@ use crate::rows::{self, Checked, Line, Lines, RowError};
 
 /// Longest row, in bytes: what the front takes as a body by default.
 pub const ROW_MAX: usize = 16 << 10;
-/// Bytes read at once; what was read and is not sent yet is a few times that.
-const PIECE: usize = 64 << 10;
+/// Bytes read at once. What was read and is not sent yet is a few times that, and a row that is refused
+/// takes a hundred times the bytes that the shortest one has.
+const PIECE: usize = 16 << 10;
 
 /// How rows are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -159,8 +159,17 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
     };
     let (stop, bar) = (CancellationToken::new(), bar(bytes));
     let started = tokio::time::Instant::now();
-    let told = bar.clone();
-    let tell = move |progress: Progress| tell(&told, &progress, started.elapsed());
+    let (told, mut waited) = (bar.clone(), None);
+    let tell = move |progress: Progress| {
+        tell(&told, &progress, started.elapsed());
+        // Where there is no bar to say so.
+        if waited != progress.waiting_for {
+            if let Some(waiting_for) = progress.waiting_for.as_ref().filter(|_| told.is_hidden()) {
+                eprintln!("muster: waits for {waiting_for}");
+            }
+            waited = progress.waiting_for;
+        }
+    };
     let running = import.run(stop.clone(), tell);
     let mut running = std::pin::pin!(running);
     let mut worker = std::pin::pin!(worker);
