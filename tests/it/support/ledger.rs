@@ -161,10 +161,15 @@ impl Ledger {
         let started = Instant::now();
         let mut turn = asked.username.bytes().map(usize::from).sum::<usize>();
         while started.elapsed() < PATIENCE {
+            turn += 1;
             let client = {
                 let fronts = fronts.lock().unwrap();
-                turn += 1;
-                fronts[turn % fronts.len()].clone()
+                fronts.get(turn % fronts.len().max(1)).cloned()
+            };
+            // None while all fronts are dead at once.
+            let Some(client) = client else {
+                tokio::time::sleep(PAUSE).await;
+                continue;
             };
             self.ask(&client, asked).await;
             let last = self.0.lock().unwrap()[&asked.username].heard.last().cloned();
