@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::acks::Acks;
 use super::link::{Link, LinkError, State};
 use super::settle::{RabbitHandle, Settler};
 use super::{Backoff, Broker, properties, topology};
@@ -123,7 +124,7 @@ impl Doorway {
 }
 
 /// What a consumer's stream holds; `None` is its end, because merged streams end in silence.
-type Item = Option<Received>;
+type Item = Option<(Received, Acks)>;
 
 /// One connection and what is consumed on it.
 struct Session<'a> {
@@ -150,8 +151,9 @@ impl Session<'_> {
             Ok((channel, consumer))
         };
         let (channel, consumer) = self.link.prepared(subscribed).await?;
+        let acks = Acks::of(channel.clone());
         self.channels.push((channel, consumer.tag().to_string()));
-        let items = consumer.map(Result::ok);
+        let items = consumer.map(move |item| Some((item.ok()?, acks.clone())));
         self.received.push(if careful {
             // It ends when the care does.
             items.boxed()
@@ -215,7 +217,9 @@ impl Session<'_> {
                     }
                 }
                 item = self.received.next(), if next.is_none() && !is_blocked => match item {
-                    Some(Some(received)) => next = self.read(received, shared, settler),
+                    Some(Some((received, acks))) => {
+                        next = self.read(received, &acks, shared, settler);
+                    }
                     Some(None) | None => {
                         let told = consuming.wait_for(|state| *state == State::Lost);
                         let _ = timeout(TOLD_WITHIN, told).await;
@@ -239,18 +243,22 @@ impl Session<'_> {
     fn read(
         &self,
         received: Received,
+        acks: &Acks,
         shared: &Shared,
         settler: &Arc<Settler>,
     ) -> Option<Delivery> {
+        let ack = acks.delivered(&received);
         let (door, settler) = (self.doorway.door, settler.clone());
         let mut ages = shared.ages.lock().unwrap_or_else(PoisonError::into_inner);
         match properties::read(door, &received, &shared.broker, &mut ages) {
             Ok(message) => {
-                let handle = RabbitHandle::new(settler, received.acker);
+                let handle = RabbitHandle::new(settler, ack);
                 Some(Delivery::new(message, Box::new(handle)))
             }
             Err(what) => {
-                tokio::spawn(async move { settler.bury_unreadable(door, received, what).await });
+                tokio::spawn(
+                    async move { settler.bury_unreadable(door, received, ack, what).await },
+                );
                 None
             }
         }
@@ -264,7 +272,7 @@ impl Session<'_> {
         }
         let returned = async {
             while let Some(item) = self.received.next().await {
-                if let Some(received) = item {
+                if let Some((received, _)) = item {
                     let options = BasicNackOptions { requeue: true, multiple: false };
                     received.acker.nack(options).await?;
                 }

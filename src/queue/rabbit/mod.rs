@@ -5,6 +5,7 @@
 //! is given up and built anew from nothing, which is the one way to be sure that prefetch, confirms
 //! and the reply queue are as they should be.
 
+mod acks;
 pub mod asyncapi;
 mod caller;
 mod dead;

@@ -6,12 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use lapin::message::Delivery as Received;
-use lapin::options::{BasicAckOptions, BasicNackOptions};
-use lapin::{Acker, BasicProperties, Channel};
+use lapin::{BasicProperties, Channel};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::Broker;
+use super::acks::Ack;
 use super::events;
 use super::link::{Link, State};
 use super::properties;
@@ -21,8 +21,6 @@ use crate::queue::seal;
 use crate::queue::{Door, Kind, Message, PerSecond, Reason, Settle};
 use crate::signup::{MessageId, Outcome};
 
-/// Longest wait for an ack to be written: on a connection that is gone it may never be answered.
-const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
 /// How long a reply waits for an alarm to end where no deadline says.
 const ALARM_WITHIN: Duration = Duration::from_secs(30);
 /// Between two attempts to put a message aside.
@@ -58,7 +56,13 @@ impl Settler {
     }
 
     /// Puts a message with unreadable properties aside, without a body that might hold anything.
-    pub(super) async fn bury_unreadable(&self, door: Door, received: Received, what: &'static str) {
+    pub(super) async fn bury_unreadable(
+        &self,
+        door: Door,
+        received: Received,
+        ack: Ack,
+        what: &'static str,
+    ) {
         tracing::warn!(door = door.as_str(), what, "an unreadable message was put aside");
         let id = received.properties.message_id().as_ref().map(|id| id.as_str());
         // A letter without an id could not be spoken of.
@@ -67,7 +71,7 @@ impl Settler {
             .with_message_id(id.as_str().into())
             .with_timestamp(self.now());
         let exchange = self.broker.names.dead_exchange();
-        self.move_to(&exchange, String::new(), properties, Bytes::new(), &received.acker).await;
+        self.move_to(&exchange, String::new(), properties, Bytes::new(), &ack).await;
     }
 
     /// Publishes, then acks. While the broker refuses, or owes the confirm because of an alarm, the
@@ -79,7 +83,7 @@ impl Settler {
         routing_key: String,
         properties: BasicProperties,
         body: Bytes,
-        acker: &Acker,
+        ack: &Ack,
     ) {
         loop {
             let published = self
@@ -87,8 +91,8 @@ impl Settler {
                 .publish(exchange, routing_key.clone(), properties.clone(), body.clone())
                 .await;
             match published {
-                Ok(()) => return ack(acker).await,
-                Err(error) if acker.usable() && !self.is_lost() => {
+                Ok(()) => return ack.ack().await,
+                Err(error) if ack.usable() && !self.is_lost() => {
                     tracing::warn!(exchange, %error, "a message was not put aside; trying again");
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -107,25 +111,15 @@ impl Settler {
     }
 }
 
-/// An ack that cannot be written means a lost connection: the broker delivers anew, and the
-/// registration is recognised by its id.
-async fn ack(acker: &Acker) {
-    match timeout(WRITTEN_WITHIN, acker.ack(BasicAckOptions::default())).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "an ack was not written"),
-        Err(_) => tracing::debug!("an ack was not written in time"),
-    }
-}
-
 /// The end of one delivery.
 pub(super) struct RabbitHandle {
     settler: Arc<Settler>,
-    acker: Acker,
+    ack: Ack,
 }
 
 impl RabbitHandle {
-    pub(super) fn new(settler: Arc<Settler>, acker: Acker) -> Self {
-        Self { settler, acker }
+    pub(super) fn new(settler: Arc<Settler>, ack: Ack) -> Self {
+        Self { settler, ack }
     }
 }
 
@@ -152,7 +146,7 @@ impl Settle for RabbitHandle {
         }
         let Settler { broker, publisher, .. } = &*self.settler;
         if events::announce(broker, publisher, &message, &outcome).await {
-            ack(&self.acker).await;
+            self.ack.ack().await;
         }
     }
 
@@ -163,7 +157,7 @@ impl Settle for RabbitHandle {
         };
         let queue = broker.names.retry_queue(*delay);
         let properties = properties::of_retry(&message, message.attempt + 1, broker.username());
-        self.settler.move_to("", queue, properties, message.body, &self.acker).await;
+        self.settler.move_to("", queue, properties, message.body, &self.ack).await;
     }
 
     async fn bury(self: Box<Self>, message: Message, reason: Reason) {
@@ -179,14 +173,11 @@ impl Settle for RabbitHandle {
             .with_timestamp(self.settler.now());
         let exchange = self.settler.broker.names.dead_exchange();
         self.settler
-            .move_to(&exchange, String::new(), properties, kept.body.into(), &self.acker)
+            .move_to(&exchange, String::new(), properties, kept.body.into(), &self.ack)
             .await;
     }
 
     async fn hand_back(self: Box<Self>, _message: Message) {
-        let options = BasicNackOptions { requeue: true, multiple: false };
-        if let Ok(Err(error)) = timeout(WRITTEN_WITHIN, self.acker.nack(options)).await {
-            tracing::debug!(%error, "a delivery was not handed back; its connection is gone");
-        }
+        self.ack.hand_back().await;
     }
 }
