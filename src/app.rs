@@ -108,7 +108,8 @@ impl App {
             let secret = signing_secret(settings)?;
             let signer = Signer::new(&secret, settings.token.lifetime, clock.clone());
             let opener = opener(settings)?;
-            let worker = Arc::new(Worker { store, slots, opener, signer, clock });
+            let bulk_store = store::open_for_bulk(&settings.store, &store).await?;
+            let worker = Arc::new(Worker { store, bulk_store, slots, opener, signer, clock });
             let prefetch = worker.prefetch(settings.queue.prefetch);
             let slots = worker.slots.clone();
             let per_second: queue::PerSecond = Arc::new(move || slots.per_second());

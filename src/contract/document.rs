@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 pub const MAX_DEPTH: usize = 128;
 
 /// A JSON object, its keys in no particular order; of equal keys the last one counts.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Document<'a>(BTreeMap<String, &'a RawValue>);
 
 /// The body is not one JSON object in UTF-8, nests deeper than [`MAX_DEPTH`], or has half of a

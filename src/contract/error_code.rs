@@ -1,7 +1,7 @@
 //! `error-code`: `POST /<uri>/auth/signup`. Errors are codes with a text, the password may break
 //! several rules in one answer, and a success shows no token.
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::document::Field;
@@ -29,7 +29,7 @@ impl Contract for ErrorCode {
                 username: Some(username),
                 email: Some(email),
                 fullname: None,
-                password,
+                password: password.into(),
             }),
             (username, email, password) => {
                 let single = [username.err(), email.err()].into_iter().flatten();
@@ -49,10 +49,11 @@ impl Contract for ErrorCode {
     }
 
     fn write(&self, candidate: &Candidate) -> Value {
+        let (key, password) = candidate.password.in_document();
         json!({
             "username": candidate.username,
             "email": candidate.email.as_ref().map(Email::address),
-            "password": candidate.password.expose_secret(),
+            (key): password,
         })
     }
 

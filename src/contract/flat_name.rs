@@ -1,7 +1,6 @@
 //! `flat-name`: `POST /users/register` with `firstname` and `lastname` beside the rest, answers
 //! wrapped in `success`.
 
-use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 
 use super::document::{Document, Field};
@@ -72,11 +71,12 @@ impl Contract for FlatName {
 
     fn write(&self, candidate: &Candidate) -> Value {
         let name = candidate.fullname.as_ref();
+        let (key, password) = candidate.password.in_document();
         json!({
             "firstname": name.map(|name| &name.firstname),
             "lastname": name.and_then(|name| name.lastname.as_ref()),
             "email": candidate.email.as_ref().map(Email::address),
-            "password": candidate.password.expose_secret(),
+            (key): password,
         })
     }
 

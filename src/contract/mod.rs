@@ -5,6 +5,7 @@
 //! [`ContractId`] and a line in [`contract`].
 
 pub mod answer;
+mod bulk;
 pub mod document;
 mod error_code;
 mod flat_name;
@@ -17,6 +18,7 @@ pub mod schema;
 mod username;
 
 pub use answer::{Answer, Fault, Rendered};
+pub use bulk::{PASSWORD_HASH, check_bulk};
 pub use document::{Document, Unreadable};
 
 use serde_json::Value;

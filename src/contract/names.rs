@@ -2,7 +2,6 @@
 //! express-validator style of its errors. Their texts and their idea of "required" differ and stay
 //! with them.
 
-use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::document::{Document, Field, Nested};
@@ -99,7 +98,7 @@ impl Fields {
                 username: None,
                 email: Some(email),
                 fullname: Some(FullName { firstname, lastname }),
-                password,
+                password: password.into(),
             }),
             (email, firstname, lastname, password) => {
                 let errors = [email.err(), firstname.err(), lastname.err(), password.err()];
@@ -134,10 +133,11 @@ pub(super) fn nested_schema(contract: ContractId) -> Value {
 
 /// Writes the nested form.
 pub(super) fn write_nested(candidate: &Candidate) -> Value {
+    let (key, password) = candidate.password.in_document();
     json!({
         "fullname": candidate.fullname,
         "email": candidate.email.as_ref().map(Email::address),
-        "password": candidate.password.expose_secret(),
+        (key): password,
     })
 }
 

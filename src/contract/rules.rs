@@ -116,6 +116,23 @@ fn password_limits(password: &str) -> Result<(), Broken> {
     Ok(())
 }
 
+/// Whether a text is a bcrypt string that bcrypt itself could have written: one of the versions that are
+/// sound, a cost within [`HASH_COSTS`], and in the alphabet of bcrypt 16 bytes of salt and 23 of digest,
+/// whose last characters have bits that are always zero.
+pub fn is_bcrypt(text: &str) -> bool {
+    let sound = ["$2a$", "$2b$", "$2y$"].iter().any(|version| text.starts_with(version));
+    let Some((cost, rest)) = text.get(4..).and_then(|rest| rest.split_once('$')) else {
+        return false;
+    };
+    let cost_fits = HASH_COSTS.map(|cost| format!("{cost:02}")).any(|known| known == cost);
+    let known = rest.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'.' || c == b'/');
+    // Of 22 characters the last has 2 bits, of 31 the last has 4.
+    let salt_ends = |c: u8| b".Oeu".contains(&c);
+    let digest_ends = |c: u8| b".CGKOSWaeimquy26".contains(&c);
+    let whole = |rest: &[u8]| rest.len() == 53 && salt_ends(rest[21]) && digest_ends(rest[52]);
+    text.len() == HASH_LENGTH && sound && cost_fits && known && whole(rest.as_bytes())
+}
+
 /// Whether a text has an upper-case letter (Lu).
 pub fn has_uppercase(text: &str) -> bool {
     text.chars().any(|c| c.general_category() == GeneralCategory::UppercaseLetter)
@@ -269,6 +286,36 @@ mod tests {
         assert!(password(&field(&"x".repeat(72)), 6).is_ok());
         assert_eq!(password(&field(&"x".repeat(73)), 6).unwrap_err(), Broken::Bytes);
         assert_eq!(password(&field("secret\0x"), 6).unwrap_err(), Broken::Characters);
+    }
+
+    #[test]
+    fn hashes_are_as_bcrypt_writes_them() {
+        // Test vectors of jBCrypt.
+        for hash in [
+            "$2a$08$HqWuK6/Ng6sg9gQzbLrgb.Tl.ZHfXLhvt/SgVyWhQqgqcZ7ZuUtye",
+            "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u",
+            "$2a$12$EXRkfkdmXn2gzds2SSitu.MW9.gAVqa9eLS1//RYtYCmB1eLHg.9q",
+        ] {
+            let (cost, rest) = hash[4..].split_once('$').unwrap();
+            let with = |version: &str, cost: &str| format!("{version}{cost}${rest}");
+            for version in ["$2a$", "$2b$", "$2y$"] {
+                for cost in ["08", cost, "14"] {
+                    assert!(is_bcrypt(&with(version, cost)), "{version}{cost}");
+                }
+                for cost in ["07", "15", "8", "+9", "010", ""] {
+                    assert!(!is_bcrypt(&with(version, cost)), "{version}{cost}");
+                }
+            }
+            for version in ["$2x$", "$2$", "$2B$", "$1a$", "2a$"] {
+                assert!(!is_bcrypt(&with(version, cost)), "{version}");
+            }
+            assert!(!is_bcrypt(&hash[..59]) && !is_bcrypt(&format!("{hash}.")));
+            for (at, other) in [(28, "/"), (59, "/"), (40, "-"), (40, "$")] {
+                let mut spoilt = hash.to_owned();
+                spoilt.replace_range(at..=at, other);
+                assert!(!is_bcrypt(&spoilt), "{spoilt}");
+            }
+        }
     }
 
     #[test]

@@ -107,7 +107,10 @@ pub fn password_hash() -> Value {
             rules::HASH_COSTS.end(),
             rules::HASH_LENGTH
         ),
-        "pattern": format!(r"^\$2[aby]\$({})\$[./A-Za-z0-9]{{53}}$", costs.join("|")),
+        "pattern": format!(
+            r"^\$2[aby]\$({})\$[./A-Za-z0-9]{{21}}[.Oeu][./A-Za-z0-9]{{30}}[.CGKOSWaeimquy26]$",
+            costs.join("|")
+        ),
     })
 }
 

@@ -1,7 +1,6 @@
 //! `username`: `POST /signup`, a user known by name whose address is optional. Its document orders
 //! one text an answer, so only the first broken rule is told.
 
-use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::document::Field;
@@ -35,7 +34,7 @@ impl Contract for Username {
             username: Some(username),
             email,
             fullname: None,
-            password,
+            password: password.into(),
         })
     }
 
@@ -49,10 +48,11 @@ impl Contract for Username {
     }
 
     fn write(&self, candidate: &Candidate) -> Value {
+        let (key, password) = candidate.password.in_document();
         json!({
             "username": candidate.username,
             "email": candidate.email.as_ref().map(Email::address),
-            "password": candidate.password.expose_secret(),
+            (key): password,
         })
     }
 

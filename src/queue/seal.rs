@@ -26,8 +26,8 @@ use zeroize::{Zeroize, Zeroizing};
 use super::{Kind, Message, Reason};
 use crate::config;
 use crate::contract::document::Field;
-use crate::contract::{Document, contract};
-use crate::signup::{Candidate, ContractId, MessageId, Millis};
+use crate::contract::{Document, PASSWORD_HASH, contract};
+use crate::signup::{Candidate, ContractId, MessageId, Millis, Password};
 
 /// The field that is sealed.
 const PASSWORD: &str = "password";
@@ -83,6 +83,11 @@ impl Sealer {
         &self.key_id
     }
 
+    /// Whether there is a password to seal: a bulk document may bring a hash instead.
+    pub fn seals(body: &[u8]) -> bool {
+        !Document::parse(body).is_ok_and(|document| document.has(PASSWORD_HASH))
+    }
+
     /// The document with its password sealed, written anew with the contract's own fields. `None`
     /// if it breaks the contract's rules: then there is no identity to bind the password to.
     pub fn seal(&self, letter: &Letter<'_>, body: &[u8]) -> Option<Vec<u8>> {
@@ -97,7 +102,8 @@ impl Sealer {
     }
 
     fn seal_password(&self, letter: &Letter<'_>, candidate: &Candidate) -> Option<String> {
-        let clear = candidate.password.expose_secret();
+        let Password::Clear(clear) = &candidate.password else { return None };
+        let clear = clear.expose_secret();
         // As long as the longest escape of every byte, so that growing leaves no copy behind.
         let mut quoted = Zeroizing::new(Vec::with_capacity(2 + 6 * clear.len()));
         serde_json::to_writer(&mut *quoted, clear).ok()?;

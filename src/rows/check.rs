@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::RowError;
 use crate::contract::document::Field;
-use crate::contract::{Document, contract};
+use crate::contract::{Document, check_bulk, contract};
 use crate::signup::{ContractId, MessageId};
 
 /// A row that passed.
@@ -36,11 +36,8 @@ pub fn check(id: ContractId, row: &[u8], id_field: Option<&str>) -> Result<Check
         Some(field) => Some(own_id(&document, field).map_err(|error| vec![error])?),
         None => None,
     };
-    // The one place where a row's rules are applied and it is written anew: whatever a contract
-    // allows on the bulk door alone belongs into its check and its write.
     let contract = contract(id);
-    let candidate = contract
-        .check(&document)
+    let candidate = check_bulk(contract, &document)
         .map_err(|errors| errors.into_iter().map(RowError::from).collect::<Vec<_>>())?;
     let unique = usize::from(candidate.username.is_some()) + usize::from(candidate.email.is_some());
     let body = Bytes::from(contract.write(&candidate).to_string());

@@ -1,7 +1,7 @@
 //! A registration that has passed its contract's rules. It is the only thing the hasher and the
 //! store accept, so an unchecked request cannot reach them.
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use unicode_normalization::UnicodeNormalization;
 
 use super::id::digest;
@@ -18,8 +18,33 @@ pub struct Candidate {
     pub email: Option<Email>,
     /// Trimmed.
     pub fullname: Option<FullName>,
-    /// At most 72 bytes, without U+0000.
-    pub password: SecretString,
+    /// What its user will be known by.
+    pub password: Password,
+}
+
+/// A password, or what is left of one.
+#[derive(Clone, Debug)]
+pub enum Password {
+    /// To be hashed: at most 72 bytes, without U+0000.
+    Clear(SecretString),
+    /// A bcrypt string made elsewhere. Comes through the bulk door alone.
+    Hashed(SecretString),
+}
+
+impl Password {
+    /// The key under which it stands in a document, and the text there.
+    pub fn in_document(&self) -> (&'static str, &str) {
+        match self {
+            Self::Clear(password) => ("password", password.expose_secret()),
+            Self::Hashed(hash) => ("passwordHash", hash.expose_secret()),
+        }
+    }
+}
+
+impl From<SecretString> for Password {
+    fn from(password: SecretString) -> Self {
+        Self::Clear(password)
+    }
 }
 
 impl Candidate {
@@ -76,7 +101,7 @@ mod tests {
             username: username.map(str::to_owned),
             email: Some(Email::new("A@B.CO".into())),
             fullname: None,
-            password: password.to_owned().into(),
+            password: SecretString::from(password).into(),
         }
     }
 

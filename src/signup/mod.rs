@@ -11,7 +11,7 @@ pub mod id;
 pub mod outcome;
 pub mod user;
 
-pub use candidate::{Candidate, Email};
+pub use candidate::{Candidate, Email, Password};
 pub use clock::{Clock, Millis};
 pub use contract_id::ContractId;
 pub use id::{IdempotencyKey, MessageId, RegistrationId};

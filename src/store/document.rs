@@ -72,6 +72,8 @@ impl From<Document> for Record {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::SecretString;
+
     use super::*;
     use crate::signup::{Candidate, Email, MessageId};
 
@@ -83,7 +85,7 @@ mod tests {
             username: None,
             email: Some(Email::new("Ann@Example.com".into())),
             fullname: Some(FullName { firstname: "Ann".into(), lastname: None }),
-            password: "never stored".to_owned().into(),
+            password: SecretString::from("never stored").into(),
         };
         let id = RegistrationId::of(contract, "", &MessageId::random());
         let record = Record::new(&candidate, id, "$2b$04$...".into(), Millis(1_700_000_000_123));

@@ -88,6 +88,19 @@ pub async fn open(settings: &config::Store, part: &Part) -> anyhow::Result<Arc<d
     })
 }
 
+/// The same store for bulk registrations: in MongoDB on connections of its own, so that long writes of
+/// many users never keep one that somebody waits for.
+pub async fn open_for_bulk(
+    settings: &config::Store,
+    store: &Arc<dyn Store>,
+) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match &settings.url {
+        // One thread writes, whoever asks.
+        config::StoreUrl::File(_) => store.clone(),
+        config::StoreUrl::Mongo(url) => Arc::new(mongo::Mongo::open(url, settings).await?),
+    })
+}
+
 /// Removes the database that the settings name, users and all. Only for a database of one's own,
 /// such as a benchmark's.
 pub async fn remove(settings: &config::Store) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, Semaphore};
 
 use super::outage::Outage;
 use super::{Worker, settle};
@@ -22,6 +22,9 @@ const GIVE_UP: u32 = 8;
 pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Tasks) {
     let alone = Arc::new(RwLock::new(()));
     let outage = Arc::new(Outage::default());
+    // Of the bulk rows that are held only so many are begun, or a suspect would have to wait for all of
+    // them, and so would the stop.
+    let rows = Arc::new(Semaphore::new(worker.hashed_at_once().into()));
     let stopping = tasks.stopping().clone();
     loop {
         let delivery = tokio::select! {
@@ -41,9 +44,17 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
             let result = handle(&worker, delivery.message()).await;
             settle::settle(delivery, result).await;
         } else {
-            let mut together = Some(alone.clone().read_owned().await);
-            let (worker, outage, stopping) = (worker.clone(), outage.clone(), stopping.clone());
+            let (worker, alone, rows) = (worker.clone(), alone.clone(), rows.clone());
+            let (outage, stopping) = (outage.clone(), stopping.clone());
             tasks.spawn("delivery", async move {
+                let waits = delivery.message().door == Door::Bulk
+                    && !Worker::is_hashed_already(delivery.message());
+                let _turn = tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => return delivery.hand_back().await,
+                    turn = rows.acquire_many(u32::from(waits)) => turn,
+                };
+                let mut together = Some(alone.read().await);
                 let result = handle(&worker, delivery.message()).await;
                 let pause = outage.pause(delivery.message().door, &result);
                 if let Some(pause) = pause {

@@ -8,19 +8,25 @@ mod settle;
 
 use std::sync::Arc;
 
+use crate::contract::{Document, PASSWORD_HASH};
 use crate::password::Slots;
 use crate::queue::seal::Opener;
-use crate::queue::{Kind, Message, Prefetch, Reason};
+use crate::queue::{Door, Kind, Message, Prefetch, Reason};
 use crate::signup::{Clock, FailureCode, Outcome};
 use crate::store::Store;
 use crate::token::Signer;
 
 pub use consume::consume;
 
+/// Bulk rows that a worker holds at once.
+const BULK_HELD: u16 = 500;
+
 /// Everything a registration needs.
 pub struct Worker {
     /// Where users are kept.
     pub store: Arc<dyn Store>,
+    /// The same place, for bulk registrations.
+    pub bulk_store: Arc<dyn Store>,
     /// Where passwords are hashed.
     pub slots: Slots,
     /// Who opens sealed passwords.
@@ -33,11 +39,32 @@ pub struct Worker {
 
 impl Worker {
     /// What to hold at once: enough that the hash slots never run dry, and no more, so that the
-    /// next worker gets the rest. `fixed` overrides it unless 0.
+    /// next worker gets the rest. Of bulk rows more, because those that bring a hash are done in a
+    /// moment. `fixed` overrides both unless 0.
     pub fn prefetch(&self, fixed: u16) -> Prefetch {
-        let slots = u16::try_from(self.slots.capacity()).unwrap_or(u16::MAX);
-        let held = if fixed == 0 { (slots * 2).clamp(4, 2000) } else { fixed };
-        Prefetch { interactive: held, bulk: held, profile: 64 }
+        match fixed {
+            0 => Prefetch { interactive: self.hashed_at_once(), bulk: BULK_HELD, profile: 64 },
+            fixed => Prefetch { interactive: fixed, bulk: fixed, profile: 64 },
+        }
+    }
+
+    /// Registrations that keep the hash slots busy: a batch in every lane, and the next one.
+    fn hashed_at_once(&self) -> u16 {
+        u16::try_from(self.slots.capacity() * 2).unwrap_or(u16::MAX).clamp(4, 2000)
+    }
+
+    /// Whether nothing in a message is to be hashed.
+    fn is_hashed_already(message: &Message) -> bool {
+        message.door == Door::Bulk
+            && Document::parse(&message.body).is_ok_and(|document| document.has(PASSWORD_HASH))
+    }
+
+    /// The store as a door uses it.
+    fn store(&self, door: Door) -> &dyn Store {
+        match door {
+            Door::Bulk => &*self.bulk_store,
+            Door::Interactive | Door::Profile => &*self.store,
+        }
     }
 
     /// Does what a message asks. An error is why it cannot be asked that.

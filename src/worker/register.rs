@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use secrecy::ExposeSecret;
+use subtle::ConstantTimeEq;
 use tokio::time::{Instant, sleep};
 
 use super::Worker;
-use crate::contract::{Document, contract};
+use crate::contract::{Document, check_bulk, contract};
 use crate::password::{Class, HashError};
 use crate::queue::seal::NotOpened;
 use crate::queue::{Door, Message, Reason};
 use crate::signup::{
-    Candidate, ContractId, FailureCode, FieldError, Outcome, Record, RegistrationId, Rejection,
-    RejectionCode, User,
+    Candidate, ContractId, FailureCode, FieldError, Outcome, Password, Record, RegistrationId,
+    Rejection, RejectionCode, User,
 };
 use crate::store::{Inserted, StoreError, Taken};
 
@@ -57,7 +59,11 @@ impl Worker {
         if let Some(opened) = &opened {
             document.put("password", opened.password());
         }
-        Ok(match contract(contract_id).check(&document) {
+        let checked = match message.door {
+            Door::Bulk => check_bulk(contract(contract_id), &document),
+            Door::Interactive | Door::Profile => contract(contract_id).check(&document),
+        };
+        Ok(match checked {
             Ok(candidate) if opened.as_ref().is_some_and(|opened| !opened.is_for(&candidate)) => {
                 return Err(bad_seal(message, "sealed for somebody else"));
             }
@@ -74,25 +80,32 @@ impl Worker {
         candidate: &Candidate,
     ) -> Result<Outcome, FailureCode> {
         let id = RegistrationId::of(candidate.contract, &message.producer, &message.id);
+        let store = self.store(message.door);
         // A hash costs a thousand look-ups, so an id that may be known is looked up first.
-        if message.may_be_known()
-            && let Some(holder) = self.store.registered(&id).await?
+        let is_hashed = matches!(candidate.password, Password::Hashed(_));
+        if !is_hashed
+            && message.may_be_known()
+            && let Some(holder) = store.registered(&id).await?
         {
             return self.replay(message, candidate, holder).await;
         }
-        tracing::debug!(id = message.id.as_str(), "hashing");
-        let hash =
-            self.slots.hash(&candidate.password, class(message.door), message.expires).await?;
+        let hash = match &candidate.password {
+            Password::Hashed(hash) => hash.expose_secret().to_owned(),
+            Password::Clear(password) => {
+                tracing::debug!(id = message.id.as_str(), "hashing");
+                self.slots.hash(password, class(message.door), message.expires).await?
+            }
+        };
         if message.is_expired() {
             return Err(FailureCode::Expired);
         }
         let record = Record::new(candidate, id.clone(), hash, self.clock.now());
         let user = record.user.clone();
-        match self.store.insert(record).await {
+        match store.insert(record).await {
             Ok(Inserted::Done) => Ok(self.created(message, user)),
             Ok(Inserted::Taken) => self.refused(message, candidate, &id).await,
             // Unknown is not failure: it may have been written.
-            Err(StoreError) => match self.store.registered(&id).await? {
+            Err(StoreError) => match store.registered(&id).await? {
                 Some(holder) if holder.user.id == user.id => Ok(self.created(message, user)),
                 Some(holder) => self.replay(message, candidate, holder).await,
                 None => Err(FailureCode::StoreUnavailable),
@@ -113,13 +126,14 @@ impl Worker {
         candidate: &Candidate,
         id: &RegistrationId,
     ) -> Result<Outcome, FailureCode> {
+        let store = self.store(message.door);
         let until = message.expires.unwrap_or_else(|| Instant::now() + LOOK_FOR);
         loop {
-            if let Some(holder) = self.store.registered(id).await? {
+            if let Some(holder) = store.registered(id).await? {
                 return self.replay(message, candidate, holder).await;
             }
             let email_key = candidate.email.as_ref().map(|email| email.key());
-            let taken = self.store.taken(candidate.username.as_deref(), email_key).await?;
+            let taken = store.taken(candidate.username.as_deref(), email_key).await?;
             if taken != Taken::default() {
                 return Ok(duplicate(taken));
             }
@@ -139,15 +153,13 @@ impl Worker {
         candidate: &Candidate,
         holder: Record,
     ) -> Result<Outcome, FailureCode> {
-        let same_password = self
-            .slots
-            .verify(
-                &candidate.password,
-                &holder.password_hash,
-                class(message.door),
-                message.expires,
-            )
-            .await?;
+        let (held, class) = (&holder.password_hash, class(message.door));
+        let same_password = match &candidate.password {
+            Password::Hashed(hash) => hash.expose_secret().as_bytes().ct_eq(held.as_bytes()).into(),
+            Password::Clear(password) => {
+                self.slots.verify(password, held, class, message.expires).await?
+            }
+        };
         if !same_password || holder.fingerprint != candidate.fingerprint() {
             return Ok(RejectionCode::KeyReused.into());
         }

@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::support::importer::{
-    Importer, assert_stored, csv, import, ndjson, outcomes, reports, user,
+    Importer, assert_stored, csv, hashed, import, ndjson, outcomes, reports, user,
 };
 use crate::support::ledger::{PASSWORD, users_in};
 use crate::support::muster::{PATIENCE, eventually};
@@ -465,7 +465,9 @@ impl Chaos {
         let rows = (0..self.rows).map(|n| match n {
             n if n % 10 == 3 => json!({ "username": "" }),
             n if n % 23 == 22 => user(ContractId::Username, n - 22),
-            n => user(ContractId::Username, n),
+            // Most are written in batches, beside some that have to be hashed first.
+            n if n % 4 == 0 => user(ContractId::Username, n),
+            n => hashed(user(ContractId::Username, n)),
         });
         fs::write(input, ndjson(rows)).unwrap();
         let first = [

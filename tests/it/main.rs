@@ -20,6 +20,7 @@ mod examples;
 mod faults;
 mod flow;
 mod fuzz;
+mod hashed;
 mod hostile;
 mod import;
 mod overload;

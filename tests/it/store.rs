@@ -12,6 +12,7 @@ use muster::signup::{
 };
 use muster::store::{self, Inserted, PrepareError, Store, StoreError, Taken};
 use muster::telemetry::{Health, Part};
+use secrecy::SecretString;
 
 use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
@@ -66,7 +67,7 @@ fn record(username: Option<&str>, email: Option<&str>) -> Record {
         username: username.map(str::to_owned),
         email: email.map(|email| Email::new(email.to_owned())),
         fullname: Some(FullName { firstname: "Ann".into(), lastname: None }),
-        password: "never stored".to_owned().into(),
+        password: SecretString::from("never stored").into(),
     };
     let id = RegistrationId::of(contract, "", &MessageId::random());
     Record::new(&candidate, id, "$2b$04$abcdefghijklmnopqrstuv".into(), Millis(1_700_000_000_123))

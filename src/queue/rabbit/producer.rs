@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::link::{Link, LinkError, State};
 use super::{Backoff, Broker, properties, topology};
 use crate::queue::producer::{Ends, Taken};
-use crate::queue::seal::Letter;
+use crate::queue::seal::{Letter, Sealer};
 use crate::queue::{Door, NoAnswer, Producer, Row, Window};
 use crate::shutdown::Tasks;
 use crate::signup::{FailureCode, Millis, Outcome, id::random_hex};
@@ -280,7 +280,8 @@ impl Session {
 
     /// The body as it may lie on the broker, and the id of the key it is sealed with.
     fn sealed<'a>(&self, broker: &'a Broker, row: &Row) -> Option<(Bytes, Option<&'a str>)> {
-        let Some(sealer) = &broker.sealer else { return Some((row.body.clone(), None)) };
+        let sealer = broker.sealer.as_ref().filter(|_| Sealer::seals(&row.body));
+        let Some(sealer) = sealer else { return Some((row.body.clone(), None)) };
         let settings = &broker.settings;
         let retries: Duration = settings.retry_delays.iter().sum();
         let good_for = BACKLOG + retries + settings.dead_retention;

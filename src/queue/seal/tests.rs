@@ -72,7 +72,7 @@ fn open_at(opener: &Opener, message: &Message, now: Millis) -> Result<Option<Str
     }
     let candidate = contract(ContractId::Register).check(&document).unwrap();
     let for_them = opened.as_ref().is_none_or(|opened| opened.is_for(&candidate));
-    Ok(for_them.then(|| candidate.password.expose_secret().to_owned()))
+    Ok(for_them.then(|| candidate.password.in_document().1.to_owned()))
 }
 
 fn open(opener: &Opener, message: &Message) -> Result<Option<String>, NotOpened> {

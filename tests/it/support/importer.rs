@@ -141,6 +141,16 @@ pub fn user(contract: ContractId, n: usize) -> Value {
     }
 }
 
+/// A hash that jBCrypt's tests publish, in the place of a user's password.
+pub const HASH: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
+
+/// The same user, whose password was hashed elsewhere.
+pub fn hashed(mut user: Value) -> Value {
+    user.as_object_mut().unwrap().remove("password");
+    user["passwordHash"] = HASH.into();
+    user
+}
+
 /// Users as NDJSON.
 pub fn ndjson(users: impl Iterator<Item = Value>) -> String {
     users.map(|user| format!("{user}\n")).collect()
