@@ -5,6 +5,7 @@ mod config;
 mod dead;
 mod healthcheck;
 mod keygen;
+mod keys;
 mod serve;
 mod spec;
 
@@ -49,6 +50,9 @@ enum Command {
     Healthcheck(SettingFlags),
     /// Make a pair of keys that seals passwords on RabbitMQ, ready to paste as settings.
     Keygen(keygen::Flags),
+    /// Make and list the keys that sign tokens, and print their public halves.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Look at dead letters, send them once more, or discard them.
     #[command(subcommand)]
     Dead(dead::Command),
@@ -121,6 +125,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Config(flags)) => config::run(flags),
         Some(Command::Healthcheck(flags)) => healthcheck::run(flags),
         Some(Command::Keygen(flags)) => keygen::run(flags),
+        Some(Command::Keys(command)) => keys::run(command),
         Some(Command::Dead(command)) => dead::run(command),
         Some(Command::Spec(command)) => spec::run(command),
         Some(Command::Bench(flags)) => bench::run(flags),

@@ -6,6 +6,7 @@
 mod layers;
 mod problems;
 mod reader;
+mod together;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -71,6 +72,8 @@ pub struct Front {
     pub listen: SocketAddr,
     /// Which contracts stand where.
     pub mounts: Vec<Mount>,
+    /// The file with the public keys of tokens.
+    pub jwks: Option<PathBuf>,
     /// Origins whose scripts may read answers.
     pub cors_origins: Vec<String>,
     /// From a request's last byte to its answer.
@@ -187,6 +190,12 @@ pub struct Password {
 pub struct Token {
     /// The signing secret, if given.
     pub secret: Option<SecretString>,
+    /// Files with private keys, the one that signs first.
+    pub keys: Vec<PathBuf>,
+    /// Who says so.
+    pub issuer: Option<String>,
+    /// For whom.
+    pub audience: Option<String>,
     /// How long a token is valid.
     pub lifetime: Duration,
 }
@@ -206,7 +215,7 @@ impl Settings {
         let mut problems = Problems::default();
         let settings = Self::read(sources, &mut problems);
         if let Some(settings) = &settings {
-            reader::check_together(settings, &mut problems);
+            together::check(settings, &mut problems);
         }
         settings.filter(|_| problems.is_empty()).ok_or(problems)
     }

@@ -49,40 +49,6 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
     })
 }
 
-/// What is wrong with settings that are right one by one.
-pub(super) fn check_together(settings: &Settings, problems: &mut Problems) {
-    if settings.role != Role::All && matches!(settings.queue.url, QueueUrl::Local) {
-        let role = if settings.role == Role::Front { "front" } else { "worker" };
-        problems.add(format!(
-            "role: a {role} alone cannot use the in-process queue (local:), nobody is at its other \
-             end; set MUSTER_QUEUE to an amqp:// URL, or run with --role all"
-        ));
-    }
-    if settings.role.has_worker() && settings.token.secret.is_none() && !settings.is_embedded() {
-        problems.add(
-            "token.secret: a worker on RabbitMQ or MongoDB needs JWT_SECRET (or JWT_SECRET_FILE), \
-             the same on all workers; make one with: openssl rand -base64 48"
-                .to_owned(),
-        );
-    }
-    let amqp = matches!(settings.queue.url, QueueUrl::Amqp(_));
-    let queue = &settings.queue;
-    if amqp && settings.role.has_worker() && queue.require_sealed && queue.seal_keys.is_empty() {
-        problems.add(
-            "queue.require_sealed: a worker without queue.seal_keys (MUSTER_QUEUE_SEAL_KEYS) can \
-             open nothing, so it would register nobody; `muster keygen` makes a pair"
-                .to_owned(),
-        );
-    }
-    if settings.store.timeout * 2 >= settings.front.deadline {
-        problems.add(
-            "store.timeout: must be less than half of front.deadline: a write and the look for it \
-             must both fit, or a store outage would be told as a slow answer"
-                .to_owned(),
-        );
-    }
-}
-
 /// How a value looks in `muster config`.
 fn shown(key: &str, value: &Value) -> Value {
     match value {
@@ -118,6 +84,7 @@ impl Reader<'_> {
         Some(Front {
             listen: listen?,
             mounts: mounts?,
+            jwks: self.path("front.jwks"),
             cors_origins,
             deadline: deadline?,
             body_limit: body_limit? as usize,
@@ -235,7 +202,13 @@ impl Reader<'_> {
         }
         let lifetime = self.duration("token.lifetime");
         let secret = (!secret.is_empty()).then(|| SecretString::from(secret));
-        Some(Token { secret, lifetime: lifetime? })
+        Some(Token {
+            secret,
+            keys: self.list("token.keys").into_iter().map(PathBuf::from).collect(),
+            issuer: self.given("token.issuer"),
+            audience: self.given("token.audience"),
+            lifetime: lifetime?,
+        })
     }
 
     fn log(&mut self) -> Option<Log> {
@@ -253,6 +226,15 @@ impl Reader<'_> {
 
     fn text(&self, key: &str) -> String {
         self.layers.get(key).value.as_str().unwrap_or_default().to_owned()
+    }
+
+    /// A text, unless it is empty.
+    fn given(&self, key: &str) -> Option<String> {
+        Some(self.text(key)).filter(|text| !text.is_empty())
+    }
+
+    fn path(&self, key: &str) -> Option<PathBuf> {
+        self.given(key).map(PathBuf::from)
     }
 
     fn list(&self, key: &str) -> Vec<String> {

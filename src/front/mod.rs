@@ -6,7 +6,9 @@ mod answer;
 mod body;
 pub mod client;
 mod cors;
+mod files;
 mod joined;
+pub mod jwks;
 pub mod ops;
 pub mod probe;
 mod profile;
@@ -29,6 +31,7 @@ use crate::telemetry::Health;
 use answer::Response;
 use router::{Found, Routes};
 
+pub use files::Files;
 pub use server::{Limits, bind};
 
 /// The front end: everything a request needs.
@@ -37,6 +40,7 @@ pub struct Front {
     routes: Routes,
     cors: cors::Cors,
     caller: Arc<dyn Caller>,
+    files: Files,
     health: Health,
     in_flight: Arc<Semaphore>,
     in_flight_calls: joined::Calls,
@@ -44,14 +48,20 @@ pub struct Front {
 
 impl Front {
     /// A front end that sends through `caller`.
-    pub fn new(settings: config::Front, caller: Arc<dyn Caller>, health: Health) -> Arc<Self> {
+    pub fn new(
+        settings: config::Front,
+        caller: Arc<dyn Caller>,
+        files: &Files,
+        health: Health,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            routes: Routes::new(&settings.mounts),
+            routes: Routes::new(&settings.mounts, files.keys.is_some()),
             cors: cors::Cors::new(&settings.cors_origins),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
             in_flight_calls: joined::Calls::default(),
             settings,
             caller,
+            files: files.clone(),
             health,
         })
     }
@@ -63,7 +73,8 @@ impl Front {
         limits: Limits,
         stop: CancellationToken,
     ) {
-        server::serve(listener, limits, stop, move |request| self.clone().answer(request)).await;
+        let answer = move |request| self.clone().answer(request);
+        server::serve(listener, limits, stop, answer).await;
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response, Infallible> {
@@ -87,6 +98,10 @@ impl Front {
             (found, &Method::OPTIONS) => self.cors.preflight(found.allow()),
             (Found::Signup(mount), &Method::POST) => self.sign_up(mount, request).await,
             (Found::Profile, &Method::GET | &Method::HEAD) => self.profile(&request).await,
+            (Found::Keys, &Method::GET | &Method::HEAD) => match &self.files.keys {
+                Some(keys) => keys.answer(),
+                None => answer::empty(StatusCode::NOT_FOUND),
+            },
             (Found::Live, &Method::GET | &Method::HEAD) => ops::live(),
             (Found::Ready, &Method::GET | &Method::HEAD) => {
                 ops::ready(&self.health, Some(&self.caller.backlog()))

@@ -20,6 +20,7 @@ mod faults;
 mod flow;
 mod fuzz;
 mod hostile;
+mod keys;
 mod overload;
 mod properties;
 mod queue;
