@@ -11,6 +11,7 @@
 #   EXAMPLES_PYTHON, EXAMPLES_NODE_PATH   a Python with pika, a folder of Node packages with amqplib
 #   TEST_BROKER         `start`, `stop` (graceful) or `kill` the broker's process
 #   TEST_STORE          `start` or `stop` the store's process (stop is a kill: a store that crashes)
+#   TEST_STORE_PROGRAM  the store's program, for a test that starts one with settings of its own
 #   TEST_PYTHON         a Python that knows PyJWT, with which somebody else's tokens are verified
 #
 # Those of a service exist only if it was started here. Start and stop keep port and data.
@@ -59,7 +60,7 @@ services_start() {
         # replica set (majority writes work), and a client that follows the set's own list of
         # addresses would go round the proxy.
         export MONGODB_URL="mongodb://127.0.0.1:$((ports + 3))/?directConnection=true"
-        export TEST_STORE=$services/store-control
+        export TEST_STORE=$services/store-control TEST_STORE_PROGRAM=$venv/bin/secantusd-rs
         say "MongoDB: SecantusDB $secantus at $MONGODB_URL"
     fi
 

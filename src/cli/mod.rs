@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod bench;
+mod cert;
 mod config;
 mod dead;
 mod healthcheck;
@@ -9,6 +10,7 @@ mod keys;
 mod serve;
 mod spec;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -53,6 +55,8 @@ enum Command {
     /// Make and list the keys that sign tokens, and print their public halves.
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Make a certificate for development.
+    Cert(cert::Flags),
     /// Look at dead letters, send them once more, or discard them.
     #[command(subcommand)]
     Dead(dead::Command),
@@ -126,6 +130,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Healthcheck(flags)) => healthcheck::run(flags),
         Some(Command::Keygen(flags)) => keygen::run(flags),
         Some(Command::Keys(command)) => keys::run(command),
+        Some(Command::Cert(flags)) => cert::run(&flags),
         Some(Command::Dead(command)) => dead::run(command),
         Some(Command::Spec(command)) => spec::run(command),
         Some(Command::Bench(flags)) => bench::run(flags),
@@ -140,4 +145,14 @@ fn complain(error: &anyhow::Error) {
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// "Every address" is where one listens; from here it is reached over loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }

@@ -81,7 +81,8 @@ async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
     }
     let addresses = app.addresses();
     if let Some(front) = addresses.front {
-        tracing::info!("serving on http://{front}");
+        let scheme = if settings.front.tls.is_some() { "https" } else { "http" };
+        tracing::info!("serving on {scheme}://{front}");
     }
     if let Some(admin) = addresses.admin {
         tracing::info!("probes on http://{admin}");

@@ -72,6 +72,8 @@ pub struct Front {
     pub listen: SocketAddr,
     /// Which contracts stand where.
     pub mounts: Vec<Mount>,
+    /// The files that make it https; none: http.
+    pub tls: Option<CertificateFiles>,
     /// The file with the public keys of tokens.
     pub jwks: Option<PathBuf>,
     /// Origins whose scripts may read answers.
@@ -92,6 +94,15 @@ pub struct Front {
     pub drain: Duration,
 }
 
+/// Who one is over TLS: a certificate and its private key, in PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The certificate, then those between it and an authority.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
 /// One line of `front.mounts`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -108,6 +119,10 @@ pub struct Mount {
 pub struct Queue {
     /// Which queue, by its URL's scheme.
     pub url: QueueUrl,
+    /// More authorities to trust over amqps.
+    pub ca_file: Option<PathBuf>,
+    /// Who one is over amqps, if that is to be shown.
+    pub certificate: Option<CertificateFiles>,
     /// How the names of all exchanges and queues begin.
     pub namespace: String,
     /// Messages waiting, interactive and profile each.

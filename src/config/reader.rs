@@ -12,8 +12,8 @@ use zeroize::Zeroizing;
 
 use super::layers::{Layers, is_secret, long_name};
 use super::{
-    Events, Front, Log, Mount, Password, Problems, Queue, QueueUrl, Role, Settings, Store,
-    StoreUrl, Token, without_password,
+    CertificateFiles, Events, Front, Log, Mount, Password, Problems, Queue, QueueUrl, Role,
+    Settings, Store, StoreUrl, Token, without_password,
 };
 use crate::signup::ContractId;
 
@@ -73,6 +73,7 @@ impl Reader<'_> {
     fn front(&mut self) -> Option<Front> {
         let listen = self.address("front.listen");
         let mounts = self.mounts();
+        let tls = self.certificate("front.tls_cert", "front.tls_key");
         let cors_origins = self.list("front.cors_origins");
         let deadline = self.duration("front.deadline");
         let body_limit = self.number("front.body_limit", 1..=16 << 20);
@@ -84,6 +85,7 @@ impl Reader<'_> {
         Some(Front {
             listen: listen?,
             mounts: mounts?,
+            tls: tls?,
             jwks: self.path("front.jwks"),
             cors_origins,
             deadline: deadline?,
@@ -105,6 +107,7 @@ impl Reader<'_> {
         } else {
             self.problem("queue.url", "local:, amqp://… or amqps://… wanted")
         };
+        let certificate = self.certificate("queue.cert_file", "queue.key_file");
         let max_length = self.number("queue.max_length", 1..=i64::from(i32::MAX));
         let bulk_max_length = self.number("queue.bulk_max_length", 1..=i64::from(i32::MAX));
         let bulk_max_bytes = self.number("queue.bulk_max_bytes", 1..=i64::MAX);
@@ -143,6 +146,8 @@ impl Reader<'_> {
         let require_sealed = self.flag("queue.require_sealed");
         Some(Queue {
             url: url?,
+            ca_file: self.path("queue.ca_file"),
+            certificate: certificate?,
             namespace,
             max_length: max_length? as u32,
             bulk_max_length: bulk_max_length? as u32,
@@ -235,6 +240,16 @@ impl Reader<'_> {
 
     fn path(&self, key: &str) -> Option<PathBuf> {
         self.given(key).map(PathBuf::from)
+    }
+
+    /// Outside: could it be read. Inside: is it set.
+    fn certificate(&mut self, certificate: &str, key: &str) -> Option<Option<CertificateFiles>> {
+        match (self.path(certificate), self.path(key)) {
+            (None, None) => Some(None),
+            (Some(certificate), Some(key)) => Some(Some(CertificateFiles { certificate, key })),
+            (None, Some(_)) => self.problem(certificate, &format!("wanted too, beside {key}")),
+            (Some(_), None) => self.problem(key, &format!("wanted too, beside {certificate}")),
+        }
     }
 
     fn list(&self, key: &str) -> Vec<String> {

@@ -15,6 +15,8 @@ mod profile;
 mod router;
 mod server;
 mod signup;
+pub mod tls;
+pub mod trust;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -73,8 +75,9 @@ impl Front {
         limits: Limits,
         stop: CancellationToken,
     ) {
+        let tls = self.files.tls.clone();
         let answer = move |request| self.clone().answer(request);
-        server::serve(listener, limits, stop, answer).await;
+        server::serve(listener, limits, tls, stop, answer).await;
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response, Infallible> {

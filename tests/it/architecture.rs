@@ -40,7 +40,7 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 12] = [
+const HOMES: [(&str, &[&str]); 14] = [
     ("lapin", &["queue/rabbit/"]),
     ("mongodb", &["store/mongo/"]),
     ("redb", &["store/embedded.rs"]),
@@ -52,8 +52,10 @@ const HOMES: [(&str, &[&str]); 12] = [
     ("crypto_box", &["queue/seal.rs"]),
     ("clap", &["cli/", "main.rs"]),
     ("serde_norway", &["cli/spec.rs"]),
+    ("rcgen", &["cli/cert.rs"]),
     ("pkcs8", &["token/"]),
-    ("ring", &["token/"]),
+    ("ring", &["token/", "front/"]),
+    ("tokio_rustls", &["front/"]),
 ];
 
 /// Lines without tests; beyond, a file has more than one thing to say.

@@ -32,3 +32,4 @@ mod soak;
 mod spec;
 mod startup;
 mod store;
+mod tls;

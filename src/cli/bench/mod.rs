@@ -50,6 +50,8 @@ pub(super) fn run(flags: Flags) -> u8 {
         ("password.cost", flags.cost.map(|cost| cost.to_string())),
         ("role", Some("all".to_owned())),
         ("front.listen", Some("127.0.0.1:0".to_owned())),
+        ("front.tls_cert", Some(String::new())),
+        ("front.tls_key", Some(String::new())),
         ("front.jwks", Some(String::new())),
         ("admin.listen", Some(String::new())),
         ("token.secret", Some(random_hex() + &random_hex())),

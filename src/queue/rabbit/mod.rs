@@ -17,6 +17,7 @@ mod link;
 mod properties;
 mod publisher;
 mod settle;
+mod tls;
 mod topology;
 mod waiting;
 
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -52,6 +54,7 @@ pub struct Rabbit {
 /// How to reach the broker, and what to find there.
 struct Broker {
     uri: AMQPUri,
+    tls: OwnedTLSConfig,
     /// Host and port, for people.
     address: String,
     names: Names,
@@ -94,7 +97,8 @@ impl Broker {
         let address = format!("{}:{}", uri.authority.host, uri.authority.port);
         let names = Names::new(&settings.namespace);
         let sealer = settings.seal_to.map(Sealer::new);
-        Ok(Self { uri, address, names, sealer, settings, clock })
+        let tls = tls::load(&settings)?;
+        Ok(Self { uri, tls, address, names, sealer, settings, clock })
     }
 
     fn waiting_for(&self) -> String {
