@@ -7,7 +7,9 @@ mod dead;
 mod healthcheck;
 mod keygen;
 mod keys;
+mod manual;
 mod serve;
+mod signup;
 mod spec;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -34,6 +36,10 @@ pub const EXIT_CRASHED: u8 = 70;
 #[command(version, arg_required_else_help = false, args_conflicts_with_subcommands = true)]
 #[command(after_help = "Without a command, muster serves everything in one process on \
     http://127.0.0.1:3000, with users in ./muster.redb.\n\n\
+    Examples:\n  \
+    muster\n  \
+    muster serve --role worker --queue amqp://broker --store mongodb://database\n  \
+    muster config\n\n\
     Exit codes: 0 done, 1 failed, 2 settings are wrong, 3 done in part, 70 a fault in muster.")]
 pub struct Cli {
     #[command(subcommand)]
@@ -45,11 +51,25 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve signups: the front end, a worker, or both.
+    #[command(after_help = "Examples:\n  \
+        muster serve --listen 0.0.0.0:3000\n  \
+        MUSTER_QUEUE=amqp://user:password@broker/%2f muster serve --role front\n  \
+        muster serve --config muster.toml\n\n\
+        SIGTERM stops softly, a second one at once. SIGHUP reads the certificate and the public keys \
+        again.")]
     Serve(SettingFlags),
     /// Print the effective settings, secrets redacted.
+    #[command(after_help = "Examples:\n  \
+        muster config\n  \
+        muster config --config muster.toml --role front")]
     Config(SettingFlags),
     /// Ask a running muster with the same settings whether it is ready; exit 0 if it is.
+    #[command(after_help = "Examples:\n  \
+        muster healthcheck\n  \
+        MUSTER_ADMIN_LISTEN=127.0.0.1:9090 muster healthcheck")]
     Healthcheck(SettingFlags),
+    /// Register one user, asking for the password.
+    Signup(signup::Flags),
     /// Make a pair of keys that seals passwords on RabbitMQ, ready to paste as settings.
     Keygen(keygen::Flags),
     /// Make and list the keys that sign tokens, and print their public halves.
@@ -65,6 +85,10 @@ enum Command {
     Spec(spec::Command),
     /// Measure what this machine can register, on the configured queue and store.
     Bench(bench::Flags),
+    /// Print a shell's completions.
+    Completions(manual::Completions),
+    /// Print the manual page.
+    Man(manual::Man),
 }
 
 /// Flags that say where settings come from, and override the common ones.
@@ -128,12 +152,15 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Serve(flags)) => serve::run(flags),
         Some(Command::Config(flags)) => config::run(flags),
         Some(Command::Healthcheck(flags)) => healthcheck::run(flags),
+        Some(Command::Signup(flags)) => signup::run(&flags),
         Some(Command::Keygen(flags)) => keygen::run(flags),
         Some(Command::Keys(command)) => keys::run(command),
         Some(Command::Cert(flags)) => cert::run(&flags),
         Some(Command::Dead(command)) => dead::run(command),
         Some(Command::Spec(command)) => spec::run(command),
         Some(Command::Bench(flags)) => bench::run(flags),
+        Some(Command::Completions(flags)) => manual::completions(&flags),
+        Some(Command::Man(flags)) => manual::man(&flags),
     };
     ExitCode::from(code)
 }

@@ -40,7 +40,7 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 14] = [
+const HOMES: [(&str, &[&str]); 17] = [
     ("lapin", &["queue/rabbit/"]),
     ("mongodb", &["store/mongo/"]),
     ("redb", &["store/embedded.rs"]),
@@ -52,7 +52,10 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("crypto_box", &["queue/seal.rs"]),
     ("clap", &["cli/", "main.rs"]),
     ("serde_norway", &["cli/spec.rs"]),
+    ("clap_complete", &["cli/manual.rs"]),
+    ("clap_mangen", &["cli/manual.rs"]),
     ("rcgen", &["cli/cert.rs"]),
+    ("rpassword", &["cli/signup.rs"]),
     ("pkcs8", &["token/"]),
     ("ring", &["token/", "front/"]),
     ("tokio_rustls", &["front/"]),

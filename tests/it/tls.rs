@@ -115,6 +115,14 @@ async fn a_signup_over_https_by_either_protocol() {
         .with("MUSTER_FRONT_TLS_CERT", &certificates.path("cert.pem"))
         .with("MUSTER_FRONT_TLS_KEY", &certificates.path("key.pem"));
     run(&asked, &["healthcheck"]).await.printed();
+    // So does a signup from the terminal.
+    let url = format!("https://localhost:{}", port(&muster));
+    let ca = certificates.path("ca.pem");
+    let email = format!("{}@example.com", unique("tls"));
+    let arguments =
+        ["signup", "--url", &url, "--ca-file", &ca, "--firstname", "Ann", "--email", &email];
+    let arguments: Vec<&str> = arguments.into_iter().chain(["--password-stdin"]).collect();
+    crate::support::command::run_with(&asked, &arguments, "a password\n").await.printed();
 }
 
 #[tokio::test]

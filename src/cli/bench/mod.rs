@@ -23,6 +23,9 @@ use crate::{queue, store};
 use report::{Hashing, Report, Signups};
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    muster bench\n  \
+    muster bench --cost 12 --connections 64 --duration 30s --json")]
 pub(super) struct Flags {
     #[command(flatten)]
     settings: SettingFlags,
