@@ -31,7 +31,7 @@
 //! | [`signup`] | candidate, outcome, user, ids, clock; no I/O | nobody |
 //! | [`contract`] | what each document asks and answers; pure | `signup` |
 //! | [`config`] | settings from defaults, file, environment, flags | `signup` |
-//! | [`telemetry`] | logs, and whether each part can work | nobody |
+//! | [`telemetry`] | logs, whether each part can work, what is wrong with it | nobody |
 //! | [`shutdown`] | tasks that stop together, softly or by a crash | nobody |
 //! | [`queue`] | caller and inbox, in this process or on RabbitMQ | those above |
 //! | [`store`] | users, in a file or in MongoDB | those above but `queue` |

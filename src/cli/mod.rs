@@ -4,6 +4,7 @@ mod bench;
 mod cert;
 mod config;
 mod dead;
+mod doctor;
 mod healthcheck;
 mod keygen;
 mod keys;
@@ -28,6 +29,8 @@ pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_CONFIGURATION: u8 = 2;
 /// Some of what was asked could not be done; the rest was.
 pub const EXIT_INCOMPLETE: u8 = 3;
+/// It looked, and found what a person should see to.
+pub const EXIT_FINDINGS: u8 = 3;
 /// A fault in muster itself (`EX_SOFTWARE` of sysexits.h).
 pub const EXIT_CRASHED: u8 = 70;
 
@@ -39,8 +42,9 @@ pub const EXIT_CRASHED: u8 = 70;
     Examples:\n  \
     muster\n  \
     muster serve --role worker --queue amqp://broker --store mongodb://database\n  \
-    muster config\n\n\
-    Exit codes: 0 done, 1 failed, 2 settings are wrong, 3 done in part, 70 a fault in muster.")]
+    muster doctor\n\n\
+    Exit codes: 0 done, 1 failed, 2 settings are wrong, 3 done in part or something found, 70 a fault in \
+    muster.")]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -68,6 +72,8 @@ enum Command {
         muster healthcheck\n  \
         MUSTER_ADMIN_LISTEN=127.0.0.1:9090 muster healthcheck")]
     Healthcheck(SettingFlags),
+    /// Look at everything a muster with these settings would use, and say what is wrong with it.
+    Doctor(doctor::Flags),
     /// Register one user, asking for the password.
     Signup(signup::Flags),
     /// Make a pair of keys that seals passwords on RabbitMQ, ready to paste as settings.
@@ -152,6 +158,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Serve(flags)) => serve::run(flags),
         Some(Command::Config(flags)) => config::run(flags),
         Some(Command::Healthcheck(flags)) => healthcheck::run(flags),
+        Some(Command::Doctor(flags)) => doctor::run(flags),
         Some(Command::Signup(flags)) => signup::run(&flags),
         Some(Command::Keygen(flags)) => keygen::run(flags),
         Some(Command::Keys(command)) => keys::run(command),

@@ -14,6 +14,7 @@ mod contracts;
 mod crash;
 mod dead;
 mod deployment;
+mod doctor;
 mod events;
 mod examples;
 mod faults;

@@ -234,6 +234,7 @@ async fn the_broker_over_tls_that_asks_who_one_is() {
     }
     let setup = Setup::new(pair);
     let certificates = Certificates::made(&setup, "certs").await;
+    let others = Certificates::made(&setup, "others").await;
     let port = free_port();
     let options = format!(
         r#"[{{cacertfile,"{}"}},{{certfile,"{}"}},{{keyfile,"{}"}},{{verify,verify_peer}},{{fail_if_no_peer_cert,true}}]"#,
@@ -259,6 +260,19 @@ async fn the_broker_over_tls_that_asks_who_one_is() {
     assert_eq!(muster.client().post("/register", &body).await.status, 201);
     assert!(muster.stop().await.success());
 
+    // A broker whose authority is not trusted is not talked to; neither does this one talk to somebody
+    // without a certificate.
+    let mut unknown = amqps.clone();
+    unknown.environment.remove("MUSTER_QUEUE_CERT_FILE");
+    unknown.environment.remove("MUSTER_QUEUE_KEY_FILE");
+    let untrusted = amqps.clone().with("MUSTER_QUEUE_CA_FILE", &others.path("ca.pem"));
+    for setup in [unknown, untrusted] {
+        let asked = run(&setup, &["doctor", "--json"]).await;
+        assert_eq!(asked.code, Some(3));
+        let findings = asked.json()["findings"].as_array().unwrap().clone();
+        let found = findings.iter().find(|finding| finding["check"] == "broker").unwrap();
+        assert_eq!(found["severity"], "error", "{found}");
+    }
     let no_pem = amqps.with("MUSTER_QUEUE_CA_FILE", "/dev/null");
     let ended = run(&no_pem, &["serve"]).await;
     assert_eq!(ended.code, Some(2));
@@ -313,4 +327,12 @@ async fn the_database_over_tls_that_asks_who_one_is() {
     let body: serde_json::Value = serde_json::from_slice(&registration()).unwrap();
     assert_eq!(muster.client().post("/register", &body).await.status, 201);
     assert!(muster.stop().await.success());
+
+    for refused in [base, with_ca] {
+        let setup = setup.clone().with("MUSTER_STORE", &refused).with("MUSTER_STORE_TIMEOUT", "1s");
+        let asked = run(&setup, &["doctor", "--json"]).await;
+        let findings = asked.json()["findings"].as_array().unwrap().clone();
+        let found = findings.iter().find(|finding| finding["check"] == "database").unwrap();
+        assert_eq!(found["severity"], "error", "{found}");
+    }
 }

@@ -10,8 +10,10 @@ mod caller;
 mod dead;
 mod doorway;
 mod events;
+mod greeting;
 mod header;
 mod inbox;
+mod inspect;
 mod letter;
 mod link;
 mod properties;
@@ -35,6 +37,7 @@ use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::telemetry::Health;
+use crate::telemetry::finding::Finding;
 use link::Link;
 use topology::Names;
 
@@ -139,6 +142,14 @@ pub(super) async fn dead_letters(
     settings: &config::Queue,
 ) -> anyhow::Result<impl super::dead::DeadLetters + use<>> {
     dead::RabbitDead::open(Broker::new(url, settings.clone(), Clock::system())?).await
+}
+
+/// What can be seen of the broker and of a namespace's queues.
+pub(super) async fn inspect(
+    url: &SecretString,
+    settings: &config::Queue,
+) -> anyhow::Result<Vec<Finding>> {
+    Ok(inspect::inspect(&Broker::new(url, settings.clone(), Clock::system())?).await)
 }
 
 /// Removes all that a namespace has on the broker.
