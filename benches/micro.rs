@@ -14,7 +14,7 @@ use muster::signup::{
     Clock, ContractId, FullName, IdempotencyKey, MessageId, Millis, Outcome, RegistrationId, User,
     UserId,
 };
-use muster::token::Signer;
+use muster::token::{Key, Signer, Terms};
 
 fn main() {
     divan::main();
@@ -88,7 +88,8 @@ fn reply_codec(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn sign_token(bencher: Bencher<'_, '_>) {
     let secret = "0123456789abcdef0123456789abcdef".to_owned().into();
-    let signer = Signer::new(&secret, Duration::from_secs(86_400), Clock::system());
+    let terms = Terms { lifetime: Duration::from_secs(86_400), ..Terms::default() };
+    let signer = Signer::new(Key::secret(&secret), Vec::new(), terms, Clock::system());
     let user = user();
     bencher.bench_local(|| signer.sign(&user));
 }

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{QueueUrl, Role, Settings, StoreUrl};
-use crate::front::{self, Front, Limits, ops};
+use crate::front::{self, Files, Front, Limits, ops};
 use crate::password::Slots;
 use crate::queue::seal::{Opener, Sealer};
 use crate::queue::{self, Caller, Queue};
@@ -19,7 +19,7 @@ use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::store::{self, PrepareError, Store};
 use crate::telemetry::{Health, Part};
-use crate::token::{self, Signer};
+use crate::token::{self, Key, Signer, Terms};
 use crate::worker::{self, Worker};
 
 /// Between two attempts to reach a store that is away.
@@ -44,6 +44,7 @@ pub struct App {
     slots: Option<Slots>,
     health: Part,
     drain: Duration,
+    files: Files,
 }
 
 /// Where it can be reached.
@@ -76,6 +77,13 @@ impl App {
         let (tell_unfit, unfit) = watch::channel(None);
         let queue = queue::open(&settings.queue, clock.clone(), &health, &background).await?;
         let mut addresses = Addresses::default();
+        let signer = settings.role.has_worker().then(|| signer(settings, clock.clone()));
+        let signer = signer.transpose()?;
+        let files = if settings.role.has_front() {
+            Files::read(&settings.front, signer.as_ref().and_then(Signer::public_keys).as_ref())?
+        } else {
+            Files::default()
+        };
         let (mut caller, mut hashing) = (None, None);
         if settings.role.has_front() {
             let listener =
@@ -88,6 +96,7 @@ impl App {
                 settings.front.clone(),
                 sender,
                 queue.clone(),
+                &files,
                 health.clone(),
                 stop.clone(),
             );
@@ -100,13 +109,11 @@ impl App {
             let health = health.clone();
             serving.spawn("admin", async move { ops::serve(listener, limits, stop, health).await });
         }
-        if settings.role.has_worker() {
+        if let Some(signer) = signer {
             let part = health.part("store");
             let store = store::open(&settings.store, &part).await?;
             let slots = Slots::start(&settings.password)?;
             hashing = Some(slots.clone());
-            let secret = signing_secret(settings)?;
-            let signer = Signer::new(&secret, settings.token.lifetime, clock.clone());
             let opener = opener(settings)?;
             let bulk_store = store::open_for_bulk(&settings.store, &store).await?;
             let worker = Arc::new(Worker { store, bulk_store, slots, opener, signer, clock });
@@ -148,6 +155,7 @@ impl App {
             slots: hashing,
             health: process,
             drain,
+            files,
         })
     }
 
@@ -159,6 +167,11 @@ impl App {
     /// Its queue: the only way to reach a worker on `local:`.
     pub fn queue(&self) -> &Arc<dyn Queue> {
         &self.queue
+    }
+
+    /// What it can read again.
+    pub fn files(&self) -> Files {
+        self.files.clone()
     }
 
     /// Its hash slots, if it has a worker.
@@ -220,22 +233,42 @@ fn limits(settings: &Settings) -> Limits {
     }
 }
 
-/// The given secret, or for the embedded default the one kept beside the data file.
-fn signing_secret(settings: &Settings) -> anyhow::Result<secrecy::SecretString> {
-    if let Some(secret) = &settings.token.secret {
-        return Ok(secret.clone());
-    }
-    let StoreUrl::File(path) = &settings.store.url else {
+/// The keys that the settings name, in their order, and after them the secret.
+fn signer(settings: &Settings, clock: Clock) -> anyhow::Result<Signer> {
+    let token = &settings.token;
+    let read = token.keys.iter().map(|path| Key::read(path)).collect::<anyhow::Result<Vec<_>>>();
+    let mut keys = read.context("token.keys (MUSTER_TOKEN_KEYS)")?;
+    keys.extend(signing_secret(settings)?.as_ref().map(Key::secret));
+    if keys.is_empty() {
         bail!("token.secret: JWT_SECRET is not set")
+    }
+    let terms = Terms {
+        lifetime: token.lifetime,
+        issuer: token.issuer.clone(),
+        audience: token.audience.clone(),
     };
+    let others = keys.split_off(1);
+    Ok(Signer::new(keys.remove(0), others, terms, clock))
+}
+
+/// The given secret; for the embedded default the one kept beside the data file, unless keys sign and
+/// none was made before.
+fn signing_secret(settings: &Settings) -> anyhow::Result<Option<secrecy::SecretString>> {
+    if let Some(secret) = &settings.token.secret {
+        return Ok(Some(secret.clone()));
+    }
+    let StoreUrl::File(path) = &settings.store.url else { return Ok(None) };
     let mut name = path.clone().into_os_string();
     name.push(".secret");
     let path = PathBuf::from(name);
+    if !settings.token.keys.is_empty() && !path.exists() {
+        return Ok(None);
+    }
     let (secret, made) = token::made_once(&path)?;
     if made {
         tracing::info!(path = %path.display(), "made a signing secret; set JWT_SECRET to use another");
     }
-    Ok(secret)
+    Ok(Some(secret))
 }
 
 /// Opens what fronts seal. A front and a worker in one process have to fit together; of a front

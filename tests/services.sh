@@ -11,6 +11,8 @@
 #   EXAMPLES_PYTHON, EXAMPLES_NODE_PATH   a Python with pika, a folder of Node packages with amqplib
 #   TEST_BROKER         `start`, `stop` (graceful) or `kill` the broker's process
 #   TEST_STORE          `start` or `stop` the store's process (stop is a kill: a store that crashes)
+#   TEST_STORE_PROGRAM  the store's program, for a test that starts one with settings of its own
+#   TEST_PYTHON         a Python that knows PyJWT, with which somebody else's tokens are verified
 #
 # Those of a service exist only if it was started here. Start and stop keep port and data.
 
@@ -22,6 +24,8 @@ secantus=0.6.0b17
 # Client libraries for the examples of docs/amqp.md.
 pika=1.4.4 amqplib=2.3.1
 node=$root/target/node
+# Verifies tokens as other people's programs do.
+pyjwt=2.10.1
 # This run's folder and the first of its ports; set by services_prepare.
 services='' ports=''
 
@@ -56,11 +60,15 @@ services_start() {
         # replica set (majority writes work), and a client that follows the set's own list of
         # addresses would go round the proxy.
         export MONGODB_URL="mongodb://127.0.0.1:$((ports + 3))/?directConnection=true"
-        export TEST_STORE=$services/store-control
+        export TEST_STORE=$services/store-control TEST_STORE_PROGRAM=$venv/bin/secantusd-rs
         say "MongoDB: SecantusDB $secantus at $MONGODB_URL"
     fi
 
     examples_install
+    if [[ -z ${TEST_PYTHON:-} ]]; then
+        pyjwt_install
+        export TEST_PYTHON=$venv-jwt/bin/python
+    fi
 }
 
 # The argument is the exit code of the run: after a failure, unlike after Ctrl-C, the logs are kept.
@@ -216,6 +224,22 @@ examples_install() {
         touch "$node/amqplib-$amqplib"
     fi
     export EXAMPLES_NODE_PATH=$node/node_modules
+}
+
+# --- PyJWT ---
+
+pyjwt_install() {
+    local made=$venv-jwt/pyjwt-$pyjwt
+    [[ -e $made ]] && "$venv-jwt/bin/python" -c 'import jwt' 2>/dev/null && return
+
+    say "installing PyJWT $pyjwt into target/venv-jwt"
+    python_with_venv
+    if "$python" -m venv --clear "$venv-jwt" &&
+        "$venv-jwt/bin/pip" install --quiet --disable-pip-version-check "PyJWT[crypto]==$pyjwt"; then
+        touch "$made"
+    else
+        fail "PyJWT $pyjwt cannot be installed: give TEST_PYTHON, a Python that has it"
+    fi
 }
 
 # --- tools ---

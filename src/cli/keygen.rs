@@ -13,6 +13,9 @@ use crate::queue::seal::KeyPair;
 
 /// How to print it.
 #[derive(Clone, Copy, Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    muster keygen >> .env\n  \
+    muster keygen --json")]
 pub(super) struct Flags {
     /// Print JSON instead of lines for an environment file.
     #[arg(long)]

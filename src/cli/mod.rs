@@ -1,14 +1,20 @@
 //! The command line: one file per command.
 
 mod bench;
+mod cert;
 mod config;
 mod dead;
+mod doctor;
 mod healthcheck;
 mod import;
 mod keygen;
+mod keys;
+mod manual;
 mod serve;
+mod signup;
 mod spec;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,6 +30,8 @@ pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_CONFIGURATION: u8 = 2;
 /// Some of what was asked could not be done; the rest was.
 pub const EXIT_INCOMPLETE: u8 = 3;
+/// It looked, and found what a person should see to.
+pub const EXIT_FINDINGS: u8 = 3;
 /// A fault in muster itself (`EX_SOFTWARE` of sysexits.h).
 pub const EXIT_CRASHED: u8 = 70;
 
@@ -32,7 +40,12 @@ pub const EXIT_CRASHED: u8 = 70;
 #[command(version, arg_required_else_help = false, args_conflicts_with_subcommands = true)]
 #[command(after_help = "Without a command, muster serves everything in one process on \
     http://127.0.0.1:3000, with users in ./muster.redb.\n\n\
-    Exit codes: 0 done, 1 failed, 2 settings are wrong, 3 done in part, 70 a fault in muster.")]
+    Examples:\n  \
+    muster\n  \
+    muster serve --role worker --queue amqp://broker --store mongodb://database\n  \
+    muster doctor\n\n\
+    Exit codes: 0 done, 1 failed, 2 settings are wrong, 3 done in part or something found, 70 a fault in \
+    muster.")]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -43,13 +56,34 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve signups: the front end, a worker, or both.
+    #[command(after_help = "Examples:\n  \
+        muster serve --listen 0.0.0.0:3000\n  \
+        MUSTER_QUEUE=amqp://user:password@broker/%2f muster serve --role front\n  \
+        muster serve --config muster.toml\n\n\
+        SIGTERM stops softly, a second one at once. SIGHUP reads the certificate and the public keys \
+        again.")]
     Serve(SettingFlags),
     /// Print the effective settings, secrets redacted.
+    #[command(after_help = "Examples:\n  \
+        muster config\n  \
+        muster config --config muster.toml --role front")]
     Config(SettingFlags),
     /// Ask a running muster with the same settings whether it is ready; exit 0 if it is.
+    #[command(after_help = "Examples:\n  \
+        muster healthcheck\n  \
+        MUSTER_ADMIN_LISTEN=127.0.0.1:9090 muster healthcheck")]
     Healthcheck(SettingFlags),
+    /// Look at everything a muster with these settings would use, and say what is wrong with it.
+    Doctor(doctor::Flags),
+    /// Register one user, asking for the password.
+    Signup(signup::Flags),
     /// Make a pair of keys that seals passwords on RabbitMQ, ready to paste as settings.
     Keygen(keygen::Flags),
+    /// Make and list the keys that sign tokens, and print their public halves.
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Make a certificate for development.
+    Cert(cert::Flags),
     /// Look at dead letters, send them once more, or discard them.
     #[command(subcommand)]
     Dead(dead::Command),
@@ -60,6 +94,10 @@ enum Command {
     Import(import::Flags),
     /// Measure what this machine can register, on the configured queue and store.
     Bench(bench::Flags),
+    /// Print a shell's completions.
+    Completions(manual::Completions),
+    /// Print the manual page.
+    Man(manual::Man),
 }
 
 /// Flags that say where settings come from, and override the common ones.
@@ -123,11 +161,17 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Serve(flags)) => serve::run(flags),
         Some(Command::Config(flags)) => config::run(flags),
         Some(Command::Healthcheck(flags)) => healthcheck::run(flags),
+        Some(Command::Doctor(flags)) => doctor::run(flags),
+        Some(Command::Signup(flags)) => signup::run(&flags),
         Some(Command::Keygen(flags)) => keygen::run(flags),
+        Some(Command::Keys(command)) => keys::run(command),
+        Some(Command::Cert(flags)) => cert::run(&flags),
         Some(Command::Dead(command)) => dead::run(command),
         Some(Command::Spec(command)) => spec::run(command),
         Some(Command::Import(flags)) => import::run(flags),
         Some(Command::Bench(flags)) => bench::run(flags),
+        Some(Command::Completions(flags)) => manual::completions(&flags),
+        Some(Command::Man(flags)) => manual::man(&flags),
     };
     ExitCode::from(code)
 }
@@ -139,4 +183,14 @@ fn complain(error: &anyhow::Error) {
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// "Every address" is where one listens; from here it is reached over loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }

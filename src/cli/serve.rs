@@ -37,20 +37,23 @@ async fn serve(settings: &Settings) -> u8 {
             return EXIT_CONFIGURATION;
         }
     };
-    let stop = CancellationToken::new();
+    let (stop, files) = (CancellationToken::new(), app.files());
     let running = app.run_until(stop.clone().cancelled_owned());
     let mut running = std::pin::pin!(running);
     loop {
         tokio::select! {
             end = &mut running => return exit_code(end),
-            () = signals.next() => {
-                if stop.is_cancelled() {
+            asked = signals.next() => match asked {
+                Asked::Reload => files.reload(),
+                Asked::Stop if stop.is_cancelled() => {
                     complain(&anyhow::anyhow!("stopped at once, with requests under way"));
                     return EXIT_FAILED;
                 }
-                tracing::info!("stopping; a second signal stops at once");
-                stop.cancel();
-            }
+                Asked::Stop => {
+                    tracing::info!("stopping; a second signal stops at once");
+                    stop.cancel();
+                }
+            },
         }
     }
 }
@@ -71,11 +74,15 @@ fn exit_code(end: End) -> u8 {
 }
 
 async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
-    let signals = Signals::new()?;
+    let mut signals = Signals::new()?;
     let app = App::start(settings, Clock::system()).await?;
+    if app.files().are_any() {
+        signals.take_reload()?;
+    }
     let addresses = app.addresses();
     if let Some(front) = addresses.front {
-        tracing::info!("serving on http://{front}");
+        let scheme = if settings.front.tls.is_some() { "https" } else { "http" };
+        tracing::info!("serving on {scheme}://{front}");
     }
     if let Some(admin) = addresses.admin {
         tracing::info!("probes on http://{admin}");
@@ -83,24 +90,46 @@ async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
     Ok((app, signals))
 }
 
-/// SIGTERM and SIGINT mean the same.
+/// SIGTERM and SIGINT mean the same. SIGHUP means to read files again, where there are any; otherwise
+/// it is left alone, so that a muster started in a terminal ends with it.
 pub(super) struct Signals {
+    reload: Option<Signal>,
     terminate: Signal,
     interrupt: Signal,
+}
+
+/// What a signal asks for.
+pub(super) enum Asked {
+    Stop,
+    Reload,
 }
 
 impl Signals {
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
+            reload: None,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
 
-    pub(super) async fn next(&mut self) {
+    fn take_reload(&mut self) -> std::io::Result<()> {
+        self.reload = Some(signal(SignalKind::hangup())?);
+        Ok(())
+    }
+
+    /// What was asked for.
+    pub(super) async fn next(&mut self) -> Asked {
+        let reload = async {
+            match &mut self.reload {
+                Some(reload) => reload.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = reload => Asked::Reload,
         }
     }
 }

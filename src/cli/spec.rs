@@ -16,8 +16,13 @@ use crate::queue::{rabbit, schema};
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Print the AMQP door as AsyncAPI 3.0 in YAML, with the names and limits of these settings.
+    #[command(after_help = "Examples:\n  \
+        muster spec asyncapi > asyncapi.yaml\n  \
+        MUSTER_QUEUE_NAMESPACE=signups muster spec asyncapi")]
     Asyncapi(SettingFlags),
     /// Write the JSON Schema of every body that travels over AMQP into a folder, a file each.
+    #[command(after_help = "Examples:\n  \
+        muster spec schemas schemas")]
     Schemas {
         /// The folder; made if it is not there.
         #[arg(value_name = "FOLDER")]

@@ -6,6 +6,7 @@
 mod layers;
 mod problems;
 mod reader;
+mod together;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -71,6 +72,10 @@ pub struct Front {
     pub listen: SocketAddr,
     /// Which contracts stand where.
     pub mounts: Vec<Mount>,
+    /// The files that make it https; none: http.
+    pub tls: Option<CertificateFiles>,
+    /// The file with the public keys of tokens.
+    pub jwks: Option<PathBuf>,
     /// Origins whose scripts may read answers.
     pub cors_origins: Vec<String>,
     /// From a request's last byte to its answer.
@@ -91,6 +96,15 @@ pub struct Front {
     pub bulk_key: Option<SecretString>,
 }
 
+/// Who one is over TLS: a certificate and its private key, in PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The certificate, then those between it and an authority.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
 /// One line of `front.mounts`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -107,6 +121,10 @@ pub struct Mount {
 pub struct Queue {
     /// Which queue, by its URL's scheme.
     pub url: QueueUrl,
+    /// More authorities to trust over amqps.
+    pub ca_file: Option<PathBuf>,
+    /// Who one is over amqps, if that is to be shown.
+    pub certificate: Option<CertificateFiles>,
     /// How the names of all exchanges and queues begin.
     pub namespace: String,
     /// Messages waiting, interactive and profile each.
@@ -189,6 +207,12 @@ pub struct Password {
 pub struct Token {
     /// The signing secret, if given.
     pub secret: Option<SecretString>,
+    /// Files with private keys, the one that signs first.
+    pub keys: Vec<PathBuf>,
+    /// Who says so.
+    pub issuer: Option<String>,
+    /// For whom.
+    pub audience: Option<String>,
     /// How long a token is valid.
     pub lifetime: Duration,
 }
@@ -208,7 +232,7 @@ impl Settings {
         let mut problems = Problems::default();
         let settings = Self::read(sources, &mut problems);
         if let Some(settings) = &settings {
-            reader::check_together(settings, &mut problems);
+            together::check(settings, &mut problems);
         }
         settings.filter(|_| problems.is_empty()).ok_or(problems)
     }

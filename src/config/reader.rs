@@ -12,8 +12,8 @@ use zeroize::Zeroizing;
 
 use super::layers::{Layers, is_secret, long_name};
 use super::{
-    Events, Front, Log, Mount, Password, Problems, Queue, QueueUrl, Role, Settings, Store,
-    StoreUrl, Token, without_password,
+    CertificateFiles, Events, Front, Log, Mount, Password, Problems, Queue, QueueUrl, Role,
+    Settings, Store, StoreUrl, Token, without_password,
 };
 use crate::signup::ContractId;
 
@@ -51,40 +51,6 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
     })
 }
 
-/// What is wrong with settings that are right one by one.
-pub(super) fn check_together(settings: &Settings, problems: &mut Problems) {
-    if settings.role != Role::All && matches!(settings.queue.url, QueueUrl::Local) {
-        let role = if settings.role == Role::Front { "front" } else { "worker" };
-        problems.add(format!(
-            "role: a {role} alone cannot use the in-process queue (local:), nobody is at its other \
-             end; set MUSTER_QUEUE to an amqp:// URL, or run with --role all"
-        ));
-    }
-    if settings.role.has_worker() && settings.token.secret.is_none() && !settings.is_embedded() {
-        problems.add(
-            "token.secret: a worker on RabbitMQ or MongoDB needs JWT_SECRET (or JWT_SECRET_FILE), \
-             the same on all workers; make one with: openssl rand -base64 48"
-                .to_owned(),
-        );
-    }
-    let amqp = matches!(settings.queue.url, QueueUrl::Amqp(_));
-    let queue = &settings.queue;
-    if amqp && settings.role.has_worker() && queue.require_sealed && queue.seal_keys.is_empty() {
-        problems.add(
-            "queue.require_sealed: a worker without queue.seal_keys (MUSTER_QUEUE_SEAL_KEYS) can \
-             open nothing, so it would register nobody; `muster keygen` makes a pair"
-                .to_owned(),
-        );
-    }
-    if settings.store.timeout * 2 >= settings.front.deadline {
-        problems.add(
-            "store.timeout: must be less than half of front.deadline: a write and the look for it \
-             must both fit, or a store outage would be told as a slow answer"
-                .to_owned(),
-        );
-    }
-}
-
 /// How a value looks in `muster config`.
 fn shown(key: &str, value: &Value) -> Value {
     match value {
@@ -109,6 +75,7 @@ impl Reader<'_> {
     fn front(&mut self) -> Option<Front> {
         let listen = self.address("front.listen");
         let mounts = self.mounts();
+        let tls = self.certificate("front.tls_cert", "front.tls_key");
         let cors_origins = self.list("front.cors_origins");
         let deadline = self.duration("front.deadline");
         let body_limit = self.number("front.body_limit", 1..=16 << 20);
@@ -132,6 +99,8 @@ impl Reader<'_> {
         Some(Front {
             listen: listen?,
             mounts: mounts?,
+            tls: tls?,
+            jwks: self.path("front.jwks"),
             cors_origins,
             deadline: deadline?,
             body_limit: body_limit? as usize,
@@ -153,6 +122,7 @@ impl Reader<'_> {
         } else {
             self.problem("queue.url", "local:, amqp://… or amqps://… wanted")
         };
+        let certificate = self.certificate("queue.cert_file", "queue.key_file");
         let max_length = self.number("queue.max_length", 1..=i64::from(i32::MAX));
         let bulk_max_length = self.number("queue.bulk_max_length", 1..=i64::from(i32::MAX));
         let bulk_max_bytes = self.number("queue.bulk_max_bytes", 1..=i64::MAX);
@@ -191,6 +161,8 @@ impl Reader<'_> {
         let require_sealed = self.flag("queue.require_sealed");
         Some(Queue {
             url: url?,
+            ca_file: self.path("queue.ca_file"),
+            certificate: certificate?,
             namespace,
             max_length: max_length? as u32,
             bulk_max_length: bulk_max_length? as u32,
@@ -250,7 +222,13 @@ impl Reader<'_> {
         }
         let lifetime = self.duration("token.lifetime");
         let secret = (!secret.is_empty()).then(|| SecretString::from(secret));
-        Some(Token { secret, lifetime: lifetime? })
+        Some(Token {
+            secret,
+            keys: self.list("token.keys").into_iter().map(PathBuf::from).collect(),
+            issuer: self.given("token.issuer"),
+            audience: self.given("token.audience"),
+            lifetime: lifetime?,
+        })
     }
 
     fn log(&mut self) -> Option<Log> {
@@ -268,6 +246,25 @@ impl Reader<'_> {
 
     fn text(&self, key: &str) -> String {
         self.layers.get(key).value.as_str().unwrap_or_default().to_owned()
+    }
+
+    /// A text, unless it is empty.
+    fn given(&self, key: &str) -> Option<String> {
+        Some(self.text(key)).filter(|text| !text.is_empty())
+    }
+
+    fn path(&self, key: &str) -> Option<PathBuf> {
+        self.given(key).map(PathBuf::from)
+    }
+
+    /// Outside: could it be read. Inside: is it set.
+    fn certificate(&mut self, certificate: &str, key: &str) -> Option<Option<CertificateFiles>> {
+        match (self.path(certificate), self.path(key)) {
+            (None, None) => Some(None),
+            (Some(certificate), Some(key)) => Some(Some(CertificateFiles { certificate, key })),
+            (None, Some(_)) => self.problem(certificate, &format!("wanted too, beside {key}")),
+            (Some(_), None) => self.problem(key, &format!("wanted too, beside {certificate}")),
+        }
     }
 
     fn list(&self, key: &str) -> Vec<String> {

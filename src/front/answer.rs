@@ -50,6 +50,14 @@ pub(super) fn json(status: StatusCode, body: &Value) -> Response {
     with_type(status, body, JSON)
 }
 
+/// A JSON answer that is written already.
+pub(super) fn json_bytes(status: StatusCode, body: Bytes) -> Response {
+    let mut response = Response::new(Either::Left(Full::new(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
 /// A contract's answer.
 pub(super) fn rendered(rendered: &Rendered) -> Response {
     let status = StatusCode::from_u16(rendered.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -1,6 +1,7 @@
-//! A plain HTTP/1.1 client on one connection, for the probe and the benchmark.
+//! An HTTP/1.1 client on one connection, plain or over TLS, for the commands that ask a muster.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -9,7 +10,11 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 /// A connection that is kept open between requests.
 pub struct Connection {
@@ -18,15 +23,41 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects.
+    /// Connects without TLS.
     pub async fn open(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address)
             .await
             .with_context(|| format!("{address}: nothing listens there"))?;
         stream.set_nodelay(true)?;
+        Self::on(stream, address.to_string()).await
+    }
+
+    /// Connects to a host by its name or address; with TLS, to one that `trust` takes for it.
+    pub async fn open_to(
+        host: &str,
+        port: u16,
+        trust: Option<Arc<ClientConfig>>,
+    ) -> anyhow::Result<Self> {
+        // An address of IPv6 stands in brackets, but only in a URL.
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let stream = TcpStream::connect((bare, port))
+            .await
+            .with_context(|| format!("{host}:{port}: cannot be reached"))?;
+        stream.set_nodelay(true)?;
+        let shown = format!("{host}:{port}");
+        let Some(trust) = trust else { return Self::on(stream, shown).await };
+        let name = ServerName::try_from(bare.to_owned()).with_context(|| shown.clone())?;
+        let stream = TlsConnector::from(trust).connect(name, stream).await;
+        Self::on(stream.with_context(|| format!("{shown}: no TLS"))?, shown).await
+    }
+
+    async fn on(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        host: String,
+    ) -> anyhow::Result<Self> {
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        Ok(Self { sender, host: address.to_string() })
+        Ok(Self { sender, host })
     }
 
     /// Gets a path: status and body.

@@ -7,13 +7,17 @@ mod body;
 mod bulk;
 pub mod client;
 mod cors;
+mod files;
 mod joined;
+pub mod jwks;
 pub mod ops;
 pub mod probe;
 mod profile;
 mod router;
 mod server;
 mod signup;
+pub mod tls;
+pub mod trust;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -30,6 +34,7 @@ use crate::telemetry::Health;
 use answer::Response;
 use router::{Found, Routes};
 
+pub use files::Files;
 pub use server::{Limits, bind};
 
 /// The front end: everything a request needs.
@@ -39,6 +44,7 @@ pub struct Front {
     cors: cors::Cors,
     caller: Arc<dyn Caller>,
     queue: Arc<dyn Queue>,
+    files: Files,
     health: Health,
     stopping: CancellationToken,
     uploads: Arc<Semaphore>,
@@ -53,11 +59,12 @@ impl Front {
         settings: config::Front,
         caller: Arc<dyn Caller>,
         queue: Arc<dyn Queue>,
+        files: &Files,
         health: Health,
         stopping: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
-            routes: Routes::new(&settings.mounts),
+            routes: Routes::new(&settings.mounts, files.keys.is_some()),
             cors: cors::Cors::new(&settings.cors_origins),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
             in_flight_calls: joined::Calls::default(),
@@ -65,6 +72,7 @@ impl Front {
             settings,
             caller,
             queue,
+            files: files.clone(),
             health,
             stopping,
         })
@@ -77,7 +85,9 @@ impl Front {
         limits: Limits,
         stop: CancellationToken,
     ) {
-        server::serve(listener, limits, stop, move |request| self.clone().answer(request)).await;
+        let tls = self.files.tls.clone();
+        let answer = move |request| self.clone().answer(request);
+        server::serve(listener, limits, tls, stop, answer).await;
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response, Infallible> {
@@ -108,6 +118,10 @@ impl Front {
                 None => answer::method_not_allowed(found.allow()),
             },
             (Found::Profile, &Method::GET | &Method::HEAD) => self.profile(&request).await,
+            (Found::Keys, &Method::GET | &Method::HEAD) => match &self.files.keys {
+                Some(keys) => keys.answer(),
+                None => answer::empty(StatusCode::NOT_FOUND),
+            },
             (Found::Live, &Method::GET | &Method::HEAD) => ops::live(),
             (Found::Ready, &Method::GET | &Method::HEAD) => {
                 ops::ready(&self.health, Some(&self.caller.backlog()))

@@ -46,7 +46,7 @@ pub async fn serve(listener: TcpListener, limits: Limits, stop: CancellationToke
         let response = answer(&health, &request);
         async { Ok(response) }
     };
-    server::serve(listener, limits, stop, answer).await;
+    server::serve(listener, limits, None, stop, answer).await;
 }
 
 fn answer(health: &Health, request: &Request<Incoming>) -> Response {

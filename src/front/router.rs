@@ -7,6 +7,8 @@ use crate::signup::ContractId;
 pub(super) struct Routes {
     exact: Vec<Mount>,
     patterns: Vec<Mount>,
+    /// Whether there are public keys to serve.
+    keys: bool,
 }
 
 /// What stands at a path.
@@ -17,6 +19,8 @@ pub(super) enum Found<'a> {
     /// Registrations in bulk.
     Bulk,
     Profile,
+    /// The public keys of tokens.
+    Keys,
     Live,
     Ready,
 }
@@ -26,15 +30,15 @@ impl Found<'_> {
     pub(super) fn allow(self) -> &'static str {
         match self {
             Self::Signup(_) | Self::Bulk => "POST, OPTIONS",
-            Self::Profile | Self::Live | Self::Ready => "GET, HEAD, OPTIONS",
+            Self::Profile | Self::Keys | Self::Live | Self::Ready => "GET, HEAD, OPTIONS",
         }
     }
 }
 
 impl Routes {
-    pub(super) fn new(mounts: &[Mount]) -> Self {
+    pub(super) fn new(mounts: &[Mount], keys: bool) -> Self {
         let (patterns, exact) = mounts.iter().cloned().partition(|mount| mount.any_prefix);
-        Self { exact, patterns }
+        Self { exact, patterns, keys }
     }
 
     /// Finds a path; a trailing slash is tolerated, and an exact mount beats a pattern.
@@ -46,6 +50,7 @@ impl Routes {
         match path {
             "/registrations" => return Some(Found::Bulk),
             "/users/profile" => return Some(Found::Profile),
+            "/.well-known/jwks.json" if self.keys => return Some(Found::Keys),
             "/live" => return Some(Found::Live),
             "/ready" => return Some(Found::Ready),
             _ => {}
@@ -66,12 +71,16 @@ mod tests {
 
     #[test]
     fn exact_beats_pattern_and_a_trailing_slash_is_nothing() {
-        let routes = Routes::new(&[
+        let mounts = [
             mount("/auth/signup", true, &[ErrorCode]),
             mount("/signup", false, &[Username]),
             mount("/special/auth/signup", false, &[FlatName]),
             mount("/users/register", false, &[NestedName, FlatName]),
-        ]);
+        ];
+        let routes = Routes::new(&mounts, false);
+        assert_eq!(routes.find("/.well-known/jwks.json"), None);
+        let keys = Routes::new(&mounts, true);
+        assert_eq!(keys.find("/.well-known/jwks.json"), Some(Found::Keys));
         for path in ["/auth/signup", "/identity/auth/signup", "/api/v1/auth/signup/"] {
             assert_eq!(routes.find(path), Some(Found::Signup(&[ErrorCode])), "{path}");
         }

@@ -19,9 +19,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::Response;
+use super::tls::{Encrypted, Tls};
 
 /// What an HTTP/2 client says first (RFC 9113, 3.4).
-const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Between two looks at a preface that comes in pieces.
 const PEEK_AGAIN: Duration = Duration::from_millis(10);
 /// After an accept that failed for want of file descriptors, which only time can mend.
@@ -38,7 +39,7 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 pub struct Limits {
     /// Open connections; more wait to be accepted.
     pub connections: usize,
-    /// For the headers of a request.
+    /// For the headers of a request, and for the handshake of TLS.
     pub header_timeout: Duration,
 }
 
@@ -60,6 +61,7 @@ pub async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListe
 pub(super) async fn serve<A, F>(
     listener: TcpListener,
     limits: Limits,
+    tls: Option<Tls>,
     stop: CancellationToken,
     answer: A,
 ) where
@@ -76,21 +78,26 @@ pub(super) async fn serve<A, F>(
             accepted = accept(&listener, &room) => accepted,
         };
         let (builder, service) = (builder.clone(), service_fn(answer.clone()));
-        let (watcher, stop) = (connections.watcher(), stop.clone());
+        let (watcher, stop, tls) = (connections.watcher(), stop.clone(), tls.clone());
         tokio::spawn(async move {
             // A client that says nothing must not hold its place for ever.
-            let speaks = tokio::select! {
-                speaks = timeout(limits.header_timeout, speaks(&stream)) => speaks,
+            let opened = tokio::select! {
+                opened = timeout(limits.header_timeout, open(stream, tls)) => opened,
                 () = stop.cancelled() => return,
             };
-            let builder = match speaks {
-                Ok(Ok(Protocol::Http1)) => builder.http1_only(),
-                Ok(Ok(Protocol::Http2)) => builder.http2_only(),
+            let served = match opened {
+                Ok(Ok(Opened::Plain(protocol, stream))) => {
+                    let builder = speaking(builder, protocol);
+                    watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await
+                }
+                Ok(Ok(Opened::Encrypted(protocol, stream))) => {
+                    let builder = speaking(builder, protocol);
+                    watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await
+                }
                 Ok(Err(_)) | Err(_) => return,
             };
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
             // A client that breaks the protocol or goes away is no event.
-            if let Err(error) = watcher.watch(connection).await {
+            if let Err(error) = served {
                 tracing::debug!(%error, "a connection ended badly");
             }
             drop(permit);
@@ -101,9 +108,31 @@ pub(super) async fn serve<A, F>(
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
+pub(super) enum Protocol {
     Http1,
     Http2,
+}
+
+/// A connection of which is known what it speaks.
+enum Opened {
+    Plain(Protocol, TcpStream),
+    Encrypted(Protocol, Encrypted),
+}
+
+async fn open(stream: TcpStream, tls: Option<Tls>) -> io::Result<Opened> {
+    match tls {
+        None => Ok(Opened::Plain(speaks(&stream).await?, stream)),
+        Some(tls) => {
+            tls.accept(stream).await.map(|(protocol, stream)| Opened::Encrypted(protocol, stream))
+        }
+    }
+}
+
+fn speaking(builder: Builder<TokioExecutor>, protocol: Protocol) -> Builder<TokioExecutor> {
+    match protocol {
+        Protocol::Http1 => builder.http1_only(),
+        Protocol::Http2 => builder.http2_only(),
+    }
 }
 
 /// Looks at what a client says first. hyper can tell the two apart itself, but waits for the first

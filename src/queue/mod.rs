@@ -23,6 +23,7 @@ use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::{Clock, Outcome};
 use crate::telemetry::Health;
+use crate::telemetry::finding::Finding;
 pub use message::{Call, Door, Kind, Message, Unsettled};
 pub use producer::{Answer, NoAnswer, Producer, Row, Window, room};
 
@@ -144,6 +145,14 @@ pub async fn dead_letters(
         config::QueueUrl::Local => None,
         config::QueueUrl::Amqp(url) => Some(Box::new(rabbit::dead_letters(url, settings).await?)),
     })
+}
+
+/// What can be seen of the queue that the settings name, changing nothing there.
+pub async fn inspect(settings: &config::Queue) -> anyhow::Result<Vec<Finding>> {
+    match &settings.url {
+        config::QueueUrl::Local => Ok(vec![Finding::ok("queue", "in this process")]),
+        config::QueueUrl::Amqp(url) => rabbit::inspect(url, settings).await,
+    }
 }
 
 /// Removes everything the settings' namespace has on the broker, messages and all. Only for a

@@ -6,7 +6,7 @@
 //! nobody is answered before. Reads go to threads of their own and see the last commit.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use super::document::Document;
 use super::{Inserted, PrepareError, Store, StoreError, Taken};
 use crate::signup::{Record, RegistrationId, User, UserId};
 use crate::telemetry::Part;
+use crate::telemetry::finding::Finding;
 
 type Key = [u8; 12];
 
@@ -45,6 +46,39 @@ pub struct Embedded {
 struct Insert {
     record: Record,
     done: oneshot::Sender<Result<Inserted, StoreError>>,
+}
+
+/// What can be seen of the file without opening it, which a running muster would not allow.
+pub(super) fn inspect(path: &Path) -> Finding {
+    let check = "data file";
+    let shown = path.display();
+    match std::fs::metadata(path) {
+        Ok(file) if file.permissions().mode() & 0o077 != 0 => Finding::warning(
+            check,
+            format!("{shown} can be read by others, and holds password hashes"),
+            format!("chmod 600 {shown}"),
+        ),
+        Ok(file) if file.permissions().readonly() => Finding::error(
+            check,
+            format!("{shown} cannot be written"),
+            "make it writable, or set MUSTER_STORE to another place",
+        ),
+        Ok(file) => Finding::ok(check, format!("{shown}, {} KiB", file.len() / 1024)),
+        Err(_) => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let there = parent.is_none_or(Path::is_dir);
+            if there {
+                let remedy = "nothing: the first start makes it";
+                Finding::note(check, format!("{shown} is not there yet"), remedy)
+            } else {
+                Finding::error(
+                    check,
+                    format!("{shown}: its directory is not there"),
+                    "make the directory, or set MUSTER_STORE to another place",
+                )
+            }
+        }
+    }
 }
 
 impl Embedded {

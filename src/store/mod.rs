@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use crate::config;
 use crate::signup::{Record, RegistrationId, User, UserId};
 use crate::telemetry::Part;
+use crate::telemetry::finding::Finding;
 
 /// Where users are kept.
 ///
@@ -99,6 +100,16 @@ pub async fn open_for_bulk(
         config::StoreUrl::File(_) => store.clone(),
         config::StoreUrl::Mongo(url) => Arc::new(mongo::Mongo::open(url, settings).await?),
     })
+}
+
+/// What can be seen of the store that the settings name, changing nothing there.
+pub async fn inspect(settings: &config::Store) -> anyhow::Result<Vec<Finding>> {
+    match &settings.url {
+        config::StoreUrl::File(path) => Ok(vec![embedded::inspect(path)]),
+        config::StoreUrl::Mongo(url) => {
+            Ok(mongo::Mongo::open(url, settings).await?.inspect().await)
+        }
+    }
 }
 
 /// Removes the database that the settings name, users and all. Only for a database of one's own,

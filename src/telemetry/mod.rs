@@ -1,5 +1,6 @@
-//! What a running muster tells about itself: log lines and whether it is ready.
+//! What muster tells about itself: log lines, whether it is ready, and what is wrong with its parts.
 
+pub mod finding;
 pub mod health;
 pub mod logs;
 

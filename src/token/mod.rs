@@ -1,27 +1,40 @@
-//! Tokens: signed and verified by workers only.
+//! Tokens: signed and verified by workers only. The first key signs; all of them verify, so that one
+//! can take over from another without a token being refused.
 
+pub mod key;
 mod secret;
 
 use std::time::Duration;
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use secrecy::{ExposeSecret, SecretString};
+use jsonwebtoken::{Header, Validation};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::signup::{Clock, ContractId, Millis, User, UserId};
 
+pub use key::Key;
 pub use secret::made_once;
 
 /// How long after its creation a registration that is repeated still gets a token.
 pub const REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Signs and verifies with one secret.
+/// Signs with its first key and verifies with all.
 pub struct Signer {
-    encoding: EncodingKey,
-    decoding: DecodingKey,
-    validation: Validation,
-    lifetime: Duration,
+    signing: Key,
+    others: Vec<Key>,
+    terms: Terms,
     clock: Clock,
+}
+
+/// What every token says, and must say to be taken.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// How long a token is valid.
+    pub lifetime: Duration,
+    /// Who signed it (`iss`); none: not said, and not asked for.
+    pub issuer: Option<String>,
+    /// For whom (`aud`); none: not said, and not asked for.
+    pub audience: Option<String>,
 }
 
 /// What a token says.
@@ -33,6 +46,11 @@ struct Claims {
     id: UserId,
     iat: i64,
     exp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<String>,
+    /// One audience is written as a text (RFC 7519, 4.1.3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aud: Option<String>,
     contract: ContractId,
     /// `username` promises "the user's information"; the other contracts do not.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,19 +65,18 @@ struct Claims {
 pub struct Unauthorized;
 
 impl Signer {
-    /// A signer whose tokens are valid for `lifetime`.
-    pub fn new(secret: &SecretString, lifetime: Duration, clock: Clock) -> Self {
-        let secret = secret.expose_secret().as_bytes();
-        let mut validation = Validation::new(Algorithm::HS256);
-        // The expiry is checked against this signer's own clock.
-        validation.validate_exp = false;
-        Self {
-            encoding: EncodingKey::from_secret(secret),
-            decoding: DecodingKey::from_secret(secret),
-            validation,
-            lifetime,
-            clock,
-        }
+    /// A signer that signs with `signing`, and takes what the others have signed too.
+    pub fn new(signing: Key, others: Vec<Key>, terms: Terms, clock: Clock) -> Self {
+        Self { signing, others, terms, clock }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &Key> {
+        std::iter::once(&self.signing).chain(&self.others)
+    }
+
+    /// The public halves of its keys as a JWK set (RFC 7517, 5); nothing where there is only a secret.
+    pub fn public_keys(&self) -> Option<Value> {
+        public_keys(self.keys())
     }
 
     /// A token for a user, valid from now.
@@ -70,12 +87,14 @@ impl Signer {
             sub: user.id,
             id: user.id,
             iat: now,
-            exp: now + i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX / 2),
+            exp: now + i64::try_from(self.terms.lifetime.as_secs()).unwrap_or(i64::MAX / 2),
+            iss: self.terms.issuer.clone(),
+            aud: self.terms.audience.clone(),
             contract: user.contract,
             username: user.username.clone().filter(|_| informed),
             email: user.email.clone().filter(|_| informed),
         };
-        match jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding) {
+        match self.signing.sign(&claims) {
             Ok(token) => Some(token),
             Err(error) => {
                 tracing::error!(%error, "a token could not be signed");
@@ -93,7 +112,10 @@ impl Signer {
 
     /// Whose token it is.
     pub fn verify(&self, token: &str) -> Result<UserId, Unauthorized> {
-        let data = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation)
+        let header = jsonwebtoken::decode_header(token).map_err(|_| Unauthorized)?;
+        let key = self.keys().find(|key| key.fits(&header)).ok_or(Unauthorized)?;
+        let validation = self.terms.validation(key);
+        let data = jsonwebtoken::decode::<Claims>(token, &key.verifying, &validation)
             .map_err(|_| Unauthorized)?;
         if data.claims.exp <= self.clock.now().seconds() {
             return Err(Unauthorized);
@@ -102,10 +124,51 @@ impl Signer {
     }
 }
 
+impl Terms {
+    /// What a token of this key must be like.
+    fn validation(&self, key: &Key) -> Validation {
+        let mut validation = Validation::new(key.algorithm().jwa());
+        let mut required = vec!["exp"];
+        // The expiry is checked against the signer's own clock.
+        validation.validate_exp = false;
+        validation.validate_aud = self.audience.is_some();
+        if let Some(issuer) = &self.issuer {
+            validation.set_issuer(&[issuer]);
+            required.push("iss");
+        }
+        if let Some(audience) = &self.audience {
+            validation.set_audience(&[audience]);
+            required.push("aud");
+        }
+        validation.set_required_spec_claims(&required);
+        validation
+    }
+}
+
+impl Key {
+    /// Whether a token with this header can be its own. The key's kind decides how it is verified,
+    /// never the token alone.
+    fn fits(&self, header: &Header) -> bool {
+        let named = self.id().is_none() || self.id() == header.kid.as_deref();
+        header.alg == self.algorithm().jwa() && named
+    }
+}
+
+/// The public halves of keys as a JWK set; nothing where none of them has one.
+pub fn public_keys<'a>(keys: impl Iterator<Item = &'a Key>) -> Option<Value> {
+    let keys: Vec<Value> = keys.filter_map(Key::public).collect();
+    (!keys.is_empty()).then(|| json!({ "keys": keys }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::atomic::Ordering;
+
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+    use jsonwebtoken::EncodingKey;
+    use secrecy::SecretString;
 
     fn user(contract: ContractId) -> User {
         User {
@@ -119,9 +182,20 @@ mod tests {
         }
     }
 
+    fn secret(text: &str) -> Key {
+        Key::secret(&SecretString::from(text))
+    }
+
+    fn a_day() -> Terms {
+        Terms { lifetime: Duration::from_secs(86_400), ..Terms::default() }
+    }
+
     fn signer(clock: Clock) -> Signer {
-        let secret = SecretString::from("0123456789abcdef0123456789abcdef");
-        Signer::new(&secret, Duration::from_secs(86_400), clock)
+        Signer::new(secret("0123456789abcdef0123456789abcdef"), Vec::new(), a_day(), clock)
+    }
+
+    fn made(algorithm: key::Algorithm) -> String {
+        key::generate(algorithm).unwrap().to_string()
     }
 
     #[test]
@@ -143,8 +217,8 @@ mod tests {
         let (clock, _) = Clock::fixed(Millis(1_000_000));
         let signer = signer(clock.clone());
         let token = signer.sign(&user(ContractId::Register)).unwrap();
-        let secret = SecretString::from("another secret, but just as long");
-        let other = Signer::new(&secret, Duration::from_secs(60), clock);
+        let other =
+            Signer::new(secret("another secret, but just as long"), Vec::new(), a_day(), clock);
         assert_eq!(other.verify(&token), Err(Unauthorized));
         let unsigned = "eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.";
         for bad in ["", "x", unsigned, &token[..token.len() - 1]] {
@@ -160,8 +234,8 @@ mod tests {
             let token = signer.sign(&user(contract)).unwrap();
             let data = jsonwebtoken::decode::<serde_json::Value>(
                 &token,
-                &signer.decoding,
-                &signer.validation,
+                &signer.signing.verifying,
+                &signer.terms.validation(&signer.signing),
             );
             let claims = data.unwrap().claims;
             assert_eq!(claims["sub"], claims["_id"]);
@@ -169,5 +243,64 @@ mod tests {
             let told = claims.get("username").is_some() && claims.get("email").is_some();
             assert_eq!(told, contract == ContractId::Username, "{contract}");
         }
+    }
+
+    #[test]
+    fn keys_follow_each_other_without_a_token_refused() {
+        let (clock, _) = Clock::fixed(Millis(1_000_000));
+        let user = user(ContractId::Register);
+        let shared = "0123456789abcdef0123456789abcdef";
+        let mut token = signer(clock.clone()).sign(&user).unwrap();
+        let mut old = vec![];
+        for algorithm in key::Algorithm::PUBLIC {
+            let pem = made(algorithm);
+            let others = old.iter().map(|pem: &String| Key::from_pem(pem).unwrap());
+            let others = others.chain([secret(shared)]).collect();
+            let signing = Key::from_pem(&pem).unwrap();
+            let signer = Signer::new(signing, others, a_day(), clock.clone());
+            assert_eq!(signer.verify(&token), Ok(user.id), "of the key before {algorithm:?}");
+            token = signer.sign(&user).unwrap();
+            assert_eq!(signer.verify(&token), Ok(user.id), "{algorithm:?}");
+            let alone = Signer::new(secret(shared), Vec::new(), a_day(), clock.clone());
+            assert_eq!(alone.verify(&token), Err(Unauthorized), "{algorithm:?}");
+            old.push(pem);
+            assert_eq!(signer.public_keys().unwrap()["keys"].as_array().unwrap().len(), old.len());
+        }
+    }
+
+    #[test]
+    fn a_public_key_is_no_secret() {
+        let (clock, _) = Clock::fixed(Millis(1_000_000));
+        let key = Key::from_pem(&made(key::Algorithm::EdDsa)).unwrap();
+        let kid = key.id().map(str::to_owned);
+        let public = BASE64.decode(key.public().unwrap()["x"].as_str().unwrap()).unwrap();
+        let signer = Signer::new(key, Vec::new(), a_day(), clock);
+        let forged = EncodingKey::from_secret(&public);
+        let claims = json!({ "sub": UserId::generate(), "exp": 9_999_999_999_i64 });
+        for alg in [jsonwebtoken::Algorithm::HS256, jsonwebtoken::Algorithm::HS512] {
+            let header = Header { kid: kid.clone(), ..Header::new(alg) };
+            let token = jsonwebtoken::encode(&header, &claims, &forged).unwrap();
+            assert_eq!(signer.verify(&token), Err(Unauthorized));
+        }
+    }
+
+    #[test]
+    fn issuer_and_audience_are_said_and_asked_for() {
+        let (clock, _) = Clock::fixed(Millis(1_000_000));
+        let user = user(ContractId::Register);
+        let with = |issuer: Option<&str>, audience: Option<&str>| {
+            let [issuer, audience] = [issuer, audience].map(|text| text.map(str::to_owned));
+            let terms = Terms { issuer, audience, ..a_day() };
+            let key = secret("0123456789abcdef0123456789abcdef");
+            Signer::new(key, Vec::new(), terms, clock.clone())
+        };
+        let (silent, both) = (with(None, None), with(Some("us"), Some("them")));
+        let token = both.sign(&user).unwrap();
+        assert_eq!(both.verify(&token), Ok(user.id));
+        assert_eq!(silent.verify(&token), Ok(user.id), "asks for nothing");
+        for (issuer, audience) in [("others", "them"), ("us", "others")] {
+            assert_eq!(with(Some(issuer), Some(audience)).verify(&token), Err(Unauthorized));
+        }
+        assert_eq!(both.verify(&silent.sign(&user).unwrap()), Err(Unauthorized));
     }
 }

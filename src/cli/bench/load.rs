@@ -25,7 +25,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 pub(super) async fn wait_until_ready(address: SocketAddr) -> anyhow::Result<()> {
     let started = Instant::now();
     loop {
-        match probe::ready(address).await {
+        match probe::ready(address, false).await {
             Ok((true, _)) => return Ok(()),
             Ok((false, told)) if started.elapsed() > READY_WITHIN => bail!("not ready: {told}"),
             Err(error) if started.elapsed() > READY_WITHIN => return Err(error),

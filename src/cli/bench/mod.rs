@@ -23,6 +23,9 @@ use crate::{queue, store};
 use report::{Hashing, Report, Signups};
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    muster bench\n  \
+    muster bench --cost 12 --connections 64 --duration 30s --json")]
 pub(super) struct Flags {
     #[command(flatten)]
     settings: SettingFlags,
@@ -50,6 +53,9 @@ pub(super) fn run(flags: Flags) -> u8 {
         ("password.cost", flags.cost.map(|cost| cost.to_string())),
         ("role", Some("all".to_owned())),
         ("front.listen", Some("127.0.0.1:0".to_owned())),
+        ("front.tls_cert", Some(String::new())),
+        ("front.tls_key", Some(String::new())),
+        ("front.jwks", Some(String::new())),
         ("admin.listen", Some(String::new())),
         ("token.secret", Some(random_hex() + &random_hex())),
     ];

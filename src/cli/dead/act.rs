@@ -14,6 +14,9 @@ use crate::queue::dead::{DeadLetters, Letter};
 use crate::signup::Millis;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    muster dead requeue --reason expired --dry-run\n  \
+    muster dead requeue --all --rate 20/s")]
 pub(in crate::cli) struct Requeue {
     #[command(flatten)]
     pub(super) settings: SettingFlags,
@@ -25,6 +28,9 @@ pub(in crate::cli) struct Requeue {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    muster dead discard 3f9c01d2ab77\n  \
+    muster dead discard --reason unreadable --yes")]
 pub(in crate::cli) struct Discard {
     #[command(flatten)]
     pub(super) settings: SettingFlags,

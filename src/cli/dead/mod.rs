@@ -36,6 +36,9 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    muster dead list\n  \
+    muster dead list --reason expired --older-than 1h --json")]
 pub(super) struct List {
     #[command(flatten)]
     settings: SettingFlags,
@@ -47,6 +50,8 @@ pub(super) struct List {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    muster dead show 3f9c01d2ab77")]
 pub(super) struct Show {
     #[command(flatten)]
     settings: SettingFlags,
@@ -58,6 +63,9 @@ pub(super) struct Show {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    muster dead export --output letters.jsonl\n  \
+    muster dead export --contract username --output -")]
 pub(super) struct Export {
     #[command(flatten)]
     settings: SettingFlags,

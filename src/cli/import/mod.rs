@@ -185,7 +185,8 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
                     _ => EXIT_CRASHED,
                 });
             }
-            () = signals.next() => {
+            // Only a service reads files again, and only there the signal is taken.
+            _ = signals.next() => {
                 if stop.is_cancelled() {
                     bar.finish_and_clear();
                     complain(&anyhow::anyhow!("stopped at once"));

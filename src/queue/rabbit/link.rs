@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorKind, Event};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -57,7 +57,7 @@ impl Link {
     pub(super) async fn open(broker: &Broker, purpose: &str) -> Result<Self, LinkError> {
         let mut uri = broker.uri.clone();
         uri.query.frame_max.get_or_insert(OWN_FRAME_MAX);
-        Self::connect(uri, purpose).await
+        Self::connect(broker, uri, purpose).await
     }
 
     /// Connects to consume what strangers publish. Headers come in one frame, so one that is smaller
@@ -66,15 +66,18 @@ impl Link {
         broker: &Broker,
         purpose: &str,
     ) -> Result<Self, LinkError> {
-        Self::connect(broker.uri.clone(), purpose).await
+        Self::connect(broker, broker.uri.clone(), purpose).await
     }
 
-    async fn connect(uri: AMQPUri, purpose: &str) -> Result<Self, LinkError> {
+    async fn connect(broker: &Broker, uri: AMQPUri, purpose: &str) -> Result<Self, LinkError> {
         let name = format!("muster {purpose}");
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let connect = Connection::connect_uri(uri, properties);
+        let builder = ConnectionBuilder::new()?
+            .with_uri(uri)
+            .with_properties(properties)
+            .with_tls_config(broker.tls.clone());
         let connection =
-            timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| LinkError::Silent)??;
+            timeout(CONNECT_TIMEOUT, builder.connect()).await.map_err(|_| LinkError::Silent)??;
         let state = watch::Sender::new(State::Open);
         let unreadable = Arc::new(AtomicBool::new(false));
         tokio::spawn(watch_over(&connection, state.clone(), unreadable.clone()));

@@ -11,14 +11,17 @@ mod caller;
 mod dead;
 mod doorway;
 mod events;
+mod greeting;
 mod header;
 mod inbox;
+mod inspect;
 mod letter;
 mod link;
 mod producer;
 mod properties;
 mod publisher;
 mod settle;
+mod tls;
 mod topology;
 mod waiting;
 
@@ -26,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -35,6 +39,7 @@ use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::telemetry::Health;
+use crate::telemetry::finding::Finding;
 use link::Link;
 use topology::Names;
 
@@ -54,6 +59,7 @@ pub struct Rabbit {
 /// How to reach the broker, and what to find there.
 struct Broker {
     uri: AMQPUri,
+    tls: OwnedTLSConfig,
     /// Host and port, for people.
     address: String,
     names: Names,
@@ -96,7 +102,8 @@ impl Broker {
         let address = format!("{}:{}", uri.authority.host, uri.authority.port);
         let names = Names::new(&settings.namespace);
         let sealer = settings.seal_to.map(Sealer::new);
-        Ok(Self { uri, address, names, sealer, settings, clock })
+        let tls = tls::load(&settings)?;
+        Ok(Self { uri, tls, address, names, sealer, settings, clock })
     }
 
     fn waiting_for(&self) -> String {
@@ -141,6 +148,14 @@ pub(super) async fn dead_letters(
     settings: &config::Queue,
 ) -> anyhow::Result<impl super::dead::DeadLetters + use<>> {
     dead::RabbitDead::open(Broker::new(url, settings.clone(), Clock::system())?).await
+}
+
+/// What can be seen of the broker and of a namespace's queues.
+pub(super) async fn inspect(
+    url: &SecretString,
+    settings: &config::Queue,
+) -> anyhow::Result<Vec<Finding>> {
+    Ok(inspect::inspect(&Broker::new(url, settings.clone(), Clock::system())?).await)
 }
 
 /// Removes all that a namespace has on the broker.

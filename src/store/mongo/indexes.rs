@@ -9,7 +9,7 @@ use mongodb::{Collection, IndexModel};
 use crate::store::document::Document;
 
 /// Fields under which a user is unique. The first two cover only users who have them.
-const UNIQUE: [(&str, bool); 3] =
+pub(super) const UNIQUE: [(&str, bool); 3] =
     [("username", true), ("emailKey", true), ("registrationId", false)];
 
 /// Why the collection cannot be used.
@@ -36,14 +36,7 @@ pub(super) async fn ensure(users: &Collection<Document>) -> Result<(), Unusable>
     }
     let found: Vec<IndexModel> = users.list_indexes().await?.try_collect().await?;
     for (field, optional) in UNIQUE {
-        let guards = found.iter().any(|index| {
-            let options = index.options.as_ref();
-            let unique = options.and_then(|options| options.unique) == Some(true);
-            let partial =
-                options.is_some_and(|options| options.partial_filter_expression.is_some());
-            index.keys == keys(field) && unique && partial == optional
-        });
-        if !guards {
+        if !found.iter().any(|index| guards(index, field, optional)) {
             return Err(Unusable::Index(format!(
                 "MongoDB has no unique index on {field}, though it was just made; muster does not \
                  work without it"
@@ -53,6 +46,14 @@ pub(super) async fn ensure(users: &Collection<Document>) -> Result<(), Unusable>
     Ok(())
 }
 
-fn keys(field: &str) -> Keys {
+/// Whether an index is the one that keeps a field unique.
+pub(super) fn guards(index: &IndexModel, field: &str, optional: bool) -> bool {
+    let options = index.options.as_ref();
+    let unique = options.and_then(|options| options.unique) == Some(true);
+    let partial = options.is_some_and(|options| options.partial_filter_expression.is_some());
+    index.keys == keys(field) && unique && partial == optional
+}
+
+pub(super) fn keys(field: &str) -> Keys {
     doc! { field: 1 }
 }

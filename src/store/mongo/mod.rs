@@ -5,6 +5,7 @@
 
 mod errors;
 mod indexes;
+mod inspect;
 mod writer;
 
 use std::future::Future;
@@ -23,6 +24,7 @@ use super::document::Document;
 use super::{Inserted, PrepareError, Store, StoreError, Taken};
 use crate::config;
 use crate::signup::{Record, RegistrationId, User, UserId};
+use crate::telemetry::finding::Finding;
 use writer::Writer;
 
 /// The collection all contracts share.
@@ -68,6 +70,11 @@ impl Mongo {
             .collection_with_options(COLLECTION, concerns);
         let writer = Writer::start(&users, settings.timeout);
         Ok(Self { users, writer, timeout: settings.timeout, address: hosts.join(", ") })
+    }
+
+    /// What can be seen of the server.
+    pub(super) async fn inspect(&self) -> Vec<Finding> {
+        inspect::inspect(self.users.client(), &self.users, &self.address).await
     }
 
     /// Runs a call to its end, waiting for it no longer than the time-out.

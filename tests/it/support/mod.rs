@@ -2,6 +2,7 @@
 //! them that can be cut, and a ledger of what clients were told.
 
 pub mod broker;
+pub mod command;
 pub mod generate;
 pub mod http;
 pub mod importer;

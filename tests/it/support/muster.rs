@@ -145,9 +145,9 @@ impl Setup {
 fn address_in(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
     let message = line["message"].as_str()?;
-    let address = message
-        .strip_prefix("serving on http://")
-        .or_else(|| message.strip_prefix("probes on http://"))?;
+    let address = ["serving on http://", "serving on https://", "probes on http://"]
+        .iter()
+        .find_map(|told| message.strip_prefix(told))?;
     Some(address.to_owned())
 }
 

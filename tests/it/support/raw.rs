@@ -21,6 +21,11 @@ impl Raw {
         self
     }
 
+    /// Says that nothing more will be written.
+    pub async fn finish(&mut self) {
+        self.0.shutdown().await.unwrap();
+    }
+
     /// Everything that comes until the other side closes the connection.
     pub async fn read_to_end(&mut self) -> String {
         let mut bytes = Vec::new();

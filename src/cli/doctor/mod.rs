@@ -1,0 +1,104 @@
+//! `muster doctor`: looks at everything that a muster with these settings would use, and changes
+//! nothing. What it finds on the broker and in the database is found by `queue` and `store`; what is in
+//! this machine and in the settings, in `here`.
+
+mod here;
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    EXIT_CONFIGURATION, EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, SettingFlags, complain, runtime,
+};
+use crate::config::Settings;
+use crate::telemetry::finding::{Finding, Severity};
+use crate::{queue, store};
+
+/// Longest wait for the broker, and for the database. Both answer within milliseconds, or something is
+/// wrong with them.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    muster doctor\n  \
+    muster doctor --role front\n  \
+    muster doctor --json | jq '.findings[] | select(.severity == \"error\")'\n\n\
+    Exit codes: 0 nothing but notes, 1 it could not look, 2 settings are wrong, 3 warnings or errors.\n\
+    Queues are compared by declaring those that are there once more, which changes nothing.")]
+pub(super) struct Flags {
+    #[command(flatten)]
+    settings: SettingFlags,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(flags: Flags) -> u8 {
+    let settings = match flags.settings.load_to_ask() {
+        Ok(settings) => settings,
+        Err(error) => {
+            complain(&error);
+            return EXIT_CONFIGURATION;
+        }
+    };
+    let findings = runtime().map(|runtime| runtime.block_on(look(&settings)));
+    let printed = findings.and_then(|findings| {
+        io::stdout().write_all(shown(&findings, flags.json).as_bytes())?;
+        Ok(findings.iter().map(|finding| finding.severity).max())
+    });
+    match printed {
+        Ok(Some(Severity::Warning | Severity::Error)) => EXIT_FINDINGS,
+        Ok(_) => EXIT_OK,
+        Err(error) => {
+            complain(&error);
+            EXIT_FAILED
+        }
+    }
+}
+
+async fn look(settings: &Settings) -> Vec<Finding> {
+    let mut findings = here::look(settings);
+    let found = tokio::time::timeout(PATIENCE, queue::inspect(&settings.queue)).await;
+    findings.extend(or_unusable("broker", found));
+    if settings.role.has_worker() {
+        let found = tokio::time::timeout(PATIENCE, store::inspect(&settings.store)).await;
+        findings.extend(or_unusable("database", found));
+    }
+    findings
+}
+
+fn or_unusable(
+    check: &'static str,
+    found: Result<anyhow::Result<Vec<Finding>>, tokio::time::error::Elapsed>,
+) -> Vec<Finding> {
+    match found {
+        Ok(Ok(findings)) => findings,
+        Ok(Err(error)) => {
+            vec![Finding::error(check, format!("{error:#}"), "mend the setting that is named")]
+        }
+        Err(_) => {
+            let remedy = "see whether it runs, and what lies between";
+            vec![Finding::error(check, "no answer in 20 s", remedy)]
+        }
+    }
+}
+
+fn shown(findings: &[Finding], as_json: bool) -> String {
+    let count = |severity| findings.iter().filter(|found| found.severity == severity).count();
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    if as_json {
+        let document = json!({ "errors": errors, "warnings": warnings, "findings": findings });
+        return format!("{document}\n");
+    }
+    let mut text = String::new();
+    for Finding { severity, check, reason, remedy } in findings {
+        text.push_str(&format!("{:<8} {check}: {reason}\n", severity.as_str()));
+        if let Some(remedy) = remedy {
+            text.push_str(&format!("{:<8} -> {remedy}\n", ""));
+        }
+    }
+    text + &format!("{errors} errors, {warnings} warnings\n")
+}

@@ -1,0 +1,55 @@
+//! The files that the front reads besides its settings, and reads again when it is told to.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::jwks::PublicKeys;
+use super::tls::Tls;
+use crate::config;
+
+/// What they hold. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    /// None: plain http.
+    pub(super) tls: Option<Tls>,
+    /// None: nothing is published.
+    pub(super) keys: Option<Arc<PublicKeys>>,
+}
+
+impl Files {
+    /// Reads them. Where no file has the public keys, `own` are published: those of a worker in the
+    /// same process.
+    pub fn read(settings: &config::Front, own: Option<&Value>) -> anyhow::Result<Self> {
+        let tls = settings.tls.as_ref().map(Tls::read).transpose()?;
+        let keys = match &settings.jwks {
+            Some(file) => Some(PublicKeys::read(file)?),
+            None => own.map(PublicKeys::given).transpose()?,
+        };
+        Ok(Self { tls, keys: keys.map(Arc::new) })
+    }
+
+    /// Whether there is anything to read again.
+    pub fn are_any(&self) -> bool {
+        self.tls.is_some() || self.keys.as_ref().is_some_and(|keys| keys.has_file())
+    }
+
+    /// Reads them again. What cannot be used is told in the log, and the old one stays.
+    pub fn reload(&self) {
+        let read = [
+            ("certificate", self.tls.as_ref().map(Tls::reload)),
+            ("public keys", self.keys.as_ref().map(|keys| keys.reload())),
+        ];
+        for (what, read) in read {
+            match read {
+                Some(Ok(())) => tracing::info!(what, "read again"),
+                Some(Err(error)) => tracing::error!(
+                    what,
+                    error = format!("{error:#}"),
+                    "cannot be used; what was read before stays in use"
+                ),
+                None => {}
+            }
+        }
+    }
+}

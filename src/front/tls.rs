@@ -1,0 +1,124 @@
+//! https: the certificate, which can be read again while connections are open, and the handshake.
+//! How long a handshake may take is the server's business, as it is for headers.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use anyhow::Context;
+use hyper::StatusCode;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::server::{HTTP2_PREFACE, Protocol};
+use crate::config::CertificateFiles;
+use crate::contract::problem;
+
+/// The first byte of every TLS connection (RFC 8446, 5.1).
+const HANDSHAKE: u8 = 22;
+/// The two protocols by the names that clients know (RFC 7301, 6).
+const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// Who this server is. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Tls(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    files: CertificateFiles,
+    config: RwLock<Arc<ServerConfig>>,
+}
+
+impl Tls {
+    /// Reads the certificate and its key.
+    pub fn read(files: &CertificateFiles) -> anyhow::Result<Self> {
+        let config = RwLock::new(load(files)?);
+        Ok(Self(Arc::new(Inner { files: files.clone(), config })))
+    }
+
+    /// Reads both again, for connections made from now on. After an error the old ones stay.
+    pub fn reload(&self) -> anyhow::Result<()> {
+        let config = load(&self.0.files)?;
+        *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(())
+    }
+
+    /// Does the handshake, and reads as far as to know that the client speaks what it said.
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<(Protocol, Encrypted)> {
+        let mut first = [0];
+        if stream.peek(&mut first).await? == 1 && first[0] != HANDSHAKE {
+            refuse_plain(stream, first[0]).await?;
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut stream = TlsAcceptor::from(config).accept(stream).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
+            return Ok((Protocol::Http1, Box::new(stream)));
+        }
+        // hyper waits for these without a limit.
+        let mut preface = [0; HTTP2_PREFACE.len()];
+        stream.read_exact(&mut preface).await?;
+        let (read, write) = tokio::io::split(stream);
+        let read = io::Cursor::new(preface).chain(read);
+        Ok((Protocol::Http2, Box::new(tokio::io::join(read, write))))
+    }
+}
+
+/// A connection after its handshake.
+pub(super) type Encrypted = Box<dyn Duplex>;
+
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+fn load(files: &CertificateFiles) -> anyhow::Result<Arc<ServerConfig>> {
+    let CertificateFiles { certificate, key } = files;
+    let shown = |setting: &str, path: &Path| format!("{setting}: {}", path.display());
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+    let chain =
+        chain.with_context(|| shown("front.tls_cert (MUSTER_FRONT_TLS_CERT)", certificate))?;
+    let private = PrivateKeyDer::from_pem_file(key);
+    let private = private.with_context(|| shown("front.tls_key (MUSTER_FRONT_TLS_KEY)", key))?;
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, private);
+    let mut config = config.with_context(|| {
+        format!(
+            "front.tls_cert and front.tls_key: {} and {} do not fit together",
+            certificate.display(),
+            key.display()
+        )
+    })?;
+    config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Tells somebody who came without TLS, if HTTP is what they speak.
+async fn refuse_plain(mut stream: TcpStream, first: u8) -> io::Result<()> {
+    if !first.is_ascii_uppercase() {
+        return Ok(());
+    }
+    let status = StatusCode::BAD_REQUEST;
+    let title = status.canonical_reason().unwrap_or_default();
+    let detail = "This port speaks https, and the request came as plain http.";
+    let body = problem::problem(status.as_u16(), title, detail).to_string();
+    let answer = format!(
+        "HTTP/1.1 {} {title}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        status.as_u16(),
+        problem::MEDIA_TYPE,
+        body.len()
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    // What was sent is read to its end, or the system would cut the connection before the answer is.
+    let mut rest = [0; 1024];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
+}

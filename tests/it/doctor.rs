@@ -1,0 +1,288 @@
+//! What `muster doctor` finds: nothing on services as they should be, and each fault that can be made
+//! here. It changes nothing.
+
+use std::os::unix::fs::PermissionsExt;
+
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, ConnectionProperties, ExchangeKind};
+use mongodb::IndexModel;
+use mongodb::bson::doc;
+use serde_json::Value;
+
+use crate::support::Setup;
+use crate::support::broker::{Broker, registration};
+use crate::support::command::{Ended, run};
+use crate::support::services::{PRODUCTION, amqp_url};
+
+/// A setup that nothing is wrong with.
+fn sound(setup: Setup) -> Setup {
+    let mut setup =
+        setup.with("MUSTER_BCRYPT_COST", "10").with("MUSTER_FRONT_MAX_CONNECTIONS", "200");
+    setup.environment.remove("MUSTER_ALLOW_WEAK_COST");
+    setup
+}
+
+async fn sealed(setup: Setup) -> Setup {
+    let keys = run(&setup, &["keygen", "--json"]).await.json();
+    let setup = setup.with("MUSTER_QUEUE_SEAL_TO", keys["seal_to"].as_str().unwrap());
+    setup.with("MUSTER_QUEUE_SEAL_KEYS", keys["seal_keys"][0].as_str().unwrap())
+}
+
+async fn doctor(setup: &Setup) -> Ended {
+    let ended = run(setup, &["doctor", "--json"]).await;
+    for secret in ["guest:guest", crate::support::muster::SECRET] {
+        assert!(!ended.stdout.contains(secret), "a secret is shown");
+    }
+    ended
+}
+
+/// What it says about one thing, warnings and errors first.
+async fn found(setup: &Setup, check: &str) -> (String, String) {
+    let ended = doctor(setup).await;
+    let document = ended.json();
+    let findings = document["findings"].as_array().unwrap();
+    let of = |finding: &&Value| finding["check"] == check;
+    let bad = |finding: &&Value| finding["severity"] == "error" || finding["severity"] == "warning";
+    let finding = findings
+        .iter()
+        .filter(of)
+        .find(bad)
+        .or_else(|| findings.iter().find(of))
+        .unwrap_or_else(|| panic!("nothing about {check}: {document}"));
+    if bad(&finding) {
+        assert_eq!(ended.code, Some(3));
+        assert!(finding["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()));
+    }
+    let text = |name: &str| finding[name].as_str().unwrap().to_owned();
+    (text("severity"), text("reason"))
+}
+
+fn is(found: &(String, String), severity: &str, part: &str) {
+    assert!(found.0 == severity && found.1.contains(part), "{found:?} is not {severity}: {part}");
+}
+
+#[tokio::test]
+async fn all_is_well_on_services_as_they_should_be() {
+    let mut setups = vec![sound(Setup::embedded())];
+    if PRODUCTION.is_there() {
+        setups.push(sealed(sound(Setup::new(PRODUCTION))).await);
+    }
+    for setup in setups {
+        assert!(setup.start().await.stop().await.success());
+        let ended = doctor(&setup).await;
+        let document = ended.json();
+        assert_eq!(ended.code, Some(0), "{document:#}");
+        assert_eq!(document["warnings"], 0);
+        let text = run(&setup, &["doctor"]).await.printed();
+        assert!(text.ends_with("0 errors, 0 warnings\n"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_made_by_looking() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = sealed(sound(Setup::new(PRODUCTION))).await;
+    let ended = doctor(&setup).await;
+    assert_eq!(ended.code, Some(0), "what is not there yet is no fault: {}", ended.stdout);
+    is(&found(&setup, "queue").await, "note", "is not there yet");
+    is(&found(&setup, "exchange").await, "note", "is not there yet");
+    is(&found(&setup, "indexes").await, "note", "is not there yet");
+    let broker =
+        Connection::connect(&amqp_url().unwrap(), ConnectionProperties::default()).await.unwrap();
+    for queue in ["interactive", "bulk", "profile", "dead", "retry.1000"] {
+        let channel = broker.create_channel().await.unwrap();
+        let name = format!("{}.{queue}", setup.namespace());
+        let passive = QueueDeclareOptions { passive: true, ..Default::default() };
+        let there =
+            channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await;
+        assert!(there.is_err(), "{name} was made");
+    }
+    let client = mongodb::Client::with_uri_str(&setup.environment["MUSTER_STORE"]).await.unwrap();
+    let names = client.default_database().unwrap().list_collection_names().await.unwrap();
+    assert!(names.is_empty(), "{names:?}");
+}
+
+#[tokio::test]
+async fn queues_that_differ() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = sealed(sound(Setup::new(PRODUCTION))).await;
+    assert!(setup.start().await.stop().await.success());
+    let other = setup.clone().with("MUSTER_QUEUE_MAX_LENGTH", "5");
+    is(&found(&other, "queue").await, "warning", "another x-max-length: received '5'");
+
+    // Somebody made it before muster, without what keeps messages.
+    let broker =
+        Connection::connect(&amqp_url().unwrap(), ConnectionProperties::default()).await.unwrap();
+    let channel = broker.create_channel().await.unwrap();
+    let bulk = format!("{}.bulk", setup.namespace());
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    let all = || {
+        let number = AMQPValue::LongLongInt;
+        vec![
+            ("x-queue-type", text("quorum")),
+            ("x-max-length", number(1_000_000)),
+            ("x-max-length-bytes", number(1_073_741_824)),
+            ("x-overflow", text("reject-publish")),
+            ("x-delivery-limit", number(100)),
+            ("x-dead-letter-exchange", text(&format!("{}.dlx", setup.namespace()))),
+            ("x-dead-letter-strategy", text("at-least-once")),
+        ]
+    };
+    for missing in ["", "x-overflow", "x-dead-letter-exchange"] {
+        channel.queue_delete(bulk.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+        let table = table(all().into_iter().filter(|(name, _)| *name != missing));
+        channel.queue_declare(bulk.as_str().into(), options, table).await.unwrap();
+        let found = found(&setup, "queue").await;
+        match missing {
+            "" => is(&found, "ok", "as these settings declare it"),
+            missing => is(&found, "error", &format!("{bulk} is there with another {missing}")),
+        }
+    }
+    channel.queue_delete(bulk.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+
+    // The one queue that is not a quorum queue.
+    let profile = format!("{}.profile", setup.namespace());
+    channel.queue_delete(profile.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let quorum = table([
+        ("x-queue-type", text("quorum")),
+        ("x-max-length", AMQPValue::LongLongInt(10_000)),
+        ("x-overflow", text("reject-publish")),
+        ("x-message-ttl", AMQPValue::LongLongInt(60_000)),
+    ]);
+    channel.queue_declare(profile.as_str().into(), options, quorum).await.unwrap();
+    is(
+        &found(&setup, "queue").await,
+        "error",
+        &format!("{profile} is there with another x-queue-type"),
+    );
+
+    let dead = format!("{}.dlx", setup.namespace());
+    channel.exchange_delete(dead.as_str().into(), Default::default()).await.unwrap();
+    let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    let none = FieldTable::default();
+    channel
+        .exchange_declare(dead.as_str().into(), ExchangeKind::Direct, durable, none)
+        .await
+        .unwrap();
+    is(&found(&setup, "exchange").await, "error", "another type");
+}
+
+fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in entries {
+        table.insert(name.into(), value);
+    }
+    table
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+#[tokio::test]
+async fn letters_that_died_are_told() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = sealed(sound(Setup::new(PRODUCTION))).await;
+    assert!(setup.start().await.stop().await.success());
+    let broker = Broker::connect().await;
+    broker
+        .publish_anything(
+            &format!("{}.dlx", setup.namespace()),
+            "",
+            registration("register"),
+            b"{}",
+        )
+        .await;
+    crate::support::muster::eventually("the letter to be counted", async || {
+        found(&setup, "dead letters").await.1.starts_with("1 in ")
+    })
+    .await;
+    is(&found(&setup, "workers").await, "note", "nobody consumes");
+}
+
+#[tokio::test]
+async fn an_index_that_keeps_nothing_unique() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = sealed(sound(Setup::new(PRODUCTION))).await;
+    assert!(setup.start().await.stop().await.success());
+    let client = mongodb::Client::with_uri_str(&setup.environment["MUSTER_STORE"]).await.unwrap();
+    let users = client.default_database().unwrap().collection::<mongodb::bson::Document>("users");
+    users.drop_index("registrationId_1").await.unwrap();
+    is(&found(&setup, "indexes").await, "ok", "is unique");
+    let same_keys = IndexModel::builder().keys(doc! { "registrationId": 1 }).build();
+    users.create_index(same_keys).await.unwrap();
+    is(&found(&setup, "indexes").await, "error", "registrationId");
+}
+
+#[tokio::test]
+async fn services_that_are_away() {
+    let setup = sound(Setup::embedded());
+    let away = setup
+        .with("MUSTER_QUEUE", "amqp://guest:hunter2@127.0.0.1:1/%2f")
+        .with("MUSTER_STORE", "mongodb://guest:hunter2@127.0.0.1:1/x")
+        .with("MUSTER_STORE_TIMEOUT", "500ms");
+    is(&found(&away, "broker").await, "error", "127.0.0.1:1");
+    is(&found(&away, "database").await, "error", "127.0.0.1:1");
+    assert!(!doctor(&away).await.stdout.contains("hunter2"));
+    is(&found(&away, "sealed passwords").await, "warning", "in clear");
+    let far = away.with("MUSTER_QUEUE", "amqp://guest:hunter2@broker.invalid/%2f");
+    is(&found(&far, "broker connection").await, "warning", "not encrypted");
+}
+
+#[tokio::test]
+async fn what_is_wrong_here() {
+    let setup = sound(Setup::embedded());
+    let weak = setup.clone().with("JWT_SECRET", &"password".repeat(4));
+    is(&found(&weak, "signing secret").await, "warning", "repeats itself");
+    let cheap = setup.clone().with("MUSTER_BCRYPT_COST", "4").with("MUSTER_ALLOW_WEAK_COST", "1");
+    is(&found(&cheap, "bcrypt cost").await, "warning", "4");
+    let many = setup.clone().with("MUSTER_FRONT_MAX_CONNECTIONS", "1000000");
+    let limited = found(&many, "file limit").await;
+    assert!(limited.0 == "ok" || limited.1.contains("1000000"), "{limited:?}");
+    is(&found(&setup, "hashing").await, "ok", "agree");
+    is(&found(&setup, "data file").await, "note", "not there yet");
+    let nowhere = setup.clone().with("MUSTER_STORE", "file:/no/such/place/users.redb");
+    is(&found(&nowhere, "data file").await, "error", "directory");
+
+    let [one, two] = ["one.pem", "two.pem"].map(|name| setup.directory().join(name));
+    for path in [&one, &two] {
+        run(&setup, &["keys", "make", "--output", path.to_str().unwrap()]).await.printed();
+    }
+    let keyed = setup.clone().with("MUSTER_TOKEN_KEYS", one.to_str().unwrap());
+    is(&found(&keyed, "signing key").await, "ok", "EdDSA");
+    let file = setup.directory().join("jwks.json");
+    let published = keyed.clone().with("MUSTER_FRONT_JWKS", file.to_str().unwrap());
+    is(&found(&published, "public keys").await, "error", "front.jwks");
+    std::fs::write(&file, run(&setup, &["keys", "jwks", two.to_str().unwrap()]).await.printed())
+        .unwrap();
+    is(&found(&published, "public keys").await, "error", "nobody can verify");
+    std::fs::write(&file, run(&setup, &["keys", "jwks", one.to_str().unwrap()]).await.printed())
+        .unwrap();
+    is(&found(&published, "public keys").await, "ok", "1 in");
+    std::fs::set_permissions(&one, std::fs::Permissions::from_mode(0o644)).unwrap();
+    is(&found(&keyed, "signing key").await, "warning", "other users");
+    let missing = setup.clone().with("MUSTER_TOKEN_KEYS", "/no/such/key");
+    is(&found(&missing, "signing key").await, "error", "/no/such/key");
+
+    let certs = setup.directory().join("certs");
+    run(&setup, &["cert", "--directory", certs.to_str().unwrap()]).await.printed();
+    let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| certs.join(name));
+    let tls = |cert: &std::path::Path| {
+        let setup = setup.clone().with("MUSTER_FRONT_TLS_CERT", cert.to_str().unwrap());
+        setup.with("MUSTER_FRONT_TLS_KEY", key.to_str().unwrap())
+    };
+    is(&found(&tls(&cert), "certificate").await, "ok", "fits its key");
+    is(&found(&tls(&ca), "certificate").await, "error", "do not fit");
+
+    let wrong = run(&setup.with("MUSTER_LISTEN", "nowhere"), &["doctor"]).await;
+    assert_eq!(wrong.code, Some(2), "settings that are wrong are told as everywhere");
+}

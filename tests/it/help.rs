@@ -1,0 +1,92 @@
+//! What the program says about itself: the help of every command, the completions and the manual.
+//!
+//! The texts are in `help/`, one file a command. `REWRITE_HELP=1 cargo test help::` writes them anew;
+//! read the difference before you commit it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use clap::CommandFactory;
+use muster::cli::Cli;
+
+use crate::support::Setup;
+use crate::support::command::run;
+
+/// Every command as its words, the program itself first.
+fn commands() -> Vec<Vec<String>> {
+    let mut found = vec![Vec::new()];
+    collect(&Cli::command(), &[], &mut found);
+    found
+}
+
+fn collect(command: &clap::Command, words: &[String], found: &mut Vec<Vec<String>>) {
+    for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+        let mut words = words.to_vec();
+        words.push(inner.get_name().to_owned());
+        found.push(words.clone());
+        collect(inner, &words, found);
+    }
+}
+
+fn texts() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/help")
+}
+
+#[tokio::test]
+async fn every_command_helps_as_it_is_written_down() {
+    let setup = Setup::embedded();
+    let rewrite = std::env::var_os("REWRITE_HELP").is_some();
+    let (mut different, mut expected) = (Vec::new(), BTreeSet::new());
+    for words in commands() {
+        let mut arguments: Vec<&str> = words.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let help = run(&setup, &arguments).await.printed();
+        let has_commands = help.contains("\nCommands:\n");
+        assert!(help.contains("Examples:\n") || has_commands, "{arguments:?} shows no example");
+        let name =
+            ["muster".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join("-") + ".txt";
+        let path = texts().join(&name);
+        if rewrite {
+            std::fs::write(&path, &help).unwrap();
+        } else if std::fs::read_to_string(&path).unwrap_or_default() != help {
+            different.push(name.clone());
+        }
+        expected.insert(name);
+    }
+    let there: BTreeSet<String> = std::fs::read_dir(texts())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    different.extend(there.difference(&expected).cloned());
+    assert!(
+        different.is_empty(),
+        "not as written down (REWRITE_HELP=1 writes anew): {different:?}"
+    );
+}
+
+#[tokio::test]
+async fn completions_and_manual_name_every_command() {
+    let setup = Setup::embedded();
+    let names: Vec<String> = commands()
+        .into_iter()
+        .filter(|words| words.len() == 1)
+        .map(|mut words| words.remove(0))
+        .collect();
+    assert!(names.len() > 8, "{names:?}");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = run(&setup, &["completions", shell]).await.printed();
+        for name in &names {
+            assert!(script.contains(name.as_str()), "{name} is not in the completions of {shell}");
+        }
+    }
+    let page = run(&setup, &["man"]).await.printed();
+    for name in &names {
+        assert!(page.contains(&format!("muster\\-{name}(1)")), "{name} is not in the manual");
+    }
+    let directory = setup.directory().join("man1");
+    run(&setup, &["man", "--directory", directory.to_str().unwrap()]).await.printed();
+    for words in commands() {
+        let name = ["muster".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join("-");
+        assert!(directory.join(format!("{name}.1")).exists(), "{name} has no page");
+    }
+}

@@ -1,0 +1,236 @@
+//! Keys whose public half anybody may have: made, listed, published, followed by others, and believed
+//! by a program that is not ours.
+
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::{Value, json};
+
+use crate::support::command::{run, run_with};
+use crate::support::muster::eventually;
+use crate::support::services::{PRODUCTION, unique};
+use crate::support::{Muster, Setup};
+
+/// Verifies a token with the keys at a URL, and prints its claims.
+const VERIFIER: &str = r#"
+import json, sys, jwt
+url, token, algorithm, issuer, audience = sys.argv[1:6]
+key = jwt.PyJWKClient(url).get_signing_key_from_jwt(token).key
+claims = jwt.decode(token, key, algorithms=[algorithm], issuer=issuer, audience=audience,
+                    options={"require": ["exp", "iat", "iss", "aud", "sub"]})
+print(json.dumps(claims))
+"#;
+
+const JWKS: &str = "/.well-known/jwks.json";
+
+/// Makes a key and gives the path of its file.
+async fn made(setup: &Setup, algorithm: &str, name: &str) -> String {
+    let path = setup.directory().join(name).to_str().unwrap().to_owned();
+    run(setup, &["keys", "make", "--algorithm", algorithm, "--output", &path]).await.printed();
+    path
+}
+
+/// Signs somebody up and gives the token.
+async fn token(muster: &Muster) -> String {
+    let email = format!("{}@example.com", unique("keys"));
+    let body =
+        json!({ "fullname": { "firstname": "Ann" }, "email": email, "password": "a password" });
+    let answer = muster.client().post("/register", &body).await;
+    assert_eq!(answer.status, 201, "{:?}", answer.json());
+    let answer = answer.json();
+    let data = answer.get("data").unwrap_or(&answer);
+    data["token"].as_str().unwrap().to_owned()
+}
+
+async fn profile(muster: &Muster, token: &str) -> u16 {
+    let bearer = format!("Bearer {token}");
+    muster.client().get("/users/profile", &[("authorization", &bearer)]).await.status
+}
+
+async fn published(muster: &Muster) -> Vec<Value> {
+    let answer = muster.client().get(JWKS, &[]).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("cache-control"), Some("public, max-age=300"));
+    answer.json()["keys"].as_array().unwrap().clone()
+}
+
+fn header(token: &str) -> jsonwebtoken::Header {
+    jsonwebtoken::decode_header(token).unwrap()
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_ours_believes_the_tokens() {
+    let Some(python) = std::env::var_os("TEST_PYTHON") else {
+        assert!(
+            std::env::var("TEST_SERVICES").as_deref() != Ok("required"),
+            "TEST_PYTHON is not set"
+        );
+        eprintln!("left out: TEST_PYTHON is not set");
+        return;
+    };
+    for (choice, algorithm) in [("eddsa", "EdDSA"), ("es256", "ES256"), ("rs256", "RS256")] {
+        let setup = Setup::embedded()
+            .with("MUSTER_TOKEN_ISSUER", "https://muster.example")
+            .with("MUSTER_TOKEN_AUDIENCE", "the-shop");
+        let key = made(&setup, choice, "key.pem").await;
+        let setup = setup.with("MUSTER_TOKEN_KEYS", &key);
+        let muster = setup.start().await;
+        let token = token(&muster).await;
+        assert_eq!(profile(&muster, &token).await, 200, "{algorithm}");
+        let url = format!("http://{}{JWKS}", muster.client().address());
+        let verify = |issuer: &str, audience: &str| {
+            let arguments = ["-c", VERIFIER, &url, &token, algorithm, issuer, audience];
+            let mut command = tokio::process::Command::new(&python);
+            command.args(arguments).kill_on_drop(true);
+            async move { command.output().await.unwrap() }
+        };
+        let output = verify("https://muster.example", "the-shop").await;
+        assert!(
+            output.status.success(),
+            "{algorithm}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let claims: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(claims["contract"], "register");
+        assert_eq!(claims["aud"], "the-shop");
+        assert!(!verify("https://muster.example", "others").await.status.success(), "audience");
+        assert!(!verify("https://others.example", "the-shop").await.status.success(), "issuer");
+    }
+}
+
+#[tokio::test]
+async fn a_key_takes_over_and_the_old_tokens_still_count() {
+    let setup = Setup::embedded();
+    let [old, new] =
+        [made(&setup, "es256", "old.pem").await, made(&setup, "eddsa", "new.pem").await];
+
+    // From the secret to the first key, with the second one announced.
+    let muster = setup.start().await;
+    let by_secret = token(&muster).await;
+    assert_eq!(header(&by_secret).kid, None);
+    assert_eq!(muster.client().get(JWKS, &[]).await.status, 404, "a secret has no public half");
+    muster.stop().await;
+
+    let muster = setup.clone().with("MUSTER_TOKEN_KEYS", &format!("{old},{new}")).start().await;
+    let by_old = token(&muster).await;
+    let keys = published(&muster).await;
+    assert_eq!(keys.len(), 2);
+    assert_eq!(header(&by_old).kid.as_deref(), keys[0]["kid"].as_str());
+    assert_eq!(profile(&muster, &by_secret).await, 200);
+    muster.stop().await;
+
+    // The second one signs.
+    let muster = setup.clone().with("MUSTER_TOKEN_KEYS", &format!("{new},{old}")).start().await;
+    let by_new = token(&muster).await;
+    assert_eq!(header(&by_new).kid.as_deref(), keys[1]["kid"].as_str());
+    for token in [&by_secret, &by_old, &by_new] {
+        assert_eq!(profile(&muster, token).await, 200);
+    }
+    muster.stop().await;
+
+    // The first one is gone.
+    let muster = setup.with("MUSTER_TOKEN_KEYS", &new).start().await;
+    assert_eq!(published(&muster).await.len(), 1);
+    assert_eq!(profile(&muster, &by_old).await, 401);
+    assert_eq!(profile(&muster, &by_new).await, 200);
+}
+
+#[tokio::test]
+async fn a_front_publishes_the_file_it_is_given_and_nothing_private() {
+    let setup = Setup::embedded();
+    let [one, two] =
+        [made(&setup, "eddsa", "one.pem").await, made(&setup, "rs256", "two.pem").await];
+    let file = setup.directory().join("jwks.json");
+    let set = run(&setup, &["keys", "jwks", &one]).await.printed();
+    std::fs::write(&file, &set).unwrap();
+    let setup = setup.with("MUSTER_FRONT_JWKS", file.to_str().unwrap());
+
+    let mut muster = setup.start().await;
+    assert_eq!(published(&muster).await.len(), 1);
+    let both = run(&setup, &["keys", "jwks", &one, &two]).await.printed();
+    std::fs::write(&file, &both).unwrap();
+    muster.signal("HUP");
+    eventually("the new set", async || published(&muster).await.len() == 2).await;
+
+    // What cannot be used is told, and the old set stays.
+    let mut private: Value = serde_json::from_str(&set).unwrap();
+    private["keys"][0]["d"] = json!("hunter2");
+    std::fs::write(&file, private.to_string()).unwrap();
+    muster.signal("HUP");
+    muster.wait_for_log(|line| line.contains("private key") && line.contains("stays in use")).await;
+    assert_eq!(published(&muster).await.len(), 2);
+    assert!(!muster.output().contains("hunter2"));
+    drop(muster);
+
+    let refused = run(&setup, &["serve"]).await;
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("front.jwks") && !refused.stderr.contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_front_alone_publishes_without_a_worker() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    let key = made(&setup, "eddsa", "key.pem").await;
+    let file = setup.directory().join("jwks.json");
+    std::fs::write(&file, run(&setup, &["keys", "jwks", &key]).await.printed()).unwrap();
+    let mut front = setup.clone().with("MUSTER_FRONT_JWKS", file.to_str().unwrap());
+    for worker in ["JWT_SECRET", "MUSTER_STORE"] {
+        front.environment.remove(worker);
+    }
+    let front = front.start_role("front").await;
+    assert_eq!(published(&front).await.len(), 1);
+    // A worker with the key and no secret does the rest.
+    let mut worker = setup.with("MUSTER_TOKEN_KEYS", &key);
+    worker.environment.remove("JWT_SECRET");
+    let _worker = worker.start_role("worker").await;
+    let token = token(&front).await;
+    assert_eq!(header(&token).kid.as_deref(), published(&front).await[0]["kid"].as_str());
+    assert_eq!(profile(&front, &token).await, 200);
+}
+
+#[tokio::test]
+async fn a_private_key_is_its_owners_and_shown_only_on_request() {
+    let setup = Setup::embedded();
+    for algorithm in ["eddsa", "es256", "rs256"] {
+        let path = made(&setup, algorithm, algorithm).await;
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let pem = std::fs::read_to_string(&path).unwrap();
+        assert!(pem.starts_with("-----BEGIN PRIVATE KEY-----\n"), "PKCS#8");
+        let secret = pem.lines().nth(1).unwrap();
+        let again = run(&setup, &["keys", "make", "--output", &path]).await;
+        assert_eq!(again.code, Some(1), "never over a key");
+        for arguments in [
+            &["keys", "list", &path][..],
+            &["keys", "list", "--json", &path],
+            &["keys", "jwks", &path],
+        ] {
+            let ended = run(&setup, arguments).await;
+            assert!(!ended.stdout.contains(secret) && !ended.stderr.contains(secret));
+        }
+    }
+    let printed = run(&setup, &["keys", "make", "--output", "-"]).await.printed();
+    assert!(printed.starts_with("-----BEGIN PRIVATE KEY-----\n"));
+
+    let with = setup.clone().with("MUSTER_TOKEN_KEYS", "eddsa,rs256");
+    let listed = run(&with, &["keys", "list"]).await.printed();
+    let rows: Vec<Vec<&str>> =
+        listed.lines().map(|line| line.split_whitespace().skip(1).collect()).collect();
+    let expected = [
+        ["EdDSA", "signs", "eddsa"],
+        ["RS256", "verifies", "rs256"],
+        ["HS256", "verifies", "JWT_SECRET"],
+    ];
+    assert_eq!(rows, expected);
+    // What other programs write is read too.
+    let openssl = "-----BEGIN PRIVATE KEY-----\n\
+        MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n\
+        -----END PRIVATE KEY-----\n";
+    let path = setup.directory().join("rfc8037.pem");
+    std::fs::write(&path, openssl).unwrap();
+    let listed =
+        run_with(&setup, &["keys", "list", "--json", path.to_str().unwrap()], "").await.json();
+    assert_eq!(listed["kid"], "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
+}

@@ -1,0 +1,338 @@
+//! TLS in front of muster and behind it: https with a certificate that can be changed, the broker over
+//! amqps and the database over TLS, each of which wants to see a certificate too.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use muster::front::client::Connection;
+use muster::front::trust;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+
+use crate::support::broker::rabbitmqctl;
+use crate::support::command::run;
+use crate::support::muster::{PATIENCE, eventually};
+use crate::support::services::{PRODUCTION, amqp_url, unique};
+use crate::support::{Muster, Pair, QueueKind, Raw, Setup, StoreKind};
+
+/// Certificates that `muster cert` has made.
+struct Certificates(PathBuf);
+
+impl Certificates {
+    async fn made(setup: &Setup, name: &str) -> Self {
+        let directory = setup.directory().join(name);
+        run(setup, &["cert", "--directory", directory.to_str().unwrap()]).await.printed();
+        Self(directory)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    fn trust(&self) -> Arc<ClientConfig> {
+        trust::authorities(Some(Path::new(&self.path("ca.pem")))).unwrap()
+    }
+
+    /// Puts others in the place of these.
+    fn replace_with(&self, other: &Self) {
+        for name in ["cert.pem", "key.pem"] {
+            std::fs::copy(other.path(name), self.path(name)).unwrap();
+        }
+    }
+}
+
+async fn served(setup: Setup, certificates: &Certificates) -> Muster {
+    let setup = setup
+        .with("MUSTER_FRONT_TLS_CERT", &certificates.path("cert.pem"))
+        .with("MUSTER_FRONT_TLS_KEY", &certificates.path("key.pem"));
+    setup.start_with(&["serve"]).await
+}
+
+fn port(muster: &Muster) -> u16 {
+    muster.client().address().rsplit_once(':').unwrap().1.parse().unwrap()
+}
+
+async fn connect(muster: &Muster, trust: Arc<ClientConfig>) -> anyhow::Result<Connection> {
+    Connection::open_to("localhost", port(muster), Some(trust)).await
+}
+
+/// A connection after its handshake, and nothing said on it yet.
+async fn handshake(muster: &Muster, trust: &ClientConfig, alpn: &[u8]) -> TlsStream<TcpStream> {
+    let mut config = trust.clone();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let stream = TcpStream::connect(muster.client().address()).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+}
+
+fn registration() -> Bytes {
+    let email = format!("{}@example.com", unique("tls"));
+    let body =
+        json!({ "fullname": { "firstname": "Ann" }, "email": email, "password": "a password" });
+    Bytes::from(body.to_string())
+}
+
+#[tokio::test]
+async fn a_signup_over_https_by_either_protocol() {
+    let setup = Setup::embedded();
+    let certificates = Certificates::made(&setup, "certs").await;
+    let muster = served(setup.clone(), &certificates).await;
+    let trust = certificates.trust();
+    let mut http1 = connect(&muster, trust.clone()).await.unwrap();
+    assert_eq!(http1.post("/register", registration()).await.unwrap().0, 201);
+
+    let stream = handshake(&muster, &trust, b"h2").await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let io = TokioIo::new(stream);
+    let (mut http2, driver) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(driver);
+    let request = hyper::Request::post("https://localhost/register")
+        .header("content-type", "application/json")
+        .body(Full::new(registration()))
+        .unwrap();
+    let answer = http2.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 201);
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&body).contains("token"));
+
+    // Who does not know the authority does not talk.
+    assert!(connect(&muster, trust::authorities(None).unwrap()).await.is_err());
+    // The health check asks the same port.
+    let address = muster.client().address().to_owned();
+    let asked = setup
+        .with("MUSTER_LISTEN", &address)
+        .with("MUSTER_FRONT_TLS_CERT", &certificates.path("cert.pem"))
+        .with("MUSTER_FRONT_TLS_KEY", &certificates.path("key.pem"));
+    run(&asked, &["healthcheck"]).await.printed();
+    // So does a signup from the terminal.
+    let url = format!("https://localhost:{}", port(&muster));
+    let ca = certificates.path("ca.pem");
+    let email = format!("{}@example.com", unique("tls"));
+    let arguments =
+        ["signup", "--url", &url, "--ca-file", &ca, "--firstname", "Ann", "--email", &email];
+    let arguments: Vec<&str> = arguments.into_iter().chain(["--password-stdin"]).collect();
+    crate::support::command::run_with(&asked, &arguments, "a password\n").await.printed();
+}
+
+#[tokio::test]
+async fn plain_http_on_the_port_is_told_what_is_spoken_there() {
+    let setup = Setup::embedded();
+    let certificates = Certificates::made(&setup, "certs").await;
+    let muster = served(setup, &certificates).await;
+    let mut raw = Raw::connect(muster.client().address()).await;
+    raw.write("POST /register HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}").await;
+    raw.finish().await;
+    let answer = raw.read_to_end().await;
+    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
+    assert!(answer.contains("application/problem+json"), "{answer}");
+    assert!(answer.contains("This port speaks https"), "{answer}");
+    // What is neither TLS nor HTTP is worth no answer.
+    let mut stream = TcpStream::connect(muster.client().address()).await.unwrap();
+    stream.write_all(b"\0\0\0").await.unwrap();
+    assert!(ends(&mut stream).await.is_empty());
+}
+
+#[tokio::test]
+async fn who_does_not_finish_a_handshake_is_hung_up_on() {
+    let setup = Setup::embedded().with("MUSTER_FRONT_HEADER_TIMEOUT", "300ms");
+    let certificates = Certificates::made(&setup, "certs").await;
+    let muster = served(setup, &certificates).await;
+    // Silent before the handshake, and in the middle of it.
+    for said in [&b""[..], b"\x16\x03\x01"] {
+        let mut stream = TcpStream::connect(muster.client().address()).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        ends(&mut stream).await;
+    }
+    // And after it, whichever protocol was agreed on.
+    for protocol in [&b"h2"[..], b"http/1.1"] {
+        let mut stream = handshake(&muster, &certificates.trust(), protocol).await;
+        ends(&mut stream).await;
+    }
+}
+
+/// Waits until the other side has closed the connection, however it does that. What came before.
+async fn ends(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
+    let _ = read.expect("it is kept for ever");
+    bytes
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_shown_after_sighup_and_nobody_is_cut_off() {
+    let setup = Setup::embedded();
+    let [certificates, new] =
+        [Certificates::made(&setup, "certs").await, Certificates::made(&setup, "new").await];
+    let (old_trust, new_trust) = (certificates.trust(), new.trust());
+    let mut muster = served(setup, &certificates).await;
+    let mut open = connect(&muster, old_trust.clone()).await.unwrap();
+    assert_eq!(open.get("/live").await.unwrap().0, 200);
+
+    certificates.replace_with(&new);
+    muster.signal("HUP");
+    eventually("the new certificate", async || connect(&muster, new_trust.clone()).await.is_ok())
+        .await;
+    let stream = handshake(&muster, &new_trust, b"h2").await;
+    let shown = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
+    assert_eq!(shown, CertificateDer::from_pem_file(new.path("cert.pem")).unwrap());
+    assert!(connect(&muster, old_trust).await.is_err(), "the old one is no longer shown");
+    assert_eq!(open.post("/register", registration()).await.unwrap().0, 201, "the open connection");
+
+    // One that does not fit is told, and the one before stays.
+    std::fs::copy(certificates.path("ca.pem"), certificates.path("cert.pem")).unwrap();
+    muster.signal("HUP");
+    muster.wait_for_log(|line| line.contains("do not fit") && line.contains("stays in use")).await;
+    assert_eq!(connect(&muster, new_trust).await.unwrap().get("/live").await.unwrap().0, 200);
+    assert!(muster.stop().await.success());
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_used_stops_the_start() {
+    let setup = Setup::embedded();
+    let [one, two] =
+        [Certificates::made(&setup, "one").await, Certificates::made(&setup, "two").await];
+    assert_eq!(std::fs::metadata(one.path("key.pem")).unwrap().permissions().mode() & 0o777, 0o600);
+    let again = run(&setup, &["cert", "--directory", one.0.to_str().unwrap()]).await;
+    assert_eq!(again.code, Some(1), "never over a key");
+    let with = |certificate: &str, key: &str| {
+        setup.clone().with("MUSTER_FRONT_TLS_CERT", certificate).with("MUSTER_FRONT_TLS_KEY", key)
+    };
+    for (setup, told) in [
+        (with(&one.path("cert.pem"), &two.path("key.pem")), "do not fit"),
+        (with(&one.path("cert.pem"), "/no/such/file"), "MUSTER_FRONT_TLS_KEY"),
+        (with("/no/such/file", &one.path("key.pem")), "MUSTER_FRONT_TLS_CERT"),
+        (with(&one.path("cert.pem"), ""), "front.tls_key"),
+    ] {
+        let ended = run(&setup, &["serve"]).await;
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains(told), "{told}: {}", ended.stderr);
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn the_broker_over_tls_that_asks_who_one_is() {
+    let pair = Pair(QueueKind::Rabbit, StoreKind::File);
+    if !pair.is_there() {
+        return;
+    }
+    let setup = Setup::new(pair);
+    let certificates = Certificates::made(&setup, "certs").await;
+    let others = Certificates::made(&setup, "others").await;
+    let port = free_port();
+    let options = format!(
+        r#"[{{cacertfile,"{}"}},{{certfile,"{}"}},{{keyfile,"{}"}},{{verify,verify_peer}},{{fail_if_no_peer_cert,true}}]"#,
+        certificates.path("ca.pem"),
+        certificates.path("cert.pem"),
+        certificates.path("key.pem"),
+    );
+    let listen = format!(
+        r#"rabbit_networking:ensure_ssl(), ok = rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, {options}, 1)."#
+    );
+    if rabbitmqctl(&["eval", &listen]).await.is_none() {
+        return;
+    }
+    let plain = url::Url::parse(&amqp_url().unwrap()).unwrap();
+    let user = format!("{}:{}", plain.username(), plain.password().unwrap_or_default());
+    let amqps = setup
+        .with("MUSTER_QUEUE", &format!("amqps://{user}@localhost:{port}{}", plain.path()))
+        .with("MUSTER_QUEUE_CERT_FILE", &certificates.path("cert.pem"))
+        .with("MUSTER_QUEUE_KEY_FILE", &certificates.path("key.pem"))
+        .with("MUSTER_QUEUE_CA_FILE", &certificates.path("ca.pem"));
+    let muster = amqps.start().await;
+    let body: serde_json::Value = serde_json::from_slice(&registration()).unwrap();
+    assert_eq!(muster.client().post("/register", &body).await.status, 201);
+    assert!(muster.stop().await.success());
+
+    // A broker whose authority is not trusted is not talked to; neither does this one talk to somebody
+    // without a certificate.
+    let mut unknown = amqps.clone();
+    unknown.environment.remove("MUSTER_QUEUE_CERT_FILE");
+    unknown.environment.remove("MUSTER_QUEUE_KEY_FILE");
+    let untrusted = amqps.clone().with("MUSTER_QUEUE_CA_FILE", &others.path("ca.pem"));
+    for setup in [unknown, untrusted] {
+        let asked = run(&setup, &["doctor", "--json"]).await;
+        assert_eq!(asked.code, Some(3));
+        let findings = asked.json()["findings"].as_array().unwrap().clone();
+        let found = findings.iter().find(|finding| finding["check"] == "broker").unwrap();
+        assert_eq!(found["severity"], "error", "{found}");
+    }
+    let no_pem = amqps.with("MUSTER_QUEUE_CA_FILE", "/dev/null");
+    let ended = run(&no_pem, &["serve"]).await;
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("queue.ca_file"), "{}", ended.stderr);
+}
+
+/// A server of the MongoDB protocol of this test's own. Killed when dropped.
+struct Database(Child);
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_database_over_tls_that_asks_who_one_is() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let Some(program) = std::env::var_os("TEST_STORE_PROGRAM") else {
+        eprintln!("left out: TEST_STORE_PROGRAM is not set");
+        return;
+    };
+    let setup = Setup::embedded();
+    let certificates = Certificates::made(&setup, "certs").await;
+    let (port, data) = (free_port().to_string(), setup.directory().join("data"));
+    let empty = setup.directory().join("empty.toml");
+    std::fs::write(&empty, "").unwrap();
+    let mut command = Command::new(program);
+    command.args(["--config", empty.to_str().unwrap(), "--host", "127.0.0.1", "--port", &port]);
+    command.args(["--storage-path", data.to_str().unwrap(), "--log-level", "WARNING"]);
+    command.args(["--log-file-max", "64MB", "--cache-size", "256MB", "--tls-require-client-cert"]);
+    command.args(["--tls-cert-file", &certificates.path("cert.pem")]);
+    command.args(["--tls-key-file", &certificates.path("key.pem")]);
+    command.args(["--tls-ca-file", &certificates.path("ca.pem")]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _database = Database(command.spawn().unwrap());
+
+    // The driver takes the certificate and its key from one file.
+    let both = setup.directory().join("both.pem");
+    let [certificate, key] = ["cert.pem", "key.pem"]
+        .map(|name| std::fs::read_to_string(certificates.path(name)).unwrap());
+    std::fs::write(&both, certificate + &key).unwrap();
+    let base =
+        format!("mongodb://localhost:{port}/{}?directConnection=true&tls=true", unique("test"));
+    let with_ca = format!("{base}&tlsCAFile={}", certificates.path("ca.pem"));
+    let with_both = format!("{with_ca}&tlsCertificateKeyFile={}", both.display());
+
+    let muster = setup.clone().with("MUSTER_STORE", &with_both).start().await;
+    let body: serde_json::Value = serde_json::from_slice(&registration()).unwrap();
+    assert_eq!(muster.client().post("/register", &body).await.status, 201);
+    assert!(muster.stop().await.success());
+
+    for refused in [base, with_ca] {
+        let setup = setup.clone().with("MUSTER_STORE", &refused).with("MUSTER_STORE_TIMEOUT", "1s");
+        let asked = run(&setup, &["doctor", "--json"]).await;
+        let findings = asked.json()["findings"].as_array().unwrap().clone();
+        let found = findings.iter().find(|finding| finding["check"] == "database").unwrap();
+        assert_eq!(found["severity"], "error", "{found}");
+    }
+}
