@@ -34,13 +34,31 @@ pub(super) async fn wait_until_ready(address: SocketAddr) -> anyhow::Result<()> 
     }
 }
 
+/// How it is driven.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    pub(super) connections: usize,
+    pub(super) duration: Duration,
+    /// Signups a second, however long each takes; none: as many as go.
+    pub(super) pace: Option<f64>,
+}
+
+impl Load {
+    /// With the part that is not counted.
+    pub(super) fn lasts(&self) -> Duration {
+        WARM_UP + self.duration
+    }
+
+    /// When a client's signup is due.
+    fn due(&self, client: usize, n: usize) -> Option<Duration> {
+        let before = n * self.connections + client;
+        self.pace.map(|pace| Duration::from_secs_f64(before as f64 / pace))
+    }
+}
+
 /// Drives it from a thread of its own, so that its own processor time can be told apart.
-pub(super) fn drive(
-    address: SocketAddr,
-    connections: usize,
-    duration: Duration,
-    bar: &ProgressBar,
-) -> anyhow::Result<Signups> {
+pub(super) fn drive(address: SocketAddr, load: Load, bar: &ProgressBar) -> anyhow::Result<Signups> {
+    let Load { connections, duration, .. } = load;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let run = random_hex();
@@ -49,7 +67,8 @@ pub(super) fn drive(
         let created = Arc::new(AtomicU64::new(0));
         let clients = (0..connections).map(|n| {
             let (name, created) = (format!("{}-{n}", &run[..12]), created.clone());
-            async move { sign_up(address, &name, counted, end, &created).await }
+            let due = move |nth| load.due(n, nth).map(|due| started + due);
+            async move { sign_up(address, &name, due, counted, end, &created).await }
         });
         bar.set_length(duration.as_secs());
         let shown = async {
@@ -79,6 +98,7 @@ pub(super) fn drive(
 async fn sign_up(
     address: SocketAddr,
     name: &str,
+    due: impl Fn(usize) -> Option<Instant>,
     counted: Instant,
     end: Instant,
     created: &AtomicU64,
@@ -91,10 +111,12 @@ async fn sign_up(
             "email": format!("{name}-{n}@example.com"),
             "password": "securePassword123",
         });
-        let sent = Instant::now();
+        // One that is late counts from when it was due: who came then has waited since.
+        let sent = due(n).unwrap_or_else(Instant::now);
         if sent >= end {
             break;
         }
+        tokio::time::sleep_until(sent.into()).await;
         let body = Bytes::from(body.to_string());
         let (status, _) =
             connection.post("/users/register", body).await.context("a signup broke off")?;

@@ -3,6 +3,7 @@
 //! Measures how fast it hashes, then drives signups over HTTP through the configured queue and
 //! store, in a database and queues of its own that are removed at the end.
 
+mod bulk;
 mod cpu;
 mod hashing;
 mod load;
@@ -20,12 +21,14 @@ use crate::app::App;
 use crate::config::{Flag, Settings, StoreUrl};
 use crate::signup::{Clock, id::random_hex};
 use crate::{queue, store};
-use report::{Hashing, Report, Signups};
+use load::Load;
+use report::{Hashing, Isolation, Report, Signups};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     muster bench\n  \
-    muster bench --cost 12 --connections 64 --duration 30s --json")]
+    muster bench --cost 12 --connections 64 --duration 30s --json\n  \
+    muster bench --queue amqp://localhost --store mongodb://localhost --with-bulk 100000")]
 pub(super) struct Flags {
     #[command(flatten)]
     settings: SettingFlags,
@@ -38,6 +41,9 @@ pub(super) struct Flags {
     /// How long to sign up.
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     duration: Duration,
+    /// Measure too what so many bulk rows in the queue do to signups at half of that rate.
+    #[arg(long, value_name = "ROWS", conflicts_with = "address")]
+    with_bulk: Option<usize>,
     /// Drive the muster at this address instead; the users it makes stay there.
     #[arg(long, value_name = "ADDRESS")]
     address: Option<SocketAddr>,
@@ -73,7 +79,7 @@ pub(super) fn run(flags: Flags) -> u8 {
     match measure(&flags, settings) {
         Ok(report) => {
             report.print(flags.json);
-            if report.signups.other == 0 { EXIT_OK } else { EXIT_FAILED }
+            if report.other() == 0 { EXIT_OK } else { EXIT_FAILED }
         }
         Err(error) => {
             complain(&error);
@@ -85,12 +91,28 @@ pub(super) fn run(flags: Flags) -> u8 {
 fn measure(flags: &Flags, settings: Settings) -> anyhow::Result<Report> {
     let hashing = hashing::measure(&settings.password, &bar("hashing"));
     let bar = bar("signing up");
-    let signups = match flags.address {
-        Some(address) => load::drive(address, flags.connections, flags.duration, &bar)?,
+    let (signups, isolation) = match flags.address {
+        Some(address) => (load::drive(address, flags.load(), &bar)?, None),
         None => with_own_muster(flags, settings.clone(), &bar)?,
     };
     bar.finish_and_clear();
-    Ok(Report::new(flags, &settings, hashing, signups))
+    Ok(Report::new(flags, &settings, hashing, signups, isolation))
+}
+
+impl Flags {
+    fn load(&self) -> Load {
+        Load { connections: self.connections, duration: self.duration, pace: None }
+    }
+}
+
+/// What a thread that drives has measured, without keeping this one from its other work.
+async fn joined(
+    driving: std::thread::JoinHandle<anyhow::Result<Signups>>,
+) -> anyhow::Result<Signups> {
+    while !driving.is_finished() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    driving.join().map_err(|_| anyhow::anyhow!("the load generator crashed"))?
 }
 
 /// Starts a muster on a database and queues of its own, drives it, and removes all of it.
@@ -98,7 +120,7 @@ fn with_own_muster(
     flags: &Flags,
     mut settings: Settings,
     bar: &ProgressBar,
-) -> anyhow::Result<Signups> {
+) -> anyhow::Result<(Signups, Option<Isolation>)> {
     let name = format!("muster-bench-{}", &random_hex()[..12]);
     let scratch = std::env::temp_dir().join(&name);
     std::fs::create_dir(&scratch)
@@ -113,24 +135,33 @@ fn with_own_muster(
         let app = App::start(&settings, Clock::system()).await?;
         let address = app.addresses().front.context("a front that listens")?;
         let slots = app.slots().cloned().context("a worker that hashes")?;
+        let queue = app.queue().clone();
         let stop = tokio_util::sync::CancellationToken::new();
         let running = tokio::spawn(app.run_until(stop.clone().cancelled_owned()));
         load::wait_until_ready(address).await?;
         let (before, cpu) = (slots.usage(), cpu::own_time());
-        let (connections, duration, bar) = (flags.connections, flags.duration, bar.clone());
-        let drive = std::thread::Builder::new()
+        let (load, shown) = (flags.load(), bar.clone());
+        let driving = std::thread::Builder::new()
             .name(cpu::LOAD.into())
-            .spawn(move || load::drive(address, connections, duration, &bar))?;
-        while !drive.is_finished() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let driven = drive.join().map_err(|_| anyhow::anyhow!("the load generator crashed"))?;
+            .spawn(move || load::drive(address, load, &shown))?;
+        let driven = joined(driving).await;
         let (after, cpu_after) = (slots.usage(), cpu::own_time());
+        let measured = async {
+            let mut signups = driven?;
+            signups.measured_inside(before, after, cpu_after.saturating_sub(cpu));
+            let isolation = match flags.with_bulk {
+                Some(rows) => {
+                    let capacity = signups.per_second;
+                    Some(bulk::measure(queue, address, flags.load(), rows, capacity, bar).await?)
+                }
+                None => None,
+            };
+            anyhow::Ok((signups, isolation))
+        };
+        let measured = measured.await;
         stop.cancel();
         running.await?;
-        let mut signups = driven?;
-        signups.measured_inside(before, after, cpu_after.saturating_sub(cpu));
-        anyhow::Ok(signups)
+        measured
     });
     let removed = runtime.block_on(async {
         queue::remove(&settings.queue).await?;

@@ -19,6 +19,24 @@ pub(super) struct Report {
     ratio_to_crate: f64,
     /// Signups to what the lanes could hash if they were always full.
     ratio_to_ceiling: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isolation: Option<Isolation>,
+}
+
+/// Signups at half the capacity, while bulk rows wait.
+#[derive(Debug, Serialize)]
+pub(super) struct Isolation {
+    /// In the queue when it was measured.
+    pub(super) rows: usize,
+    pub(super) per_second: f64,
+    pub(super) p99_alone_ms: f64,
+    pub(super) p99_with_rows_ms: f64,
+    pub(super) ratio: f64,
+    pub(super) rows_per_second: f64,
+    /// Signups and rows together, to signups alone at full load.
+    pub(super) sum_to_capacity: f64,
+    /// Answers that were not 201.
+    pub(super) other: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -89,6 +107,7 @@ impl Report {
         settings: &Settings,
         hashing: Hashing,
         signups: Signups,
+        isolation: Option<Isolation>,
     ) -> Self {
         let queue = match (&flags.address, &settings.queue.url) {
             (Some(_), _) => "of the muster at the given address",
@@ -107,7 +126,13 @@ impl Report {
             ratio_to_ceiling: signups.per_second / hashing.ceiling_per_second,
             hashing,
             signups,
+            isolation,
         }
+    }
+
+    /// Answers that were not 201.
+    pub(super) fn other(&self) -> u64 {
+        self.signups.other + self.isolation.as_ref().map_or(0, |isolation| isolation.other)
     }
 
     /// To standard output; a closed one is no fault of the measurement.
@@ -155,6 +180,20 @@ impl Report {
                 "  lanes occupied    {:>9.1}     {:.1} ms in the line\n\
                  \x20 other CPU         {:>9.0} us a signup, apart from hashing and this load\n",
                 inside.lanes_occupied, inside.wait_ms, inside.cpu_us_per_signup
+            );
+        }
+        if let Some(isolation) = &self.isolation {
+            text += &format!(
+                "at half of that, {:.1}/s, with {} bulk rows waiting\n\
+                 \x20 p99               {:>9.1} ms   {:.2} x the {:.1} ms without\n\
+                 \x20 rows              {:>9.1}/s   signups and rows are {:.2} x what signups alone were\n",
+                isolation.per_second,
+                isolation.rows,
+                isolation.p99_with_rows_ms,
+                isolation.ratio,
+                isolation.p99_alone_ms,
+                isolation.rows_per_second,
+                isolation.sum_to_capacity,
             );
         }
         text + &format!(

@@ -1,0 +1,84 @@
+//! What a flood of bulk rows does to those who wait: signups at half of what the machine can do, first
+//! alone, then while so many rows lie in the bulk queue.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use anyhow::Context;
+use bytes::Bytes;
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use super::load::{Load, drive};
+use super::report::{Isolation, Signups};
+use crate::queue::{Producer, Queue, Row, Window};
+use crate::signup::{ContractId, MessageId, id::random_hex};
+
+/// Measures both, `capacity` signups a second being all that goes without rows.
+pub(super) async fn measure(
+    queue: Arc<dyn Queue>,
+    address: SocketAddr,
+    load: Load,
+    rows: usize,
+    capacity: f64,
+    bar: &ProgressBar,
+) -> anyhow::Result<Isolation> {
+    let load = Load { pace: Some(capacity / 2.0), ..load };
+    let alone = paced(address, load, bar, "half the load").await?;
+    let Producer { rows: sender, mut answers, .. } = queue.producer(Window::of(rows));
+    let done = Arc::new(AtomicU64::new(0));
+    let counted = done.clone();
+    let counting = tokio::spawn(async move {
+        while answers.recv().await.is_some() {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    bar.set_message("rows enqueued");
+    bar.set_length(rows as u64);
+    let run = random_hex();
+    for tag in 0..rows as u64 {
+        sender.send(row(&run, tag)).await.context("the queue takes no more rows")?;
+        bar.set_position(tag);
+    }
+    let before = done.load(Ordering::Relaxed);
+    let flooded = paced(address, load, bar, "half the load, and rows").await?;
+    let bulk = (done.load(Ordering::Relaxed) - before) as f64 / load.lasts().as_secs_f64();
+    // What is still in the queue is removed with it.
+    counting.abort();
+    Ok(Isolation {
+        rows,
+        per_second: flooded.per_second,
+        p99_alone_ms: alone.p99_ms,
+        p99_with_rows_ms: flooded.p99_ms,
+        ratio: flooded.p99_ms / alone.p99_ms,
+        rows_per_second: bulk,
+        sum_to_capacity: (flooded.per_second + bulk) / capacity,
+        other: alone.other + flooded.other,
+    })
+}
+
+async fn paced(
+    address: SocketAddr,
+    load: Load,
+    bar: &ProgressBar,
+    what: &'static str,
+) -> anyhow::Result<Signups> {
+    let shown = bar.clone();
+    shown.set_prefix(what);
+    let driving = thread::Builder::new()
+        .name(super::cpu::LOAD.into())
+        .spawn(move || drive(address, load, &shown))?;
+    super::joined(driving).await
+}
+
+fn row(run: &str, tag: u64) -> Row {
+    let body = json!({
+        "fullname": { "firstname": "John", "lastname": "Doe" },
+        "email": format!("bulk-{run}-{tag}@example.com"),
+        "password": "securePassword123",
+    });
+    let body = Bytes::from(body.to_string());
+    Row { tag, contract: ContractId::NestedName, id: MessageId::random(), fresh: true, body }
+}
