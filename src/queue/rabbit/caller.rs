@@ -7,22 +7,23 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use lapin::{Channel, Consumer};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::link::{Link, LinkError, State};
 use super::publisher::Publisher;
+use super::replies::Replies;
 use super::waiting::Waiting;
-use super::{Backoff, Broker, properties, topology};
+use super::{Backoff, Broker, properties};
 use crate::queue::seal::Letter;
 use crate::queue::{Backlog, Call, CallError, Caller, Door, Kind};
 use crate::shutdown::Tasks;
-use crate::signup::{Millis, Outcome, id::random_hex};
+use crate::signup::{Millis, Outcome};
 use crate::telemetry::Part;
 
 /// How long a call waits for a connection that is being made anew, before it is told that the
@@ -151,9 +152,7 @@ async fn supervise(
 struct Opened {
     session: Arc<Session>,
     publish: Link,
-    consume: Link,
-    replies: Consumer,
-    looks: Channel,
+    replies: Replies,
     /// The registration queue's name.
     registrations: String,
 }
@@ -161,29 +160,13 @@ struct Opened {
 impl Opened {
     async fn new(broker: &Broker) -> Result<Self, LinkError> {
         let publish = Link::open(broker, "front publisher").await?;
-        let prepared = async {
-            topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
-            publish.publisher().await
-        };
-        let publisher = publish.prepared(prepared).await?;
-        let consume = Link::open(broker, "front replies").await?;
-        let reply_queue = format!("{}{}", broker.names.reply_prefix(), random_hex());
-        let subscribed = async {
-            let channel = consume.connection().create_channel().await?;
-            let options =
-                QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-            let (name, table) = (reply_queue.as_str(), FieldTable::default());
-            channel.queue_declare(name.into(), options, table.clone()).await?;
-            // A reply is of use only to this process, so there is nothing to ack.
-            let options =
-                BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
-            let replies = channel.basic_consume(name.into(), "".into(), options, table).await?;
-            Ok((replies, consume.connection().create_channel().await?))
-        };
-        let (replies, looks) = consume.prepared(subscribed).await?;
+        publish.declare(broker).await?;
+        let publisher = publish.prepared(publish.publisher()).await?;
+        let replies = Replies::open(broker, "front replies").await?;
+        let reply_queue = replies.queue.clone();
         let session = Arc::new(Session { publisher, reply_queue, waiting: Waiting::default() });
         let registrations = broker.names.queue(Door::Interactive);
-        Ok(Self { session, publish, consume, replies, looks, registrations })
+        Ok(Self { session, publish, replies, registrations })
     }
 
     /// Hands out replies until a connection is lost (an error) or the end is asked for.
@@ -193,9 +176,9 @@ impl Opened {
         known: &Known,
         stop: &CancellationToken,
     ) -> Result<(), LinkError> {
-        let (mut publishing, mut consuming) = (self.publish.state(), self.consume.state());
+        let (mut publishing, mut consuming) = (self.publish.state(), self.replies.link.state());
         // Beside the rest, because a broker may take its time for it, and replies must not wait for that.
-        let looks = look_again_and_again(&self.looks, &self.registrations, known);
+        let looks = look_again_and_again(&self.replies.looks, &self.registrations, known);
         let probes = probe_again_and_again(&self.session);
         let (mut looks, mut probes) = (std::pin::pin!(looks), std::pin::pin!(probes));
         let mut give_up_at = None;
@@ -218,7 +201,7 @@ impl Opened {
                 }
             };
             tokio::select! {
-                reply = self.replies.next() => match reply {
+                reply = self.replies.consumer.next() => match reply {
                     Some(Ok(delivery)) => {
                         if !is_probe(&delivery) {
                             known.replied(&delivery);
@@ -241,7 +224,7 @@ impl Opened {
                 () = stop.cancelled() => {
                     self.session.waiting.lose();
                     self.publish.close().await;
-                    self.consume.close().await;
+                    self.replies.link.close().await;
                     return Ok(());
                 }
             }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::acks::Acks;
 use super::link::{Link, LinkError, State};
 use super::settle::{RabbitHandle, Settler};
-use super::{Backoff, Broker, properties, topology};
+use super::{Backoff, Broker, properties};
 use crate::queue::age::Ages;
 use crate::queue::{Delivery, Door};
 use crate::telemetry::Part;
@@ -100,11 +100,7 @@ impl Doorway {
         // is delivered, until the broker gives it up; long pauses would make everybody wait for that.
         backoff.reset();
         if declare {
-            let declared = async {
-                topology::declare(link.connection(), &broker.names, &broker.settings).await?;
-                Ok(())
-            };
-            link.prepared(declared).await?;
+            link.declare(broker).await?;
         }
         let queue = broker.names.queue(self.door);
         let mut session = Session {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::doorway::{Doorway, Shared};
 use super::link::{Link, LinkError, State};
 use super::settle::Settler;
-use super::{Backoff, Broker, topology};
+use super::{Backoff, Broker};
 use crate::queue::{Delivery, Door, Inbox, PerSecond, Prefetch};
 use crate::shutdown::Tasks;
 use crate::telemetry::Part;
@@ -105,10 +105,7 @@ async fn supervise(shared: Shared, per_second: PerSecond, doors: Vec<Doorway>) {
 /// The publishing end, by which deliveries are settled.
 async fn open(broker: &Arc<Broker>, per_second: &PerSecond) -> Result<Arc<Settler>, LinkError> {
     let publish = Link::open(broker, "worker publisher").await?;
-    let prepared = async {
-        topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
-        publish.publisher().await
-    };
-    let publisher = publish.prepared(prepared).await?;
+    publish.declare(broker).await?;
+    let publisher = publish.prepared(publish.publisher()).await?;
     Ok(Arc::new(Settler::new(broker.clone(), per_second.clone(), publisher, publish)))
 }

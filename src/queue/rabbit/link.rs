@@ -11,8 +11,8 @@ use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorK
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::Broker;
 use super::publisher::Publisher;
+use super::{Broker, topology};
 
 /// A broker that accepts a connection and then says nothing is given up after this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -130,6 +130,12 @@ impl Link {
     ) -> Result<T, LinkError> {
         let prepared = timeout(PREPARE_TIMEOUT, self.unless_lost(work)).await;
         prepared.unwrap_or(Err(LinkError::Silent))
+    }
+
+    /// Declares everything that every process needs.
+    pub(super) async fn declare(&self, broker: &Broker) -> Result<(), LinkError> {
+        let declared = topology::declare(&self.connection, &broker.names, &broker.settings);
+        self.prepared(async { Ok(declared.await?) }).await
     }
 
     pub(super) async fn close(&self) {

@@ -20,6 +20,7 @@ mod link;
 mod producer;
 mod properties;
 mod publisher;
+mod replies;
 mod settle;
 mod tls;
 mod topology;

@@ -12,13 +12,14 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Confirmation, Consumer};
+use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::link::{Link, LinkError, State};
-use super::{Backoff, Broker, properties, topology};
+use super::replies::Replies;
+use super::{Backoff, Broker, properties};
 use crate::queue::producer::{Ends, Taken};
 use crate::queue::seal::{Letter, Sealer};
 use crate::queue::{Door, NoAnswer, Producer, Row, Window};
@@ -168,10 +169,7 @@ struct Published {
 struct Session {
     publish: Link,
     channel: Channel,
-    consume: Link,
-    replies: Consumer,
-    looks: Channel,
-    reply_queue: String,
+    replies: Replies,
     /// How the correlation ids of this session's rows begin; the tag follows.
     correlation: String,
     confirms: FuturesUnordered<BoxFuture<'static, Published>>,
@@ -183,32 +181,13 @@ struct Session {
 impl Session {
     async fn new(broker: &Broker) -> Result<Self, LinkError> {
         let publish = Link::open(broker, "producer").await?;
-        let prepared = async {
-            topology::declare(publish.connection(), &broker.names, &broker.settings).await?;
-            publish.confirmed_channel().await
-        };
-        let channel = publish.unless_lost(prepared).await?;
-        let consume = Link::open(broker, "producer replies").await?;
-        let reply_queue = format!("{}{}", broker.names.reply_prefix(), random_hex());
-        let subscribed = async {
-            let channel = consume.connection().create_channel().await?;
-            let options =
-                QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-            let (name, table) = (reply_queue.as_str(), FieldTable::default());
-            channel.queue_declare(name.into(), options, table.clone()).await?;
-            let options =
-                BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
-            let replies = channel.basic_consume(name.into(), "".into(), options, table).await?;
-            Ok((replies, consume.connection().create_channel().await?))
-        };
-        let (replies, looks) = consume.unless_lost(subscribed).await?;
+        publish.declare(broker).await?;
+        let channel = publish.prepared(publish.confirmed_channel()).await?;
+        let replies = Replies::open(broker, "producer replies").await?;
         Ok(Self {
             publish,
             channel,
-            consume,
             replies,
-            looks,
-            reply_queue,
             correlation: format!("{}-", random_hex()),
             confirms: FuturesUnordered::new(),
             full: None,
@@ -218,7 +197,7 @@ impl Session {
 
     /// Sends and answers until all is done or a connection is lost (an error).
     async fn run(mut self, broker: &Broker, rows: &mut Rows) -> Result<(), LinkError> {
-        let (mut publishing, mut consuming) = (self.publish.state(), self.consume.state());
+        let (mut publishing, mut consuming) = (self.publish.state(), self.replies.link.state());
         let mut look = tokio::time::interval(LOOK_EVERY);
         while !rows.is_done() {
             let open = match (*publishing.borrow_and_update(), *consuming.borrow_and_update()) {
@@ -236,7 +215,7 @@ impl Session {
                 }
             }
             tokio::select! {
-                reply = self.replies.next() => match reply {
+                reply = self.replies.consumer.next() => match reply {
                     Some(Ok(reply)) => self.settle(rows, &reply),
                     Some(Err(error)) => return Err(error.into()),
                     None => return Err(LinkError::ConsumerEnded),
@@ -253,7 +232,7 @@ impl Session {
             }
         }
         self.publish.close().await;
-        self.consume.close().await;
+        self.replies.link.close().await;
         Ok(())
     }
 
@@ -269,7 +248,7 @@ impl Session {
         let correlation_id = format!("{}{tag}", self.correlation);
         let fresh = !row.again;
         let properties =
-            properties::of_row(&row.taken.row, fresh, &self.reply_queue, &correlation_id, sealed);
+            properties::of_row(&row.taken.row, fresh, &self.replies.queue, &correlation_id, sealed);
         let (channel, number) = (self.channel.clone(), row.number);
         let exchange = broker.names.exchange().to_owned();
         self.confirms.push(Box::pin(async move {
@@ -289,7 +268,7 @@ impl Session {
         let letter = Letter {
             contract: row.contract,
             id: &row.id,
-            reply_to: Some(&self.reply_queue),
+            reply_to: Some(&self.replies.queue),
             not_after: Millis(broker.clock.now().0.saturating_add(good_for)),
         };
         Some((sealer.seal(&letter, &row.body)?.into(), Some(sealer.key_id())))
@@ -341,8 +320,9 @@ impl Session {
         let sent = rows.sent;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let name = broker.names.queue(Door::Bulk);
-        let looked = self.looks.queue_declare(name.as_str().into(), options, FieldTable::default());
-        let queue = self.consume.unless_lost(async { Ok(looked.await?) }).await?;
+        let looked =
+            self.replies.looks.queue_declare(name.as_str().into(), options, FieldTable::default());
+        let queue = self.replies.link.unless_lost(async { Ok(looked.await?) }).await?;
         rows.ends.wait_for((queue.consumer_count() == 0).then(|| {
             format!("a worker: nobody consumes {name}; `muster serve --role worker` starts one")
         }));
