@@ -8,10 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::contract::{Document, check_bulk, contract};
 use crate::queue::{Answer, Producer, Row, Window};
-use crate::signup::{
-    Candidate, Email, FailureCode, FieldError, Millis, Outcome, Record, RegistrationId, Rejection,
-    RejectionCode,
-};
+use crate::signup::{Candidate, Email, FailureCode, Millis, Outcome, Record, RegistrationId};
 use crate::store::{Store, StoreError, Taken};
 
 /// Rows looked up at once.
@@ -59,20 +56,9 @@ async fn look(store: Option<&dyn Store>, row: &Row) -> Result<Outcome, StoreErro
         let email_key = candidate.email.as_ref().map(Email::key);
         let taken = store.taken(candidate.username.as_deref(), email_key).await?;
         if taken != Taken::default() && !replayed {
-            return Ok(duplicate(taken));
+            return Ok(taken.into());
         }
     }
     let user = Record::new(&candidate, id, String::new(), Millis(0)).user;
     Ok(Outcome::Registered { user, token: None, replayed })
-}
-
-fn duplicate(taken: Taken) -> Outcome {
-    let fields = [(taken.username, "username"), (taken.email, "email")];
-    let error = |(_, field): (bool, &'static str)| FieldError {
-        field: field.into(),
-        code: "DUPLICATE".into(),
-        message: "already taken".into(),
-    };
-    let errors = fields.into_iter().filter(|(taken, _)| *taken).map(error).collect();
-    Outcome::Rejected(Rejection { code: RejectionCode::Duplicate, errors })
 }

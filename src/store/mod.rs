@@ -12,7 +12,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::config;
-use crate::signup::{Record, RegistrationId, User, UserId};
+use crate::signup::{
+    FieldError, Outcome, Record, RegistrationId, Rejection, RejectionCode, User, UserId,
+};
 use crate::telemetry::Part;
 use crate::telemetry::finding::Finding;
 
@@ -60,6 +62,20 @@ pub struct Taken {
     pub username: bool,
     /// The address.
     pub email: bool,
+}
+
+impl From<Taken> for Outcome {
+    /// The rejection of who wanted what is somebody else's.
+    fn from(taken: Taken) -> Self {
+        let fields = [(taken.username, "username"), (taken.email, "email")];
+        let error = |(_, field): (bool, &'static str)| FieldError {
+            field: field.into(),
+            code: "DUPLICATE".into(),
+            message: "already taken".into(),
+        };
+        let errors = fields.into_iter().filter(|(taken, _)| *taken).map(error).collect();
+        Self::Rejected(Rejection { code: RejectionCode::Duplicate, errors })
+    }
 }
 
 /// The store did not answer, or could not be understood. What failed has been logged.

@@ -12,8 +12,8 @@ use crate::password::{Class, HashError};
 use crate::queue::seal::NotOpened;
 use crate::queue::{Door, Message, Reason};
 use crate::signup::{
-    Candidate, ContractId, FailureCode, FieldError, Outcome, Password, Record, RegistrationId,
-    Rejection, RejectionCode, User,
+    Candidate, ContractId, FailureCode, Outcome, Password, Record, RegistrationId, Rejection,
+    RejectionCode, User,
 };
 use crate::store::{Inserted, StoreError, Taken};
 
@@ -135,7 +135,7 @@ impl Worker {
             let email_key = candidate.email.as_ref().map(|email| email.key());
             let taken = store.taken(candidate.username.as_deref(), email_key).await?;
             if taken != Taken::default() {
-                return Ok(duplicate(taken));
+                return Ok(taken.into());
             }
             if Instant::now() + LOOK_AGAIN >= until {
                 return Err(FailureCode::StoreUnavailable);
@@ -179,21 +179,4 @@ fn class(door: Door) -> Class {
         Door::Interactive | Door::Profile => Class::Interactive,
         Door::Bulk => Class::Bulk,
     }
-}
-
-fn duplicate(taken: Taken) -> Outcome {
-    let error = |field: &'static str| FieldError {
-        field: field.into(),
-        code: "DUPLICATE".into(),
-        message: "already taken".into(),
-    };
-    let errors = [(taken.username, "username"), (taken.email, "email")];
-    Outcome::Rejected(Rejection {
-        code: RejectionCode::Duplicate,
-        errors: errors
-            .into_iter()
-            .filter(|(taken, _)| *taken)
-            .map(|(_, field)| error(field))
-            .collect(),
-    })
 }

@@ -77,25 +77,9 @@ impl Mongo {
         inspect::inspect(self.users.client(), &self.users, &self.address).await
     }
 
-    /// Runs a call to its end, waiting for it no longer than the time-out.
-    async fn run<T: Send + 'static>(
-        &self,
-        what: &'static str,
-        call: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
-    ) -> Result<T, CallFailed> {
-        match tokio::time::timeout(self.timeout, tokio::spawn(call)).await {
-            Ok(Ok(Ok(value))) => Ok(value),
-            Ok(Ok(Err(error))) => Err(CallFailed::Driver(error)),
-            Ok(Err(_)) | Err(_) => {
-                tracing::warn!(what, "the store did not answer in time");
-                Err(CallFailed::Silent)
-            }
-        }
-    }
-
     async fn find(&self, filter: Filter) -> Result<Option<Record>, StoreError> {
         let users = self.users.clone();
-        let found = self.run("find", async move { users.find_one(filter).await }).await;
+        let found = run(self.timeout, "find", async move { users.find_one(filter).await }).await;
         Ok(found.map_err(CallFailed::told)?.map(Record::from))
     }
 
@@ -133,6 +117,22 @@ pub(super) async fn remove(url: &SecretString, settings: &config::Store) -> anyh
     let client = Client::with_uri_str(url.expose_secret()).await?;
     let database = client.default_database().unwrap_or_else(|| client.database(&settings.database));
     Ok(database.drop().await?)
+}
+
+/// Runs a call to its end, waiting for it no longer than the time-out.
+async fn run<T: Send + 'static>(
+    timeout: Duration,
+    what: &'static str,
+    call: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
+) -> Result<T, CallFailed> {
+    match tokio::time::timeout(timeout, tokio::spawn(call)).await {
+        Ok(Ok(Ok(value))) => Ok(value),
+        Ok(Ok(Err(error))) => Err(CallFailed::Driver(error)),
+        Ok(Err(_)) | Err(_) => {
+            tracing::warn!(what, "the store did not answer in time");
+            Err(CallFailed::Silent)
+        }
+    }
 }
 
 enum CallFailed {

@@ -9,7 +9,7 @@ use mongodb::Collection;
 use mongodb::options::InsertManyOptions;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::errors;
+use super::{CallFailed, errors, run};
 use crate::store::document::Document;
 use crate::store::{Inserted, StoreError};
 
@@ -90,15 +90,10 @@ async fn write(
     let count = documents.len();
     let users = users.clone();
     let options = InsertManyOptions::builder().ordered(false).build();
-    // In a task of its own, which is left to end when it is not waited for any longer.
-    let call =
-        tokio::spawn(async move { users.insert_many(documents).with_options(options).await });
-    match tokio::time::timeout(timeout, call).await {
-        Ok(Ok(Ok(_))) => vec![Ok(Inserted::Done); count],
-        Ok(Ok(Err(error))) => errors::of_batch(&error, count),
-        Ok(Err(_)) | Err(_) => {
-            tracing::warn!(documents = count, "the store did not answer an insert in time");
-            vec![Err(StoreError); count]
-        }
+    let call = async move { users.insert_many(documents).with_options(options).await };
+    match run(timeout, "insert", call).await {
+        Ok(_) => vec![Ok(Inserted::Done); count],
+        Err(CallFailed::Driver(error)) => errors::of_batch(&error, count),
+        Err(CallFailed::Silent) => vec![Err(StoreError); count],
     }
 }
