@@ -32,6 +32,11 @@ pub const LOCAL_MAX_BYTES: usize = 64;
 /// Longest label of a domain, in bytes (RFC 1035, 2.3.4).
 pub const LABEL_MAX_BYTES: usize = 63;
 
+/// What the last of a salt's 22 characters in a bcrypt string can be: it has 2 bits.
+pub const SALT_ENDS: &str = ".Oeu";
+/// What the last of a digest's 31 characters can be: it has 4 bits.
+pub const DIGEST_ENDS: &str = ".CGKOSWaeimquy26";
+
 /// The first rule that a value breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
@@ -126,10 +131,9 @@ pub fn is_bcrypt(text: &str) -> bool {
     };
     let cost_fits = HASH_COSTS.map(|cost| format!("{cost:02}")).any(|known| known == cost);
     let known = rest.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'.' || c == b'/');
-    // Of 22 characters the last has 2 bits, of 31 the last has 4.
-    let salt_ends = |c: u8| b".Oeu".contains(&c);
-    let digest_ends = |c: u8| b".CGKOSWaeimquy26".contains(&c);
-    let whole = |rest: &[u8]| rest.len() == 53 && salt_ends(rest[21]) && digest_ends(rest[52]);
+    let ends = |c: u8, known: &str| known.as_bytes().contains(&c);
+    let whole =
+        |rest: &[u8]| rest.len() == 53 && ends(rest[21], SALT_ENDS) && ends(rest[52], DIGEST_ENDS);
     text.len() == HASH_LENGTH && sound && cost_fits && known && whole(rest.as_bytes())
 }
 

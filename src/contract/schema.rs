@@ -108,8 +108,10 @@ pub fn password_hash() -> Value {
             rules::HASH_LENGTH
         ),
         "pattern": format!(
-            r"^\$2[aby]\$({})\$[./A-Za-z0-9]{{21}}[.Oeu][./A-Za-z0-9]{{30}}[.CGKOSWaeimquy26]$",
-            costs.join("|")
+            r"^\$2[aby]\$({})\$[./A-Za-z0-9]{{21}}[{}][./A-Za-z0-9]{{30}}[{}]$",
+            costs.join("|"),
+            rules::SALT_ENDS,
+            rules::DIGEST_ENDS
         ),
     })
 }
