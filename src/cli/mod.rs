@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Flag, Settings, Sources};
+use crate::telemetry::logs;
 
 /// Everything went as asked.
 pub const EXIT_OK: u8 = 0;
@@ -179,6 +180,22 @@ pub fn run(cli: Cli) -> ExitCode {
 /// Tells a person what went wrong, on one line where that is possible.
 fn complain(error: &anyhow::Error) {
     eprintln!("muster: {error:#}");
+}
+
+/// What a command that logs works with, its log begun: all that `settings` say is logged, or what
+/// `filter` says. Otherwise the exit code, after telling why.
+fn begin(
+    settings: anyhow::Result<Settings>,
+    filter: Option<&str>,
+) -> Result<(tokio::runtime::Runtime, Settings), u8> {
+    let begun = settings.and_then(|settings| {
+        logs::init(filter.unwrap_or(&settings.log.filter), settings.log.as_text)?;
+        Ok((runtime()?, settings))
+    });
+    begun.map_err(|error| {
+        complain(&error);
+        EXIT_CONFIGURATION
+    })
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

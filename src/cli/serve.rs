@@ -4,24 +4,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EXIT_CONFIGURATION, EXIT_CRASHED, EXIT_FAILED, EXIT_OK, SettingFlags, complain, runtime,
+    EXIT_CONFIGURATION, EXIT_CRASHED, EXIT_FAILED, EXIT_OK, SettingFlags, begin, complain,
 };
 use crate::app::{App, End};
 use crate::config::Settings;
 use crate::signup::Clock;
-use crate::telemetry::logs;
 
 pub(super) fn run(flags: SettingFlags) -> u8 {
-    let started = flags.load().and_then(|settings| {
-        logs::init(&settings.log.filter, settings.log.as_text)?;
-        Ok((runtime()?, settings))
-    });
-    let (runtime, settings) = match started {
-        Ok(started) => started,
-        Err(error) => {
-            complain(&error);
-            return EXIT_CONFIGURATION;
-        }
+    let (runtime, settings) = match begin(flags.load(), None) {
+        Ok(begun) => begun,
+        Err(code) => return code,
     };
     let code = runtime.block_on(serve(&settings));
     // What still runs after a hard stop is not waited for.
@@ -137,6 +129,7 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::runtime;
     use crate::config::{Flag, Sources};
 
     #[test]

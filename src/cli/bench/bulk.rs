@@ -4,15 +4,15 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 
 use anyhow::Context;
 use bytes::Bytes;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::load::{Load, drive};
-use super::report::{Isolation, Signups};
+use super::drive_apart;
+use super::load::Load;
+use super::report::Isolation;
 use crate::queue::{Producer, Queue, Row, Window};
 use crate::signup::{ContractId, MessageId, id::random_hex};
 
@@ -26,7 +26,8 @@ pub(super) async fn measure(
     bar: &ProgressBar,
 ) -> anyhow::Result<Isolation> {
     let load = Load { pace: Some(capacity / 2.0), ..load };
-    let alone = paced(address, load, bar, "half the load").await?;
+    bar.set_prefix("half the load");
+    let alone = drive_apart(address, load, bar).await?;
     let Producer { rows: sender, mut answers, .. } = queue.producer(Window::of(rows));
     let done = Arc::new(AtomicU64::new(0));
     let counted = done.clone();
@@ -43,7 +44,8 @@ pub(super) async fn measure(
         bar.set_position(tag);
     }
     let before = done.load(Ordering::Relaxed);
-    let flooded = paced(address, load, bar, "half the load, and rows").await?;
+    bar.set_prefix("half the load, and rows");
+    let flooded = drive_apart(address, load, bar).await?;
     let bulk = (done.load(Ordering::Relaxed) - before) as f64 / load.lasts().as_secs_f64();
     // What is still in the queue is removed with it.
     counting.abort();
@@ -57,20 +59,6 @@ pub(super) async fn measure(
         sum_to_capacity: (flooded.per_second + bulk) / capacity,
         other: alone.other + flooded.other,
     })
-}
-
-async fn paced(
-    address: SocketAddr,
-    load: Load,
-    bar: &ProgressBar,
-    what: &'static str,
-) -> anyhow::Result<Signups> {
-    let shown = bar.clone();
-    shown.set_prefix(what);
-    let driving = thread::Builder::new()
-        .name(super::cpu::LOAD.into())
-        .spawn(move || drive(address, load, &shown))?;
-    super::joined(driving).await
 }
 
 fn row(run: &str, tag: u64) -> Row {

@@ -105,10 +105,16 @@ impl Flags {
     }
 }
 
-/// What a thread that drives has measured, without keeping this one from its other work.
-async fn joined(
-    driving: std::thread::JoinHandle<anyhow::Result<Signups>>,
+/// Drives from a thread of its own, without keeping this one from its other work.
+async fn drive_apart(
+    address: SocketAddr,
+    load: Load,
+    bar: &ProgressBar,
 ) -> anyhow::Result<Signups> {
+    let shown = bar.clone();
+    let driving = std::thread::Builder::new()
+        .name(cpu::LOAD.into())
+        .spawn(move || load::drive(address, load, &shown))?;
     while !driving.is_finished() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -140,11 +146,7 @@ fn with_own_muster(
         let running = tokio::spawn(app.run_until(stop.clone().cancelled_owned()));
         load::wait_until_ready(address).await?;
         let (before, cpu) = (slots.usage(), cpu::own_time());
-        let (load, shown) = (flags.load(), bar.clone());
-        let driving = std::thread::Builder::new()
-            .name(cpu::LOAD.into())
-            .spawn(move || load::drive(address, load, &shown))?;
-        let driven = joined(driving).await;
+        let driven = drive_apart(address, flags.load(), bar).await;
         let (after, cpu_after) = (slots.usage(), cpu::own_time());
         let measured = async {
             let mut signups = driven?;

@@ -18,15 +18,14 @@ use work::Work;
 
 use super::serve::Signals;
 use super::{
-    EXIT_CONFIGURATION, EXIT_CRASHED, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, SettingFlags,
-    complain, runtime,
+    EXIT_CONFIGURATION, EXIT_CRASHED, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, begin,
+    complain,
 };
 use crate::app;
 use crate::config::{Flag, Role, Settings};
 use crate::import::{self, End, Import, Input, Job, Ledger, Output, Progress};
 use crate::queue::Window;
 use crate::signup::{ContractId, id::random_hex};
-use crate::telemetry::logs;
 
 /// What the log tells while a bar or a report is what counts.
 const LOG: &str = "warn,lapin=off";
@@ -113,18 +112,10 @@ pub(super) fn run(flags: Flags) -> u8 {
     // Nobody signs a token for a row, so a secret of its own does.
     let set =
         vec![Flag { name: "import", key: "token.secret", value: random_hex() + &random_hex() }];
-    let started = Settings::load_to_ask(&flags.settings.clone().sources(set))
-        .map_err(anyhow::Error::from)
-        .and_then(|settings| {
-            logs::init(LOG, settings.log.as_text)?;
-            Ok((runtime()?, settings))
-        });
-    let (runtime, settings) = match started {
-        Ok(started) => started,
-        Err(error) => {
-            complain(&error);
-            return EXIT_CONFIGURATION;
-        }
+    let settings = Settings::load_to_ask(&flags.settings.clone().sources(set));
+    let (runtime, settings) = match begin(settings.map_err(Into::into), Some(LOG)) {
+        Ok(begun) => begun,
+        Err(code) => return code,
     };
     let code = runtime.block_on(import(&flags, settings)).unwrap_or_else(|error| {
         complain(&error);
