@@ -8,15 +8,12 @@ use futures_util::future::join_all;
 use lapin::options::QueueDeleteOptions;
 use muster::app::App;
 use muster::signup::{Clock, Outcome};
-use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::flow::five_requests;
 use crate::support::Rig;
-use crate::support::broker::{Broker, DIRECT_REPLY, rabbitmqctl, registration};
-use crate::support::ledger::PASSWORD;
+use crate::support::broker::{Broker, rabbitmqctl};
 use crate::support::muster::eventually;
-use crate::support::services::unique;
 
 /// Far less than the deadline in these tests, and enough for a machine that is busy.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -342,15 +339,7 @@ async fn a_bulk_row_waits_for_a_store_that_is_away() {
     let broker = Broker::connect().await;
     let mut replies = broker.direct_replies().await;
     for _ in 0..5 {
-        let body = json!({
-            "email": format!("{}@example.com", unique("john")),
-            "firstname": "John", "lastname": "Doe", "password": unique(PASSWORD),
-        });
-        let properties = registration("flat-name")
-            .with_message_id(unique("row").into())
-            .with_reply_to(DIRECT_REPLY.into());
-        let body = body.to_string();
-        broker.publish(rig.setup.namespace(), "bulk", properties, body.as_bytes()).await;
+        broker.publish_row(rig.setup.namespace()).await;
     }
     rig.workers[0].says("\"outcome\":\"store_unavailable\"").await;
     rig.workers[0].store.heal();

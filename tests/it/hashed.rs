@@ -11,25 +11,12 @@ use serde_json::{Value, json};
 
 use crate::support::broker::{Broker, DIRECT_REPLY, registration};
 use crate::support::importer::{
-    HASH, assert_stored, hashed, import, ndjson, outcomes, reports, user,
+    HASH, assert_stored, hashed, import, ndjson, outcomes, reports, user, with_worker,
 };
 use crate::support::services::{PRODUCTION, unique};
-use crate::support::{Muster, PAIRS, Pair, QueueKind, Setup};
+use crate::support::{PAIRS, Setup};
 
 const CONTRACT: &str = "error-code";
-
-/// A setup, and a worker where the importer does not bring its own.
-async fn bench(pair: Pair) -> Option<(Setup, Option<Muster>)> {
-    if !pair.is_there() {
-        return None;
-    }
-    let setup = Setup::new(pair);
-    let worker = match pair.0 {
-        QueueKind::Rabbit => Some(setup.start_role("worker").await),
-        QueueKind::Local => None,
-    };
-    Some((setup, worker))
-}
 
 /// Imports rows that name themselves, and returns what became of each.
 async fn import_rows(setup: &Setup, rows: &[Value]) -> Vec<Value> {
@@ -54,7 +41,7 @@ fn named(mut user: Value, n: usize) -> Value {
 #[tokio::test]
 async fn hashes_are_kept_as_they_are_and_rows_stand_alone() {
     for pair in PAIRS {
-        let Some((setup, worker)) = bench(pair).await else { continue };
+        let Some((setup, worker)) = with_worker(pair).await else { continue };
         let before: Vec<Value> = (0..20).map(row).collect();
         let told = import_rows(&setup, &before).await;
         assert_eq!(outcomes(&told)["registered"], 20, "{pair:?}: {told:?}");
@@ -79,7 +66,7 @@ async fn hashes_are_kept_as_they_are_and_rows_stand_alone() {
 #[tokio::test]
 async fn the_same_row_again_is_its_user_and_another_hash_is_refused() {
     for pair in PAIRS {
-        let Some((setup, _worker)) = bench(pair).await else { continue };
+        let Some((setup, _worker)) = with_worker(pair).await else { continue };
         let first = import_rows(&setup, &[row(1)]).await;
         let again = import_rows(&setup, &[row(1)]).await;
         assert_eq!(again[0]["userId"], first[0]["userId"], "{pair:?}");
@@ -92,7 +79,9 @@ async fn the_same_row_again_is_its_user_and_another_hash_is_refused() {
 
 #[tokio::test]
 async fn what_is_no_hash_is_refused_with_a_code() {
-    let Some((setup, _worker)) = bench(crate::support::services::EMBEDDED).await else { return };
+    let Some((setup, _worker)) = with_worker(crate::support::services::EMBEDDED).await else {
+        return;
+    };
     let with = |field: &str, value: &str| {
         let mut row = row(1);
         row[field] = value.into();

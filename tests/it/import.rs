@@ -10,13 +10,13 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::support::importer::{
-    Importer, assert_stored, csv, hashed, import, ndjson, outcomes, reports, user,
+    Importer, assert_stored, csv, hashed, import, ndjson, outcomes, reports, user, with_worker,
 };
 use crate::support::ledger::{PASSWORD, users_in};
 use crate::support::muster::{PATIENCE, eventually};
 use crate::support::rig::secrets_in;
 use crate::support::services::{EMBEDDED, PRODUCTION, command};
-use crate::support::{PAIRS, Pair, QueueKind, Rig, Setup};
+use crate::support::{PAIRS, Pair, Rig, Setup};
 
 /// A setup with a file of rows in it; a worker too where the queue is a broker.
 struct Bench {
@@ -26,14 +26,7 @@ struct Bench {
 
 impl Bench {
     async fn new(pair: Pair) -> Option<Self> {
-        if !pair.is_there() {
-            return None;
-        }
-        let setup = Setup::new(pair);
-        let worker = match pair.0 {
-            QueueKind::Rabbit => Some(setup.start_role("worker").await),
-            QueueKind::Local => None,
-        };
+        let (setup, worker) = with_worker(pair).await?;
         Some(Self { setup, _worker: worker })
     }
 

@@ -188,19 +188,8 @@ async fn properties_that_are_no_text_end_one_doors_connection_and_bury_nobody_el
     let mut replies = broker.direct_replies().await;
     let ledger = rig.ledger.clone();
     let load = ledger.drive(&rig.addresses, 4);
-    let row = async || {
-        let body = json!({
-            "email": format!("{}@example.com", unique("john")),
-            "firstname": "John", "lastname": "Doe", "password": unique(PASSWORD),
-        });
-        let properties = registration("flat-name")
-            .with_message_id(unique("row").into())
-            .with_reply_to(DIRECT_REPLY.into());
-        let body = body.to_string();
-        broker.publish(rig.setup.namespace(), "bulk", properties, body.as_bytes()).await;
-    };
     for n in 0..ROWS {
-        row().await;
+        broker.publish_row(rig.setup.namespace()).await;
         if n == ROWS / 2 {
             let spoilt = String::from_utf8(MARK.to_vec()).unwrap();
             let properties = registration("flat-name").with_message_id(spoilt.into());

@@ -9,10 +9,11 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::ledger::PASSWORD;
 use super::muster::eventually;
-use super::services::{amqp_url, command};
+use super::services::{amqp_url, command, unique};
 use super::spec::{Seen, assert_came_to};
 
 /// A connection of another system's.
@@ -55,6 +56,19 @@ impl Broker {
             panic!("not as described: {wrong}");
         }
         self.publish_anything(exchange, key, properties, body).await;
+    }
+
+    /// Publishes a new user's row, whose reply comes to [`Self::direct_replies`].
+    pub async fn publish_row(&self, namespace: &str) {
+        let body = json!({
+            "email": format!("{}@example.com", unique("john")),
+            "firstname": "John", "lastname": "Doe", "password": unique(PASSWORD),
+        });
+        let properties = registration("flat-name")
+            .with_message_id(unique("row").into())
+            .with_reply_to(DIRECT_REPLY.into());
+        let body = body.to_string();
+        self.publish(namespace, "bulk", properties, body.as_bytes()).await;
     }
 
     /// Publishes without a look, and fails unless a queue took it.

@@ -11,8 +11,8 @@ use muster::store;
 use muster::telemetry::Health;
 use serde_json::{Value, json};
 
-use super::Setup;
 use super::muster::PATIENCE;
+use super::{Muster, Pair, QueueKind, Setup};
 
 /// An import under way. Killed when dropped.
 #[derive(Debug)]
@@ -99,6 +99,19 @@ impl Drop for Importer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A setup, and a worker where the importer does not bring its own.
+pub async fn with_worker(pair: Pair) -> Option<(Setup, Option<Muster>)> {
+    if !pair.is_there() {
+        return None;
+    }
+    let setup = Setup::new(pair);
+    let worker = match pair.0 {
+        QueueKind::Rabbit => Some(setup.start_role("worker").await),
+        QueueKind::Local => None,
+    };
+    Some((setup, worker))
 }
 
 /// Runs it to its end.

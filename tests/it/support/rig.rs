@@ -172,12 +172,7 @@ impl Rig {
 
     /// Messages in a queue that no worker holds.
     pub async fn messages(&self, queue: &str) -> u32 {
-        let broker = Broker::connect().await;
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let name = format!("{}.{queue}", self.setup.namespace());
-        let table = FieldTable::default();
-        let queue = broker.channel.queue_declare(name.as_str().into(), options, table).await;
-        queue.unwrap().message_count()
+        Broker::connect().await.count(&format!("{}.{queue}", self.setup.namespace())).await
     }
 
     /// Consumers of a queue; none while it is not there.
