@@ -64,7 +64,11 @@ impl Front {
         stopping: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
-            routes: Routes::new(&settings.mounts, files.keys.is_some()),
+            routes: Routes::new(
+                &settings.mounts,
+                files.keys.is_some(),
+                settings.bulk_key.is_some(),
+            ),
             cors: cors::Cors::new(&settings.cors_origins),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
             in_flight_calls: joined::Calls::default(),
@@ -101,10 +105,7 @@ impl Front {
     }
 
     async fn route(&self, request: Request<Incoming>) -> Response {
-        let found = self.routes.find(request.uri().path());
-        // Without a key the path is none.
-        let found = found.filter(|found| *found != Found::Bulk || self.settings.bulk_key.is_some());
-        let Some(found) = found else {
+        let Some(found) = self.routes.find(request.uri().path()) else {
             return answer::problem(
                 StatusCode::NOT_FOUND,
                 "Nothing is served at this path; the registration paths are in the documentation.",
@@ -115,7 +116,7 @@ impl Front {
             (Found::Signup(mount), &Method::POST) => self.sign_up(mount, request).await,
             (Found::Bulk, &Method::POST) => match &self.settings.bulk_key {
                 Some(key) => self.bulk(request, key).await,
-                None => answer::method_not_allowed(found.allow()),
+                None => answer::empty(StatusCode::NOT_FOUND),
             },
             (Found::Profile, &Method::GET | &Method::HEAD) => self.profile(&request).await,
             (Found::Keys, &Method::GET | &Method::HEAD) => match &self.files.keys {

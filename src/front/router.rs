@@ -9,6 +9,8 @@ pub(super) struct Routes {
     patterns: Vec<Mount>,
     /// Whether there are public keys to serve.
     keys: bool,
+    /// Whether there is an API key that opens the bulk path.
+    bulk: bool,
 }
 
 /// What stands at a path.
@@ -36,9 +38,9 @@ impl Found<'_> {
 }
 
 impl Routes {
-    pub(super) fn new(mounts: &[Mount], keys: bool) -> Self {
+    pub(super) fn new(mounts: &[Mount], keys: bool, bulk: bool) -> Self {
         let (patterns, exact) = mounts.iter().cloned().partition(|mount| mount.any_prefix);
-        Self { exact, patterns, keys }
+        Self { exact, patterns, keys, bulk }
     }
 
     /// Finds a path; a trailing slash is tolerated, and an exact mount beats a pattern.
@@ -48,7 +50,7 @@ impl Routes {
             return Some(Found::Signup(&mount.contracts));
         }
         match path {
-            "/registrations" => return Some(Found::Bulk),
+            "/registrations" if self.bulk => return Some(Found::Bulk),
             "/users/profile" => return Some(Found::Profile),
             "/.well-known/jwks.json" if self.keys => return Some(Found::Keys),
             "/live" => return Some(Found::Live),
@@ -77,10 +79,13 @@ mod tests {
             mount("/special/auth/signup", false, &[FlatName]),
             mount("/users/register", false, &[NestedName, FlatName]),
         ];
-        let routes = Routes::new(&mounts, false);
+        let routes = Routes::new(&mounts, false, false);
         assert_eq!(routes.find("/.well-known/jwks.json"), None);
-        let keys = Routes::new(&mounts, true);
+        let keys = Routes::new(&mounts, true, false);
         assert_eq!(keys.find("/.well-known/jwks.json"), Some(Found::Keys));
+        assert_eq!(routes.find("/registrations"), None);
+        let bulk = Routes::new(&mounts, false, true);
+        assert_eq!(bulk.find("/registrations"), Some(Found::Bulk));
         for path in ["/auth/signup", "/identity/auth/signup", "/api/v1/auth/signup/"] {
             assert_eq!(routes.find(path), Some(Found::Signup(&[ErrorCode])), "{path}");
         }
