@@ -72,6 +72,8 @@ pub struct Front {
     pub listen: SocketAddr,
     /// Which contracts stand where.
     pub mounts: Vec<Mount>,
+    /// Whether pages for people are served.
+    pub pages: bool,
     /// The files that make it https; none: http.
     pub tls: Option<CertificateFiles>,
     /// The file with the public keys of tokens.

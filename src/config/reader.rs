@@ -1,5 +1,7 @@
 //! Turns texts and numbers into settings that make sense, each alone and together.
 
+mod mounts;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,10 +14,9 @@ use zeroize::Zeroizing;
 
 use super::layers::{Layers, is_secret, long_name};
 use super::{
-    CertificateFiles, Events, Front, Log, Mount, Password, Problems, Queue, QueueUrl, Role,
-    Settings, Store, StoreUrl, Token, without_password,
+    CertificateFiles, Events, Front, Log, Password, Problems, Queue, QueueUrl, Role, Settings,
+    Store, StoreUrl, Token, without_password,
 };
-use crate::signup::ContractId;
 
 /// Shortest signing secret in bytes: as long as the digest (RFC 7518, 3.2).
 const SECRET_MIN: usize = 32;
@@ -23,6 +24,10 @@ const SECRET_MIN: usize = 32;
 const BULK_KEY_MIN: usize = 32;
 /// Lowest cost that is safe today (OWASP password storage cheat sheet).
 const COST_MIN: i64 = 10;
+/// The queue in this process.
+const LOCAL: &str = "local:";
+/// How the embedded store's URL begins; a path follows.
+const FILE: &str = "file:";
 /// Costs bcrypt is defined for.
 const COST_RANGE: std::ops::RangeInclusive<i64> = 4..=31;
 
@@ -75,6 +80,7 @@ impl Reader<'_> {
     fn front(&mut self) -> Option<Front> {
         let listen = self.address("front.listen");
         let mounts = self.mounts();
+        let pages = self.pages();
         let tls = self.certificate("front.tls_cert", "front.tls_key");
         let cors_origins = self.list("front.cors_origins");
         let deadline = self.duration("front.deadline");
@@ -99,6 +105,7 @@ impl Reader<'_> {
         Some(Front {
             listen: listen?,
             mounts: mounts?,
+            pages: pages?,
             tls: tls?,
             jwks: self.path("front.jwks"),
             cors_origins,
@@ -113,9 +120,17 @@ impl Reader<'_> {
         })
     }
 
+    /// Left open, there are pages where muster is being tried out: nothing leaves this process.
+    fn pages(&mut self) -> Option<bool> {
+        let choices = [("auto", None), ("on", Some(true)), ("off", Some(false))];
+        let chosen = self.choice("front.pages", &choices)?;
+        let embedded = self.text("queue.url") == LOCAL && self.text("store.url").starts_with(FILE);
+        Some(chosen.unwrap_or(embedded))
+    }
+
     fn queue(&mut self) -> Option<Queue> {
         let text = self.text("queue.url");
-        let url = if text == "local:" {
+        let url = if text == LOCAL {
             Some(QueueUrl::Local)
         } else if text.starts_with("amqp://") || text.starts_with("amqps://") {
             self.parsed_url("queue.url").map(QueueUrl::Amqp)
@@ -180,7 +195,7 @@ impl Reader<'_> {
 
     fn store(&mut self) -> Option<Store> {
         let text = self.text("store.url");
-        let url = match text.strip_prefix("file:") {
+        let url = match text.strip_prefix(FILE) {
             Some("") => self.problem("store.url", "file: wants a path, such as file:./muster.redb"),
             Some(path) => Some(StoreUrl::File(PathBuf::from(path))),
             None if text.starts_with("mongodb://") || text.starts_with("mongodb+srv://") => {
@@ -235,13 +250,6 @@ impl Reader<'_> {
         let as_text = self
             .choice("log.format", &[("auto", None), ("text", Some(true)), ("json", Some(false))]);
         Some(Log { as_text: as_text?, filter: self.text("log.filter") })
-    }
-
-    fn mounts(&mut self) -> Option<Vec<Mount>> {
-        let lines = self.list("front.mounts");
-        let mounts: Result<Vec<Mount>, String> = lines.iter().map(|line| mount(line)).collect();
-        let mounts = mounts.and_then(check_mounts);
-        mounts.map_err(|wrong| self.problem::<()>("front.mounts", &wrong)).ok()
     }
 
     fn text(&self, key: &str) -> String {
@@ -347,49 +355,6 @@ impl Reader<'_> {
         self.problems.add(format!("{key}: {wrong}{origin}"));
         None
     }
-}
-
-/// Refuses mounts of which one could never be reached.
-fn check_mounts(mounts: Vec<Mount>) -> Result<Vec<Mount>, String> {
-    if mounts.is_empty() {
-        return Err("at least one mount wanted".to_owned());
-    }
-    for (at, mount) in mounts.iter().enumerate() {
-        let twice = mounts[..at]
-            .iter()
-            .any(|other| (&other.path, other.any_prefix) == (&mount.path, mount.any_prefix));
-        if twice {
-            return Err(format!("{} stands there twice", mount.path));
-        }
-        let by_shape = [ContractId::NestedName, ContractId::FlatName];
-        let alone = mount.contracts.len() == 1;
-        let pair = mount.contracts.len() == 2
-            && by_shape.iter().all(|contract| mount.contracts.contains(contract));
-        if !alone && !pair {
-            return Err(format!(
-                "{}: only nested-name and flat-name can share a path, their bodies differ",
-                mount.path
-            ));
-        }
-    }
-    Ok(mounts)
-}
-
-/// Reads `/path = contract | contract`.
-fn mount(line: &str) -> Result<Mount, String> {
-    let wanted = || format!("PATH = CONTRACT | CONTRACT wanted, not {line:?}");
-    let (path, contracts) = line.split_once('=').ok_or_else(wanted)?;
-    let (path, any_prefix) = match path.trim().strip_prefix('*') {
-        Some(rest) => (rest, true),
-        None => (path.trim(), false),
-    };
-    if !path.starts_with('/') {
-        return Err(wanted());
-    }
-    let contracts: Result<Vec<_>, _> =
-        contracts.split('|').map(|name| name.trim().parse()).collect();
-    let contracts = contracts.map_err(|unknown| format!("{line:?}: {unknown}"))?;
-    Ok(Mount { path: path.trim_end_matches('/').to_owned(), any_prefix, contracts })
 }
 
 #[cfg(test)]

@@ -52,9 +52,15 @@ pub(super) fn json(status: StatusCode, body: &Value) -> Response {
 
 /// A JSON answer that is written already.
 pub(super) fn json_bytes(status: StatusCode, body: Bytes) -> Response {
-    let mut response = Response::new(Either::Left(Full::new(body)));
+    let mut response = bytes(body, JSON);
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+/// 200 with a body of any type.
+pub(super) fn bytes(body: Bytes, media_type: HeaderValue) -> Response {
+    let mut response = Response::new(Either::Left(Full::new(body)));
+    response.headers_mut().insert(CONTENT_TYPE, media_type);
     response
 }
 

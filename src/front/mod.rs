@@ -11,6 +11,7 @@ mod files;
 mod joined;
 pub mod jwks;
 pub mod ops;
+mod pages;
 pub mod probe;
 mod profile;
 mod router;
@@ -68,6 +69,7 @@ impl Front {
                 &settings.mounts,
                 files.keys.is_some(),
                 settings.bulk_key.is_some(),
+                settings.pages,
             ),
             cors: cors::Cors::new(&settings.cors_origins),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
@@ -127,6 +129,7 @@ impl Front {
             (Found::Ready, &Method::GET | &Method::HEAD) => {
                 ops::ready(&self.health, Some(&self.caller.backlog()))
             }
+            (Found::Page(page), &Method::GET | &Method::HEAD) => self.page(page, request.headers()),
             (found, _) => answer::method_not_allowed(found.allow()),
         }
     }

@@ -1,5 +1,6 @@
 //! Which path is what.
 
+use super::pages::{self, Page};
 use crate::config::Mount;
 use crate::signup::ContractId;
 
@@ -11,6 +12,8 @@ pub(super) struct Routes {
     keys: bool,
     /// Whether there is an API key that opens the bulk path.
     bulk: bool,
+    /// Whether pages for people are served.
+    pages: bool,
 }
 
 /// What stands at a path.
@@ -25,6 +28,8 @@ pub(super) enum Found<'a> {
     Keys,
     Live,
     Ready,
+    /// For people.
+    Page(Page),
 }
 
 impl Found<'_> {
@@ -32,18 +37,21 @@ impl Found<'_> {
     pub(super) fn allow(self) -> &'static str {
         match self {
             Self::Signup(_) | Self::Bulk => "POST, OPTIONS",
-            Self::Profile | Self::Keys | Self::Live | Self::Ready => "GET, HEAD, OPTIONS",
+            Self::Profile | Self::Keys | Self::Live | Self::Ready | Self::Page(_) => {
+                "GET, HEAD, OPTIONS"
+            }
         }
     }
 }
 
 impl Routes {
-    pub(super) fn new(mounts: &[Mount], keys: bool, bulk: bool) -> Self {
+    pub(super) fn new(mounts: &[Mount], keys: bool, bulk: bool, pages: bool) -> Self {
         let (patterns, exact) = mounts.iter().cloned().partition(|mount| mount.any_prefix);
-        Self { exact, patterns, keys, bulk }
+        Self { exact, patterns, keys, bulk, pages }
     }
 
-    /// Finds a path; a trailing slash is tolerated, and an exact mount beats a pattern.
+    /// Finds a path; a trailing slash is tolerated, an exact mount beats a pattern, and any mount
+    /// beats a page.
     pub(super) fn find(&self, path: &str) -> Option<Found<'_>> {
         let path = path.strip_suffix('/').unwrap_or(path);
         if let Some(mount) = self.exact.iter().find(|mount| mount.path == path) {
@@ -57,8 +65,10 @@ impl Routes {
             "/ready" => return Some(Found::Ready),
             _ => {}
         }
-        let mount = self.patterns.iter().find(|mount| path.ends_with(&mount.path))?;
-        Some(Found::Signup(&mount.contracts))
+        if let Some(mount) = self.patterns.iter().find(|mount| path.ends_with(&mount.path)) {
+            return Some(Found::Signup(&mount.contracts));
+        }
+        pages::find(path).filter(|_| self.pages).map(Found::Page)
     }
 }
 
@@ -79,12 +89,12 @@ mod tests {
             mount("/special/auth/signup", false, &[FlatName]),
             mount("/users/register", false, &[NestedName, FlatName]),
         ];
-        let routes = Routes::new(&mounts, false, false);
+        let routes = Routes::new(&mounts, false, false, false);
         assert_eq!(routes.find("/.well-known/jwks.json"), None);
-        let keys = Routes::new(&mounts, true, false);
+        let keys = Routes::new(&mounts, true, false, false);
         assert_eq!(keys.find("/.well-known/jwks.json"), Some(Found::Keys));
         assert_eq!(routes.find("/registrations"), None);
-        let bulk = Routes::new(&mounts, false, true);
+        let bulk = Routes::new(&mounts, false, true, false);
         assert_eq!(bulk.find("/registrations"), Some(Found::Bulk));
         for path in ["/auth/signup", "/identity/auth/signup", "/api/v1/auth/signup/"] {
             assert_eq!(routes.find(path), Some(Found::Signup(&[ErrorCode])), "{path}");
@@ -95,5 +105,17 @@ mod tests {
         for path in ["/", "", "/signups", "/xauth/signup", "/users/register//", "/Signup"] {
             assert_eq!(routes.find(path), None, "{path}");
         }
+    }
+
+    #[test]
+    fn any_mount_beats_a_page() {
+        let is_page = |mounts: &[Mount], path: &str| {
+            matches!(Routes::new(mounts, false, false, true).find(path), Some(Found::Page(_)))
+        };
+        assert!(is_page(&[], "/") && is_page(&[], "/pages/icon.svg"));
+        assert!(!is_page(&[], "/pages") && !is_page(&[], "/pages/router.rs"));
+        assert!(!is_page(&[mount("", false, &[Username])], "/"));
+        let prefixed = [mount("/icon.svg", true, &[Username])];
+        assert!(is_page(&prefixed, "/") && !is_page(&prefixed, "/pages/icon.svg"));
     }
 }

@@ -27,6 +27,7 @@ mod hostile;
 mod import;
 mod keys;
 mod overload;
+mod pages;
 mod properties;
 mod queue;
 mod redelivery;
