@@ -13,6 +13,8 @@
 #   TEST_STORE          `start` or `stop` the store's process (stop is a kill: a store that crashes)
 #   TEST_STORE_PROGRAM  the store's program, for a test that starts one with settings of its own
 #   TEST_PYTHON         a Python that knows PyJWT, with which somebody else's tokens are verified
+#   TEST_CHROMEDRIVER   drives a Chromium without a window, for the pages
+#   TEST_AXE            axe-core's script, which looks at their accessibility
 #
 # Those of a service exist only if it was started here. Start and stop keep port and data.
 
@@ -26,6 +28,8 @@ pika=1.4.4 amqplib=2.3.1
 node=$root/target/node
 # Verifies tokens as other people's programs do.
 pyjwt=2.10.1
+# Knows what assistive technology needs of a page.
+axe=4.14.1
 # This run's folder and the first of its ports; set by services_prepare.
 services='' ports=''
 
@@ -69,6 +73,13 @@ services_start() {
         pyjwt_install
         export TEST_PYTHON=$venv-jwt/bin/python
     fi
+    if [[ -z ${TEST_CHROMEDRIVER:-} ]]; then
+        # Brings the browser with it, which it finds by itself.
+        command -v chromedriver >/dev/null || apt_install chromium-driver TEST_CHROMEDRIVER
+        TEST_CHROMEDRIVER=$(command -v chromedriver) || fail "no chromedriver: give TEST_CHROMEDRIVER"
+        export TEST_CHROMEDRIVER
+    fi
+    [[ -n ${TEST_AXE:-} ]] || axe_install
 }
 
 # The argument is the exit code of the run: after a failure, unlike after Ctrl-C, the logs are kept.
@@ -240,6 +251,25 @@ pyjwt_install() {
     else
         fail "PyJWT $pyjwt cannot be installed: give TEST_PYTHON, a Python that has it"
     fi
+}
+
+# --- axe-core ---
+
+# In a folder of its own: npm removes what it was not asked for.
+axe_install() {
+    local script=$root/target/axe/node_modules/axe-core/axe.min.js
+    if ! command -v npm >/dev/null; then
+        say "left out: the accessibility of the pages (no npm)"
+        return
+    fi
+    if [[ ! -e $root/target/axe/axe-core-$axe ]]; then
+        say "installing axe-core $axe into target/axe"
+        mkdir -p "$root/target/axe"
+        npm install --prefix "$root/target/axe" --silent --no-audit --no-fund --no-save "axe-core@$axe" >&2 ||
+            fail "axe-core $axe cannot be installed"
+        touch "$root/target/axe/axe-core-$axe"
+    fi
+    export TEST_AXE=$script
 }
 
 # --- tools ---

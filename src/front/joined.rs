@@ -151,6 +151,9 @@ mod tests {
         fn backlog(&self) -> Backlog {
             Backlog::default()
         }
+        fn dead_letters(&self) -> Option<u64> {
+            None
+        }
         async fn close(&self) {}
     }
 

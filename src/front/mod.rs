@@ -14,6 +14,7 @@ pub mod ops;
 mod pages;
 pub mod probe;
 mod profile;
+mod recent;
 mod router;
 mod server;
 mod signup;
@@ -27,6 +28,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
@@ -51,6 +53,7 @@ pub struct Front {
     uploads: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
     in_flight_calls: joined::Calls,
+    recent: recent::Recent,
 }
 
 impl Front {
@@ -74,6 +77,7 @@ impl Front {
             cors: cors::Cors::new(&settings.cors_origins),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
             in_flight_calls: joined::Calls::default(),
+            recent: recent::Recent::new(),
             uploads: Arc::new(Semaphore::new(bulk::UPLOADS_MAX)),
             settings,
             caller,
@@ -115,7 +119,12 @@ impl Front {
         };
         match (found, request.method()) {
             (found, &Method::OPTIONS) => self.cors.preflight(found.allow()),
-            (Found::Signup(mount), &Method::POST) => self.sign_up(mount, request).await,
+            (Found::Signup(mount), &Method::POST) => {
+                let began = Instant::now();
+                let response = self.sign_up(mount, request).await;
+                self.recent.note(response.status(), began.elapsed());
+                response
+            }
             (Found::Bulk, &Method::POST) => match &self.settings.bulk_key {
                 Some(key) => self.bulk(request, key).await,
                 None => answer::empty(StatusCode::NOT_FOUND),

@@ -20,24 +20,22 @@ pub(super) fn live() -> Response {
 /// 200 when every part can work; tells what each waits for, and how many workers consume.
 pub(super) fn ready(health: &Health, backlog: Option<&Backlog>) -> Response {
     let ready = health.is_ready();
-    let parts: Map<String, Value> = health
-        .report()
-        .into_iter()
-        .map(|(name, state)| {
-            let state = match state {
-                State::Up => json!("up"),
-                State::Down(waiting_for) => json!({ "waitingFor": waiting_for }),
-            };
-            (name.to_owned(), state)
-        })
-        .collect();
-    let mut body = json!({ "ready": ready, "parts": parts });
+    let mut body = json!({ "ready": ready, "parts": parts(health) });
     if let Some(Backlog { waiting, consumers, .. }) = backlog {
         body["workers"] = json!(consumers);
         body["waiting"] = json!(waiting);
     }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     answer::json(status, &body)
+}
+
+/// How every part is, and what it waits for.
+pub(super) fn parts(health: &Health) -> Map<String, Value> {
+    let told = |state| match state {
+        State::Up => json!("up"),
+        State::Down(waiting_for) => json!({ "waitingFor": waiting_for }),
+    };
+    health.report().into_iter().map(|(name, state)| (name.to_owned(), told(state))).collect()
 }
 
 /// Serves the probes alone, for a process or an address without the rest.

@@ -204,6 +204,10 @@ impl Caller for Doors {
         }
     }
 
+    fn dead_letters(&self) -> Option<u64> {
+        None
+    }
+
     async fn close(&self) {
         self.closed.cancel();
     }

@@ -39,6 +39,10 @@ pub trait Caller: Send + Sync {
     /// What stands between a call made now and its answer.
     fn backlog(&self) -> Backlog;
 
+    /// How many dead letters there were when it was last seen; none where the queue keeps none, or
+    /// while nothing is known. MUST NOT wait.
+    fn dead_letters(&self) -> Option<u64>;
+
     /// Stops sending. Calls that still wait end with [`CallError::Unknown`].
     async fn close(&self);
 }

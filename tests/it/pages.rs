@@ -1,12 +1,27 @@
-//! The pages for people: when they are served, and how.
+//! The pages for people: when they are served and how, and what a person meets there, in a real browser.
 
-use crate::support::services::{PRODUCTION, Pair, QueueKind, StoreKind};
-use crate::support::{Client, Setup};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use muster::signup::ContractId;
+use serde_json::json;
+
+use crate::flow::five_requests;
+use crate::support::broker::{Broker, registration};
+use crate::support::browser::{ENTER, TAB, pictures};
+use crate::support::muster::eventually;
+use crate::support::services::{PRODUCTION, provided, unique};
+use crate::support::{Browser, Client, Muster, Pair, QueueKind, Setup, StoreKind};
 
 /// What a page is made of, besides itself.
-const PARTS: [(&str, &str); 5] = [
+const PARTS: [(&str, &str); 10] = [
     ("/", "text/html; charset=utf-8"),
+    ("/status", "text/html; charset=utf-8"),
+    ("/status.json", "application/json; charset=utf-8"),
     ("/pages/signup.js", "text/javascript; charset=utf-8"),
+    ("/pages/exchange.js", "text/javascript; charset=utf-8"),
+    ("/pages/trip.js", "text/javascript; charset=utf-8"),
+    ("/pages/status.js", "text/javascript; charset=utf-8"),
     ("/pages/style.css", "text/css; charset=utf-8"),
     ("/pages/icon.svg", "image/svg+xml"),
     ("/pages/mounts.json", "application/json; charset=utf-8"),
@@ -75,4 +90,242 @@ async fn a_mount_comes_before_a_page() {
     assert_eq!(status(muster.client(), "/pages/icon.svg").await, 200);
     let mounts = muster.client().get("/pages/mounts.json", &[]).await.json();
     assert_eq!((&mounts[0]["path"], &mounts[0]["contract"]), (&"/".into(), &"register".into()));
+}
+
+/// The program, and a browser on one of its pages; none where there is no browser.
+async fn opened(setup: &Setup, page: &str) -> Option<(Muster, Browser)> {
+    let browser = Browser::start().await?;
+    let muster = setup.start().await;
+    browser.open(&format!("http://{}{page}", muster.client().address())).await;
+    Some((muster, browser))
+}
+
+/// Chooses a contract on the sign-up page.
+async fn choose(browser: &Browser, contract: &str) {
+    let radio = format!("[id^=contract-{contract}-]");
+    let offered = format!("return !!document.querySelector({radio:?})");
+    eventually("the contracts", async || browser.run(&offered).await == true).await;
+    browser.click(&radio).await;
+}
+
+/// Sends the form, and waits for the answer.
+async fn send(browser: &Browser, answer: &str) {
+    browser.run("document.getElementById('status').textContent = ''").await;
+    browser.click("#form .primary").await;
+    browser.says("#status", answer).await;
+}
+
+async fn nobody_complains(browser: &Browser) {
+    assert_eq!(browser.complaints().await, [""; 0]);
+}
+
+/// Fields with an error, each with its text.
+async fn wrong_fields(browser: &Browser) -> Vec<(String, String)> {
+    let script = "return [...document.querySelectorAll('#fields [aria-invalid]')]
+        .map((input) => [input.name, document.getElementById(`${input.id}-error`).innerText])";
+    serde_json::from_value(browser.run(script).await).unwrap()
+}
+
+#[tokio::test]
+async fn one_signs_up_by_every_contract_and_sees_the_token() {
+    let Some((_muster, browser)) = opened(&Setup::embedded(), "/").await else { return };
+    for contract in ContractId::ALL {
+        choose(&browser, contract.as_str()).await;
+        browser.click("#example").await;
+        send(&browser, "201 Created").await;
+        assert!(!browser.text("#request-body").await.contains("Analytical"), "masked");
+        let has_token = contract != ContractId::ErrorCode;
+        assert_eq!(browser.text("#token").await.is_empty(), !has_token);
+        if has_token {
+            assert!(browser.text("#claims").await.contains(contract.as_str()));
+            browser.click("#profile").await;
+            browser.says("#status", "200").await;
+        }
+    }
+    browser.click("#reveal").await;
+    browser.says("#request-body", "Analytical").await;
+    nobody_complains(&browser).await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_stands_at_its_field() {
+    let Some((_muster, browser)) = opened(&Setup::embedded(), "/").await else { return };
+    for (contract, fields) in [
+        ("username", &["username"][..]),
+        ("nested-name", &["fullname.firstname", "email", "password"]),
+        ("flat-name", &["firstname", "email", "password"]),
+        ("register", &["fullname.firstname", "email", "password"]),
+        ("error-code", &["username", "email", "password"]),
+    ] {
+        choose(&browser, contract).await;
+        send(&browser, "400").await;
+        let wrong = wrong_fields(&browser).await;
+        let names: Vec<&str> = wrong.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, fields, "{contract}");
+        assert!(wrong.iter().all(|(_, text)| !text.is_empty()), "{wrong:?}");
+        let focused = browser.run("return document.activeElement.name").await;
+        assert_eq!(focused, fields[0], "{contract}");
+    }
+    // Several at one field, and none left after it was mended.
+    browser.write("[name=password]", "short").await;
+    send(&browser, "400").await;
+    let password = wrong_fields(&browser).await.pop().unwrap();
+    assert!(password.1.contains("10") && password.1.contains(" · "), "{password:?}");
+    browser.click("#example").await;
+    send(&browser, "201").await;
+    assert_eq!(wrong_fields(&browser).await, []);
+    // The browser itself logs refusals, and nothing else went wrong.
+    let complaints = browser.complaints().await;
+    assert!(complaints.iter().all(|one| one.contains("status of 400")), "{complaints:?}");
+}
+
+#[tokio::test]
+async fn the_same_again_is_a_replay_under_its_key_and_a_duplicate_under_another() {
+    let Some((_muster, browser)) = opened(&Setup::embedded(), "/").await else { return };
+    choose(&browser, "flat-name").await;
+    browser.click("#example").await;
+    send(&browser, "201").await;
+    browser.click("#repeat").await;
+    browser.says("#answer-headers", "idempotency-replayed").await;
+    browser.says("#status", "201").await;
+    browser.says("#trip-told", "nobody was registered twice").await;
+    send(&browser, "409").await;
+    let expected = [("email".to_owned(), "Email already exists".to_owned())];
+    assert_eq!(wrong_fields(&browser).await, expected);
+}
+
+#[tokio::test]
+async fn a_keyboard_is_enough() {
+    let Some((_muster, browser)) = opened(&Setup::embedded(), "/").await else { return };
+    let offered = "return document.querySelectorAll('#fields input').length > 0";
+    eventually("the form", async || browser.run(offered).await == true).await;
+    let texts = [
+        ("field-username", "ann"),
+        ("field-email", "ann@example.com"),
+        ("field-password", "securePassword123"),
+    ];
+    let mut met = Vec::new();
+    while met.last().is_none_or(|last| last != "primary") {
+        assert!(met.len() < 20, "the button is not reached: {met:?}");
+        browser.press(TAB).await;
+        let active = "const at = document.activeElement; return at.id || at.className";
+        let at = browser.run(active).await.as_str().unwrap().to_owned();
+        if let Some((_, text)) = texts.iter().find(|(id, _)| *id == at) {
+            browser.press(text).await;
+        }
+        let seen = "return getComputedStyle(document.activeElement.closest('label') ?? \
+                    document.activeElement).outlineStyle";
+        assert_eq!(browser.run(seen).await, "solid", "the focus on {at} is not seen");
+        met.push(at);
+    }
+    let fields: Vec<&String> = met.iter().filter(|id| id.starts_with("field-")).collect();
+    assert_eq!(fields, ["field-username", "field-email", "field-password"]);
+    assert_eq!(met[0], "skip");
+    browser.press(ENTER).await;
+    browser.says("#status", "201").await;
+    nobody_complains(&browser).await;
+}
+
+#[tokio::test]
+async fn the_status_shows_a_signup_within_seconds() {
+    let Some((muster, browser)) = opened(&Setup::embedded(), "/status").await else { return };
+    browser.says("#ready", "ready").await;
+    browser.says("#workers", "1").await;
+    browser.says("#rate-told", "0 done, 0 refused, 0 failed").await;
+    let (path, body, _) = five_requests().remove(0);
+    assert_eq!(muster.client().post(path, &body).await.status, 201);
+    assert_eq!(muster.client().post(path, &body).await.status, 403);
+    browser.says("#rate-told", "1 done, 1 refused, 0 failed").await;
+    browser.says("#time-told", "p50 and p95").await;
+    for part in ["process", "queue", "store", "worker"] {
+        browser.says("#parts", part).await;
+    }
+    let told = muster.client().get("/status.json", &[]).await;
+    assert_eq!(told.header("cache-control"), Some("no-cache"));
+    assert_eq!(told.json()["seconds"]["registered"].as_array().unwrap().len(), 120);
+    nobody_complains(&browser).await;
+    drop(muster);
+    browser.says("#ready", "does not answer").await;
+}
+
+#[tokio::test]
+async fn the_status_counts_dead_letters() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_PAGES", "on");
+    let muster = setup.start().await;
+    let dead =
+        async || muster.client().get("/status.json", &[]).await.json()["deadLetters"].clone();
+    eventually("a look", async || dead().await == 0).await;
+    let broker = Broker::connect().await;
+    let properties = registration("flat-name").with_message_id(unique("row").into());
+    broker.publish_anything(setup.namespace(), "bulk", properties, b"no JSON").await;
+    eventually("the dead letter", async || dead().await == 1).await;
+}
+
+/// An accessibility check by somebody else, in both colours, of both pages with something on them.
+#[tokio::test]
+async fn axe_finds_nothing() {
+    let Some(axe) = provided("TEST_AXE") else { return };
+    let axe = std::fs::read_to_string(axe).unwrap();
+    let setup = Setup::embedded().with("MUSTER_BCRYPT_COST", "12");
+    let Some((muster, browser)) = opened(&setup, "/").await else { return };
+    browser.prefers("prefers-reduced-motion", "reduce").await;
+    choose(&browser, "nested-name").await;
+    browser.click("#example").await;
+    send(&browser, "201").await;
+    let check = async |page: &str| {
+        for colours in ["light", "dark"] {
+            browser.prefers("prefers-color-scheme", colours).await;
+            let is_dark = "return matchMedia('(prefers-color-scheme: dark)').matches";
+            assert_eq!(browser.run(is_dark).await, colours == "dark");
+            browser.run(&axe).await;
+            let found = browser.run_async(CHECK).await;
+            assert_eq!(found, json!([]), "{page}, {colours}");
+        }
+    };
+    check("/").await;
+    browser.click("nav a[href='/status']").await;
+    browser.says("#rate-told", "1 done").await;
+    check("/status").await;
+    drop(muster);
+}
+
+/// What axe objects to, and where.
+const CHECK: &str = "const done = arguments[arguments.length - 1];
+    axe.run().then(({ violations }) => done(violations.map(({ id, nodes }) =>
+        [id, ...nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`)])))";
+
+/// Makes the pictures of the documentation where they are wanted; otherwise a short look at the same.
+#[tokio::test]
+async fn pictures_for_the_documentation() {
+    let setup = Setup::embedded().with("MUSTER_BCRYPT_COST", "12");
+    let Some((muster, browser)) = opened(&setup, "/").await else { return };
+    choose(&browser, "nested-name").await;
+    browser.click("#example").await;
+    send(&browser, "201").await;
+    let backgrounds = async |colours: &str| {
+        browser.prefers("prefers-color-scheme", colours).await;
+        browser.run("return getComputedStyle(document.body).backgroundColor").await
+    };
+    let light = backgrounds("light").await;
+    browser.picture("sign-up").await;
+    assert_ne!(backgrounds("dark").await, light);
+    browser.picture("sign-up-dark").await;
+
+    browser.prefers("prefers-color-scheme", "light").await;
+    browser.click("nav a[href='/status']").await;
+    let seconds = if pictures().is_some() { 110 } else { 2 };
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let clients = (0..6).map(|_| async {
+        while Instant::now() < until {
+            for (path, body, _) in five_requests() {
+                assert_eq!(muster.client().post(path, &body).await.status, 201);
+            }
+        }
+    });
+    join_all(clients).await;
+    browser.says("#rate-told", "done").await;
+    browser.picture("status").await;
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::Sources;
+use crate::signup::ContractId;
 use secrecy::ExposeSecret;
 
 fn load(environment: &[(&str, &str)]) -> Result<Settings, String> {

@@ -63,7 +63,10 @@ export class Exchange {
   /** Sends a request and shows both. The answer's times are in milliseconds. */
   async run(request) {
     this.#shown = request;
-    if (request.body) this.signup = request;
+    if (request.body) {
+      this.signup = request;
+      this.token = null;
+    }
     this.#showRequest();
     const began = performance.now();
     const response = await fetch(request.path, {
@@ -106,15 +109,15 @@ export class Exchange {
     define($("answer-headers"), worth.map((name) => [name, headers.get(name)]));
     $("answer-body").replaceChildren(...coloured(body));
     const token = body.token ?? body.data?.token;
-    if (token) this.#showToken(token);
+    if (token) this.#readToken(token);
+    $("token").hidden = !this.token;
     $("profile").hidden = !this.token;
   }
 
-  #showToken(token) {
+  #readToken(token) {
     this.token = token;
     const [header, claims] = token.split(".").slice(0, 2).map(decoded);
     const shown = [["alg", header.alg], ...(header.kid ? [["kid", header.kid]] : []), ...Object.entries(claims).map(claim)];
     define($("claims"), shown);
-    $("token").hidden = false;
   }
 }

@@ -3,6 +3,7 @@
 
 mod asset;
 mod mounts;
+mod status;
 
 use hyper::StatusCode;
 use hyper::header::{
@@ -23,11 +24,13 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// The files and where they are, without a trailing slash.
-static ASSETS: [Asset; 6] = [
+static ASSETS: [Asset; 8] = [
     html("", include_str!("signup.html")),
+    html("/status", include_str!("status.html")),
     script("/pages/signup.js", include_str!("signup.js")),
     script("/pages/exchange.js", include_str!("exchange.js")),
     script("/pages/trip.js", include_str!("trip.js")),
+    script("/pages/status.js", include_str!("status.js")),
     style("/pages/style.css", include_str!("style.css")),
     svg("/pages/icon.svg", include_str!("icon.svg")),
 ];
@@ -39,12 +42,15 @@ pub(super) enum Page {
     Asset(&'static Asset),
     /// Where which contract is mounted.
     Mounts,
+    /// The figures of the status page.
+    Status,
 }
 
 /// Finds what is at a path.
 pub(super) fn find(path: &str) -> Option<Page> {
     match path {
         "/pages/mounts.json" => Some(Page::Mounts),
+        "/status.json" => Some(Page::Status),
         path => ASSETS.iter().find(|asset| asset.path == path).map(Page::Asset),
     }
 }
@@ -54,6 +60,7 @@ impl Front {
         let mut response = match page {
             Page::Asset(asset) => asset.answer(asked),
             Page::Mounts => answer::json(StatusCode::OK, &mounts::listed(&self.settings.mounts)),
+            Page::Status => answer::json(StatusCode::OK, &status::told(self)),
         };
         let headers = response.headers_mut();
         headers.insert(CONTENT_SECURITY_POLICY, POLICY);

@@ -60,7 +60,8 @@ export class Trip {
     }
     const total = times.get("total") ?? passed.reduce((sum, { dataset }) => sum + times.get(dataset.stage), 0);
     const stages = passed.length === 1 ? "one station" : `${passed.length} stations`;
-    $("trip-told").textContent = `${title}, after ${stages} and ${milliseconds(total)}.${replayed}`;
+    const hashing = times.has("hash") ? `, ${Math.round((times.get("hash") / total) * 100)} % of it hashing` : "";
+    $("trip-told").textContent = `${title}, after ${stages} and ${milliseconds(total)}${hashing}.${replayed}`;
     let sum = 0;
     passed.forEach((station, index) => {
       const time = times.get(station.dataset.stage);

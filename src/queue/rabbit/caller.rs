@@ -1,7 +1,7 @@
 //! The front's end: publishes calls, and matches replies from its own exclusive queue to them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -58,6 +58,8 @@ struct Known {
     answered: AtomicU64,
     /// What one worker can do, as the last reply told, in thousandths a second.
     rate: AtomicU64,
+    /// Dead letters, once they have been looked at.
+    dead: OnceLock<AtomicU64>,
 }
 
 impl Known {
@@ -66,6 +68,10 @@ impl Known {
         self.consumers.store(consumers, Ordering::Relaxed);
         self.sent.store(0, Ordering::Relaxed);
         self.answered.store(0, Ordering::Relaxed);
+    }
+
+    fn looked_at_dead(&self, letters: u32) {
+        self.dead.get_or_init(AtomicU64::default).store(letters.into(), Ordering::Relaxed);
     }
 
     fn replied(&self, reply: &Delivery) {
@@ -153,8 +159,9 @@ struct Opened {
     session: Arc<Session>,
     publish: Link,
     replies: Replies,
-    /// The registration queue's name.
+    /// The registration queue's name, and that of the dead letters.
     registrations: String,
+    dead: String,
 }
 
 impl Opened {
@@ -166,7 +173,8 @@ impl Opened {
         let reply_queue = replies.queue.clone();
         let session = Arc::new(Session { publisher, reply_queue, waiting: Waiting::default() });
         let registrations = broker.names.queue(Door::Interactive);
-        Ok(Self { session, publish, replies, registrations })
+        let dead = broker.names.dead_queue();
+        Ok(Self { session, publish, replies, registrations, dead })
     }
 
     /// Hands out replies until a connection is lost (an error) or the end is asked for.
@@ -178,7 +186,8 @@ impl Opened {
     ) -> Result<(), LinkError> {
         let (mut publishing, mut consuming) = (self.publish.state(), self.replies.link.state());
         // Beside the rest, because a broker may take its time for it, and replies must not wait for that.
-        let looks = look_again_and_again(&self.replies.looks, &self.registrations, known);
+        let looks =
+            look_again_and_again(&self.replies.looks, &self.registrations, &self.dead, known);
         let probes = probe_again_and_again(&self.session);
         let (mut looks, mut probes) = (std::pin::pin!(looks), std::pin::pin!(probes));
         let mut give_up_at = None;
@@ -232,17 +241,28 @@ impl Opened {
     }
 }
 
-/// Looks until it fails: when the registration queue is gone, the session is built anew, and the queue
-/// with it.
-async fn look_again_and_again(channel: &Channel, registrations: &str, known: &Known) -> LinkError {
+/// Looks until it fails: when the registration queue is gone, or that of the dead letters, the session is
+/// built anew, and the queue with it.
+async fn look_again_and_again(
+    channel: &Channel,
+    registrations: &str,
+    dead: &str,
+    known: &Known,
+) -> LinkError {
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let look_at = |queue: &str| {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        channel.queue_declare(queue.into(), options, FieldTable::default())
+    };
     loop {
         look.tick().await;
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let looked = channel.queue_declare(registrations.into(), options, FieldTable::default());
-        match looked.await {
+        match look_at(registrations).await {
             Ok(queue) => known.looked(queue.message_count(), queue.consumer_count()),
+            Err(error) => return error.into(),
+        }
+        match look_at(dead).await {
+            Ok(queue) => known.looked_at_dead(queue.message_count()),
             Err(error) => return error.into(),
         }
     }
@@ -316,6 +336,10 @@ impl Caller for RabbitCaller {
 
     fn backlog(&self) -> Backlog {
         self.known.backlog()
+    }
+
+    fn dead_letters(&self) -> Option<u64> {
+        self.known.dead.get().map(|letters| letters.load(Ordering::Relaxed))
     }
 
     async fn close(&self) {

@@ -2,6 +2,7 @@
 //! them that can be cut, and a ledger of what clients were told.
 
 pub mod broker;
+pub mod browser;
 pub mod command;
 pub mod generate;
 pub mod http;
@@ -15,6 +16,7 @@ pub mod rig;
 pub mod services;
 pub mod spec;
 
+pub use browser::Browser;
 pub use http::{Answer, Client};
 pub use muster::{Muster, Setup};
 pub use raw::Raw;
