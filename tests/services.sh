@@ -15,6 +15,7 @@
 #   TEST_PYTHON         a Python that knows PyJWT, with which somebody else's tokens are verified
 #   TEST_CHROMEDRIVER   drives a Chromium without a window, for the pages
 #   TEST_AXE            axe-core's script, which looks at their accessibility
+#   TEST_SCHEMAS        a folder with check-jsonschema and kubernetes-validate, which bring published schemas
 #
 # Those of a service exist only if it was started here. Start and stop keep port and data.
 
@@ -30,6 +31,8 @@ node=$root/target/node
 pyjwt=2.10.1
 # Knows what assistive technology needs of a page.
 axe=4.14.1
+# They know the schemas of compose files, workflows and Kubernetes' objects, and ask nobody for them.
+check_jsonschema=0.39.0 kubernetes_validate=1.37.0
 # This run's folder and the first of its ports; set by services_prepare.
 services='' ports=''
 
@@ -80,6 +83,10 @@ services_start() {
         export TEST_CHROMEDRIVER
     fi
     [[ -n ${TEST_AXE:-} ]] || axe_install
+    if [[ -z ${TEST_SCHEMAS:-} ]]; then
+        schemas_install
+        export TEST_SCHEMAS=$venv-schemas/bin
+    fi
 }
 
 # The argument is the exit code of the run: after a failure, unlike after Ctrl-C, the logs are kept.
@@ -270,6 +277,23 @@ axe_install() {
         touch "$root/target/axe/axe-core-$axe"
     fi
     export TEST_AXE=$script
+}
+
+# --- published schemas ---
+
+schemas_install() {
+    local made=$venv-schemas/$check_jsonschema-$kubernetes_validate
+    [[ -e $made ]] && "$venv-schemas/bin/check-jsonschema" --version >/dev/null 2>&1 && return
+
+    say "installing check-jsonschema $check_jsonschema and kubernetes-validate $kubernetes_validate into target/venv-schemas"
+    python_with_venv
+    if "$python" -m venv --clear "$venv-schemas" &&
+        "$venv-schemas/bin/pip" install --quiet --disable-pip-version-check \
+            "check-jsonschema==$check_jsonschema" "kubernetes-validate==$kubernetes_validate"; then
+        touch "$made"
+    else
+        fail "they cannot be installed: give TEST_SCHEMAS, a folder that has both programs"
+    fi
 }
 
 # --- tools ---

@@ -1,0 +1,232 @@
+//! `docker-compose.yml`: each profile is whole, and gives muster settings that it knows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use serde_norway::Value;
+
+use super::{file, is_a_command_of_the_image, schema_tool, settings_of, succeeds, yaml};
+
+/// Those of the profiles that run muster.
+const PROFILES: [&str; 2] = ["minimal", "full"];
+
+fn services() -> BTreeMap<String, Value> {
+    serde_norway::from_value(yaml("docker-compose.yml")["services"].clone()).unwrap()
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    serde_norway::from_value(value.clone()).unwrap()
+}
+
+/// The profile that a service belongs to. None is started in every one, so none is started by accident.
+fn profile(service: &Value) -> String {
+    let profiles = texts(&service["profiles"]);
+    assert_eq!(profiles.len(), 1, "{profiles:?}");
+    profiles[0].clone()
+}
+
+/// A variable that the compose file takes from its environment file.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Placeholder {
+    name: String,
+    required: bool,
+}
+
+/// Fills in `${NAME:?message}` from `values` and `${NAME:-default}` with its default, and notes both.
+fn substitute(
+    text: &str,
+    values: &BTreeMap<&str, &str>,
+    found: &mut BTreeSet<Placeholder>,
+) -> String {
+    let mut parts = text.split("${");
+    let mut whole = parts.next().unwrap().to_owned();
+    for part in parts {
+        let (placeholder, rest) = part.split_once('}').expect("a closing brace");
+        let (name, default) = placeholder.split_once(":-").unwrap_or((placeholder, ""));
+        let (name, required) = match name.split_once(":?") {
+            Some((name, _)) => (name, true),
+            None => (name, false),
+        };
+        found.insert(Placeholder { name: name.to_owned(), required });
+        whole += if required { values.get(name).unwrap_or(&"filled-in") } else { default };
+        whole += rest;
+    }
+    whole
+}
+
+/// What one would put into `.env`, where it matters what.
+fn filled_in() -> BTreeMap<&'static str, &'static str> {
+    // Any 32 bytes are a key.
+    let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    BTreeMap::from([
+        ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
+        ("MUSTER_QUEUE_SEAL_TO", key),
+        ("MUSTER_QUEUE_SEAL_KEYS", key),
+    ])
+}
+
+/// The variables that the compose file sets for a service.
+fn environment(service: &Value, found: &mut BTreeSet<Placeholder>) -> BTreeMap<String, String> {
+    let Some(set) = service.get("environment") else { return BTreeMap::new() };
+    let set: BTreeMap<String, Value> = serde_norway::from_value(set.clone()).unwrap();
+    set.into_iter()
+        .map(|(name, value)| {
+            let value = value.as_str().expect("a text");
+            (name, substitute(value, &filled_in(), found))
+        })
+        .collect()
+}
+
+/// The settings of muster in this service.
+fn settings(service: &Value) -> toml::Table {
+    settings_of(&environment(service, &mut BTreeSet::new()))
+}
+
+/// What the whole file takes from its environment file.
+fn placeholders() -> BTreeSet<Placeholder> {
+    let mut found = BTreeSet::new();
+    for service in services().values() {
+        environment(service, &mut found);
+    }
+    assert!(found.iter().any(|placeholder| placeholder.required));
+    found
+}
+
+/// The names that an environment file sets, and with a `#` in front those it only offers.
+fn names_in(path: &str) -> Vec<String> {
+    let is_name = |name: &&str| {
+        let name = name.trim_start_matches('#');
+        name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+    };
+    let text = file(path);
+    let names = text.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
+    names.filter(is_name).map(str::to_owned).collect()
+}
+
+#[test]
+fn muster_knows_every_variable_it_is_given() {
+    let services = services();
+    for (name, role) in [("front", "front"), ("worker", "worker")] {
+        let settings = settings(&services[name]);
+        assert_eq!(settings["role"].as_str(), Some(role));
+        let queue = settings["queue"]["url"].as_str().unwrap();
+        assert!(queue.starts_with("amqp://") && queue.contains("@rabbitmq:5672/"), "{queue}");
+    }
+    let worker = settings(&services["worker"]);
+    assert!(worker["store"]["url"].as_str().unwrap().contains("mongodb:27017"));
+    assert_eq!(worker["queue"]["seal_keys"].as_array().unwrap().len(), 1, "passwords are sealed");
+}
+
+#[test]
+fn the_smallest_profile_is_one_muster_that_keeps_its_users() {
+    let services = services();
+    let small: Vec<_> =
+        services.iter().filter(|(_, service)| profile(service) == "minimal").collect();
+    let [(name, muster)] = small[..] else { panic!("{small:?}") };
+    assert_eq!(name, "muster");
+    let settings = settings(muster);
+    assert_eq!(settings["role"].as_str(), Some("all"));
+    assert_eq!(settings["queue"]["url"].as_str(), Some("local:"));
+    assert_eq!(settings["store"]["url"].as_str(), Some("file:./muster.redb"));
+    // Its working directory is the volume.
+    let folder = file("Dockerfile");
+    let folder = folder.lines().rev().find_map(|line| line.strip_prefix("WORKDIR ")).unwrap();
+    assert_eq!(texts(&muster["volumes"]), [format!("muster:{folder}")]);
+}
+
+#[test]
+fn a_front_is_given_no_secret_and_no_store() {
+    let front = environment(&services()["front"], &mut BTreeSet::new());
+    for name in ["JWT_SECRET", "MUSTER_QUEUE_SEAL_KEYS", "MUSTER_STORE", "MUSTER_STORE_URL"] {
+        assert!(
+            !front.contains_key(name) && !front.contains_key(&format!("{name}_FILE")),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn every_service_has_a_health_check_and_stays_up() {
+    for (name, service) in services() {
+        let check = service.get("healthcheck").unwrap_or_else(|| panic!("{name} has none"));
+        let test = texts(&check["test"]);
+        assert_eq!(test[0], "CMD", "{name}: no shell in between");
+        if service["image"].as_str() == Some("muster") {
+            is_a_command_of_the_image(&test[1..]);
+        }
+        assert_eq!(service["restart"].as_str(), Some("unless-stopped"), "{name}");
+    }
+}
+
+#[test]
+fn what_a_service_waits_for_is_there() {
+    let services = services();
+    for (name, service) in &services {
+        let Some(needs) = service.get("depends_on") else { continue };
+        let needs: BTreeMap<String, Value> = serde_norway::from_value(needs.clone()).unwrap();
+        for (needed, how) in needs {
+            assert_eq!(profile(&services[&needed]), profile(service), "{name} needs {needed}");
+            assert_eq!(how["condition"].as_str(), Some("service_healthy"), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_sample_names_every_variable() {
+    let placeholders = placeholders();
+    let names = names_in(".env.sample");
+    for Placeholder { name, required } in &placeholders {
+        let listed = names.contains(name) || (!required && names.contains(&format!("#{name}")));
+        assert!(listed, "{name} is not in .env.sample");
+    }
+    for name in names {
+        let name = name.trim_start_matches('#');
+        let used = placeholders.iter().any(|placeholder| placeholder.name == name);
+        // Compose itself reads the first.
+        assert!(used || name == "COMPOSE_PROFILES", "the compose file does not use {name}");
+    }
+}
+
+#[test]
+fn the_smallest_profile_asks_for_nothing() {
+    let required = placeholders().into_iter().filter(|placeholder| placeholder.required);
+    let mut required: BTreeSet<String> = required.map(|placeholder| placeholder.name).collect();
+    let mut used = BTreeSet::new();
+    environment(&services()["muster"], &mut used);
+    assert!(used.iter().all(|placeholder| !placeholder.required), "{used:?}");
+    required.insert("COMPOSE_PROFILES".to_owned());
+    let set: BTreeSet<String> = names_in("docs/deploy/minimal.env").into_iter().collect();
+    assert_eq!(set, required, "docs/deploy/minimal.env sets what compose asks for");
+}
+
+#[test]
+fn it_is_what_the_compose_specification_says() {
+    if let Some(mut check) = schema_tool("check-jsonschema") {
+        let schema = ["--builtin-schema", "vendor.compose-spec"];
+        succeeds(check.args(schema).arg("docker-compose.yml"));
+    }
+}
+
+#[test]
+fn docker_compose_takes_every_profile() {
+    if !Command::new("docker")
+        .args(["compose", "version"])
+        .output()
+        .is_ok_and(|done| done.status.success())
+    {
+        eprintln!("left out: no docker compose");
+        return;
+    }
+    for name in PROFILES {
+        let mut compose = Command::new("docker");
+        compose.current_dir(env!("CARGO_MANIFEST_DIR"));
+        compose.args(["compose", "--env-file", "docs/deploy/minimal.env", "config", "--services"]);
+        // It goes before that of the file.
+        compose.env("COMPOSE_PROFILES", name);
+        let listed = succeeds(&mut compose);
+        let listed: BTreeSet<&str> = listed.lines().collect();
+        let services = services();
+        let meant = services.iter().filter(|(_, service)| profile(service) == name);
+        assert_eq!(listed, meant.map(|(name, _)| name.as_str()).collect(), "{name}");
+    }
+}
