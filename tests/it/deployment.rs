@@ -1,6 +1,8 @@
 //! The files with which others run muster: they name only what is there, and leave nothing out.
 
 mod compose;
+mod kubernetes;
+mod systemd;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -10,9 +12,14 @@ use std::process::{Command, Output};
 
 use serde_norway::Value;
 
+/// A place in the package.
+fn path(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
 /// What stands in a file of the package.
 fn file(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let path = self::path(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -57,7 +64,7 @@ fn succeeds(command: &mut Command) -> String {
 /// them.
 fn settings_of(variables: &BTreeMap<String, String>) -> toml::Table {
     // Every variable takes effect: none is among those that muster leaves to others.
-    let foreign = |name: &&String| !name.starts_with("MUSTER_") && *name != "JWT_SECRET";
+    let foreign = |name: &&String| !name.starts_with("MUSTER_") && !name.starts_with("JWT_SECRET");
     assert_eq!(variables.keys().find(foreign), None);
     let mut all = image_environment();
     all.extend(variables.clone());
