@@ -205,7 +205,7 @@ impl App {
         if end != End::Stopped {
             return end;
         }
-        self.health.down("the end: it is stopping");
+        self.health.ending();
         self.serving.stop();
         // A worker of its own has no front that still needs it.
         if self.caller.is_none() {

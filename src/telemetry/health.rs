@@ -63,6 +63,11 @@ impl Part {
             tracing::warn!(part = self.name, waiting_for, "not ready");
         }
     }
+
+    /// Reports that its end has begun. That is no news for the log: whoever asked for it knows.
+    pub fn ending(&self) {
+        self.health.lock().insert(self.name, State::Down("the end: it is stopping".to_owned()));
+    }
 }
 
 #[cfg(test)]
