@@ -92,14 +92,8 @@ impl App {
             let sender = queue.caller();
             caller = Some(sender.clone());
             let (limits, stop) = (limits(settings), serving.stopping().clone());
-            let front = Front::new(
-                settings.front.clone(),
-                sender,
-                queue.clone(),
-                &files,
-                health.clone(),
-                stop.clone(),
-            );
+            let front =
+                Front::new(settings, sender, queue.clone(), &files, health.clone(), stop.clone());
             serving.spawn("front", async move { front.serve(listener, limits, stop).await });
         }
         if let Some(address) = settings.admin {

@@ -9,9 +9,11 @@ mod reader;
 mod together;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 
 pub use layers::{Flag, Sources};
@@ -50,6 +52,8 @@ pub struct Settings {
     pub role: Role,
     /// HTTP.
     pub front: Front,
+    /// How often a client may ask.
+    pub limits: Limits,
     /// Where probes are answered besides the front; none if unset.
     pub admin: Option<SocketAddr>,
     /// The queue.
@@ -116,6 +120,39 @@ pub struct Mount {
     pub any_prefix: bool,
     /// The contracts served there, in order of preference; never empty.
     pub contracts: Vec<ContractId>,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Registrations of one client address.
+    pub per_address: Option<Rate>,
+    /// Registrations for one e-mail address.
+    pub per_email: Option<Rate>,
+    /// Requests for a profile of one client address.
+    pub profile_per_address: Option<Rate>,
+    /// Who is believed about client addresses.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where they say it.
+    pub proxy_header: ProxyHeader,
+}
+
+/// How often something may happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// So often at once.
+    pub burst: NonZeroU32,
+    /// And once more each time this has passed; at least a microsecond.
+    pub every: Duration,
+}
+
+/// In which header a proxy says for whom it asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyHeader {
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
 }
 
 /// `[queue]`

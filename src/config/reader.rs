@@ -1,5 +1,6 @@
 //! Turns texts and numbers into settings that make sense, each alone and together.
 
+mod limits;
 mod mounts;
 
 use std::net::SocketAddr;
@@ -37,6 +38,7 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
     let role = reader
         .choice("role", &[("front", Role::Front), ("worker", Role::Worker), ("all", Role::All)]);
     let front = reader.front();
+    let limits = reader.limits();
     let admin = reader.optional_address("admin.listen");
     let queue = reader.queue();
     let store = reader.store();
@@ -46,6 +48,7 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
     Some(Settings {
         role: role?,
         front: front?,
+        limits: limits?,
         admin: admin?,
         queue: queue?,
         store: store?,

@@ -42,9 +42,6 @@ pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("ide
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 const PROBLEM: HeaderValue = HeaderValue::from_static(problems::MEDIA_TYPE);
 
-/// Longest time a client is asked to stay away, in seconds.
-const RETRY_AFTER_MAX: u64 = 120;
-
 /// A JSON answer.
 pub(super) fn json(status: StatusCode, body: &Value) -> Response {
     with_type(status, body, JSON)
@@ -106,10 +103,10 @@ pub(super) fn with_key(mut response: Response, key: &IdempotencyKey) -> Response
     response
 }
 
-/// Asks to try again when what waits now will have been done.
+/// Asks to try again after this time, in whole seconds and at least one.
 pub(super) fn with_retry_after(mut response: Response, wait: Duration) -> Response {
-    let seconds = wait.as_secs_f64().ceil().clamp(1.0, RETRY_AFTER_MAX as f64) as u64;
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     response
 }
 

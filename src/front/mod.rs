@@ -10,6 +10,7 @@ mod cors;
 mod files;
 mod joined;
 pub mod jwks;
+mod limits;
 pub mod ops;
 mod pages;
 pub mod probe;
@@ -22,7 +23,9 @@ pub mod tls;
 pub mod trust;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
@@ -35,16 +38,21 @@ use crate::config;
 use crate::queue::{Caller, Queue};
 use crate::telemetry::Health;
 use answer::Response;
+use limits::RateLimits;
 use router::{Found, Routes};
 
 pub use files::Files;
 pub use server::{Limits, bind};
+
+/// Longest time a client is asked to stay away because of a backlog, whose length is an estimate.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 
 /// The front end: everything a request needs.
 pub struct Front {
     settings: config::Front,
     routes: Routes,
     cors: cors::Cors,
+    limits: RateLimits,
     caller: Arc<dyn Caller>,
     queue: Arc<dyn Queue>,
     files: Files,
@@ -60,13 +68,14 @@ impl Front {
     /// A front end that sends through `caller`, and bulk rows through producers of `queue`, of which it
     /// takes no more when it is `stopping`.
     pub fn new(
-        settings: config::Front,
+        settings: &config::Settings,
         caller: Arc<dyn Caller>,
         queue: Arc<dyn Queue>,
         files: &Files,
         health: Health,
         stopping: CancellationToken,
     ) -> Arc<Self> {
+        let config::Settings { front: settings, limits, .. } = settings;
         Arc::new(Self {
             routes: Routes::new(
                 &settings.mounts,
@@ -75,11 +84,12 @@ impl Front {
                 settings.pages,
             ),
             cors: cors::Cors::new(&settings.cors_origins),
+            limits: RateLimits::new(limits),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
             in_flight_calls: joined::Calls::default(),
             recent: recent::Recent::new(),
             uploads: Arc::new(Semaphore::new(bulk::UPLOADS_MAX)),
-            settings,
+            settings: settings.clone(),
             caller,
             queue,
             files: files.clone(),
@@ -96,21 +106,26 @@ impl Front {
         stop: CancellationToken,
     ) {
         let tls = self.files.tls.clone();
-        let answer = move |request| self.clone().answer(request);
+        let answer = move |request, peer| self.clone().answer(request, peer);
         server::serve(listener, limits, tls, stop, answer).await;
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response, Infallible> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Response, Infallible> {
         let origin = request.headers().get(hyper::header::ORIGIN).cloned();
-        let mut response = self.route(request).await;
+        let mut response = self.route(request, peer).await;
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-            response = answer::with_retry_after(response, self.caller.backlog().wait());
+            let wait = self.caller.backlog().wait().min(RETRY_AFTER_MAX);
+            response = answer::with_retry_after(response, wait);
         }
         self.cors.allow(origin.as_ref(), &mut response);
         Ok(response)
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Response {
+    async fn route(&self, request: Request<Incoming>, peer: SocketAddr) -> Response {
         let Some(found) = self.routes.find(request.uri().path()) else {
             return answer::problem(
                 StatusCode::NOT_FOUND,
@@ -121,7 +136,7 @@ impl Front {
             (found, &Method::OPTIONS) => self.cors.preflight(found.allow()),
             (Found::Signup(mount), &Method::POST) => {
                 let began = Instant::now();
-                let response = self.sign_up(mount, request).await;
+                let response = self.sign_up(mount, request, peer).await;
                 self.recent.note(response.status(), began.elapsed());
                 response
             }
@@ -129,7 +144,7 @@ impl Front {
                 Some(key) => self.bulk(request, key).await,
                 None => answer::empty(StatusCode::NOT_FOUND),
             },
-            (Found::Profile, &Method::GET | &Method::HEAD) => self.profile(&request).await,
+            (Found::Profile, &Method::GET | &Method::HEAD) => self.profile(&request, peer).await,
             (Found::Keys, &Method::GET | &Method::HEAD) => match &self.files.keys {
                 Some(keys) => keys.answer(),
                 None => answer::empty(StatusCode::NOT_FOUND),

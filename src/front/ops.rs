@@ -40,7 +40,7 @@ pub(super) fn parts(health: &Health) -> Map<String, Value> {
 
 /// Serves the probes alone, for a process or an address without the rest.
 pub async fn serve(listener: TcpListener, limits: Limits, stop: CancellationToken, health: Health) {
-    let answer = move |request: Request<Incoming>| {
+    let answer = move |request: Request<Incoming>, _| {
         let response = answer(&health, &request);
         async { Ok(response) }
     };

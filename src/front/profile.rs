@@ -1,5 +1,7 @@
 //! `GET /users/profile`: the token travels to a worker, who can read it.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
@@ -8,6 +10,7 @@ use tokio::time::Instant;
 
 use super::Front;
 use super::answer::{self, Response};
+use super::limits::TooMany;
 use crate::contract::{Fault, contract, problem};
 use crate::queue::{Call, CallError, Kind};
 use crate::signup::{MessageId, Outcome};
@@ -16,7 +19,11 @@ use crate::signup::{MessageId, Outcome};
 const TOKEN_MAX: usize = 4096;
 
 impl Front {
-    pub(super) async fn profile(&self, request: &Request<Incoming>) -> Response {
+    /// Refuses, in this order: 429, 401, 503.
+    pub(super) async fn profile(&self, request: &Request<Incoming>, peer: SocketAddr) -> Response {
+        if let Err(TooMany(wait)) = self.limits.profile(peer, request.headers()) {
+            return answer::with_retry_after(fault(Fault::TooMany), wait);
+        }
         let Some(token) = bearer(request.headers()) else { return unauthorized() };
         let Ok(_permit) = self.in_flight.try_acquire() else { return fault(Fault::NotAccepted) };
         let call = Call {

@@ -57,7 +57,7 @@ pub async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListe
 }
 
 /// Serves until the stop, then lets requests under way finish, however long they take: the caller
-/// knows how long it can wait.
+/// knows how long it can wait. `answer` is told whose connection a request came on.
 pub(super) async fn serve<A, F>(
     listener: TcpListener,
     limits: Limits,
@@ -65,19 +65,20 @@ pub(super) async fn serve<A, F>(
     stop: CancellationToken,
     answer: A,
 ) where
-    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    A: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response, Infallible>> + Send + 'static,
 {
     let room = Arc::new(Semaphore::new(limits.connections));
     let connections = GracefulShutdown::new();
     let builder = builder(limits);
     loop {
-        let (permit, stream) = tokio::select! {
+        let (permit, stream, peer) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
             accepted = accept(&listener, &room) => accepted,
         };
-        let (builder, service) = (builder.clone(), service_fn(answer.clone()));
+        let (builder, answer) = (builder.clone(), answer.clone());
+        let service = service_fn(move |request| answer(request, peer));
         let (watcher, stop, tls) = (connections.watcher(), stop.clone(), tls.clone());
         tokio::spawn(async move {
             // A client that says nothing must not hold its place for ever.
@@ -176,15 +177,15 @@ fn builder(limits: Limits) -> Builder<TokioExecutor> {
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> (Option<OwnedSemaphorePermit>, TcpStream) {
+) -> (Option<OwnedSemaphorePermit>, TcpStream, SocketAddr) {
     // Never closed, so there is always a permit in the end.
     let permit = room.clone().acquire_owned().await.ok();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // Answers are small and complete; waiting to fill a packet only delays them.
                 let _ = stream.set_nodelay(true);
-                return (permit, stream);
+                return (permit, stream, peer);
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");

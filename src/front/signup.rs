@@ -1,5 +1,8 @@
 //! `POST` on a registration path: from a request to the contract's answer.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderMap, HeaderValue};
@@ -9,6 +12,7 @@ use tokio::time::Instant;
 use super::Front;
 use super::answer::{self, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Response};
 use super::body::{self, BodyError};
+use super::limits::TooMany;
 use crate::contract::{Answer, Contract, Document, Fault, choose, contract, mounted_alone};
 use crate::queue::{Call, CallError, Kind};
 use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RejectionCode};
@@ -19,14 +23,20 @@ use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RejectionCod
 const WAIT_PART: u32 = 3;
 
 impl Front {
-    /// Refuses, in this order: 415, 413, 400, 503.
+    /// Refuses, in this order: 429 for the client's address, 415, 413, 400, 429 for the e-mail address,
+    /// 503.
     pub(super) async fn sign_up(
         &self,
         mount: &[ContractId],
         request: Request<Incoming>,
+        peer: SocketAddr,
     ) -> Response {
         let first = by_shape(mount, None);
         let (head, body) = request.into_parts();
+        if let Err(TooMany(wait)) = self.limits.registration(peer, &head.headers) {
+            body::drain(body).await;
+            return too_many(first, wait);
+        }
         if !body::is_json(&head.headers) {
             body::drain(body).await;
             return fault(first, Fault::MediaType);
@@ -57,6 +67,10 @@ impl Front {
             Ok(candidate) => candidate,
             Err(errors) => return render(contract, &Answer::Invalid(&errors)),
         };
+        // No sooner, because only now it is known to be an address, and for whom a worker would hash.
+        if let Err(TooMany(wait)) = self.limits.email(candidate.email.as_ref()) {
+            return too_many(contract, wait);
+        }
         // Refused before it is queued: what cannot be answered in time would only make others late.
         let permit = self.in_flight.clone().try_acquire_owned().ok().filter(|_| self.is_in_time());
         let Some(permit) = permit else {
@@ -141,6 +155,10 @@ fn render(contract: &dyn Contract, answer: &Answer<'_>) -> Response {
 
 fn fault(contract: &dyn Contract, fault: Fault) -> Response {
     render(contract, &Answer::Fault(fault))
+}
+
+fn too_many(contract: &dyn Contract, wait: Duration) -> Response {
+    answer::with_retry_after(fault(contract, Fault::TooMany), wait)
 }
 
 /// The rest of the body is not worth reading, so the connection ends with this answer.

@@ -44,7 +44,7 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 18] = [
+const HOMES: [(&str, &[&str]); 20] = [
     ("lapin", &["queue/rabbit/"]),
     ("mongodb", &["store/mongo/"]),
     ("redb", &["store/embedded.rs"]),
@@ -64,6 +64,8 @@ const HOMES: [(&str, &[&str]); 18] = [
     ("pkcs8", &["token/"]),
     ("ring", &["token/", "front/"]),
     ("tokio_rustls", &["front/"]),
+    ("governor", &["front/limits/"]),
+    ("lru", &["front/limits/"]),
 ];
 
 /// Lines without tests; beyond, a file has more than one thing to say.

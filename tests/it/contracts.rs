@@ -4,8 +4,8 @@
 //!
 //! In a request `{unique}` is a text that no other case sends, `{x*73}` a repeated one, and
 //! `{token}` the last token that was answered (`{expired}`, `{forged}`, `{unsigned}` and `{gone}`
-//! are made from it). In an answer `<id>`, `<token>`, `<time>` and `<key>` stand for whatever has
-//! that form.
+//! are made from it). In an answer `<id>`, `<token>`, `<time>`, `<key>` and `<seconds>` stand for
+//! whatever has that form.
 
 mod bodies;
 mod faults;
@@ -53,4 +53,5 @@ golden_files! {
     order: "order.json",
     busy: "busy.json",
     late: "late.json",
+    limits: "limits.json",
 }

@@ -286,3 +286,11 @@ async fn what_is_wrong_here() {
     let wrong = run(&setup.with("MUSTER_LISTEN", "nowhere"), &["doctor"]).await;
     assert_eq!(wrong.code, Some(2), "settings that are wrong are told as everywhere");
 }
+
+#[tokio::test]
+async fn a_front_for_everybody_without_limits() {
+    let open = sound(Setup::embedded()).with("MUSTER_LISTEN", "0.0.0.0:3000");
+    is(&found(&open, "rate limits").await, "note", "0.0.0.0:3000");
+    let limited = open.with("MUSTER_LIMITS_PER_ADDRESS", "10/1m");
+    is(&found(&limited, "rate limits").await, "ok", "each client");
+}

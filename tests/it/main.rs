@@ -26,6 +26,7 @@ mod help;
 mod hostile;
 mod import;
 mod keys;
+mod limits;
 mod overload;
 mod pages;
 mod properties;

@@ -29,6 +29,7 @@ pub(super) fn look(settings: &Settings) -> Vec<Finding> {
         findings.push(files(settings.front.max_connections));
         findings.extend(certificate(settings));
         findings.extend(sealing(settings));
+        findings.extend(limits(settings));
     }
     if settings.role.has_worker() {
         findings.extend(secret(settings));
@@ -86,6 +87,22 @@ fn sealing(settings: &Settings) -> Option<Finding> {
             "set queue.seal_to (MUSTER_QUEUE_SEAL_TO); `muster keygen` makes the keys",
         )),
     }
+}
+
+/// Behind a proxy, or in a network of one's own, somebody else may see to it.
+fn limits(settings: &Settings) -> Option<Finding> {
+    let check = "rate limits";
+    let listen = settings.front.listen;
+    if settings.limits.per_address.is_some() {
+        return Some(Finding::ok(check, "each client address has one"));
+    }
+    (!listen.ip().is_loopback()).then(|| {
+        Finding::note(
+            check,
+            format!("{listen} can be asked from elsewhere, by anybody as often as they like"),
+            "set limits.per_address, unless a proxy in front of it has limits",
+        )
+    })
 }
 
 fn secret(settings: &Settings) -> Option<Finding> {

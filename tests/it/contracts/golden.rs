@@ -278,6 +278,7 @@ fn blind(expected: &Value, actual: &mut Value) {
                 "<id>" => text.len() == 24 && is_hex(text),
                 "<key>" => text.len() == 32 && is_hex(text),
                 "<token>" => tokens::claims(text).is_some(),
+                "<seconds>" => text.parse().is_ok_and(|seconds: u64| seconds >= 1),
                 "<time>" => text.len() == 24 && humantime::parse_rfc3339(text).is_ok(),
                 _ => false,
             };

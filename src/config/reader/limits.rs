@@ -1,0 +1,119 @@
+//! `[limits]`: how often a client may ask, and who is believed about who the client is.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::Reader;
+use crate::config::{Limits, ProxyHeader, Rate};
+
+/// Shortest time between two requests that is told apart.
+const EVERY_MIN: Duration = Duration::from_micros(1);
+/// Longest time until somebody who used everything up has all of it again.
+const WHOLE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+impl Reader<'_> {
+    pub(super) fn limits(&mut self) -> Option<Limits> {
+        let per_address = self.rate("limits.per_address");
+        let per_email = self.rate("limits.per_email");
+        let profile_per_address = self.rate("limits.profile_per_address");
+        let trusted_proxies = self.networks("limits.trusted_proxies");
+        let proxy_header = self.choice(
+            "limits.proxy_header",
+            &[
+                ("x-forwarded-for", ProxyHeader::XForwardedFor),
+                ("forwarded", ProxyHeader::Forwarded),
+            ],
+        );
+        Some(Limits {
+            per_address: per_address?,
+            per_email: per_email?,
+            profile_per_address: profile_per_address?,
+            trusted_proxies: trusted_proxies?,
+            proxy_header: proxy_header?,
+        })
+    }
+
+    /// Outside: could it be read. Inside: is it set.
+    fn rate(&mut self, key: &str) -> Option<Option<Rate>> {
+        let Some(text) = self.given(key) else { return Some(None) };
+        match rate(&text) {
+            Some(rate) => Some(Some(rate)),
+            None => self.problem(
+                key,
+                "a rate such as \"10/1m\" or \"10/1m burst 30\" wanted, of which all is there again \
+                 within a year",
+            ),
+        }
+    }
+
+    fn networks(&mut self, key: &str) -> Option<Vec<IpNet>> {
+        let networks: Option<Vec<_>> = self.list(key).iter().map(|text| network(text)).collect();
+        networks.or_else(|| self.problem(key, "addresses or networks such as 10.0.0.0/8 wanted"))
+    }
+}
+
+fn rate(text: &str) -> Option<Rate> {
+    let (rate, burst) = match text.split_once(" burst ") {
+        Some((rate, burst)) => (rate, Some(burst)),
+        None => (text, None),
+    };
+    let (times, per) = rate.split_once('/')?;
+    let times: NonZeroU32 = times.trim().parse().ok()?;
+    let burst = burst.map_or(Ok(times), |burst| burst.trim().parse()).ok()?;
+    let every = humantime::parse_duration(per.trim()).ok()? / times.get();
+    let whole = every.checked_mul(burst.get())?;
+    (every >= EVERY_MIN && whole <= WHOLE_MAX).then_some(Rate { burst, every })
+}
+
+/// A network, or one address.
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Option<(u32, Duration)> {
+        rate(text).map(|rate| (rate.burst.get(), rate.every))
+    }
+
+    #[test]
+    fn a_rate_is_a_number_a_time_and_perhaps_a_burst() {
+        assert_eq!(read("10/1m"), Some((10, Duration::from_secs(6))));
+        assert_eq!(read("10/1m burst 30"), Some((30, Duration::from_secs(6))));
+        assert_eq!(read(" 3 / 10m  burst  1 "), Some((1, Duration::from_secs(200))));
+        assert_eq!(read("1/1h 30m"), Some((1, Duration::from_secs(5400))));
+        for bad in [
+            "10",
+            "10/",
+            "/1m",
+            "0/1m",
+            "-1/1m",
+            "10/0s",
+            "10/1m burst",
+            "10/1m burst 0",
+            "x/1m",
+            "10/1m 30",
+            "1000000/1ms",
+            "1/1000y",
+            "1/1h burst 4000000000",
+            "99999999999/1m",
+        ] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_network_may_be_one_address() {
+        assert_eq!(network("10.0.0.0/8").unwrap().prefix_len(), 8);
+        assert_eq!(network("10.1.2.3").unwrap().prefix_len(), 32);
+        assert_eq!(network("::1").unwrap().prefix_len(), 128);
+        for bad in ["", "10.0.0.0/33", "proxy.example.com", "10.0.0.1:80", "*"] {
+            assert_eq!(network(bad), None, "{bad}");
+        }
+    }
+}
