@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use divan::{Bencher, counter::ItemsCount};
-use muster::contract::{Answer, Document, contract, rules};
+use muster::contract::{Answer, Document, Policy, contract, rules};
 use muster::password::Kernel;
 use muster::password::kernel::time_of;
 use muster::password::lanes::{LANES, Lanes};
@@ -46,13 +46,13 @@ fn hash(bencher: Bencher<'_, '_>, lanes: usize) {
 #[divan::bench]
 fn read_and_check() -> bool {
     let document = Document::parse(divan::black_box(BODY)).unwrap();
-    contract(ContractId::NestedName).check(&document).is_ok()
+    contract(ContractId::NestedName).check(&document, &Policy::default()).is_ok()
 }
 
 #[divan::bench]
 fn write(bencher: Bencher<'_, '_>) {
     let contract = contract(ContractId::NestedName);
-    let candidate = contract.check(&Document::parse(BODY).unwrap()).unwrap();
+    let candidate = contract.check(&Document::parse(BODY).unwrap(), &Policy::default()).unwrap();
     bencher.bench_local(|| contract.write(&candidate).to_string());
 }
 

@@ -1,6 +1,8 @@
 //! Puts the parts together, and takes them apart again in the right order. The only place that
 //! sees everything.
 
+mod policy;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use crate::store::{self, PrepareError, Store};
 use crate::telemetry::{Health, Part};
 use crate::token::{self, Key, Signer, Terms};
 use crate::worker::{self, Worker};
+
+pub use policy::policy;
 
 /// Between two attempts to reach a store that is away.
 const PREPARE_PAUSE: Duration = Duration::from_millis(500);
@@ -84,6 +88,7 @@ impl App {
         } else {
             Files::default()
         };
+        let policy = policy(&settings.policy)?;
         let (mut caller, mut hashing) = (None, None);
         if settings.role.has_front() {
             let listener =
@@ -92,8 +97,15 @@ impl App {
             let sender = queue.caller();
             caller = Some(sender.clone());
             let (limits, stop) = (limits(settings), serving.stopping().clone());
-            let front =
-                Front::new(settings, sender, queue.clone(), &files, health.clone(), stop.clone());
+            let front = Front::new(
+                settings,
+                policy.clone(),
+                sender,
+                queue.clone(),
+                &files,
+                health.clone(),
+                stop.clone(),
+            );
             serving.spawn("front", async move { front.serve(listener, limits, stop).await });
         }
         if let Some(address) = settings.admin {
@@ -110,7 +122,8 @@ impl App {
             hashing = Some(slots.clone());
             let opener = opener(settings)?;
             let bulk_store = store::open_for_bulk(&settings.store, &store).await?;
-            let worker = Arc::new(Worker { store, bulk_store, slots, opener, signer, clock });
+            let worker =
+                Arc::new(Worker { store, bulk_store, slots, policy, opener, signer, clock });
             let prefetch = worker.prefetch(settings.queue.prefetch);
             let slots = worker.slots.clone();
             let per_second: queue::PerSecond = Arc::new(move || slots.per_second());

@@ -62,6 +62,8 @@ pub struct Settings {
     pub store: Store,
     /// Hashing.
     pub password: Password,
+    /// What is asked of passwords.
+    pub policy: PasswordPolicy,
     /// Tokens.
     pub token: Token,
     /// Logs.
@@ -239,6 +241,26 @@ pub struct Password {
     pub threads: usize,
     /// Passwords a thread hashes at once; none: measured at start.
     pub lanes: Option<usize>,
+}
+
+/// `[password]`: what is asked of new ones.
+#[derive(Clone, Debug)]
+pub struct PasswordPolicy {
+    /// Fewest code points, if a contract does not want more.
+    pub minimum: u64,
+    /// Which passwords are refused as too common.
+    pub blocklist: Blocklist,
+}
+
+/// Passwords that are refused as too common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Blocklist {
+    /// None is.
+    None,
+    /// Those that come with muster.
+    Common,
+    /// Those in a file, one a line.
+    File(PathBuf),
 }
 
 /// `[token]`

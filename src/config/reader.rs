@@ -2,6 +2,7 @@
 
 mod limits;
 mod mounts;
+mod password;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,22 +16,18 @@ use zeroize::Zeroizing;
 
 use super::layers::{Layers, is_secret, long_name};
 use super::{
-    CertificateFiles, Events, Front, Log, Password, Problems, Queue, QueueUrl, Role, Settings,
-    Store, StoreUrl, Token, without_password,
+    CertificateFiles, Events, Front, Log, Problems, Queue, QueueUrl, Role, Settings, Store,
+    StoreUrl, Token, without_password,
 };
 
 /// Shortest signing secret in bytes: as long as the digest (RFC 7518, 3.2).
 const SECRET_MIN: usize = 32;
 /// Shortest key of the bulk path, in bytes: nobody guesses 192 random bits, and nobody types them.
 const BULK_KEY_MIN: usize = 32;
-/// Lowest cost that is safe today (OWASP password storage cheat sheet).
-const COST_MIN: i64 = 10;
 /// The queue in this process.
 const LOCAL: &str = "local:";
 /// How the embedded store's URL begins; a path follows.
 const FILE: &str = "file:";
-/// Costs bcrypt is defined for.
-const COST_RANGE: std::ops::RangeInclusive<i64> = 4..=31;
 
 /// Reads all settings. `None` where one could not be read at all; problems tell which.
 pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings> {
@@ -43,6 +40,7 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
     let queue = reader.queue();
     let store = reader.store();
     let password = reader.password();
+    let policy = reader.password_policy();
     let token = reader.token();
     let log = reader.log();
     Some(Settings {
@@ -53,6 +51,7 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
         queue: queue?,
         store: store?,
         password: password?,
+        policy: policy?,
         token: token?,
         log: log?,
         shown: layers.to_toml(shown),
@@ -209,25 +208,6 @@ impl Reader<'_> {
         let database = self.text("store.database");
         let timeout = self.duration("store.timeout");
         Some(Store { url: url?, database, timeout: timeout? })
-    }
-
-    fn password(&mut self) -> Option<Password> {
-        let weak = self.flag("password.allow_weak_cost");
-        let cost = self.number("password.cost", COST_RANGE)?;
-        if cost < COST_MIN && !weak {
-            self.problem::<()>(
-                "password.cost",
-                "at least 10 wanted; tests and benchmarks may set MUSTER_ALLOW_WEAK_COST=1",
-            );
-        }
-        let threads = self.number("password.threads", 0..=1024)? as usize;
-        let lanes = self.number("password.lanes", 0..=8)? as usize;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Some(Password {
-            cost: cost as u32,
-            threads: if threads == 0 { cores } else { threads },
-            lanes: (lanes != 0).then_some(lanes),
-        })
     }
 
     fn token(&mut self) -> Option<Token> {

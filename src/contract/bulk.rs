@@ -5,7 +5,7 @@ use secrecy::SecretString;
 use serde_json::value::RawValue;
 
 use super::document::Field;
-use super::{Contract, Document, rules};
+use super::{Contract, Document, Policy, rules};
 use crate::signup::{Candidate, FieldError, Password};
 
 /// Where the hash stands.
@@ -16,13 +16,15 @@ const PASSWORD: &str = "password";
 /// contract judges the rest, and goes no further.
 const STAND_IN: &str = "\"Stand-in-1\"";
 
-/// Applies a contract's rules to a bulk document; an error of the hash comes last.
+/// Applies a contract's rules to a bulk document, and the policy to a clear password: of what was hashed
+/// elsewhere nobody knows how long or common it was. An error of the hash comes last.
 pub fn check_bulk(
     contract: &dyn Contract,
     document: &Document<'_>,
+    policy: &Policy,
 ) -> Result<Candidate, Vec<FieldError>> {
     let hash = match document.text(PASSWORD_HASH) {
-        Field::Absent => return contract.check(document),
+        Field::Absent => return contract.check(document, policy),
         _ if !matches!(document.text(PASSWORD), Field::Absent) => {
             Err(error("CONFLICTING_FIELDS", "Give either password or passwordHash, not both"))
         }
@@ -31,7 +33,7 @@ pub fn check_bulk(
     let stand_in: &RawValue = serde_json::from_str(STAND_IN).expect("a JSON text");
     let mut rest = document.clone();
     rest.put(PASSWORD, stand_in);
-    match (contract.check(&rest), hash) {
+    match (contract.check(&rest, &Policy::default()), hash) {
         (Ok(candidate), Ok(hash)) => {
             Ok(Candidate { password: Password::Hashed(hash), ..candidate })
         }
@@ -73,8 +75,10 @@ mod tests {
     const HASH: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
 
     fn codes(contract_id: ContractId, document: &str) -> Vec<String> {
+        // Longer than the one that stands in for a hash.
+        let policy = Policy::new(11, ["Secret-1234"].iter().collect());
         let document = Document::parse(document.as_bytes()).unwrap();
-        match check_bulk(contract(contract_id), &document) {
+        match check_bulk(contract(contract_id), &document, &policy) {
             Ok(candidate) => vec![candidate.password.in_document().0.to_owned()],
             Err(errors) => errors.into_iter().map(|error| error.code.into_owned()).collect(),
         }
@@ -87,7 +91,9 @@ mod tests {
         for id in ContractId::ALL {
             let with = |more: &str| codes(id, &format!("{{{fields},{more}}}"));
             assert_eq!(with(&format!(r#""passwordHash":"{HASH}""#)), [PASSWORD_HASH], "{id}");
-            assert_eq!(with(r#""password":"Secret-123""#), [PASSWORD], "{id}");
+            assert_eq!(with(r#""password":"Secret-12345""#), [PASSWORD], "{id}");
+            assert_eq!(with(r#""password":"Secret-123""#), ["INVALID_LENGTH"], "{id}");
+            assert_eq!(with(r#""password":"Secret-1234""#), ["COMMON_PASSWORD"], "{id}");
             let both = format!(r#""password":"Secret-123","passwordHash":"{HASH}""#);
             assert_eq!(with(&both), ["CONFLICTING_FIELDS"], "{id}");
             assert_eq!(with(r#""passwordHash":7"#), ["INVALID_TYPE"], "{id}");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::document::Field;
 use super::rules::{self, Broken};
-use super::{Answer, Contract, Document, Fault, Rendered, schema};
+use super::{Answer, Contract, Document, Fault, Policy, Rendered, schema};
 use crate::signup::{Candidate, ContractId, Email, FieldError, User};
 
 pub(super) struct ErrorCode;
@@ -19,10 +19,14 @@ impl Contract for ErrorCode {
         ContractId::ErrorCode
     }
 
-    fn check(&self, document: &Document<'_>) -> Result<Candidate, Vec<FieldError>> {
+    fn check(
+        &self,
+        document: &Document<'_>,
+        policy: &Policy,
+    ) -> Result<Candidate, Vec<FieldError>> {
         let username = check_username(&document.text("username"));
         let email = check_email(&document.text("email"));
-        let password = check_password(&document.text("password"));
+        let password = check_password(&document.text("password"), policy);
         match (username, email, password) {
             (Ok(username), Ok(email), Ok(password)) => Ok(Candidate {
                 contract: self.id(),
@@ -130,19 +134,17 @@ fn check_email(field: &Field) -> Result<Email, FieldError> {
 }
 
 /// All rules at once, in the document's order.
-fn check_password(field: &Field) -> Result<SecretString, Vec<FieldError>> {
+fn check_password(field: &Field, policy: &Policy) -> Result<SecretString, Vec<FieldError>> {
     let password = match rules::text(field) {
         // A password of spaces is not empty, unlike a name of them.
         Ok(password) if !password.is_empty() => password,
         Ok(_) | Err(Broken::Missing) => return Err(vec![empty("password")]),
         Err(_) => return Err(vec![not_a_string("password")]),
     };
+    let least = policy.minimum(PASSWORD_MIN);
+    let too_short = format!("Password must be at least {least} characters");
     let checks = [
-        (
-            password.chars().count() as u64 >= PASSWORD_MIN,
-            "INVALID_LENGTH",
-            "Password must be at least 10 characters",
-        ),
+        (password.chars().count() as u64 >= least, "INVALID_LENGTH", too_short.as_str()),
         (
             rules::has_uppercase(password),
             "MISSING_UPPERCASE",
@@ -164,6 +166,7 @@ fn check_password(field: &Field) -> Result<SecretString, Vec<FieldError>> {
             "INVALID_LENGTH",
             "Password must be at most 72 bytes long",
         ),
+        (!policy.is_common(password), "COMMON_PASSWORD", "Password is too common"),
     ];
     let broken: Vec<FieldError> = checks
         .into_iter()

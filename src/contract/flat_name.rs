@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::document::{Document, Field};
 use super::names::{Fields, PASSWORD_MIN, Spelling, Texts};
-use super::{Answer, Contract, Fault, Rendered, schema};
+use super::{Answer, Contract, Fault, Policy, Rendered, schema};
 use crate::signup::{Candidate, ContractId, Email, FieldError, User};
 
 pub(super) struct FlatName {
@@ -40,7 +40,11 @@ impl Contract for FlatName {
         ContractId::FlatName
     }
 
-    fn check(&self, document: &Document<'_>) -> Result<Candidate, Vec<FieldError>> {
+    fn check(
+        &self,
+        document: &Document<'_>,
+        policy: &Policy,
+    ) -> Result<Candidate, Vec<FieldError>> {
         let mut fields = Fields {
             email: document.text("email"),
             firstname: document.text("firstname"),
@@ -56,7 +60,7 @@ impl Contract for FlatName {
         if let Field::Text(address) = &mut fields.email {
             **address = address.to_lowercase();
         }
-        fields.check(self.id(), NAME_MIN, &TEXTS)
+        fields.check(self.id(), NAME_MIN, &TEXTS, policy)
     }
 
     fn schema(&self) -> Value {

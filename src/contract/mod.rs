@@ -11,6 +11,7 @@ mod error_code;
 mod flat_name;
 mod names;
 mod nested_name;
+mod policy;
 pub mod problem;
 mod register;
 pub mod rules;
@@ -20,6 +21,7 @@ mod username;
 pub use answer::{Answer, Fault, Rendered};
 pub use bulk::{PASSWORD_HASH, check_bulk};
 pub use document::{Document, Unreadable};
+pub use policy::{CommonPasswords, Policy};
 
 use serde_json::Value;
 
@@ -33,12 +35,13 @@ pub trait Contract: Sync {
     /// Its name.
     fn id(&self) -> ContractId;
 
-    /// Picks the fields it knows out of a document and applies its rules: one error a field, in
-    /// the contract's order.
-    fn check(&self, document: &Document<'_>) -> Result<Candidate, Vec<FieldError>>;
+    /// Picks the fields it knows out of a document and applies its rules, and the operator's to the
+    /// password: one error a field, in the contract's order.
+    fn check(&self, document: &Document<'_>, policy: &Policy)
+    -> Result<Candidate, Vec<FieldError>>;
 
     /// The document as a JSON Schema, its password in clear. MUST accept whatever `check` accepts,
-    /// as long as texts are in NFC.
+    /// as long as texts are in NFC; knows no policy.
     fn schema(&self) -> Value;
 
     /// Writes the document anew from a candidate: only the fields the contract knows, so that

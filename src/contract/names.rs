@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::document::{Document, Field, Nested};
 use super::rules::Broken;
-use super::{Answer, Rendered, rules, schema};
+use super::{Answer, Policy, Rendered, rules, schema};
 use crate::signup::{Candidate, ContractId, Email, FieldError, FullName, User};
 
 /// Shortest name, in code points.
@@ -45,6 +45,11 @@ impl Spelling {
                 "INVALID_LENGTH",
                 format!("{label} must be at most {} bytes long", rules::PASSWORD_MAX_BYTES).into(),
             ),
+            Broken::Policy(least) => (
+                "INVALID_LENGTH",
+                format!("{label} must be at least {least} characters long").into(),
+            ),
+            Broken::Common => ("COMMON_PASSWORD", format!("{label} is too common").into()),
             Broken::Missing | Broken::Empty => ("EMPTY_FIELD", (*minimum).into()),
             Broken::Type => ("INVALID_TYPE", (*minimum).into()),
             Broken::Short => ("INVALID_LENGTH", (*minimum).into()),
@@ -84,13 +89,14 @@ impl Fields {
         contract: ContractId,
         name_min: u64,
         texts: &Texts,
+        policy: &Policy,
     ) -> Result<Candidate, Vec<FieldError>> {
         let email = rules::email(&self.email).map_err(|broken| texts.email.error(broken));
         let firstname =
             rules::name(&self.firstname, name_min).map_err(|broken| texts.firstname.error(broken));
         let lastname = rules::optional_name(&self.lastname, name_min)
             .map_err(|broken| texts.lastname.error(broken));
-        let password = rules::password(&self.password, PASSWORD_MIN)
+        let password = rules::password(&self.password, PASSWORD_MIN, policy)
             .map_err(|broken| texts.password.error(broken));
         match (email, firstname, lastname, password) {
             (Ok(email), Ok(firstname), Ok(lastname), Ok(password)) => Ok(Candidate {
@@ -113,8 +119,9 @@ pub(super) fn check_nested(
     fields: &Fields,
     contract: ContractId,
     texts: &Texts,
+    policy: &Policy,
 ) -> Result<Candidate, Vec<FieldError>> {
-    fields.check(contract, NAME_MIN, texts)
+    fields.check(contract, NAME_MIN, texts, policy)
 }
 
 /// Describes the nested form.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::names::{self, Fields, Spelling, Texts};
-use super::{Answer, Contract, Document, Rendered};
+use super::{Answer, Contract, Document, Policy, Rendered};
 use crate::signup::{Candidate, ContractId, FieldError, User};
 
 pub(super) struct NestedName;
@@ -33,8 +33,12 @@ impl Contract for NestedName {
         ContractId::NestedName
     }
 
-    fn check(&self, document: &Document<'_>) -> Result<Candidate, Vec<FieldError>> {
-        names::check_nested(&Fields::nested(document), self.id(), &TEXTS)
+    fn check(
+        &self,
+        document: &Document<'_>,
+        policy: &Policy,
+    ) -> Result<Candidate, Vec<FieldError>> {
+        names::check_nested(&Fields::nested(document), self.id(), &TEXTS, policy)
     }
 
     fn schema(&self) -> Value {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::document::Field;
 use super::names::{self, Fields, Spelling, Texts};
-use super::{Answer, Contract, Document, Rendered};
+use super::{Answer, Contract, Document, Policy, Rendered};
 use crate::signup::{Candidate, ContractId, FieldError, User};
 
 pub(super) struct Register;
@@ -34,7 +34,11 @@ impl Contract for Register {
         ContractId::Register
     }
 
-    fn check(&self, document: &Document<'_>) -> Result<Candidate, Vec<FieldError>> {
+    fn check(
+        &self,
+        document: &Document<'_>,
+        policy: &Policy,
+    ) -> Result<Candidate, Vec<FieldError>> {
         let fields = Fields::nested(document);
         let required = [&fields.email, &fields.firstname, &fields.password];
         if required.iter().any(|field| matches!(field, Field::Absent)) {
@@ -44,7 +48,7 @@ impl Contract for Register {
                 message: "All fields are required".into(),
             }]);
         }
-        names::check_nested(&fields, self.id(), &TEXTS)
+        names::check_nested(&fields, self.id(), &TEXTS, policy)
     }
 
     fn schema(&self) -> Value {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::document::Field;
 use super::rules::{self, Broken};
-use super::{Answer, Contract, Document, Rendered, schema};
+use super::{Answer, Contract, Document, Policy, Rendered, schema};
 use crate::signup::{Candidate, ContractId, Email, FieldError, User};
 
 pub(super) struct Username;
@@ -18,7 +18,11 @@ impl Contract for Username {
         ContractId::Username
     }
 
-    fn check(&self, document: &Document<'_>) -> Result<Candidate, Vec<FieldError>> {
+    fn check(
+        &self,
+        document: &Document<'_>,
+        policy: &Policy,
+    ) -> Result<Candidate, Vec<FieldError>> {
         let username = rules::username(&document.text("username"))
             .map_err(|broken| vec![error("username", "Username", broken)])?;
         let email = match document.text("email") {
@@ -27,7 +31,7 @@ impl Contract for Username {
                 Some(rules::email(&given).map_err(|broken| vec![error("email", "Email", broken)])?)
             }
         };
-        let password = required_password(&document.text("password"))
+        let password = required_password(&document.text("password"), policy)
             .map_err(|broken| vec![error("password", "Password", broken)])?;
         Ok(Candidate {
             contract: self.id(),
@@ -86,11 +90,11 @@ impl Contract for Username {
 }
 
 /// An empty password is a missing one.
-fn required_password(field: &Field) -> Result<secrecy::SecretString, Broken> {
+fn required_password(field: &Field, policy: &Policy) -> Result<secrecy::SecretString, Broken> {
     if rules::text(field)?.is_empty() {
         return Err(Broken::Empty);
     }
-    rules::password(field, PASSWORD_MIN)
+    rules::password(field, PASSWORD_MIN, policy)
 }
 
 fn told(text: &str) -> Value {
@@ -107,6 +111,10 @@ fn error(field: &'static str, label: &str, broken: Broken) -> FieldError {
         Broken::Short => {
             ("INVALID_LENGTH", format!("{label} must be at least {PASSWORD_MIN} characters long"))
         }
+        Broken::Policy(least) => {
+            ("INVALID_LENGTH", format!("{label} must be at least {least} characters long"))
+        }
+        Broken::Common => ("COMMON_PASSWORD", format!("{label} is too common")),
         Broken::Long => (
             "INVALID_LENGTH",
             format!("{label} must be at most {} characters long", rules::USERNAME_MAX),

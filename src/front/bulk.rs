@@ -22,6 +22,7 @@ use super::Front;
 use super::answer::{self, Response};
 use super::body;
 use super::signup::idempotency_key;
+use crate::contract::Policy;
 use crate::queue::{Answer, Producer, Row, Window, room};
 use crate::rows::{self, Checked, Line, Lines, Report, RowError};
 use crate::signup::{ContractId, IdempotencyKey, MessageId, RegistrationId};
@@ -83,6 +84,7 @@ impl Front {
             lines: Lines::new(self.settings.body_limit),
             limit: self.settings.body_limit,
             contract,
+            policy: self.policy.clone(),
             key: key.clone(),
             fresh,
             pieces,
@@ -132,6 +134,7 @@ struct Upload {
     lines: Lines,
     limit: usize,
     contract: ContractId,
+    policy: Policy,
     key: IdempotencyKey,
     fresh: bool,
     pieces: mpsc::Sender<Bytes>,
@@ -229,7 +232,7 @@ impl Upload {
             let (line, checked) = match self.lines.next_line() {
                 None => return true,
                 Some(Line::Text { number, bytes }) => {
-                    (number, rows::check(self.contract, bytes, None))
+                    (number, rows::check(self.contract, bytes, None, &self.policy))
                 }
                 Some(Line::TooLong { number }) => {
                     (number, Err(vec![RowError::too_long(self.limit)]))

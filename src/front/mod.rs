@@ -35,6 +35,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
+use crate::contract::Policy;
 use crate::queue::{Caller, Queue};
 use crate::telemetry::Health;
 use answer::Response;
@@ -53,6 +54,7 @@ pub struct Front {
     routes: Routes,
     cors: cors::Cors,
     limits: RateLimits,
+    policy: Policy,
     caller: Arc<dyn Caller>,
     queue: Arc<dyn Queue>,
     files: Files,
@@ -65,10 +67,11 @@ pub struct Front {
 }
 
 impl Front {
-    /// A front end that sends through `caller`, and bulk rows through producers of `queue`, of which it
-    /// takes no more when it is `stopping`.
+    /// A front end that asks of passwords what `policy` does, and sends through `caller`, and bulk rows
+    /// through producers of `queue`, of which it takes no more when it is `stopping`.
     pub fn new(
         settings: &config::Settings,
+        policy: Policy,
         caller: Arc<dyn Caller>,
         queue: Arc<dyn Queue>,
         files: &Files,
@@ -85,6 +88,7 @@ impl Front {
             ),
             cors: cors::Cors::new(&settings.cors_origins),
             limits: RateLimits::new(limits),
+            policy,
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
             in_flight_calls: joined::Calls::default(),
             recent: recent::Recent::new(),

@@ -63,7 +63,7 @@ impl Front {
             Ok(None) => (IdempotencyKey::random(), true),
             Err(BadKey) => return fault(contract, Fault::BadKey),
         };
-        let candidate = match contract.check(&document) {
+        let candidate = match contract.check(&document, &self.policy) {
             Ok(candidate) => candidate,
             Err(errors) => return render(contract, &Answer::Invalid(&errors)),
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, stream};
 use tokio::sync::{mpsc, watch};
 
-use crate::contract::{Document, check_bulk, contract};
+use crate::contract::{Document, Policy, check_bulk, contract};
 use crate::queue::{Answer, Producer, Row, Window};
 use crate::signup::{Candidate, Email, FailureCode, Millis, Outcome, Record, RegistrationId};
 use crate::store::{Store, StoreError, Taken};
@@ -42,7 +42,9 @@ pub fn look_up(store: Option<Arc<dyn Store>>, window: Window) -> Producer {
 
 async fn look(store: Option<&dyn Store>, row: &Row) -> Result<Outcome, StoreError> {
     let checked = Document::parse(&row.body).ok();
-    let checked = checked.map(|document| check_bulk(contract(row.contract), &document));
+    // The policy was applied when it was read.
+    let checked =
+        checked.map(|document| check_bulk(contract(row.contract), &document, &Policy::default()));
     let candidate: Candidate = match checked {
         Some(Ok(candidate)) => candidate,
         // It was checked when it was read.

@@ -13,6 +13,7 @@ use super::csv::{Record, Records};
 use super::done::Lines as DoneLines;
 use super::header::Header;
 use super::ledger::{Job, Pin, Resumed};
+use crate::contract::Policy;
 use crate::rows::{self, Checked, Line, Lines, RowError};
 
 /// Longest row, in bytes: what the front takes as a body by default.
@@ -40,6 +41,8 @@ pub struct Input {
     pub reader: Box<dyn Read + Send>,
     /// What the rows are.
     pub job: Job,
+    /// What is asked of passwords beyond the contract.
+    pub policy: Policy,
     /// Where an earlier run came to.
     pub resumed: Option<Resumed>,
 }
@@ -77,7 +80,7 @@ impl Input {
 }
 
 fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::Result<()> {
-    let Input { mut reader, job, resumed } = input;
+    let Input { mut reader, job, policy, resumed } = input;
     let (done, mut known) = match resumed {
         Some(Resumed { done, pin, .. }) => (done, pin),
         None => (DoneLines::default(), None),
@@ -101,7 +104,7 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
         let at_start = offset == 0;
         offset += read as u64;
         cutter.push(&piece[..read], at_start, read == 0);
-        cutter.cut(&job, &done, &mut rows)?;
+        cutter.cut(&job, &policy, &done, &mut rows)?;
         if let Some(pin) = known.take_if(|pin| pin.offset == offset)
             && pin.digest != hex(&digest)
         {
@@ -167,7 +170,13 @@ impl Cutter {
     }
 
     /// Adds the rows there are, but for those that are done.
-    fn cut(&mut self, job: &Job, done: &DoneLines, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+    fn cut(
+        &mut self,
+        job: &Job,
+        policy: &Policy,
+        done: &DoneLines,
+        rows: &mut Vec<Row>,
+    ) -> anyhow::Result<()> {
         match self {
             Self::Ndjson(lines) => {
                 while let Some(line) = lines.next_line() {
@@ -177,7 +186,7 @@ impl Cutter {
                         {
                             continue;
                         }
-                        Line::Text { number, bytes } => (number, check(job, bytes)),
+                        Line::Text { number, bytes } => (number, check(job, policy, bytes)),
                         Line::TooLong { number } => {
                             (number, Err(vec![RowError::too_long(ROW_MAX)]))
                         }
@@ -207,7 +216,7 @@ impl Cutter {
                         }
                         (Record::Cells { line, cells }, Some(header)) => {
                             let read = record_document(header, &cells, document);
-                            (line, read.and_then(|()| check(job, document)))
+                            (line, read.and_then(|()| check(job, policy, document)))
                         }
                         (Record::Endless { line }, Some(_)) => (line, Err(vec![endless()])),
                     };
@@ -219,8 +228,8 @@ impl Cutter {
     }
 }
 
-fn check(job: &Job, row: &[u8]) -> Result<Checked, Vec<RowError>> {
-    rows::check(job.contract, row, job.id_field.as_deref())
+fn check(job: &Job, policy: &Policy, row: &[u8]) -> Result<Checked, Vec<RowError>> {
+    rows::check(job.contract, row, job.id_field.as_deref(), policy)
 }
 
 /// Writes a record as a document; columns of errors are counted in cells.

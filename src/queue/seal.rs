@@ -26,7 +26,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::{Kind, Message, Reason};
 use crate::config;
 use crate::contract::document::Field;
-use crate::contract::{Document, PASSWORD_HASH, contract};
+use crate::contract::{Document, PASSWORD_HASH, Policy, contract};
 use crate::signup::{Candidate, ContractId, MessageId, Millis, Password};
 
 /// The field that is sealed.
@@ -89,10 +89,11 @@ impl Sealer {
     }
 
     /// The document with its password sealed, written anew with the contract's own fields. `None`
-    /// if it breaks the contract's rules: then there is no identity to bind the password to.
+    /// if it breaks the contract's rules: then there is no identity to bind the password to. The policy
+    /// does not matter to that.
     pub fn seal(&self, letter: &Letter<'_>, body: &[u8]) -> Option<Vec<u8>> {
         let contract = contract(letter.contract);
-        let candidate = contract.check(&Document::parse(body).ok()?).ok()?;
+        let candidate = contract.check(&Document::parse(body).ok()?, &Policy::default()).ok()?;
         let sealed = self.seal_password(letter, &candidate)?;
         let mut document = contract.write(&candidate);
         if let Value::String(mut clear) = mem::replace(&mut document[PASSWORD], sealed.into()) {

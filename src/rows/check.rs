@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::RowError;
 use crate::contract::document::Field;
-use crate::contract::{Document, check_bulk, contract};
+use crate::contract::{Document, Policy, check_bulk, contract};
 use crate::signup::{ContractId, MessageId};
 
 /// A row that passed.
@@ -22,7 +22,12 @@ pub struct Checked {
 
 /// Checks a row: a contract's document, in which the field `id_field` may name the row. Errors stand
 /// in the order of the contract's own.
-pub fn check(id: ContractId, row: &[u8], id_field: Option<&str>) -> Result<Checked, Vec<RowError>> {
+pub fn check(
+    id: ContractId,
+    row: &[u8],
+    id_field: Option<&str>,
+    policy: &Policy,
+) -> Result<Checked, Vec<RowError>> {
     let document = Document::parse(row).map_err(|_| vec![unreadable(row)])?;
     match document.text("contract") {
         Field::Absent => {}
@@ -37,7 +42,7 @@ pub fn check(id: ContractId, row: &[u8], id_field: Option<&str>) -> Result<Check
         None => None,
     };
     let contract = contract(id);
-    let candidate = check_bulk(contract, &document)
+    let candidate = check_bulk(contract, &document, policy)
         .map_err(|errors| errors.into_iter().map(RowError::from).collect::<Vec<_>>())?;
     let unique = usize::from(candidate.username.is_some()) + usize::from(candidate.email.is_some());
     let body = Bytes::from(contract.write(&candidate).to_string());
@@ -89,14 +94,15 @@ mod tests {
     const GOOD: &str = r#"{"email":"a@b.co","fullname":{"firstname":"Ann"},"password":"secret-1","roles":["admin"],"nr":17,"x":"=1+1"}"#;
 
     fn errors(row: &[u8]) -> Vec<(String, String, Option<usize>)> {
-        let errors = check(ContractId::Register, row, None).unwrap_err();
+        let errors = check(ContractId::Register, row, None, &Policy::default()).unwrap_err();
         let told = errors.into_iter();
         told.map(|e| (e.field.into_owned(), e.code.into_owned(), e.column)).collect()
     }
 
     #[test]
     fn a_row_is_written_anew() {
-        let checked = check(ContractId::Register, GOOD.as_bytes(), None).unwrap();
+        let checked =
+            check(ContractId::Register, GOOD.as_bytes(), None, &Policy::default()).unwrap();
         let body: serde_json::Value = serde_json::from_slice(&checked.body).unwrap();
         assert_eq!(body.as_object().unwrap().len(), 3, "{body}");
         assert_eq!((checked.id, checked.unique), (None, 1));
@@ -104,8 +110,10 @@ mod tests {
 
     #[test]
     fn a_row_may_name_itself() {
-        let id =
-            |field| check(ContractId::Register, GOOD.as_bytes(), Some(field)).map(|row| row.id);
+        let id = |field| {
+            check(ContractId::Register, GOOD.as_bytes(), Some(field), &Policy::default())
+                .map(|row| row.id)
+        };
         assert_eq!(id("nr").unwrap(), MessageId::parse("17"));
         assert_eq!(id("email").unwrap(), MessageId::parse("a@b.co"));
         assert_eq!(id("missing").unwrap_err()[0].code, "INVALID_ID");
@@ -125,6 +133,6 @@ mod tests {
         let row = GOOD.replacen('{', r#"{"contract":"username","#, 1);
         assert_eq!(errors(row.as_bytes())[0].1, "OTHER_CONTRACT");
         let row = GOOD.replacen('{', r#"{"contract":"register","#, 1);
-        assert!(check(ContractId::Register, row.as_bytes(), None).is_ok());
+        assert!(check(ContractId::Register, row.as_bytes(), None, &Policy::default()).is_ok());
     }
 }

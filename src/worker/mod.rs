@@ -8,7 +8,7 @@ mod settle;
 
 use std::sync::Arc;
 
-use crate::contract::{Document, PASSWORD_HASH};
+use crate::contract::{Document, PASSWORD_HASH, Policy};
 use crate::password::Slots;
 use crate::queue::seal::Opener;
 use crate::queue::{Door, Kind, Message, Prefetch, Reason};
@@ -29,6 +29,8 @@ pub struct Worker {
     pub bulk_store: Arc<dyn Store>,
     /// Where passwords are hashed.
     pub slots: Slots,
+    /// What is asked of passwords beyond their contract; a front need not ask the same.
+    pub policy: Policy,
     /// Who opens sealed passwords.
     pub opener: Opener,
     /// Who signs tokens.

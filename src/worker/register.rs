@@ -60,8 +60,10 @@ impl Worker {
             document.put("password", opened.password());
         }
         let checked = match message.door {
-            Door::Bulk => check_bulk(contract(contract_id), &document),
-            Door::Interactive | Door::Profile => contract(contract_id).check(&document),
+            Door::Bulk => check_bulk(contract(contract_id), &document, &self.policy),
+            Door::Interactive | Door::Profile => {
+                contract(contract_id).check(&document, &self.policy)
+            }
         };
         Ok(match checked {
             Ok(candidate) if opened.as_ref().is_some_and(|opened| !opened.is_for(&candidate)) => {

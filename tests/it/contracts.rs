@@ -54,4 +54,5 @@ golden_files! {
     busy: "busy.json",
     late: "late.json",
     limits: "limits.json",
+    policy: "policy.json",
 }

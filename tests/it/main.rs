@@ -29,6 +29,7 @@ mod keys;
 mod limits;
 mod overload;
 mod pages;
+mod policy;
 mod properties;
 mod queue;
 mod redelivery;

@@ -2,7 +2,7 @@
 //! queue, and every answer.
 
 use muster::contract::document::{Field, Nested};
-use muster::contract::{Answer, Contract, Document, Fault, contract, mounted_alone, rules};
+use muster::contract::{Answer, Contract, Document, Fault, Policy, contract, mounted_alone, rules};
 use muster::signup::{Candidate, ContractId, Email, FieldError, IdempotencyKey, Outcome};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -47,7 +47,7 @@ pub fn ask_all(body: &[u8]) {
     let Ok(document) = Document::parse(body) else { return };
     for id in ContractId::ALL {
         for contract in [contract(id), mounted_alone(id)] {
-            if let Err(errors) = contract.check(&document) {
+            if let Err(errors) = contract.check(&document, &Policy::default()) {
                 contract.render(&Answer::Invalid(&errors));
             }
         }
@@ -107,7 +107,7 @@ fn parts(candidate: &Candidate) -> (ContractId, String, Option<&Email>, &str) {
 }
 
 fn check(contract: &dyn Contract, document: &Value) -> Result<Candidate, Vec<FieldError>> {
-    contract.check(&Document::parse(document.to_string().as_bytes()).unwrap())
+    contract.check(&Document::parse(document.to_string().as_bytes()).unwrap(), &Policy::default())
 }
 
 /// What a front sends is what its worker reads. Whether any contract accepts it.
@@ -115,7 +115,7 @@ pub fn survives_the_queue(document: &Document<'_>) -> Result<bool, TestCaseError
     let mut some = false;
     for id in ContractId::ALL {
         for sender in [contract(id), mounted_alone(id)] {
-            let Ok(candidate) = sender.check(document) else { continue };
+            let Ok(candidate) = sender.check(document, &Policy::default()) else { continue };
             some = true;
             let written = sender.write(&candidate);
             let again = check(contract(id), &written)

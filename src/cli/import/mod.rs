@@ -141,7 +141,7 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
     let Work { producer, worker, stop: stop_worker } =
         Work::start(flags, &settings, window).await?;
     let import = Import {
-        input: Input { reader, job, resumed },
+        input: Input { reader, job, policy: app::policy(&settings.policy)?, resumed },
         producer,
         ledger,
         output,

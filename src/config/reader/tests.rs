@@ -1,7 +1,7 @@
 //! What the settings' reader takes and refuses.
 
 use super::*;
-use crate::config::Sources;
+use crate::config::{Blocklist, Sources};
 use crate::signup::ContractId;
 use secrecy::ExposeSecret;
 
@@ -96,6 +96,31 @@ fn keys_are_32_bytes_and_may_be_several() {
     }
     let unable = [amqp, ("JWT_SECRET", several.as_str()), ("MUSTER_QUEUE_REQUIRE_SEALED", "1")];
     assert!(load(&unable).unwrap_err().contains("queue.require_sealed"));
+}
+
+#[test]
+fn limits_and_the_policy_are_off_unless_they_are_set_right() {
+    let settings = load(&[]).unwrap();
+    assert_eq!((settings.limits.per_address, settings.limits.per_email), (None, None));
+    assert_eq!((settings.policy.minimum, settings.policy.blocklist), (0, Blocklist::None));
+    let settings = load(&[
+        ("MUSTER_LIMITS_TRUSTED_PROXIES", "10.0.0.0/8, ::1"),
+        ("MUSTER_PASSWORD_BLOCKLIST", "file:a.txt"),
+    ]);
+    let settings = settings.unwrap();
+    assert_eq!(settings.limits.trusted_proxies.len(), 2);
+    assert_eq!(settings.policy.blocklist, Blocklist::File("a.txt".into()));
+    let wrong = [
+        ("MUSTER_LIMITS_PER_ADDRESS", "10"),
+        ("MUSTER_LIMITS_PER_EMAIL", "10/soon"),
+        ("MUSTER_LIMITS_PROFILE_PER_ADDRESS", "0/1m"),
+        ("MUSTER_LIMITS_TRUSTED_PROXIES", "proxy"),
+        ("MUSTER_LIMITS_PROXY_HEADER", "x-real-ip"),
+        ("MUSTER_PASSWORD_MINIMUM", "65"),
+        ("MUSTER_PASSWORD_BLOCKLIST", "all"),
+    ];
+    let told = load(&wrong).unwrap_err();
+    assert!(wrong.iter().all(|(name, _)| told.contains(name)), "{told}");
 }
 
 #[test]

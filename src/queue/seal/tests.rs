@@ -70,7 +70,7 @@ fn open_at(opener: &Opener, message: &Message, now: Millis) -> Result<Option<Str
     if let Some(opened) = &opened {
         document.put("password", opened.password());
     }
-    let candidate = contract(ContractId::Register).check(&document).unwrap();
+    let candidate = contract(ContractId::Register).check(&document, &Policy::default()).unwrap();
     let for_them = opened.as_ref().is_none_or(|opened| opened.is_for(&candidate));
     Ok(for_them.then(|| candidate.password.in_document().1.to_owned()))
 }

@@ -8,7 +8,7 @@ use jsonschema::Validator;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
-use muster::contract::{Document, contract};
+use muster::contract::{Document, Policy, contract};
 use muster::queue::Door;
 use muster::signup::ContractId;
 use serde_json::{Map, Value, json};
@@ -143,7 +143,8 @@ pub fn assert_came_to(queue: &str, delivery: &Delivery) {
 
 /// Whether a contract accepts a document.
 pub fn accepted(id: ContractId, body: &[u8]) -> bool {
-    Document::parse(body).is_ok_and(|document| contract(id).check(&document).is_ok())
+    Document::parse(body)
+        .is_ok_and(|document| contract(id).check(&document, &Policy::default()).is_ok())
 }
 
 fn as_json(properties: &BasicProperties) -> Value {

@@ -1,0 +1,36 @@
+//! What an operator asks of passwords, with its list read: for the front and the worker here, and for an
+//! import.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::config::{self, Blocklist};
+use crate::contract::{CommonPasswords, Policy};
+
+/// The policy of these settings. An error if its list cannot be read.
+pub fn policy(settings: &config::PasswordPolicy) -> anyhow::Result<Policy> {
+    let common = match &settings.blocklist {
+        Blocklist::None => CommonPasswords::default(),
+        Blocklist::Common => CommonPasswords::bundled(),
+        Blocklist::File(path) => read(path).with_context(|| {
+            format!("password.blocklist (MUSTER_PASSWORD_BLOCKLIST): {}", path.display())
+        })?,
+    };
+    Ok(Policy::new(settings.minimum, common))
+}
+
+/// One password a line. What is no UTF-8 can be nobody's password and does no harm.
+fn read(path: &Path) -> anyhow::Result<CommonPasswords> {
+    let lines = BufReader::new(File::open(path)?).split(b'\n');
+    let passwords = lines.map(|line| -> io::Result<String> {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        Ok(line.trim_end_matches('\r').to_owned())
+    });
+    let passwords = passwords.filter(|line| !line.as_ref().is_ok_and(String::is_empty));
+    let common = passwords.collect::<io::Result<CommonPasswords>>()?;
+    anyhow::ensure!(common.count() > 0, "no password in it; one a line wanted");
+    Ok(common)
+}

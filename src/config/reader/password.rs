@@ -1,0 +1,50 @@
+//! `[password]`: how passwords are hashed, and what is asked of them.
+
+use super::Reader;
+use crate::config::{Blocklist, Password, PasswordPolicy};
+
+/// Lowest cost that is safe today (OWASP password storage cheat sheet).
+const COST_MIN: i64 = 10;
+/// Costs bcrypt is defined for.
+const COST_RANGE: std::ops::RangeInclusive<i64> = 4..=31;
+/// Most characters that a minimum may ask for: what everybody may choose at least (NIST SP 800-63B, 3.1.1),
+/// and less than bcrypt can take.
+const MINIMUM_MAX: i64 = 64;
+
+impl Reader<'_> {
+    pub(super) fn password(&mut self) -> Option<Password> {
+        let weak = self.flag("password.allow_weak_cost");
+        let cost = self.number("password.cost", COST_RANGE)?;
+        if cost < COST_MIN && !weak {
+            self.problem::<()>(
+                "password.cost",
+                "at least 10 wanted; tests and benchmarks may set MUSTER_ALLOW_WEAK_COST=1",
+            );
+        }
+        let threads = self.number("password.threads", 0..=1024)? as usize;
+        let lanes = self.number("password.lanes", 0..=8)? as usize;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Some(Password {
+            cost: cost as u32,
+            threads: if threads == 0 { cores } else { threads },
+            lanes: (lanes != 0).then_some(lanes),
+        })
+    }
+
+    pub(super) fn password_policy(&mut self) -> Option<PasswordPolicy> {
+        let minimum = self.number("password.minimum", 0..=MINIMUM_MAX);
+        let blocklist = self.blocklist();
+        Some(PasswordPolicy { minimum: minimum? as u64, blocklist: blocklist? })
+    }
+
+    fn blocklist(&mut self) -> Option<Blocklist> {
+        let key = "password.blocklist";
+        let text = self.text(key);
+        match (text.as_str(), text.strip_prefix("file:")) {
+            ("none", _) => Some(Blocklist::None),
+            ("common", _) => Some(Blocklist::Common),
+            (_, Some(path)) if !path.is_empty() => Some(Blocklist::File(path.into())),
+            _ => self.problem(key, "none, common or file:PATH wanted"),
+        }
+    }
+}
