@@ -138,11 +138,14 @@ impl Browser {
         self.devtools("Emulation.setDeviceMetricsOverride", size).await;
     }
 
-    /// Saves a picture of the whole page where `SCREENSHOTS` says; does nothing without it.
+    /// Saves a picture of the top of the page, once nothing moves on it, where `SCREENSHOTS` says; does
+    /// nothing without it.
     pub async fn picture(&self, name: &str) {
         let Some(directory) = pictures() else { return };
-        let whole = json!({ "captureBeyondViewport": true });
-        let taken = self.devtools("Page.captureScreenshot", whole).await;
+        self.run("scrollTo(0, 0)").await;
+        let rests = "return document.getAnimations().length === 0";
+        eventually("the page to rest", async || self.run(rests).await == true).await;
+        let taken = self.devtools("Page.captureScreenshot", json!({})).await;
         let picture = BASE64.decode(taken["data"].as_str().unwrap()).unwrap();
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::write(directory.join(format!("{name}.png")), picture).unwrap();
