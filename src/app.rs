@@ -20,7 +20,7 @@ use crate::queue::{self, Caller, Queue};
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::store::{self, PrepareError, Store};
-use crate::telemetry::{Health, Part};
+use crate::telemetry::{Part, Telemetry};
 use crate::token::{self, Key, Signer, Terms};
 use crate::worker::{self, Worker};
 
@@ -75,11 +75,12 @@ impl App {
     /// Starts everything that the settings ask for. Returns when the addresses are bound; a broker
     /// or a database that is away is waited for in the background, and `/ready` tells.
     pub async fn start(settings: &Settings, clock: Clock) -> anyhow::Result<Self> {
-        let health = Health::default();
+        let telemetry = Telemetry::default();
+        let health = &telemetry.health;
         let process = health.part("process");
         let (serving, working, background) = (Tasks::default(), Tasks::default(), Tasks::default());
         let (tell_unfit, unfit) = watch::channel(None);
-        let queue = queue::open(&settings.queue, clock.clone(), &health, &background).await?;
+        let queue = queue::open(&settings.queue, clock.clone(), &telemetry, &background).await?;
         let mut addresses = Addresses::default();
         let signer = settings.role.has_worker().then(|| signer(settings, clock.clone()));
         let signer = signer.transpose()?;
@@ -103,7 +104,7 @@ impl App {
                 sender,
                 queue.clone(),
                 &files,
-                health.clone(),
+                telemetry.clone(),
                 stop.clone(),
             );
             serving.spawn("front", async move { front.serve(listener, limits, stop).await });
@@ -112,21 +113,35 @@ impl App {
             let listener = front::bind(address, "admin.listen (MUSTER_ADMIN_LISTEN)").await?;
             addresses.admin = Some(listener.local_addr()?);
             let (limits, stop) = (limits(settings), serving.stopping().clone());
-            let health = health.clone();
-            serving.spawn("admin", async move { ops::serve(listener, limits, stop, health).await });
+            let telemetry = telemetry.clone();
+            serving
+                .spawn("admin", async move { ops::serve(listener, limits, stop, telemetry).await });
         }
         if let Some(signer) = signer {
             let part = health.part("store");
             let store = store::open(&settings.store, &part).await?;
             let slots = Slots::start(&settings.password)?;
             hashing = Some(slots.clone());
+            worker::show(&telemetry.metrics, slots.clone());
             let opener = opener(settings)?;
             let bulk_store = store::open_for_bulk(&settings.store, &store).await?;
-            let worker =
-                Arc::new(Worker { store, bulk_store, slots, policy, opener, signer, clock });
+            let metrics = telemetry.metrics.clone();
+            let worker = Arc::new(Worker {
+                store,
+                bulk_store,
+                slots,
+                policy,
+                opener,
+                signer,
+                clock,
+                metrics,
+            });
             let prefetch = worker.prefetch(settings.queue.prefetch);
             let slots = worker.slots.clone();
-            let per_second: queue::PerSecond = Arc::new(move || slots.per_second());
+            let pace: queue::PaceNow = Arc::new(move || queue::Pace {
+                per_second: slots.per_second(),
+                threads: slots.threads() as u32,
+            });
             // The embedded store is ready when the first request comes; one that is away is
             // waited for.
             let first = tokio::time::timeout(FIRST_TRY, prepare_once(&worker.store, &part)).await;
@@ -144,7 +159,7 @@ impl App {
                         }
                     }
                 }
-                let inbox = queue.inbox(prefetch, per_second);
+                let inbox = queue.inbox(prefetch, pace);
                 consuming.up();
                 worker::consume(worker, inbox, tasks).await;
             });

@@ -39,6 +39,8 @@ pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// Tells that an answer is an earlier one again.
 pub(super) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 const PROBLEM: HeaderValue = HeaderValue::from_static(problems::MEDIA_TYPE);
 
@@ -92,6 +94,14 @@ pub(super) fn empty(status: StatusCode) -> Response {
 pub(super) fn streamed(media_type: HeaderValue, pieces: mpsc::Receiver<Bytes>) -> Response {
     let mut response = Response::new(Either::Right(Pieces(pieces)));
     response.headers_mut().insert(CONTENT_TYPE, media_type);
+    response
+}
+
+/// Adds how long the stages took, for whoever looks at them in a browser.
+pub(super) fn with_timing(mut response: Response, timing: &str) -> Response {
+    if let Ok(timing) = HeaderValue::from_str(timing) {
+        response.headers_mut().insert(SERVER_TIMING, timing);
+    }
     response
 }
 

@@ -3,6 +3,7 @@
 //! without one in the settings it is not there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +26,8 @@ use super::signup::idempotency_key;
 use crate::contract::Policy;
 use crate::queue::{Answer, Producer, Row, Window, room};
 use crate::rows::{self, Checked, Line, Lines, Report, RowError};
-use crate::signup::{ContractId, IdempotencyKey, MessageId, RegistrationId};
+use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RegistrationId};
+use crate::telemetry::Metrics;
 
 /// Uploads at once. Each has connections of its own to the broker.
 pub(super) const UPLOADS_MAX: usize = 8;
@@ -71,7 +73,7 @@ impl Front {
             }
         };
         let permit = self.uploads.clone().try_acquire_owned().ok();
-        let Some(permit) = permit.filter(|_| self.health.is_ready()) else {
+        let Some(permit) = permit.filter(|_| self.telemetry.health.is_ready()) else {
             body::drain(body).await;
             let detail = "No row was read; send them again later.";
             return answer::with_key(
@@ -93,6 +95,7 @@ impl Front {
             told: 0,
             reports: BTreeMap::new(),
             stop: self.stopping.clone(),
+            metrics: self.telemetry.metrics.clone(),
             _permit: permit,
         };
         let producer = self.queue.producer(Window::of(WINDOW));
@@ -146,6 +149,7 @@ struct Upload {
     /// Reports that wait for one before them, and the lines of rows without one.
     reports: BTreeMap<u64, Waiting>,
     stop: CancellationToken,
+    metrics: Arc<Metrics>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -247,7 +251,10 @@ impl Upload {
                     self.unsent = Some(Row { tag: place, contract, id, fresh, body });
                     Waiting::Answer { line }
                 }
-                Err(errors) => Waiting::Turn(Report::invalid(line, None, errors)),
+                Err(errors) => {
+                    self.metrics.row_answered("invalid");
+                    Waiting::Turn(Report::invalid(line, None, errors))
+                }
             };
             self.reports.insert(place, waiting);
         }
@@ -256,6 +263,7 @@ impl Upload {
 
     fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
         if let Some(Waiting::Answer { line }) = self.reports.get(&tag) {
+            self.metrics.row_answered(outcome.as_ref().map_or("no_answer", Outcome::word));
             let id = RegistrationId::of(self.contract, "", &id);
             let report = Report::answered(*line, id, outcome.ok());
             self.reports.insert(tag, Waiting::Turn(report));

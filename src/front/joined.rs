@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use crate::queue::{Call, CallError, Caller};
+use crate::queue::{Call, CallError, Caller, Reply};
 use crate::signup::{FailureCode, MessageId, Outcome};
 
 /// The calls under way whose key a client chose.
@@ -24,7 +24,7 @@ struct UnderWay {
     answer: Answer,
 }
 
-type Answer = Shared<BoxFuture<'static, Result<Outcome, CallError>>>;
+type Answer = Shared<BoxFuture<'static, Result<Reply, CallError>>>;
 
 /// Removes a call when it has ended, however it ended.
 struct Entry {
@@ -40,7 +40,7 @@ impl Calls {
         caller: &Arc<dyn Caller>,
         call: Call,
         permit: OwnedSemaphorePermit,
-    ) -> Result<Outcome, CallError> {
+    ) -> Result<Reply, CallError> {
         // Nobody else can know a key that was made just now.
         if call.fresh {
             return caller.call(call).await;
@@ -50,8 +50,11 @@ impl Calls {
             let (answer, joined) = self.begin_or_join(caller, &call, &mut permit);
             // Each waits by its own deadline: joining neither shortens nor lengthens it.
             match timeout_at(deadline, answer).await.unwrap_or(Err(CallError::NoAnswer)) {
-                Ok(Outcome::Registered { user, token, .. }) if joined => {
-                    return Ok(Outcome::Registered { user, token, replayed: true });
+                Ok(Reply { outcome: Outcome::Registered { user, token, .. }, stages, at })
+                    if joined =>
+                {
+                    let outcome = Outcome::Registered { user, token, replayed: true };
+                    return Ok(Reply { outcome, stages, at });
                 }
                 // The first one's time was over, whether it or a worker noticed. This one has time
                 // left, and the same id makes asking safe.
@@ -101,11 +104,10 @@ fn begin(
 }
 
 /// Whether a call ended because its time was over.
-fn ran_out(ended: &Result<Outcome, CallError>) -> bool {
+fn ran_out(ended: &Result<Reply, CallError>) -> bool {
     match ended {
-        Err(CallError::NoAnswer) => true,
-        Ok(Outcome::Failed(failure)) => failure.code == FailureCode::Expired,
-        _ => false,
+        Err(error) => *error == CallError::NoAnswer,
+        Ok(reply) => reply.outcome == FailureCode::Expired.into(),
     }
 }
 
@@ -138,7 +140,7 @@ mod tests {
 
     #[async_trait]
     impl Caller for Held {
-        async fn call(&self, call: Call) -> Result<Outcome, CallError> {
+        async fn call(&self, call: Call) -> Result<Reply, CallError> {
             self.calls.fetch_add(1, Ordering::SeqCst);
             match timeout_at(call.deadline, self.answers.acquire()).await {
                 Ok(answer) => answer.unwrap().forget(),
@@ -227,6 +229,7 @@ mod tests {
             let (first, second, third, ()) = tokio::join!(first, second, third, release);
             assert!(ran_out(&first), "{first:?}");
             let internal = Ok(FailureCode::Internal.into());
+            let (second, third) = (second.map(|it| it.outcome), third.map(|it| it.outcome));
             assert_eq!((&second, &third), (&internal, &internal), "{body}");
             assert_eq!(held.calls.load(Ordering::SeqCst), 2, "the two joined again");
         }

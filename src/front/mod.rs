@@ -37,10 +37,10 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::contract::Policy;
 use crate::queue::{Caller, Queue};
-use crate::telemetry::Health;
+use crate::telemetry::Telemetry;
 use answer::Response;
 use limits::RateLimits;
-use router::{Found, Routes};
+use router::{Found, Routes, Served};
 
 pub use files::Files;
 pub use server::{Limits, bind};
@@ -58,7 +58,7 @@ pub struct Front {
     caller: Arc<dyn Caller>,
     queue: Arc<dyn Queue>,
     files: Files,
-    health: Health,
+    telemetry: Telemetry,
     stopping: CancellationToken,
     uploads: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
@@ -75,16 +75,19 @@ impl Front {
         caller: Arc<dyn Caller>,
         queue: Arc<dyn Queue>,
         files: &Files,
-        health: Health,
+        telemetry: Telemetry,
         stopping: CancellationToken,
     ) -> Arc<Self> {
-        let config::Settings { front: settings, limits, .. } = settings;
+        let config::Settings { front: settings, limits, admin, .. } = settings;
         Arc::new(Self {
             routes: Routes::new(
                 &settings.mounts,
-                files.keys.is_some(),
-                settings.bulk_key.is_some(),
-                settings.pages,
+                Served {
+                    keys: files.keys.is_some(),
+                    bulk: settings.bulk_key.is_some(),
+                    pages: settings.pages,
+                    metrics: admin.is_none(),
+                },
             ),
             cors: cors::Cors::new(&settings.cors_origins),
             limits: RateLimits::new(limits),
@@ -97,7 +100,7 @@ impl Front {
             caller,
             queue,
             files: files.clone(),
-            health,
+            telemetry,
             stopping,
         })
     }
@@ -110,8 +113,10 @@ impl Front {
         stop: CancellationToken,
     ) {
         let tls = self.files.tls.clone();
+        let metrics = self.telemetry.metrics.clone();
+        let opened = move || metrics.connected();
         let answer = move |request, peer| self.clone().answer(request, peer);
-        server::serve(listener, limits, tls, stop, answer).await;
+        server::serve(listener, limits, tls, stop, opened, answer).await;
     }
 
     async fn answer(
@@ -155,9 +160,10 @@ impl Front {
             },
             (Found::Live, &Method::GET | &Method::HEAD) => ops::live(),
             (Found::Ready, &Method::GET | &Method::HEAD) => {
-                ops::ready(&self.health, Some(&self.caller.backlog()))
+                ops::ready(&self.telemetry.health, Some(&self.caller.backlog()))
             }
             (Found::Page(page), &Method::GET | &Method::HEAD) => self.page(page, request.headers()),
+            (Found::Metrics, &Method::GET | &Method::HEAD) => ops::metrics(&self.telemetry.metrics),
             (found, _) => answer::method_not_allowed(found.allow()),
         }
     }

@@ -1,6 +1,7 @@
-//! The probes: does the process answer, and can it do its work.
+//! For operators: does the process answer, can it do its work, and its metrics.
 
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::{Request, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -9,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::answer::{self, Response};
 use super::server::{self, Limits};
 use crate::queue::Backlog;
-use crate::telemetry::Health;
 use crate::telemetry::health::State;
+use crate::telemetry::metrics::{MEDIA_TYPE, Metrics};
+use crate::telemetry::{Health, Telemetry};
 
 /// The process answers.
 pub(super) fn live() -> Response {
@@ -38,19 +40,30 @@ pub(super) fn parts(health: &Health) -> Map<String, Value> {
     health.report().into_iter().map(|(name, state)| (name.to_owned(), told(state))).collect()
 }
 
-/// Serves the probes alone, for a process or an address without the rest.
-pub async fn serve(listener: TcpListener, limits: Limits, stop: CancellationToken, health: Health) {
-    let answer = move |request: Request<Incoming>, _| {
-        let response = answer(&health, &request);
-        async { Ok(response) }
-    };
-    server::serve(listener, limits, None, stop, answer).await;
+/// The figures as they are now.
+pub(super) fn metrics(metrics: &Metrics) -> Response {
+    answer::bytes(metrics.render().into(), HeaderValue::from_static(MEDIA_TYPE))
 }
 
-fn answer(health: &Health, request: &Request<Incoming>) -> Response {
+/// Serves these alone, for a process or an address without the rest.
+pub async fn serve(
+    listener: TcpListener,
+    limits: Limits,
+    stop: CancellationToken,
+    telemetry: Telemetry,
+) {
+    let answer = move |request: Request<Incoming>, _| {
+        let response = answer(&telemetry, &request);
+        async { Ok(response) }
+    };
+    server::serve(listener, limits, None, stop, || (), answer).await;
+}
+
+fn answer(telemetry: &Telemetry, request: &Request<Incoming>) -> Response {
     match request.uri().path() {
         "/live" => live(),
-        "/ready" => ready(health, None),
-        _ => answer::problem(StatusCode::NOT_FOUND, "Here are only /live and /ready."),
+        "/ready" => ready(&telemetry.health, None),
+        "/metrics" => metrics(&telemetry.metrics),
+        _ => answer::problem(StatusCode::NOT_FOUND, "Here are only /live, /ready and /metrics."),
     }
 }

@@ -33,7 +33,8 @@ impl Front {
             body: Bytes::copy_from_slice(token.as_bytes()),
             deadline: Instant::now() + self.settings.deadline,
         };
-        match self.caller.call(call).await {
+        let _waits = self.telemetry.metrics.waits();
+        match self.caller.call(call).await.map(|reply| reply.outcome) {
             Ok(Outcome::Found { user }) => {
                 answer::json(StatusCode::OK, &contract(user.contract).profile(&user))
             }

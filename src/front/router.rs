@@ -8,12 +8,20 @@ use crate::signup::ContractId;
 pub(super) struct Routes {
     exact: Vec<Mount>,
     patterns: Vec<Mount>,
+    served: Served,
+}
+
+/// What is served besides, if it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Served {
     /// Whether there are public keys to serve.
-    keys: bool,
+    pub(super) keys: bool,
     /// Whether there is an API key that opens the bulk path.
-    bulk: bool,
+    pub(super) bulk: bool,
     /// Whether pages for people are served.
-    pages: bool,
+    pub(super) pages: bool,
+    /// Whether the metrics are served here.
+    pub(super) metrics: bool,
 }
 
 /// What stands at a path.
@@ -30,6 +38,7 @@ pub(super) enum Found<'a> {
     Ready,
     /// For people.
     Page(Page),
+    Metrics,
 }
 
 impl Found<'_> {
@@ -37,17 +46,20 @@ impl Found<'_> {
     pub(super) fn allow(self) -> &'static str {
         match self {
             Self::Signup(_) | Self::Bulk => "POST, OPTIONS",
-            Self::Profile | Self::Keys | Self::Live | Self::Ready | Self::Page(_) => {
-                "GET, HEAD, OPTIONS"
-            }
+            Self::Profile
+            | Self::Keys
+            | Self::Live
+            | Self::Ready
+            | Self::Metrics
+            | Self::Page(_) => "GET, HEAD, OPTIONS",
         }
     }
 }
 
 impl Routes {
-    pub(super) fn new(mounts: &[Mount], keys: bool, bulk: bool, pages: bool) -> Self {
+    pub(super) fn new(mounts: &[Mount], served: Served) -> Self {
         let (patterns, exact) = mounts.iter().cloned().partition(|mount| mount.any_prefix);
-        Self { exact, patterns, keys, bulk, pages }
+        Self { exact, patterns, served }
     }
 
     /// Finds a path; a trailing slash is tolerated, an exact mount beats a pattern, and any mount
@@ -58,17 +70,18 @@ impl Routes {
             return Some(Found::Signup(&mount.contracts));
         }
         match path {
-            "/registrations" if self.bulk => return Some(Found::Bulk),
+            "/registrations" if self.served.bulk => return Some(Found::Bulk),
             "/users/profile" => return Some(Found::Profile),
-            "/.well-known/jwks.json" if self.keys => return Some(Found::Keys),
+            "/.well-known/jwks.json" if self.served.keys => return Some(Found::Keys),
             "/live" => return Some(Found::Live),
             "/ready" => return Some(Found::Ready),
+            "/metrics" if self.served.metrics => return Some(Found::Metrics),
             _ => {}
         }
         if let Some(mount) = self.patterns.iter().find(|mount| path.ends_with(&mount.path)) {
             return Some(Found::Signup(&mount.contracts));
         }
-        pages::find(path).filter(|_| self.pages).map(Found::Page)
+        pages::find(path).filter(|_| self.served.pages).map(Found::Page)
     }
 }
 
@@ -89,13 +102,15 @@ mod tests {
             mount("/special/auth/signup", false, &[FlatName]),
             mount("/users/register", false, &[NestedName, FlatName]),
         ];
-        let routes = Routes::new(&mounts, false, false, false);
+        let routes = Routes::new(&mounts, Served::default());
         assert_eq!(routes.find("/.well-known/jwks.json"), None);
-        let keys = Routes::new(&mounts, true, false, false);
+        let keys = Routes::new(&mounts, Served { keys: true, ..Served::default() });
         assert_eq!(keys.find("/.well-known/jwks.json"), Some(Found::Keys));
         assert_eq!(routes.find("/registrations"), None);
-        let bulk = Routes::new(&mounts, false, true, false);
+        let served = Served { bulk: true, metrics: true, ..Served::default() };
+        let bulk = Routes::new(&mounts, served);
         assert_eq!(bulk.find("/registrations"), Some(Found::Bulk));
+        assert_eq!((routes.find("/metrics"), bulk.find("/metrics")), (None, Some(Found::Metrics)));
         for path in ["/auth/signup", "/identity/auth/signup", "/api/v1/auth/signup/"] {
             assert_eq!(routes.find(path), Some(Found::Signup(&[ErrorCode])), "{path}");
         }
@@ -109,8 +124,9 @@ mod tests {
 
     #[test]
     fn any_mount_beats_a_page() {
+        let served = Served { pages: true, ..Served::default() };
         let is_page = |mounts: &[Mount], path: &str| {
-            matches!(Routes::new(mounts, false, false, true).find(path), Some(Found::Page(_)))
+            matches!(Routes::new(mounts, served).find(path), Some(Found::Page(_)))
         };
         assert!(is_page(&[], "/") && is_page(&[], "/pages/icon.svg"));
         assert!(!is_page(&[], "/pages") && !is_page(&[], "/pages/router.rs"));

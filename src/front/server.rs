@@ -57,14 +57,17 @@ pub async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListe
 }
 
 /// Serves until the stop, then lets requests under way finish, however long they take: the caller
-/// knows how long it can wait. `answer` is told whose connection a request came on.
-pub(super) async fn serve<A, F>(
+/// knows how long it can wait. `answer` is told whose connection a request came on; what `opened` gives
+/// lives as long as a connection.
+pub(super) async fn serve<G, A, F>(
     listener: TcpListener,
     limits: Limits,
     tls: Option<Tls>,
     stop: CancellationToken,
+    opened: impl Fn() -> G,
     answer: A,
 ) where
+    G: Send + 'static,
     A: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response, Infallible>> + Send + 'static,
 {
@@ -80,6 +83,7 @@ pub(super) async fn serve<A, F>(
         let (builder, answer) = (builder.clone(), answer.clone());
         let service = service_fn(move |request| answer(request, peer));
         let (watcher, stop, tls) = (connections.watcher(), stop.clone(), tls.clone());
+        let gauged = opened();
         tokio::spawn(async move {
             // A client that says nothing must not hold its place for ever.
             let opened = tokio::select! {
@@ -101,7 +105,7 @@ pub(super) async fn serve<A, F>(
             if let Err(error) = served {
                 tracing::debug!(%error, "a connection ended badly");
             }
-            drop(permit);
+            drop((permit, gauged));
         });
     }
     drop(listener);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderMap, HeaderValue};
 use hyper::{Request, StatusCode, Version};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::Front;
@@ -16,95 +17,165 @@ use super::limits::TooMany;
 use crate::contract::{Answer, Contract, Document, Fault, choose, contract, mounted_alone};
 use crate::queue::{Call, CallError, Kind};
 use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RejectionCode};
+use crate::telemetry::events::Answered;
+use crate::telemetry::{Stage, Stages};
 
 /// A registration may be expected to wait for a worker this part of its deadline. The rest is for its
 /// hash and for machines that slow down meanwhile: a longer line would not make workers faster, only
 /// answers late.
 const WAIT_PART: u32 = 3;
 
+/// What is told of a request, apart from its answer.
+struct Trip {
+    /// The message's id, once there is one.
+    id: Option<MessageId>,
+    contract: ContractId,
+    stages: Stages,
+}
+
+/// One word, and the answer that goes with it.
+type Ended = (&'static str, Response);
+
 impl Front {
-    /// Refuses, in this order: 429 for the client's address, 415, 413, 400, 429 for the e-mail address,
-    /// 503.
+    /// Answers, and tells of it.
     pub(super) async fn sign_up(
         &self,
         mount: &[ContractId],
         request: Request<Incoming>,
         peer: SocketAddr,
     ) -> Response {
+        let started = Instant::now();
         let first = by_shape(mount, None);
-        let (head, body) = request.into_parts();
-        if let Err(TooMany(wait)) = self.limits.registration(peer, &head.headers) {
-            body::drain(body).await;
-            return too_many(first, wait);
-        }
-        if !body::is_json(&head.headers) {
-            body::drain(body).await;
-            return fault(first, Fault::MediaType);
-        }
-        let settings = &self.settings;
-        let body = match body::read(body, settings.body_limit, settings.body_timeout).await {
-            Ok(body) => body,
-            Err(BodyError::TooLarge) => {
-                return closing(fault(first, Fault::TooLarge), head.version);
-            }
-            Err(BodyError::Broken) => {
-                return closing(fault(first, Fault::Unreadable), head.version);
-            }
-            Err(BodyError::Slow) => {
-                let told = answer::problem(StatusCode::REQUEST_TIMEOUT, "The body took too long.");
-                return closing(told, head.version);
-            }
-        };
-        let deadline = Instant::now() + settings.deadline;
-        let Ok(document) = Document::parse(&body) else { return fault(first, Fault::Unreadable) };
-        let contract = by_shape(mount, Some(&document));
-        let (key, fresh) = match idempotency_key(&head.headers) {
-            Ok(Some(key)) => (key, false),
-            Ok(None) => (IdempotencyKey::random(), true),
-            Err(BadKey) => return fault(contract, Fault::BadKey),
-        };
-        let candidate = match contract.check(&document, &self.policy) {
-            Ok(candidate) => candidate,
-            Err(errors) => return render(contract, &Answer::Invalid(&errors)),
-        };
-        // No sooner, because only now it is known to be an address, and for whom a worker would hash.
-        if let Err(TooMany(wait)) = self.limits.email(candidate.email.as_ref()) {
-            return too_many(contract, wait);
-        }
-        // Refused before it is queued: what cannot be answered in time would only make others late.
-        let permit = self.in_flight.clone().try_acquire_owned().ok().filter(|_| self.is_in_time());
-        let Some(permit) = permit else {
-            return answer::with_key(fault(contract, Fault::NotAccepted), &key);
-        };
-        let call = Call {
-            kind: Kind::Register(contract.id()),
-            id: MessageId::of_http(contract.id(), &key),
-            fresh,
-            body: Bytes::from(contract.write(&candidate).to_string()),
-            deadline,
-        };
-        let called = self.in_flight_calls.call(&self.caller, call, permit).await;
-        let response = self.told(contract, &called);
-        if response.status().is_server_error() {
-            answer::with_key(response, &key)
+        let mut trip = Trip { id: None, contract: first.id(), stages: Stages::default() };
+        let (outcome, response) = self.signed_up(mount, request, peer, &mut trip).await;
+        let Trip { id, contract, mut stages } = trip;
+        stages.add(Stage::Total, started.elapsed());
+        let status = response.status().as_u16();
+        let id = id.as_ref().map(MessageId::as_str);
+        let stages = &stages;
+        self.telemetry.metrics.answered(&Answered { id, contract, outcome, status, stages });
+        if self.settings.pages {
+            answer::with_timing(response, &stages.to_server_timing())
         } else {
             response
         }
     }
 
-    /// Whether a registration sent now would be begun with time to spare for its hash.
-    fn is_in_time(&self) -> bool {
-        self.caller.backlog().wait() <= self.settings.deadline / WAIT_PART
+    /// Refuses, in this order: 429 for the client's address, 415, 413, 400, 429 for the e-mail address,
+    /// 503.
+    async fn signed_up(
+        &self,
+        mount: &[ContractId],
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        trip: &mut Trip,
+    ) -> Ended {
+        let first = by_shape(mount, None);
+        let (head, body) = request.into_parts();
+        if let Err(TooMany(wait)) = self.limits.registration(peer, &head.headers) {
+            body::drain(body).await;
+            return ("too_many", too_many(first, wait));
+        }
+        if !body::is_json(&head.headers) {
+            body::drain(body).await;
+            return ("media_type", fault(first, Fault::MediaType));
+        }
+        let (settings, reading) = (&self.settings, Instant::now());
+        let body = body::read(body, settings.body_limit, settings.body_timeout).await;
+        trip.stages.add(Stage::Read, reading.elapsed());
+        let body = match body {
+            Ok(body) => body,
+            Err(BodyError::TooLarge) => {
+                return ("too_large", closing(fault(first, Fault::TooLarge), head.version));
+            }
+            Err(BodyError::Broken) => {
+                return ("broken", closing(fault(first, Fault::Unreadable), head.version));
+            }
+            Err(BodyError::Slow) => {
+                let told = answer::problem(StatusCode::REQUEST_TIMEOUT, "The body took too long.");
+                return ("slow", closing(told, head.version));
+            }
+        };
+        let deadline = Instant::now() + settings.deadline;
+        let Ok(document) = Document::parse(&body) else {
+            return ("unreadable", fault(first, Fault::Unreadable));
+        };
+        let contract = by_shape(mount, Some(&document));
+        trip.contract = contract.id();
+        let (key, fresh) = match idempotency_key(&head.headers) {
+            Ok(Some(key)) => (key, false),
+            Ok(None) => (IdempotencyKey::random(), true),
+            Err(BadKey) => return ("bad_key", fault(contract, Fault::BadKey)),
+        };
+        let id = MessageId::of_http(contract.id(), &key);
+        trip.id = Some(id.clone());
+        let candidate = match contract.check(&document, &self.policy) {
+            Ok(candidate) => candidate,
+            Err(errors) => return ("invalid", render(contract, &Answer::Invalid(&errors))),
+        };
+        // No sooner, because only now it is known to be an address, and for whom a worker would hash.
+        if let Err(TooMany(wait)) = self.limits.email(candidate.email.as_ref()) {
+            return ("too_many", too_many(contract, wait));
+        }
+        let permit = match self.admitted() {
+            Ok(permit) => permit,
+            Err(reason) => {
+                self.telemetry.metrics.refused(reason);
+                let refused = fault(contract, Fault::NotAccepted);
+                return ("not_accepted", answer::with_key(refused, &key));
+            }
+        };
+        let call = Call {
+            kind: Kind::Register(contract.id()),
+            id,
+            fresh,
+            body: Bytes::from(contract.write(&candidate).to_string()),
+            deadline,
+        };
+        let (sent, waits) = (Instant::now(), self.telemetry.metrics.waits());
+        let called = self.in_flight_calls.call(&self.caller, call, permit).await;
+        drop(waits);
+        if let Ok(reply) = &called {
+            let mut theirs = reply.stages;
+            // What of it went into no stage is not told on.
+            let work = theirs.take(Stage::Work);
+            trip.stages.merge(theirs);
+            if let Some(work) = work {
+                let away = reply.at.saturating_duration_since(sent);
+                trip.stages.add(Stage::Queue, away.saturating_sub(work));
+            }
+        }
+        let (outcome, response) = self.told(contract, called.as_ref().map(|reply| &reply.outcome));
+        if let Ok(reply) = &called {
+            trip.stages.add(Stage::Reply, reply.at.elapsed());
+        }
+        if response.status().is_server_error() {
+            (outcome, answer::with_key(response, &key))
+        } else {
+            (outcome, response)
+        }
     }
 
-    fn told(&self, contract: &dyn Contract, called: &Result<Outcome, CallError>) -> Response {
+    /// Room for one more registration; else why it is refused before it is queued: what cannot be
+    /// answered in time would only make others late.
+    fn admitted(&self) -> Result<OwnedSemaphorePermit, &'static str> {
+        let permit = self.in_flight.clone().try_acquire_owned().map_err(|_| "in_flight")?;
+        // Begun with time to spare for its hash.
+        let is_in_time = self.caller.backlog().wait() <= self.settings.deadline / WAIT_PART;
+        if is_in_time { Ok(permit) } else { Err("backlog") }
+    }
+
+    fn told(&self, contract: &dyn Contract, called: Result<&Outcome, &CallError>) -> Ended {
         let outcome = match called {
             Ok(outcome) => outcome,
-            Err(CallError::NotAccepted) => return fault(contract, Fault::NotAccepted),
-            Err(CallError::Unknown) => return fault(contract, Fault::Internal),
-            Err(CallError::NoAnswer) => return fault(contract, Fault::NoAnswer),
+            Err(CallError::NotAccepted) => {
+                self.telemetry.metrics.refused("queue");
+                return ("not_accepted", fault(contract, Fault::NotAccepted));
+            }
+            Err(CallError::Unknown) => return ("unknown", fault(contract, Fault::Internal)),
+            Err(CallError::NoAnswer) => return ("no_answer", fault(contract, Fault::NoAnswer)),
         };
-        match outcome {
+        let response = match outcome {
             Outcome::Registered { user, token, replayed } => {
                 let answer = Answer::Created { user, token: token.as_deref() };
                 let mut response = render(contract, &answer);
@@ -120,12 +191,10 @@ impl Front {
                 RejectionCode::KeyReused => fault(contract, Fault::KeyReused),
                 RejectionCode::Unauthorized => fault(contract, Fault::Internal),
             },
-            Outcome::Failed(failure) => {
-                tracing::warn!(code = ?failure.code, "a registration failed");
-                fault(contract, failure.code.into())
-            }
+            Outcome::Failed(failure) => fault(contract, failure.code.into()),
             Outcome::Found { .. } => fault(contract, Fault::Internal),
-        }
+        };
+        (outcome.word(), response)
     }
 }
 

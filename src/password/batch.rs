@@ -3,33 +3,39 @@
 use bcrypt::Version;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::HashError;
+use tokio::time::Instant;
+
 use super::kernel::Kernel;
 use super::lanes::{self, Lanes};
 use super::line::{Job, Task};
+use super::{HashError, Timed};
 
 /// Does a batch: one verification, or hashes of one cost.
 pub(super) fn run(batch: Vec<Job>, kernel: Kernel, lanes: &mut Lanes) {
+    let started = Instant::now();
     let mut hashes = Vec::with_capacity(batch.len());
-    for Job { password, task, .. } in batch {
+    for Job { password, task, arrived, .. } in batch {
+        let waited = started - arrived;
         match task {
             Task::Verify { hash, done } => {
                 let verified = bcrypt::verify(password.expose_secret(), &hash);
-                let _ = done.send(verified.map_err(|_| HashError::Failed));
+                let timed = |value| Timed { value, waited, worked: started.elapsed() };
+                let _ = done.send(verified.map(timed).map_err(|_| HashError::Failed));
             }
-            Task::Hash { cost, done } => hashes.push((password, cost, done)),
+            Task::Hash { cost, done } => hashes.push((password, cost, waited, done)),
         }
     }
-    let Some(cost) = hashes.first().map(|(_, cost, _)| *cost) else { return };
+    let Some(cost) = hashes.first().map(|(_, cost, ..)| *cost) else { return };
     let results = hash(
         &hashes.iter().map(|(password, ..)| password).collect::<Vec<_>>(),
         cost,
         kernel,
         lanes,
     );
-    for ((.., done), result) in hashes.into_iter().zip(results) {
+    let worked = started.elapsed();
+    for ((.., waited, done), result) in hashes.into_iter().zip(results) {
         // A send fails when the requester is gone, who then needs no answer.
-        let _ = done.send(result);
+        let _ = done.send(result.map(|value| Timed { value, waited, worked }));
     }
 }
 

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Class, HashError};
+use super::{Class, HashError, Timed};
 
 /// Jobs that may wait. Prefetch keeps the line far shorter; this is what bounds it.
 const WAITING: usize = 4096;
@@ -51,10 +51,13 @@ pub(super) struct Job {
     pub(super) arrived: Instant,
 }
 
+/// How a job ended.
+pub(super) type Done<T> = Result<Timed<T>, HashError>;
+
 /// What to do with it, and whom to tell.
 pub(super) enum Task {
-    Hash { cost: u32, done: oneshot::Sender<Result<String, HashError>> },
-    Verify { hash: String, done: oneshot::Sender<Result<bool, HashError>> },
+    Hash { cost: u32, done: oneshot::Sender<Done<String>> },
+    Verify { hash: String, done: oneshot::Sender<Done<bool>> },
 }
 
 impl Line {
@@ -71,6 +74,12 @@ impl Line {
         drop(waiting);
         self.arrived.notify_one();
         Ok(())
+    }
+
+    /// Jobs that wait, and threads that do some.
+    pub(super) fn load(&self) -> (usize, usize) {
+        let waiting = self.lock();
+        (waiting.interactive.len() + waiting.bulk.len(), waiting.busy)
     }
 
     /// A thread's batch is done: it took so long, and the processor worked on it for so long.
@@ -185,7 +194,7 @@ mod tests {
     use super::*;
     use secrecy::ExposeSecret;
 
-    fn job(class: Class, waiting: &mut Waiting) -> oneshot::Receiver<Result<String, HashError>> {
+    fn job(class: Class, waiting: &mut Waiting) -> oneshot::Receiver<Done<String>> {
         let (done, hashed) = oneshot::channel();
         waiting.line(class).push_back(Job {
             password: SecretString::from(if class == Class::Bulk { "bulk" } else { "interactive" }),

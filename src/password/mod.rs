@@ -9,4 +9,4 @@ mod line;
 mod slots;
 
 pub use kernel::{Kernel, Rate};
-pub use slots::{Class, HashError, Slots, Usage};
+pub use slots::{Class, HashError, Slots, Timed, Usage};

@@ -44,6 +44,17 @@ pub enum HashError {
     Failed,
 }
 
+/// What came of a job, and its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timed<T> {
+    /// The result.
+    pub value: T,
+    /// In the line, before its batch began.
+    pub waited: Duration,
+    /// In its batch, beside others perhaps.
+    pub worked: Duration,
+}
+
 /// The hashing threads. Clones are the same threads, which end with the last of them.
 #[derive(Clone)]
 pub struct Slots {
@@ -105,6 +116,16 @@ impl Slots {
         self.threads as f64 * self.usage.rate.load(Ordering::Relaxed) as f64 / 1e6
     }
 
+    /// The threads.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Jobs that wait in the line, and threads that are at work.
+    pub fn load(&self) -> (usize, usize) {
+        self.line.load()
+    }
+
     /// What they have done so far.
     pub fn usage(&self) -> Usage {
         let counters = &self.usage;
@@ -122,7 +143,7 @@ impl Slots {
         password: &SecretString,
         class: Class,
         expires: Option<Instant>,
-    ) -> Result<String, HashError> {
+    ) -> Result<Timed<String>, HashError> {
         let (done, hashed) = oneshot::channel();
         self.line.push(
             class,
@@ -143,7 +164,7 @@ impl Slots {
         hash: &str,
         class: Class,
         expires: Option<Instant>,
-    ) -> Result<bool, HashError> {
+    ) -> Result<Timed<bool>, HashError> {
         let (done, verified) = oneshot::channel();
         self.line.push(
             class,
@@ -225,11 +246,11 @@ mod tests {
     async fn hashes_verify(slots: &Slots) {
         for password in ["secret-1", &"x".repeat(72), "pässwörd"] {
             let password = SecretString::from(password);
-            let hash = slots.hash(&password, Class::Interactive, None).await.unwrap();
+            let hash = slots.hash(&password, Class::Interactive, None).await.unwrap().value;
             assert!(hash.starts_with("$2b$04$") && hash.len() == 60, "{hash}");
-            assert!(slots.verify(&password, &hash, Class::Bulk, None).await.unwrap());
+            assert!(slots.verify(&password, &hash, Class::Bulk, None).await.unwrap().value);
             let other = SecretString::from("another");
-            assert!(!slots.verify(&other, &hash, Class::Interactive, None).await.unwrap());
+            assert!(!slots.verify(&other, &hash, Class::Interactive, None).await.unwrap().value);
         }
     }
 
@@ -248,7 +269,7 @@ mod tests {
             let slots = slots.clone();
             async move {
                 let password = SecretString::from(format!("password {n}"));
-                let hash = slots.hash(&password, Class::Interactive, None).await.unwrap();
+                let hash = slots.hash(&password, Class::Interactive, None).await.unwrap().value;
                 assert!(bcrypt::verify(password.expose_secret(), &hash).unwrap(), "{n}");
                 hash
             }

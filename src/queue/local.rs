@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::producer::{Ends, Taken};
 use super::{
-    Backlog, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, PerSecond, Prefetch,
-    Producer, Queue, Reason, Settle, Unsettled, Window,
+    Backlog, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Pace, PaceNow,
+    Prefetch, Producer, Queue, Reason, Reply, Settle, Unsettled, Window,
 };
-use crate::signup::{FailureCode, Outcome};
-use crate::telemetry::Health;
+use crate::signup::FailureCode;
+use crate::telemetry::{Metrics, Telemetry};
 
 /// An in-process queue.
 pub struct Local {
@@ -27,7 +27,8 @@ struct Doors {
     bulk: Line,
     profile: Line,
     /// What each consumer can do.
-    rates: SyncMutex<Vec<PerSecond>>,
+    paces: SyncMutex<Vec<PaceNow>>,
+    metrics: Arc<Metrics>,
     closed: CancellationToken,
 }
 
@@ -45,20 +46,20 @@ struct Waiting {
 
 /// Who is to be told.
 enum Asker {
-    Call(oneshot::Sender<Result<Outcome, CallError>>),
+    Call(oneshot::Sender<Result<Reply, CallError>>),
     Row(Taken),
 }
 
 impl Asker {
-    /// Whoever waited may be gone; then there is nobody to tell.
-    fn tell(self, answer: Result<Outcome, CallError>) {
+    /// Whether anybody was there to tell: whoever waited may be gone.
+    fn tell(self, answer: Result<Reply, CallError>) -> bool {
         match self {
-            Self::Call(reply) => {
-                let _ = reply.send(answer);
-            }
+            Self::Call(reply) => reply.send(answer).is_ok(),
             // Without a broker nothing is left behind, so a row that was not done has failed.
             Self::Row(row) => {
-                row.answer(Ok(answer.unwrap_or_else(|_| FailureCode::StoreUnavailable.into())));
+                let reply = answer.unwrap_or_else(|_| FailureCode::StoreUnavailable.into());
+                row.answer(Ok(reply.outcome));
+                true
             }
         }
     }
@@ -68,6 +69,10 @@ impl Line {
     fn new(max_length: u32) -> Self {
         let (sender, receiver) = mpsc::channel(max_length as usize);
         Self { sender, receiver: Mutex::new(receiver) }
+    }
+
+    fn waiting(&self) -> u64 {
+        (self.sender.max_capacity() - self.sender.capacity()) as u64
     }
 
     /// The next message, once there is room to hold it.
@@ -80,17 +85,26 @@ impl Line {
 
 impl Local {
     /// A queue in which `max_length` registrations and as many look-ups may wait.
-    pub fn new(max_length: u32, health: &Health) -> Self {
-        health.part("queue").up();
-        Self {
-            doors: Arc::new(Doors {
-                interactive: Line::new(max_length),
-                bulk: Line::new(max_length),
-                profile: Line::new(max_length),
-                rates: SyncMutex::default(),
-                closed: CancellationToken::new(),
-            }),
-        }
+    pub fn new(max_length: u32, telemetry: &Telemetry) -> Self {
+        telemetry.health.part("queue").up();
+        let doors = Arc::new(Doors {
+            interactive: Line::new(max_length),
+            bulk: Line::new(max_length),
+            profile: Line::new(max_length),
+            paces: SyncMutex::default(),
+            metrics: telemetry.metrics.clone(),
+            closed: CancellationToken::new(),
+        });
+        let (known, registrations) = (Arc::downgrade(&doors), [Door::Interactive, Door::Bulk]);
+        telemetry.metrics.at_scrape(move |metrics| {
+            let Some(doors) = known.upgrade() else { return };
+            let pace = doors.pace();
+            for door in registrations {
+                let waiting = doors.line(door).waiting();
+                metrics.backlog(door.as_str(), Some(waiting), pace.processor_time(waiting));
+            }
+        });
+        Self { doors }
     }
 }
 
@@ -105,22 +119,30 @@ impl Queue for Local {
         producer
     }
 
-    fn inbox(&self, prefetch: Prefetch, per_second: PerSecond) -> Box<dyn Inbox> {
-        self.doors.rates().push(per_second.clone());
+    fn inbox(&self, prefetch: Prefetch, pace: PaceNow) -> Box<dyn Inbox> {
+        self.doors.paces().push(pace.clone());
         Box::new(LocalInbox {
             doors: self.doors.clone(),
             interactive: Arc::new(Semaphore::new(prefetch.interactive.into())),
             bulk: Arc::new(Semaphore::new(prefetch.bulk.into())),
             profile: Arc::new(Semaphore::new(prefetch.profile.into())),
-            per_second,
+            pace,
             stopped: CancellationToken::new(),
         })
     }
 }
 
 impl Doors {
-    fn rates(&self) -> MutexGuard<'_, Vec<PerSecond>> {
-        self.rates.lock().unwrap_or_else(PoisonError::into_inner)
+    fn paces(&self) -> MutexGuard<'_, Vec<PaceNow>> {
+        self.paces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What all consumers together can do.
+    fn pace(&self) -> Pace {
+        self.paces().iter().map(|pace| pace()).fold(Pace::default(), |all, one| Pace {
+            per_second: all.per_second + one.per_second,
+            threads: all.threads + one.threads,
+        })
     }
 
     fn line(&self, door: Door) -> &Line {
@@ -164,7 +186,7 @@ impl Doors {
 
 #[async_trait]
 impl Caller for Doors {
-    async fn call(&self, call: Call) -> Result<Outcome, CallError> {
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
         if self.closed.is_cancelled() {
             return Err(CallError::NotAccepted);
         }
@@ -196,12 +218,8 @@ impl Caller for Doors {
     }
 
     fn backlog(&self) -> Backlog {
-        let (sender, rates) = (&self.interactive.sender, self.rates());
-        Backlog {
-            waiting: (sender.max_capacity() - sender.capacity()) as u64,
-            consumers: rates.len() as u32,
-            per_second: rates.iter().map(|rate| rate()).sum(),
-        }
+        let consumers = self.paces().len() as u32;
+        Backlog { waiting: self.interactive.waiting(), consumers, pace: self.pace() }
     }
 
     fn dead_letters(&self) -> Option<u64> {
@@ -218,7 +236,7 @@ struct LocalInbox {
     interactive: Arc<Semaphore>,
     bulk: Arc<Semaphore>,
     profile: Arc<Semaphore>,
-    per_second: PerSecond,
+    pace: PaceNow,
     stopped: CancellationToken,
 }
 
@@ -241,7 +259,7 @@ impl Inbox for LocalInbox {
     async fn stop(&mut self) {
         if !self.stopped.is_cancelled() {
             self.stopped.cancel();
-            self.doors.rates().retain(|rate| !Arc::ptr_eq(rate, &self.per_second));
+            self.doors.paces().retain(|pace| !Arc::ptr_eq(pace, &self.pace));
         }
     }
 }
@@ -255,8 +273,10 @@ struct LocalHandle {
 
 #[async_trait]
 impl Settle for LocalHandle {
-    async fn reply(self: Box<Self>, _message: Message, outcome: Outcome) {
-        self.asker.tell(Ok(outcome));
+    async fn reply(self: Box<Self>, _message: Message, reply: Reply) {
+        if !self.asker.tell(Ok(reply)) {
+            self.doors.metrics.reply_late();
+        }
     }
 
     // Nothing here outlives the request, so there is no later to retry in.
@@ -265,7 +285,7 @@ impl Settle for LocalHandle {
     }
 
     async fn bury(self: Box<Self>, message: Message, reason: Reason) {
-        tracing::error!(?message, reason = reason.as_str(), "a message was given up");
+        self.doors.metrics.buried(&message, reason.as_str());
         self.asker.tell(Ok(FailureCode::Internal.into()));
     }
 

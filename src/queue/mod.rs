@@ -18,12 +18,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
 use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::{Clock, Outcome};
-use crate::telemetry::Health;
 use crate::telemetry::finding::Finding;
+use crate::telemetry::{Stages, Telemetry};
 pub use message::{Call, Door, Kind, Message, Unsettled};
 pub use producer::{Answer, NoAnswer, Producer, Row, Window, room};
 
@@ -34,7 +35,7 @@ pub trait Caller: Send + Sync {
     ///
     /// MUST return by the call's deadline. MUST return [`CallError::NotAccepted`] only when the
     /// message certainly is in no queue. Dropping the future gives up waiting and MUST NOT leak.
-    async fn call(&self, call: Call) -> Result<Outcome, CallError>;
+    async fn call(&self, call: Call) -> Result<Reply, CallError>;
 
     /// What stands between a call made now and its answer.
     fn backlog(&self) -> Backlog;
@@ -61,30 +62,73 @@ pub trait Inbox: Send {
     async fn stop(&mut self);
 }
 
-/// Registrations a second that a worker can do at present; told to the sending ends.
-pub type PerSecond = Arc<dyn Fn() -> f64 + Send + Sync>;
+/// What a worker has to tell of a message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What the worker knows of its times.
+    pub stages: Stages,
+    /// When this was made or, at the sending end, when it came.
+    pub at: Instant,
+}
 
-/// What stands between a call and its answer, as far as the sending end knows.
+impl Reply {
+    /// Made or come now.
+    pub fn new(outcome: Outcome, stages: Stages) -> Self {
+        Self { outcome, stages, at: Instant::now() }
+    }
+}
+
+impl<T: Into<Outcome>> From<T> for Reply {
+    fn from(outcome: T) -> Self {
+        Self::new(outcome.into(), Stages::default())
+    }
+}
+
+/// What a worker can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pace {
+    /// Registrations a second; 0 while unknown.
+    pub per_second: f64,
+    /// The threads that hash them.
+    pub threads: u32,
+}
+
+impl Pace {
+    /// How long so many registrations take; none while that is not known.
+    pub fn time(self, registrations: u64) -> Option<Duration> {
+        (self.per_second > 0.0).then(|| {
+            let seconds = registrations as f64 / self.per_second;
+            Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+        })
+    }
+
+    /// The processor time it takes to hash them, of all threads together.
+    pub fn processor_time(self, registrations: u64) -> Option<Duration> {
+        self.time(registrations.saturating_mul(self.threads.into())).filter(|_| self.threads > 0)
+    }
+}
+
+/// What a worker can do at present; told to the sending ends.
+pub type PaceNow = Arc<dyn Fn() -> Pace + Send + Sync>;
+
+/// What stands between a call and its answer, as far as this process knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Backlog {
     /// Registrations that wait for a worker.
     pub waiting: u64,
     /// Consumers at the other end.
     pub consumers: u32,
-    /// Registrations all of them can do in a second; 0 while unknown.
-    pub per_second: f64,
+    /// What all of them together can do.
+    pub pace: Pace,
 }
 
 impl Backlog {
     /// How long a registration waits before a worker begins it; nothing is said while nothing is
     /// known.
     pub fn wait(&self) -> Duration {
-        if self.per_second > 0.0 {
-            Duration::try_from_secs_f64(self.waiting as f64 / self.per_second)
-                .unwrap_or(Duration::MAX)
-        } else {
-            Duration::ZERO
-        }
+        self.pace.time(self.waiting).unwrap_or_default()
     }
 }
 
@@ -108,7 +152,7 @@ pub trait Queue: Send + Sync {
     fn producer(&self, window: Window) -> Producer;
 
     /// A receiving end. Every inbox competes with the others for messages.
-    fn inbox(&self, prefetch: Prefetch, per_second: PerSecond) -> Box<dyn Inbox>;
+    fn inbox(&self, prefetch: Prefetch, pace: PaceNow) -> Box<dyn Inbox>;
 }
 
 /// Why a call has no outcome.
@@ -130,13 +174,13 @@ pub enum CallError {
 pub async fn open(
     settings: &config::Queue,
     clock: Clock,
-    health: &Health,
+    telemetry: &Telemetry,
     tasks: &Tasks,
 ) -> anyhow::Result<Arc<dyn Queue>> {
     Ok(match &settings.url {
-        config::QueueUrl::Local => Arc::new(local::Local::new(settings.max_length, health)),
+        config::QueueUrl::Local => Arc::new(local::Local::new(settings.max_length, telemetry)),
         config::QueueUrl::Amqp(url) => {
-            Arc::new(rabbit::Rabbit::open(url, settings.clone(), clock, health, tasks).await?)
+            Arc::new(rabbit::Rabbit::open(url, settings.clone(), clock, telemetry, tasks).await?)
         }
     })
 }
@@ -189,8 +233,8 @@ impl Delivery {
 
     /// Tells the outcome to whoever waits for it, then acks. A reply that cannot be delivered does
     /// not bring the message back.
-    pub async fn reply(self, outcome: Outcome) {
-        self.handle.reply(self.message, outcome).await;
+    pub async fn reply(self, reply: impl Into<Reply>) {
+        self.handle.reply(self.message, reply.into()).await;
     }
 
     /// Puts the message back with one more attempt counted, to be delivered after a pause.
@@ -216,7 +260,7 @@ impl Delivery {
 #[async_trait]
 pub trait Settle: Send {
     /// See [`Delivery::reply`].
-    async fn reply(self: Box<Self>, message: Message, outcome: Outcome);
+    async fn reply(self: Box<Self>, message: Message, reply: Reply);
     /// See [`Delivery::retry`].
     async fn retry(self: Box<Self>, message: Message);
     /// See [`Delivery::bury`].

@@ -1,7 +1,25 @@
-//! What muster tells about itself: log lines, whether it is ready, and what is wrong with its parts.
+//! What muster tells about itself: log lines, figures, whether it is ready, and what is wrong with its
+//! parts.
 
+pub mod events;
+pub mod figures;
 pub mod finding;
 pub mod health;
 pub mod logs;
+pub mod metrics;
+pub mod stages;
+
+use std::sync::Arc;
 
 pub use health::{Health, Part};
+pub use metrics::Metrics;
+pub use stages::{Stage, Stages};
+
+/// What the parts of one process tell of themselves, and where. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Telemetry {
+    /// Whether each of them can work.
+    pub health: Health,
+    /// What they count and measure.
+    pub metrics: Arc<Metrics>,
+}

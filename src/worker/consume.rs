@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use tokio::sync::{RwLock, Semaphore};
+use tokio::time::Instant;
 
 use super::outage::Outage;
 use super::{Worker, settle};
-use crate::queue::{Door, Inbox, Message, Reason};
+use crate::queue::{Delivery, Door, Inbox, Kind, Message, Reason};
 use crate::shutdown::Tasks;
 use crate::signup::Outcome;
+use crate::telemetry::events::Handled;
+use crate::telemetry::{Stage, Stages};
 
 /// Earlier deliveries after which a message is suspected of taking workers down, and is handled
 /// with nothing else under way: if it does it again, nobody else is hurt.
@@ -41,8 +44,8 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
         } else if deliveries >= SUSPECT {
             // Waits for everything under way, and keeps everything else waiting.
             let _alone = alone.write().await;
-            let result = handle(&worker, delivery.message()).await;
-            settle::settle(delivery, result).await;
+            let (result, stages) = handle(&worker, delivery.message()).await;
+            settle(&worker, delivery, result, stages).await;
         } else {
             let (worker, alone, rows) = (worker.clone(), alone.clone(), rows.clone());
             let (outage, stopping) = (outage.clone(), stopping.clone());
@@ -55,14 +58,14 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
                     turn = rows.acquire_many(u32::from(waits)) => turn,
                 };
                 let mut together = Some(alone.read().await);
-                let result = handle(&worker, delivery.message()).await;
+                let (result, stages) = handle(&worker, delivery.message()).await;
                 let pause = outage.pause(delivery.message().door, &result);
                 if let Some(pause) = pause {
                     // What is only held takes no worker down, and must not keep a suspect waiting.
                     drop(together.take());
                     outage.hold(pause, &stopping).await;
                 }
-                settle::settle(delivery, result).await;
+                settle(&worker, delivery, result, stages).await;
                 drop(together);
             });
         }
@@ -78,15 +81,34 @@ fn may_be_innocent(message: &Message) -> bool {
 }
 
 /// Does what a message asks, and tells of it.
-async fn handle(worker: &Worker, message: &Message) -> Result<Outcome, Reason> {
-    let started = tokio::time::Instant::now();
-    tracing::debug!(?message, "taken");
-    let result = worker.handle(message).await;
-    tracing::debug!(
-        ?message,
-        outcome = result.as_ref().map_or_else(|reason| reason.as_str(), Outcome::word),
-        elapsed_ms = started.elapsed().as_millis() as u64,
-        "handled"
-    );
-    result
+async fn handle(worker: &Worker, message: &Message) -> (Result<Outcome, Reason>, Stages) {
+    let (started, mut stages) = (Instant::now(), Stages::default());
+    let _taken = worker.metrics.taken(message.door.as_str(), message);
+    let result = worker.handle(message, &mut stages).await;
+    stages.add(Stage::Work, started.elapsed());
+    let outcome = result.as_ref().map_or_else(|reason| reason.as_str(), Outcome::word);
+    let (id, door) = (message.id.as_str(), message.door.as_str());
+    match message.kind {
+        Kind::Register(contract) => {
+            let stages = &stages;
+            worker.metrics.handled(&Handled { id, door, contract, outcome, stages });
+        }
+        Kind::Profile => worker.metrics.looked_up(id, outcome),
+    }
+    (result, stages)
+}
+
+/// Ends a delivery, and tells how long that took.
+async fn settle(
+    worker: &Worker,
+    delivery: Delivery,
+    result: Result<Outcome, Reason>,
+    mut stages: Stages,
+) {
+    let (started, kind) = (Instant::now(), delivery.message().kind);
+    settle::settle(delivery, result, stages).await;
+    stages.add(Stage::Settle, started.elapsed());
+    if kind != Kind::Profile {
+        worker.metrics.settled(&stages);
+    }
 }

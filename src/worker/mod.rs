@@ -1,6 +1,7 @@
 //! The consumer: takes a message, does what it asks, and settles it. Knows no HTTP.
 
 mod consume;
+mod figures;
 mod outage;
 mod profile;
 mod register;
@@ -14,9 +15,11 @@ use crate::queue::seal::Opener;
 use crate::queue::{Door, Kind, Message, Prefetch, Reason};
 use crate::signup::{Clock, FailureCode, Outcome};
 use crate::store::Store;
+use crate::telemetry::{Metrics, Stages};
 use crate::token::Signer;
 
 pub use consume::consume;
+pub use figures::show;
 
 /// Bulk rows that a worker holds at once.
 const BULK_HELD: u16 = 500;
@@ -37,6 +40,8 @@ pub struct Worker {
     pub signer: Signer,
     /// What time it is.
     pub clock: Clock,
+    /// What it counts and measures.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Worker {
@@ -69,13 +74,13 @@ impl Worker {
         }
     }
 
-    /// Does what a message asks. An error is why it cannot be asked that.
-    async fn handle(&self, message: &Message) -> Result<Outcome, Reason> {
+    /// Does what a message asks, and notes the times. An error is why it cannot be asked that.
+    async fn handle(&self, message: &Message, stages: &mut Stages) -> Result<Outcome, Reason> {
         if message.is_expired() {
             return Ok(FailureCode::Expired.into());
         }
         match message.kind {
-            Kind::Register(contract) => self.register(message, contract).await,
+            Kind::Register(contract) => self.register(message, contract, stages).await,
             Kind::Profile => self.profile(message).await,
         }
     }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Worker;
 use crate::contract::{Document, check_bulk, contract};
-use crate::password::{Class, HashError};
+use crate::password::{Class, HashError, Timed};
 use crate::queue::seal::NotOpened;
 use crate::queue::{Door, Message, Reason};
 use crate::signup::{
@@ -16,6 +16,7 @@ use crate::signup::{
     RejectionCode, User,
 };
 use crate::store::{Inserted, StoreError, Taken};
+use crate::telemetry::{Stage, Stages};
 
 /// Between two looks for the user that made a unique index refuse.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -44,6 +45,7 @@ impl Worker {
         &self,
         message: &Message,
         contract_id: ContractId,
+        stages: &mut Stages,
     ) -> Result<Outcome, Reason> {
         let mut document = Document::parse(&message.body).map_err(|_| Reason::Unreadable)?;
         let opened = match self.opener.open(message, &document, self.clock.now()) {
@@ -70,7 +72,8 @@ impl Worker {
                 return Err(bad_seal(message, "sealed for somebody else"));
             }
             Ok(candidate) => {
-                self.register_candidate(message, &candidate).await.unwrap_or_else(Outcome::from)
+                let registered = self.register_candidate(message, &candidate, stages).await;
+                registered.unwrap_or_else(Outcome::from)
             }
             Err(errors) => Outcome::Rejected(Rejection { code: RejectionCode::Invalid, errors }),
         })
@@ -80,6 +83,7 @@ impl Worker {
         &self,
         message: &Message,
         candidate: &Candidate,
+        stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
         let id = RegistrationId::of(candidate.contract, &message.producer, &message.id);
         let store = self.store(message.door);
@@ -89,13 +93,14 @@ impl Worker {
             && message.may_be_known()
             && let Some(holder) = store.registered(&id).await?
         {
-            return self.replay(message, candidate, holder).await;
+            return self.replay(message, candidate, holder, stages).await;
         }
         let hash = match &candidate.password {
             Password::Hashed(hash) => hash.expose_secret().to_owned(),
             Password::Clear(password) => {
                 tracing::debug!(id = message.id.as_str(), "hashing");
-                self.slots.hash(password, class(message.door), message.expires).await?
+                let class = class(message.door);
+                timed(stages, self.slots.hash(password, class, message.expires).await?)
             }
         };
         if message.is_expired() {
@@ -103,13 +108,16 @@ impl Worker {
         }
         let record = Record::new(candidate, id.clone(), hash, self.clock.now());
         let user = record.user.clone();
-        match store.insert(record).await {
+        let started = Instant::now();
+        let inserted = store.insert(record).await;
+        stages.add(Stage::Insert, started.elapsed());
+        match inserted {
             Ok(Inserted::Done) => Ok(self.created(message, user)),
-            Ok(Inserted::Taken) => self.refused(message, candidate, &id).await,
+            Ok(Inserted::Taken) => self.refused(message, candidate, &id, stages).await,
             // Unknown is not failure: it may have been written.
             Err(StoreError) => match store.registered(&id).await? {
                 Some(holder) if holder.user.id == user.id => Ok(self.created(message, user)),
-                Some(holder) => self.replay(message, candidate, holder).await,
+                Some(holder) => self.replay(message, candidate, holder, stages).await,
                 None => Err(FailureCode::StoreUnavailable),
             },
         }
@@ -127,12 +135,13 @@ impl Worker {
         message: &Message,
         candidate: &Candidate,
         id: &RegistrationId,
+        stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
         let store = self.store(message.door);
         let until = message.expires.unwrap_or_else(|| Instant::now() + LOOK_FOR);
         loop {
             if let Some(holder) = store.registered(id).await? {
-                return self.replay(message, candidate, holder).await;
+                return self.replay(message, candidate, holder, stages).await;
             }
             let email_key = candidate.email.as_ref().map(|email| email.key());
             let taken = store.taken(candidate.username.as_deref(), email_key).await?;
@@ -154,12 +163,13 @@ impl Worker {
         message: &Message,
         candidate: &Candidate,
         holder: Record,
+        stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
         let (held, class) = (&holder.password_hash, class(message.door));
         let same_password = match &candidate.password {
             Password::Hashed(hash) => hash.expose_secret().as_bytes().ct_eq(held.as_bytes()).into(),
             Password::Clear(password) => {
-                self.slots.verify(password, held, class, message.expires).await?
+                timed(stages, self.slots.verify(password, held, class, message.expires).await?)
             }
         };
         if !same_password || holder.fingerprint != candidate.fingerprint() {
@@ -169,6 +179,13 @@ impl Worker {
         let token = if message.door == Door::Bulk { None } else { self.signer.sign_again(&user) };
         Ok(Outcome::Registered { user, token, replayed: true })
     }
+}
+
+/// What came of a job of the hash slots, its times noted.
+fn timed<T>(stages: &mut Stages, job: Timed<T>) -> T {
+    stages.add(Stage::Slot, job.waited);
+    stages.add(Stage::Hash, job.worked);
+    job.value
 }
 
 fn bad_seal(message: &Message, what: &'static str) -> Reason {

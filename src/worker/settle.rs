@@ -1,7 +1,8 @@
 //! How each delivery ends: a table.
 
-use crate::queue::{Delivery, Door, Reason};
+use crate::queue::{Delivery, Door, Reason, Reply};
 use crate::signup::Outcome;
+use crate::telemetry::Stages;
 
 /// One of a delivery's ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,10 +13,10 @@ enum End {
 }
 
 /// Settles a delivery by its door and its outcome.
-pub(super) async fn settle(delivery: Delivery, result: Result<Outcome, Reason>) {
+pub(super) async fn settle(delivery: Delivery, result: Result<Outcome, Reason>, stages: Stages) {
     let end = end(delivery.message().door, &result);
     match (end, result) {
-        (End::Reply, Ok(outcome)) => delivery.reply(outcome).await,
+        (End::Reply, Ok(outcome)) => delivery.reply(Reply::new(outcome, stages)).await,
         (End::Retry, _) => delivery.retry().await,
         (End::Bury(reason), _) => delivery.bury(reason).await,
         (End::Reply, Err(reason)) => delivery.bury(reason).await,

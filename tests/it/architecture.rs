@@ -44,12 +44,13 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 20] = [
+const HOMES: [(&str, &[&str]); 21] = [
     ("lapin", &["queue/rabbit/"]),
     ("mongodb", &["store/mongo/"]),
     ("redb", &["store/embedded.rs"]),
     // `app` names the type of a request, to hand it from the listener to the front.
     ("hyper", &["front/", "app.rs"]),
+    ("prometheus", &["telemetry/"]),
     ("bcrypt", &["password/"]),
     ("jsonwebtoken", &["token/"]),
     ("validator", &["contract/"]),

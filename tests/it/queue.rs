@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use muster::queue::{
-    self, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Prefetch, Queue,
+    self, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Pace, Prefetch, Queue,
 };
 use muster::shutdown::Tasks;
 use muster::signup::{
     Clock, ContractId, FailureCode, FieldError, MessageId, Outcome, Rejection, RejectionCode,
     id::random_hex,
 };
-use muster::telemetry::Health;
+use muster::telemetry::Telemetry;
 use tokio::task::JoinHandle;
 
 use crate::support::muster::{PATIENCE, eventually};
@@ -28,12 +28,14 @@ const SOON: Duration = PATIENCE;
 /// What has not come by then was not about to.
 const A_WHILE: Duration = Duration::from_millis(400);
 
+/// What every worker here says of itself.
+const PACE: Pace = Pace { per_second: 100.0, threads: 2 };
 const ROOM: Prefetch = Prefetch { interactive: 16, bulk: 16, profile: 16 };
 
 /// A queue under test, opened as the program opens it.
 struct Bench {
     queue: Arc<dyn Queue>,
-    health: Health,
+    telemetry: Telemetry,
     // After the queue, so that what it made on the broker goes last.
     setup: Setup,
 }
@@ -48,12 +50,12 @@ impl Bench {
     }
 
     async fn open(setup: Setup) -> Self {
-        let health = Health::default();
+        let telemetry = Telemetry::default();
         let queue =
-            queue::open(&setup.settings().queue, Clock::system(), &health, &Tasks::default())
+            queue::open(&setup.settings().queue, Clock::system(), &telemetry, &Tasks::default())
                 .await
                 .unwrap();
-        Self { queue, health, setup }
+        Self { queue, telemetry, setup }
     }
 
     /// A sending end that is connected.
@@ -65,13 +67,13 @@ impl Bench {
 
     /// A receiving end that consumes.
     async fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox> {
-        let inbox = self.queue.inbox(prefetch, Arc::new(|| 100.0));
+        let inbox = self.queue.inbox(prefetch, Arc::new(|| PACE));
         self.connected().await;
         inbox
     }
 
     async fn connected(&self) {
-        eventually("the queue", async || self.health.is_ready()).await;
+        eventually("the queue", async || self.telemetry.health.is_ready()).await;
     }
 }
 
@@ -121,9 +123,13 @@ struct Sent {
     result: JoinHandle<Result<Outcome, CallError>>,
 }
 
+async fn outcome(caller: &Arc<dyn Caller>, call: Call) -> Result<Outcome, CallError> {
+    caller.call(call).await.map(|reply| reply.outcome)
+}
+
 fn send(caller: &Arc<dyn Caller>, call: Call) -> Sent {
     let (caller, id) = (caller.clone(), call.id.clone());
-    Sent { id, result: tokio::spawn(async move { caller.call(call).await }) }
+    Sent { id, result: tokio::spawn(async move { outcome(&caller, call).await }) }
 }
 
 impl Sent {
@@ -224,7 +230,7 @@ async fn an_expired_call_gets_no_answer_and_is_not_worked_on() {
         let mut delivery = next(&mut inbox).await;
         while delivery.message().id != sent.id {
             assert!(delivery.message().is_expired(), "{:?}", delivery.message());
-            delivery.reply(FailureCode::Expired.into()).await;
+            delivery.reply(FailureCode::Expired).await;
             delivery = next(&mut inbox).await;
         }
         reply(delivery).await;

@@ -16,7 +16,7 @@ use crate::queue::{self, Producer, Window};
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::store;
-use crate::telemetry::Health;
+use crate::telemetry::{Health, Telemetry};
 
 /// Who answers the rows: a broker's workers, a worker of this process, or a look at the store.
 pub(super) struct Work {
@@ -52,8 +52,8 @@ impl Work {
             let worker = Box::pin(app.run_until(stop.clone().cancelled_owned()));
             return Ok(Self { producer, worker, stop });
         }
-        let (health, tasks) = (Health::default(), Tasks::default());
-        let queue = queue::open(&settings.queue, Clock::system(), &health, &tasks).await?;
+        let (telemetry, tasks) = (Telemetry::default(), Tasks::default());
+        let queue = queue::open(&settings.queue, Clock::system(), &telemetry, &tasks).await?;
         if settings.queue.seal_to.is_none() {
             tracing::warn!(
                 "passwords travel through RabbitMQ and rest on its disk in clear: set queue.seal_to \

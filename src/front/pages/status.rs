@@ -17,12 +17,12 @@ pub(super) fn told(front: &Front) -> Value {
     let minute = Times::of(&seconds[SECONDS - FIGURES_OVER..]);
     let backlog = front.caller.backlog();
     json!({
-        "ready": front.health.is_ready(),
-        "parts": ops::parts(&front.health),
+        "ready": front.telemetry.health.is_ready(),
+        "parts": ops::parts(&front.telemetry.health),
         "workers": backlog.consumers,
         "waiting": backlog.waiting,
         "waitMs": backlog.wait().as_millis() as u64,
-        "perSecond": backlog.per_second,
+        "perSecond": backlog.pace.per_second,
         "deadLetters": front.caller.dead_letters(),
         "minute": { "p50": rounded(minute.within(0.5)), "p95": rounded(minute.within(0.95)) },
         "seconds": {

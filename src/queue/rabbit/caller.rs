@@ -1,37 +1,33 @@
 //! The front's end: publishes calls, and matches replies from its own exclusive queue to them.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::known::{Known, Watched};
 use super::link::{Link, LinkError, State};
 use super::publisher::Publisher;
 use super::replies::Replies;
 use super::waiting::Waiting;
 use super::{Backoff, Broker, properties};
 use crate::queue::seal::Letter;
-use crate::queue::{Backlog, Call, CallError, Caller, Door, Kind};
+use crate::queue::{Backlog, Call, CallError, Caller, Door, Kind, Reply};
 use crate::shutdown::Tasks;
-use crate::signup::{Millis, Outcome};
+use crate::signup::Millis;
 use crate::telemetry::Part;
 
 /// How long a call waits for a connection that is being made anew, before it is told that the
 /// broker is away.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often the registration queue is looked at (is it there, and how many consume it), and a message
-/// sent to oneself: the broker tells of an alarm only those who publish.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a message is sent to oneself: the broker tells of an alarm only those who publish.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How long calls go on waiting once the broker has raised an alarm: workers cannot reply while it
 /// lasts, and that may be long.
 const ALARM_PATIENCE: Duration = Duration::from_secs(2);
@@ -47,52 +43,6 @@ struct RabbitCaller {
     stop: CancellationToken,
 }
 
-/// What is known of the other end, from looks at the queue and from replies.
-#[derive(Default)]
-struct Known {
-    /// Messages and consumers when it was last looked at.
-    waiting: AtomicU64,
-    consumers: AtomicU32,
-    /// Sent and answered here since then; another front's are seen with the next look.
-    sent: AtomicU64,
-    answered: AtomicU64,
-    /// What one worker can do, as the last reply told, in thousandths a second.
-    rate: AtomicU64,
-    /// Dead letters, once they have been looked at.
-    dead: OnceLock<AtomicU64>,
-}
-
-impl Known {
-    fn looked(&self, waiting: u32, consumers: u32) {
-        self.waiting.store(waiting.into(), Ordering::Relaxed);
-        self.consumers.store(consumers, Ordering::Relaxed);
-        self.sent.store(0, Ordering::Relaxed);
-        self.answered.store(0, Ordering::Relaxed);
-    }
-
-    fn looked_at_dead(&self, letters: u32) {
-        self.dead.get_or_init(AtomicU64::default).store(letters.into(), Ordering::Relaxed);
-    }
-
-    fn replied(&self, reply: &Delivery) {
-        self.answered.fetch_add(1, Ordering::Relaxed);
-        if let Some(per_second) = properties::per_second(&reply.properties) {
-            self.rate.store((per_second * 1e3) as u64, Ordering::Relaxed);
-        }
-    }
-
-    fn backlog(&self) -> Backlog {
-        let sent = self.waiting.load(Ordering::Relaxed) + self.sent.load(Ordering::Relaxed);
-        let consumers = self.consumers.load(Ordering::Relaxed);
-        let one = self.rate.load(Ordering::Relaxed) as f64 / 1e3;
-        Backlog {
-            waiting: sent.saturating_sub(self.answered.load(Ordering::Relaxed)),
-            consumers,
-            per_second: f64::from(consumers) * one,
-        }
-    }
-}
-
 /// One pair of connections and all that hangs on it.
 struct Session {
     publisher: Publisher,
@@ -105,14 +55,19 @@ impl Session {
     fn settle(&self, reply: &Delivery) -> Option<()> {
         let correlation_id = reply.properties.correlation_id().as_ref()?;
         let message_id = reply.properties.message_id().as_ref()?;
-        self.waiting.settle(correlation_id.as_str(), message_id.as_str(), &reply.data)
+        let stages = properties::stages(&reply.properties);
+        self.waiting.settle(correlation_id.as_str(), message_id.as_str(), &reply.data, stages)
     }
 }
 
 /// Starts the sending end.
-pub(super) fn start(broker: Arc<Broker>, part: Part, tasks: &Tasks) -> Arc<dyn Caller> {
+pub(super) fn start(
+    broker: Arc<Broker>,
+    part: Part,
+    known: Arc<Known>,
+    tasks: &Tasks,
+) -> Arc<dyn Caller> {
     let (sender, session) = watch::channel(None);
-    let known = Arc::new(Known::default());
     let stop = CancellationToken::new();
     let supervisor = supervise(broker.clone(), part, sender, known.clone(), stop.clone());
     tasks.spawn("front's connections", supervisor);
@@ -127,6 +82,7 @@ async fn supervise(
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::new();
+    let mut was_connected = false;
     while !stop.is_cancelled() {
         let opened = tokio::select! {
             opened = Opened::new(&broker) => opened,
@@ -135,9 +91,12 @@ async fn supervise(
         let ended = match opened {
             Ok(opened) => {
                 backoff.reset();
+                if std::mem::replace(&mut was_connected, true) {
+                    broker.metrics.reconnected("front");
+                }
                 let session = opened.session.clone();
                 current.send_replace(Some(session.clone()));
-                let ended = opened.run(&part, &known, &stop).await;
+                let ended = opened.run(&broker, &part, &known, &stop).await;
                 current.send_replace(None);
                 session.waiting.lose();
                 ended
@@ -159,9 +118,6 @@ struct Opened {
     session: Arc<Session>,
     publish: Link,
     replies: Replies,
-    /// The registration queue's name, and that of the dead letters.
-    registrations: String,
-    dead: String,
 }
 
 impl Opened {
@@ -172,22 +128,28 @@ impl Opened {
         let replies = Replies::open(broker, "front replies").await?;
         let reply_queue = replies.queue.clone();
         let session = Arc::new(Session { publisher, reply_queue, waiting: Waiting::default() });
-        let registrations = broker.names.queue(Door::Interactive);
-        let dead = broker.names.dead_queue();
-        Ok(Self { session, publish, replies, registrations, dead })
+        Ok(Self { session, publish, replies })
     }
 
     /// Hands out replies until a connection is lost (an error) or the end is asked for.
     async fn run(
         mut self,
+        broker: &Broker,
         part: &Part,
         known: &Known,
         stop: &CancellationToken,
     ) -> Result<(), LinkError> {
         let (mut publishing, mut consuming) = (self.publish.state(), self.replies.link.state());
         // Beside the rest, because a broker may take its time for it, and replies must not wait for that.
-        let looks =
-            look_again_and_again(&self.replies.looks, &self.registrations, &self.dead, known);
+        // When one of these queues is gone, the session is built anew, and the queue with it.
+        let look_at = |watched| known.look_again_and_again(&self.replies.looks, broker, watched);
+        let looks = async {
+            tokio::select! {
+                error = look_at(Watched::Door(Door::Interactive)) => error,
+                error = look_at(Watched::Door(Door::Bulk)) => error,
+                error = look_at(Watched::Dead) => error,
+            }
+        };
         let probes = probe_again_and_again(&self.session);
         let (mut looks, mut probes) = (std::pin::pin!(looks), std::pin::pin!(probes));
         let mut give_up_at = None;
@@ -213,9 +175,9 @@ impl Opened {
                 reply = self.replies.consumer.next() => match reply {
                     Some(Ok(delivery)) => {
                         if !is_probe(&delivery) {
-                            known.replied(&delivery);
+                            known.answered(properties::pace(&delivery.properties));
                             if self.session.settle(&delivery).is_none() {
-                                tracing::debug!("a reply came too late");
+                                broker.metrics.reply_late();
                             }
                         }
                     }
@@ -241,37 +203,10 @@ impl Opened {
     }
 }
 
-/// Looks until it fails: when the registration queue is gone, or that of the dead letters, the session is
-/// built anew, and the queue with it.
-async fn look_again_and_again(
-    channel: &Channel,
-    registrations: &str,
-    dead: &str,
-    known: &Known,
-) -> LinkError {
-    let mut look = tokio::time::interval(LOOK_EVERY);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let look_at = |queue: &str| {
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        channel.queue_declare(queue.into(), options, FieldTable::default())
-    };
-    loop {
-        look.tick().await;
-        match look_at(registrations).await {
-            Ok(queue) => known.looked(queue.message_count(), queue.consumer_count()),
-            Err(error) => return error.into(),
-        }
-        match look_at(dead).await {
-            Ok(queue) => known.looked_at_dead(queue.message_count()),
-            Err(error) => return error.into(),
-        }
-    }
-}
-
 /// Sends a message to this session's own reply queue, again and again. What becomes of it shows in the
 /// state of the connection.
 async fn probe_again_and_again(session: &Session) {
-    let mut probe = tokio::time::interval(LOOK_EVERY);
+    let mut probe = tokio::time::interval(PROBE_EVERY);
     probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         probe.tick().await;
@@ -314,7 +249,7 @@ impl RabbitCaller {
 
 #[async_trait]
 impl Caller for RabbitCaller {
-    async fn call(&self, call: Call) -> Result<Outcome, CallError> {
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
         let session = self.session(call.deadline).await.ok_or(CallError::NotAccepted)?;
         let entered = session.waiting.enter(&call.id);
         let (body, sealed) = self.sealed(&call, &session.reply_queue)?;
@@ -326,7 +261,7 @@ impl Caller for RabbitCaller {
             sealed,
         );
         if matches!(call.kind, Kind::Register(_)) {
-            self.known.sent.fetch_add(1, Ordering::Relaxed);
+            self.known.sent();
         }
         let key = call.kind.door().as_str().to_owned();
         let publish =
@@ -339,7 +274,7 @@ impl Caller for RabbitCaller {
     }
 
     fn dead_letters(&self) -> Option<u64> {
-        self.known.dead.get().map(|letters| letters.load(Ordering::Relaxed))
+        self.known.dead_letters()
     }
 
     async fn close(&self) {

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::acks::Acks;
+use super::known::{Known, Watched};
 use super::link::{Link, LinkError, State};
 use super::settle::{RabbitHandle, Settler};
 use super::{Backoff, Broker, properties};
@@ -33,6 +34,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(1);
 /// What all doors of a worker share.
 pub(super) struct Shared {
     pub(super) broker: Arc<Broker>,
+    pub(super) known: Arc<Known>,
     pub(super) deliveries: mpsc::Sender<Delivery>,
     pub(super) stop: CancellationToken,
     /// What was learnt of senders' clocks.
@@ -64,13 +66,19 @@ impl Doorway {
         let mut backoff = Backoff::new();
         // Whether the broker refused what was asked of it: the queue may be gone.
         let mut refused = false;
+        let mut was_connected = false;
         while !shared.stop.is_cancelled() {
             let opened = tokio::select! {
                 opened = self.open(&shared.broker, refused, &mut backoff) => opened,
                 () = shared.stop.cancelled() => return,
             };
             let ended = match opened {
-                Ok(session) => session.run(shared, settler).await,
+                Ok(session) => {
+                    if std::mem::replace(&mut was_connected, true) {
+                        shared.broker.metrics.reconnected(self.door.as_str());
+                    }
+                    session.run(shared, settler).await
+                }
                 Err(error) => Err(error),
             };
             if let Err(error) = ended {
@@ -103,10 +111,12 @@ impl Doorway {
             link.declare(broker).await?;
         }
         let queue = broker.names.queue(self.door);
+        let looks = link.prepared(async { Ok(link.connection().create_channel().await?) }).await?;
         let mut session = Session {
             doorway: self,
             queue,
             link,
+            looks,
             channels: Vec::new(),
             received: SelectAll::new(),
         };
@@ -127,6 +137,8 @@ struct Session<'a> {
     doorway: &'a Doorway,
     queue: String,
     link: Link,
+    /// For looks at the queue: an answer of the broker's that ends a channel ends only this one.
+    looks: Channel,
     /// A channel with the tag of the consumer on it. Two while care gives way to the whole prefetch,
     /// which counts by channel; the last one consumes.
     channels: Vec<(Channel, String)>,
@@ -187,6 +199,7 @@ impl Session<'_> {
         let end_of_care = Instant::now() + CAREFUL_FOR;
         // Read, and not yet taken by anybody.
         let mut next: Option<Delivery> = None;
+        let mut looks = std::pin::pin!(self.looks(shared));
         loop {
             let is_blocked = *publishing.borrow_and_update() == State::Blocked;
             if *consuming.borrow_and_update() == State::Lost {
@@ -223,7 +236,20 @@ impl Session<'_> {
                         return Err(LinkError::ConsumerEnded);
                     }
                 },
+                () = &mut looks => {}
             }
+        }
+    }
+
+    /// Keeps what is known of the queue fresh. Never ends: when the queue is gone, so is its consumer.
+    fn looks<'s>(&self, shared: &'s Shared) -> impl Future<Output = ()> + use<'s> {
+        let (channel, door) = (self.looks.clone(), self.doorway.door);
+        async move {
+            if door != Door::Profile {
+                let Shared { broker, known, .. } = shared;
+                known.look_again_and_again(&channel, broker, Watched::Door(door)).await;
+            }
+            std::future::pending().await
         }
     }
 

@@ -18,6 +18,10 @@ pub(super) const PRODUCER: &str = "producer";
 pub(super) const REPLY_TO: &str = "reply-to";
 /// What a worker can register in a thousand seconds.
 pub(super) const PER_KILOSECOND: &str = "per-kilosecond";
+/// The threads on which it hashes them.
+pub(super) const THREADS: &str = "threads";
+/// How long the stages at the worker took.
+pub(super) const SERVER_TIMING: &str = "server-timing";
 /// Why a message is a dead letter.
 pub(super) const REASON: &str = "reason";
 /// What could not be read of it.

@@ -9,10 +9,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::doorway::{Doorway, Shared};
+use super::known::Known;
 use super::link::{Link, LinkError, State};
 use super::settle::Settler;
 use super::{Backoff, Broker};
-use crate::queue::{Delivery, Door, Inbox, PerSecond, Prefetch};
+use crate::queue::{Delivery, Door, Inbox, PaceNow, Prefetch};
 use crate::shutdown::Tasks;
 use crate::telemetry::Part;
 
@@ -25,7 +26,8 @@ struct RabbitInbox {
 pub(super) fn start(
     broker: Arc<Broker>,
     prefetch: Prefetch,
-    per_second: PerSecond,
+    pace: PaceNow,
+    known: Arc<Known>,
     parts: [Part; Door::ALL.len()],
     tasks: &Tasks,
 ) -> Box<dyn Inbox> {
@@ -42,8 +44,9 @@ pub(super) fn start(
         Doorway::new(door, limit, part)
     });
     let (stopped, ages) = (stop.clone(), Mutex::default());
-    let shared = Shared { broker, deliveries: sender, stop: stopped, ages };
-    tasks.spawn("worker's connections", supervise(shared, per_second, doors.collect()));
+    known.has_worker(pace.clone());
+    let shared = Shared { broker, known, deliveries: sender, stop: stopped, ages };
+    tasks.spawn("worker's connections", supervise(shared, pace, doors.collect()));
     Box::new(RabbitInbox { deliveries, stop })
 }
 
@@ -70,17 +73,21 @@ impl Inbox for RabbitInbox {
 
 /// Keeps a connection to publish on, and beside it one for each door to consume. They are given up
 /// together when the first is lost: what was delivered could not be answered.
-async fn supervise(shared: Shared, per_second: PerSecond, doors: Vec<Doorway>) {
+async fn supervise(shared: Shared, pace: PaceNow, doors: Vec<Doorway>) {
     let (broker, stop) = (&shared.broker, &shared.stop);
     let mut backoff = Backoff::new();
+    let mut was_connected = false;
     while !stop.is_cancelled() {
         let opened = tokio::select! {
-            opened = open(broker, &per_second) => opened,
+            opened = open(broker, &pace) => opened,
             () = stop.cancelled() => break,
         };
         let ended = match opened {
             Ok(settler) => {
                 backoff.reset();
+                if std::mem::replace(&mut was_connected, true) {
+                    broker.metrics.reconnected("worker");
+                }
                 let mut publishing = settler.state();
                 let consumed = join_all(doors.iter().map(|door| door.consume(&shared, &settler)));
                 tokio::select! {
@@ -103,9 +110,9 @@ async fn supervise(shared: Shared, per_second: PerSecond, doors: Vec<Doorway>) {
 }
 
 /// The publishing end, by which deliveries are settled.
-async fn open(broker: &Arc<Broker>, per_second: &PerSecond) -> Result<Arc<Settler>, LinkError> {
+async fn open(broker: &Arc<Broker>, pace: &PaceNow) -> Result<Arc<Settler>, LinkError> {
     let publish = Link::open(broker, "worker publisher").await?;
     publish.declare(broker).await?;
     let publisher = publish.prepared(publish.publisher()).await?;
-    Ok(Arc::new(Settler::new(broker.clone(), per_second.clone(), publisher, publish)))
+    Ok(Arc::new(Settler::new(broker.clone(), pace.clone(), publisher, publish)))
 }

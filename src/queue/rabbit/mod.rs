@@ -15,6 +15,7 @@ mod greeting;
 mod header;
 mod inbox;
 mod inspect;
+mod known;
 mod letter;
 mod link;
 mod producer;
@@ -35,12 +36,13 @@ use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::seal::Sealer;
-use super::{Caller, Door, Inbox, PerSecond, Prefetch, Producer, Queue, Window};
+use super::{Caller, Door, Inbox, PaceNow, Prefetch, Producer, Queue, Window};
 use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
-use crate::telemetry::Health;
 use crate::telemetry::finding::Finding;
+use crate::telemetry::{Health, Metrics, Telemetry};
+use known::Known;
 use link::Link;
 use topology::Names;
 
@@ -53,6 +55,7 @@ const HEARTBEAT: u16 = 5;
 /// A queue on a broker.
 pub struct Rabbit {
     broker: Arc<Broker>,
+    known: Arc<Known>,
     health: Health,
     tasks: Tasks,
 }
@@ -68,6 +71,7 @@ struct Broker {
     sealer: Option<Sealer>,
     settings: config::Queue,
     clock: Clock,
+    metrics: Arc<Metrics>,
 }
 
 impl Rabbit {
@@ -76,10 +80,11 @@ impl Rabbit {
         url: &SecretString,
         settings: config::Queue,
         clock: Clock,
-        health: &Health,
+        telemetry: &Telemetry,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
-        let broker = Arc::new(Broker::new(url, settings, clock)?);
+        let metrics = telemetry.metrics.clone();
+        let broker = Arc::new(Broker::new(url, settings, clock, metrics)?);
         match tokio::time::timeout(FIRST_TRY, Link::open(&broker, "start")).await {
             Ok(Ok(link)) => link.close().await,
             Ok(Err(error)) if error.is_refusal() => {
@@ -88,12 +93,20 @@ impl Rabbit {
             // Away; both ends wait for it.
             Ok(Err(_)) | Err(_) => {}
         }
-        Ok(Self { broker, health: health.clone(), tasks: tasks.clone() })
+        let known = Arc::new(Known::default());
+        let shown = known.clone();
+        telemetry.metrics.at_scrape(move |metrics| shown.show(metrics));
+        Ok(Self { broker, known, health: telemetry.health.clone(), tasks: tasks.clone() })
     }
 }
 
 impl Broker {
-    fn new(url: &SecretString, settings: config::Queue, clock: Clock) -> anyhow::Result<Self> {
+    fn new(
+        url: &SecretString,
+        settings: config::Queue,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
         let mut uri: AMQPUri = url
             .expose_secret()
             .parse()
@@ -104,7 +117,7 @@ impl Broker {
         let names = Names::new(&settings.namespace);
         let sealer = settings.seal_to.map(Sealer::new);
         let tls = tls::load(&settings)?;
-        Ok(Self { uri, tls, address, names, sealer, settings, clock })
+        Ok(Self { uri, tls, address, names, sealer, settings, clock, metrics })
     }
 
     fn waiting_for(&self) -> String {
@@ -125,18 +138,20 @@ impl Queue for Rabbit {
                  queue.seal_to (MUSTER_QUEUE_SEAL_TO); `muster keygen` makes the keys"
             );
         }
-        caller::start(self.broker.clone(), self.health.part("queue"), &self.tasks)
+        let (broker, part) = (self.broker.clone(), self.health.part("queue"));
+        caller::start(broker, part, self.known.clone(), &self.tasks)
     }
 
     fn producer(&self, window: Window) -> Producer {
         producer::start(self.broker.clone(), window, &self.tasks)
     }
 
-    fn inbox(&self, prefetch: Prefetch, per_second: PerSecond) -> Box<dyn Inbox> {
+    fn inbox(&self, prefetch: Prefetch, pace: PaceNow) -> Box<dyn Inbox> {
         inbox::start(
             self.broker.clone(),
             prefetch,
-            per_second,
+            pace,
+            self.known.clone(),
             Door::ALL.map(|door| self.health.part(door.as_str())),
             &self.tasks,
         )
@@ -148,7 +163,8 @@ pub(super) async fn dead_letters(
     url: &SecretString,
     settings: &config::Queue,
 ) -> anyhow::Result<impl super::dead::DeadLetters + use<>> {
-    dead::RabbitDead::open(Broker::new(url, settings.clone(), Clock::system())?).await
+    dead::RabbitDead::open(Broker::new(url, settings.clone(), Clock::system(), Arc::default())?)
+        .await
 }
 
 /// What can be seen of the broker and of a namespace's queues.
@@ -156,12 +172,13 @@ pub(super) async fn inspect(
     url: &SecretString,
     settings: &config::Queue,
 ) -> anyhow::Result<Vec<Finding>> {
-    Ok(inspect::inspect(&Broker::new(url, settings.clone(), Clock::system())?).await)
+    Ok(inspect::inspect(&Broker::new(url, settings.clone(), Clock::system(), Arc::default())?)
+        .await)
 }
 
 /// Removes all that a namespace has on the broker.
 pub(super) async fn remove(url: &SecretString, settings: &config::Queue) -> anyhow::Result<()> {
-    let broker = Broker::new(url, settings.clone(), Clock::system())?;
+    let broker = Broker::new(url, settings.clone(), Clock::system(), Arc::default())?;
     let link = Link::open(&broker, "removal").await?;
     topology::remove(link.connection(), &broker.names, settings).await?;
     link.close().await;

@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use super::{Broker, header};
 use crate::queue::age::Ages;
 use crate::queue::event::Event;
-use crate::queue::{Call, Door, Kind, Message, Reason, Row, Unsettled};
+use crate::queue::{Call, Door, Kind, Message, Pace, Reason, Row, Unsettled};
 use crate::signup::{MessageId, Millis};
+use crate::telemetry::Stages;
 
 /// How the names of RabbitMQ's direct reply-to pseudo-queues begin.
 pub(super) const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
@@ -91,10 +92,14 @@ pub(super) fn of_row(
         .with_headers(headers)
 }
 
-/// The properties of a reply; it tells what its worker can do.
-pub(super) fn of_reply(message: &Message, per_second: f64) -> BasicProperties {
+/// The properties of a reply; it tells what its worker can do, and what took it how long.
+pub(super) fn of_reply(message: &Message, stages: &Stages, pace: Pace) -> BasicProperties {
     let mut headers = FieldTable::default();
-    put_number(&mut headers, header::PER_KILOSECOND, (per_second * 1e3) as i64);
+    put_number(&mut headers, header::PER_KILOSECOND, (pace.per_second * 1e3) as i64);
+    put_number(&mut headers, header::THREADS, pace.threads.into());
+    if *stages != Stages::default() {
+        put_text(&mut headers, header::SERVER_TIMING, &stages.to_server_timing());
+    }
     let properties = BasicProperties::default()
         .with_type(REPLY.into())
         .with_content_type(JSON.into())
@@ -122,10 +127,19 @@ pub(super) fn of_probe() -> BasicProperties {
     BasicProperties::default().with_type("probe".into()).with_delivery_mode(TRANSIENT)
 }
 
-/// Registrations a second that the worker of a reply can do.
-pub(super) fn per_second(reply: &BasicProperties) -> Option<f64> {
-    let rate = Headers(reply.headers().as_ref()).number(header::PER_KILOSECOND)?;
-    (rate > 0).then_some(rate as f64 / 1e3)
+/// What the worker of a reply can do.
+pub(super) fn pace(reply: &BasicProperties) -> Option<Pace> {
+    let headers = Headers(reply.headers().as_ref());
+    let rate = headers.number(header::PER_KILOSECOND).filter(|rate| *rate > 0)?;
+    // Older workers do not say how many threads they have.
+    let threads = headers.number(header::THREADS).and_then(|threads| threads.try_into().ok());
+    Some(Pace { per_second: rate as f64 / 1e3, threads: threads.unwrap_or(0) })
+}
+
+/// How long the stages at the worker of a reply took.
+pub(super) fn stages(reply: &BasicProperties) -> Stages {
+    let told = Headers(reply.headers().as_ref()).text(header::SERVER_TIMING);
+    told.map(Stages::of_server_timing).unwrap_or_default()
 }
 
 /// The properties of a message that is put back to be tried again. Sent under the worker's own

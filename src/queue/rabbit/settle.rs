@@ -18,8 +18,8 @@ use super::properties;
 use super::publisher::Publisher;
 use crate::queue::redact::{Kept, without_secrets};
 use crate::queue::seal;
-use crate::queue::{Door, Kind, Message, PerSecond, Reason, Settle};
-use crate::signup::{MessageId, Outcome};
+use crate::queue::{Door, Kind, Message, PaceNow, Reason, Reply, Settle};
+use crate::signup::MessageId;
 
 /// How long a reply waits for an alarm to end where no deadline says.
 const ALARM_WITHIN: Duration = Duration::from_secs(30);
@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Settler {
     broker: Arc<Broker>,
     /// Told with every reply, so that front ends know what the workers can do.
-    per_second: PerSecond,
+    pace: PaceNow,
     publisher: Publisher,
     publish: Link,
     /// Consuming ends, kept after a soft stop until the last delivery is settled.
@@ -40,11 +40,11 @@ pub(super) struct Settler {
 impl Settler {
     pub(super) fn new(
         broker: Arc<Broker>,
-        per_second: PerSecond,
+        pace: PaceNow,
         publisher: Publisher,
         publish: Link,
     ) -> Self {
-        Self { broker, per_second, publisher, publish, kept: Mutex::default() }
+        Self { broker, pace, publisher, publish, kept: Mutex::default() }
     }
 
     pub(super) fn state(&self) -> watch::Receiver<State> {
@@ -63,7 +63,7 @@ impl Settler {
         ack: Ack,
         what: &'static str,
     ) {
-        tracing::warn!(door = door.as_str(), what, "an unreadable message was put aside");
+        self.broker.metrics.buried_unreadable(door.as_str(), what);
         let id = received.properties.message_id().as_ref().map(|id| id.as_str());
         // A letter without an id could not be spoken of.
         let id = id.and_then(MessageId::parse).unwrap_or_else(MessageId::random);
@@ -125,13 +125,14 @@ impl RabbitHandle {
 
 #[async_trait]
 impl Settle for RabbitHandle {
-    async fn reply(self: Box<Self>, message: Message, outcome: Outcome) {
+    async fn reply(self: Box<Self>, message: Message, reply: Reply) {
+        let Reply { outcome, stages, .. } = reply;
         if let Some(reply_to) = message.unsettled.reply_to.clone() {
             // The outcome is known and somebody waits for it: an alarm delays it, and no more.
             let until = message.expires.unwrap_or_else(|| Instant::now() + ALARM_WITHIN);
             self.settler.publisher.unblocked(until).await;
             let body = serde_json::to_vec(&outcome).expect("an outcome is JSON");
-            let properties = properties::of_reply(&message, (self.settler.per_second)());
+            let properties = properties::of_reply(&message, &stages, (self.settler.pace)());
             let sent = self.settler.publisher.publish("", reply_to, properties, body.into()).await;
             if let Err(error) = sent {
                 if self.settler.is_lost() {
@@ -140,8 +141,7 @@ impl Settle for RabbitHandle {
                     tracing::info!(id = message.id.as_str(), %error, "a reply is left to another");
                     return;
                 }
-                // Whoever waited is gone or will ask again with the same key.
-                tracing::info!(id = message.id.as_str(), %error, "a reply was not delivered");
+                self.settler.broker.metrics.reply_undelivered(message.id.as_str(), &error);
             }
         }
         let Settler { broker, publisher, .. } = &*self.settler;
@@ -155,13 +155,14 @@ impl Settle for RabbitHandle {
         let Some(delay) = broker.settings.retry_delays.get(message.attempt as usize) else {
             return self.bury(message, Reason::TooManyAttempts).await;
         };
+        broker.metrics.retried(&message);
         let queue = broker.names.retry_queue(*delay);
         let properties = properties::of_retry(&message, message.attempt + 1, broker.username());
         self.settler.move_to("", queue, properties, message.body, &self.ack).await;
     }
 
     async fn bury(self: Box<Self>, message: Message, reason: Reason) {
-        tracing::warn!(?message, reason = reason.as_str(), "a message was put aside");
+        self.settler.broker.metrics.buried(&message, reason.as_str());
         let kept = match message.kind {
             Kind::Register(_) => {
                 without_secrets(&message.body, seal::may_be_kept(&message, reason))

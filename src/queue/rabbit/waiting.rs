@@ -8,8 +8,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::publisher::PublishError;
-use crate::queue::CallError;
-use crate::signup::{MessageId, Outcome, id::random_hex};
+use crate::queue::{CallError, Reply};
+use crate::signup::{MessageId, id::random_hex};
+use crate::telemetry::Stages;
 
 /// The calls of one session.
 #[derive(Default)]
@@ -25,14 +26,14 @@ struct Calls {
 /// One that is dropped without a reply ends its call.
 struct Waiter {
     message_id: String,
-    reply: oneshot::Sender<Outcome>,
+    reply: oneshot::Sender<Reply>,
 }
 
 /// A call in the map. Takes it out again when dropped, however the call ends.
 pub(super) struct Entered<'a> {
     waiting: &'a Waiting,
     correlation_id: String,
-    reply: oneshot::Receiver<Outcome>,
+    reply: oneshot::Receiver<Reply>,
 }
 
 impl Waiting {
@@ -50,13 +51,19 @@ impl Waiting {
 
     /// Hands a reply to its call: the one with this correlation id, if it has this message id too.
     /// `None` when nobody waits for it (any more).
-    pub(super) fn settle(&self, correlation_id: &str, message_id: &str, body: &[u8]) -> Option<()> {
-        let outcome = serde_json::from_slice(body).ok()?;
+    pub(super) fn settle(
+        &self,
+        correlation_id: &str,
+        message_id: &str,
+        body: &[u8],
+        stages: Stages,
+    ) -> Option<()> {
+        let reply = Reply::new(serde_json::from_slice(body).ok()?, stages);
         let calls = &mut self.lock().by_correlation_id;
         if calls.get(correlation_id)?.message_id != message_id {
             return None;
         }
-        calls.remove(correlation_id)?.reply.send(outcome).ok()
+        calls.remove(correlation_id)?.reply.send(reply).ok()
     }
 
     /// Ends every call there is, those that are still being published too.
@@ -88,7 +95,7 @@ impl Entered<'_> {
         mut self,
         publish: impl Future<Output = Result<(), PublishError>>,
         deadline: Instant,
-    ) -> Result<Outcome, CallError> {
+    ) -> Result<Reply, CallError> {
         let reply = &mut self.reply;
         let failed = async {
             match publish.await {

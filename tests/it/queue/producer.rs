@@ -183,7 +183,8 @@ async fn rows_on_a_lost_connection_are_sent_again_under_their_ids() {
     let mut settings = bench.setup.settings().queue;
     settings.url = muster::config::QueueUrl::Amqp(proxy.url(&amqp_url().unwrap()).into());
     let tasks = Tasks::default();
-    let queue = queue::open(&settings, Clock::system(), &Health::default(), &tasks).await.unwrap();
+    let telemetry = Telemetry::default();
+    let queue = queue::open(&settings, Clock::system(), &telemetry, &tasks).await.unwrap();
     let mut producer = queue.producer(Window::of(8));
     let mut inbox = bench.inbox(ROOM).await;
     let rows: Vec<Row> = (0..4).map(row).collect();

@@ -119,7 +119,7 @@ async fn a_reply_on_the_wire() {
     broker.publish(bench.setup.namespace(), "interactive", properties, &row()).await;
     let delivery = next(&mut inbox).await;
     assert_eq!(delivery.message().kind, Kind::Register(ContractId::Register));
-    delivery.reply(FailureCode::Overloaded.into()).await;
+    delivery.reply(FailureCode::Overloaded).await;
 
     let told = replies.next().await.unwrap().unwrap();
     let properties = &told.properties;
@@ -388,9 +388,10 @@ async fn a_delivery_whose_connection_is_lost_is_delivered_again() {
     let mut settings = bench.setup.settings().queue;
     let through = proxy.url(&amqp_url().unwrap());
     settings.url = muster::config::QueueUrl::Amqp(through.into());
-    let health = Health::default();
-    let queue = queue::open(&settings, Clock::system(), &health, &Tasks::default()).await.unwrap();
-    let mut inbox = queue.inbox(ROOM, Arc::new(|| 100.0));
+    let telemetry = Telemetry::default();
+    let queue =
+        queue::open(&settings, Clock::system(), &telemetry, &Tasks::default()).await.unwrap();
+    let mut inbox = queue.inbox(ROOM, Arc::new(|| PACE));
 
     let sent = send(&caller, registration());
     let delivery = next(&mut inbox).await;
@@ -398,7 +399,7 @@ async fn a_delivery_whose_connection_is_lost_is_delivered_again() {
     drop(delivery);
     nothing_comes(&mut inbox).await;
     proxy.cut();
-    eventually("the loss to be noticed", async || !health.is_ready()).await;
+    eventually("the loss to be noticed", async || !telemetry.health.is_ready()).await;
     proxy.heal();
     let again = next(&mut inbox).await;
     assert_eq!(again.message().id, sent.id);

@@ -95,6 +95,17 @@ fn reply() -> Value {
                     "type": "integer",
                     "description": "What its worker can register in a thousand seconds.",
                 },
+                header::THREADS: {
+                    "type": "integer",
+                    "description": "The threads on which its worker hashes them.",
+                },
+                header::SERVER_TIMING: {
+                    "type": "string",
+                    "description": "How long the worker's stages took, in milliseconds, written as in \
+                        the HTTP header of that name: slot (waiting for a hash slot), hash, insert, and \
+                        work, which is all from the message's arrival to its outcome.",
+                    "examples": ["slot;dur=0.021, hash;dur=210.1, insert;dur=1.2, work;dur=211.9"],
+                },
             },
             "required": [header::PER_KILOSECOND],
         },

@@ -2,7 +2,7 @@
 //! refused in words, never with a panic.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use jsonschema::Validator;
 use proptest::prelude::*;
@@ -12,6 +12,7 @@ use super::*;
 use crate::config::{Flag, Settings, Sources};
 use crate::queue::rabbit::asyncapi;
 use crate::signup::{Clock, ContractId};
+use crate::telemetry::Stage;
 
 fn broker() -> Broker {
     let set = |key, value: &str| Flag { name: "test", key, value: value.to_owned() };
@@ -26,7 +27,7 @@ fn broker() -> Broker {
         ..Sources::default()
     };
     let settings = Settings::load(&sources).unwrap().queue;
-    Broker::new(&url.to_owned().into(), settings, Clock::system()).unwrap()
+    Broker::new(&url.to_owned().into(), settings, Clock::system(), Arc::default()).unwrap()
 }
 
 fn delivered(door: Door, properties: BasicProperties, body: &[u8]) -> Delivery {
@@ -236,6 +237,28 @@ proptest! {
         let sealed_wrong = door == Door::Profile && sealed.is_some();
         prop_assert!(sealed_wrong || described == read.is_ok(), "{:?} for {}", read.err(), said);
     }
+}
+
+#[test]
+fn a_reply_tells_what_its_worker_can_do_and_what_took_it_how_long() {
+    let call = Call {
+        kind: Kind::Profile,
+        id: MessageId::random(),
+        fresh: true,
+        body: Bytes::new(),
+        deadline: Instant::now() + Duration::from_secs(9),
+    };
+    let sent = of_call(&call, "registration.reply.x", "c0ffee", 1_700_000_000_000, None);
+    let message = read_anew(Door::Profile, sent, b"").unwrap();
+    let mut told = Stages::default();
+    told.add(Stage::Hash, Duration::from_micros(210_100));
+    told.add(Stage::Work, Duration::from_micros(210_900));
+    let can = Pace { per_second: 66.5, threads: 4 };
+    let properties = of_reply(&message, &told, can);
+    assert_eq!((pace(&properties), stages(&properties)), (Some(can), told));
+    let nothing = of_reply(&message, &Stages::default(), Pace::default());
+    assert_eq!((pace(&nothing), stages(&nothing)), (None, Stages::default()));
+    assert_eq!(stages(&BasicProperties::default()), Stages::default());
 }
 
 /// What the printed specification says of properties and headers.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::*;
-use crate::signup::FailureCode;
+use crate::signup::{FailureCode, Outcome};
 use Fate::*;
 
 /// What becomes of one call.
@@ -62,7 +62,7 @@ fn reply() -> Vec<u8> {
 }
 
 /// One call as its client sees it; `None` when the client has gone.
-async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Outcome, CallError>> {
+async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Reply, CallError>> {
     let id = MessageId::random();
     let entered = waiting.enter(&id);
     let correlation = entered.correlation_id().to_owned();
@@ -77,7 +77,9 @@ async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Outcome,
             NotAccepted => return Err(PublishError::NotAccepted),
             NoConfirm => return Err(PublishError::Unknown),
             NeverPublished | DroppedPublishing | LostPublishing => std::future::pending().await,
-            RepliedEarly => assert!(waiting.settle(correlation, id, &reply()).is_some()),
+            RepliedEarly => {
+                assert!(waiting.settle(correlation, id, &reply(), Stages::default()).is_some())
+            }
             _ => {}
         }
         tokio::time::sleep(moment).await;
@@ -85,17 +87,23 @@ async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Outcome,
     };
     let answers = async {
         tokio::time::sleep(moment * 2).await;
-        let right = || waiting.settle(correlation, id, &reply());
+        let right = || waiting.settle(correlation, id, &reply(), Stages::default());
         match fate {
             Replied => assert!(right().is_some()),
             RepliedTwice => assert!(right().is_some() && right().is_none()),
             OthersFirst => {
-                assert!(waiting.settle(&random_hex(), id, &reply()).is_none());
-                assert!(waiting.settle(correlation, "another", &reply()).is_none());
+                assert!(waiting.settle(&random_hex(), id, &reply(), Stages::default()).is_none());
+                assert!(
+                    waiting.settle(correlation, "another", &reply(), Stages::default()).is_none()
+                );
                 assert!(right().is_some());
             }
-            WrongId => assert!(waiting.settle(correlation, "another", &reply()).is_none()),
-            Unreadable => assert!(waiting.settle(correlation, id, b"{\"outcome\":").is_none()),
+            WrongId => assert!(
+                waiting.settle(correlation, "another", &reply(), Stages::default()).is_none()
+            ),
+            Unreadable => assert!(
+                waiting.settle(correlation, id, b"{\"outcome\":", Stages::default()).is_none()
+            ),
             Late => {
                 tokio::time::sleep_until(deadline + moment + TICK).await;
                 assert!(right().is_none());
@@ -116,7 +124,7 @@ async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Outcome,
 }
 
 /// Whether it ended as it had to.
-fn is_right(fate: Fate, answer: &Option<Result<Outcome, CallError>>) -> bool {
+fn is_right(fate: Fate, answer: &Option<Result<Reply, CallError>>) -> bool {
     match fate {
         Replied | RepliedEarly | RepliedTwice | OthersFirst => matches!(answer, Some(Ok(_))),
         WrongId | Unreadable | Late | NeverPublished => *answer == Some(Err(CallError::NoAnswer)),

@@ -1,0 +1,160 @@
+//! What this process knows of the queues of registrations and of the workers at them, from looks at the
+//! queues and from replies. The front's connections and a worker's both look; the front judges by it
+//! whether a call would be answered in time, and the metrics show it.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use lapin::Channel;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::Broker;
+use super::link::LinkError;
+use crate::queue::{Backlog, Door, Pace, PaceNow};
+use crate::telemetry::Metrics;
+
+/// How often a queue is looked at: is it there, how much waits in it, how many consume it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a look is worth telling of.
+const FRESH_FOR: Duration = Duration::from_secs(10);
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Known {
+    interactive: Seen,
+    bulk: Seen,
+    dead: Seen,
+    /// Sent and answered here since the last look; another front's are seen with the next.
+    sent: AtomicU64,
+    answered: AtomicU64,
+    /// What one worker can do, as the last reply told.
+    told: Mutex<Option<Pace>>,
+    /// What this process's own worker can do.
+    own: OnceLock<PaceNow>,
+}
+
+/// A queue to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// A door's.
+    Door(Door),
+    /// Of the dead letters.
+    Dead,
+}
+
+/// One queue when it was last looked at.
+#[derive(Default)]
+struct Seen {
+    waiting: AtomicU64,
+    consumers: AtomicU32,
+    at: Mutex<Option<Instant>>,
+}
+
+impl Known {
+    /// A message was sent to the interactive door.
+    pub(super) fn sent(&self) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A reply to one came, from a worker of this pace, if it said.
+    pub(super) fn answered(&self, pace: Option<Pace>) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        if pace.is_some() {
+            *lock(&self.told) = pace;
+        }
+    }
+
+    /// There is a worker in this process.
+    pub(super) fn has_worker(&self, pace: PaceNow) {
+        // One is as good as another.
+        let _ = self.own.set(pace);
+    }
+
+    /// What one worker can do.
+    fn pace(&self) -> Pace {
+        let told = *lock(&self.told);
+        told.or_else(|| self.own.get().map(|own| own())).unwrap_or_default()
+    }
+
+    /// Dead letters when they were last looked at.
+    pub(super) fn dead_letters(&self) -> Option<u64> {
+        let seen = lock(&self.dead.at).is_some();
+        seen.then(|| self.dead.waiting.load(Ordering::Relaxed))
+    }
+
+    /// What stands before a call.
+    pub(super) fn backlog(&self) -> Backlog {
+        let seen = &self.interactive;
+        let sent = seen.waiting.load(Ordering::Relaxed) + self.sent.load(Ordering::Relaxed);
+        let (consumers, one) = (seen.consumers.load(Ordering::Relaxed), self.pace());
+        let pace = Pace {
+            per_second: f64::from(consumers) * one.per_second,
+            threads: consumers.saturating_mul(one.threads),
+        };
+        let waiting = sent.saturating_sub(self.answered.load(Ordering::Relaxed));
+        Backlog { waiting, consumers, pace }
+    }
+
+    /// Shows what was seen lately.
+    pub(super) fn show(&self, metrics: &Metrics) {
+        let pace = self.pace();
+        for door in [Door::Interactive, Door::Bulk] {
+            let seen = self.seen(Watched::Door(door));
+            let fresh = lock(&seen.at).is_some_and(|at| at.elapsed() < FRESH_FOR);
+            let waiting = fresh.then(|| seen.waiting.load(Ordering::Relaxed));
+            let time = waiting.and_then(|waiting| pace.processor_time(waiting));
+            metrics.backlog(door.as_str(), waiting, time);
+        }
+    }
+
+    /// Looks at a queue until that fails: it is gone, or the connection is.
+    pub(super) async fn look_again_and_again(
+        &self,
+        channel: &Channel,
+        broker: &Broker,
+        watched: Watched,
+    ) -> LinkError {
+        let queue = match watched {
+            Watched::Door(door) => broker.names.queue(door),
+            Watched::Dead => broker.names.dead_queue(),
+        };
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let options = QueueDeclareOptions { passive: true, ..Default::default() };
+            let looked =
+                channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
+            match looked.await {
+                Ok(queue) => self.looked(watched, queue.message_count(), queue.consumer_count()),
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    fn looked(&self, watched: Watched, waiting: u32, consumers: u32) {
+        let seen = self.seen(watched);
+        seen.waiting.store(waiting.into(), Ordering::Relaxed);
+        seen.consumers.store(consumers, Ordering::Relaxed);
+        *lock(&seen.at) = Some(Instant::now());
+        if watched == Watched::Door(Door::Interactive) {
+            self.sent.store(0, Ordering::Relaxed);
+            self.answered.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn seen(&self, watched: Watched) -> &Seen {
+        match watched {
+            Watched::Door(Door::Interactive | Door::Profile) => &self.interactive,
+            Watched::Door(Door::Bulk) => &self.bulk,
+            Watched::Dead => &self.dead,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,203 @@
+//! Things worth telling, each a function: its log line and its counters together. Called by whatever part
+//! it happens to. No field of a line holds a password, hash, token or address, and no label comes from
+//! outside.
+
+use std::fmt::{Debug, Display};
+
+use super::metrics::Metrics;
+use super::stages::{Stage, Stages};
+use crate::signup::ContractId;
+
+/// A registration that was answered over HTTP.
+#[derive(Debug)]
+pub struct Answered<'a> {
+    /// The message's id; none where nothing was sent, because the request could not be read.
+    pub id: Option<&'a str>,
+    /// The contract that answered.
+    pub contract: ContractId,
+    /// One word.
+    pub outcome: &'static str,
+    /// The status of the answer.
+    pub status: u16,
+    /// What is known of its times.
+    pub stages: &'a Stages,
+}
+
+/// A registration that a worker handled.
+#[derive(Debug)]
+pub struct Handled<'a> {
+    /// The message's id.
+    pub id: &'a str,
+    /// Through which door it came.
+    pub door: &'static str,
+    /// Whose document it was.
+    pub contract: ContractId,
+    /// One word: the outcome, or why it was put aside.
+    pub outcome: &'static str,
+    /// What is known of its times.
+    pub stages: &'a Stages,
+}
+
+/// Counts itself for as long as it lives.
+#[derive(Debug)]
+pub struct Gauged(prometheus::IntGauge);
+
+impl Gauged {
+    fn new(gauge: prometheus::IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Gauged {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// At a front.
+impl Metrics {
+    /// A registration was answered over HTTP. The one line a signup has at the front.
+    pub fn answered(&self, signup: &Answered<'_>) {
+        let Answered { id, contract, outcome, status, stages } = *signup;
+        self.signups_total.with_label_values(&[contract.as_str(), outcome]).inc();
+        self.observe(stages, &[Stage::Read, Stage::Queue, Stage::Reply]);
+        if let Some(total) = stages.get(Stage::Total) {
+            let class = match status {
+                ..300 => "2xx",
+                300..400 => "3xx",
+                400..500 => "4xx",
+                500.. => "5xx",
+            };
+            self.signup_seconds.with_label_values(&[class]).observe(total.as_secs_f64());
+        }
+        tracing::info!(
+            target: "muster::signup",
+            id,
+            contract = contract.as_str(),
+            outcome,
+            status,
+            read_ms = stages.ms(Stage::Read),
+            queue_ms = stages.ms(Stage::Queue),
+            slot_ms = stages.ms(Stage::Slot),
+            hash_ms = stages.ms(Stage::Hash),
+            insert_ms = stages.ms(Stage::Insert),
+            reply_ms = stages.ms(Stage::Reply),
+            total_ms = stages.ms(Stage::Total),
+            "answered"
+        );
+    }
+
+    /// A registration was refused with 503 and is in no queue.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused_total.with_label_values(&[reason]).inc();
+    }
+
+    /// A row of a bulk upload was answered.
+    pub fn row_answered(&self, outcome: &'static str) {
+        self.bulk_rows_total.with_label_values(&[outcome]).inc();
+    }
+
+    /// A connection was opened; it is, until what this returns is dropped.
+    pub fn connected(&self) -> Gauged {
+        Gauged::new(self.connections.clone())
+    }
+
+    /// A request waits for a worker until what this returns is dropped.
+    pub fn waits(&self) -> Gauged {
+        Gauged::new(self.requests_in_flight.clone())
+    }
+
+    /// A reply came, and its call was over.
+    pub fn reply_late(&self) {
+        self.replies_late_total.inc();
+        tracing::debug!("a reply came too late");
+    }
+}
+
+/// At a worker.
+impl Metrics {
+    /// A message is in the worker's hands until what this returns is dropped.
+    pub fn taken(&self, door: &'static str, message: &dyn Debug) -> Gauged {
+        tracing::debug!(?message, "taken");
+        Gauged::new(self.deliveries_in_flight.with_label_values(&[door]))
+    }
+
+    /// A registration came to its outcome. The one line it has at a worker.
+    pub fn handled(&self, registration: &Handled<'_>) {
+        let Handled { id, door, contract, outcome, stages } = *registration;
+        self.registrations_total.with_label_values(&[door, contract.as_str(), outcome]).inc();
+        self.observe(stages, &[Stage::Slot, Stage::Hash, Stage::Insert, Stage::Work]);
+        tracing::info!(
+            target: "muster::registration",
+            id,
+            door,
+            contract = contract.as_str(),
+            outcome,
+            slot_ms = stages.ms(Stage::Slot),
+            hash_ms = stages.ms(Stage::Hash),
+            insert_ms = stages.ms(Stage::Insert),
+            work_ms = stages.ms(Stage::Work),
+            "handled"
+        );
+    }
+
+    /// A token's owner was looked up.
+    pub fn looked_up(&self, id: &str, outcome: &'static str) {
+        self.profiles_total.with_label_values(&[outcome]).inc();
+        tracing::debug!(id, outcome, "looked up");
+    }
+
+    /// A registration was told of and its message acked.
+    pub fn settled(&self, stages: &Stages) {
+        self.observe(stages, &[Stage::Settle]);
+    }
+
+    /// A reply has nowhere to go. Whoever waited is gone, or will ask again with the same key.
+    pub fn reply_undelivered(&self, id: &str, error: &dyn Display) {
+        self.replies_undelivered_total.inc();
+        tracing::info!(id, %error, "a reply was not delivered");
+    }
+
+    /// A message is put back, to be tried again.
+    pub fn retried(&self, message: &dyn Debug) {
+        self.retries_total.inc();
+        tracing::debug!(?message, "to be tried again");
+    }
+
+    /// A message may be put among the dead letters for this reason: shown from now on, so that the first
+    /// time is seen as a change.
+    pub fn may_bury(&self, reason: &'static str) {
+        self.dead_letters_total.with_label_values(&[reason]);
+    }
+
+    /// A message is put among the dead letters.
+    pub fn buried(&self, message: &dyn Debug, reason: &'static str) {
+        self.dead_letters_total.with_label_values(&[reason]).inc();
+        tracing::warn!(?message, reason, "a message was put aside");
+    }
+
+    /// The same with one whose properties cannot be read.
+    pub fn buried_unreadable(&self, door: &'static str, what: &'static str) {
+        self.dead_letters_total.with_label_values(&["unreadable"]).inc();
+        tracing::warn!(door, what, "an unreadable message was put aside");
+    }
+}
+
+/// At both.
+impl Metrics {
+    /// A connection to the broker was made again after one was lost.
+    pub fn reconnected(&self, connection: &'static str) {
+        self.broker_reconnects_total.with_label_values(&[connection]).inc();
+        tracing::info!(connection, "connected to the broker again");
+    }
+
+    fn observe(&self, stages: &Stages, observed: &[Stage]) {
+        for stage in observed {
+            if let Some(took) = stages.get(*stage) {
+                let seconds = self.stage_seconds.with_label_values(&[stage.as_str()]);
+                seconds.observe(took.as_secs_f64());
+            }
+        }
+    }
+}

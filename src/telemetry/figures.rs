@@ -1,0 +1,63 @@
+//! Figures that other parts keep and that are read at each scrape.
+
+use std::time::Duration;
+
+use super::metrics::Metrics;
+
+/// What the hash slots have done and are doing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hashing {
+    /// Threads that hash.
+    pub threads: usize,
+    /// Of those, the ones that are at it.
+    pub busy: usize,
+    /// Passwords each takes at once.
+    pub lanes: usize,
+    /// Whether the bcrypt crate hashes instead of the lanes.
+    pub fallback: bool,
+    /// Jobs that wait.
+    pub waiting: usize,
+    /// Jobs since the start.
+    pub jobs: u64,
+    /// Batches since the start.
+    pub batches: u64,
+    /// All threads' time at work since the start.
+    pub worked: Duration,
+    /// Passwords all threads together can hash in a second.
+    pub per_second: f64,
+}
+
+impl Metrics {
+    /// Tells of the hash slots.
+    pub fn hashing(&self, hashing: &Hashing) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.hash_threads.set(count(hashing.threads));
+        self.hash_threads_busy.set(count(hashing.busy));
+        self.hash_lanes.set(count(hashing.lanes));
+        self.hash_fallback.set(i64::from(hashing.fallback));
+        self.hash_waiting.set(count(hashing.waiting));
+        self.hash_capacity_per_second.set(hashing.per_second);
+        let (jobs, batches) = (&self.hash_jobs_total, &self.hash_batches_total);
+        jobs.inc_by(hashing.jobs.saturating_sub(jobs.get()));
+        batches.inc_by(hashing.batches.saturating_sub(batches.get()));
+        let worked = &self.hash_busy_seconds_total;
+        worked.inc_by((hashing.worked.as_secs_f64() - worked.get()).max(0.0));
+    }
+
+    /// Tells how many registrations wait at a door and the processor time to hash them; none where that is
+    /// not known, or not any more.
+    pub fn backlog(&self, door: &'static str, waiting: Option<u64>, cpu: Option<Duration>) {
+        let (messages, seconds) = (&self.backlog_messages, &self.backlog_cpu_seconds);
+        match waiting {
+            Some(n) => {
+                messages.with_label_values(&[door]).set(i64::try_from(n).unwrap_or(i64::MAX))
+            }
+            // It fails if there is none, which is as it should be.
+            None => drop(messages.remove_label_values(&[door])),
+        }
+        match cpu {
+            Some(cpu) => seconds.with_label_values(&[door]).set(cpu.as_secs_f64()),
+            None => drop(seconds.remove_label_values(&[door])),
+        }
+    }
+}
