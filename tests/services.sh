@@ -16,6 +16,7 @@
 #   TEST_CHROMEDRIVER   drives a Chromium without a window, for the pages
 #   TEST_AXE            axe-core's script, which looks at their accessibility
 #   TEST_SCHEMAS        a folder with check-jsonschema and kubernetes-validate, which bring published schemas
+#   TEST_PROMETHEUS, TEST_PROMTOOL   Prometheus, of which a test starts one of its own, and its checks
 #
 # Those of a service exist only if it was started here. Start and stop keep port and data.
 
@@ -87,6 +88,7 @@ services_start() {
         schemas_install
         export TEST_SCHEMAS=$venv-schemas/bin
     fi
+    prometheus_install
 }
 
 # The argument is the exit code of the run: after a failure, unlike after Ctrl-C, the logs are kept.
@@ -294,6 +296,15 @@ schemas_install() {
     else
         fail "they cannot be installed: give TEST_SCHEMAS, a folder that has both programs"
     fi
+}
+
+# --- Prometheus ---
+
+prometheus_install() {
+    [[ -z ${TEST_PROMETHEUS:-} || -z ${TEST_PROMTOOL:-} ]] || return 0
+    [[ -x /usr/bin/prometheus ]] || apt_install prometheus "TEST_PROMETHEUS and TEST_PROMTOOL"
+    export TEST_PROMETHEUS=${TEST_PROMETHEUS:-/usr/bin/prometheus}
+    export TEST_PROMTOOL=${TEST_PROMTOOL:-/usr/bin/promtool}
 }
 
 # --- tools ---

@@ -27,6 +27,7 @@ mod hostile;
 mod import;
 mod keys;
 mod limits;
+mod metrics;
 mod overload;
 mod pages;
 mod policy;

@@ -9,6 +9,7 @@ pub mod http;
 pub mod importer;
 pub mod ledger;
 pub mod muster;
+pub mod prometheus;
 pub mod proxy;
 pub mod random;
 pub mod raw;

@@ -1,0 +1,276 @@
+//! What fronts and workers tell Prometheus, and the times of a signup's stages.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use muster::telemetry::metrics::{DESCRIBED, Metrics};
+use serde_json::{Value, json};
+
+use crate::support::muster::eventually;
+use crate::support::prometheus::{Prometheus, promtool};
+use crate::support::services::{EMBEDDED, PRODUCTION, Pair, QueueKind, unique};
+use crate::support::{Client, Setup};
+
+/// Stages that a page shows, in their order.
+const SHOWN: [&str; 7] = ["read", "queue", "slot", "hash", "insert", "reply", "total"];
+
+fn somebody() -> Value {
+    json!({
+        "firstname": "Ann",
+        "email": format!("{}@example.com", unique("metrics")),
+        "password": "Correct-horse-7",
+    })
+}
+
+/// Every sample of a process, by its name and labels as they are written.
+async fn samples(client: &Client) -> BTreeMap<String, f64> {
+    let answer = client.get("/metrics", &[]).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let text = String::from_utf8(answer.bytes.to_vec()).unwrap();
+    let samples = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        (name.to_owned(), value.parse().unwrap())
+    });
+    samples.collect()
+}
+
+#[tokio::test]
+async fn one_process_counts_what_it_answers() {
+    let muster = Setup::embedded().start().await;
+    let client = muster.client();
+    let user = somebody();
+    assert_eq!(client.post("/users/register", &user).await.status, 201);
+    assert_eq!(client.post("/users/register", &user).await.status, 409);
+    assert_eq!(client.post("/users/register", &json!({"firstname": ""})).await.status, 400);
+    let figures = samples(client).await;
+    let signups = |outcome: &str| {
+        figures[&format!("muster_signups_total{{contract=\"flat-name\",outcome=\"{outcome}\"}}")]
+    };
+    assert_eq!((signups("registered"), signups("duplicate"), signups("invalid")), (1.0, 1.0, 1.0));
+    for stage in ["read", "queue", "slot", "hash", "insert", "work", "settle", "reply"] {
+        let count = figures[&format!("muster_stage_seconds_count{{stage=\"{stage}\"}}")];
+        assert!((2.0..=3.0).contains(&count), "{stage}: {count}");
+    }
+    assert_eq!(figures["muster_hash_jobs_total"], 2.0);
+    assert_eq!(figures["muster_backlog_cpu_seconds{door=\"interactive\"}"], 0.0);
+    let handled = "muster_registrations_total{contract=\"flat-name\",door=\"interactive\",\
+        outcome=\"registered\"}";
+    assert_eq!(figures[handled], 1.0);
+}
+
+#[tokio::test]
+async fn metrics_are_at_the_admin_address_where_there_is_one() {
+    let mut muster = Setup::embedded().with("MUSTER_ADMIN_LISTEN", "127.0.0.1:0").start().await;
+    let line = muster.wait_for_log(|line| line.contains("probes on http://")).await;
+    let address = line.split("probes on http://").nth(1).unwrap().split('"').next().unwrap();
+    assert_eq!(muster.client().get("/metrics", &[]).await.status, 404);
+    assert!(samples(&Client::new(address)).await.contains_key("muster_connections"));
+}
+
+#[tokio::test]
+async fn a_signup_tells_its_stages_where_whoever_asks_runs_it() {
+    let muster = Setup::embedded().start().await;
+    let answer = muster.client().post("/users/register", &somebody()).await;
+    let told = answer.header("server-timing").unwrap();
+    let mut stages = Vec::new();
+    for entry in told.split(", ") {
+        let (name, ms) = entry.split_once(";dur=").unwrap();
+        stages.push((name, ms.parse::<f64>().unwrap()));
+    }
+    assert_eq!(stages.iter().map(|(name, _)| *name).collect::<Vec<_>>(), SHOWN);
+    let (total, parts) = stages.split_last().unwrap();
+    let sum: f64 = parts.iter().map(|(_, ms)| ms).sum();
+    assert!(sum <= total.1 && stages[3].1 > 0.0, "{told}");
+}
+
+#[tokio::test]
+async fn the_stages_come_through_the_broker_and_stay_within() {
+    let pair = Pair(QueueKind::Rabbit, EMBEDDED.1);
+    if !pair.is_there() {
+        return;
+    }
+    let mut muster = Setup::new(pair).start().await;
+    let answer = muster.client().post("/users/register", &somebody()).await;
+    assert_eq!((answer.status, answer.header("server-timing")), (201, None));
+    let line = muster.wait_for_log(|line| line.contains("\"answered\"")).await;
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["outcome"], &line["status"]), (&json!("registered"), &json!(201)));
+    for stage in SHOWN {
+        let ms = line[format!("{stage}_ms")].as_f64();
+        assert!(ms.is_some_and(|ms| ms >= 0.0), "{stage}: {line}");
+    }
+    let id = line["id"].as_str().unwrap().to_owned();
+    let handled = |line: &str| line.contains("\"handled\"") && line.contains(&id);
+    let line: Value = serde_json::from_str(&muster.wait_for_log(handled).await).unwrap();
+    assert_eq!((&line["door"], &line["outcome"]), (&json!("interactive"), &json!("registered")));
+}
+
+#[tokio::test]
+async fn a_front_and_a_worker_know_the_backlog_in_processor_seconds() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    let (front, worker) = (setup.start_role("front").await, setup.start_role("worker").await);
+    // From its reply the front learns what the worker can do.
+    assert_eq!(front.client().post("/users/register", &somebody()).await.status, 201);
+    for muster in [&front, &worker] {
+        eventually("the backlog to be known", async || {
+            let figures = samples(muster.client()).await;
+            ["interactive", "bulk"].iter().all(|door| {
+                figures.get(&format!("muster_backlog_cpu_seconds{{door=\"{door}\"}}")) == Some(&0.0)
+            })
+        })
+        .await;
+    }
+}
+
+/// A file of the package.
+fn file(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+const DASHBOARD: &str = "docs/deploy/observability/grafana/muster.json";
+const ALERTS: &str = "docs/deploy/observability/alerts.yml";
+
+/// Every query of the dashboard, by its panel's title.
+fn dashboard() -> Vec<(String, String)> {
+    let dashboard: Value = serde_json::from_str(&file(DASHBOARD)).unwrap();
+    let mut queries = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            queries.push((title.to_owned(), target["expr"].as_str().unwrap().to_owned()));
+        }
+    }
+    assert!(queries.len() > 20, "is this test blind?");
+    queries
+}
+
+/// Every alert's expression, by its name.
+fn alerts() -> Vec<(String, String)> {
+    let alerts: serde_norway::Value = serde_norway::from_str(&file(ALERTS)).unwrap();
+    let rules = alerts["groups"][0]["rules"].as_sequence().unwrap();
+    let text = |rule: &serde_norway::Value, key: &str| rule[key].as_str().unwrap().to_owned();
+    rules.iter().map(|rule| (text(rule, "alert"), text(rule, "expr"))).collect()
+}
+
+/// The names of muster's metrics in a query.
+fn named(query: &str) -> BTreeSet<&str> {
+    let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("muster_")).collect()
+}
+
+#[test]
+fn every_metric_that_dashboard_and_alerts_name_is_there() {
+    let mut known = BTreeSet::new();
+    for metric in DESCRIBED {
+        let ends: &[&str] =
+            if metric.kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+        known.extend(ends.iter().map(|end| format!("{}{end}", metric.name)));
+    }
+    for (title, query) in dashboard().into_iter().chain(alerts()) {
+        for name in named(&query) {
+            assert!(known.contains(name), "{title}: there is no {name}");
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_shows_every_metric() {
+    let queries = dashboard();
+    let shown: BTreeSet<&str> = queries.iter().flat_map(|(_, query)| named(query)).collect();
+    for metric in DESCRIBED {
+        let is_shown = shown.iter().any(|name| name.starts_with(metric.name));
+        assert!(is_shown, "{} is nowhere on the dashboard", metric.name);
+    }
+}
+
+#[test]
+fn the_documentation_has_every_metric_as_the_code_has_it() {
+    let mut table = String::from("| metric | kind | labels | what it says |\n|---|---|---|---|\n");
+    for metric in DESCRIBED {
+        let labels = metric.labels.iter().map(|label| format!("`{label}`"));
+        let labels = labels.collect::<Vec<_>>().join(", ");
+        table += &format!("| `{}` | {} | {labels} | {} |\n", metric.name, metric.kind, metric.help);
+    }
+    assert!(file("docs/metrics.md").contains(&table), "docs/metrics.md should have:\n{table}");
+}
+
+#[test]
+fn alerts_and_configuration_pass_prometheus_own_checks() {
+    let at = |path: &str| format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+    promtool(&["check", "rules", &at(ALERTS)], "");
+    promtool(&["check", "config", &at("docs/deploy/observability/prometheus.yml")], "");
+    promtool(&["check", "metrics"], &Metrics::default().render());
+}
+
+/// Queries that have an answer on any front and worker that have done something.
+const ANSWERED: [&str; 12] = [
+    "Signups a second",
+    "One in a hundred takes",
+    "Who signs up now waits",
+    "Workers and fronts",
+    "By outcome",
+    "Time to answer",
+    "Where the time goes",
+    "Messages that wait",
+    "Processor time that waits",
+    "Registrations by door",
+    "Hashing threads at work",
+    "Passwords a batch",
+];
+
+#[tokio::test]
+async fn a_prometheus_gets_an_answer_to_everything_it_is_asked() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    let (front, worker) = (setup.start_role("front").await, setup.start_role("worker").await);
+    let client = front.client();
+    let targets =
+        [("muster-front", client.address()), ("muster-worker", worker.client().address())];
+    let Some(prometheus) = Prometheus::scraping(&targets, &file(ALERTS)) else { return };
+    eventually("both to be scraped", async || {
+        prometheus.ask("sum(up)").await.unwrap().first().is_some_and(|up| up["value"][1] == "2")
+    })
+    .await;
+    // What is counted from now on grows under Prometheus' eyes.
+    let ask = async |query: &str| {
+        let query = query.replace("$__rate_interval", "1m");
+        prometheus.ask(&query).await.unwrap_or_else(|error| panic!("{query}: {error}"))
+    };
+    let queries = dashboard();
+    let wanted = queries.iter().filter(|(title, _)| ANSWERED.contains(&title.as_str()));
+    let wanted: Vec<&(String, String)> = wanted.collect();
+    assert!(wanted.len() >= ANSWERED.len());
+    eventually("every important query to have an answer", async || {
+        assert_eq!(client.post("/users/register", &somebody()).await.status, 201);
+        let mut answered = true;
+        for (_, query) in &wanted {
+            let numbers = ask(query).await;
+            let is_number = |sample: &Value| sample["value"][1] != "NaN";
+            answered &= !numbers.is_empty() && numbers.iter().any(is_number);
+        }
+        answered
+    })
+    .await;
+    // The rest may have nothing to say, but it can be asked.
+    for (_, query) in queries.iter().chain(&alerts()) {
+        ask(query).await;
+    }
+    let rules = prometheus.rules().await;
+    assert_eq!(rules.len(), alerts().len());
+    for rule in rules {
+        assert_ne!(rule["health"], "err", "{rule}");
+        let firing = rule["state"] == "firing";
+        assert!(!firing, "a muster that is well is no reason for {rule}");
+    }
+    for muster in [client, worker.client()] {
+        let text = muster.get("/metrics", &[]).await.bytes;
+        promtool(&["check", "metrics"], std::str::from_utf8(&text).unwrap());
+    }
+}

@@ -1,0 +1,98 @@
+//! A Prometheus of a test's own: its own port and data, gone with it. And `promtool`, its checks.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::Client;
+use super::muster::PATIENCE;
+use super::services::service;
+
+/// Runs `promtool` on some input and expects it to have no complaint.
+pub fn promtool(arguments: &[&str], input: &str) {
+    let Some(program) = service("TEST_PROMTOOL") else { return };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    let said = [done.stdout, done.stderr].concat();
+    assert!(done.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&said));
+}
+
+/// One that runs.
+pub struct Prometheus {
+    child: Child,
+    client: Client,
+    _directory: TempDir,
+}
+
+impl Prometheus {
+    /// Starts one that scrapes these, each a job and an address, four times a second, under these rules.
+    pub fn scraping(targets: &[(&str, &str)], rules: &str) -> Option<Self> {
+        let program = service("TEST_PROMETHEUS")?;
+        let directory = TempDir::new().unwrap();
+        let jobs = targets.iter().map(|(job, address)| {
+            format!("  - job_name: {job}\n    static_configs: [{{ targets: [\"{address}\"] }}]\n")
+        });
+        let configuration = format!(
+            "global: {{ scrape_interval: 250ms, evaluation_interval: 250ms }}\n\
+             rule_files: [alerts.yml]\nscrape_configs:\n{}",
+            jobs.collect::<String>()
+        );
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("prometheus.yml"), configuration).unwrap();
+        std::fs::write(at("alerts.yml"), rules).unwrap();
+        let mut child = Command::new(program)
+            .arg(format!("--config.file={}", at("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", at("data").display()))
+            .arg("--web.listen-address=127.0.0.1:0")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It says where it listens, and goes on talking as long as it lives.
+        let (tell, told) = mpsc::channel();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Some((_, address)) = line.split_once("msg=\"Listening on\" address=") {
+                    let _ = tell.send(address.to_owned());
+                }
+            }
+        });
+        let address = told.recv_timeout(PATIENCE).expect("Prometheus does not listen");
+        Some(Self { child, client: Client::new(address), _directory: directory })
+    }
+
+    /// What it answers to a query; an error is what is wrong with the query.
+    pub async fn ask(&self, query: &str) -> Result<Vec<Value>, String> {
+        let query: String = url::form_urlencoded::byte_serialize(query.as_bytes()).collect();
+        let answer = self.client.get(&format!("/api/v1/query?query={query}"), &[]).await;
+        match answer.json() {
+            told if answer.status == 200 => Ok(told["data"]["result"].as_array().unwrap().clone()),
+            told => Err(told.to_string()),
+        }
+    }
+
+    /// The rules it goes by, with their health.
+    pub async fn rules(&self) -> Vec<Value> {
+        let told = self.client.get("/api/v1/rules", &[]).await.json();
+        let groups = told["data"]["groups"].as_array().unwrap().clone();
+        groups.iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
