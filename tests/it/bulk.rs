@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::support::importer::{assert_stored, ndjson, outcomes, reports, user};
 use crate::support::muster::{PATIENCE, eventually};
-use crate::support::rig::secrets_in;
+use crate::support::secrets::secrets_in;
 use crate::support::services::{EMBEDDED, PRODUCTION, unique};
 use crate::support::{Answer, Muster, Pair, QueueKind, Setup};
 

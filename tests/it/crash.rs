@@ -9,7 +9,7 @@ use muster::store;
 use muster::telemetry::Health;
 
 use crate::support::ledger::{Fronts, Ledger};
-use crate::support::rig::secrets_in;
+use crate::support::secrets::secrets_in;
 use crate::support::{Rig, Setup};
 
 /// Long enough to hold a worker at a call to the store while the test does something else.

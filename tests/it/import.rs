@@ -14,7 +14,7 @@ use crate::support::importer::{
 };
 use crate::support::ledger::{PASSWORD, users_in};
 use crate::support::muster::{PATIENCE, eventually};
-use crate::support::rig::secrets_in;
+use crate::support::secrets::secrets_in;
 use crate::support::services::{EMBEDDED, PRODUCTION, command};
 use crate::support::{PAIRS, Pair, Rig, Setup};
 

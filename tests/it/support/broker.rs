@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::ledger::PASSWORD;
 use super::muster::eventually;
+use super::secrets;
 use super::services::{amqp_url, command, unique};
 use super::spec::{Seen, assert_came_to};
 
@@ -79,6 +80,7 @@ impl Broker {
         properties: BasicProperties,
         body: &[u8],
     ) {
+        secrets::learn(body);
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let confirm = self
             .channel

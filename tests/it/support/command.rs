@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::Setup;
 use super::muster::PATIENCE;
+use super::secrets::secrets_in;
 
 /// How a command ended.
 #[derive(Debug)]
@@ -48,9 +49,14 @@ pub async fn run_with(setup: &Setup, arguments: &[&str], input: &str) -> Ended {
     };
     let output = tokio::time::timeout(PATIENCE, ending).await;
     let output = output.unwrap_or_else(|_| panic!("{arguments:?}: it does not end"));
-    Ended {
+    let ended = Ended {
         code: output.status.code(),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
+    };
+    for written in [&ended.stdout, &ended.stderr] {
+        let told = secrets_in(written);
+        assert!(told.is_empty(), "{arguments:?} told secrets:\n{}", told.join("\n"));
     }
+    ended
 }

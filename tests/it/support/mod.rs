@@ -14,6 +14,7 @@ pub mod proxy;
 pub mod random;
 pub mod raw;
 pub mod rig;
+pub mod secrets;
 pub mod services;
 pub mod spec;
 

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use muster::config::{Settings, Sources};
@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::http::Client;
+use super::secrets::secrets_and_addresses_in;
 use super::services::{
     EMBEDDED, Pair, QueueKind, StoreKind, amqp_url, mongodb_database, mongodb_url, unique,
 };
@@ -115,11 +116,12 @@ impl Setup {
         }
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let log = Log::default();
-        log.collect(child.stderr.take().unwrap());
-        log.collect(child.stdout.take().unwrap());
+        let errors = log.collect(child.stderr.take().unwrap());
+        let output = log.collect(child.stdout.take().unwrap());
         let mut muster = Muster {
             child,
             log,
+            readers: vec![errors, output],
             client: Client::new(""),
             _directory: self.directory.clone(),
             _cleanup: self.cleanup.clone(),
@@ -151,11 +153,12 @@ fn address_in(line: &str) -> Option<String> {
     Some(address.to_owned())
 }
 
-/// A running program. Killed when dropped.
+/// A running program. Killed when dropped, and held to having told no secret.
 #[derive(Debug)]
 pub struct Muster {
     child: Child,
     log: Log,
+    readers: Vec<JoinHandle<()>>,
     client: Client,
     _directory: Arc<TempDir>,
     _cleanup: Arc<Cleanup>,
@@ -240,7 +243,13 @@ impl Drop for Muster {
         let _ = self.child.wait();
         if thread::panicking() {
             eprintln!("--- output of the program:\n{}\n---", self.output());
+            return;
         }
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        let told = secrets_and_addresses_in(&self.output());
+        assert!(told.is_empty(), "the program told secrets:\n{}", told.join("\n"));
     }
 }
 
@@ -256,7 +265,7 @@ struct Written {
 }
 
 impl Log {
-    fn collect(&self, stream: impl Read + Send + 'static) {
+    fn collect(&self, stream: impl Read + Send + 'static) -> JoinHandle<()> {
         let log = self.0.clone();
         log.send_modify(|written| written.open += 1);
         thread::spawn(move || {
@@ -264,7 +273,7 @@ impl Log {
                 log.send_modify(|written| written.lines.push(line));
             }
             log.send_modify(|written| written.open -= 1);
-        });
+        })
     }
 
     fn lines(&self) -> Vec<String> {

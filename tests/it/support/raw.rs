@@ -5,6 +5,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::muster::PATIENCE;
+use super::secrets;
 
 /// An HTTP/1.1 connection under a test's own hand.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ impl Raw {
 
     /// Writes bytes, and may be called again for the next ones.
     pub async fn write(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        secrets::learn(bytes.as_ref());
         self.0.write_all(bytes.as_ref()).await.unwrap();
         self
     }

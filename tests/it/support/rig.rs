@@ -8,9 +8,10 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 
 use super::broker::Broker;
-use super::ledger::{Figures, Fronts, Ledger, PASSWORD, users_in};
-use super::muster::{SECRET, Setup};
+use super::ledger::{Figures, Fronts, Ledger, users_in};
+use super::muster::Setup;
 use super::proxy::Proxy;
+use super::secrets::secrets_in;
 use super::services::{PRODUCTION, amqp_url, mongodb_url};
 use super::{Client, Muster};
 
@@ -195,11 +196,4 @@ impl Rig {
         }
         figures
     }
-}
-
-/// Lines that hold a password, a hash, a token, or the secret that signs tokens.
-pub fn secrets_in(output: &str) -> Vec<String> {
-    let secrets = [PASSWORD, SECRET, "$2a$", "$2b$", "$2y$", "eyJ"];
-    let holds = |line: &&str| secrets.iter().any(|secret| line.contains(secret));
-    output.lines().filter(holds).map(|line| format!("a secret in: {line}")).collect()
 }
