@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::metrics::Metrics;
 
+const UNLABELLED: [&str; 0] = [];
+
 /// What the hash slots have done and are doing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hashing {
@@ -30,13 +32,16 @@ pub struct Hashing {
 impl Metrics {
     /// Tells of the hash slots.
     pub fn hashing(&self, hashing: &Hashing) {
-        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        self.hash_threads.set(count(hashing.threads));
-        self.hash_threads_busy.set(count(hashing.busy));
-        self.hash_lanes.set(count(hashing.lanes));
-        self.hash_fallback.set(i64::from(hashing.fallback));
-        self.hash_waiting.set(count(hashing.waiting));
-        self.hash_capacity_per_second.set(hashing.per_second);
+        for (gauge, n) in [
+            (&self.hash_threads, hashing.threads),
+            (&self.hash_threads_busy, hashing.busy),
+            (&self.hash_lanes, hashing.lanes),
+            (&self.hash_fallback, usize::from(hashing.fallback)),
+            (&self.hash_waiting, hashing.waiting),
+        ] {
+            gauge.with_label_values(&UNLABELLED).set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+        self.hash_capacity_per_second.with_label_values(&UNLABELLED).set(hashing.per_second);
         let (jobs, batches) = (&self.hash_jobs_total, &self.hash_batches_total);
         jobs.inc_by(hashing.jobs.saturating_sub(jobs.get()));
         batches.inc_by(hashing.batches.saturating_sub(batches.get()));

@@ -1,12 +1,15 @@
 //! The figures of this process, as Prometheus reads them. A field of [`Metrics`] is a metric: its name
 //! with `muster_` before it, its doc comment as the HELP. What changes them is in `events` (something
 //! happened) and `figures` (something is read at each scrape); nobody else can.
+//!
+//! A `…Vec` shows nothing before it is first set: that is how a figure is left out where it is not known,
+//! those of the hash slots at a front too.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Counter, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
@@ -108,16 +111,16 @@ metrics! {
     /// queue: take the greatest, not the sum.
     backlog_cpu_seconds: GaugeVec ["door"];
     /// Threads that hash passwords.
-    hash_threads: IntGauge;
+    hash_threads: IntGaugeVec;
     /// Threads that are hashing now.
-    hash_threads_busy: IntGauge;
+    hash_threads_busy: IntGaugeVec;
     /// Passwords each thread can hash at once.
-    hash_lanes: IntGauge;
+    hash_lanes: IntGaugeVec;
     /// Whether the bcrypt crate hashes because the lanes failed their test, are no faster here or are not
     /// built: 1 or 0.
-    hash_fallback: IntGauge;
+    hash_fallback: IntGaugeVec;
     /// Passwords that wait for a hash slot.
-    hash_waiting: IntGauge;
+    hash_waiting: IntGaugeVec;
     /// Passwords that were hashed or verified.
     hash_jobs_total: IntCounter;
     /// Batches in which they were; jobs per batch is how many lanes were occupied.
@@ -125,7 +128,7 @@ metrics! {
     /// Time that all hashing threads together were at work, in seconds.
     hash_busy_seconds_total: Counter;
     /// Passwords that all threads together can hash in a second at present.
-    hash_capacity_per_second: Gauge;
+    hash_capacity_per_second: GaugeVec;
 }
 
 impl Metrics {
@@ -194,7 +197,6 @@ kinds! {
     Counter: "counter", |opts, _labels| Self::with_opts(opts);
     IntCounter: "counter", |opts, _labels| Self::with_opts(opts);
     IntCounterVec: "counter", |opts, labels| Self::new(opts, labels);
-    Gauge: "gauge", |opts, _labels| Self::with_opts(opts);
     GaugeVec: "gauge", |opts, labels| Self::new(opts, labels);
     IntGauge: "gauge", |opts, _labels| Self::with_opts(opts);
     IntGaugeVec: "gauge", |opts, labels| Self::new(opts, labels);
