@@ -58,17 +58,23 @@ impl Prometheus {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It says where it listens, and goes on talking as long as it lives.
+        // It says where it listens, then that it is ready, and goes on talking as long as it lives.
         let (tell, told) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         std::thread::spawn(move || {
+            let mut address = None;
             for line in lines.map_while(Result::ok) {
-                if let Some((_, address)) = line.split_once("msg=\"Listening on\" address=") {
-                    let _ = tell.send(address.to_owned());
+                if let Some((_, told)) = line.split_once("msg=\"Listening on\" address=") {
+                    address = Some(told.to_owned());
+                }
+                if line.contains("Server is ready")
+                    && let Some(address) = address.take()
+                {
+                    let _ = tell.send(address);
                 }
             }
         });
-        let address = told.recv_timeout(PATIENCE).expect("Prometheus does not listen");
+        let address = told.recv_timeout(PATIENCE).expect("Prometheus does not become ready");
         Some(Self { child, client: Client::new(address), _directory: directory })
     }
 
