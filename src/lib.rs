@@ -31,7 +31,7 @@
 //! | [`signup`] | candidate, outcome, user, ids, clock; no I/O | nobody |
 //! | [`contract`] | what each document asks and answers; pure | `signup` |
 //! | [`config`] | settings from defaults, file, environment, flags | `signup` |
-//! | [`telemetry`] | logs, metrics, stage times, whether each part can work, what is wrong with it | `signup` |
+//! | [`telemetry`] | logs, traces, metrics, stage times, whether each part can work, what is wrong with it | `signup`, `config` |
 //! | [`shutdown`] | tasks that stop together, softly or by a crash | nobody |
 //! | [`rows`] | one row of a bulk: cut out, checked, reported; no I/O | `signup`, `contract` |
 //! | [`queue`] | caller, producer and inbox, in this process or on RabbitMQ | those above but `rows` |

@@ -1,5 +1,6 @@
 //! `muster serve`: runs until it is asked to stop, softly the first time, at once the second.
 
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -8,17 +9,37 @@ use super::{
 };
 use crate::app::{App, End};
 use crate::config::Settings;
+use crate::front::collector::Collector;
 use crate::signup::Clock;
+use crate::telemetry::export::Export;
 
 pub(super) fn run(flags: SettingFlags) -> u8 {
     let (runtime, settings) = match begin(flags.load(), None) {
         Ok(begun) => begun,
         Err(code) => return code,
     };
+    let export = match export(&settings, runtime.handle()) {
+        Ok(export) => export,
+        Err(error) => {
+            complain(&error);
+            return EXIT_CONFIGURATION;
+        }
+    };
     let code = runtime.block_on(serve(&settings));
+    // Before the runtime, which carries the last spans too. A hard stop waits for nobody.
+    if let Some(export) = export.filter(|_| code != EXIT_FAILED) {
+        export.end();
+    }
     // What still runs after a hard stop is not waited for.
     runtime.shutdown_background();
     code
+}
+
+/// Begins to send spans, if they are wanted.
+fn export(settings: &Settings, runtime: &Handle) -> anyhow::Result<Option<Export>> {
+    let Some(trace) = &settings.trace else { return Ok(None) };
+    let collector = Collector::new(trace, runtime.clone())?;
+    Export::begin(trace, settings.role, collector).map(Some)
 }
 
 async fn serve(settings: &Settings) -> u8 {

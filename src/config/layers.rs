@@ -11,18 +11,27 @@ use super::Problems;
 const DEFAULTS: &str = include_str!("../../config.default.toml");
 
 /// Short names of common keys in the environment.
-const SHORT_NAMES: [(&str, &str); 6] = [
+const SHORT_NAMES: [(&str, &str); 9] = [
     ("MUSTER_LISTEN", "front.listen"),
     ("MUSTER_QUEUE", "queue.url"),
     ("MUSTER_STORE", "store.url"),
     ("JWT_SECRET", "token.secret"),
     ("MUSTER_BCRYPT_COST", "password.cost"),
     ("MUSTER_ALLOW_WEAK_COST", "password.allow_weak_cost"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "trace.endpoint"),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "trace.headers"),
+    ("OTEL_SERVICE_NAME", "trace.service"),
 ];
 
 /// Keys whose values are never shown, and may come from a file.
-const SECRETS: [&str; 5] =
-    ["front.bulk_key", "queue.seal_keys", "queue.url", "store.url", "token.secret"];
+const SECRETS: [&str; 6] = [
+    "front.bulk_key",
+    "queue.seal_keys",
+    "queue.url",
+    "store.url",
+    "token.secret",
+    "trace.headers",
+];
 
 /// Where settings come from besides the defaults.
 #[derive(Debug, Default)]
@@ -150,6 +159,7 @@ impl Layers {
     fn set_text(&mut self, key: &str, text: &str, origin: String, problems: &mut Problems) {
         let value = match &self.get(key).value {
             Value::Integer(_) => text.parse().map(Value::Integer).ok(),
+            Value::Float(_) => text.parse().map(Value::Float).ok(),
             Value::Boolean(_) => match text {
                 "1" | "true" => Some(Value::Boolean(true)),
                 "0" | "false" | "" => Some(Value::Boolean(false)),
@@ -174,6 +184,11 @@ impl Layers {
                 .add(format!("{origin}: no such setting: {key}; `muster config` lists them all"));
             return;
         };
+        // A whole number is a number too.
+        let value = match (&layer.value, value) {
+            (Value::Float(_), Value::Integer(whole)) => Value::Float(whole as f64),
+            (_, value) => value,
+        };
         if layer.value.same_type(&value) {
             *layer = Layer { value, origin: Some(origin) };
         } else {
@@ -184,6 +199,7 @@ impl Layers {
     fn wanted(&self, key: &str) -> &'static str {
         match &self.get(key).value {
             Value::Integer(_) => "a whole number",
+            Value::Float(_) => "a number",
             Value::Boolean(_) => "true or false",
             Value::Array(_) => "a list of texts",
             _ => "a text",

@@ -39,6 +39,15 @@ impl Role {
         self != Self::Worker
     }
 
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Front => "front",
+            Self::Worker => "worker",
+            Self::All => "all",
+        }
+    }
+
     /// Whether it consumes.
     pub fn has_worker(self) -> bool {
         self != Self::Front
@@ -68,6 +77,8 @@ pub struct Settings {
     pub token: Token,
     /// Logs.
     pub log: Log,
+    /// Where spans go; none: no spans are made.
+    pub trace: Option<Trace>,
     shown: String,
 }
 
@@ -285,6 +296,21 @@ pub struct Log {
     pub as_text: Option<bool>,
     /// As in `RUST_LOG`.
     pub filter: String,
+}
+
+/// `[trace]`
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// Where batches of spans are posted: a whole URL of http or https.
+    pub endpoint: String,
+    /// More authorities to trust over https.
+    pub ca_file: Option<PathBuf>,
+    /// Headers sent along.
+    pub headers: Vec<(String, SecretString)>,
+    /// Of what comes without a decision of its own, the part that is traced; 0 to 1.
+    pub ratio: f64,
+    /// Whose spans they are.
+    pub service: String,
 }
 
 impl Settings {

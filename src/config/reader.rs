@@ -3,6 +3,7 @@
 mod limits;
 mod mounts;
 mod password;
+mod trace;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
     let policy = reader.password_policy();
     let token = reader.token();
     let log = reader.log();
+    let trace = reader.trace();
     Some(Settings {
         role: role?,
         front: front?,
@@ -54,6 +56,7 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
         policy: policy?,
         token: token?,
         log: log?,
+        trace: trace?,
         shown: layers.to_toml(shown),
     })
 }

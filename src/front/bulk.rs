@@ -18,6 +18,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::Front;
 use super::answer::{self, Response};
@@ -27,7 +28,8 @@ use crate::contract::Policy;
 use crate::queue::{Answer, Producer, Row, Window, room};
 use crate::rows::{self, Checked, Line, Lines, Report, RowError};
 use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RegistrationId};
-use crate::telemetry::Metrics;
+use crate::telemetry::trace::Span;
+use crate::telemetry::{Metrics, TraceContext};
 
 /// Uploads at once. Each has connections of its own to the broker.
 pub(super) const UPLOADS_MAX: usize = 8;
@@ -43,7 +45,12 @@ const NDJSON: &str = "application/x-ndjson";
 
 impl Front {
     /// Refuses, in this order: 401, 415, 400, 503. After that every row has its own answer.
-    pub(super) async fn bulk(&self, request: Request<Incoming>, key: &SecretString) -> Response {
+    pub(super) async fn bulk(
+        &self,
+        request: Request<Incoming>,
+        key: &SecretString,
+        span: &mut Span,
+    ) -> Response {
         let (head, body) = request.into_parts();
         if !is_authorised(&head.headers, key) {
             body::drain(body).await;
@@ -96,14 +103,22 @@ impl Front {
             reports: BTreeMap::new(),
             stop: self.stopping.clone(),
             metrics: self.telemetry.metrics.clone(),
+            trace: span.context().clone(),
             _permit: permit,
         };
         let producer = self.queue.producer(Window::of(WINDOW));
-        tokio::spawn(async move {
+        // The answer begins now, and the span ends with it.
+        span.text("muster.contract", contract.as_str());
+        span.number("http.response.status_code", StatusCode::OK.as_u16().into());
+        let log = span.log();
+        let span = std::mem::take(span);
+        let uploading = async move {
             if let Err(Gone) = upload.run(body, producer).await {
                 tracing::info!("a client of a bulk upload is gone; what was queued is still done");
             }
-        });
+            drop(span);
+        };
+        tokio::spawn(uploading.instrument(log));
         answer::with_key(answer::streamed(HeaderValue::from_static(NDJSON), streamed), &key)
     }
 }
@@ -150,6 +165,8 @@ struct Upload {
     reports: BTreeMap<u64, Waiting>,
     stop: CancellationToken,
     metrics: Arc<Metrics>,
+    /// Where all its rows stand.
+    trace: TraceContext,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -248,7 +265,8 @@ impl Upload {
                 Ok(Checked { body, .. }) => {
                     let id = MessageId::of_bulk(self.contract, &self.key, line);
                     let (contract, fresh) = (self.contract, self.fresh);
-                    self.unsent = Some(Row { tag: place, contract, id, fresh, body });
+                    let trace = self.trace.clone();
+                    self.unsent = Some(Row { tag: place, contract, id, fresh, body, trace });
                     Waiting::Answer { line }
                 }
                 Err(errors) => {

@@ -1,20 +1,24 @@
-//! An HTTP/1.1 client on one connection, plain or over TLS, for the commands that ask a muster.
+//! An HTTP/1.1 client on one connection, plain or over TLS, for the commands that ask a muster and for
+//! `collector`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
+
+/// Largest body of a response, in bytes.
+const RESPONSE_MAX: usize = 4 << 20;
 
 /// A connection that is kept open between requests.
 pub struct Connection {
@@ -62,15 +66,15 @@ impl Connection {
 
     /// Gets a path: status and body.
     pub async fn get(&mut self, path: &str) -> anyhow::Result<(u16, Bytes)> {
-        self.send(Method::GET, path, Bytes::new()).await
+        self.ask(Method::GET, path, Bytes::new()).await
     }
 
     /// Posts JSON: status and body.
     pub async fn post(&mut self, path: &str, body: Bytes) -> anyhow::Result<(u16, Bytes)> {
-        self.send(Method::POST, path, body).await
+        self.ask(Method::POST, path, body).await
     }
 
-    async fn send(
+    async fn ask(
         &mut self,
         method: Method,
         path: &str,
@@ -79,12 +83,23 @@ impl Connection {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(HOST, &self.host)
             .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
+            .body(body)?;
+        let response = self.send(request).await?;
+        Ok((response.status().as_u16(), response.into_body()))
+    }
+
+    /// Sends a request as it is, but for what only the connection knows, and reads all of the response.
+    pub async fn send(&mut self, request: Request<Bytes>) -> anyhow::Result<Response<Bytes>> {
+        let mut request = request.map(Full::new);
+        request.headers_mut().insert(HOST, HeaderValue::from_str(&self.host)?);
+        if let Some(path) = request.uri().path_and_query() {
+            *request.uri_mut() = path.clone().into();
+        }
         self.sender.ready().await?;
-        let response = self.sender.send_request(request).await?;
-        let status = response.status().as_u16();
-        Ok((status, response.into_body().collect().await?.to_bytes()))
+        let (head, body) = self.sender.send_request(request).await?.into_parts();
+        let body = Limited::new(body, RESPONSE_MAX).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+        Ok(Response::from_parts(head, body))
     }
 }

@@ -10,6 +10,7 @@ use futures_util::future::{BoxFuture, Shared};
 use subtle::ConstantTimeEq;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 use crate::queue::{Call, CallError, Caller, Reply};
 use crate::signup::{FailureCode, MessageId, Outcome};
@@ -95,11 +96,12 @@ fn begin(
     entry: Option<Entry>,
 ) -> Answer {
     let (caller, call) = (caller.clone(), call.clone());
-    let running = tokio::spawn(async move {
+    let calling = async move {
         let answer = caller.call(call).await;
         drop((entry, permit));
         answer
-    });
+    };
+    let running = tokio::spawn(calling.in_current_span());
     running.map(|ended| ended.unwrap_or(Err(CallError::Unknown))).boxed().shared()
 }
 
@@ -129,6 +131,7 @@ mod tests {
 
     use crate::queue::{Backlog, Kind};
     use crate::signup::ContractId;
+    use crate::telemetry::TraceContext;
     use async_trait::async_trait;
     use tokio::sync::Semaphore;
 
@@ -175,6 +178,7 @@ mod tests {
             fresh: false,
             body: Bytes::from(body),
             deadline: Instant::now() + within,
+            trace: TraceContext::default(),
         }
     }
 

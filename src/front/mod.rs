@@ -6,6 +6,7 @@ mod answer;
 mod body;
 mod bulk;
 pub mod client;
+pub mod collector;
 mod cors;
 mod files;
 mod joined;
@@ -20,6 +21,7 @@ mod router;
 mod server;
 mod signup;
 pub mod tls;
+mod trace;
 pub mod trust;
 
 use std::convert::Infallible;
@@ -33,11 +35,13 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::config;
 use crate::contract::Policy;
 use crate::queue::{Caller, Queue};
 use crate::telemetry::Telemetry;
+use crate::telemetry::trace::Span;
 use answer::Response;
 use limits::RateLimits;
 use router::{Found, Routes, Served};
@@ -141,19 +145,35 @@ impl Front {
                 "Nothing is served at this path; the registration paths are in the documentation.",
             );
         };
+        let mut span = trace::begin(found, &request);
+        let log = span.log();
+        let response = self.respond(found, request, peer, &mut span).instrument(log).await;
+        trace::answered(&mut span, &response);
+        response
+    }
+
+    async fn respond(
+        &self,
+        found: Found<'_>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        span: &mut Span,
+    ) -> Response {
         match (found, request.method()) {
             (found, &Method::OPTIONS) => self.cors.preflight(found.allow()),
             (Found::Signup(mount), &Method::POST) => {
                 let began = Instant::now();
-                let response = self.sign_up(mount, request, peer).await;
+                let response = self.sign_up(&mount.contracts, request, peer, span).await;
                 self.recent.note(response.status(), began.elapsed());
                 response
             }
             (Found::Bulk, &Method::POST) => match &self.settings.bulk_key {
-                Some(key) => self.bulk(request, key).await,
+                Some(key) => self.bulk(request, key, span).await,
                 None => answer::empty(StatusCode::NOT_FOUND),
             },
-            (Found::Profile, &Method::GET | &Method::HEAD) => self.profile(&request, peer).await,
+            (Found::Profile, &Method::GET | &Method::HEAD) => {
+                self.profile(&request, peer, span).await
+            }
             (Found::Keys, &Method::GET | &Method::HEAD) => match &self.files.keys {
                 Some(keys) => keys.answer(),
                 None => answer::empty(StatusCode::NOT_FOUND),

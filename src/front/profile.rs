@@ -14,13 +14,19 @@ use super::limits::TooMany;
 use crate::contract::{Fault, contract, problem};
 use crate::queue::{Call, CallError, Kind};
 use crate::signup::{MessageId, Outcome};
+use crate::telemetry::trace::Span;
 
 /// Longest token worth sending: ours are under 1 KiB.
 const TOKEN_MAX: usize = 4096;
 
 impl Front {
     /// Refuses, in this order: 429, 401, 503.
-    pub(super) async fn profile(&self, request: &Request<Incoming>, peer: SocketAddr) -> Response {
+    pub(super) async fn profile(
+        &self,
+        request: &Request<Incoming>,
+        peer: SocketAddr,
+        span: &mut Span,
+    ) -> Response {
         if let Err(TooMany(wait)) = self.limits.profile(peer, request.headers()) {
             return answer::with_retry_after(fault(Fault::TooMany), wait);
         }
@@ -32,6 +38,7 @@ impl Front {
             fresh: true,
             body: Bytes::copy_from_slice(token.as_bytes()),
             deadline: Instant::now() + self.settings.deadline,
+            trace: span.context().clone(),
         };
         let _waits = self.telemetry.metrics.waits();
         match self.caller.call(call).await.map(|reply| reply.outcome) {

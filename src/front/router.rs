@@ -2,7 +2,6 @@
 
 use super::pages::{self, Page};
 use crate::config::Mount;
-use crate::signup::ContractId;
 
 /// The paths that are served.
 pub(super) struct Routes {
@@ -27,8 +26,8 @@ pub(super) struct Served {
 /// What stands at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found<'a> {
-    /// A registration, by one of these contracts.
-    Signup(&'a [ContractId]),
+    /// A registration, by one of its contracts.
+    Signup(&'a Mount),
     /// Registrations in bulk.
     Bulk,
     Profile,
@@ -67,7 +66,7 @@ impl Routes {
     pub(super) fn find(&self, path: &str) -> Option<Found<'_>> {
         let path = path.strip_suffix('/').unwrap_or(path);
         if let Some(mount) = self.exact.iter().find(|mount| mount.path == path) {
-            return Some(Found::Signup(&mount.contracts));
+            return Some(Found::Signup(mount));
         }
         match path {
             "/registrations" if self.served.bulk => return Some(Found::Bulk),
@@ -79,7 +78,7 @@ impl Routes {
             _ => {}
         }
         if let Some(mount) = self.patterns.iter().find(|mount| path.ends_with(&mount.path)) {
-            return Some(Found::Signup(&mount.contracts));
+            return Some(Found::Signup(mount));
         }
         pages::find(path).filter(|_| self.served.pages).map(Found::Page)
     }
@@ -88,6 +87,7 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signup::ContractId;
     use ContractId::{ErrorCode, FlatName, NestedName, Username};
 
     fn mount(path: &str, any_prefix: bool, contracts: &[ContractId]) -> Mount {
@@ -112,10 +112,10 @@ mod tests {
         assert_eq!(bulk.find("/registrations"), Some(Found::Bulk));
         assert_eq!((routes.find("/metrics"), bulk.find("/metrics")), (None, Some(Found::Metrics)));
         for path in ["/auth/signup", "/identity/auth/signup", "/api/v1/auth/signup/"] {
-            assert_eq!(routes.find(path), Some(Found::Signup(&[ErrorCode])), "{path}");
+            assert_eq!(routes.find(path), Some(Found::Signup(&mounts[0])), "{path}");
         }
-        assert_eq!(routes.find("/special/auth/signup"), Some(Found::Signup(&[FlatName])));
-        assert_eq!(routes.find("/users/register/"), Some(Found::Signup(&[NestedName, FlatName])));
+        assert_eq!(routes.find("/special/auth/signup"), Some(Found::Signup(&mounts[2])));
+        assert_eq!(routes.find("/users/register/"), Some(Found::Signup(&mounts[3])));
         assert_eq!(routes.find("/users/profile"), Some(Found::Profile));
         for path in ["/", "", "/signups", "/xauth/signup", "/users/register//", "/Signup"] {
             assert_eq!(routes.find(path), None, "{path}");

@@ -18,7 +18,8 @@ use crate::contract::{Answer, Contract, Document, Fault, choose, contract, mount
 use crate::queue::{Call, CallError, Kind};
 use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RejectionCode};
 use crate::telemetry::events::Answered;
-use crate::telemetry::{Stage, Stages};
+use crate::telemetry::trace::Span;
+use crate::telemetry::{Stage, Stages, TraceContext};
 
 /// A registration may be expected to wait for a worker this part of its deadline. The rest is for its
 /// hash and for machines that slow down meanwhile: a longer line would not make workers faster, only
@@ -31,6 +32,8 @@ struct Trip {
     id: Option<MessageId>,
     contract: ContractId,
     stages: Stages,
+    /// Where it stands.
+    trace: TraceContext,
 }
 
 /// One word, and the answer that goes with it.
@@ -43,12 +46,16 @@ impl Front {
         mount: &[ContractId],
         request: Request<Incoming>,
         peer: SocketAddr,
+        span: &mut Span,
     ) -> Response {
         let started = Instant::now();
         let first = by_shape(mount, None);
-        let mut trip = Trip { id: None, contract: first.id(), stages: Stages::default() };
+        let trace = span.context().clone();
+        let mut trip = Trip { id: None, contract: first.id(), stages: Stages::default(), trace };
         let (outcome, response) = self.signed_up(mount, request, peer, &mut trip).await;
-        let Trip { id, contract, mut stages } = trip;
+        let Trip { id, contract, mut stages, .. } = trip;
+        span.text("muster.contract", contract.as_str());
+        span.text("muster.outcome", outcome);
         stages.add(Stage::Total, started.elapsed());
         let status = response.status().as_u16();
         let id = id.as_ref().map(MessageId::as_str);
@@ -131,6 +138,7 @@ impl Front {
             fresh,
             body: Bytes::from(contract.write(&candidate).to_string()),
             deadline,
+            trace: trip.trace.clone(),
         };
         let (sent, waits) = (Instant::now(), self.telemetry.metrics.waits());
         let called = self.in_flight_calls.call(&self.caller, call, permit).await;

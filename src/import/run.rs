@@ -14,6 +14,7 @@ use super::{Input, Job, Ledger, Output, Tally};
 use crate::queue::{self, Answer, Producer, room};
 use crate::rows::Report;
 use crate::signup::{MessageId, RegistrationId};
+use crate::telemetry::TraceContext;
 
 /// Longest time between an answer and its line in report and ledger.
 const WRITE_EVERY: Duration = Duration::from_millis(200);
@@ -220,7 +221,8 @@ impl State {
         // Only an id made from a job that begins now can be known to nobody.
         let fresh = checked.id.is_none() && !self.resumed;
         let id = checked.id.unwrap_or_else(|| MessageId::of_import(&self.job.id, line));
-        Ok(queue::Row { tag: line, contract: self.job.contract, id, fresh, body: checked.body })
+        let (contract, body, trace) = (self.job.contract, checked.body, TraceContext::default());
+        Ok(queue::Row { tag: line, contract, id, fresh, body, trace })
     }
 
     fn answered(&mut self, Answer { tag, id, outcome }: Answer) {

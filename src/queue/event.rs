@@ -172,6 +172,7 @@ mod tests {
     use super::*;
     use crate::queue::Unsettled;
     use crate::signup::{FailureCode, MessageId};
+    use crate::telemetry::TraceContext;
 
     fn message(door: Door, reply_to: Option<&str>) -> Message {
         Message {
@@ -185,6 +186,7 @@ mod tests {
             expires: None,
             deliveries: 0,
             attempt: 0,
+            trace: TraceContext::default(),
             unsettled: Unsettled { reply_to: reply_to.map(str::to_owned), correlation_id: None },
         }
     }

@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
+use super::message::publish;
 use super::producer::{Ends, Taken};
 use super::{
     Backlog, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Pace, PaceNow,
@@ -159,6 +160,7 @@ impl Doors {
         let pass_on = async {
             while let Some(taken) = ends.take().await {
                 let row = &taken.row;
+                let publish = publish(&row.trace, Door::Bulk, &row.id);
                 let message = Message {
                     door: Door::Bulk,
                     kind: Kind::Register(row.contract),
@@ -170,10 +172,13 @@ impl Doors {
                     expires: None,
                     deliveries: 0,
                     attempt: 0,
+                    trace: publish.context().clone(),
                     unsettled: Unsettled::default(),
                 };
                 let waiting = Waiting { message, asker: Asker::Row(taken) };
-                let Err(refused) = self.bulk.sender.send(waiting).await else { continue };
+                let sent = self.bulk.sender.send(waiting).await;
+                drop(publish);
+                let Err(refused) = sent else { continue };
                 refused.0.asker.tell(Err(CallError::NotAccepted));
             }
         };
@@ -191,6 +196,7 @@ impl Caller for Doors {
             return Err(CallError::NotAccepted);
         }
         let (reply, answer) = oneshot::channel();
+        let publish = publish(&call.trace, call.kind.door(), &call.id);
         let message = Message {
             door: call.kind.door(),
             kind: call.kind,
@@ -202,12 +208,14 @@ impl Caller for Doors {
             expires: Some(call.deadline),
             deliveries: 0,
             attempt: 0,
+            trace: publish.context().clone(),
             unsettled: Unsettled::default(),
         };
         self.line(message.door)
             .sender
             .try_send(Waiting { message, asker: Asker::Call(reply) })
             .map_err(|_| CallError::NotAccepted)?;
+        drop(publish);
         tokio::select! {
             answer = timeout_at(call.deadline, answer) => match answer {
                 Ok(answer) => answer.unwrap_or(Err(CallError::Unknown)),

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::signup::{ContractId, MessageId};
+use crate::telemetry::TraceContext;
+use crate::telemetry::trace::{Kind as SpanKind, Span};
 
 /// Through which door a message came: its routing key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +59,17 @@ impl Kind {
     }
 }
 
+/// Begins the span of sending a message through a door.
+pub(super) fn publish(trace: &TraceContext, door: Door, id: &MessageId) -> Span {
+    about(trace.span(SpanKind::Producer, format_args!("publish {}", door.as_str())), door, id)
+}
+
+fn about(mut span: Span, door: Door, id: &MessageId) -> Span {
+    span.text("messaging.destination.name", door.as_str());
+    span.text("messaging.message.id", id.as_str());
+    span
+}
+
 /// A message to be sent.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -71,6 +84,8 @@ pub struct Call {
     pub body: Bytes,
     /// When the caller stops waiting.
     pub deadline: Instant,
+    /// Below which span it is sent.
+    pub trace: TraceContext,
 }
 
 /// A message as it was delivered.
@@ -96,6 +111,8 @@ pub struct Message {
     pub deliveries: u32,
     /// How often muster itself put it back after a failure.
     pub attempt: u32,
+    /// Where it stands in its trace: below its publish, and below its span once that has begun.
+    pub trace: TraceContext,
     /// What only the adapter needs to settle it.
     pub unsettled: Unsettled,
 }
@@ -113,6 +130,26 @@ impl Message {
     /// Whether nobody waits for it any more.
     pub fn is_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= Instant::now())
+    }
+
+    /// Begins the span of its delivery, below which it stands from now on.
+    pub(super) fn begin(&mut self) -> Span {
+        let (door, attempt) = (self.door, self.attempt);
+        let span = self.trace.span(SpanKind::Consumer, format_args!("process {}", door.as_str()));
+        self.trace = span.context().clone();
+        let mut span = about(span, door, &self.id);
+        if let Kind::Register(contract) = self.kind {
+            span.text("muster.contract", contract.as_str());
+        }
+        span.number("muster.attempt", attempt.into());
+        span
+    }
+
+    /// Begins the span of its end, below which stands what is sent then.
+    pub(super) fn end(&mut self, how: &'static str) -> Span {
+        let span = self.trace.span(SpanKind::Producer, how);
+        self.trace = span.context().clone();
+        span
     }
 
     /// Whether a user may already be registered under its id.

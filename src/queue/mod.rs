@@ -19,11 +19,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::{Clock, Outcome};
 use crate::telemetry::finding::Finding;
+use crate::telemetry::trace::Span;
 use crate::telemetry::{Stages, Telemetry};
 pub use message::{Call, Door, Kind, Message, Unsettled};
 pub use producer::{Answer, NoAnswer, Producer, Row, Window, room};
@@ -218,12 +220,13 @@ pub async fn remove(settings: &config::Queue) -> anyhow::Result<()> {
 pub struct Delivery {
     message: Message,
     handle: Box<dyn Settle>,
+    span: Span,
 }
 
 impl Delivery {
     /// A delivery whose end is carried out by `handle`.
     pub fn new(message: Message, handle: Box<dyn Settle>) -> Self {
-        Self { message, handle }
+        Self { message, handle, span: Span::default() }
     }
 
     /// What was delivered.
@@ -231,20 +234,33 @@ impl Delivery {
         &self.message
     }
 
+    /// Begins its span, which ends with it; whatever it causes stands below.
+    pub fn begin(&mut self) {
+        self.span = self.message.begin();
+    }
+
+    /// Its span, to tell something about it.
+    pub fn span(&mut self) -> &mut Span {
+        &mut self.span
+    }
+
     /// Tells the outcome to whoever waits for it, then acks. A reply that cannot be delivered does
     /// not bring the message back.
-    pub async fn reply(self, reply: impl Into<Reply>) {
-        self.handle.reply(self.message, reply.into()).await;
+    pub async fn reply(mut self, reply: impl Into<Reply>) {
+        let end = self.message.end("reply");
+        self.handle.reply(self.message, reply.into()).instrument(end.log()).await;
     }
 
     /// Puts the message back with one more attempt counted, to be delivered after a pause.
-    pub async fn retry(self) {
-        self.handle.retry(self.message).await;
+    pub async fn retry(mut self) {
+        let end = self.message.end("retry");
+        self.handle.retry(self.message).instrument(end.log()).await;
     }
 
     /// Puts the message among the dead letters, without its password unless that is sealed.
-    pub async fn bury(self, reason: Reason) {
-        self.handle.bury(self.message, reason).await;
+    pub async fn bury(mut self, reason: Reason) {
+        let end = self.message.end("bury");
+        self.handle.bury(self.message, reason).instrument(end.log()).await;
     }
 
     /// Returns the message to the queue as if it had never been taken.

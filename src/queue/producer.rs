@@ -18,6 +18,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::signup::{ContractId, MessageId, Outcome};
+use crate::telemetry::TraceContext;
 
 /// How much may be under way.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +50,8 @@ pub struct Row {
     pub fresh: bool,
     /// The contract's document.
     pub body: Bytes,
+    /// Below which span it is sent.
+    pub trace: TraceContext,
 }
 
 /// What became of a row.

@@ -15,7 +15,7 @@ pub fn init(filter: &str, as_text: Option<bool>) -> anyhow::Result<()> {
     if as_text.unwrap_or(terminal) {
         builder.with_ansi(terminal).with_target(false).init();
     } else {
-        builder.json().flatten_event(true).init();
+        builder.json().flatten_event(true).with_span_list(false).init();
     }
     Ok(())
 }

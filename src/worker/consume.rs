@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{RwLock, Semaphore};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::outage::Outage;
 use super::{Worker, settle};
@@ -35,7 +36,7 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
             () = stopping.cancelled() => break,
             delivery = inbox.next() => delivery,
         };
-        let Some(delivery) = delivery else { break };
+        let Some(mut delivery) = delivery else { break };
         let deliveries = delivery.message().deliveries;
         if deliveries >= GIVE_UP && may_be_innocent(delivery.message()) {
             tasks.spawn("second chance", delivery.retry());
@@ -44,7 +45,7 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
         } else if deliveries >= SUSPECT {
             // Waits for everything under way, and keeps everything else waiting.
             let _alone = alone.write().await;
-            let (result, stages) = handle(&worker, delivery.message()).await;
+            let (result, stages) = handle(&worker, &mut delivery).await;
             settle(&worker, delivery, result, stages).await;
         } else {
             let (worker, alone, rows) = (worker.clone(), alone.clone(), rows.clone());
@@ -58,7 +59,7 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
                     turn = rows.acquire_many(u32::from(waits)) => turn,
                 };
                 let mut together = Some(alone.read().await);
-                let (result, stages) = handle(&worker, delivery.message()).await;
+                let (result, stages) = handle(&worker, &mut delivery).await;
                 let pause = outage.pause(delivery.message().door, &result);
                 if let Some(pause) = pause {
                     // What is only held takes no worker down, and must not keep a suspect waiting.
@@ -81,12 +82,24 @@ fn may_be_innocent(message: &Message) -> bool {
 }
 
 /// Does what a message asks, and tells of it.
-async fn handle(worker: &Worker, message: &Message) -> (Result<Outcome, Reason>, Stages) {
+async fn handle(worker: &Worker, delivery: &mut Delivery) -> (Result<Outcome, Reason>, Stages) {
+    delivery.begin();
+    let log = delivery.span().log();
+    let (result, stages) = work(worker, delivery.message()).instrument(log).await;
+    let span = delivery.span();
+    span.text("muster.outcome", word(&result));
+    if matches!(result, Err(_) | Ok(Outcome::Failed(_))) {
+        span.fail(word(&result));
+    }
+    (result, stages)
+}
+
+async fn work(worker: &Worker, message: &Message) -> (Result<Outcome, Reason>, Stages) {
     let (started, mut stages) = (Instant::now(), Stages::default());
     let _taken = worker.metrics.taken(message.door.as_str(), message);
     let result = worker.handle(message, &mut stages).await;
     stages.add(Stage::Work, started.elapsed());
-    let outcome = result.as_ref().map_or_else(|reason| reason.as_str(), Outcome::word);
+    let outcome = word(&result);
     let (id, door) = (message.id.as_str(), message.door.as_str());
     match message.kind {
         Kind::Register(contract) => {
@@ -111,4 +124,8 @@ async fn settle(
     if kind != Kind::Profile {
         worker.metrics.settled(&stages);
     }
+}
+
+fn word(result: &Result<Outcome, Reason>) -> &'static str {
+    result.as_ref().map_or_else(|reason| reason.as_str(), Outcome::word)
 }

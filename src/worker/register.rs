@@ -100,7 +100,7 @@ impl Worker {
             Password::Clear(password) => {
                 tracing::debug!(id = message.id.as_str(), "hashing");
                 let class = class(message.door);
-                timed(stages, self.slots.hash(password, class, message.expires).await?)
+                timed(message, stages, self.slots.hash(password, class, message.expires).await?)
             }
         };
         if message.is_expired() {
@@ -109,7 +109,7 @@ impl Worker {
         let record = Record::new(candidate, id.clone(), hash, self.clock.now());
         let user = record.user.clone();
         let started = Instant::now();
-        let inserted = store.insert(record).await;
+        let inserted = message.trace.around("insert", store.insert(record)).await;
         stages.add(Stage::Insert, started.elapsed());
         match inserted {
             Ok(Inserted::Done) => Ok(self.created(message, user)),
@@ -168,9 +168,11 @@ impl Worker {
         let (held, class) = (&holder.password_hash, class(message.door));
         let same_password = match &candidate.password {
             Password::Hashed(hash) => hash.expose_secret().as_bytes().ct_eq(held.as_bytes()).into(),
-            Password::Clear(password) => {
-                timed(stages, self.slots.verify(password, held, class, message.expires).await?)
-            }
+            Password::Clear(password) => timed(
+                message,
+                stages,
+                self.slots.verify(password, held, class, message.expires).await?,
+            ),
         };
         if !same_password || holder.fingerprint != candidate.fingerprint() {
             return Ok(RejectionCode::KeyReused.into());
@@ -182,7 +184,9 @@ impl Worker {
 }
 
 /// What came of a job of the hash slots, its times noted.
-fn timed<T>(stages: &mut Stages, job: Timed<T>) -> T {
+fn timed<T>(message: &Message, stages: &mut Stages, job: Timed<T>) -> T {
+    message.trace.was("hash slot wait", job.worked, job.waited);
+    message.trace.was("hash", Duration::ZERO, job.worked);
     stages.add(Stage::Slot, job.waited);
     stages.add(Stage::Hash, job.worked);
     job.value

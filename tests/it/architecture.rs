@@ -44,7 +44,7 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 21] = [
+const HOMES: [(&str, &[&str]); 25] = [
     ("lapin", &["queue/rabbit/"]),
     ("mongodb", &["store/mongo/"]),
     ("redb", &["store/embedded.rs"]),
@@ -62,6 +62,10 @@ const HOMES: [(&str, &[&str]); 21] = [
     ("clap_mangen", &["cli/manual.rs"]),
     ("rcgen", &["cli/cert.rs"]),
     ("rpassword", &["cli/signup.rs"]),
+    ("opentelemetry", &["telemetry/trace.rs", "telemetry/export.rs"]),
+    ("opentelemetry_http", &["telemetry/export.rs", "front/collector.rs"]),
+    ("opentelemetry_otlp", &["telemetry/export.rs"]),
+    ("opentelemetry_sdk", &["telemetry/trace.rs", "telemetry/export.rs"]),
     ("pkcs8", &["token/"]),
     ("ring", &["token/", "front/"]),
     ("tokio_rustls", &["front/"]),

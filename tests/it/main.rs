@@ -43,3 +43,4 @@ mod spec;
 mod startup;
 mod store;
 mod tls;
+mod traces;

@@ -17,7 +17,7 @@ use muster::signup::{
     Clock, ContractId, FailureCode, FieldError, MessageId, Outcome, Rejection, RejectionCode,
     id::random_hex,
 };
-use muster::telemetry::Telemetry;
+use muster::telemetry::{Telemetry, TraceContext};
 use tokio::task::JoinHandle;
 
 use crate::support::muster::{PATIENCE, eventually};
@@ -93,6 +93,7 @@ fn registration() -> Call {
         fresh: true,
         body: Bytes::from(format!(r#"{{"email":"{}@example.com"}}"#, random_hex())),
         deadline: tokio::time::Instant::now() + SOON,
+        trace: TraceContext::default(),
     }
 }
 

@@ -15,6 +15,7 @@ use super::load::Load;
 use super::report::Isolation;
 use crate::queue::{Producer, Queue, Row, Window};
 use crate::signup::{ContractId, MessageId, id::random_hex};
+use crate::telemetry::TraceContext;
 
 /// Measures both, `capacity` signups a second being all that goes without rows.
 pub(super) async fn measure(
@@ -68,5 +69,12 @@ fn row(run: &str, tag: u64) -> Row {
         "password": "securePassword123",
     });
     let body = Bytes::from(body.to_string());
-    Row { tag, contract: ContractId::NestedName, id: MessageId::random(), fresh: true, body }
+    Row {
+        tag,
+        contract: ContractId::NestedName,
+        id: MessageId::random(),
+        fresh: true,
+        body,
+        trace: TraceContext::default(),
+    }
 }

@@ -137,3 +137,33 @@ fn secrets_are_not_shown() {
     assert!(shown.contains("amqp://user:***@broker/%2f"), "{shown}");
     assert!(!format!("{settings:?}").contains("hunter2"));
 }
+
+#[test]
+fn a_collector_is_named_by_its_address_and_its_keys_stay_secret() {
+    assert!(load(&[]).unwrap().trace.is_none());
+    let named = load(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318/"),
+        ("MUSTER_TRACE_HEADERS", "authorization=Bearer hunter2=, x-tenant=1"),
+        ("MUSTER_TRACE_RATIO", "0.25"),
+        ("OTEL_SERVICE_NAME", "signups"),
+    ]);
+    let settings = named.unwrap();
+    let trace = settings.trace.as_ref().unwrap();
+    assert_eq!(trace.endpoint, "https://collector:4318/v1/traces");
+    assert_eq!((trace.ratio, &*trace.service), (0.25, "signups"));
+    assert_eq!(trace.headers[0].1.expose_secret(), "Bearer hunter2=");
+    assert_eq!(trace.headers[1].0, "x-tenant");
+    assert!(
+        !settings.to_toml().contains("hunter2") && !format!("{settings:?}").contains("hunter2")
+    );
+    for (name, bad) in [
+        ("MUSTER_TRACE_ENDPOINT", "collector:4318"),
+        ("MUSTER_TRACE_ENDPOINT", "https://user:hunter2@collector"),
+        ("MUSTER_TRACE_RATIO", "1.5"),
+        ("MUSTER_TRACE_RATIO", "half"),
+        ("MUSTER_TRACE_HEADERS", "hunter2"),
+    ] {
+        let told = load(&[(name, bad)]).unwrap_err();
+        assert!(told.contains(name) && !told.contains("hunter2"), "{told}");
+    }
+}

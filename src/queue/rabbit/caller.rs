@@ -17,6 +17,7 @@ use super::publisher::Publisher;
 use super::replies::Replies;
 use super::waiting::Waiting;
 use super::{Backoff, Broker, properties};
+use crate::queue::message::publish;
 use crate::queue::seal::Letter;
 use crate::queue::{Backlog, Call, CallError, Caller, Door, Kind, Reply};
 use crate::shutdown::Tasks;
@@ -249,9 +250,11 @@ impl RabbitCaller {
 
 #[async_trait]
 impl Caller for RabbitCaller {
-    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+    async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
         let session = self.session(call.deadline).await.ok_or(CallError::NotAccepted)?;
         let entered = session.waiting.enter(&call.id);
+        let span = publish(&call.trace, call.kind.door(), &call.id);
+        call.trace = span.context().clone();
         let (body, sealed) = self.sealed(&call, &session.reply_queue)?;
         let properties = properties::of_call(
             &call,
@@ -264,9 +267,17 @@ impl Caller for RabbitCaller {
             self.known.sent();
         }
         let key = call.kind.door().as_str().to_owned();
-        let publish =
-            session.publisher.publish(self.broker.names.exchange(), key, properties, body);
-        entered.answer(publish, call.deadline).await
+        let published = async {
+            // It ends with the confirm.
+            let mut span = span;
+            let exchange = self.broker.names.exchange();
+            let published = session.publisher.publish(exchange, key, properties, body).await;
+            if published.is_err() {
+                span.fail("not confirmed");
+            }
+            published
+        };
+        entered.answer(published, call.deadline).await
     }
 
     fn backlog(&self) -> Backlog {

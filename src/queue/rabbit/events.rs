@@ -26,7 +26,7 @@ pub(super) async fn announce(
     let now = broker.clock.now();
     let Some(event) = Event::of(message, outcome, broker.settings.events, now) else { return true };
     let exchange = broker.names.events_exchange();
-    let properties = properties::of_event(&event, now);
+    let properties = properties::of_event(&event, now, &message.trace);
     let body = serde_json::to_vec(&event).expect("an event is JSON");
     loop {
         let announced =

@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::link::{Link, LinkError, State};
 use super::replies::Replies;
 use super::{Backoff, Broker, properties};
+use crate::queue::message::publish;
 use crate::queue::producer::{Ends, Taken};
 use crate::queue::seal::{Letter, Sealer};
 use crate::queue::{Door, NoAnswer, Producer, Row, Window};
@@ -247,12 +248,20 @@ impl Session {
         (row.number, row.passed) = (rows.sent, None);
         let correlation_id = format!("{}{tag}", self.correlation);
         let fresh = !row.again;
-        let properties =
-            properties::of_row(&row.taken.row, fresh, &self.replies.queue, &correlation_id, sealed);
+        let span = publish(&row.taken.row.trace, Door::Bulk, &row.taken.row.id);
+        let properties = properties::of_row(
+            &row.taken.row,
+            fresh,
+            &self.replies.queue,
+            &correlation_id,
+            sealed,
+            span.context(),
+        );
         let (channel, number) = (self.channel.clone(), row.number);
         let exchange = broker.names.exchange().to_owned();
         self.confirms.push(Box::pin(async move {
             let confirmation = confirmed(&channel, exchange, properties, &body).await;
+            drop(span);
             Published { tag, number, confirmation }
         }));
     }

@@ -13,7 +13,8 @@ use crate::queue::age::Ages;
 use crate::queue::event::Event;
 use crate::queue::{Call, Door, Kind, Message, Pace, Reason, Row, Unsettled};
 use crate::signup::{MessageId, Millis};
-use crate::telemetry::Stages;
+use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};
+use crate::telemetry::{Stages, TraceContext};
 
 /// How the names of RabbitMQ's direct reply-to pseudo-queues begin.
 pub(super) const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
@@ -55,6 +56,7 @@ pub(super) fn of_call(
     if call.fresh {
         headers.insert(header::FRESH.into(), AMQPValue::Boolean(true));
     }
+    put_trace(&mut headers, &call.trace);
     BasicProperties::default()
         .with_type(call.kind.as_str().into())
         .with_content_type(JSON.into())
@@ -73,9 +75,11 @@ pub(super) fn of_row(
     reply_to: &str,
     correlation_id: &str,
     sealed: Option<&str>,
+    trace: &TraceContext,
 ) -> BasicProperties {
     let mut headers = FieldTable::default();
     put_text(&mut headers, header::CONTRACT, row.contract.as_str());
+    put_trace(&mut headers, trace);
     if let Some(key_id) = sealed {
         put_text(&mut headers, header::SEALED, key_id);
     }
@@ -100,6 +104,7 @@ pub(super) fn of_reply(message: &Message, stages: &Stages, pace: Pace) -> BasicP
     if *stages != Stages::default() {
         put_text(&mut headers, header::SERVER_TIMING, &stages.to_server_timing());
     }
+    put_trace(&mut headers, &message.trace);
     let properties = BasicProperties::default()
         .with_type(REPLY.into())
         .with_content_type(JSON.into())
@@ -112,13 +117,16 @@ pub(super) fn of_reply(message: &Message, stages: &Stages, pace: Pace) -> BasicP
     }
 }
 
-/// The properties of an event.
-pub(super) fn of_event(event: &Event, now: Millis) -> BasicProperties {
+/// The properties of an event that a message caused.
+pub(super) fn of_event(event: &Event, now: Millis, trace: &TraceContext) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    put_trace(&mut headers, trace);
     BasicProperties::default()
         .with_type(event.name().into())
         .with_content_type(JSON.into())
         .with_delivery_mode(PERSISTENT)
         .with_message_id(event.id().as_str().into())
+        .with_headers(headers)
         .with_timestamp(u64::try_from(now.seconds()).unwrap_or(0))
 }
 
@@ -204,6 +212,7 @@ fn kept_headers(message: &Message, attempt: u32) -> FieldTable {
     if !message.producer.is_empty() {
         put_text(&mut headers, header::PRODUCER, &message.producer);
     }
+    put_trace(&mut headers, &message.trace);
     headers
 }
 
@@ -275,6 +284,7 @@ pub(super) fn read(
         expires,
         deliveries: deliveries.unwrap_or(u32::from(delivery.redelivered)),
         attempt: vouched_attempt(&headers, own_user),
+        trace: TraceContext::read(headers.text(TRACEPARENT), headers.text(TRACESTATE)),
         unsettled: Unsettled {
             reply_to,
             correlation_id: properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()),
@@ -351,6 +361,12 @@ impl<'a> Headers<'a> {
 
 fn put_text(headers: &mut FieldTable, name: &str, value: &str) {
     headers.insert(name.into(), AMQPValue::LongString(value.into()));
+}
+
+fn put_trace(headers: &mut FieldTable, trace: &TraceContext) {
+    for (name, value) in trace.headers() {
+        put_text(headers, name, &value);
+    }
 }
 
 fn put_number(headers: &mut FieldTable, name: &str, value: i64) {

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::queue::{Door, Unsettled};
+use crate::telemetry::TraceContext;
 
 const NOW: Millis = Millis(1_700_000_000_000);
 const REPLY_TO: &str = "registration.reply.one";
@@ -59,6 +60,7 @@ fn message(sealer: &Sealer, body: &Value) -> Message {
         expires: None,
         deliveries: 0,
         attempt: 0,
+        trace: TraceContext::default(),
         unsettled: Unsettled { reply_to: Some(REPLY_TO.into()), correlation_id: None },
     }
 }

@@ -19,6 +19,7 @@ fn row(tag: u64) -> Row {
             r#"{{"firstname":"Ann","email":"{}@example.com","password":"secret-1"}}"#,
             random_hex()
         )),
+        trace: TraceContext::default(),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::queue::rabbit::properties::{
 };
 use crate::queue::{Door, Kind, Reason, schema};
 use crate::signup::{ContractId, MessageId};
+use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};
 
 /// The names of the messages that come through a door.
 pub(super) fn of_door(door: Door) -> Vec<String> {
@@ -52,6 +53,7 @@ fn registration(door: Door, id: ContractId, reply_to: &Value) -> Value {
                             look-up.",
         },
     });
+    put(&mut headers, trace());
     if door == Door::Bulk {
         put(&mut headers, put_back());
     } else {
@@ -72,10 +74,12 @@ fn registration(door: Door, id: ContractId, reply_to: &Value) -> Value {
 
 fn look_up(reply_to: &Value) -> Value {
     let kind = Kind::Profile.as_str();
+    let mut headers = waiting();
+    put(&mut headers, trace());
     json!({
         "name": kind,
         "title": "A look-up of a token's owner",
-        "headers": { "type": "object", "properties": waiting() },
+        "headers": { "type": "object", "properties": headers },
         "payload": { "type": "string", "description": "The token, as it is." },
         "correlationId": correlation_id(),
         "bindings": amqp(kind),
@@ -84,29 +88,31 @@ fn look_up(reply_to: &Value) -> Value {
 }
 
 fn reply() -> Value {
+    let mut headers = json!({
+        header::PER_KILOSECOND: {
+            "type": "integer",
+            "description": "What its worker can register in a thousand seconds.",
+        },
+        header::THREADS: {
+            "type": "integer",
+            "description": "The threads on which its worker hashes them.",
+        },
+        header::SERVER_TIMING: {
+            "type": "string",
+            "description": "How long the worker's stages took, in milliseconds, written as in \
+                        the HTTP header of that name: slot (waiting for a hash slot), hash, insert, and \
+                        work, which is all from the message's arrival to its outcome.",
+            "examples": ["slot;dur=0.021, hash;dur=210.1, insert;dur=1.2, work;dur=211.9"],
+        },
+    });
+    put(&mut headers, trace());
     json!({
         "name": REPLY,
         "title": "How a registration or a look-up ended",
         "contentType": JSON,
         "headers": {
             "type": "object",
-            "properties": {
-                header::PER_KILOSECOND: {
-                    "type": "integer",
-                    "description": "What its worker can register in a thousand seconds.",
-                },
-                header::THREADS: {
-                    "type": "integer",
-                    "description": "The threads on which its worker hashes them.",
-                },
-                header::SERVER_TIMING: {
-                    "type": "string",
-                    "description": "How long the worker's stages took, in milliseconds, written as in \
-                        the HTTP header of that name: slot (waiting for a hash slot), hash, insert, and \
-                        work, which is all from the message's arrival to its outcome.",
-                    "examples": ["slot;dur=0.021, hash;dur=210.1, insert;dur=1.2, work;dur=211.9"],
-                },
-            },
+            "properties": headers,
             "required": [header::PER_KILOSECOND],
         },
         "payload": payload(schema::REPLY),
@@ -131,6 +137,7 @@ fn event(name: &str) -> Value {
         "name": name,
         "title": name,
         "contentType": JSON,
+        "headers": { "type": "object", "properties": trace() },
         "payload": payload(name),
         "bindings": amqp(name),
         "x-properties": {
@@ -166,6 +173,7 @@ fn dead_letter() -> Value {
         header::PASSWORD_REMOVED: { "type": "boolean" },
     });
     put(&mut headers, put_back());
+    put(&mut headers, trace());
     json!({
         "name": schema::DEAD_LETTER,
         "title": "A message that was put aside by a worker",
@@ -241,6 +249,18 @@ fn waiting() -> Value {
             "type": "integer",
             "description": "The sender's clock, in milliseconds since 1970.",
         },
+    })
+}
+
+/// Where a message stands in its trace.
+fn trace() -> Value {
+    json!({
+        TRACEPARENT: {
+            "type": "string",
+            "description": "Trace and span from which it comes, as in W3C Trace Context. What is not right \
+                            is ignored.",
+        },
+        TRACESTATE: { "type": "string", "description": "What tracing systems keep there." },
     })
 }
 

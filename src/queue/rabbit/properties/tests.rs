@@ -77,6 +77,8 @@ fn headers() -> impl Strategy<Value = FieldTable> {
             "producer",
             "reply-to",
             "sealed",
+            "traceparent",
+            "tracestate",
             "x-delivery-count",
         ])
         .prop_map(str::to_owned),
@@ -91,6 +93,13 @@ fn headers() -> impl Strategy<Value = FieldTable> {
     })
 }
 
+/// In no trace, or in any.
+fn trace() -> impl Strategy<Value = TraceContext> {
+    let parent = "00-[0-9a-f]{31}1-[0-9a-f]{15}1-0[01]";
+    (proptest::option::of(parent), proptest::option::of("vendor=[a-z]{1,9}"))
+        .prop_map(|(parent, state)| TraceContext::read(parent.as_deref(), state.as_deref()))
+}
+
 proptest! {
     #[test]
     fn a_call_is_read_as_it_was_sent(
@@ -99,6 +108,7 @@ proptest! {
         body in proptest::collection::vec(any::<u8>(), 0..256),
         fresh in any::<bool>(),
         left_ms in 1_000u64..100_000,
+        trace in trace(),
     ) {
         let call = Call {
             kind,
@@ -106,6 +116,7 @@ proptest! {
             fresh,
             body: Bytes::from(body.clone()),
             deadline: Instant::now() + Duration::from_millis(left_ms),
+            trace: trace.clone(),
         };
         let properties = of_call(&call, "registration.reply.x", "c0ffee", 1_700_000_000_000, None);
         prop_assert_eq!(properties.delivery_mode().unwrap() == PERSISTENT, kind != Kind::Profile);
@@ -114,6 +125,7 @@ proptest! {
         prop_assert_eq!(message.id.as_str(), id);
         prop_assert_eq!(&message.body[..], &body[..]);
         prop_assert_eq!((message.fresh, message.deliveries, message.attempt), (fresh, 0, 0));
+        prop_assert_eq!(&message.trace, &trace);
         prop_assert_eq!(message.producer, "");
         prop_assert_eq!(message.unsettled.reply_to.as_deref(), Some("registration.reply.x"));
         prop_assert_eq!(message.unsettled.correlation_id.as_deref(), Some("c0ffee"));
@@ -128,9 +140,11 @@ proptest! {
         producer in "[a-z]{0,20}",
         attempt in 1u32..100,
         reply_to in proptest::option::of("crm\\.[a-z]{1,20}"),
+        trace in trace(),
     ) {
         let mut headers = FieldTable::default();
         put_text(&mut headers, "contract", contract.as_str());
+        put_trace(&mut headers, &trace);
         let mut properties = BasicProperties::default()
             .with_type("register".into())
             .with_message_id(id.as_str().into())
@@ -148,6 +162,7 @@ proptest! {
         prop_assert_eq!(&again.producer, if producer == "worker" { "" } else { &producer });
         prop_assert_eq!((again.kind, &again.id), (first.kind, &first.id));
         prop_assert_eq!(again.attempt, attempt);
+        prop_assert_eq!(again.trace, trace);
         prop_assert_eq!(again.unsettled.reply_to, reply_to);
     }
 
@@ -247,6 +262,7 @@ fn a_reply_tells_what_its_worker_can_do_and_what_took_it_how_long() {
         fresh: true,
         body: Bytes::new(),
         deadline: Instant::now() + Duration::from_secs(9),
+        trace: TraceContext::default(),
     };
     let sent = of_call(&call, "registration.reply.x", "c0ffee", 1_700_000_000_000, None);
     let message = read_anew(Door::Profile, sent, b"").unwrap();

@@ -1,0 +1,101 @@
+//! Sends spans to a collector, as OTLP over HTTP. Spans wait in a bounded line for a thread of their own,
+//! so that a collector that is slow or away costs spans and never a signup. Begun by `serve`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_http::HttpClient;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{self as sdk, Sampler, SdkTracerProvider, SpanData};
+use secrecy::ExposeSecret;
+
+use super::trace;
+use crate::config;
+use crate::signup::id::random_hex;
+
+/// How long the end waits for what was not sent yet.
+const LAST_WORD: Duration = Duration::from_secs(3);
+
+/// Spans are made and sent until this ends.
+#[derive(Debug)]
+pub struct Export(SdkTracerProvider);
+
+impl Export {
+    /// Makes spans from now on, and sends them with `client`.
+    pub fn begin(
+        settings: &config::Trace,
+        role: config::Role,
+        client: impl HttpClient + 'static,
+    ) -> anyhow::Result<Self> {
+        let headers = settings.headers.iter();
+        let headers = headers.map(|(name, value)| (name.clone(), value.expose_secret().to_owned()));
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(client)
+            .with_endpoint(&settings.endpoint)
+            .with_headers(headers.collect())
+            .build()
+            .context("trace.endpoint (MUSTER_TRACE_ENDPOINT)")?;
+        let about = [
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            KeyValue::new("service.instance.id", random_hex()),
+            KeyValue::new("muster.role", role.as_str()),
+        ];
+        let resource = Resource::builder().with_service_name(settings.service.clone());
+        let begun = Sampler::TraceIdRatioBased(settings.ratio);
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource.with_attributes(about).build())
+            .with_sampler(Sampler::ParentBased(Box::new(begun)))
+            .with_batch_exporter(Told { exporter, lost: AtomicU64::new(0) })
+            .build();
+        trace::begin(provider.tracer("muster"));
+        tracing::info!(endpoint = settings.endpoint, ratio = settings.ratio, "spans are sent");
+        Ok(Self(provider))
+    }
+
+    /// Sends what is left, for three seconds at most. Waits on this thread, so not within the runtime
+    /// that carries the requests.
+    pub fn end(self) {
+        if let Err(error) = self.0.shutdown_with_timeout(LAST_WORD) {
+            tracing::warn!(%error, "the last spans were not sent");
+        }
+    }
+}
+
+/// Tells once that a collector takes nothing, and once that it does again, where the library would
+/// tell of every batch.
+#[derive(Debug)]
+struct Told {
+    exporter: SpanExporter,
+    /// Spans it did not take since it last took some.
+    lost: AtomicU64,
+}
+
+impl sdk::SpanExporter for Told {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len() as u64;
+        match self.exporter.export(batch).await {
+            Ok(()) => {
+                let lost = self.lost.swap(0, Ordering::Relaxed);
+                if lost > 0 {
+                    tracing::info!(lost, "the collector takes spans again");
+                }
+            }
+            Err(error) => {
+                if self.lost.fetch_add(spans, Ordering::Relaxed) == 0 {
+                    tracing::warn!(%error, "the collector takes no spans; they are lost until it does");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}

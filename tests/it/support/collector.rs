@@ -1,0 +1,144 @@
+//! A small collector of traces: takes OTLP over HTTP and keeps what it is sent.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
+use prost::Message;
+use tokio::net::TcpListener;
+
+use super::muster::eventually;
+
+/// A span as it came, ids in hexadecimal.
+#[derive(Clone, Debug)]
+pub struct Span {
+    pub trace: String,
+    pub id: String,
+    /// Empty where it has none.
+    pub parent: String,
+    pub name: String,
+    pub state: String,
+    pub attributes: BTreeMap<String, String>,
+    /// Of whoever made it.
+    pub resource: BTreeMap<String, String>,
+    /// When it began and ended, in nanoseconds since 1970.
+    pub time: (u64, u64),
+    pub failed: bool,
+}
+
+/// A collector on a port of its own.
+#[derive(Clone, Debug)]
+pub struct Collector {
+    pub address: String,
+    kept: Arc<Mutex<Kept>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    spans: Vec<Span>,
+    /// All that was sent, as it was sent.
+    bytes: Vec<u8>,
+    /// The header `x-key` of each request.
+    keys: Vec<String>,
+}
+
+impl Collector {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let this = Self { address, kept: Arc::default() };
+        let collector = this.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let collector = collector.clone();
+                let service = service_fn(move |request| collector.clone().take(request));
+                let served = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(served);
+            }
+        });
+        this
+    }
+
+    async fn take(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/v1/traces"));
+        assert_eq!(request.headers()["content-type"], "application/x-protobuf");
+        let key = request.headers().get("x-key").map(|key| key.to_str().unwrap().to_owned());
+        let bytes = request.into_body().collect().await.unwrap().to_bytes();
+        let sent = ExportTraceServiceRequest::decode(bytes.clone()).unwrap();
+        let mut kept = self.kept.lock().unwrap();
+        kept.spans.extend(spans(&sent));
+        kept.bytes.extend(&bytes);
+        kept.keys.extend(key);
+        Ok(Response::new(Full::default()))
+    }
+
+    /// What came so far.
+    pub fn spans(&self) -> Vec<Span> {
+        self.kept.lock().unwrap().spans.clone()
+    }
+
+    /// Every request's `x-key`.
+    pub fn keys(&self) -> Vec<String> {
+        self.kept.lock().unwrap().keys.clone()
+    }
+
+    /// Whether a text stands anywhere in what came.
+    pub fn was_told(&self, text: &str) -> bool {
+        let kept = self.kept.lock().unwrap();
+        kept.bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
+    /// The spans of a trace, by their names, once these have come.
+    pub async fn trace(&self, trace: &str, names: &[&str]) -> BTreeMap<String, Span> {
+        let mut found = BTreeMap::new();
+        eventually(&format!("the spans {names:?}"), async || {
+            let spans = self.spans().into_iter().filter(|span| span.trace == trace);
+            found = spans.map(|span| (span.name.clone(), span)).collect();
+            names.iter().all(|name| found.contains_key(*name))
+        })
+        .await;
+        found
+    }
+}
+
+fn spans(sent: &ExportTraceServiceRequest) -> Vec<Span> {
+    let mut all = Vec::new();
+    for group in &sent.resource_spans {
+        let resource = attributes(&group.resource.as_ref().unwrap().attributes);
+        for span in group.scope_spans.iter().flat_map(|scope| &scope.spans) {
+            all.push(Span {
+                trace: hex(&span.trace_id),
+                id: hex(&span.span_id),
+                parent: hex(&span.parent_span_id),
+                name: span.name.clone(),
+                state: span.trace_state.clone(),
+                attributes: attributes(&span.attributes),
+                resource: resource.clone(),
+                time: (span.start_time_unix_nano, span.end_time_unix_nano),
+                failed: span.status.as_ref().is_some_and(|status| status.code == 2),
+            });
+        }
+    }
+    all
+}
+
+fn attributes(list: &[KeyValue]) -> BTreeMap<String, String> {
+    let text = |value: &Value| match value {
+        Value::StringValue(text) => text.clone(),
+        other => format!("{other:?}"),
+    };
+    let value = |entry: &KeyValue| entry.value.as_ref()?.value.as_ref().map(text);
+    list.iter().map(|entry| (entry.key.clone(), value(entry).unwrap_or_default())).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
