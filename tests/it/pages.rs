@@ -27,6 +27,9 @@ const PARTS: [(&str, &str); 10] = [
     ("/pages/mounts.json", "application/json; charset=utf-8"),
 ];
 
+/// Where a signup passes, in this order.
+const STATIONS: [&str; 6] = ["read", "queue", "slot", "hash", "insert", "reply"];
+
 async fn status(client: &Client, path: &str) -> u16 {
     client.get(path, &[]).await.status
 }
@@ -119,6 +122,15 @@ async fn nobody_complains(browser: &Browser) {
     assert_eq!(browser.complaints().await, [""; 0]);
 }
 
+/// Waits until these stations and no others are lit, each with its time.
+async fn lit(browser: &Browser, stations: &[&str]) {
+    let script = "return [...document.querySelectorAll('#stations .passed')]
+        .filter((station) => station.querySelector('output').innerText.endsWith(' ms'))
+        .map((station) => station.dataset.stage)";
+    let what = format!("{stations:?} to be lit");
+    eventually(&what, async || browser.run(script).await == json!(stations)).await;
+}
+
 /// Fields with an error, each with its text.
 async fn wrong_fields(browser: &Browser) -> Vec<(String, String)> {
     let script = "return [...document.querySelectorAll('#fields [aria-invalid]')]
@@ -133,6 +145,8 @@ async fn one_signs_up_by_every_contract_and_sees_the_token() {
         choose(&browser, contract.as_str()).await;
         browser.click("#example").await;
         send(&browser, "201 Created").await;
+        lit(&browser, &STATIONS).await;
+        browser.says("#trip-told", "of it hashing").await;
         assert!(!browser.text("#request-body").await.contains("Analytical"), "masked");
         let has_token = contract != ContractId::ErrorCode;
         assert_eq!(browser.text("#token").await.is_empty(), !has_token);
@@ -159,6 +173,7 @@ async fn what_is_wrong_stands_at_its_field() {
     ] {
         choose(&browser, contract).await;
         send(&browser, "400").await;
+        lit(&browser, &["read"]).await;
         let wrong = wrong_fields(&browser).await;
         let names: Vec<&str> = wrong.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, fields, "{contract}");
@@ -305,6 +320,7 @@ async fn pictures_for_the_documentation() {
     choose(&browser, "nested-name").await;
     browser.click("#example").await;
     send(&browser, "201").await;
+    lit(&browser, &STATIONS).await;
     browser.resize(1200, 1140).await;
     let backgrounds = async |colours: &str| {
         browser.prefers("prefers-color-scheme", colours).await;
