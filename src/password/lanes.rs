@@ -6,6 +6,9 @@
 //! six passwords take as long as one and two thirds. The result is the ordinary `$2b$` string, the
 //! same to the bit as anyone's bcrypt.
 //!
+//! A lane whose hash is done takes the next password while the others go on: nobody waits for the
+//! end of a batch.
+//!
 //! Not here: threads, queues, choosing the number of lanes, salts, checking a password against a
 //! hash. The hashing pool of `password` is the caller; each of its threads owns one [`Lanes`].
 
@@ -17,12 +20,12 @@ use zeroize::Zeroize;
 
 use super::blowfish_init::PI;
 
-/// The sizes a kernel exists for. A batch in between runs on the next larger one and takes that
-/// one's time. What a lane adds to the first-level cache is 4 KiB, and that bounds the useful size:
+/// The sizes a kernel exists for. A number of jobs in between runs on the next larger one and takes
+/// that one's time. What a lane adds to the first-level cache is 4 KiB, and that bounds the useful size:
 /// 7 lanes for 32 KiB, 11 for 48.
 pub const LANES: &[usize] = &[1, 2, 4, 6, 8];
 
-/// The largest batch.
+/// As many lanes as there can be.
 pub const MAX: usize = 8;
 
 /// The longest password bcrypt can tell from a longer one, in bytes.
@@ -31,7 +34,7 @@ pub const LONGEST: usize = 72;
 /// What bcrypt computes and its string ends with.
 pub type Digest = [u8; 23];
 
-/// One password to hash. The cost is the batch's: lanes in lock-step end together.
+/// One password to hash.
 #[derive(Clone, Copy)]
 pub struct Job<'a> {
     /// At most [`LONGEST`] bytes, of any value; callers refuse longer ones, since bcrypt would
@@ -56,59 +59,114 @@ type Block<const N: usize> = ([u32; N], [u32; N]);
 /// What a key schedule mixes into a cipher's round words: a password or a salt, repeated.
 type Key = [u32; BOXES];
 
-/// Room for a batch, allocated once per thread and wiped after every use.
+/// One thread's lanes, allocated once.
 ///
-/// Between batches everything is zero. So is, during a batch, a lane without a job: it computes
-/// zeros from zeros beside the others.
+/// The jobs are in the first ones, side by side. A lane without a job is zero: beside the others it
+/// computes zeros from zeros.
 //
 // Everything hangs on one pointer, with constant distances: that leaves the registers to the
-// lanes. The alignment keeps a batch within one stretch of memory; some placements of an unaligned
+// lanes. The alignment keeps them within one stretch of memory; some placements of an unaligned
 // one are 10 to 20 per cent slower.
 #[repr(C, align(65536))]
 pub struct Lanes {
     ciphers: [Cipher; MAX],
     passwords: [Key; MAX],
     salts: [Key; MAX],
+    /// Iterations that each job has still before it.
+    left: [u32; MAX],
+    /// How many lanes have a job.
+    taken: usize,
 }
 
 impl Lanes {
     /// Empty lanes. Boxed, since they are 64 KiB and must not move while they hold a secret.
     pub fn new() -> Box<Self> {
-        Box::new(Self { ciphers: [[0; _]; _], passwords: [[0; _]; _], salts: [[0; _]; _] })
+        Box::new(Self {
+            ciphers: [[0; _]; _],
+            passwords: [[0; _]; _],
+            salts: [[0; _]; _],
+            left: [0; _],
+            taken: 0,
+        })
     }
 
-    /// Hashes a batch, all at 2^`cost` iterations; digests come in the order of the jobs.
+    /// How many lanes have a job.
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// Begins a job in the next lane, of 2^`cost` iterations.
     ///
     /// # Panics
-    /// With more than [`MAX`] jobs, or a cost outside bcrypt's 4 to 31.
-    pub fn hash(&mut self, cost: u32, jobs: &[Job<'_>]) -> Vec<Digest> {
+    /// If all [`MAX`] lanes are taken, or with a cost outside bcrypt's 4 to 31.
+    pub fn begin(&mut self, cost: u32, job: &Job<'_>) {
         assert!((4..=31).contains(&cost), "bcrypt has no cost {cost}");
-        assert!(jobs.len() <= MAX, "{} jobs in a batch of at most {MAX}", jobs.len());
-        for (lane, job) in jobs.iter().enumerate() {
-            debug_assert!(job.password.len() <= LONGEST);
-            // to bcrypt a password is a C string, and its NUL takes part
-            let period = job.password.len() + 1;
-            fill(&mut self.passwords[lane], |at| *job.password.get(at % period).unwrap_or(&0));
-            fill(&mut self.salts[lane], |at| job.salt[at % job.salt.len()]);
-            start(&mut self.ciphers[lane], &self.passwords[lane], &self.salts[lane]);
-        }
-        match jobs.len() {
+        assert!(self.taken < MAX, "a job more than the {MAX} lanes hold");
+        debug_assert!(job.password.len() <= LONGEST);
+        let lane = self.taken;
+        // to bcrypt a password is a C string, and its NUL takes part
+        let period = job.password.len() + 1;
+        fill(&mut self.passwords[lane], |at| *job.password.get(at % period).unwrap_or(&0));
+        fill(&mut self.salts[lane], |at| job.salt[at % job.salt.len()]);
+        start(&mut self.ciphers[lane], &self.passwords[lane], &self.salts[lane]);
+        self.left[lane] = 1 << cost;
+        self.taken += 1;
+    }
+
+    /// Brings every job forward by so many iterations, or fewer: up to the end of the first.
+    /// Returns how many it were.
+    pub fn advance(&mut self, iterations: u32) -> u32 {
+        let jobs = &mut self.left[..self.taken];
+        let iterations = jobs.iter().copied().min().unwrap_or(0).min(iterations);
+        jobs.iter_mut().for_each(|left| *left -= iterations);
+        match self.taken {
             0 => {}
-            1 => self.iterate::<1>(cost),
-            2 => self.iterate::<2>(cost),
-            3..=4 => self.iterate::<4>(cost),
-            5..=6 => self.iterate::<6>(cost),
-            _ => self.iterate::<8>(cost),
+            1 => self.iterate::<1>(iterations),
+            2 => self.iterate::<2>(iterations),
+            3..=4 => self.iterate::<4>(iterations),
+            5..=6 => self.iterate::<6>(iterations),
+            _ => self.iterate::<8>(iterations),
         }
+        iterations
+    }
+
+    /// Ends a job that is done, and says in which lane it was. The last job moves there, as with
+    /// [`Vec::swap_remove`].
+    pub fn end(&mut self) -> Option<(usize, Digest)> {
+        let lane = self.left[..self.taken].iter().position(|left| *left == 0)?;
+        let digest = finish(&self.ciphers[lane]);
+        self.taken -= 1;
+        let last = self.taken;
+        self.left[lane] = self.left[last];
+        for keys in [&mut self.passwords, &mut self.salts] {
+            keys.copy_within(last..=last, lane);
+            keys[last].zeroize();
+        }
+        self.ciphers.copy_within(last..=last, lane);
+        self.ciphers[last].zeroize();
+        Some((lane, digest))
+    }
+
+    /// Hashes some passwords from beginning to end, all at 2^`cost` iterations; digests come in the
+    /// order of the jobs.
+    ///
+    /// # Panics
+    /// As [`Lanes::begin`], and if a lane has a job already.
+    pub fn hash(&mut self, cost: u32, jobs: &[Job<'_>]) -> Vec<Digest> {
+        assert_eq!(self.taken, 0, "lanes in use");
+        for job in jobs {
+            self.begin(cost, job);
+        }
+        self.advance(u32::MAX);
         let digests = self.ciphers[..jobs.len()].iter().map(finish).collect();
         self.wipe();
         digests
     }
 
     /// The costly part: from cost 10 on, all but a few thousandths of the time go by in here.
-    fn iterate<const N: usize>(&mut self, cost: u32) {
+    fn iterate<const N: usize>(&mut self, iterations: u32) {
         let ciphers = self.ciphers.first_chunk_mut::<N>().expect("kernels have at most MAX lanes");
-        for _ in 0..1_u32 << cost {
+        for _ in 0..iterations {
             for keys in [&self.passwords, &self.salts] {
                 for (cipher, key) in ciphers.iter_mut().zip(keys) {
                     mix(cipher, key);
@@ -122,10 +180,11 @@ impl Lanes {
         self.ciphers.zeroize();
         self.passwords.zeroize();
         self.salts.zeroize();
+        self.taken = 0;
     }
 }
 
-/// For the batch that panics half-way.
+/// For jobs that are dropped half-way.
 impl Drop for Lanes {
     fn drop(&mut self) {
         self.wipe();

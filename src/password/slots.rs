@@ -1,10 +1,10 @@
 //! A few threads that hash, and the line of jobs before them.
 //!
 //! Hashing takes a core for tens to hundreds of milliseconds, so it happens on as many threads as
-//! there are cores and never on those that serve the network. A thread that is free takes its fair
-//! share of what waits: one job while others are idle, so that jobs spread over the cores first, and
-//! as many as it has lanes when all are busy. It never waits for a batch to fill. A job whose
-//! deadline has passed, or whose requester is gone, is dropped before it starts.
+//! there are cores and never on those that serve the network. Jobs spread over idle threads first; when
+//! all are at work, each takes more of what waits into its free lanes, beside the hashes it is in the
+//! midst of. Nobody waits for others to come or to end. A job whose deadline has passed, or whose
+//! requester is gone, is dropped before it starts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,9 +15,8 @@ use secrecy::SecretString;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::batch;
+use super::hasher::Hasher;
 use super::kernel::{Kernel, processor_time};
-use super::lanes::Lanes;
 use super::line::{Job, Line, Task};
 use crate::config;
 
@@ -49,9 +48,9 @@ pub enum HashError {
 pub struct Timed<T> {
     /// The result.
     pub value: T,
-    /// In the line, before its batch began.
+    /// In the line.
     pub waited: Duration,
-    /// In its batch, beside others perhaps.
+    /// In a lane, beside others perhaps.
     pub worked: Duration,
 }
 
@@ -71,12 +70,12 @@ pub struct Slots {
 pub struct Usage {
     /// Passwords hashed or verified.
     pub jobs: u64,
-    /// Batches; `jobs / batches` lanes were occupied on average.
-    pub batches: u64,
     /// All jobs' time in the line together.
     pub waited: Duration,
     /// All threads' time at work together.
     pub worked: Duration,
+    /// All jobs' time in lanes together; `hashed / worked` lanes were occupied on average.
+    pub hashed: Duration,
 }
 
 /// Closes the line when the last handle is dropped.
@@ -88,16 +87,17 @@ impl Slots {
         let (kernel, rate) = Kernel::choose(settings.lanes);
         let (line, usage) = (Arc::new(Line::default()), Arc::new(Counters::default()));
         usage.rate.store((rate.at(settings.cost) * 1e6) as u64, Ordering::Relaxed);
+        let cost = settings.cost;
         for n in 0..settings.threads {
             let (line, usage) = (line.clone(), usage.clone());
             std::thread::Builder::new()
                 .name(format!("hash-{n}"))
-                .spawn(move || work(&line, &usage, kernel))
+                .spawn(move || work(&line, &usage, Hasher::new(kernel, cost)))
                 .context("cannot start a hashing thread")?;
         }
         tracing::info!(threads = settings.threads, kernel = %kernel, "hash slots");
         let end = Arc::new(End(line.clone()));
-        Ok(Self { line, usage, threads: settings.threads, kernel, cost: settings.cost, _end: end })
+        Ok(Self { line, usage, threads: settings.threads, kernel, cost, _end: end })
     }
 
     /// Jobs that can be worked on at once.
@@ -111,7 +111,7 @@ impl Slots {
     }
 
     /// Passwords that all threads together can hash in a second: as measured at the start, then as
-    /// seen in full batches, because a machine that does other things too is slower.
+    /// seen with all lanes taken, because a machine that does other things too is slower.
     pub fn per_second(&self) -> f64 {
         self.threads as f64 * self.usage.rate.load(Ordering::Relaxed) as f64 / 1e6
     }
@@ -131,9 +131,9 @@ impl Slots {
         let counters = &self.usage;
         Usage {
             jobs: counters.jobs.load(Ordering::Relaxed),
-            batches: counters.batches.load(Ordering::Relaxed),
             waited: Duration::from_micros(counters.waited_us.load(Ordering::Relaxed)),
             worked: Duration::from_micros(counters.worked_us.load(Ordering::Relaxed)),
+            hashed: Duration::from_micros(counters.hashed_us.load(Ordering::Relaxed)),
         }
     }
 
@@ -145,15 +145,9 @@ impl Slots {
         expires: Option<Instant>,
     ) -> Result<Timed<String>, HashError> {
         let (done, hashed) = oneshot::channel();
-        self.line.push(
-            class,
-            Job {
-                password: password.clone(),
-                task: Task::Hash { cost: self.cost, done },
-                expires,
-                arrived: Instant::now(),
-            },
-        )?;
+        let task = Task::Hash { cost: self.cost, done };
+        let (password, arrived) = (password.clone(), Instant::now());
+        self.line.push(Job { class, password, task, expires, arrived })?;
         hashed.await.unwrap_or(Err(HashError::Failed))
     }
 
@@ -166,15 +160,9 @@ impl Slots {
         expires: Option<Instant>,
     ) -> Result<Timed<bool>, HashError> {
         let (done, verified) = oneshot::channel();
-        self.line.push(
-            class,
-            Job {
-                password: password.clone(),
-                task: Task::Verify { hash: hash.to_owned(), done },
-                expires,
-                arrived: Instant::now(),
-            },
-        )?;
+        let task = Task::Verify { hash: hash.to_owned(), done };
+        let (password, arrived) = (password.clone(), Instant::now());
+        self.line.push(Job { class, password, task, expires, arrived })?;
         verified.await.unwrap_or(Err(HashError::Failed))
     }
 }
@@ -182,37 +170,41 @@ impl Slots {
 #[derive(Default)]
 struct Counters {
     jobs: AtomicU64,
-    batches: AtomicU64,
     waited_us: AtomicU64,
     worked_us: AtomicU64,
+    hashed_us: AtomicU64,
     /// One thread's hashes in a million seconds.
     rate: AtomicU64,
 }
 
 impl Counters {
-    /// Moves the rate an eighth of the way to what was just seen. Threads may overwrite each other's
-    /// step; the next one is soon.
-    fn learn(&self, seen: f64) {
+    /// Moves the rate towards what was just seen, an eighth of the way for lanes full of hashes. Threads
+    /// may overwrite each other's step; the next one is soon.
+    fn learn(&self, seen: f64, weight: f64) {
         let known = self.rate.load(Ordering::Relaxed) as f64;
-        self.rate.store((known + (seen * 1e6 - known) / 8.0) as u64, Ordering::Relaxed);
+        self.rate.store(
+            (known + (seen * 1e6 - known) * weight.min(1.0) / 8.0) as u64,
+            Ordering::Relaxed,
+        );
     }
 }
 
-/// One thread: takes batches until the line is closed.
-fn work(line: &Line, usage: &Counters, kernel: Kernel) {
-    let mut lanes = Lanes::new();
-    while let Some(batch) = line.next(kernel.width()) {
-        let (started, jobs, before) = (Instant::now(), batch.len(), processor_time());
-        let waited: Duration = batch.iter().map(|job| started - job.arrived).sum();
+/// One thread: takes jobs and brings them forward, until the line is closed.
+fn work(line: &Line, usage: &Counters, mut hasher: Hasher) {
+    let width = hasher.room().lanes;
+    while let Some(jobs) = line.next(&hasher.room()) {
+        let (started, before) = (Instant::now(), processor_time());
+        let waited: Duration = jobs.iter().map(|job| started - job.arrived).sum();
         usage.waited_us.fetch_add(micros(waited), Ordering::Relaxed);
-        usage.jobs.fetch_add(jobs as u64, Ordering::Relaxed);
-        usage.batches.fetch_add(1, Ordering::Relaxed);
-        batch::run(batch, kernel, &mut lanes);
-        let worked = started.elapsed();
-        line.done(worked, processor_time().saturating_sub(before));
-        usage.worked_us.fetch_add(micros(worked), Ordering::Relaxed);
-        if jobs == kernel.width() {
-            usage.learn(jobs as f64 / worked.as_secs_f64());
+        usage.jobs.fetch_add(jobs.len() as u64, Ordering::Relaxed);
+        let lanes = width - hasher.room().lanes + jobs.len();
+        let hashes = hasher.work(jobs);
+        let took = started.elapsed();
+        line.worked(took, processor_time().saturating_sub(before), hasher.is_idle());
+        usage.worked_us.fetch_add(micros(took), Ordering::Relaxed);
+        usage.hashed_us.fetch_add(lanes as u64 * micros(took), Ordering::Relaxed);
+        if lanes == width {
+            usage.learn(hashes / took.as_secs_f64(), hashes / width as f64);
         }
     }
 }
@@ -279,6 +271,6 @@ mod tests {
         assert_eq!(hashes.len(), 40);
         let usage = slots.usage();
         assert_eq!(usage.jobs, 40);
-        assert!((10..40).contains(&usage.batches), "lanes were shared: {usage:?}");
+        assert!(usage.hashed > usage.worked, "lanes were shared: {usage:?}");
     }
 }

@@ -21,10 +21,10 @@ pub struct Hashing {
     pub waiting: usize,
     /// Jobs since the start.
     pub jobs: u64,
-    /// Batches since the start.
-    pub batches: u64,
     /// All threads' time at work since the start.
     pub worked: Duration,
+    /// All jobs' time in lanes since the start.
+    pub hashed: Duration,
     /// Passwords all threads together can hash in a second.
     pub per_second: f64,
 }
@@ -42,11 +42,14 @@ impl Metrics {
             gauge.with_label_values(&UNLABELLED).set(i64::try_from(n).unwrap_or(i64::MAX));
         }
         self.hash_capacity_per_second.with_label_values(&UNLABELLED).set(hashing.per_second);
-        let (jobs, batches) = (&self.hash_jobs_total, &self.hash_batches_total);
+        let jobs = &self.hash_jobs_total;
         jobs.inc_by(hashing.jobs.saturating_sub(jobs.get()));
-        batches.inc_by(hashing.batches.saturating_sub(batches.get()));
-        let worked = &self.hash_busy_seconds_total;
-        worked.inc_by((hashing.worked.as_secs_f64() - worked.get()).max(0.0));
+        for (counter, time) in [
+            (&self.hash_busy_seconds_total, hashing.worked),
+            (&self.hash_lane_seconds_total, hashing.hashed),
+        ] {
+            counter.inc_by((time.as_secs_f64() - counter.get()).max(0.0));
+        }
     }
 
     /// Tells how many registrations wait at a door and the processor time to hash them; none where that is

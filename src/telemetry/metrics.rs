@@ -123,10 +123,11 @@ metrics! {
     hash_waiting: IntGaugeVec;
     /// Passwords that were hashed or verified.
     hash_jobs_total: IntCounter;
-    /// Batches in which they were; jobs per batch is how many lanes were occupied.
-    hash_batches_total: IntCounter;
     /// Time that all hashing threads together were at work, in seconds.
     hash_busy_seconds_total: Counter;
+    /// Time that all passwords together were in a lane, in seconds; to the busy time it is how many lanes
+    /// were occupied.
+    hash_lane_seconds_total: Counter;
     /// Passwords that all threads together can hash in a second at present.
     hash_capacity_per_second: GaugeVec;
 }

@@ -20,8 +20,8 @@ pub fn show(metrics: &Metrics, slots: Slots) {
             fallback: slots.kernel() == Kernel::Crate,
             waiting,
             jobs: usage.jobs,
-            batches: usage.batches,
             worked: usage.worked,
+            hashed: usage.hashed,
             per_second: slots.per_second(),
         });
     });

@@ -91,11 +91,10 @@ impl Signups {
 
     pub(super) fn measured_inside(&mut self, before: Usage, after: Usage, cpu: Duration) {
         let jobs = (after.jobs - before.jobs).max(1) as f64;
-        let batches = (after.batches - before.batches).max(1) as f64;
-        let waited = after.waited.saturating_sub(before.waited);
+        let part = |time: fn(&Usage) -> Duration| (time(&after) - time(&before)).as_secs_f64();
         self.inside = Some(Inside {
-            lanes_occupied: jobs / batches,
-            wait_ms: waited.as_secs_f64() * 1e3 / jobs,
+            lanes_occupied: part(|usage| usage.hashed) / part(|usage| usage.worked).max(1e-6),
+            wait_ms: part(|usage| usage.waited) * 1e3 / jobs,
             cpu_us_per_signup: cpu.as_secs_f64() * 1e6 / jobs,
         });
     }

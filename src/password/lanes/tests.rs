@@ -50,19 +50,31 @@ fn the_self_test_passes_and_its_hashes_are_the_crate_s() {
 #[test]
 fn nothing_stays_behind() {
     let mut state = Lanes::new();
-    state.hash(4, &[Job { password: b"secret", salt: [7; 16] }; MAX]);
+    let job = Job { password: b"secret", salt: [7; 16] };
+    state.hash(4, &[job; MAX]);
+    is_wiped(&state);
+    (0..MAX).for_each(|_| state.begin(4, &job));
+    state.advance(16);
+    while state.end().is_some() {}
+    is_wiped(&state);
+}
+
+fn is_wiped(state: &Lanes) {
+    assert_eq!(state.taken(), 0);
     assert!(state.ciphers.iter().flatten().all(|&word| word == 0));
     assert!(state.passwords.iter().chain(&state.salts).flatten().all(|&word| word == 0));
 }
 
 #[test]
-fn an_empty_batch_is_no_work() {
+fn no_jobs_are_no_work() {
     assert!(Lanes::new().hash(31, &[]).is_empty());
+    assert_eq!(Lanes::new().advance(100), 0);
+    assert_eq!(Lanes::new().end(), None);
 }
 
 #[test]
-#[should_panic(expected = "9 jobs in a batch of at most 8")]
-fn a_batch_too_large_is_refused() {
+#[should_panic(expected = "a job more than the 8 lanes hold")]
+fn a_job_too_many_is_refused() {
     Lanes::new().hash(4, &[Job { password: b"", salt: [0; 16] }; MAX + 1]);
 }
 
@@ -80,6 +92,35 @@ proptest! {
             passwords.iter().map(|(password, salt)| Job { password, salt: *salt }).collect();
         let expected: Vec<_> = jobs.iter().map(|job| by_crate(cost, job)).collect();
         prop_assert_eq!(by_lanes(&mut Lanes::new(), cost, &jobs), expected);
+    }
+
+    /// Jobs of several costs come and go while others are half-way.
+    #[test]
+    fn whoever_joins_on_the_way_is_bcrypt_too(
+        jobs in prop::collection::vec((password(), any::<[u8; 16]>(), 4..=6_u32, 0..40_u32), 1..=12),
+        width in 1..=MAX,
+    ) {
+        let (mut state, mut inside, mut done) = (Lanes::new(), Vec::new(), vec![None; jobs.len()]);
+        let mut waiting = jobs.iter().enumerate().peekable();
+        while waiting.peek().is_some() || !inside.is_empty() {
+            while inside.len() < width
+                && let Some((number, (password, salt, cost, _))) = waiting.next()
+            {
+                state.begin(*cost, &Job { password, salt: *salt });
+                inside.push(number);
+                // Not all at once: each finds the others at another place.
+                state.advance(jobs[number].3);
+            }
+            state.advance(u32::MAX);
+            while let Some((lane, digest)) = state.end() {
+                done[inside.swap_remove(lane)] = Some(digest);
+            }
+        }
+        for ((password, salt, cost, _), digest) in jobs.iter().zip(done) {
+            let hashed = encode(*cost, salt, &digest.expect("every job ends"));
+            prop_assert_eq!(hashed, by_crate(*cost, &Job { password, salt: *salt }));
+        }
+        is_wiped(&state);
     }
 }
 
