@@ -7,8 +7,7 @@ use serde_norway::Value;
 
 use super::{file, is_a_command_of_the_image, schema_tool, settings_of, succeeds, yaml};
 
-/// Those of the profiles that run muster.
-const PROFILES: [&str; 2] = ["minimal", "full"];
+const PROFILES: [&str; 3] = ["minimal", "full", "observability"];
 
 fn services() -> BTreeMap<String, Value> {
     serde_norway::from_value(yaml("docker-compose.yml")["services"].clone()).unwrap()

@@ -197,6 +197,21 @@ fn a_front_reaches_the_queue_and_nothing_behind_it() {
 }
 
 #[test]
+fn workers_are_scaled_by_metrics_that_are_there() {
+    let scaled = of_kind("ScaledObject").remove(0);
+    let known = file("docs/metrics.md");
+    for trigger in scaled["spec"]["triggers"].as_sequence().unwrap() {
+        let query = trigger["metadata"]["query"].as_str().unwrap();
+        let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let named: Vec<&str> = words.filter(|word| word.starts_with("muster_")).collect();
+        assert!(!named.is_empty(), "{query}");
+        for name in named {
+            assert!(known.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
+        }
+    }
+}
+
+#[test]
 fn they_are_what_the_schemas_say() {
     // The oldest version that is promised, and the newest that is known.
     for version in ["1.25", "1.37"] {
