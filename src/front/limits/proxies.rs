@@ -45,7 +45,7 @@ impl Proxies {
 
     /// The way back, the nearest first, as far as it is asked for. None stands for what is no address.
     fn hops(&self, headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
-        let (name, hops): (_, fn(&str) -> Vec<Option<IpAddr>>) = match self.header {
+        let (name, hops): (_, Reader) = match self.header {
             ProxyHeader::XForwardedFor => (X_FORWARDED_FOR, x_forwarded_for),
             ProxyHeader::Forwarded => (FORWARDED, forwarded),
         };
@@ -57,6 +57,9 @@ impl Proxies {
         })
     }
 }
+
+/// Reads one line of a header, the farthest hop first.
+type Reader = fn(&str) -> Vec<Option<IpAddr>>;
 
 /// `192.0.2.1, 2001:db8::1`: addresses, and by some proxies their ports.
 fn x_forwarded_for(line: &str) -> Vec<Option<IpAddr>> {
