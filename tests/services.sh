@@ -17,6 +17,7 @@
 #   TEST_AXE            axe-core's script, which looks at their accessibility
 #   TEST_SCHEMAS        a folder with check-jsonschema and kubernetes-validate, which bring published schemas
 #   TEST_PROMETHEUS, TEST_PROMTOOL   Prometheus, of which a test starts one of its own, and its checks
+#   TEST_OPENAPI        a folder of programs that read the OpenAPI document: validator, tester, generator
 #
 # Those of a service exist only if it was started here. Start and stop keep port and data.
 
@@ -33,7 +34,9 @@ pyjwt=2.10.1
 # Knows what assistive technology needs of a page.
 axe=4.14.1
 # They know the schemas of compose files, workflows and Kubernetes' objects, and ask nobody for them.
-check_jsonschema=0.39.0 kubernetes_validate=1.37.0
+schemas=(check-jsonschema==0.39.0 kubernetes-validate==1.37.0)
+# Hold the OpenAPI document against its standard and muster against the document, and make a client of it.
+openapi=(openapi-spec-validator==0.9.0 schemathesis==4.32.5 openapi-python-client==0.29.1)
 # This run's folder and the first of its ports; set by services_prepare.
 services='' ports=''
 
@@ -74,7 +77,7 @@ services_start() {
 
     examples_install
     if [[ -z ${TEST_PYTHON:-} ]]; then
-        pyjwt_install
+        python_packages venv-jwt TEST_PYTHON "PyJWT[crypto]==$pyjwt"
         export TEST_PYTHON=$venv-jwt/bin/python
     fi
     if [[ -z ${TEST_CHROMEDRIVER:-} ]]; then
@@ -85,8 +88,12 @@ services_start() {
     fi
     [[ -n ${TEST_AXE:-} ]] || axe_install
     if [[ -z ${TEST_SCHEMAS:-} ]]; then
-        schemas_install
+        python_packages venv-schemas TEST_SCHEMAS "${schemas[@]}"
         export TEST_SCHEMAS=$venv-schemas/bin
+    fi
+    if [[ -z ${TEST_OPENAPI:-} ]]; then
+        python_packages venv-openapi TEST_OPENAPI "${openapi[@]}"
+        export TEST_OPENAPI=$venv-openapi/bin
     fi
     prometheus_install
 }
@@ -221,16 +228,8 @@ store_start() {
 # --- the examples' client libraries ---
 
 examples_install() {
-    local libraries=$root/target/pika
-    if [[ ! -e $libraries/pika-$pika ]]; then
-        say "installing pika $pika into target/pika"
-        python_with_venv
-        "$python" -m venv --clear "$libraries" &&
-            "$libraries/bin/pip" install --quiet --disable-pip-version-check "pika==$pika" ||
-            fail "pika $pika cannot be installed"
-        touch "$libraries/pika-$pika"
-    fi
-    export EXAMPLES_PYTHON=$libraries/bin/python
+    python_packages pika EXAMPLES_PYTHON "pika==$pika"
+    export EXAMPLES_PYTHON=$root/target/pika/bin/python
 
     if ! command -v npm >/dev/null; then
         say "left out: the example in JavaScript (no npm)"
@@ -244,22 +243,6 @@ examples_install() {
         touch "$node/amqplib-$amqplib"
     fi
     export EXAMPLES_NODE_PATH=$node/node_modules
-}
-
-# --- PyJWT ---
-
-pyjwt_install() {
-    local made=$venv-jwt/pyjwt-$pyjwt
-    [[ -e $made ]] && "$venv-jwt/bin/python" -c 'import jwt' 2>/dev/null && return
-
-    say "installing PyJWT $pyjwt into target/venv-jwt"
-    python_with_venv
-    if "$python" -m venv --clear "$venv-jwt" &&
-        "$venv-jwt/bin/pip" install --quiet --disable-pip-version-check "PyJWT[crypto]==$pyjwt"; then
-        touch "$made"
-    else
-        fail "PyJWT $pyjwt cannot be installed: give TEST_PYTHON, a Python that has it"
-    fi
 }
 
 # --- axe-core ---
@@ -281,23 +264,6 @@ axe_install() {
     export TEST_AXE=$script
 }
 
-# --- published schemas ---
-
-schemas_install() {
-    local made=$venv-schemas/$check_jsonschema-$kubernetes_validate
-    [[ -e $made ]] && "$venv-schemas/bin/check-jsonschema" --version >/dev/null 2>&1 && return
-
-    say "installing check-jsonschema $check_jsonschema and kubernetes-validate $kubernetes_validate into target/venv-schemas"
-    python_with_venv
-    if "$python" -m venv --clear "$venv-schemas" &&
-        "$venv-schemas/bin/pip" install --quiet --disable-pip-version-check \
-            "check-jsonschema==$check_jsonschema" "kubernetes-validate==$kubernetes_validate"; then
-        touch "$made"
-    else
-        fail "they cannot be installed: give TEST_SCHEMAS, a folder that has both programs"
-    fi
-}
-
 # --- Prometheus ---
 
 prometheus_install() {
@@ -316,6 +282,22 @@ python_with_venv() {
         apt_install python3-venv "AMQP_URL and MONGODB_URL, and run cargo test"
         python=/usr/bin/python3
     fi
+}
+
+# python_packages FOLDER VARIABLE PACKAGE...: a virtual environment in target/FOLDER with these packages.
+# VARIABLE names what makes it unnecessary.
+python_packages() {
+    local folder=$root/target/$1 variable=$2
+    shift 2
+    # Programs in it know where it is, so one that was moved is made anew.
+    [[ -x $folder/bin/python && $(cat "$folder/made" 2>/dev/null) == "$folder $*" ]] && return
+
+    say "installing $* into target/${folder##*/}"
+    python_with_venv
+    "$python" -m venv --clear "$folder" &&
+        "$folder/bin/pip" install --quiet --disable-pip-version-check "$@" ||
+        fail "$* cannot be installed: give $variable (see docs/development.md)"
+    echo "$folder $*" >"$folder/made"
 }
 
 # apt_install PACKAGE URL: URL names the variable that makes the package unnecessary.

@@ -88,7 +88,7 @@ enum Command {
     /// Look at dead letters, send them once more, or discard them.
     #[command(subcommand)]
     Dead(dead::Command),
-    /// Print what other systems have to know: AsyncAPI, JSON Schemas.
+    /// Print what other systems have to know: OpenAPI, AsyncAPI, JSON Schemas.
     #[command(subcommand)]
     Spec(spec::Command),
     /// Register the users of a file, and tell what became of each.

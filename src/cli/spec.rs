@@ -10,6 +10,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain};
+use crate::config::Settings;
+use crate::front::openapi;
 use crate::queue::{rabbit, schema};
 
 /// What is to be described.
@@ -20,6 +22,11 @@ pub(super) enum Command {
         muster spec asyncapi > asyncapi.yaml\n  \
         MUSTER_QUEUE_NAMESPACE=signups muster spec asyncapi")]
     Asyncapi(SettingFlags),
+    /// Print the HTTP door as OpenAPI 3.1 in JSON, with the mounts and limits of these settings.
+    #[command(after_help = "Examples:\n  \
+        muster spec openapi > openapi.json\n  \
+        MUSTER_FRONT_MOUNTS='/signup = register' muster spec openapi")]
+    Openapi(SettingFlags),
     /// Write the JSON Schema of every body that travels over AMQP into a folder, a file each.
     #[command(after_help = "Examples:\n  \
         muster spec schemas schemas")]
@@ -32,16 +39,14 @@ pub(super) enum Command {
 
 pub(super) fn run(command: Command) -> u8 {
     let done = match command {
-        Command::Asyncapi(flags) => {
-            let settings = match flags.load_to_ask() {
-                Ok(settings) => settings,
-                Err(error) => {
-                    complain(&error);
-                    return EXIT_CONFIGURATION;
-                }
-            };
-            print_yaml(&rabbit::asyncapi::document(&settings.queue))
-        }
+        Command::Asyncapi(flags) => match settings(flags) {
+            Ok(settings) => print_yaml(&rabbit::asyncapi::document(&settings.queue)),
+            Err(code) => return code,
+        },
+        Command::Openapi(flags) => match settings(flags) {
+            Ok(settings) => print(&format!("{:#}\n", openapi::document(&settings.front))),
+            Err(code) => return code,
+        },
         Command::Schemas { folder } => write_schemas(&folder),
     };
     match done {
@@ -53,9 +58,20 @@ pub(super) fn run(command: Command) -> u8 {
     }
 }
 
+/// The settings in effect, or the exit code where they are wrong.
+fn settings(flags: SettingFlags) -> Result<Settings, u8> {
+    flags.load_to_ask().map_err(|error| {
+        complain(&error);
+        EXIT_CONFIGURATION
+    })
+}
+
 fn print_yaml(document: &Value) -> anyhow::Result<()> {
-    let yaml = serde_norway::to_string(document)?;
-    Ok(std::io::stdout().write_all(yaml.as_bytes())?)
+    print(&serde_norway::to_string(document)?)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
 fn write_schemas(folder: &Path) -> anyhow::Result<()> {

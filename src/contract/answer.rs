@@ -53,6 +53,19 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Every fault, in the order of their statuses.
+    pub const ALL: [Self; 9] = [
+        Self::Unreadable,
+        Self::BadKey,
+        Self::TooLarge,
+        Self::MediaType,
+        Self::KeyReused,
+        Self::TooMany,
+        Self::Internal,
+        Self::NotAccepted,
+        Self::NoAnswer,
+    ];
+
     /// Its HTTP status.
     pub fn status(self) -> u16 {
         match self {

@@ -3,9 +3,10 @@
 
 use secrecy::SecretString;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::document::Field;
-use super::{Contract, Document, Policy, rules};
+use super::{Contract, Document, Policy, rules, schema};
 use crate::signup::{Candidate, FieldError, Password};
 
 /// Where the hash stands.
@@ -42,6 +43,17 @@ pub fn check_bulk(
             Err(errors.into_iter().chain(hash.err()).collect())
         }
     }
+}
+
+/// The JSON Schema of a contract's bulk document, its password in clear or as a hash.
+pub fn bulk_schema(contract: &dyn Contract) -> Value {
+    let mut schema = contract.schema();
+    schema["properties"][PASSWORD_HASH] = schema::password_hash();
+    if let Some(required) = schema["required"].as_array_mut() {
+        required.retain(|field| field != PASSWORD);
+    }
+    schema["oneOf"] = json!([{ "required": [PASSWORD] }, { "required": [PASSWORD_HASH] }]);
+    schema
 }
 
 fn password_hash(field: &Field) -> Result<SecretString, FieldError> {

@@ -52,6 +52,10 @@ impl Contract for ErrorCode {
         schema::document(self.id().as_str(), fields, &["username", "email", "password"])
     }
 
+    fn example(&self) -> Value {
+        json!({ "username": "test", "email": "email@vigilo.com", "password": "Pas$_w0rds" })
+    }
+
     fn write(&self, candidate: &Candidate) -> Value {
         let (key, password) = candidate.password.in_document();
         json!({

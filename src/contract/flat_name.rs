@@ -64,13 +64,43 @@ impl Contract for FlatName {
     }
 
     fn schema(&self) -> Value {
-        let fields = json!({
+        let mut fields = json!({
             "firstname": schema::name(NAME_MIN),
             "lastname": schema::optional_name(NAME_MIN),
             "email": schema::email(),
             "password": schema::password(PASSWORD_MIN, ""),
         });
-        schema::document(self.id().as_str(), fields, &["firstname", "email", "password"])
+        if !self.nested_too {
+            return schema::document(
+                self.id().as_str(),
+                fields,
+                &["firstname", "email", "password"],
+            );
+        }
+        fields["firstname"]["type"] = json!(["string", "null"]);
+        fields["fullname"] =
+            json!({ "description": "Counts where the names beside it are absent." });
+        let nested = json!({
+            "type": "object",
+            "properties": { "firstname": schema::name(NAME_MIN) },
+            "required": ["firstname"],
+        });
+        let mut schema = schema::document(self.id().as_str(), fields, &["email", "password"]);
+        schema["anyOf"] = json!([
+            { "properties": { "firstname": { "type": "string" } }, "required": ["firstname"] },
+            {
+                "properties": { "firstname": { "type": "null" }, "fullname": nested },
+                "required": ["fullname"],
+            },
+        ]);
+        schema
+    }
+
+    fn example(&self) -> Value {
+        json!({
+            "firstname": "John", "lastname": "Doe",
+            "email": "john.doe@example.com", "password": "securepassword",
+        })
     }
 
     fn write(&self, candidate: &Candidate) -> Value {

@@ -15,11 +15,13 @@ mod policy;
 pub mod problem;
 mod register;
 pub mod rules;
+pub mod samples;
 pub mod schema;
+pub mod shape;
 mod username;
 
 pub use answer::{Answer, Fault, Rendered};
-pub use bulk::{PASSWORD_HASH, check_bulk};
+pub use bulk::{PASSWORD_HASH, bulk_schema, check_bulk};
 pub use document::{Document, Unreadable};
 pub use policy::{CommonPasswords, Policy};
 
@@ -43,6 +45,9 @@ pub trait Contract: Sync {
     /// The document as a JSON Schema, its password in clear. MUST accept whatever `check` accepts,
     /// as long as texts are in NFC; knows no policy.
     fn schema(&self) -> Value;
+
+    /// A document as it is published with the contract, or as it might be where none is.
+    fn example(&self) -> Value;
 
     /// Writes the document anew from a candidate: only the fields the contract knows, so that
     /// nothing else a client sent travels on.

@@ -138,6 +138,15 @@ pub(super) fn nested_schema(contract: ContractId) -> Value {
     schema::document(contract.as_str(), fields, &["fullname", "email", "password"])
 }
 
+/// A document of the nested form.
+pub(super) fn nested_example(password: &str) -> Value {
+    json!({
+        "fullname": { "firstname": "John", "lastname": "Doe" },
+        "email": "john.doe@example.com",
+        "password": password,
+    })
+}
+
 /// Writes the nested form.
 pub(super) fn write_nested(candidate: &Candidate) -> Value {
     let (key, password) = candidate.password.in_document();

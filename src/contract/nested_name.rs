@@ -45,6 +45,10 @@ impl Contract for NestedName {
         names::nested_schema(self.id())
     }
 
+    fn example(&self) -> Value {
+        names::nested_example("securePassword123")
+    }
+
     fn write(&self, candidate: &Candidate) -> Value {
         names::write_nested(candidate)
     }

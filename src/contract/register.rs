@@ -55,6 +55,10 @@ impl Contract for Register {
         names::nested_schema(self.id())
     }
 
+    fn example(&self) -> Value {
+        names::nested_example("securepassword")
+    }
+
     fn write(&self, candidate: &Candidate) -> Value {
         names::write_nested(candidate)
     }

@@ -97,7 +97,7 @@ pub(super) fn password(min: u64, further: &str) -> Value {
 }
 
 /// A bcrypt string as [`rules::HASH_COSTS`] allows it.
-pub fn password_hash() -> Value {
+pub(super) fn password_hash() -> Value {
     let costs: Vec<String> = rules::HASH_COSTS.map(|cost| format!("{cost:02}")).collect();
     json!({
         "type": "string",

@@ -51,6 +51,10 @@ impl Contract for Username {
         schema::document(self.id().as_str(), fields, &["username", "password"])
     }
 
+    fn example(&self) -> Value {
+        json!({ "username": "John Doe", "email": "john.doe@example.com", "password": "securePassword123" })
+    }
+
     fn write(&self, candidate: &Candidate) -> Value {
         let (key, password) = candidate.password.in_document();
         json!({

@@ -41,7 +41,15 @@ const PIECES: usize = 4;
 /// How long a client may neither send nor read while nothing else is going on.
 const IDLE: Duration = Duration::from_secs(60);
 
-const NDJSON: &str = "application/x-ndjson";
+pub(super) const NDJSON: &str = "application/x-ndjson";
+
+/// What is said of a request of which no row is read.
+pub(super) const NO_KEY: &str = "The API key of front.bulk_key is wanted as a bearer token.";
+pub(super) const NOT_NDJSON: &str =
+    "Content-Type must be application/x-ndjson: one JSON object a line.";
+pub(super) const NO_CONTRACT: &str = "Name the rows' contract: ?contract=username, nested-name, \
+    flat-name, register or error-code.";
+pub(super) const BUSY: &str = "No row was read; send them again later.";
 
 impl Front {
     /// Refuses, in this order: 401, 415, 400, 503. After that every row has its own answer.
@@ -54,21 +62,17 @@ impl Front {
         let (head, body) = request.into_parts();
         if !is_authorised(&head.headers, key) {
             body::drain(body).await;
-            let detail = "The API key of front.bulk_key is wanted as a bearer token.";
-            let mut refused = answer::problem(StatusCode::UNAUTHORIZED, detail);
+            let mut refused = answer::problem(StatusCode::UNAUTHORIZED, NO_KEY);
             refused.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return refused;
         }
         if !body::is_utf8_of(&head.headers, NDJSON) {
             body::drain(body).await;
-            let detail = "Content-Type must be application/x-ndjson: one JSON object a line.";
-            return answer::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail);
+            return answer::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, NOT_NDJSON);
         }
         let Some(contract) = contract_in(head.uri.query().unwrap_or_default()) else {
             body::drain(body).await;
-            let detail = "Name the rows' contract: ?contract=username, nested-name, flat-name, \
-                          register or error-code.";
-            return answer::problem(StatusCode::BAD_REQUEST, detail);
+            return answer::problem(StatusCode::BAD_REQUEST, NO_CONTRACT);
         };
         let (key, fresh) = match idempotency_key(&head.headers) {
             Ok(Some(key)) => (key, false),
@@ -82,11 +86,7 @@ impl Front {
         let permit = self.uploads.clone().try_acquire_owned().ok();
         let Some(permit) = permit.filter(|_| self.telemetry.health.is_ready()) else {
             body::drain(body).await;
-            let detail = "No row was read; send them again later.";
-            return answer::with_key(
-                answer::problem(StatusCode::SERVICE_UNAVAILABLE, detail),
-                &key,
-            );
+            return answer::with_key(answer::problem(StatusCode::SERVICE_UNAVAILABLE, BUSY), &key);
         };
         let (pieces, streamed) = mpsc::channel(PIECES);
         let upload = Upload {

@@ -20,7 +20,7 @@ use super::answer::{self, Response};
 const CACHED: HeaderValue = HeaderValue::from_static("public, max-age=300");
 
 /// What is published of a key (RFC 7517, 4; RFC 7518, 6; RFC 8037, 2). All the rest is left out.
-const PUBLIC: [&str; 9] = ["kty", "use", "alg", "kid", "crv", "x", "y", "n", "e"];
+pub(super) const PUBLIC: [&str; 9] = ["kty", "use", "alg", "kid", "crv", "x", "y", "n", "e"];
 /// Members that only a private key or a secret has.
 const PRIVATE: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
 

@@ -12,6 +12,7 @@ mod files;
 mod joined;
 pub mod jwks;
 mod limits;
+pub mod openapi;
 pub mod ops;
 mod pages;
 pub mod probe;
@@ -29,6 +30,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use tokio::net::TcpListener;
@@ -52,10 +54,16 @@ pub use server::{Limits, bind};
 /// Longest time a client is asked to stay away because of a backlog, whose length is an estimate.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 
+/// What is said of a path at which nothing is served.
+const NOT_FOUND: &str =
+    "Nothing is served at this path; the registration paths are in the documentation.";
+
 /// The front end: everything a request needs.
 pub struct Front {
     settings: config::Front,
     routes: Routes,
+    /// The OpenAPI document.
+    specification: Bytes,
     cors: cors::Cors,
     limits: RateLimits,
     policy: Policy,
@@ -93,6 +101,7 @@ impl Front {
                     metrics: admin.is_none(),
                 },
             ),
+            specification: Bytes::from(openapi::document(&settings).to_string()),
             cors: cors::Cors::new(&settings.cors_origins),
             limits: RateLimits::new(limits),
             policy,
@@ -140,10 +149,7 @@ impl Front {
 
     async fn route(&self, request: Request<Incoming>, peer: SocketAddr) -> Response {
         let Some(found) = self.routes.find(request.uri().path()) else {
-            return answer::problem(
-                StatusCode::NOT_FOUND,
-                "Nothing is served at this path; the registration paths are in the documentation.",
-            );
+            return answer::problem(StatusCode::NOT_FOUND, NOT_FOUND);
         };
         let mut span = trace::begin(found, &request);
         let log = span.log();
@@ -178,6 +184,9 @@ impl Front {
                 Some(keys) => keys.answer(),
                 None => answer::empty(StatusCode::NOT_FOUND),
             },
+            (Found::Specification, &Method::GET | &Method::HEAD) => {
+                answer::json_bytes(StatusCode::OK, self.specification.clone())
+            }
             (Found::Live, &Method::GET | &Method::HEAD) => ops::live(),
             (Found::Ready, &Method::GET | &Method::HEAD) => {
                 ops::ready(&self.telemetry.health, Some(&self.caller.backlog()))

@@ -19,6 +19,9 @@ use crate::telemetry::trace::Span;
 /// Longest token worth sending: ours are under 1 KiB.
 const TOKEN_MAX: usize = 4096;
 
+/// What is said to whoever has no token, or none that counts.
+pub(super) const UNAUTHORIZED: &str = "Unauthorized";
+
 impl Front {
     /// Refuses, in this order: 429, 401, 503.
     pub(super) async fn profile(
@@ -64,7 +67,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 fn unauthorized() -> Response {
-    let mut response = answer::json(StatusCode::UNAUTHORIZED, &problem::message("Unauthorized"));
+    let mut response = answer::json(StatusCode::UNAUTHORIZED, &problem::message(UNAUTHORIZED));
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }

@@ -3,6 +3,13 @@
 use super::pages::{self, Page};
 use crate::config::Mount;
 
+pub(super) const BULK: &str = "/registrations";
+pub(super) const PROFILE: &str = "/users/profile";
+pub(super) const KEYS: &str = "/.well-known/jwks.json";
+pub(super) const SPECIFICATION: &str = "/openapi.json";
+pub(super) const LIVE: &str = "/live";
+pub(super) const READY: &str = "/ready";
+
 /// The paths that are served.
 pub(super) struct Routes {
     exact: Vec<Mount>,
@@ -33,6 +40,8 @@ pub(super) enum Found<'a> {
     Profile,
     /// The public keys of tokens.
     Keys,
+    /// The description of all of them.
+    Specification,
     Live,
     Ready,
     /// For people.
@@ -47,6 +56,7 @@ impl Found<'_> {
             Self::Signup(_) | Self::Bulk => "POST, OPTIONS",
             Self::Profile
             | Self::Keys
+            | Self::Specification
             | Self::Live
             | Self::Ready
             | Self::Metrics
@@ -69,11 +79,12 @@ impl Routes {
             return Some(Found::Signup(mount));
         }
         match path {
-            "/registrations" if self.served.bulk => return Some(Found::Bulk),
-            "/users/profile" => return Some(Found::Profile),
-            "/.well-known/jwks.json" if self.served.keys => return Some(Found::Keys),
-            "/live" => return Some(Found::Live),
-            "/ready" => return Some(Found::Ready),
+            BULK if self.served.bulk => return Some(Found::Bulk),
+            PROFILE => return Some(Found::Profile),
+            KEYS if self.served.keys => return Some(Found::Keys),
+            SPECIFICATION => return Some(Found::Specification),
+            LIVE => return Some(Found::Live),
+            READY => return Some(Found::Ready),
             "/metrics" if self.served.metrics => return Some(Found::Metrics),
             _ => {}
         }

@@ -26,6 +26,9 @@ use crate::telemetry::{Stage, Stages, TraceContext};
 /// answers late.
 const WAIT_PART: u32 = 3;
 
+/// What is said of a body that did not come in time.
+pub(super) const SLOW_BODY: &str = "The body took too long.";
+
 /// What is told of a request, apart from its answer.
 struct Trip {
     /// The message's id, once there is one.
@@ -99,7 +102,7 @@ impl Front {
                 return ("broken", closing(fault(first, Fault::Unreadable), head.version));
             }
             Err(BodyError::Slow) => {
-                let told = answer::problem(StatusCode::REQUEST_TIMEOUT, "The body took too long.");
+                let told = answer::problem(StatusCode::REQUEST_TIMEOUT, SLOW_BODY);
                 return ("slow", closing(told, head.version));
             }
         };

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::event::{REGISTRATION_REJECTED, RegistrationRejected, USER_REGISTERED, UserRegistered};
 use super::redact::{KEPT, NESTED};
 use super::{Door, seal};
-use crate::contract::{self, contract};
+use crate::contract::{bulk_schema, contract};
 use crate::signup::{ContractId, Outcome};
 
 /// The name of the schema of replies.
@@ -41,16 +41,13 @@ pub fn document_name(door: Door, id: ContractId) -> String {
 /// A contract's document as a door takes it: its password may be sealed, and at the bulk door a hash
 /// may stand in its place.
 fn document(door: Door, id: ContractId) -> Value {
-    let mut schema = contract(id).schema();
+    let contract = contract(id);
+    let mut schema = match door {
+        Door::Bulk => bulk_schema(contract),
+        Door::Interactive | Door::Profile => contract.schema(),
+    };
     let clear = schema["properties"]["password"].take();
     schema["properties"]["password"] = json!({ "anyOf": [clear, sealed()] });
-    if door == Door::Bulk {
-        schema["properties"]["passwordHash"] = contract::schema::password_hash();
-        if let Some(required) = schema["required"].as_array_mut() {
-            required.retain(|field| field != "password");
-        }
-        schema["oneOf"] = json!([{ "required": ["password"] }, { "required": ["passwordHash"] }]);
-    }
     schema
 }
 
@@ -83,8 +80,8 @@ fn sealed() -> Value {
     })
 }
 
-/// The schema of a type, in one piece.
-fn of<T: JsonSchema>() -> Value {
+/// The schema of a type as muster writes it, in one piece.
+pub fn of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft2020_12().for_serialize().with(|settings| {
         settings.inline_subschemas = true;
         settings.meta_schema = None;

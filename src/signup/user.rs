@@ -98,6 +98,21 @@ pub struct User {
     pub updated_at: Millis,
 }
 
+impl User {
+    /// What may be shown of a new user.
+    pub fn new(id: UserId, candidate: &Candidate, now: Millis) -> Self {
+        Self {
+            id,
+            contract: candidate.contract,
+            username: candidate.username.clone(),
+            email: candidate.email.as_ref().map(|email| email.address().to_owned()),
+            fullname: candidate.fullname.clone(),
+            created_at: now,
+            updated_at: now,
+        }
+    }
+}
+
 impl fmt::Debug for User {
     // A user in a log line is an id, never a name or an address.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -129,15 +144,7 @@ impl Record {
         now: Millis,
     ) -> Self {
         Self {
-            user: User {
-                id: UserId::generate(),
-                contract: candidate.contract,
-                username: candidate.username.clone(),
-                email: candidate.email.as_ref().map(|email| email.address().to_owned()),
-                fullname: candidate.fullname.clone(),
-                created_at: now,
-                updated_at: now,
-            },
+            user: User::new(UserId::generate(), candidate, now),
             email_key: candidate.email.as_ref().map(Email::key).map(str::to_owned),
             password_hash,
             registration_id,

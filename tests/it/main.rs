@@ -28,6 +28,7 @@ mod import;
 mod keys;
 mod limits;
 mod metrics;
+mod openapi;
 mod overload;
 mod pages;
 mod policy;

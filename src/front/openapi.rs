@@ -1,0 +1,114 @@
+//! The HTTP door as an OpenAPI document, from the definitions that the code itself uses: mounts, the
+//! contracts' schemas, and the answers that the contracts give. Served at `/openapi.json`, printed by
+//! `muster spec openapi`.
+
+mod answers;
+mod doors;
+mod registration;
+
+use serde_json::{Map, Value, json};
+
+use crate::config;
+use crate::contract::{bulk_schema, contract, problem, samples, shape};
+use crate::queue::schema;
+use crate::rows::Report;
+use crate::signup::ContractId;
+
+const ABOUT: &str = "Registers users. Five published signup contracts are served at once, each with the \
+    answers its document prescribes. A registration goes through a queue to a worker that hashes the \
+    password, stores the user and signs the token; the answer comes when that is done. Fields that a \
+    contract does not know are ignored, of equal keys the last one counts, and null is the same as \
+    absent. Every answer says which pages may read it (CORS), and every path answers OPTIONS with 204.";
+
+/// The document, for these mounts and limits.
+pub fn document(settings: &config::Front) -> Value {
+    let mut paths = doors::paths();
+    for mount in &settings.mounts {
+        paths.extend(registration::paths(mount, settings));
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "muster",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": ABOUT,
+            "license": { "name": env!("CARGO_PKG_LICENSE"), "identifier": env!("CARGO_PKG_LICENSE") },
+        },
+        "servers": [{ "url": "/" }],
+        "tags": [
+            { "name": registration::TAG, "description": "One user at a time." },
+            { "name": doors::USERS, "description": "Who a token belongs to, and who signed it." },
+            { "name": doors::BULK, "description": "Many users with one request." },
+            { "name": doors::PROBES, "description": "How the process is doing." },
+        ],
+        "paths": paths,
+        "components": {
+            "schemas": schemas(&settings.mounts),
+            "parameters": { "IdempotencyKey": registration::key_parameter() },
+            "headers": headers(),
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "The token of a registration.",
+                },
+                "bulkKey": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The API key in the setting front.bulk_key.",
+                },
+            },
+        },
+    })
+}
+
+/// What the answers' bodies and the documents look like, each under the name that refers to it.
+fn schemas(mounts: &[config::Mount]) -> Map<String, Value> {
+    let mut all = Map::new();
+    for mount in mounts {
+        for served in registration::contracts(mount) {
+            all.insert(served.name(), served.contract.schema());
+            for (status, samples) in answers::by_status(&samples::of(served.contract)) {
+                let bodies: Vec<&Value> = samples.iter().map(|sample| &sample.body).collect();
+                all.insert(answers::name(served.contract.id(), status), shape::of(&bodies));
+            }
+        }
+    }
+    for id in ContractId::ALL {
+        let profiles = samples::profiles(contract(id));
+        all.insert(doors::profile_name(id), shape::of(&profiles.iter().collect::<Vec<_>>()));
+        all.insert(doors::row_name(id), bulk_schema(contract(id)));
+    }
+    all.insert("report".to_owned(), schema::of::<Report>());
+    all.insert("problem".to_owned(), shape::of(&[&problem::problem(404, "title", "detail")]));
+    all.insert("message".to_owned(), shape::of(&[&problem::message("text")]));
+    all.extend(doors::schemas());
+    all
+}
+
+fn headers() -> Value {
+    let text = json!({ "type": "string" });
+    json!({
+        "Idempotency-Key": {
+            "description": "The key under which repeating the request is safe: the one that was sent, or \
+                            one made for it.",
+            "schema": registration::key_schema(),
+        },
+        "Idempotency-Replayed": {
+            "description": "There, and true, where an earlier registration is answered again.",
+            "schema": { "const": "true" },
+        },
+        "Retry-After": {
+            "description": "In how many seconds to try again.",
+            "schema": { "type": "integer", "minimum": 1 },
+        },
+        "WWW-Authenticate": { "description": "How to say who one is.", "schema": text },
+        "Cache-Control": { "description": "How long it may be kept.", "schema": text },
+    })
+}
+
+/// A reference to a schema of [`schemas`].
+fn reference(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}

@@ -1,0 +1,246 @@
+//! The paths that are no registration of a single user: the token's owner, the public keys, rows in
+//! bulk, and the probes.
+
+use hyper::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::{answers, reference};
+use crate::contract::{Fault, contract, samples};
+use crate::front::{NOT_FOUND, bulk, jwks, profile, router};
+use crate::signup::ContractId;
+
+pub(super) const USERS: &str = "users";
+pub(super) const BULK: &str = "bulk";
+pub(super) const PROBES: &str = "probes";
+
+/// The name of the schema of what a contract shows of its user.
+pub(super) fn profile_name(id: ContractId) -> String {
+    format!("{id}.profile")
+}
+
+/// The name of the schema of a contract's document as a row.
+pub(super) fn row_name(id: ContractId) -> String {
+    format!("{id}.row")
+}
+
+pub(super) fn paths() -> Map<String, Value> {
+    let path = |path: &str, method: &str, operation: Value| {
+        (path.to_owned(), json!({ method: operation }))
+    };
+    Map::from_iter([
+        path(router::PROFILE, "get", profile()),
+        path(router::BULK, "post", bulk()),
+        path(router::KEYS, "get", keys()),
+        path(router::LIVE, "get", live()),
+        path(router::READY, "get", ready()),
+    ])
+}
+
+/// Schemas of what is written here and nowhere as a type.
+pub(super) fn schemas() -> Map<String, Value> {
+    let waits = json!({ "type": "object", "required": ["waitingFor"], "properties": {
+        "waitingFor": { "type": "string" },
+    } });
+    let ready = json!({
+        "type": "object",
+        "required": ["ready", "parts"],
+        "properties": {
+            "ready": { "type": "boolean" },
+            "parts": {
+                "type": "object",
+                "description": "Each part that has to work, and what it waits for.",
+                "additionalProperties": { "oneOf": [{ "const": "up" }, waits] },
+            },
+            "workers": { "type": ["integer", "null"], "description": "How many consume." },
+            "waiting": { "type": ["integer", "null"], "description": "Messages that no worker has taken." },
+        },
+    });
+    let aborted = json!({
+        "type": "object",
+        "description": "The last line, where the rest of the body was not read.",
+        "required": ["outcome", "code"],
+        "properties": {
+            "outcome": { "const": "aborted" },
+            "code": { "enum": ["broken", "idle", "stopping"] },
+        },
+    });
+    let keys = json!({
+        "type": "object",
+        "required": ["keys"],
+        "properties": {
+            "keys": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["kty"],
+                    "properties": jwks::PUBLIC
+                        .iter()
+                        .map(|member| ((*member).to_owned(), json!({ "type": "string" })))
+                        .collect::<Map<_, _>>(),
+                },
+            },
+        },
+    });
+    let live = json!({
+        "type": "object", "required": ["live"], "properties": { "live": { "const": true } },
+    });
+    Map::from_iter([
+        ("ready".to_owned(), ready),
+        ("aborted".to_owned(), aborted),
+        ("keys".to_owned(), keys),
+        ("live".to_owned(), live),
+    ])
+}
+
+fn profile() -> Value {
+    let shown: Vec<(ContractId, Value)> = ContractId::ALL
+        .into_iter()
+        .filter_map(|id| Some((id, samples::profiles(contract(id)).into_iter().next()?)))
+        .collect();
+    let summaries: Vec<String> = shown.iter().map(|(id, _)| format!("A user of `{id}`")).collect();
+    let of: Vec<Value> = shown.iter().map(|(id, _)| reference(&profile_name(*id))).collect();
+    let examples = shown.iter().zip(&summaries);
+    let found = answers::json(
+        // More than one may fit: what one contract shows is a part of what another does.
+        &json!({ "anyOf": of }),
+        examples.map(|((id, body), summary)| (id.to_string(), summary.as_str(), body)),
+    );
+    let unauthorized =
+        answers::with(answers::message(profile::UNAUTHORIZED), &["WWW-Authenticate"]);
+    let fault = |fault: Fault| answers::message(fault.text());
+    json!({
+        "operationId": "getProfile",
+        "tags": [USERS],
+        "summary": "The token's owner",
+        "description": "In the shape of the contract that created the user. A fault of the service is \
+                        never 401, so a client may throw its token away on that.",
+        "security": [{ "token": [] }],
+        "responses": {
+            "200": found,
+            "401": unauthorized,
+            "500": fault(Fault::Internal),
+            "503": answers::with(fault(Fault::NotAccepted), &["Retry-After"]),
+            "504": fault(Fault::NoAnswer),
+        },
+    })
+}
+
+fn bulk() -> Value {
+    let lines = |about: &str, of: Value| {
+        json!({ "schema": {
+        "type": "string", "description": about, "x-line": of,
+    } })
+    };
+    let rows: Vec<Value> = ContractId::ALL.into_iter().map(|id| reference(&row_name(id))).collect();
+    let problem = answers::problem;
+    let busy = problem(StatusCode::SERVICE_UNAVAILABLE, bulk::BUSY);
+    json!({
+        "operationId": "registerInBulk",
+        "tags": [BULK],
+        "summary": "Register many users",
+        "description": "There only with the setting front.bulk_key. Rows are read, sent and answered while \
+                        they come; an answer stands at its row's place. No tokens are made. Under an \
+                        Idempotency-Key the same body can be sent again: what is registered stays so.",
+        "security": [{ "bulkKey": [] }],
+        "parameters": [
+            {
+                "name": "contract",
+                "in": "query",
+                "required": true,
+                "description": "The contract of all rows.",
+                "schema": { "enum": ContractId::ALL },
+            },
+            { "$ref": "#/components/parameters/IdempotencyKey" },
+        ],
+        "requestBody": {
+            "required": true,
+            "description": "One JSON object a line: a row.",
+            "content": { bulk::NDJSON: lines(
+                "Rows: documents of the contract, which may have a bcrypt hash in the place of the \
+                 password.",
+                json!({ "anyOf": rows }),
+            ) },
+        },
+        "responses": {
+            "200": answers::with(
+                json!({
+                    "description": "An answer for each row, in the order of the rows.",
+                    "content": { bulk::NDJSON: lines(
+                        "Reports, one JSON object a line.",
+                        json!({ "oneOf": [reference("report"), reference("aborted")] }),
+                    ) },
+                }),
+                &["Idempotency-Key"],
+            ),
+            "400": problem(
+                StatusCode::BAD_REQUEST,
+                &format!("{} {}.", bulk::NO_CONTRACT, Fault::BadKey.text()),
+            ),
+            "401": answers::with(
+                problem(StatusCode::UNAUTHORIZED, bulk::NO_KEY),
+                &["WWW-Authenticate"],
+            ),
+            "404": problem(StatusCode::NOT_FOUND, NOT_FOUND),
+            "415": problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, bulk::NOT_NDJSON),
+            "503": answers::with(busy, &["Idempotency-Key", "Retry-After"]),
+        },
+    })
+}
+
+fn keys() -> Value {
+    let example = json!({ "keys": [{
+        "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
+        "kid": "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
+        "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+    }] });
+    let summary = "The public keys";
+    let set = answers::json(&reference("keys"), [("keys".to_owned(), summary, &example)]);
+    json!({
+        "operationId": "getKeys",
+        "tags": [USERS],
+        "summary": "The keys that verify tokens",
+        "description": "A JSON Web Key Set (RFC 7517). There where tokens are signed with a key that has a \
+                        public half.",
+        "responses": {
+            "200": answers::with(set, &["Cache-Control"]),
+            "404": answers::problem(StatusCode::NOT_FOUND, NOT_FOUND),
+        },
+    })
+}
+
+fn live() -> Value {
+    let example = json!({ "live": true });
+    json!({
+        "operationId": "isLive",
+        "tags": [PROBES],
+        "summary": "Whether the process answers",
+        "responses": {
+            "200": answers::json(
+                &reference("live"),
+                [("live".to_owned(), "The process answers", &example)],
+            ),
+        },
+    })
+}
+
+fn ready() -> Value {
+    let parts = |broker: Value| json!({ "broker": broker, "process": "up" });
+    let up = json!({ "ready": true, "parts": parts(json!("up")), "workers": 2, "waiting": 0 });
+    let waits = json!({ "waitingFor": "the broker" });
+    let down = json!({ "ready": false, "parts": parts(waits), "workers": 0, "waiting": 0 });
+    let answer = |summary: &str, example: &Value| {
+        answers::json(&reference("ready"), [("parts".to_owned(), summary, example)])
+    };
+    json!({
+        "operationId": "isReady",
+        "tags": [PROBES],
+        "summary": "Whether every part can work",
+        "responses": {
+            "200": answer("Every part can work", &up),
+            "503": answers::with(
+                answer("A part waits for something, and says for what", &down),
+                &["Retry-After"],
+            ),
+        },
+    })
+}
