@@ -27,7 +27,7 @@ pub mod trust;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,6 +64,8 @@ pub struct Front {
     routes: Routes,
     /// The OpenAPI document.
     specification: Bytes,
+    /// The page that shows it.
+    docs: OnceLock<Bytes>,
     cors: cors::Cors,
     limits: RateLimits,
     policy: Policy,
@@ -102,6 +104,7 @@ impl Front {
                 },
             ),
             specification: Bytes::from(openapi::document(&settings).to_string()),
+            docs: OnceLock::new(),
             cors: cors::Cors::new(&settings.cors_origins),
             limits: RateLimits::new(limits),
             policy,

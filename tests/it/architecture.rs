@@ -44,7 +44,7 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 25] = [
+const HOMES: [(&str, &[&str]); 26] = [
     ("lapin", &["queue/rabbit/"]),
     ("mongodb", &["store/mongo/"]),
     ("redb", &["store/embedded.rs"]),
@@ -71,6 +71,7 @@ const HOMES: [(&str, &[&str]); 25] = [
     ("tokio_rustls", &["front/"]),
     ("governor", &["front/limits/"]),
     ("lru", &["front/limits/"]),
+    ("maud", &["front/pages/docs"]),
 ];
 
 /// Lines without tests; beyond, a file has more than one thing to say.

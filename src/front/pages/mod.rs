@@ -2,17 +2,19 @@
 //! settings say so. What a page does it does over the same paths as everybody else.
 
 mod asset;
+mod docs;
 mod mounts;
 mod status;
 
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderMap, HeaderValue, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
 };
 
-use super::Front;
 use super::answer::{self, Response};
+use super::{Front, openapi};
 use asset::{Asset, html, script, style, svg};
 
 /// Everything from here, nothing inline, framed by nobody.
@@ -20,11 +22,17 @@ const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
 );
+/// The same of a page that has no script and sends nothing.
+const POLICY_OF_TEXT: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'none'; \
+     frame-ancestors 'none'; base-uri 'none'",
+);
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 /// What changes is asked for again; an unchanged file answers 304.
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// The files and where they are, without a trailing slash.
-static ASSETS: [Asset; 8] = [
+static ASSETS: [Asset; 9] = [
     html("", include_str!("signup.html")),
     html("/status", include_str!("status.html")),
     script("/pages/signup.js", include_str!("signup.js")),
@@ -32,6 +40,7 @@ static ASSETS: [Asset; 8] = [
     script("/pages/trip.js", include_str!("trip.js")),
     script("/pages/status.js", include_str!("status.js")),
     style("/pages/style.css", include_str!("style.css")),
+    style("/pages/docs.css", include_str!("docs.css")),
     svg("/pages/icon.svg", include_str!("icon.svg")),
 ];
 
@@ -40,6 +49,8 @@ static ASSETS: [Asset; 8] = [
 pub(super) enum Page {
     /// A file.
     Asset(&'static Asset),
+    /// The OpenAPI document, for people.
+    Docs,
     /// Where which contract is mounted.
     Mounts,
     /// The figures of the status page.
@@ -49,6 +60,7 @@ pub(super) enum Page {
 /// Finds what is at a path.
 pub(super) fn find(path: &str) -> Option<Page> {
     match path {
+        "/docs" => Some(Page::Docs),
         "/pages/mounts.json" => Some(Page::Mounts),
         "/status.json" => Some(Page::Status),
         path => ASSETS.iter().find(|asset| asset.path == path).map(Page::Asset),
@@ -59,14 +71,22 @@ impl Front {
     pub(super) fn page(&self, page: Page, asked: &HeaderMap) -> Response {
         let mut response = match page {
             Page::Asset(asset) => asset.answer(asked),
+            Page::Docs => answer::bytes(self.docs(), HTML),
             Page::Mounts => answer::json(StatusCode::OK, &mounts::listed(&self.settings.mounts)),
             Page::Status => answer::json(StatusCode::OK, &status::told(self)),
         };
         let headers = response.headers_mut();
-        headers.insert(CONTENT_SECURITY_POLICY, POLICY);
+        let policy = if page == Page::Docs { POLICY_OF_TEXT } else { POLICY };
+        headers.insert(CONTENT_SECURITY_POLICY, policy);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         headers.insert(CACHE_CONTROL, ASK_AGAIN);
         response
+    }
+
+    /// Written when it is asked for first.
+    fn docs(&self) -> Bytes {
+        let write = || Bytes::from(docs::page(&openapi::document(&self.settings)));
+        self.docs.get_or_init(write).clone()
     }
 }
