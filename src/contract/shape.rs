@@ -29,7 +29,10 @@ pub fn of(samples: &[&Value]) -> Value {
     };
     if !objects.is_empty() {
         schema["properties"] = properties(&objects);
-        schema["required"] = required(&objects);
+        let required = required(&objects);
+        if !required.is_empty() {
+            schema["required"] = json!(required);
+        }
     }
     if kinds.contains(&"array") && !items.is_empty() {
         schema["items"] = of(&items);
@@ -81,10 +84,10 @@ fn properties(objects: &[&Map<String, Value>]) -> Value {
     Value::Object(found)
 }
 
-fn required(objects: &[&Map<String, Value>]) -> Value {
+fn required<'a>(objects: &[&'a Map<String, Value>]) -> Vec<&'a String> {
     let everywhere = |name: &&String| objects.iter().all(|object| object.contains_key(*name));
     let names = objects.first().into_iter().flat_map(|object| object.keys());
-    json!(names.filter(everywhere).collect::<Vec<_>>())
+    names.filter(everywhere).collect()
 }
 
 #[cfg(test)]

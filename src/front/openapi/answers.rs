@@ -49,14 +49,21 @@ pub(super) fn message(text: &str) -> Value {
     json(&reference("message"), [("message".to_owned(), text, &example)])
 }
 
-/// A problem document with this detail.
-pub(super) fn problem(status: StatusCode, detail: &str) -> Value {
+/// A problem document, with one of these details.
+pub(super) fn problem(status: StatusCode, details: &[&str]) -> Value {
     let title = status.canonical_reason().unwrap_or_default();
-    let example = problem::problem(status.as_u16(), title, detail);
+    let examples: Map<String, Value> = details
+        .iter()
+        .enumerate()
+        .map(|(at, detail)| {
+            let example = problem::problem(status.as_u16(), title, detail);
+            (format!("problem-{}", at + 1), json!({ "summary": detail, "value": example }))
+        })
+        .collect();
     json!({
-        "description": detail,
+        "description": details.join(" "),
         "content": {
-            problem::MEDIA_TYPE: { "schema": reference("problem"), "example": example },
+            problem::MEDIA_TYPE: { "schema": reference("problem"), "examples": examples },
         },
     })
 }

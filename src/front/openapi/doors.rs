@@ -133,7 +133,7 @@ fn bulk() -> Value {
     };
     let rows: Vec<Value> = ContractId::ALL.into_iter().map(|id| reference(&row_name(id))).collect();
     let problem = answers::problem;
-    let busy = problem(StatusCode::SERVICE_UNAVAILABLE, bulk::BUSY);
+    let busy = problem(StatusCode::SERVICE_UNAVAILABLE, &[bulk::BUSY]);
     json!({
         "operationId": "registerInBulk",
         "tags": [BULK],
@@ -172,16 +172,13 @@ fn bulk() -> Value {
                 }),
                 &["Idempotency-Key"],
             ),
-            "400": problem(
-                StatusCode::BAD_REQUEST,
-                &format!("{} {}.", bulk::NO_CONTRACT, Fault::BadKey.text()),
-            ),
+            "400": problem(StatusCode::BAD_REQUEST, &[bulk::NO_CONTRACT, Fault::BadKey.text()]),
             "401": answers::with(
-                problem(StatusCode::UNAUTHORIZED, bulk::NO_KEY),
+                problem(StatusCode::UNAUTHORIZED, &[bulk::NO_KEY]),
                 &["WWW-Authenticate"],
             ),
-            "404": problem(StatusCode::NOT_FOUND, NOT_FOUND),
-            "415": problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, bulk::NOT_NDJSON),
+            "404": problem(StatusCode::NOT_FOUND, &[NOT_FOUND]),
+            "415": problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, &[bulk::NOT_NDJSON]),
             "503": answers::with(busy, &["Idempotency-Key", "Retry-After"]),
         },
     })
@@ -203,7 +200,7 @@ fn keys() -> Value {
                         public half.",
         "responses": {
             "200": answers::with(set, &["Cache-Control"]),
-            "404": answers::problem(StatusCode::NOT_FOUND, NOT_FOUND),
+            "404": answers::problem(StatusCode::NOT_FOUND, &[NOT_FOUND]),
         },
     })
 }

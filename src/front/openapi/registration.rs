@@ -151,7 +151,7 @@ fn responses(contracts: &[Served]) -> Map<String, Value> {
         .iter()
         .map(|(status, samples)| (status.to_string(), response(*status, samples)))
         .collect();
-    let slow = answers::problem(StatusCode::REQUEST_TIMEOUT, SLOW_BODY);
+    let slow = answers::problem(StatusCode::REQUEST_TIMEOUT, &[SLOW_BODY]);
     responses.insert(StatusCode::REQUEST_TIMEOUT.as_str().to_owned(), slow);
     responses
 }
