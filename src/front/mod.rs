@@ -103,7 +103,7 @@ impl Front {
                     metrics: admin.is_none(),
                 },
             ),
-            specification: Bytes::from(openapi::document(&settings).to_string()),
+            specification: Bytes::from(openapi::document(settings).to_string()),
             docs: OnceLock::new(),
             cors: cors::Cors::new(&settings.cors_origins),
             limits: RateLimits::new(limits),
