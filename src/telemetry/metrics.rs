@@ -214,9 +214,13 @@ mod tests {
     fn a_doc_comment_is_the_help() {
         let metrics = Metrics::default();
         metrics.at_scrape(|metrics| metrics.connections.set(7));
+        metrics.stage_seconds.with_label_values(&["hash"]);
         let text = metrics.render();
         assert!(text.contains("# HELP muster_connections Open HTTP connections.\n"), "{text}");
         assert!(text.contains("# TYPE muster_connections gauge\nmuster_connections 7\n"), "{text}");
-        assert!(text.contains("are no faster here or are not built: 1 or 0.\n"), "{text}");
+        assert!(
+            text.contains("at fronts; slot, hash, insert, work and settle at workers.\n"),
+            "{text}"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! The kernel against the world: hashes others have published, and the `bcrypt` crate.
 
+use super::self_test::{KNOWN, KNOWN_PASSWORD};
 use super::*;
 use proptest::prelude::*;
 

@@ -20,7 +20,7 @@ use super::services::service;
 static ONE: Semaphore = Semaphore::const_new(1);
 
 /// How Chromium runs as root, without a screen, and without asking anybody on the internet anything.
-const FLAGS: [&str; 10] = [
+const FLAGS: [&str; 11] = [
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
@@ -31,6 +31,8 @@ const FLAGS: [&str; 10] = [
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
+    // What moves smoothly is still on its way when a click looks for it.
+    "--force-prefers-reduced-motion",
 ];
 
 /// The key that WebDriver names an element by.

