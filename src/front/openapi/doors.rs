@@ -118,6 +118,7 @@ fn profile() -> Value {
         "responses": {
             "200": found,
             "401": unauthorized,
+            "429": answers::with(fault(Fault::TooMany), &["Retry-After"]),
             "500": fault(Fault::Internal),
             "503": answers::with(fault(Fault::NotAccepted), &["Retry-After"]),
             "504": fault(Fault::NoAnswer),
