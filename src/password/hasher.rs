@@ -98,10 +98,10 @@ impl Hasher {
             }
             Task::Hash { cost, done } => (cost, salt, Wanted::Hash(done)),
             Task::Verify { hash, done } => match hash.parse::<HashParts>() {
-                Ok(parts) => {
+                Ok(parts) if lanes::COSTS.contains(&parts.get_cost()) => {
                     (parts.get_cost(), parts.get_salt_raw(), Wanted::Verify { hash, done })
                 }
-                Err(_) => {
+                _ => {
                     let _ = done.send(Err(HashError::Failed));
                     return;
                 }
@@ -236,10 +236,13 @@ mod tests {
                 bcrypt::verify("secret-1", &hashed.try_recv().unwrap().unwrap().value).unwrap()
             );
         }
-        let (done, mut verified) = oneshot::channel();
-        let task = Task::Verify { hash: "no hash".into(), done };
-        let (beside, _) = job(Class::Interactive, 4);
-        hasher.work(vec![Job { task, ..beside }]);
-        assert_eq!(verified.try_recv().unwrap(), Err(HashError::Failed));
+        let beyond = known.format_for_version(Version::TwoB).replacen("$05$", "$32$", 1);
+        for hash in ["no hash", &beyond] {
+            let (done, mut verified) = oneshot::channel();
+            let task = Task::Verify { hash: hash.into(), done };
+            let (beside, _) = job(Class::Interactive, 4);
+            hasher.work(vec![Job { task, ..beside }]);
+            assert_eq!(verified.try_recv().unwrap(), Err(HashError::Failed), "{hash}");
+        }
     }
 }

@@ -13,6 +13,7 @@
 //! hash. The hashing pool of `password` is the caller; each of its threads owns one [`Lanes`].
 
 use std::array;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{Ordering::SeqCst, compiler_fence};
 
 use zeroize::Zeroize;
@@ -30,6 +31,9 @@ pub const LANES: &[usize] = &[1, 2, 4, 6, 8];
 
 /// As many lanes as there can be.
 pub const MAX: usize = 8;
+
+/// bcrypt's costs.
+pub const COSTS: RangeInclusive<u32> = 4..=31;
 
 /// The longest password bcrypt can tell from a longer one, in bytes.
 pub const LONGEST: usize = 72;
@@ -103,7 +107,7 @@ impl Lanes {
     /// # Panics
     /// If all [`MAX`] lanes are taken, or with a cost outside bcrypt's 4 to 31.
     pub fn begin(&mut self, cost: u32, job: &Job<'_>) {
-        assert!((4..=31).contains(&cost), "bcrypt has no cost {cost}");
+        assert!(COSTS.contains(&cost), "bcrypt has no cost {cost}");
         assert!(self.taken < MAX, "a job more than the {MAX} lanes hold");
         debug_assert!(job.password.len() <= LONGEST);
         let lane = self.taken;
