@@ -1,11 +1,14 @@
 //! What a thread hashes with: the lanes, as many as are fastest here, or the `bcrypt` crate.
 //!
-//! How many lanes pay depends on the processor, and now and then on where the linker happened to
-//! put a loop. So it is measured at start, and where the lanes are wrong or slower than the crate,
-//! the crate it is.
+//! How many lanes pay depends on the processor, now and then on where the linker happened to put a
+//! loop, and on the other threads: two that share a core share its first-level cache too, and more
+//! lanes may be slower then. So it is measured at start, on all threads at once, and where the lanes
+//! are wrong or slower than the crate, the crate it is.
 
 use std::fmt;
 use std::hint::black_box;
+use std::sync::Barrier;
+use std::thread;
 use std::time::Duration;
 
 use bcrypt::Version;
@@ -16,7 +19,7 @@ use super::lanes::{self, Job, LANES, Lanes, MAX};
 /// Cost of the hashes that are measured: a batch takes one or two milliseconds.
 const MEASURED_COST: u32 = 4;
 /// Rounds of measuring; the best of each counts, because other work only ever adds time.
-const ROUNDS: u32 = 6;
+const ROUNDS: usize = 6;
 /// Between two rounds, so that a burst of other work, which slows this thread's core down without
 /// showing in its processor time, does not last for all of them.
 const BREATH: Duration = Duration::from_millis(15);
@@ -41,9 +44,9 @@ impl Kernel {
         }
     }
 
-    /// The configured kernel, or the fastest here, and what it hashes. Takes about 60 ms of
-    /// processor time and as much again of pauses; a configured one 20 ms.
-    pub fn choose(configured: Option<usize>) -> (Self, Rate) {
+    /// The configured kernel, or the fastest here on so many threads, and what it hashes. Takes each
+    /// thread about 60 ms, and as much again of pauses; a configured one 20 ms.
+    pub fn choose(configured: Option<usize>, threads: usize) -> (Self, Rate) {
         // Unoptimised, the lanes take fourteen times as long as the crate, which the dev profile
         // optimises; there they are used only on request.
         let candidates: Vec<Self> = match configured {
@@ -57,9 +60,9 @@ impl Kernel {
             && let Err(error) = lanes::self_test()
         {
             tracing::error!(%error, "hashing with the bcrypt crate instead");
-            return fastest(&measure(&[Self::Crate]));
+            return fastest(&measure(&[Self::Crate], threads));
         }
-        fastest(&measure(&candidates))
+        fastest(&measure(&candidates, threads))
     }
 }
 
@@ -83,26 +86,41 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// What each kernel hashes on one thread.
-fn measure(kernels: &[Kernel]) -> Vec<(Kernel, Rate)> {
+/// What each kernel hashes on one of so many threads that all hash.
+fn measure(kernels: &[Kernel], threads: usize) -> Vec<(Kernel, Rate)> {
+    let start = Barrier::new(threads);
+    let times: Vec<Vec<Duration>> = thread::scope(|scope| {
+        let running: Vec<_> =
+            (0..threads).map(|_| scope.spawn(|| times_of(kernels, &start))).collect();
+        running.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let rate = |n: usize, kernel: Kernel| {
+        let rounds = (0..ROUNDS).map(|round| round * kernels.len() + n);
+        let sums = rounds.map(|at| times.iter().map(|times| times[at]).sum::<Duration>());
+        let best = sums.min().unwrap_or(Duration::MAX);
+        Rate((kernel.width() * times.len()) as f64 / best.as_secs_f64())
+    };
+    kernels.iter().enumerate().map(|(n, kernel)| (*kernel, rate(n, *kernel))).collect()
+}
+
+/// The times of each kernel in each round, every one begun by all threads together.
+fn times_of(kernels: &[Kernel], start: &Barrier) -> Vec<Duration> {
     let mut lanes = Lanes::new();
-    let mut best: Vec<(Kernel, Duration)> =
-        kernels.iter().map(|kernel| (*kernel, Duration::MAX)).collect();
+    let mut times = Vec::with_capacity(ROUNDS * kernels.len());
     for round in 0..ROUNDS {
         if round > 0 && kernels.len() > 1 {
             #[expect(
                 clippy::disallowed_methods,
                 reason = "at start, before there are other tasks"
             )]
-            std::thread::sleep(BREATH);
+            thread::sleep(BREATH);
         }
-        for (kernel, time) in &mut best {
-            *time = (*time).min(time_of(*kernel, &mut lanes, MEASURED_COST));
+        for kernel in kernels {
+            start.wait();
+            times.push(time_of(*kernel, &mut lanes, MEASURED_COST));
         }
     }
-    best.into_iter()
-        .map(|(kernel, time)| (kernel, Rate(kernel.width() as f64 / time.as_secs_f64())))
-        .collect()
+    times
 }
 
 /// The processor time of one full batch on this thread: on a busy machine, the clock on the wall

@@ -17,7 +17,7 @@ use crate::password::lanes::Lanes;
 const ROUNDS: u64 = 5;
 
 pub(super) fn measure(settings: &config::Password, bar: &ProgressBar) -> Hashing {
-    let (chosen, _) = Kernel::choose(settings.lanes);
+    let (chosen, _) = Kernel::choose(settings.lanes, settings.threads);
     let kernels = [Kernel::Crate, Kernel::Lanes(1), chosen];
     let mut best = [Duration::MAX; 3];
     let mut lanes: Vec<Box<Lanes>> = (0..settings.threads).map(|_| Lanes::new()).collect();
