@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::policy::Policy;
+use super::policy::{CommonPasswords, Policy};
 use super::{Answer, Contract, Document, Fault};
 use crate::signup::{Candidate, FieldError, Millis, User, UserId};
 
@@ -48,6 +48,11 @@ pub fn of(contract: &dyn Contract) -> Vec<Sample> {
         if let Err(errors) = check(contract, &document) {
             all.add(name, summary, &Answer::Invalid(&errors));
         }
+    }
+    let common: CommonPasswords = example["password"].as_str().into_iter().collect();
+    if let Err(errors) = checked(contract, &example, &Policy::new(0, common)) {
+        let summary = "The password is on the operator's list of common ones (off by default)";
+        all.add("common-password", summary, &Answer::Invalid(&errors));
     }
     for field in ["email", "username"] {
         if example.get(field).is_some() {
@@ -94,9 +99,17 @@ impl Samples<'_> {
 }
 
 fn check(contract: &dyn Contract, document: &Value) -> Result<Candidate, Vec<FieldError>> {
+    checked(contract, document, &Policy::default())
+}
+
+fn checked(
+    contract: &dyn Contract,
+    document: &Value,
+    policy: &Policy,
+) -> Result<Candidate, Vec<FieldError>> {
     let text = document.to_string();
     let document = Document::parse(text.as_bytes()).map_err(|_| Vec::new())?;
-    contract.check(&document, &Policy::default())
+    contract.check(&document, policy)
 }
 
 /// Breaks a rule of every field there is in any contract.

@@ -99,6 +99,11 @@ fn headers() -> Value {
             "description": "There, and true, where an earlier registration is answered again.",
             "schema": { "const": "true" },
         },
+        "Server-Timing": {
+            "description": "How many milliseconds the stages took that the registration came to. Only \
+                            where pages for people are on.",
+            "schema": text,
+        },
         "Retry-After": {
             "description": "In how many seconds to try again.",
             "schema": { "type": "integer", "minimum": 1 },

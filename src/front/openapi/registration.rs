@@ -14,6 +14,8 @@ use crate::front::signup::SLOW_BODY;
 use crate::signup::{ContractId, IdempotencyKey};
 
 pub(super) const TAG: &str = "registration";
+/// The header that every answer has where there are pages.
+const TIMES: &str = "Server-Timing";
 
 /// A contract at a mount.
 pub(super) struct Served {
@@ -152,6 +154,7 @@ fn responses(contracts: &[Served]) -> Map<String, Value> {
         .map(|(status, samples)| (status.to_string(), response(*status, samples)))
         .collect();
     let slow = answers::problem(StatusCode::REQUEST_TIMEOUT, &[SLOW_BODY]);
+    let slow = answers::with(slow, &[TIMES]);
     responses.insert(StatusCode::REQUEST_TIMEOUT.as_str().to_owned(), slow);
     responses
 }
@@ -176,7 +179,7 @@ fn response(status: u16, samples: &[(ContractId, Sample)]) -> Value {
         500.. => &["Idempotency-Key"],
         _ => &[],
     };
-    answers::with(answers::json(&schema, examples), headers)
+    answers::with(answers::json(&schema, examples), &[headers, &[TIMES]].concat())
 }
 
 /// The header that makes repeating a request safe.
