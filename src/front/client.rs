@@ -1,16 +1,19 @@
-//! An HTTP/1.1 client on one connection, plain or over TLS, for the commands that ask a muster and for
-//! `collector`.
+//! An HTTP/1.1 client on one connection, plain or over TLS, for the commands that ask a muster or a
+//! broker's HTTP API, and for `collector`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -24,6 +27,7 @@ const RESPONSE_MAX: usize = 4 << 20;
 pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
     host: String,
+    authorization: Option<HeaderValue>,
 }
 
 impl Connection {
@@ -61,7 +65,16 @@ impl Connection {
     ) -> anyhow::Result<Self> {
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        Ok(Self { sender, host })
+        Ok(Self { sender, host, authorization: None })
+    }
+
+    /// Says with every request who asks (HTTP Basic, RFC 7617).
+    pub fn log_in(&mut self, user: &str, password: &SecretString) -> anyhow::Result<()> {
+        let login = STANDARD.encode(format!("{user}:{}", password.expose_secret()));
+        let mut value = HeaderValue::from_str(&format!("Basic {login}"))?;
+        value.set_sensitive(true);
+        self.authorization = Some(value);
+        Ok(())
     }
 
     /// Gets a path: status and body.
@@ -93,6 +106,9 @@ impl Connection {
     pub async fn send(&mut self, request: Request<Bytes>) -> anyhow::Result<Response<Bytes>> {
         let mut request = request.map(Full::new);
         request.headers_mut().insert(HOST, HeaderValue::from_str(&self.host)?);
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
         if let Some(path) = request.uri().path_and_query() {
             *request.uri_mut() = path.clone().into();
         }

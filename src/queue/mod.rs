@@ -197,11 +197,23 @@ pub async fn dead_letters(
     })
 }
 
-/// What can be seen of the queue that the settings name, changing nothing there.
-pub async fn inspect(settings: &config::Queue) -> anyhow::Result<Vec<Finding>> {
+/// A broker's HTTP API, for what AMQP does not show. `queue` speaks no HTTP, so whoever calls does.
+#[async_trait]
+pub trait Management: Send {
+    /// What there is below `/api/` at these segments of a path, `None` if nothing. An error if it
+    /// cannot be asked, or refuses.
+    async fn get(&mut self, path: &[&str]) -> anyhow::Result<Option<serde_json::Value>>;
+}
+
+/// What can be seen of the queue that the settings name, changing nothing there; more with the
+/// broker's HTTP API than without.
+pub async fn inspect(
+    settings: &config::Queue,
+    api: Option<&mut dyn Management>,
+) -> anyhow::Result<Vec<Finding>> {
     match &settings.url {
         config::QueueUrl::Local => Ok(vec![Finding::ok("queue", "in this process")]),
-        config::QueueUrl::Amqp(url) => rabbit::inspect(url, settings).await,
+        config::QueueUrl::Amqp(url) => rabbit::inspect(url, settings, api).await,
     }
 }
 

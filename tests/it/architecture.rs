@@ -44,8 +44,10 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 26] = [
+const HOMES: [(&str, &[&str]); 28] = [
     ("lapin", &["queue/rabbit/"]),
+    ("fancy_regex", &["queue/rabbit/management.rs"]),
+    ("percent_encoding", &["cli/doctor/management.rs"]),
     ("mongodb", &["store/mongo/"]),
     ("redb", &["store/embedded.rs"]),
     // `app` names the type of a request, to hand it from the listener to the front.

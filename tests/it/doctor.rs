@@ -11,9 +11,10 @@ use mongodb::bson::doc;
 use serde_json::Value;
 
 use crate::support::Setup;
-use crate::support::broker::{Broker, registration};
+use crate::support::broker::{Broker, rabbitmqctl, registration};
 use crate::support::command::{Ended, run};
-use crate::support::services::{PRODUCTION, amqp_url};
+use crate::support::muster::eventually;
+use crate::support::services::{PRODUCTION, amqp_url, provided};
 
 /// A setup that nothing is wrong with.
 fn sound(setup: Setup) -> Setup {
@@ -29,8 +30,8 @@ async fn sealed(setup: Setup) -> Setup {
     setup.with("MUSTER_QUEUE_SEAL_KEYS", keys["seal_keys"][0].as_str().unwrap())
 }
 
-async fn doctor(setup: &Setup) -> Ended {
-    let ended = run(setup, &["doctor", "--json"]).await;
+async fn doctor(setup: &Setup, flags: &[&str]) -> Ended {
+    let ended = run(setup, &[&["doctor", "--json"], flags].concat()).await;
     for secret in ["guest:guest", crate::support::muster::SECRET] {
         assert!(!ended.stdout.contains(secret), "a secret is shown");
     }
@@ -39,7 +40,11 @@ async fn doctor(setup: &Setup) -> Ended {
 
 /// What it says about one thing, warnings and errors first.
 async fn found(setup: &Setup, check: &str) -> (String, String) {
-    let ended = doctor(setup).await;
+    found_with(setup, &[], check).await
+}
+
+async fn found_with(setup: &Setup, flags: &[&str], check: &str) -> (String, String) {
+    let ended = doctor(setup, flags).await;
     let document = ended.json();
     let findings = document["findings"].as_array().unwrap();
     let of = |finding: &&Value| finding["check"] == check;
@@ -70,7 +75,7 @@ async fn all_is_well_on_services_as_they_should_be() {
     }
     for setup in setups {
         assert!(setup.start().await.stop().await.success());
-        let ended = doctor(&setup).await;
+        let ended = doctor(&setup, &[]).await;
         let document = ended.json();
         assert_eq!(ended.code, Some(0), "{document:#}");
         assert_eq!(document["warnings"], 0);
@@ -85,7 +90,7 @@ async fn nothing_is_made_by_looking() {
         return;
     }
     let setup = sealed(sound(Setup::new(PRODUCTION))).await;
-    let ended = doctor(&setup).await;
+    let ended = doctor(&setup, &[]).await;
     assert_eq!(ended.code, Some(0), "what is not there yet is no fault: {}", ended.stdout);
     is(&found(&setup, "queue").await, "note", "is not there yet");
     is(&found(&setup, "exchange").await, "note", "is not there yet");
@@ -172,6 +177,57 @@ async fn queues_that_differ() {
     is(&found(&setup, "exchange").await, "error", "another type");
 }
 
+#[tokio::test]
+async fn what_only_the_http_api_shows() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let (Some(url), Some(_)) = (provided("MANAGEMENT_URL"), provided("RABBITMQCTL")) else {
+        return;
+    };
+    let setup = sealed(sound(Setup::new(PRODUCTION))).await;
+    assert!(setup.start().await.stop().await.success());
+    // The user is the queue's, unless the URL names one.
+    let bare = url.replace("guest:guest@", "");
+    for url in [&url, &bare] {
+        let ended = doctor(&setup, &["--management", url]).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stdout);
+    }
+    let found = async |check: &str| found_with(&setup, &["--management", &bare], check).await;
+    is(&found("broker alarms").await, "ok", "none on 1 node");
+    is(&found("bindings").await, "ok", "bound to");
+    is(&found("policies").await, "ok", "none that changes it");
+
+    let namespace = setup.namespace();
+    let bulk = format!("{namespace}.bulk");
+    let broker =
+        Connection::connect(&amqp_url().unwrap(), ConnectionProperties::default()).await.unwrap();
+    let channel = broker.create_channel().await.unwrap();
+    let none = FieldTable::default();
+    channel
+        .queue_unbind(bulk.as_str().into(), namespace.into(), "bulk".into(), none)
+        .await
+        .unwrap();
+    is(&found("bindings").await, "error", &format!("{bulk}: not bound to {namespace} with bulk"));
+
+    let pattern = format!("^{namespace}\\.dead$");
+    let policy = r#"{"message-ttl":1000}"#;
+    rabbitmqctl(&["set_policy", namespace, &pattern, policy, "--apply-to", "queues"])
+        .await
+        .unwrap();
+    let changed = format!("{namespace}.dead: changed by message-ttl 1000 of {namespace}");
+    is(&found("policies").await, "error", &changed);
+    rabbitmqctl(&["clear_policy", namespace]).await.unwrap();
+    is(&found("policies").await, "ok", "none that changes it");
+
+    let stranger = bare.replace("http://", "http://nobody:hunter2@");
+    let refused = doctor(&setup, &["--management", &stranger]).await;
+    assert!(refused.stdout.contains("answers 401"), "{}", refused.stdout);
+    assert!(!refused.stdout.contains("hunter2"));
+    let away = found_with(&setup, &["--management", "http://127.0.0.1:1"], "management").await;
+    is(&away, "error", "127.0.0.1:1");
+}
+
 fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in entries {
@@ -200,7 +256,7 @@ async fn letters_that_died_are_told() {
             b"{}",
         )
         .await;
-    crate::support::muster::eventually("the letter to be counted", async || {
+    eventually("the letter to be counted", async || {
         found(&setup, "dead letters").await.1.starts_with("1 in ")
     })
     .await;
@@ -232,7 +288,7 @@ async fn services_that_are_away() {
         .with("MUSTER_STORE_TIMEOUT", "500ms");
     is(&found(&away, "broker").await, "error", "127.0.0.1:1");
     is(&found(&away, "database").await, "error", "127.0.0.1:1");
-    assert!(!doctor(&away).await.stdout.contains("hunter2"));
+    assert!(!doctor(&away, &[]).await.stdout.contains("hunter2"));
     is(&found(&away, "sealed passwords").await, "warning", "in clear");
     let far = away.with("MUSTER_QUEUE", "amqp://guest:hunter2@broker.invalid/%2f");
     is(&found(&far, "broker connection").await, "warning", "not encrypted");

@@ -5,8 +5,9 @@ use futures_util::future::join_all;
 
 use crate::support::Rig;
 use crate::support::broker::rabbitmqctl;
+use crate::support::command::run;
 use crate::support::muster::eventually;
-use crate::support::services::command;
+use crate::support::services::{command, provided};
 
 /// So that whoever waits for its deadline is noticed.
 const LONG: (&str, &str) = ("MUSTER_FRONT_DEADLINE", "60s");
@@ -88,6 +89,11 @@ async fn a_broker_with_an_alarm_is_told_at_once_and_waited_for() {
         rabbitmqctl(&["-q", "set_vm_memory_high_watermark", "0.0001"]).await.unwrap();
         // The broker tells it to connections that publish.
         rig.fronts[0].is_ready(false).await;
+        if let Some(url) = provided("MANAGEMENT_URL") {
+            let told = run(&rig.setup, &["doctor", "--role", "front", "--management", &url]).await;
+            assert_eq!(told.code, Some(3));
+            assert!(told.stdout.contains("broker alarms: memory on "), "{}", told.stdout);
+        }
         let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
         let asked = ledger.registration();
         let answer = ledger.ask(&client, &asked).await.unwrap();

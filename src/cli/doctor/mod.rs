@@ -3,19 +3,22 @@
 //! this machine and in the settings, in `here`.
 
 mod here;
+mod management;
 
 use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
+use url::Url;
 
 use super::{
     EXIT_CONFIGURATION, EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, SettingFlags, complain, runtime,
 };
-use crate::config::Settings;
+use crate::config::{self, Settings};
+use crate::queue::{self, Management};
+use crate::store;
 use crate::telemetry::finding::{Finding, Severity};
-use crate::{queue, store};
 
 /// Longest wait for the broker, and for the database. Both answer within milliseconds, or something is
 /// wrong with them.
@@ -25,12 +28,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[command(after_help = "Examples:\n  \
     muster doctor\n  \
     muster doctor --role front\n  \
+    muster doctor --management http://broker:15672\n  \
     muster doctor --json | jq '.findings[] | select(.severity == \"error\")'\n\n\
     Exit codes: 0 nothing but notes, 1 it could not look, 2 settings are wrong, 3 warnings or errors.\n\
     Queues are compared by declaring those that are there once more, which changes nothing.")]
 pub(super) struct Flags {
     #[command(flatten)]
     settings: SettingFlags,
+    /// Ask RabbitMQ's HTTP API too: for bindings, policies and alarms, which AMQP does not show. As the
+    /// user of the queue unless the URL names another; it needs the tag monitoring.
+    #[arg(long, value_name = "URL")]
+    management: Option<Url>,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -44,7 +52,8 @@ pub(super) fn run(flags: Flags) -> u8 {
             return EXIT_CONFIGURATION;
         }
     };
-    let findings = runtime().map(|runtime| runtime.block_on(look(&settings)));
+    let findings =
+        runtime().map(|runtime| runtime.block_on(look(&settings, flags.management.as_ref())));
     let printed = findings.and_then(|findings| {
         io::stdout().write_all(shown(&findings, flags.json).as_bytes())?;
         Ok(findings.iter().map(|finding| finding.severity).max())
@@ -59,15 +68,32 @@ pub(super) fn run(flags: Flags) -> u8 {
     }
 }
 
-async fn look(settings: &Settings) -> Vec<Finding> {
+async fn look(settings: &Settings, management: Option<&Url>) -> Vec<Finding> {
     let mut findings = here::look(settings);
-    let found = tokio::time::timeout(PATIENCE, queue::inspect(&settings.queue)).await;
+    let found = tokio::time::timeout(PATIENCE, broker(&settings.queue, management)).await;
     findings.extend(or_unusable("broker", found));
     if settings.role.has_worker() {
         let found = tokio::time::timeout(PATIENCE, store::inspect(&settings.store)).await;
         findings.extend(or_unusable("database", found));
     }
     findings
+}
+
+async fn broker(
+    settings: &config::Queue,
+    management: Option<&Url>,
+) -> anyhow::Result<Vec<Finding>> {
+    let Some(url) = management else { return queue::inspect(settings, None).await };
+    match management::Api::open(url, settings).await {
+        Ok(mut api) => queue::inspect(settings, Some(&mut api as &mut dyn Management)).await,
+        Err(error) => {
+            let mut findings = queue::inspect(settings, None).await?;
+            let remedy =
+                "see whether the plugin rabbitmq_management runs there, and its user is right";
+            findings.push(Finding::error("management", format!("{error:#}"), remedy));
+            Ok(findings)
+        }
+    }
 }
 
 fn or_unusable(
@@ -100,5 +126,9 @@ fn shown(findings: &[Finding], as_json: bool) -> String {
             text.push_str(&format!("{:<8} -> {remedy}\n", ""));
         }
     }
-    text + &format!("{errors} errors, {warnings} warnings\n")
+    text + &format!("{}, {}\n", counted(errors, "error"), counted(warnings, "warning"))
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

@@ -59,12 +59,6 @@ pub(super) async fn inspect(broker: &Broker) -> Vec<Finding> {
         findings.extend(queue(broker, link.connection(), &spec).await);
     }
     link.close().await;
-    findings.push(Finding::note(
-        "bindings and policies",
-        "AMQP does not show them; every front and worker makes the bindings when it connects, and a \
-         policy of somebody else can still change a queue",
-        "rabbitmqctl list_bindings; rabbitmqctl list_policies",
-    ));
     findings
 }
 

@@ -18,6 +18,7 @@ mod inspect;
 mod known;
 mod letter;
 mod link;
+mod management;
 mod producer;
 mod properties;
 mod publisher;
@@ -36,7 +37,7 @@ use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::seal::Sealer;
-use super::{Caller, Door, Inbox, PaceNow, Prefetch, Producer, Queue, Window};
+use super::{Caller, Door, Inbox, Management, PaceNow, Prefetch, Producer, Queue, Window};
 use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
@@ -171,9 +172,15 @@ pub(super) async fn dead_letters(
 pub(super) async fn inspect(
     url: &SecretString,
     settings: &config::Queue,
+    api: Option<&mut dyn Management>,
 ) -> anyhow::Result<Vec<Finding>> {
-    Ok(inspect::inspect(&Broker::new(url, settings.clone(), Clock::system(), Arc::default())?)
-        .await)
+    let broker = Broker::new(url, settings.clone(), Clock::system(), Arc::default())?;
+    let mut findings = inspect::inspect(&broker).await;
+    findings.extend(match api {
+        Some(api) => management::inspect(&broker, api).await,
+        None => vec![management::left_out()],
+    });
+    Ok(findings)
 }
 
 /// Removes all that a namespace has on the broker.

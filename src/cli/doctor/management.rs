@@ -1,0 +1,69 @@
+//! The way to RabbitMQ's HTTP API, which `queue` asks.
+
+use anyhow::{Context, bail, ensure};
+use async_trait::async_trait;
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+use url::Url;
+
+use crate::config::{self, QueueUrl};
+use crate::front::client::Connection;
+use crate::front::trust;
+use crate::queue::Management;
+
+/// One connection to it, logged in.
+pub(super) struct Api {
+    base: Url,
+    connection: Connection,
+}
+
+impl Api {
+    /// Connects. Who asks is in `url`, or else the user of the queue.
+    pub(super) async fn open(url: &Url, settings: &config::Queue) -> anyhow::Result<Self> {
+        let host = url.host_str().context("--management: a host wanted")?;
+        let port = url.port_or_known_default().context("--management: a port wanted")?;
+        let encrypted = url.scheme() == "https";
+        ensure!(encrypted || url.scheme() == "http", "--management: http:// or https:// wanted");
+        let ca_file = settings.ca_file.as_deref();
+        let trust = encrypted.then(|| trust::authorities(ca_file)).transpose()?;
+        let mut connection = Connection::open_to(host, port, trust).await?;
+        let (user, password) = match (login(url)?, &settings.url) {
+            (Some(login), _) => login,
+            (None, QueueUrl::Amqp(amqp)) => login(&Url::parse(amqp.expose_secret())?)?.context(
+                "--management: user and password wanted, as in http://user:password@host",
+            )?,
+            (None, QueueUrl::Local) => bail!("--management: the queue is local:, not RabbitMQ"),
+        };
+        connection.log_in(&user, &password)?;
+        Ok(Self { base: url.clone(), connection })
+    }
+}
+
+/// Who is named in a URL.
+fn login(url: &Url) -> anyhow::Result<Option<(String, SecretString)>> {
+    let text = |encoded| anyhow::Ok(percent_decode_str(encoded).decode_utf8()?.into_owned());
+    let Some(password) = url.password() else { return Ok(None) };
+    Ok(Some((text(url.username())?, SecretString::from(text(password)?))))
+}
+
+#[async_trait]
+impl Management for Api {
+    async fn get(&mut self, path: &[&str]) -> anyhow::Result<Option<Value>> {
+        let mut url = self.base.clone();
+        let segments = url.path_segments_mut();
+        let mut segments = segments.map_err(|()| anyhow::anyhow!("--management: not a base"))?;
+        segments.pop_if_empty().push("api").extend(path);
+        drop(segments);
+        let (status, body) = self.connection.get(url.path()).await?;
+        let host = self.base.host_str().unwrap_or_default();
+        match status {
+            200 => Ok(Some(serde_json::from_slice(&body).context("its answer is no JSON")?)),
+            404 => Ok(None),
+            401 | 403 => {
+                bail!("{host} answers {status}: this user may not ask for /api/{}", path[0])
+            }
+            _ => bail!("{host} answers {status} to /api/{}", path[0]),
+        }
+    }
+}
