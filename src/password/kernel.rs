@@ -1,14 +1,11 @@
 //! What a thread hashes with: the lanes, as many as are fastest here, or the `bcrypt` crate.
 //!
-//! How many lanes pay depends on the processor, now and then on where the linker happened to put a
-//! loop, and on the other threads: two that share a core share its first-level cache too, and more
-//! lanes may be slower then. So it is measured at start, on all threads at once, and where the lanes
-//! are wrong or slower than the crate, the crate it is.
+//! How many lanes pay depends on the processor, and now and then on where the linker happened to
+//! put a loop. So it is measured at start, and where the lanes are wrong or slower than the crate,
+//! the crate it is.
 
 use std::fmt;
 use std::hint::black_box;
-use std::sync::Barrier;
-use std::thread;
 use std::time::Duration;
 
 use bcrypt::Version;
@@ -19,12 +16,15 @@ use super::lanes::{self, Job, LANES, Lanes, MAX};
 /// Cost of the hashes that are measured: a batch takes one or two milliseconds.
 const MEASURED_COST: u32 = 4;
 /// Rounds of measuring; the best of each counts, because other work only ever adds time.
-const ROUNDS: usize = 6;
+const ROUNDS: u32 = 6;
 /// Between two rounds, so that a burst of other work, which slows this thread's core down without
 /// showing in its processor time, does not last for all of them.
 const BREATH: Duration = Duration::from_millis(15);
-/// More lanes must be faster by this much to be worth their longer batches.
-const WORTH: f64 = 1.05;
+/// Best, or within a twentieth of it, on every processor that was measured; see docs/performance.md.
+const USUAL: Kernel = Kernel::Lanes(6);
+/// Another must be faster than the usual by this much: while somebody else is on the same core, all
+/// look alike, and what is best then may be the slowest a second later.
+const CLEARLY: f64 = 1.1;
 
 /// What to hash with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +44,9 @@ impl Kernel {
         }
     }
 
-    /// The configured kernel, or the fastest here on so many threads, and what it hashes. Takes each
-    /// thread about 60 ms, and as much again of pauses; a configured one 20 ms.
-    pub fn choose(configured: Option<usize>, threads: usize) -> (Self, Rate) {
+    /// The configured kernel, or the fastest here, and what it hashes. Takes about 60 ms of
+    /// processor time and as much again of pauses; a configured one 20 ms.
+    pub fn choose(configured: Option<usize>) -> (Self, Rate) {
         // Unoptimised, the lanes take fourteen times as long as the crate, which the dev profile
         // optimises; there they are used only on request.
         let candidates: Vec<Self> = match configured {
@@ -60,9 +60,9 @@ impl Kernel {
             && let Err(error) = lanes::self_test()
         {
             tracing::error!(%error, "hashing with the bcrypt crate instead");
-            return fastest(&measure(&[Self::Crate], threads));
+            return fastest(&measure(&[Self::Crate]));
         }
-        fastest(&measure(&candidates, threads))
+        fastest(&measure(&candidates))
     }
 }
 
@@ -86,41 +86,26 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// What each kernel hashes on one of so many threads that all hash.
-fn measure(kernels: &[Kernel], threads: usize) -> Vec<(Kernel, Rate)> {
-    let start = Barrier::new(threads);
-    let times: Vec<Vec<Duration>> = thread::scope(|scope| {
-        let running: Vec<_> =
-            (0..threads).map(|_| scope.spawn(|| times_of(kernels, &start))).collect();
-        running.into_iter().filter_map(|thread| thread.join().ok()).collect()
-    });
-    let rate = |n: usize, kernel: Kernel| {
-        let rounds = (0..ROUNDS).map(|round| round * kernels.len() + n);
-        let sums = rounds.map(|at| times.iter().map(|times| times[at]).sum::<Duration>());
-        let best = sums.min().unwrap_or(Duration::MAX);
-        Rate((kernel.width() * times.len()) as f64 / best.as_secs_f64())
-    };
-    kernels.iter().enumerate().map(|(n, kernel)| (*kernel, rate(n, *kernel))).collect()
-}
-
-/// The times of each kernel in each round, every one begun by all threads together.
-fn times_of(kernels: &[Kernel], start: &Barrier) -> Vec<Duration> {
+/// What each kernel hashes on one thread.
+fn measure(kernels: &[Kernel]) -> Vec<(Kernel, Rate)> {
     let mut lanes = Lanes::new();
-    let mut times = Vec::with_capacity(ROUNDS * kernels.len());
+    let mut best: Vec<(Kernel, Duration)> =
+        kernels.iter().map(|kernel| (*kernel, Duration::MAX)).collect();
     for round in 0..ROUNDS {
         if round > 0 && kernels.len() > 1 {
             #[expect(
                 clippy::disallowed_methods,
                 reason = "at start, before there are other tasks"
             )]
-            thread::sleep(BREATH);
+            std::thread::sleep(BREATH);
         }
-        for kernel in kernels {
-            start.wait();
-            times.push(time_of(*kernel, &mut lanes, MEASURED_COST));
+        for (kernel, time) in &mut best {
+            *time = (*time).min(time_of(*kernel, &mut lanes, MEASURED_COST));
         }
     }
-    times
+    best.into_iter()
+        .map(|(kernel, time)| (kernel, Rate(kernel.width() as f64 / time.as_secs_f64())))
+        .collect()
 }
 
 /// The processor time of one full batch on this thread: on a busy machine, the clock on the wall
@@ -148,14 +133,13 @@ pub(super) fn processor_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
-/// The fastest, each step up only where it is worth it.
+/// The usual one, or the fastest where that is clearly faster.
 fn fastest(rates: &[(Kernel, Rate)]) -> (Kernel, Rate) {
-    let mut best = (Kernel::Crate, Rate(0.0));
-    for (kernel, rate) in rates {
-        if rate.0 > best.1.0 * WORTH {
-            best = (*kernel, *rate);
-        }
-    }
+    let usual = rates.iter().find(|(kernel, _)| *kernel == USUAL).or(rates.first());
+    let usual = usual.copied().unwrap_or((Kernel::Crate, Rate(0.0)));
+    let clearly = rates.iter().filter(|(_, rate)| rate.0 > usual.1.0 * CLEARLY);
+    let best = clearly.max_by(|(_, one), (_, other)| one.0.total_cmp(&other.0));
+    let best = best.copied().unwrap_or(usual);
     if best.0 == Kernel::Crate && rates.len() > 1 {
         tracing::warn!("the hash lanes are no faster than the bcrypt crate here; not used");
     }
@@ -167,20 +151,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_lanes_must_be_worth_it() {
-        let rates = |six: f64| {
-            [
+    fn another_than_the_usual_must_be_clearly_faster() {
+        let chosen = |four: f64, six: f64, eight: f64| {
+            let rates = [
                 (Kernel::Crate, Rate(17.1)),
                 (Kernel::Lanes(1), Rate(18.5)),
-                (Kernel::Lanes(4), Rate(56.0)),
+                (Kernel::Lanes(4), Rate(four)),
                 (Kernel::Lanes(6), Rate(six)),
-                (Kernel::Lanes(8), Rate(66.0)),
-            ]
+                (Kernel::Lanes(8), Rate(eight)),
+            ];
+            fastest(&rates).0
         };
-        assert_eq!(fastest(&rates(66.5)).0, Kernel::Lanes(6));
-        assert_eq!(fastest(&rates(57.0)).0, Kernel::Lanes(8));
-        let slow = [(Kernel::Crate, Rate(17.0)), (Kernel::Lanes(4), Rate(16.0))];
+        assert_eq!(chosen(56.0, 66.5, 66.0), Kernel::Lanes(6));
+        assert_eq!(chosen(68.0, 63.0, 69.0), Kernel::Lanes(6), "alike");
+        assert_eq!(chosen(56.0, 57.0, 66.0), Kernel::Lanes(8));
+        assert_eq!(chosen(56.0, 44.0, 51.0), Kernel::Lanes(4));
+        assert_eq!(chosen(16.0, 15.0, 14.0), Kernel::Lanes(1));
+        let slow = [(Kernel::Crate, Rate(17.0)), (Kernel::Lanes(6), Rate(15.0))];
         assert_eq!(fastest(&slow), slow[0]);
+        let given = [(Kernel::Lanes(2), Rate(34.0))];
+        assert_eq!(fastest(&given), given[0]);
         assert_eq!(Rate(32.0).at(MEASURED_COST + 3), 4.0);
     }
 }

@@ -84,7 +84,7 @@ struct End(Arc<Line>);
 impl Slots {
     /// Chooses the kernel and starts the threads.
     pub fn start(settings: &config::Password) -> anyhow::Result<Self> {
-        let (kernel, rate) = Kernel::choose(settings.lanes, settings.threads);
+        let (kernel, rate) = Kernel::choose(settings.lanes);
         let (line, usage) = (Arc::new(Line::default()), Arc::new(Counters::default()));
         usage.rate.store((rate.at(settings.cost) * 1e6) as u64, Ordering::Relaxed);
         let cost = settings.cost;
