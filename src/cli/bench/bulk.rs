@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -16,6 +17,9 @@ use super::report::Isolation;
 use crate::queue::{Producer, Queue, Row, Window};
 use crate::signup::{ContractId, MessageId, id::random_hex};
 use crate::telemetry::TraceContext;
+
+/// How long the broker has to put the rows away, with signups going on.
+const SETTLE: Duration = Duration::from_secs(20);
 
 /// Measures both, `capacity` signups a second being all that goes without rows.
 pub(super) async fn measure(
@@ -44,6 +48,9 @@ pub(super) async fn measure(
         sender.send(row(&run, tag)).await.context("the queue takes no more rows")?;
         bar.set_position(tag);
     }
+    // A broker is busy with rows for some seconds after it has taken them.
+    bar.set_prefix("until the rows lie in the queue");
+    drive_apart(address, Load { duration: SETTLE, ..load }, bar).await?;
     let before = done.load(Ordering::Relaxed);
     bar.set_prefix("half the load, and rows");
     let flooded = drive_apart(address, load, bar).await?;

@@ -1,5 +1,6 @@
 //! How fast this machine hashes: with the `bcrypt` crate, one password at a time on each thread, and
-//! with the kernel that muster would use, its lanes full. The second is the ceiling of signups.
+//! with the kernel that muster uses, its lanes full. The second is the ceiling of signups. Measured
+//! before and after them, because a virtual processor is not the same core all the time.
 
 use std::sync::Barrier;
 use std::thread;
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 
-use super::Hashing;
+use super::report::Hashing;
 use crate::config;
 use crate::password::Kernel;
 use crate::password::kernel::time_of;
@@ -16,12 +17,19 @@ use crate::password::lanes::Lanes;
 /// Rounds; the best of each kernel counts, because other work only ever adds time.
 const ROUNDS: u64 = 5;
 
-pub(super) fn measure(settings: &config::Password, bar: &ProgressBar) -> Hashing {
-    let (chosen, _) = Kernel::choose(settings.lanes, settings.threads);
+/// Times of a batch, all threads at it.
+pub(super) struct Times {
+    one_of_crate: Duration,
+    lone: Duration,
+    batch: Duration,
+}
+
+pub(super) fn measure(chosen: Kernel, settings: &config::Password, bar: &ProgressBar) -> Times {
     let kernels = [Kernel::Crate, Kernel::Lanes(1), chosen];
     let mut best = [Duration::MAX; 3];
     let mut lanes: Vec<Box<Lanes>> = (0..settings.threads).map(|_| Lanes::new()).collect();
     bar.set_length(ROUNDS);
+    bar.set_position(0);
     // In turns, so that a slow moment of the machine meets all of them alike.
     for _ in 0..ROUNDS {
         for (kernel, best) in kernels.iter().zip(&mut best) {
@@ -29,19 +37,37 @@ pub(super) fn measure(settings: &config::Password, bar: &ProgressBar) -> Hashing
         }
         bar.inc(1);
     }
-    bar.finish_and_clear();
-    let rate = |kernel: Kernel, time: Duration| {
-        (settings.threads * kernel.width()) as f64 / time.as_secs_f64()
-    };
-    Hashing {
-        cost: settings.cost,
-        threads: settings.threads,
-        kernel: chosen.to_string(),
-        crate_per_second: rate(Kernel::Crate, best[0]),
-        ceiling_per_second: rate(chosen, best[2]),
-        crate_ms: best[0].as_secs_f64() * 1e3,
-        lone_ms: best[1].as_secs_f64() * 1e3,
-        batch_ms: best[2].as_secs_f64() * 1e3,
+    let [one_of_crate, lone, batch] = best;
+    Times { one_of_crate, lone, batch }
+}
+
+impl Hashing {
+    /// The mean of two measurements.
+    pub(super) fn mean(
+        chosen: Kernel,
+        settings: &config::Password,
+        before: &Times,
+        after: &Times,
+    ) -> Self {
+        let mean = |time: fn(&Times) -> Duration| (time(before) + time(after)) / 2;
+        let rate = |kernel: Kernel, time: Duration| {
+            (settings.threads * kernel.width()) as f64 / time.as_secs_f64()
+        };
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let one_of_crate = mean(|times| times.one_of_crate);
+        let batch = mean(|times| times.batch);
+        Self {
+            cost: settings.cost,
+            threads: settings.threads,
+            kernel: chosen.to_string(),
+            crate_per_second: rate(Kernel::Crate, one_of_crate),
+            ceiling_per_second: rate(chosen, batch),
+            ceiling_before: rate(chosen, before.batch),
+            ceiling_after: rate(chosen, after.batch),
+            crate_ms: ms(one_of_crate),
+            lone_ms: ms(mean(|times| times.lone)),
+            batch_ms: ms(batch),
+        }
     }
 }
 

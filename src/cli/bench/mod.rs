@@ -19,6 +19,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain, runtime};
 use crate::app::App;
 use crate::config::{Flag, Settings, StoreUrl};
+use crate::password::Kernel;
 use crate::signup::{Clock, id::random_hex};
 use crate::{queue, store};
 use load::Load;
@@ -88,14 +89,25 @@ pub(super) fn run(flags: Flags) -> u8 {
     }
 }
 
-fn measure(flags: &Flags, settings: Settings) -> anyhow::Result<Report> {
-    let hashing = hashing::measure(&settings.password, &bar("hashing"));
-    let bar = bar("signing up");
+fn measure(flags: &Flags, mut settings: Settings) -> anyhow::Result<Report> {
+    let (kernel, _) = Kernel::choose(settings.password.lanes);
+    if let Kernel::Lanes(lanes) = kernel {
+        // The muster that is driven would choose anew.
+        settings.password.lanes = Some(lanes);
+    }
+    let bar = bar();
+    bar.set_prefix("hashing");
+    let before = hashing::measure(kernel, &settings.password, &bar);
+    bar.set_prefix("signing up");
     let (signups, isolation) = match flags.address {
         Some(address) => (load::drive(address, flags.load(), &bar)?, None),
         None => with_own_muster(flags, settings.clone(), &bar)?,
     };
+    bar.set_prefix("hashing again");
+    bar.set_message("");
+    let after = hashing::measure(kernel, &settings.password, &bar);
     bar.finish_and_clear();
+    let hashing = Hashing::mean(kernel, &settings.password, &before, &after);
     Ok(Report::new(flags, &settings, hashing, signups, isolation))
 }
 
@@ -176,9 +188,7 @@ fn with_own_muster(
     Ok(signups)
 }
 
-fn bar(what: &'static str) -> ProgressBar {
+fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:>10} {bar:30} {elapsed} {msg}");
-    ProgressBar::new(100)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        .with_prefix(what)
+    ProgressBar::new(100).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -9,6 +9,9 @@ use super::Flags;
 use crate::config::{QueueUrl, Settings, StoreUrl};
 use crate::password::Usage;
 
+/// Ceilings that are further apart than this, as a factor, are those of two machines.
+const UNSTEADY: f64 = 1.15;
+
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     queue: &'static str,
@@ -46,6 +49,9 @@ pub(super) struct Hashing {
     pub(super) kernel: String,
     pub(super) crate_per_second: f64,
     pub(super) ceiling_per_second: f64,
+    /// Before the signups and after them; the ceiling is between.
+    pub(super) ceiling_before: f64,
+    pub(super) ceiling_after: f64,
     pub(super) crate_ms: f64,
     pub(super) lone_ms: f64,
     pub(super) batch_ms: f64,
@@ -174,6 +180,13 @@ impl Report {
             self.ratio_to_crate,
             self.ratio_to_ceiling,
         );
+        let Hashing { ceiling_before, ceiling_after, .. } = self.hashing;
+        if (ceiling_before / ceiling_after).ln().abs() > UNSTEADY.ln() {
+            text += &format!(
+                "  not steady              {ceiling_before:.1}/s before, {ceiling_after:.1}/s after: \
+                 something else is on these cores, and the ratios say little; run it again\n"
+            );
+        }
         if let Some(inside) = &signups.inside {
             text += &format!(
                 "  lanes occupied    {:>9.1}     {:.1} ms in the line\n\
