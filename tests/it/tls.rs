@@ -12,14 +12,17 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use muster::front::client::Connection;
 use muster::front::trust;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 
 use crate::support::broker::rabbitmqctl;
+use crate::support::collector::Collector;
 use crate::support::command::run;
 use crate::support::muster::{PATIENCE, eventually};
 use crate::support::services::{PRODUCTION, amqp_url, unique};
@@ -123,6 +126,53 @@ async fn a_signup_over_https_by_either_protocol() {
         ["signup", "--url", &url, "--ca-file", &ca, "--firstname", "Ann", "--email", &email];
     let arguments: Vec<&str> = arguments.into_iter().chain(["--password-stdin"]).collect();
     crate::support::command::run_with(&asked, &arguments, "a password\n").await.printed();
+}
+
+/// Takes TLS on a port of its own and passes on what is inside.
+async fn behind_tls(address: String, certificates: &Certificates) -> u16 {
+    let chain = CertificateDer::pem_file_iter(certificates.path("cert.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(certificates.path("key.pem")).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain.map(Result::unwrap).collect(), key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // Who does not trust the certificate hangs up.
+            let Ok(mut inner) = acceptor.accept(stream).await else { continue };
+            let mut outer = TcpStream::connect(&address).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut inner, &mut outer).await });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn spans_go_to_a_collector_over_https() {
+    let collector = Collector::start().await;
+    let setup = Setup::embedded().with("OTEL_BSP_SCHEDULE_DELAY", "50");
+    let certificates = Certificates::made(&setup, "certs").await;
+    let port = behind_tls(collector.address.clone(), &certificates).await;
+    let setup = setup.with("MUSTER_TRACE_ENDPOINT", &format!("https://localhost:{port}"));
+    let sign_up = async |muster: &Muster| {
+        let address = muster.client().address().parse().unwrap();
+        let mut connection = Connection::open(address).await.unwrap();
+        assert_eq!(connection.post("/register", registration()).await.unwrap().0, 201);
+    };
+
+    let mut stranger = setup.start().await;
+    sign_up(&stranger).await;
+    stranger.wait_for_log(|line| line.contains("localhost") && line.contains("no TLS")).await;
+    assert!(collector.spans().is_empty());
+
+    let muster = setup.with("MUSTER_TRACE_CA_FILE", &certificates.path("ca.pem")).start().await;
+    sign_up(&muster).await;
+    eventually("a span", async || !collector.spans().is_empty()).await;
 }
 
 #[tokio::test]
