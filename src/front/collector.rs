@@ -40,7 +40,8 @@ impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let trust = self.trust.clone();
         let sending = async move { timeout(WITHIN, send(request, trust)).await };
-        Ok(self.runtime.spawn(sending).await???)
+        let sent = self.runtime.spawn(sending).await?.context("no answer within 10 s")?;
+        sent.map_err(|error| format!("{error:#}").into())
     }
 }
 

@@ -2,12 +2,14 @@
 //! so that a collector that is slow or away costs spans and never a signup. Begun by `serve`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use async_trait::async_trait;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_http::HttpClient;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -34,9 +36,10 @@ impl Export {
     ) -> anyhow::Result<Self> {
         let headers = settings.headers.iter();
         let headers = headers.map(|(name, value)| (name.clone(), value.expose_secret().to_owned()));
+        let why = Arc::default();
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(client)
+            .with_http_client(Remembering { client, why: Arc::clone(&why) })
             .with_endpoint(&settings.endpoint)
             .with_headers(headers.collect())
             .build()
@@ -51,7 +54,7 @@ impl Export {
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.with_attributes(about).build())
             .with_sampler(Sampler::ParentBased(Box::new(begun)))
-            .with_batch_exporter(Told { exporter, lost: AtomicU64::new(0) })
+            .with_batch_exporter(Told { exporter, why, lost: AtomicU64::new(0) })
             .build();
         trace::begin(provider.tracer("muster"));
         tracing::info!(endpoint = settings.endpoint, ratio = settings.ratio, "spans are sent");
@@ -67,11 +70,29 @@ impl Export {
     }
 }
 
+/// Remembers why the last request did not get through: the library says "network error" of everything.
+#[derive(Debug)]
+struct Remembering<C> {
+    client: C,
+    why: Arc<Mutex<Option<String>>>,
+}
+
+#[async_trait]
+impl<C: HttpClient> HttpClient for Remembering<C> {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let sent = self.client.send_bytes(request).await;
+        let why = sent.as_ref().err().map(ToString::to_string);
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        sent
+    }
+}
+
 /// Tells once that a collector takes nothing, and once that it does again, where the library would
 /// tell of every batch.
 #[derive(Debug)]
 struct Told {
     exporter: SpanExporter,
+    why: Arc<Mutex<Option<String>>>,
     /// Spans it did not take since it last took some.
     lost: AtomicU64,
 }
@@ -88,7 +109,12 @@ impl sdk::SpanExporter for Told {
             }
             Err(error) => {
                 if self.lost.fetch_add(spans, Ordering::Relaxed) == 0 {
-                    tracing::warn!(%error, "the collector takes no spans; they are lost until it does");
+                    let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    let error = why.unwrap_or_else(|| error.to_string());
+                    tracing::warn!(
+                        error,
+                        "the collector takes no spans; they are lost until it does"
+                    );
                 }
             }
         }
