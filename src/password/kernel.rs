@@ -51,7 +51,13 @@ impl Kernel {
         // optimises; there they are used only on request.
         let candidates: Vec<Self> = match configured {
             Some(lanes) => vec![Self::Lanes(lanes)],
-            None if cfg!(debug_assertions) => vec![Self::Crate],
+            None if cfg!(debug_assertions) => {
+                tracing::info!(
+                    "a build that is not optimised: one password at a time with the bcrypt crate; \
+                     cargo build --release hashes several at once"
+                );
+                vec![Self::Crate]
+            }
             None => {
                 [Self::Crate].into_iter().chain(LANES.iter().copied().map(Self::Lanes)).collect()
             }

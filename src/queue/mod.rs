@@ -200,8 +200,8 @@ pub async fn dead_letters(
 /// A broker's HTTP API, for what AMQP does not show. `queue` speaks no HTTP, so whoever calls does.
 #[async_trait]
 pub trait Management: Send {
-    /// What there is below `/api/` at these segments of a path, `None` if nothing. An error if it
-    /// cannot be asked, or refuses.
+    /// What there is below `/api/` at these segments of a path, a check that failed included; `None`
+    /// if nothing. An error if it cannot be asked, or refuses.
     async fn get(&mut self, path: &[&str]) -> anyhow::Result<Option<serde_json::Value>>;
 }
 

@@ -12,7 +12,13 @@ use muster::signup::{
 };
 use muster::store::{self, Inserted, PrepareError, Store, StoreError, Taken};
 use muster::telemetry::{Health, Part};
+use proptest::collection::vec;
+use proptest::option::of;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use secrecy::SecretString;
+use tokio::runtime::Handle;
+use tokio::task::block_in_place;
 
 use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
@@ -216,6 +222,74 @@ async fn inserts_side_by_side_do_not_touch_each_other() {
         }
         assert_eq!(made[0], 0);
         assert!(made[1..].iter().all(|made| *made == 1), "{made:?}");
+    })
+    .await;
+}
+
+/// A user name and an address, each out of few, so that rows collide.
+type Names = (Option<u8>, Option<u8>);
+
+fn names() -> impl Strategy<Value = Vec<Names>> {
+    vec((of(0..20u8), of(0..20u8)), 0..40)
+}
+
+fn collide(one: &Names, other: &Names) -> bool {
+    let equal = |one: Option<u8>, other: Option<u8>| one.is_some() && one == other;
+    equal(one.0, other.0) || equal(one.1, other.1)
+}
+
+/// Inserts some one after the other and then some at once.
+async fn each_fares_as_if_alone(
+    store: &dyn Store,
+    before: Vec<Names>,
+    together: Vec<Names>,
+) -> Result<(), TestCaseError> {
+    let mark = unique("");
+    let record = |(name, email): &Names| {
+        let name = name.map(|n| format!("{n}{mark}"));
+        let email = email.map(|n| format!("{n}{mark}@b.co"));
+        record(name.as_deref(), email.as_deref())
+    };
+    let (mut there, mut refused): (Vec<Names>, Vec<Names>) = (Vec::new(), Vec::new());
+    for names in before {
+        let taken = there.iter().any(|other| collide(other, &names));
+        let expected = if taken { Inserted::Taken } else { Inserted::Done };
+        prop_assert_eq!(store.insert(record(&names)).await, Ok(expected));
+        if !taken {
+            there.push(names);
+        }
+    }
+    let records: Vec<Record> = together.iter().map(record).collect();
+    let results = join_all(records.iter().map(|record| store.insert(record.clone()))).await;
+    for ((names, record), result) in together.iter().zip(records).zip(results) {
+        let found = store.registered(&record.registration_id).await;
+        if result == Ok(Inserted::Done) {
+            prop_assert_eq!(found, Ok(Some(record)));
+            prop_assert!(!there.iter().any(|other| collide(other, names)), "two of {:?}", names);
+            there.push(*names);
+        } else {
+            prop_assert_eq!((result, found), (Ok(Inserted::Taken), Ok(None)));
+            refused.push(*names);
+        }
+    }
+    for names in refused {
+        prop_assert!(there.iter().any(|other| collide(other, &names)), "nobody has {:?}", names);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_comes_together_each_fares_as_if_alone() {
+    on_both(async |setup| {
+        let store = open(&setup).await;
+        let config =
+            ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
+        let tested = block_in_place(|| {
+            TestRunner::new(config).run(&(names(), names()), |(before, together)| {
+                Handle::current().block_on(each_fares_as_if_alone(&*store, before, together))
+            })
+        });
+        tested.unwrap();
     })
     .await;
 }

@@ -58,7 +58,8 @@ impl Management for Api {
         let (status, body) = self.connection.get(url.path()).await?;
         let host = self.base.host_str().unwrap_or_default();
         match status {
-            200 => Ok(Some(serde_json::from_slice(&body).context("its answer is no JSON")?)),
+            // A check that failed answers 503, and says what it found.
+            200 | 503 => Ok(Some(serde_json::from_slice(&body).context("its answer is no JSON")?)),
             404 => Ok(None),
             401 | 403 => {
                 bail!("{host} answers {status}: this user may not ask for /api/{}", path[0])

@@ -36,7 +36,7 @@ pub(super) struct Flags {
     #[command(flatten)]
     settings: SettingFlags,
     /// Ask RabbitMQ's HTTP API too: for bindings, policies and alarms, which AMQP does not show. As the
-    /// user of the queue unless the URL names another; it needs the tag monitoring.
+    /// user of the queue unless the URL names another; it needs the tag management.
     #[arg(long, value_name = "URL")]
     management: Option<Url>,
     /// Print one JSON document.

@@ -25,7 +25,7 @@ pub(super) async fn inspect(broker: &Broker, api: &mut dyn Management) -> Vec<Fi
         Err(error) => vec![Finding::error(
             "management",
             format!("{error:#}"),
-            "see whether the URL is right, and whether its user has the tag monitoring",
+            "see whether the URL is right, and whether its user has the tag management",
         )],
     }
 }
@@ -42,8 +42,8 @@ pub(super) fn left_out() -> Finding {
 
 async fn look(broker: &Broker, api: &mut dyn Management) -> anyhow::Result<Vec<Finding>> {
     let vhost = broker.uri.vhost.as_str();
-    let nodes = api.get(&["nodes"]).await?;
-    let mut findings = vec![alarms(&nodes.unwrap_or_default())];
+    let checked = api.get(&["health", "checks", "alarms"]).await?;
+    let mut findings = vec![alarms(&checked.unwrap_or_default())];
     let mut kinds = Vec::new();
     for kind in ["policies", "operator-policies"] {
         let told = api.get(&[kind, vhost]).await?.unwrap_or_else(|| json!([]));
@@ -60,20 +60,15 @@ async fn look(broker: &Broker, api: &mut dyn Management) -> anyhow::Result<Vec<F
 }
 
 /// A node whose memory or disk is short stops every publisher of the cluster.
-fn alarms(nodes: &Value) -> Finding {
+fn alarms(checked: &Value) -> Finding {
     let check = "broker alarms";
-    let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
-    let alarms: Vec<String> = nodes
-        .iter()
-        .flat_map(|node| {
-            [("mem_alarm", "memory"), ("disk_free_alarm", "disk")]
-                .into_iter()
-                .filter(|(alarm, _)| node[alarm] == true)
-                .map(|(_, what)| format!("{what} on {}", node["name"].as_str().unwrap_or("a node")))
-        })
+    let text = |alarm: &Value, key: &str| alarm[key].as_str().unwrap_or("unknown").to_owned();
+    let alarms = checked["alarms"].as_array().into_iter().flatten();
+    let alarms: Vec<String> = alarms
+        .map(|alarm| format!("{} on {}", text(alarm, "resource"), text(alarm, "node")))
         .collect();
     if alarms.is_empty() {
-        return Finding::ok(check, format!("none on {} node(s)", nodes.len()));
+        return Finding::ok(check, "none");
     }
     Finding::error(
         check,
@@ -194,11 +189,9 @@ mod tests {
 
     #[test]
     fn an_alarm_names_its_node() {
-        let calm = json!([{ "name": "rabbit@a", "mem_alarm": false, "disk_free_alarm": false }]);
-        assert_eq!(alarms(&calm).severity, Severity::Ok);
-        let short =
-            json!([{ "name": "rabbit@a" }, { "name": "rabbit@b", "disk_free_alarm": true }]);
-        let found = alarms(&short);
+        assert_eq!(alarms(&json!({ "status": "ok" })).severity, Severity::Ok);
+        let alarm = json!({ "node": "rabbit@b", "resource": "disk" });
+        let found = alarms(&json!({ "status": "failed", "alarms": [alarm] }));
         assert_eq!(found.severity, Severity::Error);
         assert!(found.reason.starts_with("disk on rabbit@b: "), "{}", found.reason);
     }

@@ -60,3 +60,48 @@ pub(super) fn prepare(error: &Error, address: &str) -> PrepareError {
         _ => PrepareError::Away(format!("MongoDB at {address}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const DONE: Result<Inserted, StoreError> = Ok(Inserted::Done);
+    const TAKEN: Result<Inserted, StoreError> = Ok(Inserted::Taken);
+    const UNKNOWN: Result<Inserted, StoreError> = Err(StoreError);
+
+    /// What the driver makes of a server's answer to an insert of three.
+    fn told(refused: &[(usize, i32)], concern: Value) -> Vec<Result<Inserted, StoreError>> {
+        let refused: Vec<Value> = refused
+            .iter()
+            .map(|(index, code)| json!({ "index": index, "code": code, "errmsg": "" }))
+            .collect();
+        let error = json!({
+            "writeErrors": refused, "writeConcernError": concern, "inserted_ids": {},
+            "write_errors": refused, "write_concern_error": concern,
+        });
+        let error: mongodb::error::InsertManyError = serde_json::from_value(error).unwrap();
+        of_batch(&ErrorKind::InsertMany(error).into(), 3)
+    }
+
+    #[test]
+    fn each_of_a_batch_has_its_own_result() {
+        assert_eq!(told(&[(1, DUPLICATE_KEY)], Value::Null), [DONE, TAKEN, DONE]);
+        // 10107: not the primary any more, which it may have been for the others.
+        assert_eq!(told(&[(0, 10107), (2, DUPLICATE_KEY)], Value::Null), [UNKNOWN, DONE, TAKEN]);
+        assert_eq!(told(&[(7, DUPLICATE_KEY)], Value::Null), [DONE, DONE, DONE]);
+    }
+
+    #[test]
+    fn what_no_majority_has_may_be_rolled_back() {
+        let concern = json!({ "code": 64, "codeName": "WriteConcernTimeout", "errmsg": "" });
+        assert_eq!(told(&[(1, DUPLICATE_KEY)], concern), [UNKNOWN, TAKEN, UNKNOWN]);
+    }
+
+    #[test]
+    fn of_an_election_nothing_is_known() {
+        let away = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(of_batch(&away.into(), 2), [UNKNOWN, UNKNOWN]);
+    }
+}
