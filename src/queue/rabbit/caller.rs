@@ -53,7 +53,7 @@ struct Session {
 
 impl Session {
     /// Hands a reply to its call, if that is still there.
-    fn settle(&self, reply: &Delivery) -> Option<()> {
+    fn settle(&self, reply: &Delivery) -> Option<Door> {
         let correlation_id = reply.properties.correlation_id().as_ref()?;
         let message_id = reply.properties.message_id().as_ref()?;
         let stages = properties::stages(&reply.properties);
@@ -176,9 +176,11 @@ impl Opened {
                 reply = self.replies.consumer.next() => match reply {
                     Some(Ok(delivery)) => {
                         if !is_probe(&delivery) {
-                            known.answered(properties::pace(&delivery.properties));
-                            if self.session.settle(&delivery).is_none() {
-                                broker.metrics.reply_late();
+                            known.told(properties::pace(&delivery.properties));
+                            match self.session.settle(&delivery) {
+                                Some(Door::Interactive) => known.answered(),
+                                Some(Door::Bulk | Door::Profile) => {}
+                                None => broker.metrics.reply_late(),
                             }
                         }
                     }
@@ -252,7 +254,7 @@ impl RabbitCaller {
 impl Caller for RabbitCaller {
     async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
         let session = self.session(call.deadline).await.ok_or(CallError::NotAccepted)?;
-        let entered = session.waiting.enter(&call.id);
+        let entered = session.waiting.enter(call.kind.door(), &call.id);
         let span = publish(&call.trace, call.kind.door(), &call.id);
         call.trace = span.context().clone();
         let (body, sealed) = self.sealed(&call, &session.reply_queue)?;

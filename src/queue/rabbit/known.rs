@@ -59,9 +59,13 @@ impl Known {
         self.sent.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A reply to one came, from a worker of this pace, if it said.
-    pub(super) fn answered(&self, pace: Option<Pace>) {
+    /// A reply to one came.
+    pub(super) fn answered(&self) {
         self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A reply came, whatever to, from a worker of this pace, if it said.
+    pub(super) fn told(&self, pace: Option<Pace>) {
         if pace.is_some() {
             *lock(&self.told) = pace;
         }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::publisher::PublishError;
-use crate::queue::{CallError, Reply};
+use crate::queue::{CallError, Door, Reply};
 use crate::signup::{MessageId, id::random_hex};
 use crate::telemetry::Stages;
 
@@ -26,6 +26,7 @@ struct Calls {
 /// One that is dropped without a reply ends its call.
 struct Waiter {
     message_id: String,
+    door: Door,
     reply: oneshot::Sender<Reply>,
 }
 
@@ -37,11 +38,11 @@ pub(super) struct Entered<'a> {
 }
 
 impl Waiting {
-    /// Puts a call into the map.
-    pub(super) fn enter(&self, message_id: &MessageId) -> Entered<'_> {
+    /// Puts a call at a door into the map.
+    pub(super) fn enter(&self, door: Door, message_id: &MessageId) -> Entered<'_> {
         let (sender, reply) = oneshot::channel();
         let correlation_id = random_hex();
-        let waiter = Waiter { message_id: message_id.as_str().to_owned(), reply: sender };
+        let waiter = Waiter { message_id: message_id.as_str().to_owned(), door, reply: sender };
         let mut calls = self.lock();
         if !calls.lost {
             calls.by_correlation_id.insert(correlation_id.clone(), waiter);
@@ -50,20 +51,21 @@ impl Waiting {
     }
 
     /// Hands a reply to its call: the one with this correlation id, if it has this message id too.
-    /// `None` when nobody waits for it (any more).
+    /// The door of the call; `None` when nobody waits for it (any more).
     pub(super) fn settle(
         &self,
         correlation_id: &str,
         message_id: &str,
         body: &[u8],
         stages: Stages,
-    ) -> Option<()> {
+    ) -> Option<Door> {
         let reply = Reply::new(serde_json::from_slice(body).ok()?, stages);
         let calls = &mut self.lock().by_correlation_id;
         if calls.get(correlation_id)?.message_id != message_id {
             return None;
         }
-        calls.remove(correlation_id)?.reply.send(reply).ok()
+        let Waiter { door, reply: waiter, .. } = calls.remove(correlation_id)?;
+        waiter.send(reply).ok().map(|()| door)
     }
 
     /// Ends every call there is, those that are still being published too.

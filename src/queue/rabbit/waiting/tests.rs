@@ -64,7 +64,7 @@ fn reply() -> Vec<u8> {
 /// One call as its client sees it; `None` when the client has gone.
 async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Reply, CallError>> {
     let id = MessageId::random();
-    let entered = waiting.enter(&id);
+    let entered = waiting.enter(Door::Interactive, &id);
     let correlation = entered.correlation_id().to_owned();
     let (id, correlation) = (id.as_str(), correlation.as_str());
     let moment = Duration::from_millis(n as u64 % 1000);
