@@ -44,9 +44,19 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
             tasks.spawn("bury", delivery.bury(Reason::Poison));
         } else if deliveries >= SUSPECT {
             // Waits for everything under way, and keeps everything else waiting.
-            let _alone = alone.write().await;
+            let _alone = tokio::select! {
+                biased;
+                () = stopping.cancelled() => {
+                    tasks.spawn("delivery", delivery.hand_back());
+                    break;
+                }
+                alone = alone.write() => alone,
+            };
             let (result, stages) = handle(&worker, &mut delivery).await;
-            settle(&worker, delivery, result, stages).await;
+            let worker = worker.clone();
+            tasks.spawn("delivery", async move {
+                settle(&worker, delivery, result, stages).await;
+            });
         } else {
             let (worker, alone, rows) = (worker.clone(), alone.clone(), rows.clone());
             let (outage, stopping) = (outage.clone(), stopping.clone());
@@ -58,16 +68,16 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
                     () = stopping.cancelled() => return delivery.hand_back().await,
                     turn = rows.acquire_many(u32::from(waits)) => turn,
                 };
-                let mut together = Some(alone.read().await);
-                let (result, stages) = handle(&worker, &mut delivery).await;
-                let pause = outage.pause(delivery.message().door, &result);
-                if let Some(pause) = pause {
-                    // What is only held takes no worker down, and must not keep a suspect waiting.
-                    drop(together.take());
+                let (result, stages) = {
+                    let _together = alone.read().await;
+                    handle(&worker, &mut delivery).await
+                };
+                // What is only held, by an outage or by a listener without room for its event, takes no
+                // worker down and must not keep a suspect waiting.
+                if let Some(pause) = outage.pause(delivery.message().door, &result) {
                     outage.hold(pause, &stopping).await;
                 }
                 settle(&worker, delivery, result, stages).await;
-                drop(together);
             });
         }
     }
