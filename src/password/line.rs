@@ -99,7 +99,12 @@ impl Line {
         let mut waiting = self.lock();
         waiting.busy -= usize::from(is_idle);
         let seen = took.as_secs_f64() / worked.as_secs_f64().max(1e-6);
+        let was_crowded = waiting.stretch > CROWDED;
         waiting.stretch += (seen.min(STRETCH_MAX) - waiting.stretch) / 8.0;
+        // Those who left their share to the busy ones went to sleep, and now it is theirs.
+        if was_crowded && waiting.stretch <= CROWDED && waiting.jobs() > 0 {
+            self.arrived.notify_all();
+        }
     }
 
     /// Lets the threads end once the line is empty.
@@ -265,6 +270,23 @@ mod tests {
         }
         line.lock().busy = 1;
         assert_eq!(line.lock().take(&IDLE).len(), 1, "cores are free again: one job each");
+    }
+
+    #[test]
+    fn who_sleeps_beside_a_busy_thread_is_woken_when_cores_are_free_again() {
+        let line = Line::default();
+        let _wanted = job(Class::Interactive, &mut line.lock());
+        (line.lock().stretch, line.lock().busy) = (2.0, 1);
+        std::thread::scope(|threads| {
+            let asleep = threads.spawn(|| line.next(&IDLE).map(|jobs| jobs.len()));
+            while line.lock().idle == 0 {
+                std::thread::yield_now();
+            }
+            while line.lock().stretch > CROWDED {
+                line.worked(Duration::from_millis(10), Duration::from_millis(10), false);
+            }
+            assert_eq!(asleep.join().unwrap(), Some(1));
+        });
     }
 
     #[test]
