@@ -16,7 +16,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -40,6 +40,9 @@ const WINDOW: usize = 512;
 const PIECES: usize = 4;
 /// How long a client may neither send nor read while nothing else is going on.
 const IDLE: Duration = Duration::from_secs(60);
+/// For the answers to rows that are under way when a stop comes. The client still has to be told, before
+/// `front.drain` is over.
+const GRACE: Duration = Duration::from_secs(5);
 
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
@@ -189,6 +192,7 @@ impl Upload {
         let Producer { rows, mut answers, .. } = producer;
         let mut rows = Some(rows);
         let mut over: Option<Over> = None;
+        let mut give_up_at = None;
         let stop = self.stop.clone();
         loop {
             let no_lines = loop {
@@ -236,6 +240,10 @@ impl Upload {
                 },
                 () = stop.cancelled(), if over.is_none() => {
                     over = Some(Over::Stopping);
+                    give_up_at = Some(Instant::now() + GRACE);
+                }
+                () = sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
+                    return self.finish(over).await;
                 }
                 () = self.pieces.closed() => return Err(Gone),
             }

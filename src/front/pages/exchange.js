@@ -45,6 +45,15 @@ function claim([name, value]) {
   return [name, isTime ? `${value} (${new Date(value * 1000).toLocaleString()})` : String(value)];
 }
 
+/** A body: JSON, or else its text, as a proxy between may answer. */
+function read(text) {
+  try {
+    return text ? JSON.parse(text) : {};
+  } catch {
+    return text;
+  }
+}
+
 export class Exchange {
   /** The last registration sent. */
   signup = null;
@@ -79,11 +88,17 @@ export class Exchange {
       status: response.status,
       title: `${response.status} ${response.statusText}`.trim(),
       headers: response.headers,
-      body: text ? JSON.parse(text) : {},
+      body: read(text),
       took: performance.now() - began,
     };
     this.#showAnswer(answer);
     return answer;
+  }
+
+  /** Shows no answer: the one there was belongs to another request. */
+  clear() {
+    for (const id of ["status", "answer", "token", "profile"]) $(id).hidden = true;
+    $("answer-empty").hidden = false;
   }
 
   #showRequest() {

@@ -145,6 +145,7 @@ async function send(request) {
     return answer;
   } catch {
     trip.fail();
+    exchange.clear();
     $("wrong").textContent = "No answer: the server cannot be reached.";
     return null;
   } finally {
