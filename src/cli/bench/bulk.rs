@@ -54,11 +54,16 @@ pub(super) async fn measure(
     let before = done.load(Ordering::Relaxed);
     bar.set_prefix("half the load, and rows");
     let flooded = drive_apart(address, load, bar).await?;
-    let bulk = (done.load(Ordering::Relaxed) - before) as f64 / load.lasts().as_secs_f64();
+    let after = done.load(Ordering::Relaxed);
+    let bulk = (after - before) as f64 / load.lasts().as_secs_f64();
+    anyhow::ensure!(
+        after < rows as u64,
+        "all rows were done before the end: --with-bulk takes more"
+    );
     // What is still in the queue is removed with it.
     counting.abort();
     Ok(Isolation {
-        rows,
+        rows: rows - before as usize,
         per_second: flooded.per_second,
         p99_alone_ms: alone.p99_ms,
         p99_with_rows_ms: flooded.p99_ms,

@@ -64,6 +64,8 @@ pub(super) fn run(flags: Flags) -> u8 {
         ("front.tls_key", Some(String::new())),
         ("front.jwks", Some(String::new())),
         ("admin.listen", Some(String::new())),
+        ("limits.per_address", Some(String::new())),
+        ("limits.per_email", Some(String::new())),
         ("token.secret", Some(random_hex() + &random_hex())),
     ];
     let set = set
@@ -166,6 +168,10 @@ fn with_own_muster(
             let isolation = match flags.with_bulk {
                 Some(rows) => {
                     let capacity = signups.per_second;
+                    anyhow::ensure!(
+                        capacity > 0.0,
+                        "nobody was signed up, so there is no half of it"
+                    );
                     Some(bulk::measure(queue, address, flags.load(), rows, capacity, bar).await?)
                 }
                 None => None,

@@ -29,7 +29,7 @@ pub(super) struct Report {
 /// Signups at half the capacity, while bulk rows wait.
 #[derive(Debug, Serialize)]
 pub(super) struct Isolation {
-    /// In the queue when it was measured.
+    /// In the queue, or on their way to a worker, when the measurement began.
     pub(super) rows: usize,
     pub(super) per_second: f64,
     pub(super) p99_alone_ms: f64,
