@@ -205,15 +205,22 @@ pub trait Management: Send {
     async fn get(&mut self, path: &[&str]) -> anyhow::Result<Option<serde_json::Value>>;
 }
 
-/// What can be seen of the queue that the settings name, changing nothing there; more with the
-/// broker's HTTP API than without.
-pub async fn inspect(
+/// What can be seen of the queue that the settings name, changing nothing there.
+pub async fn inspect(settings: &config::Queue) -> anyhow::Result<Vec<Finding>> {
+    match &settings.url {
+        config::QueueUrl::Local => Ok(vec![Finding::ok("queue", "in this process")]),
+        config::QueueUrl::Amqp(url) => rabbit::inspect(url, settings).await,
+    }
+}
+
+/// What only the broker's HTTP API shows of it; without one, what that would be.
+pub async fn inspect_by(
     settings: &config::Queue,
     api: Option<&mut dyn Management>,
 ) -> anyhow::Result<Vec<Finding>> {
     match &settings.url {
-        config::QueueUrl::Local => Ok(vec![Finding::ok("queue", "in this process")]),
-        config::QueueUrl::Amqp(url) => rabbit::inspect(url, settings, api).await,
+        config::QueueUrl::Local => Ok(Vec::new()),
+        config::QueueUrl::Amqp(url) => rabbit::inspect_by(url, settings, api).await,
     }
 }
 

@@ -226,6 +226,11 @@ async fn what_only_the_http_api_shows() {
     assert!(!refused.stdout.contains("hunter2"));
     let away = found_with(&setup, &["--management", "http://127.0.0.1:1"], "management").await;
     is(&away, "error", "127.0.0.1:1");
+    // Whatever is wrong there, the rest is told.
+    let over_tls = setup.with("MUSTER_QUEUE", "amqps://guest:hunter2@127.0.0.1:1/%2f");
+    let clear = found_with(&over_tls, &["--management", &bare], "management").await;
+    is(&clear, "error", "not sent over http://");
+    is(&found_with(&over_tls, &["--management", &bare], "broker").await, "error", "127.0.0.1:1");
 }
 
 fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldTable {
@@ -326,6 +331,10 @@ async fn what_is_wrong_here() {
     is(&found(&published, "public keys").await, "ok", "1 in");
     std::fs::set_permissions(&one, std::fs::Permissions::from_mode(0o644)).unwrap();
     is(&found(&keyed, "signing key").await, "warning", "other users");
+    let slow = setup.clone().with("MUSTER_STORE_TIMEOUT", "9s");
+    is(&found(&slow, "settings").await, "error", "store.timeout");
+    let listed = setup.clone().with("MUSTER_PASSWORD_BLOCKLIST", "file:/no/such/list");
+    is(&found(&listed, "password list").await, "error", "/no/such/list");
     let missing = setup.clone().with("MUSTER_TOKEN_KEYS", "/no/such/key");
     is(&found(&missing, "signing key").await, "error", "/no/such/key");
 

@@ -284,6 +284,7 @@ async fn whatever_comes_together_each_fares_as_if_alone() {
         let store = open(&setup).await;
         let config =
             ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
+        #[expect(clippy::disallowed_methods, reason = "who checks a property cannot wait")]
         let tested = block_in_place(|| {
             TestRunner::new(config).run(&(names(), names()), |(before, together)| {
                 Handle::current().block_on(each_fares_as_if_alone(&*store, before, together))

@@ -8,6 +8,7 @@ use rustix::process::{Resource, getrlimit};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
+use crate::app;
 use crate::config::{QueueUrl, Settings, StoreUrl};
 use crate::front::jwks::PublicKeys;
 use crate::front::tls::Tls;
@@ -23,8 +24,24 @@ const SECRET_BITS: f64 = 100.0;
 /// Lowest bcrypt cost that is safe today.
 const COST_MIN: u32 = 10;
 
+/// Why these settings, right one by one, would not start.
+pub(super) fn start(problems: Option<&anyhow::Error>) -> Vec<Finding> {
+    let refused = problems.map(|problems| {
+        Finding::error(
+            "settings",
+            format!("{problems:#}"),
+            "set what is named; serve refuses to start",
+        )
+    });
+    refused.into_iter().collect()
+}
+
 pub(super) fn look(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
+    if let Err(error) = app::policy(&settings.policy) {
+        let remedy = "one password a line is wanted in that file";
+        findings.push(Finding::error("password list", format!("{error:#}"), remedy));
+    }
     if settings.role.has_front() {
         findings.push(files(settings.front.max_connections));
         findings.extend(certificate(settings));

@@ -27,14 +27,22 @@ impl Api {
         ensure!(encrypted || url.scheme() == "http", "--management: http:// or https:// wanted");
         let ca_file = settings.ca_file.as_deref();
         let trust = encrypted.then(|| trust::authorities(ca_file)).transpose()?;
-        let mut connection = Connection::open_to(host, port, trust).await?;
         let (user, password) = match (login(url)?, &settings.url) {
             (Some(login), _) => login,
-            (None, QueueUrl::Amqp(amqp)) => login(&Url::parse(amqp.expose_secret())?)?.context(
-                "--management: user and password wanted, as in http://user:password@host",
-            )?,
+            (None, QueueUrl::Amqp(amqp)) => {
+                let amqp = Url::parse(amqp.expose_secret())?;
+                ensure!(
+                    encrypted || amqp.scheme() == "amqp",
+                    "--management: the password of an amqps:// queue is not sent over http://; \
+                     take https://, or name a user in the URL"
+                );
+                let wanted =
+                    "--management: user and password wanted, as in http://user:password@host";
+                login(&amqp)?.context(wanted)?
+            }
             (None, QueueUrl::Local) => bail!("--management: the queue is local:, not RabbitMQ"),
         };
+        let mut connection = Connection::open_to(host, port, trust).await?;
         connection.log_in(&user, &password)?;
         Ok(Self { base: url.clone(), connection })
     }

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 use url::Url;
 
 use super::{
@@ -20,7 +22,7 @@ use crate::queue::{self, Management};
 use crate::store;
 use crate::telemetry::finding::{Finding, Severity};
 
-/// Longest wait for the broker, and for the database. Both answer within milliseconds, or something is
+/// Longest wait for the broker, for its HTTP API, and for the database. All answer within milliseconds, or something is
 /// wrong with them.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -45,6 +47,7 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: Flags) -> u8 {
+    let start = flags.settings.clone().load();
     let settings = match flags.settings.load_to_ask() {
         Ok(settings) => settings,
         Err(error) => {
@@ -52,9 +55,11 @@ pub(super) fn run(flags: Flags) -> u8 {
             return EXIT_CONFIGURATION;
         }
     };
-    let findings =
+    let mut findings = here::start(start.as_ref().err());
+    let found =
         runtime().map(|runtime| runtime.block_on(look(&settings, flags.management.as_ref())));
-    let printed = findings.and_then(|findings| {
+    let printed = found.and_then(|found| {
+        findings.extend(found);
         io::stdout().write_all(shown(&findings, flags.json).as_bytes())?;
         Ok(findings.iter().map(|finding| finding.severity).max())
     });
@@ -70,35 +75,35 @@ pub(super) fn run(flags: Flags) -> u8 {
 
 async fn look(settings: &Settings, management: Option<&Url>) -> Vec<Finding> {
     let mut findings = here::look(settings);
-    let found = tokio::time::timeout(PATIENCE, broker(&settings.queue, management)).await;
+    let found = timeout(PATIENCE, queue::inspect(&settings.queue)).await;
     findings.extend(or_unusable("broker", found));
+    let found = timeout(PATIENCE, by_management(&settings.queue, management)).await;
+    findings.extend(or_unusable("management", found));
     if settings.role.has_worker() {
-        let found = tokio::time::timeout(PATIENCE, store::inspect(&settings.store)).await;
+        let found = timeout(PATIENCE, store::inspect(&settings.store)).await;
         findings.extend(or_unusable("database", found));
     }
     findings
 }
 
-async fn broker(
+async fn by_management(
     settings: &config::Queue,
-    management: Option<&Url>,
+    url: Option<&Url>,
 ) -> anyhow::Result<Vec<Finding>> {
-    let Some(url) = management else { return queue::inspect(settings, None).await };
+    let Some(url) = url else { return queue::inspect_by(settings, None).await };
     match management::Api::open(url, settings).await {
-        Ok(mut api) => queue::inspect(settings, Some(&mut api as &mut dyn Management)).await,
+        Ok(mut api) => queue::inspect_by(settings, Some(&mut api as &mut dyn Management)).await,
         Err(error) => {
-            let mut findings = queue::inspect(settings, None).await?;
             let remedy =
                 "see whether the plugin rabbitmq_management runs there, and its user is right";
-            findings.push(Finding::error("management", format!("{error:#}"), remedy));
-            Ok(findings)
+            Ok(vec![Finding::error("management", format!("{error:#}"), remedy)])
         }
     }
 }
 
 fn or_unusable(
     check: &'static str,
-    found: Result<anyhow::Result<Vec<Finding>>, tokio::time::error::Elapsed>,
+    found: Result<anyhow::Result<Vec<Finding>>, Elapsed>,
 ) -> Vec<Finding> {
     match found {
         Ok(Ok(findings)) => findings,

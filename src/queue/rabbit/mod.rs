@@ -172,15 +172,22 @@ pub(super) async fn dead_letters(
 pub(super) async fn inspect(
     url: &SecretString,
     settings: &config::Queue,
+) -> anyhow::Result<Vec<Finding>> {
+    let broker = Broker::new(url, settings.clone(), Clock::system(), Arc::default())?;
+    Ok(inspect::inspect(&broker).await)
+}
+
+/// What its HTTP API shows besides.
+pub(super) async fn inspect_by(
+    url: &SecretString,
+    settings: &config::Queue,
     api: Option<&mut dyn Management>,
 ) -> anyhow::Result<Vec<Finding>> {
     let broker = Broker::new(url, settings.clone(), Clock::system(), Arc::default())?;
-    let mut findings = inspect::inspect(&broker).await;
-    findings.extend(match api {
+    Ok(match api {
         Some(api) => management::inspect(&broker, api).await,
         None => vec![management::left_out()],
-    });
-    Ok(findings)
+    })
 }
 
 /// Removes all that a namespace has on the broker.
