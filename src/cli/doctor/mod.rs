@@ -22,8 +22,8 @@ use crate::queue::{self, Management};
 use crate::store;
 use crate::telemetry::finding::{Finding, Severity};
 
-/// Longest wait for the broker, for its HTTP API, and for the database. All answer within milliseconds, or something is
-/// wrong with them.
+/// Longest wait for the broker, for its HTTP API, and for the database. All answer within milliseconds,
+/// or something is wrong with them.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Args)]
