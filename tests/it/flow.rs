@@ -14,6 +14,23 @@ async fn on_every_pair(test: impl AsyncFn(Setup)) {
     }
 }
 
+/// The AMQP client would write whole messages, as lists of bytes; that the words in them are nowhere is
+/// looked at after every test.
+#[tokio::test]
+async fn at_its_most_talkative_it_writes_no_message() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let muster = Setup::new(PRODUCTION).with("MUSTER_LOG_FILTER", "trace").start().await;
+    let body = json!({ "username": unique("ann"), "password": "securePassword123" });
+    assert_eq!(muster.client().post("/signup", &body).await.status, 201);
+    let written = muster.output_at_end().await;
+    assert!(written.contains("\"lapin::"), "otherwise it says all it knows");
+    // How JSON begins.
+    let bytes = "123, 34, ";
+    assert!(!written.contains(bytes), "{:?}", written.lines().find(|line| line.contains(bytes)));
+}
+
 /// A request of each of the five documents, for a user nobody else is, with the path to the token
 /// in its answer.
 pub fn five_requests() -> Vec<(&'static str, Value, Option<&'static str>)> {
