@@ -149,7 +149,10 @@ impl Layers {
             } else {
                 match std::fs::read_to_string(text) {
                     Ok(secret) => self.set_text(key, secret.trim_end(), name.clone(), problems),
-                    Err(error) => problems.add(format!("{name}: {text}: {error}")),
+                    Err(error) => {
+                        // Its value may be the secret itself, set by mistake.
+                        problems.add(format!("{name}: the file it names cannot be read: {error}"));
+                    }
                 }
             }
         }

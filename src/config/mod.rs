@@ -354,22 +354,21 @@ impl Settings {
 pub fn without_password(url: &SecretString) -> String {
     let url = url.expose_secret();
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (address, options) = match rest.split_once('?') {
-        Some((address, options)) => (address, Some(options)),
+    // By the last @ there is: in a password an unescaped ? ends nothing.
+    let (who, rest) = rest.rsplit_once('@').map_or((None, rest), |(who, rest)| (Some(who), rest));
+    let who = who.map_or(String::new(), |who| match who.split_once(':') {
+        Some((user, _)) => format!("{user}:***@"),
+        None => format!("{who}@"),
+    });
+    let (host, options) = match rest.split_once('?') {
+        Some((host, options)) => (host, Some(options)),
         None => (rest, None),
-    };
-    let address = match address.rsplit_once('@') {
-        Some((who, host)) => {
-            let user = who.split_once(':').map_or(who, |(user, _)| user);
-            if user == who { format!("{who}@{host}") } else { format!("{user}:***@{host}") }
-        }
-        None => address.to_owned(),
     };
     let options = options.map_or(String::new(), |options| {
         let shown: Vec<String> = options.split('&').map(without_secret_value).collect();
         format!("?{}", shown.join("&"))
     });
-    format!("{scheme}://{address}{options}")
+    format!("{scheme}://{who}{host}{options}")
 }
 
 fn without_secret_value(option: &str) -> String {
@@ -388,6 +387,7 @@ mod tests {
         let shown = |url: &str| without_password(&SecretString::from(url));
         assert_eq!(shown("amqp://u:p@b/%2f"), "amqp://u:***@b/%2f");
         assert_eq!(shown("mongodb://u:p@h:1,i:2/d?x=1"), "mongodb://u:***@h:1,i:2/d?x=1");
+        assert_eq!(shown("mongodb://u:pa?ss@h/d?x=1"), "mongodb://u:***@h/d?x=1");
         assert_eq!(
             shown("mongodb://h/?tlsCertificateKeyFilePassword=hunter2&w=1"),
             "mongodb://h/?tlsCertificateKeyFilePassword=***&w=1"

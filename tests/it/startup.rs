@@ -105,7 +105,7 @@ async fn settings_that_make_no_sense_are_refused() {
         (
             "secret's file missing",
             |setup| without(setup, "JWT_SECRET").with("JWT_SECRET_FILE", "/no/such/file"),
-            &["JWT_SECRET_FILE", "/no/such/file"],
+            &["JWT_SECRET_FILE", "the file it names cannot be read"],
         ),
         (
             "log filter",
