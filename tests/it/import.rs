@@ -308,6 +308,32 @@ async fn what_cannot_be_begun_is_told() {
 }
 
 #[tokio::test]
+async fn an_import_that_never_began_leaves_everything_as_it_was() {
+    let bench = embedded().await;
+    let row = ndjson([user(ContractId::Username, 1)].into_iter());
+    bench.write("users.ndjson", &row);
+    bench.write("report.ndjson", "an older one");
+    let arguments = |output| ["users.ndjson", "--contract", "username", "--output", output];
+
+    let itself = import(&bench.setup, &arguments("./users.ndjson")).await;
+    assert_eq!(itself.code, Some(1), "{}", itself.told);
+    assert!(itself.told.contains("that is the file to import"), "{}", itself.told);
+
+    let other = bench.setup.start().await;
+    let beside = import(&bench.setup, &arguments("report.ndjson")).await;
+    assert_ne!(beside.code, Some(0), "the data file is somebody else's");
+    assert!(other.stop().await.success());
+    assert!(!bench.has("users.ndjson.ledger"), "there is nothing to resume");
+    assert_eq!(
+        (bench.read("report.ndjson"), bench.read("users.ndjson")),
+        ("an older one".into(), row)
+    );
+
+    let ended = import(&bench.setup, &arguments("report.ndjson")).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+}
+
+#[tokio::test]
 async fn a_stop_is_soft_and_the_rest_is_resumed_over_the_same_input_only() {
     // So slow that it cannot be done before the stop.
     let bench = embedded().await;

@@ -6,6 +6,7 @@ mod work;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -108,6 +109,12 @@ fn delimiter(text: &str) -> Result<u8, &'static str> {
     }
 }
 
+/// Whether two paths are one file, by whatever names. What is not there is no other's.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let file = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    file(one).is_some_and(|one| file(other) == Some(one))
+}
+
 pub(super) fn run(flags: Flags) -> u8 {
     // Nobody signs a token for a row, so a secret of its own does.
     let set =
@@ -128,20 +135,41 @@ pub(super) fn run(flags: Flags) -> u8 {
 async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
     let (reader, bytes) = open(&flags.file)?;
+    if let Some(output) = &flags.output {
+        ensure!(
+            !is_same(&flags.file, output),
+            "--output: that is the file to import; name another"
+        );
+    }
     let (job, ledger, resumed) = flags.job()?;
     let to_terminal = flags.output.is_none() && io::stdout().is_terminal();
-    let output = match &flags.output {
-        Some(path) => Output::file(path, resumed.as_ref().and_then(|resumed| resumed.output))?,
-        None => Output::stdout(to_terminal),
-    };
     let ledger_path = ledger.as_ref().map(|ledger| ledger.path().to_owned());
-    let window = Window { rows: flags.window, patience: flags.patience };
     settings.role = Role::Worker;
     settings.admin = None;
-    let Work { producer, worker, stop: stop_worker } =
-        Work::start(flags, &settings, window).await?;
+    let keep = resumed.as_ref().and_then(|resumed| resumed.output);
+    let ready = async {
+        let policy = app::policy(&settings.policy)?;
+        let window = Window { rows: flags.window, patience: flags.patience };
+        let work = Work::start(flags, &settings, window).await?;
+        // Last, because it cuts what is there.
+        let output = match &flags.output {
+            Some(path) => Output::file(path, keep)?,
+            None => Output::stdout(to_terminal),
+        };
+        anyhow::Ok((policy, work, output))
+    };
+    let (policy, Work { producer, worker, stop: stop_worker }, output) = match ready.await {
+        Ok(ready) => ready,
+        Err(error) => {
+            // What never began is nothing to be resumed.
+            if let (Some(ledger), None) = (ledger, &resumed) {
+                ledger.remove()?;
+            }
+            return Err(error);
+        }
+    };
     let import = Import {
-        input: Input { reader, job, policy: app::policy(&settings.policy)?, resumed },
+        input: Input { reader, job, policy, resumed },
         producer,
         ledger,
         output,
