@@ -166,7 +166,8 @@ async fn carry_out(
         found.letters.iter().for_each(|letter| tally.tell(letter, deed.may(letter)));
         Ok(())
     } else {
-        let dealt = deal(letters, deed, &found.choice.at_most(wanted), pause, &mut tally).await;
+        let dealt =
+            deal(letters, deed, &found.choice.only(&found.letters), pause, &mut tally).await;
         // Even after an error what is held goes back in its order.
         let put_back = letters.put_back().await;
         dealt.and(put_back)

@@ -67,9 +67,10 @@ impl Choice {
         Ok((self, missing))
     }
 
-    /// At most `limit` of them.
-    pub(super) fn at_most(mut self, limit: usize) -> Self {
-        self.filters.limit = Some(limit);
+    /// Of these only: somebody may have been asked about them. As many, because several may have one id.
+    pub(super) fn only(mut self, letters: &[Letter]) -> Self {
+        self.ids = Some(letters.iter().map(|letter| letter.id.clone()).collect());
+        self.filters.limit = Some(letters.len());
         self
     }
 
