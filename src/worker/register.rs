@@ -146,6 +146,10 @@ impl Worker {
             let email_key = candidate.email.as_ref().map(|email| email.key());
             let taken = store.taken(candidate.username.as_deref(), email_key).await?;
             if taken != Taken::default() {
+                // Its own user may have become visible between the two looks.
+                if let Some(holder) = store.registered(id).await? {
+                    return self.replay(message, candidate, holder, stages).await;
+                }
                 return Ok(taken.into());
             }
             if Instant::now() + LOOK_AGAIN >= until {
