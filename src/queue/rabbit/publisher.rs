@@ -55,11 +55,15 @@ impl Publisher {
         *self.0.state.borrow() == State::Open && self.0.channel.status().connected()
     }
 
-    /// Waits while an alarm keeps the broker from reading, until `until` at most. For what must not
-    /// be refused merely because it came at a bad moment.
-    pub(super) async fn unblocked(&self, until: Instant) {
+    /// Waits while an alarm keeps the broker from reading, until `until` at most, and without it as
+    /// long as the connection lasts. For what must not be refused merely because it came at a bad moment.
+    pub(super) async fn unblocked(&self, until: Option<Instant>) {
         let mut state = self.0.state.subscribe();
-        let _ = timeout_at(until, state.wait_for(|state| *state != State::Blocked)).await;
+        let unblocked = state.wait_for(|state| *state != State::Blocked);
+        match until {
+            Some(until) => _ = timeout_at(until, unblocked).await,
+            None => _ = unblocked.await,
+        }
     }
 
     /// Whether its connection is gone for good.

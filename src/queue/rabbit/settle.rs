@@ -8,7 +8,6 @@ use bytes::Bytes;
 use lapin::message::Delivery as Received;
 use lapin::{BasicProperties, Channel};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::Broker;
 use super::acks::Ack;
@@ -21,8 +20,6 @@ use crate::queue::seal;
 use crate::queue::{Door, Kind, Message, PaceNow, Reason, Reply, Settle};
 use crate::signup::MessageId;
 
-/// How long a reply waits for an alarm to end where no deadline says.
-const ALARM_WITHIN: Duration = Duration::from_secs(30);
 /// Between two attempts to put a message aside.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -128,9 +125,9 @@ impl Settle for RabbitHandle {
     async fn reply(self: Box<Self>, message: Message, reply: Reply) {
         let Reply { outcome, stages, .. } = reply;
         if let Some(reply_to) = message.unsettled.reply_to.clone() {
-            // The outcome is known and somebody waits for it: an alarm delays it, and no more.
-            let until = message.expires.unwrap_or_else(|| Instant::now() + ALARM_WITHIN);
-            self.settler.publisher.unblocked(until).await;
+            // The outcome is known and somebody waits for it: an alarm delays it, and no more. Who asked
+            // for rows has no deadline.
+            self.settler.publisher.unblocked(message.expires).await;
             let body = serde_json::to_vec(&outcome).expect("an outcome is JSON");
             let properties = properties::of_reply(&message, &stages, (self.settler.pace)());
             let sent = self.settler.publisher.publish("", reply_to, properties, body.into()).await;
