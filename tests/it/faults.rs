@@ -222,6 +222,23 @@ async fn a_queue_that_is_deleted_is_made_again() {
 }
 
 #[tokio::test]
+async fn a_queue_for_retries_that_is_deleted_is_made_again() {
+    let Some(mut rig) = Rig::new(0, 1, &[]).await else { return };
+    rig.workers[0].start().await;
+    let broker = Broker::connect().await;
+    let name = format!("{}.retry.1000", rig.setup.namespace());
+    broker.channel.queue_delete(name.as_str().into(), Default::default()).await.unwrap();
+    rig.workers[0].store.cut();
+    let mut replies = broker.direct_replies().await;
+    broker.publish_row(rig.setup.namespace()).await;
+    rig.workers[0].says("a message was not put aside").await;
+    rig.workers[0].store.heal();
+    let reply = replies.next().await.unwrap().unwrap();
+    let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
+    assert_eq!(outcome.word(), "registered");
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_and_says_when_to_come_back() {
     let settings = [("MUSTER_QUEUE_MAX_LENGTH", "3"), LONG];
     let Some(mut rig) = Rig::new(1, 1, &settings).await else { return };

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use lapin::message::Delivery as Received;
 use lapin::{BasicProperties, Channel};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Broker;
 use super::acks::Ack;
@@ -32,6 +33,8 @@ pub(super) struct Settler {
     publish: Link,
     /// Consuming ends, kept after a soft stop until the last delivery is settled.
     kept: Mutex<Vec<(Link, Vec<Channel>)>>,
+    /// When everything was declared anew for the last time.
+    declared: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl Settler {
@@ -41,7 +44,14 @@ impl Settler {
         publisher: Publisher,
         publish: Link,
     ) -> Self {
-        Self { broker, pace, publisher, publish, kept: Mutex::default() }
+        Self {
+            broker,
+            pace,
+            publisher,
+            publish,
+            kept: Mutex::default(),
+            declared: Default::default(),
+        }
     }
 
     pub(super) fn state(&self) -> watch::Receiver<State> {
@@ -91,10 +101,23 @@ impl Settler {
                 Ok(()) => return ack.ack().await,
                 Err(error) if ack.usable() && !self.is_lost() => {
                     tracing::warn!(exchange, %error, "a message was not put aside; trying again");
+                    self.declare_anew().await;
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(_) => return,
             }
+        }
+    }
+
+    /// Makes what somebody may have deleted, once for all deliveries that wait for it. Not while an alarm
+    /// keeps the broker from reading.
+    async fn declare_anew(&self) {
+        let mut declared = self.declared.lock().await;
+        let is_open = *self.publish.state().borrow() == State::Open;
+        if is_open && declared.is_none_or(|at| at.elapsed() >= PAUSE) {
+            // What is wrong shows in the next attempt.
+            let _ = self.publish.declare(&self.broker).await;
+            *declared = Some(Instant::now());
         }
     }
 
