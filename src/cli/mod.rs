@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Flag, Settings, Sources};
+use crate::queue::rabbit::NEVER_LOGGED;
 use crate::telemetry::logs;
 
 /// Everything went as asked.
@@ -189,7 +190,8 @@ fn begin(
     filter: Option<&str>,
 ) -> Result<(tokio::runtime::Runtime, Settings), u8> {
     let begun = settings.and_then(|settings| {
-        logs::init(filter.unwrap_or(&settings.log.filter), settings.log.as_text)?;
+        let filter = filter.unwrap_or(&settings.log.filter);
+        logs::init(filter, settings.log.as_text, &NEVER_LOGGED)?;
         Ok((runtime()?, settings))
     });
     begun.map_err(|error| {

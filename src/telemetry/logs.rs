@@ -5,21 +5,13 @@ use std::io::IsTerminal;
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
-/// Where the AMQP client writes whole messages, with passwords and tokens in them. Off, whatever is asked
-/// for: of two directives the more precise one counts.
-const NEVER: [&str; 4] = [
-    "lapin::channels=off",
-    "lapin::frames=off",
-    "lapin::internal_rpc=off",
-    "lapin::returned_messages=off",
-];
-
 /// Sends log lines to standard error: as text or as JSON or, where that is left open, as text for
-/// a terminal and JSON otherwise.
-pub fn init(filter: &str, as_text: Option<bool>) -> anyhow::Result<()> {
+/// a terminal and JSON otherwise. The directives of `never` hold whatever the filter asks for: of two
+/// that fit, the more precise one counts.
+pub fn init(filter: &str, as_text: Option<bool>, never: &[&str]) -> anyhow::Result<()> {
     let mut filter = EnvFilter::try_new(filter)
         .with_context(|| format!("log.filter {filter:?} is not like \"info,muster=debug\""))?;
-    for directive in NEVER {
+    for directive in never {
         filter = filter.add_directive(directive.parse()?);
     }
     let terminal = std::io::stderr().is_terminal();
