@@ -140,16 +140,14 @@ impl Worker {
         let store = self.store(message.door);
         let until = message.expires.unwrap_or_else(|| Instant::now() + LOOK_FOR);
         loop {
+            // In this order: what is taken by its own user, who may become visible at any moment, is seen
+            // as that by the second look.
+            let email_key = candidate.email.as_ref().map(|email| email.key());
+            let taken = store.taken(candidate.username.as_deref(), email_key).await?;
             if let Some(holder) = store.registered(id).await? {
                 return self.replay(message, candidate, holder, stages).await;
             }
-            let email_key = candidate.email.as_ref().map(|email| email.key());
-            let taken = store.taken(candidate.username.as_deref(), email_key).await?;
             if taken != Taken::default() {
-                // Its own user may have become visible between the two looks.
-                if let Some(holder) = store.registered(id).await? {
-                    return self.replay(message, candidate, holder, stages).await;
-                }
                 return Ok(taken.into());
             }
             if Instant::now() + LOOK_AGAIN >= until {
