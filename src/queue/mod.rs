@@ -213,10 +213,10 @@ pub async fn inspect(settings: &config::Queue) -> anyhow::Result<Vec<Finding>> {
     }
 }
 
-/// What only the broker's HTTP API shows of it; without one, what that would be.
+/// What only the broker's HTTP API shows of it.
 pub async fn inspect_by(
     settings: &config::Queue,
-    api: Option<&mut dyn Management>,
+    api: &mut dyn Management,
 ) -> anyhow::Result<Vec<Finding>> {
     match &settings.url {
         config::QueueUrl::Local => Ok(Vec::new()),

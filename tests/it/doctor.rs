@@ -226,6 +226,9 @@ async fn what_only_the_http_api_shows() {
     assert!(!refused.stdout.contains("hunter2"));
     let away = found_with(&setup, &["--management", "http://127.0.0.1:1"], "management").await;
     is(&away, "error", "127.0.0.1:1");
+    let elsewhere = format!("{bare}/elsewhere");
+    let nothing = found_with(&setup, &["--management", &elsewhere], "management").await;
+    is(&nothing, "error", "there is no /api/health/checks/alarms");
     // Whatever is wrong there, the rest is told.
     let over_tls = setup.with("MUSTER_QUEUE", "amqps://guest:hunter2@127.0.0.1:1/%2f");
     let clear = found_with(&over_tls, &["--management", &bare], "management").await;

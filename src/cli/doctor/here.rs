@@ -24,16 +24,10 @@ const SECRET_BITS: f64 = 100.0;
 /// Lowest bcrypt cost that is safe today.
 const COST_MIN: u32 = 10;
 
-/// Why these settings, right one by one, would not start.
-pub(super) fn start(problems: Option<&anyhow::Error>) -> Vec<Finding> {
-    let refused = problems.map(|problems| {
-        Finding::error(
-            "settings",
-            format!("{problems:#}"),
-            "set what is named; serve refuses to start",
-        )
-    });
-    refused.into_iter().collect()
+/// Why settings that are right one by one would not start.
+pub(super) fn refused(problems: &anyhow::Error) -> Finding {
+    let remedy = "set what is named; serve refuses to start";
+    Finding::error("settings", format!("{problems:#}"), remedy)
 }
 
 pub(super) fn look(settings: &Settings) -> Vec<Finding> {

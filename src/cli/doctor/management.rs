@@ -10,17 +10,39 @@ use url::Url;
 use crate::config::{self, QueueUrl};
 use crate::front::client::Connection;
 use crate::front::trust;
-use crate::queue::Management;
+use crate::queue::{self, Management};
+use crate::telemetry::finding::Finding;
+
+/// What to do where it cannot be asked.
+pub(super) const MEND: &str = "see whether the plugin rabbitmq_management runs there, whether the URL is \
+    right, and whether its user has the tag management";
+
+/// What only this API shows; without its URL, what that would be.
+pub(super) async fn look(
+    settings: &config::Queue,
+    url: Option<&Url>,
+) -> anyhow::Result<Vec<Finding>> {
+    match (url, &settings.url) {
+        (Some(url), _) => queue::inspect_by(settings, &mut Api::open(url, settings).await?).await,
+        (None, QueueUrl::Local) => Ok(Vec::new()),
+        (None, QueueUrl::Amqp(_)) => Ok(vec![Finding::note(
+            "bindings, policies, alarms",
+            "AMQP does not show them; every front and worker makes the bindings when it connects, but a \
+             policy of somebody else can still change a queue",
+            "muster doctor --management http://HOST:15672; or rabbitmqctl list_policies, rabbitmqctl status",
+        )]),
+    }
+}
 
 /// One connection to it, logged in.
-pub(super) struct Api {
+struct Api {
     base: Url,
     connection: Connection,
 }
 
 impl Api {
     /// Connects. Who asks is in `url`, or else the user of the queue.
-    pub(super) async fn open(url: &Url, settings: &config::Queue) -> anyhow::Result<Self> {
+    async fn open(url: &Url, settings: &config::Queue) -> anyhow::Result<Self> {
         let host = url.host_str().context("--management: a host wanted")?;
         let port = url.port_or_known_default().context("--management: a port wanted")?;
         let encrypted = url.scheme() == "https";

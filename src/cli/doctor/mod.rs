@@ -17,14 +17,15 @@ use url::Url;
 use super::{
     EXIT_CONFIGURATION, EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, SettingFlags, complain, runtime,
 };
-use crate::config::{self, Settings};
-use crate::queue::{self, Management};
-use crate::store;
+use crate::config::Settings;
 use crate::telemetry::finding::{Finding, Severity};
+use crate::{queue, store};
 
 /// Longest wait for the broker, for its HTTP API, and for the database. All answer within milliseconds,
 /// or something is wrong with them.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// What to do about settings with which nothing can be asked.
+const MEND: &str = "mend the setting that is named";
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -55,7 +56,7 @@ pub(super) fn run(flags: Flags) -> u8 {
             return EXIT_CONFIGURATION;
         }
     };
-    let mut findings = here::start(start.as_ref().err());
+    let mut findings: Vec<Finding> = start.as_ref().err().map(here::refused).into_iter().collect();
     let found =
         runtime().map(|runtime| runtime.block_on(look(&settings, flags.management.as_ref())));
     let printed = found.and_then(|found| {
@@ -76,40 +77,24 @@ pub(super) fn run(flags: Flags) -> u8 {
 async fn look(settings: &Settings, management: Option<&Url>) -> Vec<Finding> {
     let mut findings = here::look(settings);
     let found = timeout(PATIENCE, queue::inspect(&settings.queue)).await;
-    findings.extend(or_unusable("broker", found));
-    let found = timeout(PATIENCE, by_management(&settings.queue, management)).await;
-    findings.extend(or_unusable("management", found));
+    findings.extend(or_unusable("broker", MEND, found));
+    let found = timeout(PATIENCE, management::look(&settings.queue, management)).await;
+    findings.extend(or_unusable("management", management::MEND, found));
     if settings.role.has_worker() {
         let found = timeout(PATIENCE, store::inspect(&settings.store)).await;
-        findings.extend(or_unusable("database", found));
+        findings.extend(or_unusable("database", MEND, found));
     }
     findings
 }
 
-async fn by_management(
-    settings: &config::Queue,
-    url: Option<&Url>,
-) -> anyhow::Result<Vec<Finding>> {
-    let Some(url) = url else { return queue::inspect_by(settings, None).await };
-    match management::Api::open(url, settings).await {
-        Ok(mut api) => queue::inspect_by(settings, Some(&mut api as &mut dyn Management)).await,
-        Err(error) => {
-            let remedy =
-                "see whether the plugin rabbitmq_management runs there, and its user is right";
-            Ok(vec![Finding::error("management", format!("{error:#}"), remedy)])
-        }
-    }
-}
-
 fn or_unusable(
     check: &'static str,
+    remedy: &str,
     found: Result<anyhow::Result<Vec<Finding>>, Elapsed>,
 ) -> Vec<Finding> {
     match found {
         Ok(Ok(findings)) => findings,
-        Ok(Err(error)) => {
-            vec![Finding::error(check, format!("{error:#}"), "mend the setting that is named")]
-        }
+        Ok(Err(error)) => vec![Finding::error(check, format!("{error:#}"), remedy)],
         Err(_) => {
             let remedy = "see whether it runs, and what lies between";
             vec![Finding::error(check, "no answer in 20 s", remedy)]

@@ -4,7 +4,7 @@
 use anyhow::Context;
 use fancy_regex::Regex;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Broker;
 use super::topology::{self, QueueSpec};
@@ -18,35 +18,16 @@ const TAKES_AWAY: [&str; 3] = ["message-ttl", "expires", "dead-letter-exchange"]
 const LIMITS: [&str; 5] =
     ["message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"];
 
-/// Looks at everything that these settings would use.
-pub(super) async fn inspect(broker: &Broker, api: &mut dyn Management) -> Vec<Finding> {
-    match look(broker, api).await {
-        Ok(findings) => findings,
-        Err(error) => vec![Finding::error(
-            "management",
-            format!("{error:#}"),
-            "see whether the URL is right, and whether its user has the tag management",
-        )],
-    }
-}
-
-/// Without the API.
-pub(super) fn left_out() -> Finding {
-    Finding::note(
-        "bindings, policies, alarms",
-        "AMQP does not show them; every front and worker makes the bindings when it connects, but a \
-         policy of somebody else can still change a queue",
-        "muster doctor --management http://HOST:15672; or rabbitmqctl list_policies, rabbitmqctl status",
-    )
-}
-
-async fn look(broker: &Broker, api: &mut dyn Management) -> anyhow::Result<Vec<Finding>> {
+/// Looks at everything that these settings would use. An error if it cannot.
+pub(super) async fn inspect(
+    broker: &Broker,
+    api: &mut dyn Management,
+) -> anyhow::Result<Vec<Finding>> {
     let vhost = broker.uri.vhost.as_str();
-    let checked = api.get(&["health", "checks", "alarms"]).await?;
-    let mut findings = vec![alarms(&checked.unwrap_or_default())];
+    let mut findings = vec![alarms(&there(api, &["health", "checks", "alarms"]).await?)];
     let mut kinds = Vec::new();
     for kind in ["policies", "operator-policies"] {
-        let told = api.get(&[kind, vhost]).await?.unwrap_or_else(|| json!([]));
+        let told = there(api, &[kind, vhost]).await?;
         kinds.push(serde_json::from_value::<Vec<Policy>>(told).context(kind)?);
     }
     for queue in topology::queues(&broker.names, &broker.settings) {
@@ -57,6 +38,12 @@ async fn look(broker: &Broker, api: &mut dyn Management) -> anyhow::Result<Vec<F
         }
     }
     Ok(findings)
+}
+
+/// What RabbitMQ always has at a path.
+async fn there(api: &mut dyn Management, path: &[&str]) -> anyhow::Result<Value> {
+    let told = api.get(path).await?;
+    told.with_context(|| format!("there is no /api/{}, as RabbitMQ would have", path.join("/")))
 }
 
 /// A node whose memory or disk is short stops every publisher of the cluster.
@@ -94,9 +81,8 @@ impl Policy {
         let kind =
             queue.arguments.inner().get("x-queue-type").and_then(|kind| kind.as_long_string());
         let kind = kind.map(|kind| format!("{}_queues", String::from_utf8_lossy(kind.as_bytes())));
-        if !["all", "queues"].contains(&self.apply_to.as_str())
-            && kind != Some(self.apply_to.clone())
-        {
+        let apply_to = self.apply_to.as_str();
+        if !["all", "queues"].contains(&apply_to) && kind.as_deref() != Some(apply_to) {
             return Ok(false);
         }
         Ok(Regex::new(&self.pattern)?.is_match(&queue.name)?)

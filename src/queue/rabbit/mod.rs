@@ -189,13 +189,10 @@ pub(super) async fn inspect(
 pub(super) async fn inspect_by(
     url: &SecretString,
     settings: &config::Queue,
-    api: Option<&mut dyn Management>,
+    api: &mut dyn Management,
 ) -> anyhow::Result<Vec<Finding>> {
     let broker = Broker::new(url, settings.clone(), Clock::system(), Arc::default())?;
-    Ok(match api {
-        Some(api) => management::inspect(&broker, api).await,
-        None => vec![management::left_out()],
-    })
+    management::inspect(&broker, api).await
 }
 
 /// Removes all that a namespace has on the broker.
