@@ -53,12 +53,14 @@ const FIRST_TRY: Duration = Duration::from_secs(2);
 /// Seconds after which a silent connection counts as lost, unless the URL says otherwise.
 const HEARTBEAT: u16 = 5;
 
-/// Where the client logs whole messages, with passwords and tokens in them.
-pub const NEVER_LOGGED: [&str; 4] = [
-    "lapin::channels=off",
-    "lapin::frames=off",
-    "lapin::internal_rpc=off",
-    "lapin::returned_messages=off",
+/// The modules of the client that log whole messages, with passwords and tokens in them, and what it logs in
+/// to the broker with.
+pub const NEVER_LOGGED: [&str; 5] = [
+    "lapin::channels",
+    "lapin::frames",
+    "lapin::internal_rpc",
+    "lapin::io_loop",
+    "lapin::returned_messages",
 ];
 
 /// A queue on a broker.
