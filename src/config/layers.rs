@@ -133,7 +133,7 @@ impl Layers {
             let secret = name.strip_suffix("_FILE").and_then(|name| names.get(name));
             let secret = secret.filter(|key| is_secret(key));
             let Some(key) = names.get(name).or(secret) else {
-                if name.starts_with("MUSTER_") && !is_service_link(name) {
+                if name.starts_with("MUSTER_") && !is_service_link(name, text) {
                     problems.add(format!(
                         "{name}: no such setting; `muster config` lists them all as \
                          MUSTER_<SECTION>_<KEY>"
@@ -211,12 +211,13 @@ impl Layers {
 }
 
 /// Kubernetes tells every container where each service of its namespace is; for one called `muster`
-/// in variables such as `MUSTER_SERVICE_HOST` and `MUSTER_PORT_3000_TCP`, which nobody set.
-fn is_service_link(name: &str) -> bool {
+/// in variables such as `MUSTER_SERVICE_HOST`, `MUSTER_PORT_3000_TCP` and `MUSTER_PORT`, which nobody set. The
+/// last could also be somebody's guess at a setting; Kubernetes gives it a URL, `tcp://10.0.0.1:3000`.
+fn is_service_link(name: &str, text: &str) -> bool {
     name.contains("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
         || name.contains("_PORT_")
-        || name.ends_with("_PORT")
+        || (name.ends_with("_PORT") && text.contains("://"))
 }
 
 /// Whether a key's value is never shown.

@@ -44,8 +44,18 @@ fn all_problems_are_told_at_once() {
 
 #[test]
 fn what_kubernetes_sets_is_not_ours() {
-    for name in ["MUSTER_SERVICE_HOST", "MUSTER_PORT", "MUSTER_FRONT_PORT_3000_TCP_ADDR"] {
-        assert!(load(&[(name, "10.0.0.1")]).is_ok(), "{name}");
+    for (name, text) in [
+        ("MUSTER_SERVICE_HOST", "10.0.0.1"),
+        ("MUSTER_SERVICE_PORT", "3000"),
+        ("MUSTER_PORT", "tcp://10.0.0.1:3000"),
+        ("MUSTER_FRONT_PORT", "udp://[fd00::1]:3000"),
+        ("MUSTER_FRONT_PORT_3000_TCP_ADDR", "10.0.0.1"),
+    ] {
+        assert!(load(&[(name, text)]).is_ok(), "{name}");
+    }
+    for name in ["MUSTER_PORT", "MUSTER_FRONT_PORT"] {
+        let told = load(&[(name, "8080")]).unwrap_err();
+        assert!(told.contains(&format!("{name}: no such setting")), "{told}");
     }
 }
 
