@@ -2,6 +2,7 @@
 
 mod limits;
 mod mounts;
+mod origins;
 mod password;
 mod trace;
 
@@ -87,7 +88,7 @@ impl Reader<'_> {
         let mounts = self.mounts();
         let pages = self.pages();
         let tls = self.certificate("front.tls_cert", "front.tls_key");
-        let cors_origins = self.list("front.cors_origins");
+        let cors_origins = self.origins();
         let deadline = self.duration("front.deadline");
         let body_limit = self.number("front.body_limit", 1..=16 << 20);
         let header_timeout = self.duration("front.header_timeout");
@@ -113,7 +114,7 @@ impl Reader<'_> {
             pages: pages?,
             tls: tls?,
             jwks: self.path("front.jwks"),
-            cors_origins,
+            cors_origins: cors_origins?,
             deadline: deadline?,
             body_limit: body_limit? as usize,
             header_timeout: header_timeout?,

@@ -69,6 +69,17 @@ fn mounts_must_all_be_reachable() {
 }
 
 #[test]
+fn an_origin_that_would_never_match_is_refused() {
+    let origins = |text| load(&[("MUSTER_FRONT_CORS_ORIGINS", text)]);
+    for good in ["", "*", "https://app.example.com, http://localhost:5173"] {
+        assert!(origins(good).is_ok(), "{good}");
+    }
+    for bad in ["https://app.example.com/", "app.example.com", "*, https://app.example.com"] {
+        assert!(origins(bad).unwrap_err().contains("front.cors_origins"), "{bad}");
+    }
+}
+
+#[test]
 fn one_setting_has_one_name_at_a_time() {
     let told = load(&[("MUSTER_LISTEN", "127.0.0.1:1"), ("MUSTER_FRONT_LISTEN", "127.0.0.1:2")]);
     assert!(told.unwrap_err().contains("MUSTER_LISTEN and MUSTER_FRONT_LISTEN"));
