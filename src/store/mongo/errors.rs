@@ -57,8 +57,35 @@ pub(super) fn prepare(error: &Error, address: &str) -> PrepareError {
         Some(code) if REFUSED.contains(&code) => PrepareError::Unfit(format!(
             "MongoDB at {address}: access refused; check user, password and authSource in MUSTER_STORE"
         )),
-        _ => PrepareError::Away(format!("MongoDB at {address}")),
+        _ => PrepareError::Away(match reason(&error.kind) {
+            Some(reason) => format!("MongoDB at {address}: {reason}"),
+            None => format!("MongoDB at {address}"),
+        }),
     }
+}
+
+/// Why it is away, of the kinds that hold no document and no account, and as long as that stays so in the
+/// same words: each change is logged.
+fn reason(kind: &ErrorKind) -> Option<String> {
+    match kind {
+        ErrorKind::ServerSelection { message, .. } => Some(without_times(message).to_owned()),
+        ErrorKind::Command(error) => Some(format!("{} ({})", error.code_name, error.code)),
+        ErrorKind::DnsResolve { .. }
+        | ErrorKind::IncompatibleServer { .. }
+        | ErrorKind::InvalidTlsConfig { .. }
+        | ErrorKind::Io(_) => Some(kind.to_string()),
+        _ => None,
+    }
+}
+
+/// That no server is there is told with all that is known of each, also when it was seen. The error of one
+/// says why; if none has one, the first sentence says what they lack.
+fn without_times(message: &str) -> &str {
+    let (before, end) = match message.split_once(", Error: Kind: ") {
+        Some((_, error)) => (error, ", labels: "),
+        None => (message, ". Topology: "),
+    };
+    before.split(end).next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -97,6 +124,35 @@ mod tests {
     fn what_no_majority_has_may_be_rolled_back() {
         let concern = json!({ "code": 64, "codeName": "WriteConcernTimeout", "errmsg": "" });
         assert_eq!(told(&[(1, DUPLICATE_KEY)], concern), [UNKNOWN, TAKEN, UNKNOWN]);
+    }
+
+    #[test]
+    fn why_it_is_away_is_told_in_words_that_stay() {
+        let refused = "{ Type: Unknown, Servers: [ { Address: db:27017, Type: Unknown, Error: Kind: I/O \
+            error: Connection refused (os error 111), labels: {}, source: None, server response: None }, \
+            { Address: db2:27017, Type: RsSecondary, Average RTT: 1.2ms } ] }";
+        let message =
+            format!("Server selection timeout: No available servers. Topology: {refused}");
+        assert_eq!(without_times(&message), "I/O error: Connection refused (os error 111)");
+        let message = "Server selection timeout: None of the available servers suitable for criteria \
+            ReadPreference(Primary). Topology: { Servers: [ { Address: db:27017, Average RTT: 1.2ms } ] }";
+        assert_eq!(
+            without_times(message),
+            "Server selection timeout: None of the available servers suitable for criteria \
+             ReadPreference(Primary)"
+        );
+        let away = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let PrepareError::Away(told) = prepare(&away.into(), "db:27017") else {
+            panic!("it waits")
+        };
+        assert_eq!(told, "MongoDB at db:27017: I/O error: connection reset");
+        let documents = json!({ "inserted_ids": {}, "writeErrors": [
+            { "index": 0, "code": 1, "errmsg": "ann@example.com" }
+        ] });
+        let error: mongodb::error::InsertManyError = serde_json::from_value(documents).unwrap();
+        let quoting = ErrorKind::InsertMany(error).into();
+        let PrepareError::Away(told) = prepare(&quoting, "db:27017") else { panic!("it waits") };
+        assert_eq!(told, "MongoDB at db:27017");
     }
 
     #[test]
