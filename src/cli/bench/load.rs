@@ -21,6 +21,10 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Not counted, at the beginning: connections are made and caches filled.
 const WARM_UP: Duration = Duration::from_secs(1);
 
+/// Where it signs up, and what has to stand there.
+pub(super) const PATH: &str = "/users/register";
+pub(super) const MOUNT: &str = "/users/register = nested-name";
+
 /// Waits for a muster to be ready.
 pub(super) async fn wait_until_ready(address: SocketAddr) -> anyhow::Result<()> {
     let started = Instant::now();
@@ -118,8 +122,7 @@ async fn sign_up(
         }
         tokio::time::sleep_until(sent.into()).await;
         let body = Bytes::from(body.to_string());
-        let (status, _) =
-            connection.post("/users/register", body).await.context("a signup broke off")?;
+        let (status, _) = connection.post(PATH, body).await.context("a signup broke off")?;
         let now = Instant::now();
         match status {
             201 if now >= counted && now < end => {

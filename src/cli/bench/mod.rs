@@ -54,25 +54,7 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: Flags) -> u8 {
-    // The role and the addresses are this command's own business, and so is a secret nobody needs.
-    let set = [
-        ("password.allow_weak_cost", Some("1".to_owned())),
-        ("password.cost", flags.cost.map(|cost| cost.to_string())),
-        ("role", Some("all".to_owned())),
-        ("front.listen", Some("127.0.0.1:0".to_owned())),
-        ("front.tls_cert", Some(String::new())),
-        ("front.tls_key", Some(String::new())),
-        ("front.jwks", Some(String::new())),
-        ("admin.listen", Some(String::new())),
-        ("limits.per_address", Some(String::new())),
-        ("limits.per_email", Some(String::new())),
-        ("token.secret", Some(random_hex() + &random_hex())),
-    ];
-    let set = set
-        .into_iter()
-        .filter_map(|(key, value)| Some(Flag { name: "bench", key, value: value? }))
-        .collect();
-    let settings = match Settings::load(&flags.settings.clone().sources(set)) {
+    let settings = match Settings::load(&flags.settings.clone().sources(own(flags.cost))) {
         Ok(settings) => settings,
         Err(problems) => {
             complain(&problems.into());
@@ -89,6 +71,30 @@ pub(super) fn run(flags: Flags) -> u8 {
             EXIT_FAILED
         }
     }
+}
+
+/// What is set whatever the operator says: the role, the addresses and the path that is asked are this
+/// command's own business, a secret is one that nobody needs, and nothing refuses its users.
+fn own(cost: Option<u32>) -> Vec<Flag> {
+    let set = [
+        ("password.allow_weak_cost", "1"),
+        ("password.minimum", "0"),
+        ("password.blocklist", "none"),
+        ("role", "all"),
+        ("front.listen", "127.0.0.1:0"),
+        ("front.mounts", load::MOUNT),
+        ("front.tls_cert", ""),
+        ("front.tls_key", ""),
+        ("front.jwks", ""),
+        ("admin.listen", ""),
+        ("limits.per_address", ""),
+        ("limits.per_email", ""),
+    ];
+    let flag = |(key, value)| Flag { name: "bench", key, value };
+    let set = set.map(|(key, value)| (key, value.to_owned()));
+    let secret = ("token.secret", random_hex() + &random_hex());
+    let cost = cost.map(|cost| ("password.cost", cost.to_string()));
+    set.into_iter().chain([secret]).chain(cost).map(flag).collect()
 }
 
 fn measure(flags: &Flags, mut settings: Settings) -> anyhow::Result<Report> {
@@ -197,4 +203,30 @@ fn with_own_muster(
 fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:>10} {bar:30} {elapsed} {msg}");
     ProgressBar::new(100).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Blocklist, Sources};
+
+    #[test]
+    fn nothing_an_operator_asks_of_users_refuses_its_own() {
+        let environment = [
+            ("MUSTER_ROLE", "front"),
+            ("MUSTER_FRONT_MOUNTS", "/people = username"),
+            ("MUSTER_PASSWORD_MINIMUM", "64"),
+            ("MUSTER_PASSWORD_BLOCKLIST", "file:/nowhere"),
+            ("MUSTER_LIMITS_PER_ADDRESS", "1/1h"),
+            ("MUSTER_ADMIN_LISTEN", "127.0.0.1:1"),
+        ];
+        let environment =
+            environment.map(|(name, text)| (name.to_owned(), text.to_owned())).to_vec();
+        let sources = Sources { environment, flags: own(Some(4)), ..Sources::default() };
+        let settings = Settings::load(&sources).unwrap();
+        assert_eq!((settings.policy.minimum, settings.policy.blocklist), (0, Blocklist::None));
+        assert_eq!((settings.limits.per_address, settings.admin), (None, None));
+        assert_eq!(settings.front.mounts[0].path, load::PATH);
+        assert_eq!(settings.password.cost, 4);
+    }
 }
