@@ -11,6 +11,13 @@ pub(super) fn run(flags: SettingFlags) -> u8 {
             return EXIT_CONFIGURATION;
         }
     };
+    if settings.admin.is_none() && !settings.role.has_front() {
+        complain(&anyhow::anyhow!(
+            "a worker answers only at admin.listen, which is not set; set MUSTER_ADMIN_LISTEN for the worker \
+             and for this command"
+        ));
+        return EXIT_CONFIGURATION;
+    }
     let address = reachable(settings.admin.unwrap_or(settings.front.listen));
     // The probes of an address of their own are always plain.
     let https = settings.admin.is_none() && settings.front.tls.is_some();

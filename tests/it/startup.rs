@@ -466,6 +466,9 @@ async fn a_worker_tells_what_it_waits_for() {
     proxy.heal();
     let worker = worker.ready().await;
     let address = worker.client().address().to_owned();
+    let check = run(&setup, &["healthcheck", "--role", "worker"]).await;
+    assert_eq!(check.status.code(), Some(2));
+    names(&String::from_utf8_lossy(&check.stderr), &["MUSTER_ADMIN_LISTEN"]);
     let setup = setup.with("MUSTER_ADMIN_LISTEN", &address);
     let check = run(&setup, &["healthcheck", "--role", "worker"]).await;
     assert_eq!(check.status.code(), Some(0), "{check:?}");
