@@ -73,6 +73,8 @@ pub struct Front {
     queue: Arc<dyn Queue>,
     files: Files,
     telemetry: Telemetry,
+    /// Who asks for the state of the parts here.
+    asker: ops::Asker,
     stopping: CancellationToken,
     uploads: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
@@ -117,6 +119,8 @@ impl Front {
             queue,
             files: files.clone(),
             telemetry,
+            // Operators ask at an address of their own where there is one.
+            asker: if admin.is_some() { ops::Asker::Anybody } else { ops::Asker::Operator },
             stopping,
         })
     }
@@ -192,7 +196,7 @@ impl Front {
             }
             (Found::Live, &Method::GET | &Method::HEAD) => ops::live(),
             (Found::Ready, &Method::GET | &Method::HEAD) => {
-                ops::ready(&self.telemetry.health, Some(&self.caller.backlog()))
+                ops::ready(&self.telemetry.health, self.asker, Some(&self.caller.backlog()))
             }
             (Found::Page(page), &Method::GET | &Method::HEAD) => self.page(page, request.headers()),
             (Found::Metrics, &Method::GET | &Method::HEAD) => ops::metrics(&self.telemetry.metrics),

@@ -48,8 +48,9 @@ pub(super) fn schemas() -> Map<String, Value> {
             "ready": { "type": "boolean" },
             "parts": {
                 "type": "object",
-                "description": "Each part that has to work, and what it waits for.",
-                "additionalProperties": { "oneOf": [{ "const": "up" }, waits] },
+                "description": "Each part that has to work, and what it waits for; where operators have \
+                                an address of their own, only whether it works.",
+                "additionalProperties": { "oneOf": [{ "enum": ["up", "down"] }, waits] },
             },
             "workers": { "type": ["integer", "null"], "description": "How many consume." },
             "waiting": { "type": ["integer", "null"], "description": "Messages that no worker has taken." },
@@ -236,7 +237,7 @@ fn ready() -> Value {
         "responses": {
             "200": answer("Every part can work", &up),
             "503": answers::with(
-                answer("A part waits for something, and says for what", &down),
+                answer("A part waits for something", &down),
                 &["Retry-After"],
             ),
         },

@@ -63,7 +63,8 @@ function part([name, state]) {
   label.textContent = name;
   badge.textContent = up ? "up" : "down";
   badge.className = up ? "badge" : "badge failed";
-  told.textContent = up ? "" : `waits for ${state.waitingFor}`;
+  // Why it is down is not told to everybody.
+  told.textContent = state.waitingFor ? `waits for ${state.waitingFor}` : "";
   item.append(label, badge, told);
   return item;
 }

@@ -18,7 +18,7 @@ pub(super) fn told(front: &Front) -> Value {
     let backlog = front.caller.backlog();
     json!({
         "ready": front.telemetry.health.is_ready(),
-        "parts": ops::parts(&front.telemetry.health),
+        "parts": ops::parts(&front.telemetry.health, front.asker),
         "workers": backlog.consumers,
         "waiting": backlog.waiting,
         "waitMs": backlog.wait().as_millis() as u64,
