@@ -1,5 +1,6 @@
-//! Two requests under one idempotency key, both under way here: the second waits for the first's
-//! outcome instead of having its own password hashed. Elsewhere, or later, the store decides.
+//! Calls under way here, which go on when their client has gone. Of two requests under one idempotency key
+//! the second waits for the first's outcome instead of having its own password hashed. Elsewhere, or later,
+//! the store decides.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,9 +43,9 @@ impl Calls {
         call: Call,
         permit: OwnedSemaphorePermit,
     ) -> Result<Reply, CallError> {
-        // Nobody else can know a key that was made just now.
+        // Nobody else can know a key that was made just now, so nobody joins.
         if call.fresh {
-            return caller.call(call).await;
+            return begin(caller, &call, Some(permit), None).await;
         }
         let (deadline, mut permit) = (call.deadline, Some(permit));
         loop {
@@ -88,7 +89,8 @@ impl Calls {
     }
 }
 
-/// Starts a call in a task of its own, so that others may wait for it when its client is gone.
+/// Starts a call in a task of its own: when its client is gone it goes on, as the worker does, with its
+/// place, and others may wait for it.
 fn begin(
     caller: &Arc<dyn Caller>,
     call: &Call,
@@ -241,16 +243,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_keeps_its_permit_when_its_client_has_gone() {
-        let (held, caller) = held();
-        let (calls, permits) = (Calls::default(), Arc::new(Semaphore::new(1)));
-        let permit = permits.clone().try_acquire_owned().unwrap();
-        let mut first = Box::pin(calls.call(&caller, call("a", Duration::from_secs(9)), permit));
-        assert!(futures_util::poll!(&mut first).is_pending());
-        drop(first);
-        tokio::task::yield_now().await;
-        assert_eq!(permits.available_permits(), 0);
-        held.answers.add_permits(1);
-        drop(permits.acquire().await.unwrap());
-        assert!(lock(&calls.0).is_empty());
+        for fresh in [false, true] {
+            let (held, caller) = held();
+            let (calls, permits) = (Calls::default(), Arc::new(Semaphore::new(1)));
+            let permit = permits.clone().try_acquire_owned().unwrap();
+            let call = Call { fresh, ..call("a", Duration::from_secs(9)) };
+            let mut first = Box::pin(calls.call(&caller, call, permit));
+            assert!(futures_util::poll!(&mut first).is_pending());
+            drop(first);
+            tokio::task::yield_now().await;
+            assert_eq!(permits.available_permits(), 0, "fresh: {fresh}");
+            assert_eq!(held.calls.load(Ordering::SeqCst), 1);
+            held.answers.add_permits(1);
+            drop(permits.acquire().await.unwrap());
+            assert!(lock(&calls.0).is_empty());
+        }
     }
 }
