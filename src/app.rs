@@ -136,7 +136,7 @@ impl App {
                 clock,
                 metrics,
             });
-            let prefetch = worker.prefetch(settings.queue.prefetch);
+            let prefetch = worker.prefetch(settings.queue.prefetch, settings.front.deadline);
             let slots = worker.slots.clone();
             let pace: queue::PaceNow = Arc::new(move || queue::Pace {
                 per_second: slots.per_second(),

@@ -8,6 +8,7 @@ mod register;
 mod settle;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::contract::{Document, PASSWORD_HASH, Policy};
 use crate::password::Slots;
@@ -46,11 +47,14 @@ pub struct Worker {
 
 impl Worker {
     /// What to hold at once: enough that the hash slots never run dry, and no more, so that the
-    /// next worker gets the rest. Of bulk rows more, because those that bring a hash are done in a
-    /// moment. `fixed` overrides both unless 0.
-    pub fn prefetch(&self, fixed: u16) -> Prefetch {
+    /// next worker gets the rest; of those for whom somebody waits until a `deadline`, no more than can
+    /// be answered in time. Of bulk rows more, because those that bring a hash are done in a moment.
+    /// `fixed` overrides all of it unless 0.
+    pub fn prefetch(&self, fixed: u16, deadline: Duration) -> Prefetch {
+        let in_time = hashed_in_time(self.slots.per_second(), deadline);
+        let interactive = self.hashed_at_once().min(in_time);
         match fixed {
-            0 => Prefetch { interactive: self.hashed_at_once(), bulk: BULK_HELD, profile: 64 },
+            0 => Prefetch { interactive, bulk: BULK_HELD, profile: 64 },
             fixed => Prefetch { interactive: fixed, bulk: fixed, profile: 64 },
         }
     }
@@ -83,5 +87,29 @@ impl Worker {
             Kind::Register(contract) => self.register(message, contract, stages).await,
             Kind::Profile => self.profile(message).await,
         }
+    }
+}
+
+/// How many are hashed in half a deadline, the other half being for the way and the store; one at least.
+fn hashed_in_time(per_second: f64, deadline: Duration) -> u16 {
+    // What is too large for the type is its largest.
+    ((per_second * deadline.as_secs_f64() / 2.0) as u16).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_held_than_is_hashed_in_half_a_deadline() {
+        let seconds = Duration::from_secs;
+        assert_eq!(hashed_in_time(15.0, seconds(10)), 75);
+        assert_eq!(hashed_in_time(0.9, seconds(10)), 4);
+        for (slow, deadline) in
+            [(0.1, seconds(10)), (15.0, Duration::from_millis(100)), (0.0, seconds(10))]
+        {
+            assert_eq!(hashed_in_time(slow, deadline), 1, "{slow}");
+        }
+        assert_eq!(hashed_in_time(1e6, seconds(3600)), u16::MAX);
     }
 }
