@@ -14,7 +14,7 @@ use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain};
 use crate::token::key::{self, Algorithm};
 use crate::token::{Key, public_keys};
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 pub(super) enum Command {
     /// Make a private key, in a file that only its owner can read.
     #[command(after_help = "Examples:\n  \
@@ -44,7 +44,7 @@ pub(super) struct Make {
     output: PathBuf,
 }
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 pub(super) struct Which {
     #[command(flatten)]
     settings: SettingFlags,

@@ -38,7 +38,7 @@ pub const EXIT_FINDINGS: u8 = 3;
 pub const EXIT_CRASHED: u8 = 70;
 
 /// Registration through a queue: five documented signup endpoints, one pipeline, nobody lost.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(version, arg_required_else_help = false, args_conflicts_with_subcommands = true)]
 #[command(after_help = "Without a command, muster serves everything in one process on \
     http://127.0.0.1:3000, with users in ./muster.redb.\n\n\
@@ -55,7 +55,7 @@ pub struct Cli {
     settings: SettingFlags,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Serve signups: the front end, a worker, or both.
     #[command(after_help = "Examples:\n  \
@@ -103,7 +103,7 @@ enum Command {
 }
 
 /// Flags that say where settings come from, and override the common ones.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Args)]
 struct SettingFlags {
     /// A file of settings, over the defaults and under the environment.
     #[arg(long, value_name = "FILE")]

@@ -21,7 +21,7 @@ use crate::signup::ContractId;
 /// Longest wait for the answer: more than any muster lets a client wait by default.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster signup --firstname Ann --email ann@example.com\n  \
     muster signup --contract username --username ann --password-stdin < password.txt\n  \

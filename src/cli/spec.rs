@@ -15,7 +15,7 @@ use crate::front::openapi;
 use crate::queue::{rabbit, schema};
 
 /// What is to be described.
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 pub(super) enum Command {
     /// Print the AMQP door as AsyncAPI 3.0 in YAML, with the names and limits of these settings.
     #[command(after_help = "Examples:\n  \

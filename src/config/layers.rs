@@ -34,7 +34,7 @@ const SECRETS: [&str; 6] = [
 ];
 
 /// Where settings come from besides the defaults.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Sources {
     /// `--config`.
     pub file: Option<PathBuf>,
@@ -45,7 +45,7 @@ pub struct Sources {
 }
 
 /// A setting made on the command line.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Flag {
     /// Its name, as `--listen`.
     pub name: &'static str,
@@ -56,7 +56,7 @@ pub struct Flag {
 }
 
 /// A value and where it came from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Layer {
     pub(super) value: Value,
     /// Nothing for the default.
@@ -64,7 +64,6 @@ pub(super) struct Layer {
 }
 
 /// The effective value of every key, as `section.key`.
-#[derive(Debug)]
 pub(super) struct Layers(BTreeMap<String, Layer>);
 
 impl Layers {

@@ -5,7 +5,6 @@ use serde_json::Value;
 use crate::signup::{FailureCode, FieldError, User};
 
 /// An answer to a registration.
-#[derive(Debug)]
 pub enum Answer<'a> {
     /// The user exists.
     Created {
@@ -117,7 +116,7 @@ impl From<FailureCode> for Fault {
 }
 
 /// A contract's answer: a status and a JSON object.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Rendered {
     /// HTTP status.
     pub status: u16,

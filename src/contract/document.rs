@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 pub const MAX_DEPTH: usize = 128;
 
 /// A JSON object, its keys in no particular order; of equal keys the last one counts.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Document<'a>(BTreeMap<String, &'a RawValue>);
 
 /// The body is not one JSON object in UTF-8, nests deeper than [`MAX_DEPTH`], or has half of a
@@ -23,7 +23,6 @@ pub struct Document<'a>(BTreeMap<String, &'a RawValue>);
 pub struct Unreadable;
 
 /// What stands at a key where a text is wanted.
-#[derive(Debug)]
 pub enum Field {
     /// Nothing, or `null`.
     Absent,
@@ -34,7 +33,6 @@ pub enum Field {
 }
 
 /// What stands at a key where an object is wanted.
-#[derive(Debug)]
 pub enum Nested<'a> {
     /// Nothing, or `null`.
     Absent,
@@ -161,7 +159,7 @@ mod tests {
     fn surrogates_come_in_pairs_everywhere() {
         assert_eq!(text(r#"{"a":"\ud83d\ude00"}"#, "a").as_deref(), Some("\u{1f600}"));
         for lone in [r#"{"x":"\ud83d"}"#, r#"{"x":"\ude00"}"#, r#"{"x":["\ud83dx\ude00"]}"#] {
-            assert_eq!(Document::parse(lone.as_bytes()).unwrap_err(), Unreadable, "{lone}");
+            assert_eq!(Document::parse(lone.as_bytes()).err(), Some(Unreadable), "{lone}");
         }
         assert_eq!(
             text(r#"{"a":"\\ud83d"}"#, "a").as_deref(),

@@ -48,14 +48,13 @@ pub struct Input {
 }
 
 /// A row of the input.
-#[derive(Debug)]
 pub(super) struct Row {
     pub(super) line: u64,
     pub(super) checked: Result<Checked, Vec<RowError>>,
 }
 
 /// What came of one piece of the input.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Batch {
     pub(super) rows: Vec<Row>,
     /// What was read up to here; none while an earlier run's is being read again.

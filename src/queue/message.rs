@@ -71,7 +71,7 @@ fn about(mut span: Span, door: Door, id: &MessageId) -> Span {
 }
 
 /// A message to be sent.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Call {
     /// What is asked.
     pub kind: Kind,

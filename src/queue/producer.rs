@@ -38,7 +38,7 @@ impl Window {
 }
 
 /// A registration nobody waits for right now.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Row {
     /// Given back in its answer. Rows under way have different ones.
     pub tag: u64,

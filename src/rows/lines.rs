@@ -3,7 +3,7 @@
 use memchr::memchr;
 
 /// One line, without its end.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub enum Line<'a> {
     /// A line with something in it.
     Text {
@@ -20,7 +20,6 @@ pub enum Line<'a> {
 }
 
 /// Bytes that came and were not yet cut.
-#[derive(Debug)]
 pub struct Lines {
     buffer: Vec<u8>,
     /// Where the next line begins.

@@ -8,7 +8,6 @@ use super::id::digest;
 use super::{ContractId, FullName};
 
 /// A checked registration.
-#[derive(Debug)]
 pub struct Candidate {
     /// The contract whose rules it passed.
     pub contract: ContractId,
@@ -67,7 +66,7 @@ impl Candidate {
 }
 
 /// An address and the key under which it is unique.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Email {
     address: String,
     key: String,

@@ -3,6 +3,7 @@
 //! meaning.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::User;
 
 /// The end of one message.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
     /// The user exists, made by this registration.
@@ -33,6 +34,22 @@ pub enum Outcome {
     Rejected(Rejection),
     /// Ours: nothing is known to have happened.
     Failed(Failure),
+}
+
+impl fmt::Debug for Outcome {
+    // Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registered { user, replayed, .. } => f
+                .debug_struct("Registered")
+                .field("user", user)
+                .field("replayed", replayed)
+                .finish_non_exhaustive(),
+            Self::Found { user } => f.debug_tuple("Found").field(user).finish(),
+            Self::Rejected(rejection) => f.debug_tuple("Rejected").field(rejection).finish(),
+            Self::Failed(failure) => f.debug_tuple("Failed").field(failure).finish(),
+        }
+    }
 }
 
 /// Why a request was refused.
@@ -137,6 +154,30 @@ impl Outcome {
                 FailureCode::UnknownKey => "unknown_key",
                 FailureCode::Internal => "internal",
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signup::{ContractId, Millis, UserId};
+
+    #[test]
+    fn no_token_is_printed() {
+        let user = User {
+            id: UserId::generate(),
+            contract: ContractId::FlatName,
+            username: None,
+            email: Some("ann@example.com".to_owned()),
+            fullname: None,
+            created_at: Millis(0),
+            updated_at: Millis(0),
+        };
+        let token = Some("a.token.of-hers".to_owned());
+        let outcome = Outcome::Registered { user: user.clone(), token, replayed: true };
+        for printed in [format!("{outcome:?}"), format!("{:?}", Outcome::Found { user })] {
+            assert!(!printed.contains("token") && !printed.contains('@'), "{printed}");
         }
     }
 }

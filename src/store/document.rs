@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::signup::{ContractId, FullName, Millis, Record, RegistrationId, User, UserId};
 
 /// The stored form of a [`Record`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Document {
     #[serde(rename = "_id")]

@@ -25,7 +25,7 @@ use crate::{queue, store};
 use load::Load;
 use report::{Hashing, Isolation, Report, Signups};
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster bench\n  \
     muster bench --cost 12 --connections 64 --duration 30s --json\n  \

@@ -13,7 +13,7 @@ use super::{EXIT_CONFIGURATION, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, complain
 use crate::queue::dead::{DeadLetters, Letter};
 use crate::signup::Millis;
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster dead requeue --reason expired --dry-run\n  \
     muster dead requeue --all --rate 20/s")]
@@ -27,7 +27,7 @@ pub(in crate::cli) struct Requeue {
     rate: Option<Duration>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster dead discard 3f9c01d2ab77\n  \
     muster dead discard --reason unreadable --yes")]
@@ -42,7 +42,7 @@ pub(in crate::cli) struct Discard {
 }
 
 /// Something has to be named, so that nothing is done to everything by mistake.
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(group(ArgGroup::new("which").required(true).multiple(true)
     .args(["ids", "all", "reason", "contract", "older_than"])))]
 struct Which {

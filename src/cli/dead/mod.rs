@@ -21,7 +21,7 @@ use crate::queue::dead::{DeadLetters, Letter};
 use crate::signup::{Clock, Millis};
 use choice::{Choice, Filters};
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 pub(super) enum Command {
     /// List them, the oldest first.
     List(List),
@@ -35,7 +35,7 @@ pub(super) enum Command {
     Export(Export),
 }
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster dead list\n  \
     muster dead list --reason expired --older-than 1h --json")]
@@ -49,7 +49,7 @@ pub(super) struct List {
     json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster dead show 3f9c01d2ab77")]
 pub(super) struct Show {
@@ -62,7 +62,7 @@ pub(super) struct Show {
     json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster dead export --output letters.jsonl\n  \
     muster dead export --contract username --output -")]

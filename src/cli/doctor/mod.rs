@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What to do about settings with which nothing can be asked.
 const MEND: &str = "mend the setting that is named";
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster doctor\n  \
     muster doctor --role front\n  \

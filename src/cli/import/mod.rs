@@ -31,7 +31,7 @@ use crate::signup::{ContractId, id::random_hex};
 /// What the log tells while a bar or a report is what counts.
 const LOG: &str = "warn,lapin=off";
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster import users.csv --contract register --output report.ndjson\n  \
     muster import users.ndjson --contract username --dry-run\n  \
