@@ -103,7 +103,7 @@ fn version(greeting: &Greeting) -> Vec<Finding> {
         return vec![Finding::note(
             check,
             named,
-            "RabbitMQ 3.10 to 4.x is what muster is tested with",
+            "see that it is 3.10 or newer: older quorum queues ignore how long a registration may wait",
         )];
     };
     if numbers < OLDEST {
