@@ -39,8 +39,6 @@ pub struct App {
     serving: Tasks,
     /// Consumes; told to stop when nobody is served any more.
     working: Tasks,
-    /// Keeps connections; ends with their users.
-    background: Tasks,
     /// A store that turned out not to do.
     unfit: watch::Receiver<Option<String>>,
     queue: Arc<dyn Queue>,
@@ -65,8 +63,6 @@ pub struct Addresses {
 pub enum End {
     /// It was asked to, and finished what was under way.
     Stopped,
-    /// A task crashed.
-    Crashed(&'static str),
     /// What it waited for came, and will not do until somebody changes something.
     Unfit(String),
 }
@@ -78,9 +74,11 @@ impl App {
         let telemetry = Telemetry::default();
         let health = &telemetry.health;
         let process = health.part("process");
-        let (serving, working, background) = (Tasks::default(), Tasks::default(), Tasks::default());
+        let (serving, working) = (Tasks::default(), Tasks::default());
         let (tell_unfit, unfit) = watch::channel(None);
-        let queue = queue::open(&settings.queue, clock.clone(), &telemetry, &background).await?;
+        // These keep connections, and end with their users.
+        let tasks = Tasks::default();
+        let queue = queue::open(&settings.queue, clock.clone(), &telemetry, &tasks).await?;
         let mut addresses = Addresses::default();
         let signer = settings.role.has_worker().then(|| signer(settings, clock.clone()));
         let signer = signer.transpose()?;
@@ -107,15 +105,14 @@ impl App {
                 telemetry.clone(),
                 stop.clone(),
             );
-            serving.spawn("front", async move { front.serve(listener, limits, stop).await });
+            serving.spawn(async move { front.serve(listener, limits, stop).await });
         }
         if let Some(address) = settings.admin {
             let listener = front::bind(address, "admin.listen (MUSTER_ADMIN_LISTEN)").await?;
             addresses.admin = Some(listener.local_addr()?);
             let (limits, stop) = (limits(settings), serving.stopping().clone());
             let telemetry = telemetry.clone();
-            serving
-                .spawn("admin", async move { ops::serve(listener, limits, stop, telemetry).await });
+            serving.spawn(async move { ops::serve(listener, limits, stop, telemetry).await });
         }
         if let Some(signer) = signer {
             let part = health.part("store");
@@ -148,7 +145,7 @@ impl App {
             let prepared = first.unwrap_or(Ok(false))?;
             let (tasks, consuming) = (working.clone(), health.part("worker"));
             let queue = queue.clone();
-            working.spawn("consumer", async move {
+            working.spawn(async move {
                 if !prepared {
                     match wait_for_store(&worker.store, &part, tasks.stopping()).await {
                         Ok(true) => {}
@@ -170,7 +167,6 @@ impl App {
             addresses,
             serving,
             working,
-            background,
             unfit,
             queue,
             caller,
@@ -201,13 +197,7 @@ impl App {
         self.slots.as_ref()
     }
 
-    /// Where what is under way runs.
-    #[cfg(test)]
-    pub(crate) fn working(&self) -> &Tasks {
-        &self.working
-    }
-
-    /// Runs until `stop` resolves or a task crashes, then stops softly: takes no more, finishes what
+    /// Runs until `stop` resolves, then stops softly: takes no more, finishes what
     /// is under way, hands the rest back. Drop the future to stop hard.
     pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> End {
         let unfit = async {
@@ -219,9 +209,6 @@ impl App {
         };
         let end = tokio::select! {
             () = stop => End::Stopped,
-            name = self.serving.crashed() => End::Crashed(name),
-            name = self.working.crashed() => End::Crashed(name),
-            name = self.background.crashed() => End::Crashed(name),
             told = unfit => End::Unfit(told),
         };
         if end != End::Stopped {

@@ -1,43 +1,24 @@
 //! Tasks that live as long as the process, and how it ends: softly (take no more, finish what
-//! runs), hard, or because a task crashed. A crashed task is a fault that nobody handles, so the
-//! process stops and says so; whoever started it starts it again, and the queue still has what was
-//! under way.
+//! runs), hard, or by a panic. A panic is a fault that nobody handles, so the process stops and says so;
+//! whoever started it starts it again, and the queue still has what was under way.
 
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::PanicHookInfo;
 
-use futures_util::FutureExt;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Where tasks are started. Clones are the same set.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
     stopping: CancellationToken,
-    crashed: watch::Sender<Option<&'static str>>,
-}
-
-impl Default for Tasks {
-    fn default() -> Self {
-        Self {
-            tracker: TaskTracker::new(),
-            stopping: CancellationToken::new(),
-            crashed: watch::Sender::new(None),
-        }
-    }
 }
 
 impl Tasks {
-    /// Starts a task. If it panics, [`Tasks::crashed`] resolves.
-    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let crashed = self.crashed.clone();
-        self.tracker.spawn(async move {
-            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-                crashed.send_replace(Some(name));
-            }
-        });
+    /// Starts a task.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(task);
     }
 
     /// Cancelled when no more work should be taken.
@@ -50,16 +31,6 @@ impl Tasks {
         self.stopping.cancel();
     }
 
-    /// Resolves with the name of a task that panicked.
-    pub async fn crashed(&self) -> &'static str {
-        let mut crashed = self.crashed.subscribe();
-        match crashed.wait_for(Option::is_some).await.map(|name| *name) {
-            Ok(Some(name)) => name,
-            // The sender is in `self`, so this cannot be reached.
-            _ => std::future::pending().await,
-        }
-    }
-
     /// Resolves when all tasks have ended.
     pub async fn ended(&self) {
         self.tracker.close();
@@ -67,24 +38,40 @@ impl Tasks {
     }
 }
 
+tokio::task_local! {
+    /// There where a panic ends its task and nothing else.
+    static CONTAINED: ();
+}
+
+/// From now on a panic ends the process with this code, in whatever task or thread it is, unless it is
+/// [`contained`]: a thread that hashes no more, or a writer that is gone, would let everybody wait. Only
+/// its place is told, because its text may quote what it was about, and that may be a password.
+pub fn end_on_panic(code: u8) {
+    std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let is_contained = CONTAINED.try_with(|()| ()).is_ok();
+        let end = if is_contained { "a connection was lost to it" } else { "the process ends" };
+        eprintln!("muster: a fault in muster, at {place}: {end}; please report it");
+        if !is_contained {
+            std::process::exit(code.into());
+        }
+    }));
+}
+
+/// Runs what strangers drive: a panic in it must not be a way to end the process for everybody.
+pub async fn contained<T>(task: impl Future<Output = T>) -> T {
+    CONTAINED.scope((), task).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_crash_is_told_by_name() {
-        let tasks = Tasks::default();
-        tasks.spawn("quiet", async {});
-        tasks.spawn("loud", async { panic!("on purpose") });
-        assert_eq!(tasks.crashed().await, "loud");
-        tasks.ended().await;
-    }
-
-    #[tokio::test]
     async fn a_stop_reaches_every_task() {
         let tasks = Tasks::default();
         let stopping = tasks.stopping().clone();
-        tasks.spawn("waits", async move { stopping.cancelled().await });
+        tasks.spawn(async move { stopping.cancelled().await });
         tasks.stop();
         tasks.ended().await;
     }

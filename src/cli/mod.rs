@@ -22,6 +22,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Flag, Settings, Sources};
 use crate::queue::rabbit::NEVER_LOGGED;
+use crate::shutdown::end_on_panic;
 use crate::telemetry::logs;
 
 /// Everything went as asked.
@@ -192,6 +193,7 @@ fn begin(
     let begun = settings.and_then(|settings| {
         let filter = filter.unwrap_or(&settings.log.filter);
         logs::init(filter, settings.log.as_text, &NEVER_LOGGED)?;
+        end_on_panic(EXIT_CRASHED);
         Ok((runtime()?, settings))
     });
     begun.map_err(|error| {

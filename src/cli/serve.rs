@@ -4,9 +4,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    EXIT_CONFIGURATION, EXIT_CRASHED, EXIT_FAILED, EXIT_OK, SettingFlags, begin, complain,
-};
+use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, begin, complain};
 use crate::app::{App, End};
 use crate::config::Settings;
 use crate::front::collector::Collector;
@@ -75,10 +73,6 @@ async fn serve(settings: &Settings) -> u8 {
 fn exit_code(end: End) -> u8 {
     match end {
         End::Stopped => EXIT_OK,
-        End::Crashed(task) => {
-            complain(&anyhow::anyhow!("the {task} task crashed; the log tells where"));
-            EXIT_CRASHED
-        }
         End::Unfit(told) => {
             complain(&anyhow::anyhow!(told));
             EXIT_CONFIGURATION
@@ -144,28 +138,5 @@ impl Signals {
             _ = self.interrupt.recv() => Asked::Stop,
             _ = reload => Asked::Reload,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::runtime;
-    use crate::config::{Flag, Sources};
-
-    #[test]
-    fn a_crashed_task_ends_the_process_with_a_code_of_its_own() {
-        let directory = tempfile::TempDir::new().unwrap();
-        let store = format!("file:{}", directory.path().join("users.redb").display());
-        let set = |key, value: &str| Flag { name: "test", key, value: value.to_owned() };
-        let flags = vec![set("store.url", &store), set("front.listen", "127.0.0.1:0")];
-        let settings = Settings::load(&Sources { flags, ..Sources::default() }).unwrap();
-        let code = runtime().unwrap().block_on(async {
-            let (app, _signals) = start(&settings).await.unwrap();
-            app.working().spawn("one of its tasks", async { panic!("on purpose") });
-            exit_code(app.run_until(std::future::pending()).await)
-        });
-        assert_eq!(code, EXIT_CRASHED);
-        assert_ne!(code, EXIT_OK);
     }
 }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::Response;
 use super::tls::{Encrypted, Tls};
+use crate::shutdown::contained;
 
 /// What an HTTP/2 client says first (RFC 9113, 3.4).
 pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -81,10 +82,11 @@ pub(super) async fn serve<G, A, F>(
             accepted = accept(&listener, &room) => accepted,
         };
         let (builder, answer) = (builder.clone(), answer.clone());
-        let service = service_fn(move |request| answer(request, peer));
+        // Of HTTP/2 every request has a task of its own.
+        let service = service_fn(move |request| contained(answer(request, peer)));
         let (watcher, stop, tls) = (connections.watcher(), stop.clone(), tls.clone());
         let gauged = opened();
-        tokio::spawn(async move {
+        tokio::spawn(contained(async move {
             // A client that says nothing must not hold its place for ever.
             let opened = tokio::select! {
                 opened = timeout(limits.header_timeout, open(stream, tls)) => opened,
@@ -106,7 +108,7 @@ pub(super) async fn serve<G, A, F>(
                 tracing::debug!(%error, "a connection ended badly");
             }
             drop((permit, gauged));
-        });
+        }));
     }
     drop(listener);
     connections.shutdown().await;

@@ -39,28 +39,28 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
         let Some(mut delivery) = delivery else { break };
         let deliveries = delivery.message().deliveries;
         if deliveries >= GIVE_UP && may_be_innocent(delivery.message()) {
-            tasks.spawn("second chance", delivery.retry());
+            tasks.spawn(delivery.retry());
         } else if deliveries >= GIVE_UP {
-            tasks.spawn("bury", delivery.bury(Reason::Poison));
+            tasks.spawn(delivery.bury(Reason::Poison));
         } else if deliveries >= SUSPECT {
             // Waits for everything under way, and keeps everything else waiting.
             let _alone = tokio::select! {
                 biased;
                 () = stopping.cancelled() => {
-                    tasks.spawn("delivery", delivery.hand_back());
+                    tasks.spawn(delivery.hand_back());
                     break;
                 }
                 alone = alone.write() => alone,
             };
             let (result, stages) = handle(&worker, &mut delivery).await;
             let worker = worker.clone();
-            tasks.spawn("delivery", async move {
+            tasks.spawn(async move {
                 settle(&worker, delivery, result, stages).await;
             });
         } else {
             let (worker, alone, rows) = (worker.clone(), alone.clone(), rows.clone());
             let (outage, stopping) = (outage.clone(), stopping.clone());
-            tasks.spawn("delivery", async move {
+            tasks.spawn(async move {
                 let waits = delivery.message().door == Door::Bulk
                     && !Worker::is_hashed_already(delivery.message());
                 let _turn = tokio::select! {

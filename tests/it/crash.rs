@@ -9,6 +9,7 @@ use muster::store;
 use muster::telemetry::Health;
 
 use crate::support::ledger::{Fronts, Ledger};
+use crate::support::muster::SECRET;
 use crate::support::secrets::secrets_in;
 use crate::support::{Rig, Setup};
 
@@ -135,4 +136,35 @@ async fn the_embedded_default_keeps_what_it_answered() {
     let mut figures = ledger.compare(&users);
     figures.wrong.extend(secrets_in(&written));
     figures.assert_kept();
+}
+
+/// Not a test: what [`a_panic_ends_the_process_and_quotes_nothing`] runs in a process of its own.
+#[tokio::test]
+#[ignore = "it panics on purpose"]
+async fn panics_on_purpose() {
+    muster::shutdown::end_on_panic(70);
+    let connection = muster::shutdown::contained(async { panic!("{SECRET}: a connection") });
+    assert!(tokio::spawn(connection).await.is_err());
+    println!("still there");
+    let thread = std::thread::spawn(|| panic!("{SECRET}: a thread"));
+    let _ = thread.join();
+    println!("too far");
+}
+
+#[test]
+fn a_panic_ends_the_process_and_quotes_nothing() {
+    let this = std::env::current_exe().unwrap();
+    let ended = std::process::Command::new(this)
+        .args(["--exact", "crash::panics_on_purpose", "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&ended.stdout);
+    assert!(told.contains("still there") && !told.contains("too far"), "{told}");
+    assert_eq!(ended.status.code(), Some(70), "{told}");
+    let told = String::from_utf8_lossy(&ended.stderr);
+    for end in ["a connection was lost to it", "the process ends"] {
+        let line = told.lines().find(|line| line.contains(end));
+        assert!(line.is_some_and(|line| line.contains("crash.rs:")), "{told}");
+    }
+    assert!(!told.contains(SECRET), "{told}");
 }

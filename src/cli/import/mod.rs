@@ -19,8 +19,7 @@ use work::Work;
 
 use super::serve::Signals;
 use super::{
-    EXIT_CONFIGURATION, EXIT_CRASHED, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, begin,
-    complain,
+    EXIT_CONFIGURATION, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, begin, complain,
 };
 use crate::app;
 use crate::config::{Flag, Role, Settings};
@@ -197,12 +196,13 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
             ended = &mut running => break ended,
             ended = &mut worker => {
                 bar.finish_and_clear();
-                complain(&anyhow::anyhow!("its own worker ended: {ended:?}"));
+                let why = match ended {
+                    app::End::Unfit(told) => told,
+                    app::End::Stopped => "it was asked to".to_owned(),
+                };
+                complain(&anyhow::anyhow!("its own worker ended: {why}"));
                 resume_hint(ledger_path.as_deref());
-                return Ok(match ended {
-                    app::End::Unfit(_) => EXIT_CONFIGURATION,
-                    _ => EXIT_CRASHED,
-                });
+                return Ok(EXIT_CONFIGURATION);
             }
             // Only a service reads files again, and only there the signal is taken.
             _ = signals.next() => {

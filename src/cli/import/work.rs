@@ -63,10 +63,7 @@ impl Work {
         let producer = queue.producer(window);
         let stopped = stop.clone();
         let worker: Worker = Box::pin(async move {
-            tokio::select! {
-                name = tasks.crashed() => return app::End::Crashed(name),
-                () = stopped.cancelled_owned() => {}
-            }
+            stopped.cancelled_owned().await;
             // Its connections are closed properly, if that does not take long.
             let _ = tokio::time::timeout(Duration::from_secs(2), tasks.ended()).await;
             app::End::Stopped

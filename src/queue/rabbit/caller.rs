@@ -71,7 +71,7 @@ pub(super) fn start(
     let (sender, session) = watch::channel(None);
     let stop = CancellationToken::new();
     let supervisor = supervise(broker.clone(), part, sender, known.clone(), stop.clone());
-    tasks.spawn("front's connections", supervisor);
+    tasks.spawn(supervisor);
     Arc::new(RabbitCaller { broker, session, known, stop })
 }
 

@@ -46,7 +46,7 @@ pub(super) fn start(
     let (stopped, ages) = (stop.clone(), Mutex::default());
     known.has_worker(pace.clone());
     let shared = Shared { broker, known, deliveries: sender, stop: stopped, ages };
-    tasks.spawn("worker's connections", supervise(shared, pace, doors.collect()));
+    tasks.spawn(supervise(shared, pace, doors.collect()));
     Box::new(RabbitInbox { deliveries, stop })
 }
 

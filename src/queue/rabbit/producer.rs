@@ -49,7 +49,7 @@ pub(super) fn start(broker: Arc<Broker>, window: Window, tasks: &Tasks) -> Produ
         passed: 0,
         patience: window.patience.unwrap_or(retries + PATIENCE),
     };
-    tasks.spawn("producer's connections", supervise(broker, rows));
+    tasks.spawn(supervise(broker, rows));
     producer
 }
 
