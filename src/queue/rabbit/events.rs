@@ -15,8 +15,8 @@ use crate::signup::Outcome;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Announces the outcome of a message, if it is to be. Whether the message may be acked now: not if the
-/// connection is gone without a confirm. As long as the broker does not confirm, because it has an alarm or
-/// because a listener's queue is full and refuses more, this tries again and keeps the delivery.
+/// connection is gone without a confirm. An alarm of the broker's delays it; as long as a listener's queue
+/// is full and refuses more, this tries again and keeps the delivery.
 pub(super) async fn announce(
     broker: &Broker,
     publisher: &Publisher,
@@ -28,20 +28,24 @@ pub(super) async fn announce(
     let exchange = broker.names.events_exchange();
     let properties = properties::of_event(&event, now, &message.trace);
     let body = serde_json::to_vec(&event).expect("an event is JSON");
+    let mut told = false;
     loop {
+        publisher.unblocked(None).await;
         let announced =
             publisher.announce(&exchange, event.name(), properties.clone(), body.clone().into());
         match announced.await {
             Ok(()) => return true,
             Err(_) if publisher.is_lost() => return false,
             Err(error) => {
-                tracing::warn!(
-                    id = message.id.as_str(),
-                    event = event.name(),
-                    exchange,
-                    %error,
-                    "an event is refused, so its message is held; is a queue bound there full?"
-                );
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(
+                        id = message.id.as_str(),
+                        event = event.name(),
+                        exchange,
+                        %error,
+                        "an event is refused, so its message is held; is a queue bound there full?"
+                    );
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -114,5 +114,6 @@ async fn open(broker: &Arc<Broker>, pace: &PaceNow) -> Result<Arc<Settler>, Link
     let publish = Link::open(broker, "worker publisher").await?;
     publish.declare(broker).await?;
     let publisher = publish.prepared(publish.publisher()).await?;
-    Ok(Arc::new(Settler::new(broker.clone(), pace.clone(), publisher, publish)))
+    let mover = publish.prepared(publish.careful_publisher()).await?;
+    Ok(Arc::new(Settler::new(broker.clone(), pace.clone(), publisher, mover, publish)))
 }

@@ -103,6 +103,11 @@ impl Link {
         Ok(Publisher::new(self.confirmed_channel().await?, self.state.clone()))
     }
 
+    /// The same, for what must never be told of as taken when it was returned; not for speed.
+    pub(super) async fn careful_publisher(&self) -> Result<Publisher, LinkError> {
+        Ok(Publisher::one_at_a_time(self.confirmed_channel().await?, self.state.clone()))
+    }
+
     /// The same for a single task, which needs no lock to keep confirms in their order.
     pub(super) async fn confirmed_channel(&self) -> Result<Channel, LinkError> {
         let channel = self.connection.create_channel().await?;

@@ -29,7 +29,10 @@ pub(super) struct Settler {
     broker: Arc<Broker>,
     /// Told with every reply, so that front ends know what the workers can do.
     pace: PaceNow,
+    /// For replies and events.
     publisher: Publisher,
+    /// For messages that are moved to another queue, which are gone from theirs once it says so.
+    mover: Publisher,
     publish: Link,
     /// Consuming ends, kept after a soft stop until the last delivery is settled.
     kept: Mutex<Vec<(Link, Vec<Channel>)>>,
@@ -42,12 +45,14 @@ impl Settler {
         broker: Arc<Broker>,
         pace: PaceNow,
         publisher: Publisher,
+        mover: Publisher,
         publish: Link,
     ) -> Self {
         Self {
             broker,
             pace,
             publisher,
+            mover,
             publish,
             kept: Mutex::default(),
             declared: Default::default(),
@@ -92,19 +97,24 @@ impl Settler {
         body: Bytes,
         ack: &Ack,
     ) {
-        loop {
+        let mut told = false;
+        // Otherwise the broker has delivered it to another.
+        while ack.usable() && !self.is_lost() {
+            self.mover.unblocked(None).await;
             let published = self
-                .publisher
+                .mover
                 .publish(exchange, routing_key.clone(), properties.clone(), body.clone())
                 .await;
             match published {
                 Ok(()) => return ack.ack().await,
-                Err(error) if ack.usable() && !self.is_lost() => {
-                    tracing::warn!(exchange, %error, "a message was not put aside; trying again");
+                Err(_) if self.is_lost() => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(exchange, %error, "a message was not put aside; trying again");
+                    }
                     self.declare_anew().await;
                     tokio::time::sleep(PAUSE).await;
                 }
-                Err(_) => return,
             }
         }
     }
