@@ -130,6 +130,7 @@ impl App {
                 policy,
                 opener,
                 signer,
+                retries: !settings.queue.retry_delays.is_empty(),
                 clock,
                 metrics,
             });

@@ -152,6 +152,11 @@ impl Message {
         span
     }
 
+    /// Whether it is suspected of taking workers down: it was delivered twice, and never settled.
+    pub fn is_suspect(&self) -> bool {
+        self.deliveries >= 2
+    }
+
     /// Whether a user may already be registered under its id.
     pub fn may_be_known(&self) -> bool {
         !self.fresh || self.deliveries > 0 || self.attempt > 0

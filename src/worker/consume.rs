@@ -14,11 +14,9 @@ use crate::signup::Outcome;
 use crate::telemetry::events::Handled;
 use crate::telemetry::{Stage, Stages};
 
-/// Earlier deliveries after which a message is suspected of taking workers down, and is handled
-/// with nothing else under way: if it does it again, nobody else is hurt.
-const SUSPECT: u32 = 2;
-/// Earlier deliveries after which it is given up. Well above the first, because brokers also count
-/// what was no fault of the message: lost connections, and up to 3.13 every return.
+/// Earlier deliveries after which a message is given up. Well above those that make it a suspect,
+/// because brokers also count what was no fault of the message: lost connections, and up to 3.13 every
+/// return.
 const GIVE_UP: u32 = 8;
 
 /// Handles deliveries until the stop; then hands back what was not begun. What was begun is among
@@ -37,13 +35,14 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
             delivery = inbox.next() => delivery,
         };
         let Some(mut delivery) = delivery else { break };
-        let deliveries = delivery.message().deliveries;
-        if deliveries >= GIVE_UP && may_be_innocent(delivery.message()) {
+        let message = delivery.message();
+        if message.is_suspect() && worker.retries && may_be_innocent(message) {
             tasks.spawn(delivery.retry());
-        } else if deliveries >= GIVE_UP {
+        } else if message.deliveries >= GIVE_UP && !message.is_expired() {
             tasks.spawn(delivery.bury(Reason::Poison));
-        } else if deliveries >= SUSPECT {
-            // Waits for everything under way, and keeps everything else waiting.
+        } else if message.is_suspect() {
+            // Waits for everything under way, and keeps everything else waiting: if it takes the worker
+            // down again, nobody else is hurt.
             let _alone = tokio::select! {
                 biased;
                 () = stopping.cancelled() => {
@@ -84,9 +83,9 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
     inbox.stop().await;
 }
 
-/// Whether a message that is to be given up may only have been held whenever a connection was lost: the
-/// broker counts that too. A bulk message is put back once, so that it is counted anew; for another
-/// there would be no time.
+/// Whether a suspect may only have been held whenever a connection was lost: the broker counts that too,
+/// for hundreds of rows at once. A bulk message is put back once, so that it is counted anew and does not
+/// keep everybody waiting; for another there would be no time.
 fn may_be_innocent(message: &Message) -> bool {
     message.door == Door::Bulk && message.attempt == 0
 }

@@ -39,6 +39,8 @@ pub struct Worker {
     pub opener: Opener,
     /// Who signs tokens.
     pub signer: Signer,
+    /// Whether bulk rows that fail are put back, to come again later.
+    pub retries: bool,
     /// What time it is.
     pub clock: Clock,
     /// What it counts and measures.

@@ -196,6 +196,49 @@ async fn a_row_that_is_lost_again_after_its_second_chance_is_poison() {
     assert!(!String::from_utf8_lossy(&dead.data).contains("securePassword123"));
 }
 
+#[tokio::test]
+async fn a_row_that_takes_workers_down_takes_no_other_row_with_it() {
+    let Some(setup) = without_a_worker().await else { return };
+    // Long enough to be killed over.
+    let setup = setup.with("MUSTER_BCRYPT_COST", "11");
+    let broker = Broker::connect().await;
+    let mut replies = broker.direct_replies().await;
+    let killer = unique("killer");
+    let properties = registration("flat-name").with_message_id(killer.as_str().into());
+    let body = document().to_string();
+    broker.publish(setup.namespace(), "bulk", properties, body.as_bytes()).await;
+    // Held beside it whenever a worker goes down, those that fit into its prefetch.
+    const OTHERS: usize = 20;
+    for _ in 0..OTHERS {
+        broker.publish_row(setup.namespace()).await;
+    }
+    let mut deaths = 0;
+    let _worker = loop {
+        let mut worker = setup.start_role("worker").await;
+        let line = worker
+            .wait_for_log(|line| {
+                let is_its_end = line.contains("hashing") || line.contains("was put aside");
+                is_its_end && line.contains(&killer)
+            })
+            .await;
+        if line.contains("was put aside") {
+            break worker;
+        }
+        worker.signal("KILL");
+        assert!(!worker.ended().await.success());
+        deaths += 1;
+    };
+    assert!((3..=12).contains(&deaths), "given up after {deaths}");
+    for _ in 0..OTHERS {
+        let reply = replies.next().await.unwrap().unwrap();
+        let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
+        assert_eq!(outcome.word(), "registered");
+    }
+    let dead = broker.fetch(&format!("{}.dead", setup.namespace())).await;
+    assert_eq!(dead.properties.message_id().as_ref().unwrap().as_str(), killer);
+    assert_eq!(text_header(&dead.properties, "reason").as_deref(), Some("poison"));
+}
+
 /// Queues of its own, and nobody who consumes them.
 async fn without_a_worker() -> Option<Setup> {
     let pair = Pair(QueueKind::Rabbit, StoreKind::File);

@@ -24,10 +24,13 @@ use crate::queue::age::Ages;
 use crate::queue::{Delivery, Door};
 use crate::telemetry::Part;
 
-/// How long after a message that the client could not read a door takes one message at a time. Whatever
-/// is held when a connection is lost counts as delivered once more, so as little as possible is held
-/// while that message may still come.
+/// How long a door takes one message at a time after one that the client could not read, or after a
+/// suspect. Whatever is held when a connection is lost counts as delivered once more, so as little as
+/// possible is held while that message may still come.
 const CAREFUL_FOR: Duration = Duration::from_secs(30);
+/// How long a new session of bulk rows waits for the first before it takes hundreds at once. Suspects
+/// come first, and at once, because what was held goes back to where it stood.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// The client ends a consumer a moment before it says why.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
@@ -48,12 +51,12 @@ pub(super) struct Doorway {
     limit: u16,
     part: Part,
     /// Whether its last connection was lost to a message that the client could not read.
-    careful: AtomicBool,
+    met_unreadable: AtomicBool,
 }
 
 impl Doorway {
     pub(super) fn new(door: Door, limit: u16, part: Part) -> Self {
-        Self { door, limit, part, careful: AtomicBool::new(false) }
+        Self { door, limit, part, met_unreadable: AtomicBool::new(false) }
     }
 
     /// Says what it waits for.
@@ -117,6 +120,7 @@ impl Doorway {
             queue,
             link,
             looks,
+            careful_until: self.care().map(|care| Instant::now() + care),
             channels: Vec::new(),
             received: SelectAll::new(),
         };
@@ -124,8 +128,13 @@ impl Doorway {
         Ok(session)
     }
 
-    fn is_careful(&self) -> bool {
-        self.careful.load(Ordering::Relaxed)
+    /// How long a new session takes one message at a time, if it does.
+    fn care(&self) -> Option<Duration> {
+        if self.met_unreadable.load(Ordering::Relaxed) {
+            Some(CAREFUL_FOR)
+        } else {
+            (self.door == Door::Bulk).then_some(FIRST_LOOK)
+        }
     }
 }
 
@@ -139,6 +148,8 @@ struct Session<'a> {
     link: Link,
     /// For looks at the queue: an answer of the broker's that ends a channel ends only this one.
     looks: Channel,
+    /// Until when it takes one message at a time; `None` once it takes as many as it may.
+    careful_until: Option<Instant>,
     /// A channel with the tag of the consumer on it. Two while care gives way to the whole prefetch,
     /// which counts by channel; the last one consumes.
     channels: Vec<(Channel, String)>,
@@ -148,7 +159,7 @@ struct Session<'a> {
 impl Session<'_> {
     /// Consumes on a channel of its own, with care if there is reason.
     async fn subscribe(&mut self) -> Result<(), LinkError> {
-        let careful = self.doorway.is_careful();
+        let careful = self.careful_until.is_some();
         let subscribed = async {
             let channel = self.link.connection().create_channel().await?;
             let limit = if careful { 1 } else { self.doorway.limit };
@@ -174,7 +185,8 @@ impl Session<'_> {
     /// Care has lasted long enough: consumes as always, and no more on the careful channel. That stays,
     /// because what was delivered on it is settled there.
     async fn end_care(&mut self) -> Result<(), LinkError> {
-        self.doorway.careful.store(false, Ordering::Relaxed);
+        self.doorway.met_unreadable.store(false, Ordering::Relaxed);
+        self.careful_until = None;
         let careful = self.channels.len();
         self.subscribe().await?;
         self.cancel(0..careful).await
@@ -196,7 +208,6 @@ impl Session<'_> {
     /// is dropped.
     async fn run(mut self, shared: &Shared, settler: &Arc<Settler>) -> Result<(), LinkError> {
         let (mut publishing, mut consuming) = (settler.state(), self.link.state());
-        let end_of_care = Instant::now() + CAREFUL_FOR;
         // Read, and not yet taken by anybody.
         let mut next: Option<Delivery> = None;
         let mut looks = std::pin::pin!(self.looks(shared));
@@ -216,9 +227,8 @@ impl Session<'_> {
                 () = shared.stop.cancelled() => return self.stop(next, settler).await,
                 _ = publishing.changed() => {}
                 _ = consuming.changed() => {}
-                () = sleep_until(end_of_care), if self.doorway.is_careful() => {
-                    self.end_care().await?;
-                }
+                () = sleep_until(self.careful_until.unwrap_or_else(Instant::now)),
+                    if self.careful_until.is_some() => self.end_care().await?,
                 // The receiver lives until this task has ended.
                 room = shared.deliveries.reserve(), if next.is_some() => {
                     if let (Ok(room), Some(delivery)) = (room, next.take()) {
@@ -256,14 +266,14 @@ impl Session<'_> {
     /// Remembers how it was lost.
     fn lost(&self) -> LinkError {
         if self.link.is_unreadable() {
-            self.doorway.careful.store(true, Ordering::Relaxed);
+            self.doorway.met_unreadable.store(true, Ordering::Relaxed);
         }
         LinkError::Lost
     }
 
     /// A delivery to be handed out, unless it has to be put aside.
     fn read(
-        &self,
+        &mut self,
         received: Received,
         acks: &Acks,
         shared: &Shared,
@@ -274,6 +284,13 @@ impl Session<'_> {
         let mut ages = shared.ages.lock().unwrap_or_else(PoisonError::into_inner);
         match properties::read(door, &received, &shared.broker, &mut ages) {
             Ok(message) => {
+                if let Some(until) = &mut self.careful_until {
+                    if message.is_suspect() {
+                        *until = Instant::now() + CAREFUL_FOR;
+                    } else if !self.doorway.met_unreadable.load(Ordering::Relaxed) {
+                        *until = Instant::now();
+                    }
+                }
                 let handle = RabbitHandle::new(settler, ack);
                 Some(Delivery::new(message, Box::new(handle)))
             }
