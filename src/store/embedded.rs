@@ -3,12 +3,13 @@
 //!
 //! One thread writes. It takes every insert that waits, checks each against the indexes and the
 //! others of its group, and commits them together, so that the price of reaching the disk is shared;
-//! nobody is answered before. Reads go to threads of their own and see the last commit.
+//! nobody is answered before. Reads go to threads of their own and see the last commit. After a write
+//! that failed, because the disk was full perhaps, the file is opened anew until that succeeds.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -35,12 +36,20 @@ const GROUP: usize = 256;
 const WAITING: usize = 1024;
 /// Bytes of pages kept in memory.
 const CACHE: usize = 16 << 20;
+/// Between two attempts to open the file anew.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// The embedded store.
 pub struct Embedded {
-    database: Arc<Database>,
+    file: Arc<File>,
     inserts: mpsc::Sender<Insert>,
     timeout: Duration,
+}
+
+struct File {
+    path: PathBuf,
+    /// `None` while it is being opened anew.
+    database: RwLock<Option<Database>>,
 }
 
 struct Insert {
@@ -84,33 +93,14 @@ pub(super) fn inspect(path: &Path) -> Finding {
 impl Embedded {
     /// Opens the file, or makes it, and starts the writing thread, which ends with this value.
     pub fn open(path: &Path, timeout: Duration, part: Part) -> anyhow::Result<Self> {
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE);
-        // Only its owner may read it: it holds password hashes.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .with_context(|| format!("{}: cannot be opened; check MUSTER_STORE", path.display()))?;
-        let database = builder.create_file(file).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => anyhow::anyhow!(
-                "{}: another process has it open; stop that one, or set MUSTER_STORE to another file",
-                path.display()
-            ),
-            other => anyhow::Error::new(other)
-                .context(format!("{}: is no data file of muster; check MUSTER_STORE", path.display())),
-        })?;
-        let database = Arc::new(database);
+        let file = Arc::new(File::open(path)?);
         let (inserts, waiting) = mpsc::channel(WAITING);
-        let writer = database.clone();
+        let writer = file.clone();
         std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || write_groups(&writer, waiting, &part))
             .context("cannot start the store's thread")?;
-        Ok(Self { database, inserts, timeout })
+        Ok(Self { file, inserts, timeout })
     }
 
     /// Runs a read on a thread that may block.
@@ -119,8 +109,8 @@ impl Embedded {
         &self,
         read: impl FnOnce(&Database) -> Result<T, redb::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let database = self.database.clone();
-        let reading = tokio::task::spawn_blocking(move || read(&database));
+        let file = self.file.clone();
+        let reading = tokio::task::spawn_blocking(move || file.with(read));
         match tokio::time::timeout(self.timeout, reading).await {
             Ok(Ok(Ok(found))) => Ok(found),
             Ok(Ok(Err(error))) => {
@@ -138,8 +128,7 @@ impl Embedded {
 #[async_trait]
 impl Store for Embedded {
     async fn prepare(&self) -> Result<(), PrepareError> {
-        let database = self.database.clone();
-        let make = move || -> Result<(), redb::Error> {
+        let make = |database: &Database| {
             let transaction = database.begin_write()?;
             transaction.open_table(USERS)?;
             transaction.open_table(USERNAMES)?;
@@ -149,7 +138,7 @@ impl Store for Embedded {
             Ok(())
         };
         // Before anything else runs, so there is nobody to block.
-        make().map_err(|error| PrepareError::Unfit(format!("the data file: {error}")))
+        self.file.with(make).map_err(|error| PrepareError::Unfit(format!("the data file: {error}")))
     }
 
     async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
@@ -199,8 +188,66 @@ impl Store for Embedded {
     }
 }
 
+impl File {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        let database = RwLock::new(Some(open(path)?));
+        Ok(Self { path: path.to_owned(), database })
+    }
+
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        work(database.as_ref().ok_or(redb::Error::DatabaseClosed)?)
+    }
+
+    /// Closes it and opens it anew: after a failed write redb does nothing more with it until then. Gives
+    /// up only when nobody can want it any more.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a thread of its own, which has nothing else to do"
+    )]
+    fn reopen(&self, is_wanted: impl Fn() -> bool) {
+        let set = |database| {
+            *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
+        };
+        set(None);
+        while is_wanted() {
+            match open(&self.path) {
+                Ok(database) => return set(Some(database)),
+                Err(error) => tracing::debug!("{error:#}"),
+            }
+            std::thread::sleep(REOPEN_PAUSE);
+        }
+    }
+}
+
+/// Opens the file, or makes it.
+fn open(path: &Path) -> anyhow::Result<Database> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE);
+    // Only its owner may read it: it holds password hashes.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("{}: cannot be opened; check MUSTER_STORE", path.display()))?;
+    builder.create_file(file).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => anyhow::anyhow!(
+            "{}: another process has it open; stop that one, or set MUSTER_STORE to another file",
+            path.display()
+        ),
+        other => anyhow::Error::new(other)
+            .context(format!("{}: is no data file of muster; check MUSTER_STORE", path.display())),
+    })
+}
+
 /// The writing thread.
-fn write_groups(database: &Database, mut waiting: mpsc::Receiver<Insert>, part: &Part) {
+fn write_groups(file: &File, mut waiting: mpsc::Receiver<Insert>, part: &Part) {
     let mut group = Vec::with_capacity(GROUP);
     while let Some(first) = waiting.blocking_recv() {
         group.push(first);
@@ -209,7 +256,9 @@ fn write_groups(database: &Database, mut waiting: mpsc::Receiver<Insert>, part: 
         {
             group.push(next);
         }
-        match write_group(database, &group) {
+        // Whoever gave up has been told that it failed.
+        group.retain(|insert| !insert.done.is_closed());
+        match file.with(|database| write_group(database, &group)) {
             Ok(results) => {
                 for (insert, inserted) in group.drain(..).zip(results) {
                     // Whoever asked may have given up; the user is there all the same.
@@ -218,11 +267,14 @@ fn write_groups(database: &Database, mut waiting: mpsc::Receiver<Insert>, part: 
             }
             Err(error) => {
                 tracing::error!(%error, members = group.len(), "a group was not committed");
-                // After a failed write the file takes no more until it is opened anew.
-                part.down("a restart: the data file could not be written");
+                part.down(
+                    "the data file: it could not be written, because the disk is full perhaps",
+                );
                 for insert in group.drain(..) {
                     let _ = insert.done.send(Err(StoreError));
                 }
+                file.reopen(|| !waiting.is_closed());
+                part.up();
             }
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -472,4 +473,40 @@ async fn a_worker_tells_what_it_waits_for() {
     let setup = setup.with("MUSTER_ADMIN_LISTEN", &address);
     let check = run(&setup, &["healthcheck", "--role", "worker"]).await;
     assert_eq!(check.status.code(), Some(0), "{check:?}");
+}
+
+#[tokio::test]
+async fn a_data_file_that_could_not_be_written_is_written_again_when_there_is_room() {
+    let setup = Setup::embedded();
+    // Without this the limit would kill it; a full disk only refuses.
+    let mut muster = setup.start_after("trap '' XFSZ").await;
+    let client = muster.client().clone();
+    let signup = async |number: usize| {
+        let document = json!({
+            "email": format!("row{number}@example.com"),
+            "firstname": "John", "lastname": "Doe", "password": "securePassword123"
+        });
+        client.post("/users/register", &document).await.status
+    };
+    assert_eq!(signup(0).await, 201);
+    let size = std::fs::metadata(setup.directory().join("users.redb")).unwrap().len();
+    muster.limit_file_size(&size.to_string());
+    let mut users = 1;
+    // Until it has to grow.
+    let refused = loop {
+        let told = join_all((users..users + 32).map(&signup)).await;
+        users += 32;
+        if let Some(status) = told.into_iter().find(|status| *status != 201) {
+            break status;
+        }
+        assert!(users < 50_000, "it takes any number");
+    };
+    assert_eq!(refused, 500);
+    muster.wait_for_log(|line| line.contains("it could not be written")).await;
+
+    muster.limit_file_size("unlimited");
+    eventually("a signup", async || signup(users).await == 201).await;
+    assert_eq!(signup(0).await, 409, "the first user is still there");
+    muster.signal("TERM");
+    assert!(muster.ended().await.success());
 }

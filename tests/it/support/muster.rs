@@ -114,6 +114,18 @@ impl Setup {
         if arguments.contains(&"worker") {
             command.env("MUSTER_ADMIN_LISTEN", "127.0.0.1:0");
         }
+        self.spawn(command).await
+    }
+
+    /// Starts the program as a shell does that first runs `prelude`, and waits until it is ready.
+    pub async fn start_after(&self, prelude: &str) -> Muster {
+        let script = format!("{prelude}; exec '{}' serve", env!("CARGO_BIN_EXE_muster"));
+        let mut command = self.clean("/bin/sh");
+        command.args(["-c", &script]);
+        self.spawn(command).await.ready().await
+    }
+
+    async fn spawn(&self, mut command: Command) -> Muster {
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let log = Log::default();
         let errors = log.collect(child.stderr.take().unwrap());
@@ -133,9 +145,14 @@ impl Setup {
 
     /// The program with this environment and no other.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+        let mut command = self.clean(env!("CARGO_BIN_EXE_muster"));
+        command.args(arguments);
         command
-            .args(arguments)
+    }
+
+    fn clean(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
             .env_clear()
             .envs(&self.environment)
             .current_dir(self.directory.path())
@@ -191,6 +208,13 @@ impl Muster {
     pub async fn wait_for_log(&mut self, wanted: impl Fn(&str) -> bool) -> String {
         let found = self.log.wait_for(wanted).await;
         found.unwrap_or_else(|| panic!("no such line came:\n{}", self.output()))
+    }
+
+    /// Sets the largest file it can write, from now on: a number of bytes, or `unlimited`.
+    pub fn limit_file_size(&self, limit: &str) {
+        let (pid, limit) = (self.child.id().to_string(), format!("--fsize={limit}:"));
+        let set = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+        assert!(set.expect("prlimit").success());
     }
 
     /// Its resident memory.
