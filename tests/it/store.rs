@@ -442,9 +442,26 @@ async fn mongodb_that_is_away_is_told_in_time_and_works_when_it_comes() {
 }
 
 #[tokio::test]
+async fn mongodb_that_comes_back_without_its_indexes_gets_them_before_its_first_user() {
+    let Some((setup, proxy)) = by_proxy().await else { return };
+    let store = open(&setup).await;
+    let ann = || record(Some("Ann"), None);
+    assert_eq!(store.insert(ann()).await, Ok(Inserted::Done));
+    proxy.cut();
+    assert_eq!(store.insert(nobody()).await, Err(StoreError));
+    proxy.heal();
+    users(&setup).await.drop().await.unwrap();
+    let first = ann();
+    eventually("the first user", async || store.insert(first.clone()).await.is_ok()).await;
+    assert_eq!(store.insert(ann()).await, Ok(Inserted::Taken));
+}
+
+#[tokio::test]
 async fn calls_to_mongodb_end_in_time() {
     let Some((setup, proxy)) = by_proxy().await else { return };
     let store = open(&setup).await;
+    // The first insert looks at the indexes, if the server was seen only now.
+    assert_eq!(store.insert(nobody()).await, Ok(Inserted::Done));
     let ann = record(Some("Ann"), None);
     proxy.stall();
     let started = Instant::now();

@@ -1,11 +1,21 @@
 //! The unique indexes: made if they are missing, then looked at, because without them two users
-//! could share a name and nobody would notice.
+//! could share a name and nobody would notice. At the start, and before the first write after a server
+//! came, went or changed its role: one that comes back may be empty, or restored without them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bson::{Document as Keys, doc};
 use futures_util::TryStreamExt;
+use mongodb::event::EventHandler;
+use mongodb::event::sdam::SdamEvent;
 use mongodb::options::IndexOptions;
 use mongodb::{Collection, IndexModel};
+use tokio::sync::Mutex;
 
+use super::errors;
+use crate::store::PrepareError;
 use crate::store::document::Document;
 
 /// Fields under which a user is unique. The first two cover only users who have them.
@@ -13,7 +23,7 @@ pub(super) const UNIQUE: [(&str, bool); 3] =
     [("username", true), ("emailKey", true), ("registrationId", false)];
 
 /// Why the collection cannot be used.
-pub(super) enum Unusable {
+enum Unusable {
     Driver(mongodb::error::Error),
     Index(String),
 }
@@ -24,8 +34,59 @@ impl From<mongodb::error::Error> for Unusable {
     }
 }
 
+/// Whether the indexes are there.
+#[derive(Clone)]
+pub(super) struct Indexes {
+    /// Hosts and ports, for people.
+    address: String,
+    timeout: Duration,
+    /// How often a server changed.
+    changes: Arc<AtomicU64>,
+    /// How often one had when the indexes were looked at.
+    seen_after: Arc<Mutex<Option<u64>>>,
+}
+
+impl Indexes {
+    /// Those of the server at `address`, which has `timeout` to make them.
+    pub(super) fn new(address: String, timeout: Duration) -> Self {
+        Self { address, timeout, changes: Arc::default(), seen_after: Arc::default() }
+    }
+
+    /// Hears of every change of a server.
+    pub(super) fn listener(&self) -> EventHandler<SdamEvent> {
+        let changes = self.changes.clone();
+        EventHandler::callback(move |event| {
+            if let SdamEvent::ServerDescriptionChanged(event) = event
+                && event.previous_description.server_type() != event.new_description.server_type()
+            {
+                changes.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+    }
+
+    /// Looks at them, unless no server has changed since the last time.
+    pub(super) async fn ensure(&self, users: &Collection<Document>) -> Result<(), PrepareError> {
+        // Whoever writes meanwhile waits for this.
+        let mut seen_after = self.seen_after.lock().await;
+        let changes = || Some(self.changes.load(Ordering::SeqCst));
+        if *seen_after == changes() {
+            return Ok(());
+        }
+        match tokio::time::timeout(self.timeout, ensure(users)).await {
+            Ok(Ok(())) => {
+                // A change meanwhile was the first sight of the server, or these calls had failed.
+                *seen_after = changes();
+                Ok(())
+            }
+            Ok(Err(Unusable::Driver(error))) => Err(errors::prepare(&error, &self.address)),
+            Ok(Err(Unusable::Index(text))) => Err(PrepareError::Unfit(text)),
+            Err(_) => Err(PrepareError::Away(format!("MongoDB at {}: no answer", self.address))),
+        }
+    }
+}
+
 /// Makes the indexes and checks that the server really has them as unique.
-pub(super) async fn ensure(users: &Collection<Document>) -> Result<(), Unusable> {
+async fn ensure(users: &Collection<Document>) -> Result<(), Unusable> {
     for (field, optional) in UNIQUE {
         let only_present = optional.then(|| doc! { field: { "$exists": true } });
         let options =

@@ -25,6 +25,7 @@ use super::{Inserted, PrepareError, Store, StoreError, Taken};
 use crate::config;
 use crate::signup::{Record, RegistrationId, User, UserId};
 use crate::telemetry::finding::Finding;
+use indexes::Indexes;
 use writer::Writer;
 
 /// The collection all contracts share.
@@ -36,6 +37,7 @@ const POOL: u32 = 64;
 /// The MongoDB store.
 pub struct Mongo {
     users: Collection<Document>,
+    indexes: Indexes,
     writer: Writer,
     timeout: Duration,
     address: String,
@@ -53,6 +55,9 @@ impl Mongo {
         options.server_selection_timeout.get_or_insert(settings.timeout);
         options.connect_timeout.get_or_insert(settings.timeout);
         let hosts: Vec<String> = options.hosts.iter().map(ToString::to_string).collect();
+        let address = hosts.join(", ");
+        let indexes = Indexes::new(address.clone(), settings.timeout * 2);
+        options.sdam_event_handler = Some(indexes.listener());
         let database = options.default_database.clone();
         let client = Client::with_options(options).context("store.url")?;
         let concerns = CollectionOptions::builder()
@@ -68,8 +73,8 @@ impl Mongo {
         let users = client
             .database(database.as_deref().unwrap_or(&settings.database))
             .collection_with_options(COLLECTION, concerns);
-        let writer = Writer::start(&users, settings.timeout);
-        Ok(Self { users, writer, timeout: settings.timeout, address: hosts.join(", ") })
+        let writer = Writer::start(&users, &indexes, settings.timeout);
+        Ok(Self { users, indexes, writer, timeout: settings.timeout, address })
     }
 
     /// What can be seen of the server.
@@ -153,15 +158,7 @@ impl CallFailed {
 #[async_trait]
 impl Store for Mongo {
     async fn prepare(&self) -> Result<(), PrepareError> {
-        let users = self.users.clone();
-        match tokio::time::timeout(self.timeout * 2, indexes::ensure(&users)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(indexes::Unusable::Driver(error))) => {
-                Err(errors::prepare(&error, &self.address))
-            }
-            Ok(Err(indexes::Unusable::Index(text))) => Err(PrepareError::Unfit(text)),
-            Err(_) => Err(PrepareError::Away(format!("MongoDB at {}: no answer", self.address))),
-        }
+        self.indexes.ensure(&self.users).await
     }
 
     async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {

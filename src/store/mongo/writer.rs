@@ -9,6 +9,7 @@ use mongodb::Collection;
 use mongodb::options::InsertManyOptions;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
+use super::indexes::Indexes;
 use super::{CallFailed, errors, run};
 use crate::store::document::Document;
 use crate::store::{Inserted, StoreError};
@@ -30,11 +31,15 @@ struct Insert {
 
 impl Writer {
     /// Starts the writers; each waits for one write no longer than `timeout`.
-    pub(super) fn start(users: &Collection<Document>, timeout: Duration) -> Self {
+    pub(super) fn start(
+        users: &Collection<Document>,
+        indexes: &Indexes,
+        timeout: Duration,
+    ) -> Self {
         let (inserts, waiting) = mpsc::channel(WAITING);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..WRITERS {
-            tokio::spawn(write_batches(users.clone(), waiting.clone(), timeout));
+            tokio::spawn(write_batches(users.clone(), indexes.clone(), waiting.clone(), timeout));
         }
         Self(inserts)
     }
@@ -49,6 +54,7 @@ impl Writer {
 
 async fn write_batches(
     users: Collection<Document>,
+    indexes: Indexes,
     waiting: Arc<Mutex<mpsc::Receiver<Insert>>>,
     timeout: Duration,
 ) {
@@ -74,7 +80,7 @@ async fn write_batches(
         if waiters.is_empty() {
             continue;
         }
-        let results = write(&users, documents, timeout).await;
+        let results = write(&users, &indexes, documents, timeout).await;
         for (waiter, result) in waiters.into_iter().zip(results) {
             let _ = waiter.send(result);
         }
@@ -84,10 +90,19 @@ async fn write_batches(
 /// Writes a batch. How each document fared, in their order.
 async fn write(
     users: &Collection<Document>,
+    indexes: &Indexes,
     documents: Vec<Document>,
     timeout: Duration,
 ) -> Vec<Result<Inserted, StoreError>> {
     let count = documents.len();
+    if let Err(error) = indexes.ensure(users).await {
+        tracing::warn!(
+            %error,
+            documents = count,
+            "nothing is inserted before the unique indexes are there"
+        );
+        return vec![Err(StoreError); count];
+    }
     let users = users.clone();
     let options = InsertManyOptions::builder().ordered(false).build();
     let call = async move { users.insert_many(documents).with_options(options).await };
