@@ -90,7 +90,8 @@ impl Reader<'_> {
         let tls = self.certificate("front.tls_cert", "front.tls_key");
         let cors_origins = self.origins();
         let deadline = self.duration("front.deadline");
-        let body_limit = self.number("front.body_limit", 1..=16 << 20);
+        // With its password sealed it still is what a worker takes from the queue.
+        let body_limit = self.number("front.body_limit", 1..=128 << 10);
         let header_timeout = self.duration("front.header_timeout");
         let body_timeout = self.duration("front.body_timeout");
         let max_connections = self.number("front.max_connections", 1..=1_000_000);

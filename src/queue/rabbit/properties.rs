@@ -30,6 +30,8 @@ pub(super) const JSON: &str = "application/json";
 pub(super) const REPLY: &str = "outcome";
 /// Longest name of a key, in bytes. Ours have 16; a longer one could only be a mistake.
 pub(super) const KEY_ID_MAX: usize = 64;
+/// Most bytes of a body. A worker holds hundreds of them.
+const BODY_MAX: usize = 256 << 10;
 
 /// The properties of a call that is sent now, its password sealed with the key of this id.
 pub(super) fn of_call(
@@ -271,6 +273,9 @@ pub(super) fn read(
     };
     if sealed.is_some_and(|key_id| key_id.len() > KEY_ID_MAX) {
         return Err("sealed is not a key's id");
+    }
+    if delivery.data.len() > BODY_MAX {
+        return Err("the body is too large");
     }
     let deliveries = headers.number("x-delivery-count").and_then(|count| u32::try_from(count).ok());
     Ok(Message {
