@@ -39,6 +39,8 @@ schemas=(check-jsonschema==0.39.0 kubernetes-validate==1.37.0)
 openapi=(openapi-spec-validator==0.9.0 schemathesis==4.32.5 openapi-python-client==0.29.1)
 # This run's folder and the first of its ports; set by services_prepare.
 services='' ports=''
+# Where both services keep their data: a temporary folder, which a run may have put into memory.
+data=''
 
 say() { printf '== %s\n' "$*" >&2; }
 fail() {
@@ -107,8 +109,9 @@ services_stop() {
         halt "$name" KILL
     done
     if (($1 == 0 || $1 > 128)); then
-        rm -rf "$services"
+        rm -rf "$data" "$services"
     else
+        rm -rf "$data"
         find "$services" -mindepth 1 -maxdepth 1 ! -name log -exec rm -rf {} +
         say "what the services logged: ${services#"$root"/}/log"
     fi
@@ -118,7 +121,9 @@ services_prepare() {
     [[ -z ${services:-} ]] || return 0
     mkdir -p "$root/target/services"
     services=$(mktemp -d "$root/target/services/XXXXXX")
-    mkdir "$services/log" "$services/broker" "$services/store"
+    data=$(mktemp -d "${TMPDIR:-$services}/data.XXXXXX")
+    mkdir "$services/log" "$data/broker" "$data/store"
+    ln -s "$data/broker" "$data/store" "$services/"
     ports=$(free_ports)
     printf 'listeners.tcp.local = 127.0.0.1:%s\n' "$((ports + 2))" >"$services/broker/rabbitmq.conf"
     # The HTTP API is there for the example that uses nothing else; its statistics would cost.
