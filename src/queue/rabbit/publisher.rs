@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::link::State;
@@ -25,8 +25,8 @@ struct Inner {
     /// Held while a message gets its number and its place in the line. The client does the one
     /// before the other without a lock between, so two threads could each take the other's confirm.
     order: Mutex<()>,
-    /// Room for messages whose confirm is owed.
-    room: Arc<Semaphore>,
+    /// Held until a message is confirmed, where one at a time is published.
+    turn: Option<Arc<tokio::sync::Mutex<()>>>,
 }
 
 struct Outgoing {
@@ -49,18 +49,14 @@ pub(super) enum PublishError {
 
 impl Publisher {
     pub(super) fn new(channel: Channel, state: watch::Sender<State>) -> Self {
-        Self::with_room(channel, state, Semaphore::MAX_PERMITS)
+        Self(Arc::new(Inner { channel, state, order: Mutex::new(()), turn: None }))
     }
 
     /// One that publishes when the message before is confirmed. The client may tell of several that one
     /// of them was returned, and the wrong one; of one it cannot.
     pub(super) fn one_at_a_time(channel: Channel, state: watch::Sender<State>) -> Self {
-        Self::with_room(channel, state, 1)
-    }
-
-    fn with_room(channel: Channel, state: watch::Sender<State>, room: usize) -> Self {
-        let room = Arc::new(Semaphore::new(room));
-        Self(Arc::new(Inner { channel, state, order: Mutex::new(()), room }))
+        let turn = Some(Arc::default());
+        Self(Arc::new(Inner { channel, state, order: Mutex::new(()), turn }))
     }
 
     /// Whether the broker reads what is published now.
@@ -111,15 +107,17 @@ impl Publisher {
     /// Runs to its end even when the caller gives up, because an unawaited confirm would be kept for
     /// ever; its end is at the latest that of the connection.
     async fn send(&self, message: Outgoing, mandatory: bool) -> Result<(), PublishError> {
+        let turn = match &self.0.turn {
+            Some(turn) => Some(turn.clone().lock_owned().await),
+            None => None,
+        };
+        // Only now: much may have happened while others had their turn.
         if !self.is_open() {
             return Err(PublishError::NotAccepted);
         }
         let this = self.clone();
-        let Ok(room) = self.0.room.clone().acquire_owned().await else {
-            return Err(PublishError::NotAccepted);
-        };
         let published = tokio::spawn(async move {
-            let _room = room;
+            let _turn = turn;
             let mut state = this.0.state.subscribe();
             // The client does not always tell those who wait that their connection is gone.
             tokio::select! {
