@@ -208,14 +208,18 @@ impl File {
         clippy::disallowed_methods,
         reason = "a thread of its own, which has nothing else to do"
     )]
-    fn reopen(&self, is_wanted: impl Fn() -> bool) {
+    fn reopen(&self, part: &Part, is_wanted: impl Fn() -> bool) {
         let set = |database| {
             *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
         };
+        part.down("the data file: it could not be written, because the disk is full perhaps");
         set(None);
         while is_wanted() {
             match open(&self.path) {
-                Ok(database) => return set(Some(database)),
+                Ok(database) => {
+                    set(Some(database));
+                    return part.up();
+                }
                 Err(error) => tracing::debug!("{error:#}"),
             }
             std::thread::sleep(REOPEN_PAUSE);
@@ -258,6 +262,9 @@ fn write_groups(file: &File, mut waiting: mpsc::Receiver<Insert>, part: &Part) {
         }
         // Whoever gave up has been told that it failed.
         group.retain(|insert| !insert.done.is_closed());
+        if group.is_empty() {
+            continue;
+        }
         match file.with(|database| write_group(database, &group)) {
             Ok(results) => {
                 for (insert, inserted) in group.drain(..).zip(results) {
@@ -267,14 +274,10 @@ fn write_groups(file: &File, mut waiting: mpsc::Receiver<Insert>, part: &Part) {
             }
             Err(error) => {
                 tracing::error!(%error, members = group.len(), "a group was not committed");
-                part.down(
-                    "the data file: it could not be written, because the disk is full perhaps",
-                );
                 for insert in group.drain(..) {
                     let _ = insert.done.send(Err(StoreError));
                 }
-                file.reopen(|| !waiting.is_closed());
-                part.up();
+                file.reopen(part, || !waiting.is_closed());
             }
         }
     }
