@@ -108,10 +108,10 @@ services_stop() {
     for name in broker epmd store; do
         halt "$name" KILL
     done
+    rm -rf "$data"
     if (($1 == 0 || $1 > 128)); then
-        rm -rf "$data" "$services"
+        rm -rf "$services"
     else
-        rm -rf "$data"
         find "$services" -mindepth 1 -maxdepth 1 ! -name log -exec rm -rf {} +
         say "what the services logged: ${services#"$root"/}/log"
     fi

@@ -1,14 +1,14 @@
 //! Messages that come twice: because they were published twice, or because the worker that held one
 //! was killed.
 
-use std::collections::HashSet;
-
 use futures_util::StreamExt;
 use lapin::options::BasicGetOptions;
 use muster::signup::Outcome;
 use serde_json::{Value, json};
 
-use crate::support::broker::{Broker, DIRECT_REPLY, Replies, headers, registration, text_header};
+use crate::support::broker::{
+    Broker, DIRECT_REPLY, Replies, are_registered, headers, registration, text_header,
+};
 use crate::support::muster::eventually;
 use crate::support::services::{amqp_url, unique};
 use crate::support::{PAIRS, Pair, QueueKind, Setup, StoreKind};
@@ -232,13 +232,7 @@ async fn a_row_that_takes_workers_down_takes_no_other_row_with_it() {
     };
     assert!((3..=12).contains(&deaths), "given up after {deaths}");
     // Who was stored or answered when its worker went down is answered again.
-    let mut registered = HashSet::new();
-    while registered.len() < OTHERS {
-        let reply = replies.next().await.unwrap().unwrap();
-        let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
-        assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome:?}");
-        registered.insert(reply.properties.message_id().as_ref().unwrap().to_string());
-    }
+    are_registered(&mut replies, OTHERS).await;
     let dead = broker.fetch(&format!("{}.dead", setup.namespace())).await;
     assert_eq!(dead.properties.message_id().as_ref().unwrap().as_str(), killer);
     assert_eq!(text_header(&dead.properties, "reason").as_deref(), Some("poison"));

@@ -1,19 +1,15 @@
 //! Messages that nobody should send, through the real queue: each is answered or put aside once, no
 //! worker falls over, and everybody else is served meanwhile.
 
-use std::collections::HashSet;
-
-use futures_util::StreamExt;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
-use muster::signup::Outcome;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use url::Url;
 
 use crate::support::Rig;
-use crate::support::broker::{Broker, DIRECT_REPLY, headers, registration};
+use crate::support::broker::{Broker, DIRECT_REPLY, are_registered, headers, registration};
 use crate::support::ledger::PASSWORD;
 use crate::support::muster::eventually;
 use crate::support::services::{amqp_url, unique};
@@ -200,13 +196,7 @@ async fn properties_that_are_no_text_end_one_doors_connection_and_bury_nobody_el
     // counts its deliveries and puts it aside in the end.
     eventually("the message to be given up", async || rig.messages("dead").await == 1).await;
     // Told twice where the connection was lost between reply and ack.
-    let mut told = HashSet::new();
-    while told.len() < ROWS {
-        let reply = replies.next().await.unwrap().unwrap();
-        let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
-        assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome:?}");
-        told.insert(reply.properties.message_id().as_ref().unwrap().to_string());
-    }
+    are_registered(&mut replies, ROWS).await;
     assert_eq!(rig.messages("dead").await, 1, "rows that were held meanwhile are none");
     ledger.goes_on(20).await;
     load.finish().await;

@@ -1,5 +1,7 @@
 //! The broker as another system sees it: raw messages, published and fetched without muster's help.
 
+use std::collections::HashSet;
+
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use lapin::message::{BasicGetMessage, Delivery};
@@ -9,6 +11,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use muster::signup::Outcome;
 use serde_json::{Value, json};
 
 use super::ledger::PASSWORD;
@@ -149,6 +152,18 @@ impl Broker {
 
 /// Replies as they come, each as it is described.
 pub type Replies = BoxStream<'static, lapin::Result<Delivery>>;
+
+/// Waits until so many rows were told that they are registered, each once or more, and none was told
+/// anything else.
+pub async fn are_registered(replies: &mut Replies, rows: usize) {
+    let mut told = HashSet::new();
+    while told.len() < rows {
+        let reply = replies.next().await.unwrap().unwrap();
+        let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
+        assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome:?}");
+        told.insert(reply.properties.message_id().as_ref().unwrap().to_string());
+    }
+}
 
 /// RabbitMQ's pseudo-queue for replies to the publishing channel.
 pub const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
