@@ -68,4 +68,13 @@ impl Metrics {
             None => drop(seconds.remove_label_values(&[door])),
         }
     }
+
+    /// Tells how much of the room for dead letters is taken; none where that is not known, or not any more.
+    pub fn dead_letters_room(&self, used: Option<f64>) {
+        let ratio = &self.dead_letters_room_used_ratio;
+        match used {
+            Some(used) => ratio.with_label_values(&UNLABELLED).set(used),
+            None => drop(ratio.remove_label_values(&UNLABELLED)),
+        }
+    }
 }

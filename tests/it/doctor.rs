@@ -253,21 +253,18 @@ async fn letters_that_died_are_told() {
     if !PRODUCTION.is_there() {
         return;
     }
-    let setup = sealed(sound(Setup::new(PRODUCTION))).await;
+    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_BULK_MAX_LENGTH", "2");
+    let setup = sealed(sound(setup)).await;
     assert!(setup.start().await.stop().await.success());
     let broker = Broker::connect().await;
-    broker
-        .publish_anything(
-            &format!("{}.dlx", setup.namespace()),
-            "",
-            registration("register"),
-            b"{}",
-        )
-        .await;
-    eventually("the letter to be counted", async || {
-        found(&setup, "dead letters").await.1.starts_with("1 in ")
-    })
-    .await;
+    for (letters, severity, told) in [(1, "note", "1 in "), (2, "warning", "which takes 2")] {
+        let dead = format!("{}.dlx", setup.namespace());
+        broker.publish_anything(&dead, "", registration("register"), b"{}").await;
+        let queue = format!("{}.dead", setup.namespace());
+        eventually("the letter to be counted", async || broker.count(&queue).await == letters)
+            .await;
+        is(&found(&setup, "dead letters").await, severity, told);
+    }
     is(&found(&setup, "workers").await, "note", "nobody consumes");
 }
 

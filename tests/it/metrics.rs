@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use lapin::BasicProperties;
 use muster::telemetry::metrics::{DESCRIBED, Metrics};
 use serde_json::{Value, json};
 
+use crate::support::broker::{Broker, registration};
 use crate::support::muster::eventually;
 use crate::support::prometheus::{Prometheus, promtool};
 use crate::support::services::{EMBEDDED, PRODUCTION, Pair, QueueKind, unique};
@@ -125,6 +127,56 @@ async fn a_front_and_a_worker_know_the_backlog_in_processor_seconds() {
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_front_knows_how_much_room_for_dead_letters_is_taken() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_BULK_MAX_LENGTH", "5");
+    let front = setup.start_role("front").await;
+    let used = async |expected| {
+        eventually(&format!("{expected} to be taken"), async || {
+            let figures = samples(front.client()).await;
+            figures.get("muster_dead_letters_room_used_ratio") == Some(&expected)
+        })
+        .await;
+    };
+    used(0.0).await;
+    let (broker, dead) = (Broker::connect().await, format!("{}.dlx", setup.namespace()));
+    for _ in 0..4 {
+        broker.publish_anything(&dead, "", registration("register"), b"{}").await;
+    }
+    used(0.8).await;
+}
+
+#[tokio::test]
+async fn a_reply_that_comes_too_late_is_counted_and_is_no_error() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_DEADLINE", "3s");
+    let setup = setup.with("MUSTER_STORE_TIMEOUT", "1s");
+    let front = setup.start_role("front").await;
+    // In the place of a worker.
+    let (broker, queue) = (Broker::connect().await, format!("{}.interactive", setup.namespace()));
+    let user = somebody();
+    let (answer, asked) =
+        tokio::join!(front.client().post("/users/register", &user), broker.fetch(&queue));
+    assert_eq!(answer.status, 504);
+    let asked = asked.properties;
+    let properties = BasicProperties::default()
+        .with_correlation_id(asked.correlation_id().clone().unwrap())
+        .with_message_id(asked.message_id().clone().unwrap());
+    let reply_to = asked.reply_to().clone().unwrap();
+    let body = br#"{"outcome":"failed","code":"store_unavailable","retryable":true}"#;
+    broker.publish("", reply_to.as_str(), properties, body).await;
+    eventually("the reply to be counted", async || {
+        samples(front.client()).await["muster_replies_late_total"] == 1.0
+    })
+    .await;
+    assert!(!front.output().contains("\"ERROR\""), "{}", front.output());
 }
 
 /// A file of the package.

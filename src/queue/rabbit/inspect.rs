@@ -35,6 +35,9 @@ const GRAVE: [&str; 7] = [
     "type",
 ];
 
+/// From this part of their room on, dead letters are worth a warning.
+const NEARLY_FULL: f64 = 0.8;
+
 /// Looks at everything that these settings would use.
 pub(super) async fn inspect(broker: &Broker) -> Vec<Finding> {
     let mut findings = vec![encryption(broker)];
@@ -162,11 +165,7 @@ async fn queue(broker: &Broker, connection: &Connection, spec: &QueueSpec) -> Ve
     let told = format!("{name}: as these settings declare it, {waiting} waiting");
     let mut findings = vec![Finding::ok(check, told)];
     if name == broker.names.dead_queue() && waiting > 0 {
-        findings.push(Finding::note(
-            "dead letters",
-            format!("{waiting} in {name}"),
-            "muster dead list; docs/operations.md says what each reason means",
-        ));
+        findings.push(dead_letters(name, waiting, broker.settings.bulk_max_length));
     }
     if name == broker.names.queue(Door::Interactive) && consumers == 0 {
         findings.push(Finding::note(
@@ -176,6 +175,22 @@ async fn queue(broker: &Broker, connection: &Connection, spec: &QueueSpec) -> Ve
         ));
     }
     findings
+}
+
+/// Letters in a queue that takes so many and refuses the next.
+fn dead_letters(name: &str, waiting: u32, room: u32) -> Finding {
+    let check = "dead letters";
+    if f64::from(waiting) < NEARLY_FULL * f64::from(room) {
+        let remedy = "muster dead list; docs/operations.md says what each reason means";
+        return Finding::note(check, format!("{waiting} in {name}"), remedy);
+    }
+    Finding::warning(
+        check,
+        format!(
+            "{waiting} in {name}, which takes {room}; beyond, what should be put aside stays in its queue"
+        ),
+        "muster dead export, then muster dead requeue or discard",
+    )
 }
 
 /// What the broker's refusal of a declaration means.

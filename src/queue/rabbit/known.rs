@@ -102,16 +102,22 @@ impl Known {
         Backlog { waiting, consumers, pace }
     }
 
-    /// Shows what was seen lately.
-    pub(super) fn show(&self, metrics: &Metrics) {
+    /// Shows what was seen lately, of a broker that takes so many dead letters.
+    pub(super) fn show(&self, dead_letters_room: u32, metrics: &Metrics) {
         let pace = self.pace();
         for door in [Door::Interactive, Door::Bulk] {
-            let seen = self.seen(Watched::Door(door));
-            let fresh = lock(&seen.at).is_some_and(|at| at.elapsed() < FRESH_FOR);
-            let waiting = fresh.then(|| seen.waiting.load(Ordering::Relaxed));
+            let waiting = self.waiting_lately(Watched::Door(door));
             let time = waiting.and_then(|waiting| pace.processor_time(waiting));
             metrics.backlog(door.as_str(), waiting, time);
         }
+        let dead = self.waiting_lately(Watched::Dead);
+        metrics.dead_letters_room(dead.map(|dead| dead as f64 / f64::from(dead_letters_room)));
+    }
+
+    fn waiting_lately(&self, watched: Watched) -> Option<u64> {
+        let seen = self.seen(watched);
+        let fresh = lock(&seen.at).is_some_and(|at| at.elapsed() < FRESH_FOR);
+        fresh.then(|| seen.waiting.load(Ordering::Relaxed))
     }
 
     /// Looks at a queue until that fails: it is gone, or the connection is.

@@ -105,8 +105,8 @@ impl Rabbit {
             Ok(Err(_)) | Err(_) => {}
         }
         let known = Arc::new(Known::default());
-        let shown = known.clone();
-        telemetry.metrics.at_scrape(move |metrics| shown.show(metrics));
+        let (shown, room) = (known.clone(), broker.settings.bulk_max_length);
+        telemetry.metrics.at_scrape(move |metrics| shown.show(room, metrics));
         Ok(Self { broker, known, health: telemetry.health.clone(), tasks: tasks.clone() })
     }
 }
