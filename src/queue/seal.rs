@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{Kind, Message, Reason};
+use super::{Door, Kind, Message, Reason};
 use crate::config;
 use crate::contract::document::Field;
 use crate::contract::{Document, PASSWORD_HASH, Policy, contract};
@@ -243,9 +243,10 @@ pub(super) fn looks_sealed(text: &str) -> bool {
 }
 
 /// Whether a dead letter may keep a password that looks sealed. One whose box would not open may be
-/// anything.
+/// anything; and where somebody waited, the box opens for minutes more, too short for people to send it
+/// again.
 pub(super) fn may_be_kept(message: &Message, reason: Reason) -> bool {
-    message.sealed.is_some() && reason != Reason::BadSeal
+    message.sealed.is_some() && message.door == Door::Bulk && reason != Reason::BadSeal
 }
 
 /// A new pair of keys, in base64, as the settings take them.

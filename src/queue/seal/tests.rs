@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::queue::{Door, Unsettled};
+use crate::queue::Unsettled;
 use crate::telemetry::TraceContext;
 
 const NOW: Millis = Millis(1_700_000_000_000);
@@ -200,6 +200,18 @@ fn the_shortest_box_looks_sealed_and_the_longest_password_does_not() {
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert!(looks_sealed(body["password"].as_str().unwrap()));
     assert!(!looks_sealed(&"abcd".repeat(18)), "72 bytes");
+}
+
+#[test]
+fn only_a_rows_box_that_may_open_outlives_its_message() {
+    let (sealer, _) = pair();
+    let interactive = message(&sealer, &seal(&sealer, PASSWORD));
+    let row = Message { door: Door::Bulk, ..interactive.clone() };
+    let clear = Message { sealed: None, ..row.clone() };
+    assert!(may_be_kept(&row, Reason::Poison));
+    assert!(!may_be_kept(&row, Reason::BadSeal));
+    assert!(!may_be_kept(&interactive, Reason::Poison));
+    assert!(!may_be_kept(&clear, Reason::Poison));
 }
 
 #[test]
