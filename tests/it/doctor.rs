@@ -11,7 +11,7 @@ use mongodb::bson::doc;
 use serde_json::Value;
 
 use crate::support::Setup;
-use crate::support::broker::{Broker, rabbitmqctl, registration};
+use crate::support::broker::{Broker, rabbitmqctl};
 use crate::support::command::{Ended, run};
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, amqp_url, provided};
@@ -258,8 +258,7 @@ async fn letters_that_died_are_told() {
     assert!(setup.start().await.stop().await.success());
     let broker = Broker::connect().await;
     for (letters, severity, told) in [(1, "note", "1 in "), (2, "warning", "which takes 2")] {
-        let dead = format!("{}.dlx", setup.namespace());
-        broker.publish_anything(&dead, "", registration("register"), b"{}").await;
+        broker.publish_letter(setup.namespace()).await;
         let queue = format!("{}.dead", setup.namespace());
         eventually("the letter to be counted", async || broker.count(&queue).await == letters)
             .await;

@@ -8,7 +8,7 @@ use lapin::BasicProperties;
 use muster::telemetry::metrics::{DESCRIBED, Metrics};
 use serde_json::{Value, json};
 
-use crate::support::broker::{Broker, registration};
+use crate::support::broker::Broker;
 use crate::support::muster::eventually;
 use crate::support::prometheus::{Prometheus, promtool};
 use crate::support::services::{EMBEDDED, PRODUCTION, Pair, QueueKind, unique};
@@ -144,9 +144,9 @@ async fn a_front_knows_how_much_room_for_dead_letters_is_taken() {
         .await;
     };
     used(0.0).await;
-    let (broker, dead) = (Broker::connect().await, format!("{}.dlx", setup.namespace()));
+    let broker = Broker::connect().await;
     for _ in 0..4 {
-        broker.publish_anything(&dead, "", registration("register"), b"{}").await;
+        broker.publish_letter(setup.namespace()).await;
     }
     used(0.8).await;
 }

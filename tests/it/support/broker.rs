@@ -75,6 +75,12 @@ impl Broker {
         self.publish(namespace, "bulk", properties, body.as_bytes()).await;
     }
 
+    /// Publishes what lies among the dead letters as one of them.
+    pub async fn publish_letter(&self, namespace: &str) {
+        let exchange = format!("{namespace}.dlx");
+        self.publish_anything(&exchange, "", registration("register"), b"{}").await;
+    }
+
     /// Publishes without a look, and fails unless a queue took it.
     pub async fn publish_anything(
         &self,
