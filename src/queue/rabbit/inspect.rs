@@ -187,7 +187,7 @@ fn dead_letters(name: &str, waiting: u32, room: u32) -> Finding {
     Finding::warning(
         check,
         format!(
-            "{waiting} in {name}, which takes {room}; beyond, what should be put aside stays in its queue"
+            "{waiting} in {name}, which takes {room}; beyond, workers keep what they should put aside"
         ),
         "muster dead export, then muster dead requeue or discard",
     )
