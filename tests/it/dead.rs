@@ -282,6 +282,33 @@ async fn a_letter_without_its_password_stays() {
 }
 
 #[tokio::test]
+async fn what_finds_their_queue_full_is_kept_until_there_is_room() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    const UNREADABLE: u32 = 6;
+    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_BULK_MAX_LENGTH", "2");
+    let mut worker = setup.start_role("worker").await;
+    let broker = Broker::connect().await;
+    for _ in 0..UNREADABLE {
+        let nameless = registration("register").with_expiration("60000".into());
+        broker.publish_anything(setup.namespace(), "interactive", nameless, b"{}").await;
+    }
+    worker.wait_for_log(|line| line.contains("a message was not put aside")).await;
+    let (queue, mut seen) = (format!("{}.dead", setup.namespace()), 0);
+    eventually("all letters", async || {
+        let purge = broker.channel.queue_purge(queue.as_str().into(), Default::default());
+        seen += purge.await.unwrap();
+        seen == UNREADABLE
+    })
+    .await;
+    assert!(worker.stop().await.success());
+    for queue in ["interactive", "dead"] {
+        assert_eq!(broker.count(&format!("{}.{queue}", setup.namespace())).await, 0, "{queue}");
+    }
+}
+
+#[tokio::test]
 async fn an_outage_of_the_store_makes_no_dead_letters_of_the_backlog() {
     if !PRODUCTION.is_there() {
         return;
