@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::document::{Document, Field, Nested};
 use super::rules::Broken;
-use super::{Answer, Policy, Rendered, rules, schema};
+use super::{Answer, Fault, Policy, Rendered, rules, schema};
 use crate::signup::{Candidate, ContractId, Email, FieldError, FullName, User};
 
 /// Shortest name, in code points.
@@ -178,7 +178,8 @@ pub(super) fn render(answer: &Answer<'_>, user: impl Fn(&User) -> Value) -> Rend
         }
         Answer::Fault(fault) => {
             let mut body = json!({ "message": fault.text() });
-            if fault.status() == 400 {
+            // Clients read the one or the other.
+            if !matches!(fault, Fault::TooLarge | Fault::MediaType | Fault::KeyReused) {
                 body["errors"] = json!([{ "msg": fault.text() }]);
             }
             Rendered::new(fault.status(), body)

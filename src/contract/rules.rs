@@ -160,12 +160,10 @@ pub fn has_digit(text: &str) -> bool {
     text.chars().any(|c| c.general_category() == GeneralCategory::DecimalNumber)
 }
 
-/// Whether a text has a symbol: neither letter, mark, number nor white space.
+/// Whether a text has a symbol: neither letter, mark nor number. A space counts.
 pub fn has_symbol(text: &str) -> bool {
     use GeneralCategoryGroup::{Letter, Mark, Number};
-    text.chars().any(|c| {
-        !c.is_whitespace() && !matches!(c.general_category_group(), Letter | Mark | Number)
-    })
+    text.chars().any(|c| !matches!(c.general_category_group(), Letter | Mark | Number))
 }
 
 /// An HTML5-like address with a dot in its domain, in any script (RFC 6531).
@@ -348,6 +346,7 @@ mod tests {
     fn categories_hold_in_any_script() {
         assert!(has_uppercase("xΩ") && !has_uppercase("xω中"));
         assert!(has_digit("٣") && !has_digit("Ⅷ½"));
-        assert!(has_symbol("a€") && has_symbol("a_") && !has_symbol("aé \u{301}9½"));
+        assert!(has_symbol("a€") && has_symbol("a_") && !has_symbol("aé\u{301}9½"));
+        assert!(has_symbol("a b") && has_symbol("a\u{2003}b"), "white space is a symbol");
     }
 }

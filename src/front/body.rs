@@ -41,7 +41,9 @@ pub(super) fn is_utf8_of(headers: &HeaderMap, wanted: &str) -> bool {
     is_wanted
         && parts.all(|parameter| match parameter.split_once('=') {
             Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
-                value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+                let charset = value.trim().trim_matches('"');
+                // Clients write the first although only the second is registered (RFC 3629).
+                ["utf8", "utf-8"].iter().any(|name| charset.eq_ignore_ascii_case(name))
             }
             _ => true,
         })
@@ -113,11 +115,16 @@ mod tests {
             "Application/JSON",
             "application/json; charset=utf-8",
             "application/json;charset=\"UTF-8\"",
+            "application/json; charset=utf8",
+            "application/json;charset=\"UTF8\"",
             "application/json; profile=x",
         ] {
             assert!(is_json(&headers(Some(good), None)), "{good}");
         }
-        for bad in ["", "text/plain", "application/jsonx", "application/json; charset=latin1"] {
+        for bad in ["", "text/plain", "application/jsonx", "application/json; charset=latin1"]
+            .into_iter()
+            .chain(["application/json; charset=utf-16", "application/json; charset=utf"])
+        {
             assert!(!is_json(&headers(Some(bad), None)), "{bad}");
         }
         assert!(!is_json(&headers(None, None)));
