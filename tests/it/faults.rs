@@ -55,6 +55,54 @@ async fn a_cut_between_front_and_broker_ends_every_waiting_call_at_once() {
 }
 
 #[tokio::test]
+async fn profile_look_up_is_sent_again_after_a_lost_connection() {
+    let Some(mut rig) = Rig::new(1, 1, &[LONG]).await else { return };
+    rig.workers[0].start().await;
+    let client = rig.fronts[0].client();
+    let (path, body, _) = five_requests().remove(0);
+    let token = client.post(path, &body).await.json()["token"].as_str().unwrap().to_owned();
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str())];
+    // Without a worker it waits in the queue.
+    rig.workers[0].stop().await;
+    let lost = async {
+        eventually("it to wait", async || rig.messages("profile").await == 1).await;
+        rig.fronts[0].broker.cut();
+        rig.fronts[0].is_ready(false).await;
+        rig.fronts[0].broker.heal();
+        rig.workers[0].start().await;
+    };
+    let (answer, ()) = tokio::join!(client.get("/users/profile", &headers), lost);
+    assert_eq!(answer.status, 200, "{:?}", answer.json());
+
+    // One that finds no connection waits for the next.
+    rig.fronts[0].broker.cut();
+    rig.fronts[0].is_ready(false).await;
+    let mut look_up = std::pin::pin!(client.get("/users/profile", &headers));
+    // A registration that comes after it is refused by the time it would have been.
+    let refused = client.post(path, &body);
+    tokio::select! {
+        answer = &mut look_up => panic!("{answer:?}"),
+        refused = refused => assert_eq!(refused.status, 503),
+    }
+    rig.fronts[0].broker.heal();
+    let answer = look_up.await;
+    assert_eq!(answer.status, 200, "{:?}", answer.json());
+}
+
+#[tokio::test]
+async fn profile_look_up_without_a_broker_is_503_at_its_deadline() {
+    let settings = [("MUSTER_FRONT_DEADLINE", "3s"), ("MUSTER_STORE_TIMEOUT", "1s")];
+    let Some(rig) = Rig::new(1, 0, &settings).await else { return };
+    rig.fronts[0].broker.cut();
+    rig.fronts[0].is_ready(false).await;
+    let headers = [("authorization", "Bearer a.b.c")];
+    let answer = rig.fronts[0].client().get("/users/profile", &headers).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.header("retry-after").is_some());
+}
+
+#[tokio::test]
 async fn a_cut_between_worker_and_broker_while_hashing_goes_unseen() {
     // Expensive enough that the wire is cut while it hashes.
     let settings = [("MUSTER_BCRYPT_COST", "13"), LONG];

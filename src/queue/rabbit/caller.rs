@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::known::{Known, Watched};
@@ -24,9 +24,10 @@ use crate::shutdown::Tasks;
 use crate::signup::Millis;
 use crate::telemetry::Part;
 
-/// How long a call waits for a connection that is being made anew, before it is told that the
-/// broker is away.
+/// How long a registration waits for a connection before it is refused.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two attempts at a look-up, because a connection may be lost before its session ends.
+const LOOK_UP_PAUSE: Duration = Duration::from_millis(50);
 /// How often a message is sent to oneself: the broker tells of an alarm only those who publish.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How long calls go on waiting once the broker has raised an alarm: workers cannot reply while it
@@ -224,11 +225,12 @@ fn is_probe(reply: &Delivery) -> bool {
 }
 
 impl RabbitCaller {
-    async fn session(&self, deadline: Instant) -> Option<Arc<Session>> {
+    /// The connection's session, once there is one.
+    async fn session(&self, until: Instant) -> Result<Arc<Session>, CallError> {
         let mut current = self.session.clone();
-        let patience = deadline.min(Instant::now() + PATIENCE);
-        let session = timeout_at(patience, current.wait_for(Option::is_some)).await.ok()?.ok()?;
-        session.clone()
+        let session = timeout_at(until, current.wait_for(Option::is_some)).await;
+        let session = session.ok().and_then(|session| session.ok()?.clone());
+        session.ok_or(CallError::NotAccepted)
     }
 
     /// The body with its password sealed, and the id of the key. What cannot be sealed is not sent.
@@ -252,8 +254,39 @@ impl RabbitCaller {
 
 #[async_trait]
 impl Caller for RabbitCaller {
-    async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
-        let session = self.session(call.deadline).await.ok_or(CallError::NotAccepted)?;
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+        if call.kind != Kind::Profile {
+            let session = self.session(call.deadline.min(Instant::now() + PATIENCE)).await?;
+            return self.call_on(&session, call).await;
+        }
+        // A look-up changes nothing, so it waits for a connection until its deadline, and is sent again
+        // when one was lost.
+        while Instant::now() < call.deadline {
+            let session = self.session(call.deadline).await?;
+            match self.call_on(&session, call.clone()).await {
+                Err(CallError::Unknown) => sleep(LOOK_UP_PAUSE).await,
+                ended => return ended,
+            }
+        }
+        Err(CallError::NotAccepted)
+    }
+
+    fn backlog(&self) -> Backlog {
+        self.known.backlog()
+    }
+
+    fn dead_letters(&self) -> Option<u64> {
+        self.known.dead_letters()
+    }
+
+    async fn close(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl RabbitCaller {
+    /// Publishes a call and waits for its reply, both on the connections of this session.
+    async fn call_on(&self, session: &Session, mut call: Call) -> Result<Reply, CallError> {
         let entered = session.waiting.enter(call.kind.door(), &call.id);
         let span = publish(&call.trace, call.kind.door(), &call.id);
         call.trace = span.context().clone();
@@ -280,17 +313,5 @@ impl Caller for RabbitCaller {
             published
         };
         entered.answer(published, call.deadline).await
-    }
-
-    fn backlog(&self) -> Backlog {
-        self.known.backlog()
-    }
-
-    fn dead_letters(&self) -> Option<u64> {
-        self.known.dead_letters()
-    }
-
-    async fn close(&self) {
-        self.stop.cancel();
     }
 }
