@@ -133,6 +133,17 @@ pub struct Mount {
     pub any_prefix: bool,
     /// The contracts served there, in order of preference; never empty.
     pub contracts: Vec<ContractId>,
+    /// Where clients of this mount get the owner of a token; none if nowhere near it.
+    pub profile: Option<Place>,
+}
+
+/// A path that is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The path, or what the path ends in when `any_prefix`.
+    pub path: String,
+    /// Whether anything may come before it.
+    pub any_prefix: bool,
 }
 
 /// `[limits]`

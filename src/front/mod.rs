@@ -54,6 +54,12 @@ pub use server::{Limits, bind};
 /// Longest time a client is asked to stay away because of a backlog, whose length is an estimate.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 
+/// Largest header block that is served, in bytes; ten times what a browser usually sends.
+const HEADERS_MAX: usize = 16 << 10;
+
+/// What is said of a header block that is larger.
+const LARGE_HEADERS: &str = "The headers are larger than 16 KiB; are there many cookies?";
+
 /// What is said of a path at which nothing is served.
 const NOT_FOUND: &str =
     "Nothing is served at this path; the registration paths are in the documentation.";
@@ -145,7 +151,12 @@ impl Front {
         peer: SocketAddr,
     ) -> Result<Response, Infallible> {
         let origin = request.headers().get(hyper::header::ORIGIN).cloned();
-        let mut response = self.route(request, peer).await;
+        let mut response = if size_of_headers(&request) > HEADERS_MAX {
+            body::drain(request.into_body()).await;
+            answer::problem(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, LARGE_HEADERS)
+        } else {
+            self.route(request, peer).await
+        };
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             let wait = self.caller.backlog().wait().min(RETRY_AFTER_MAX);
             response = answer::with_retry_after(response, wait);
@@ -155,7 +166,11 @@ impl Front {
     }
 
     async fn route(&self, request: Request<Incoming>, peer: SocketAddr) -> Response {
-        let Some(found) = self.routes.find(request.uri().path()) else {
+        let found = self.routes.find(request.uri().path());
+        if request.method() == Method::OPTIONS {
+            return self.cors.preflight(request.headers(), found.map(Found::allow));
+        }
+        let Some(found) = found else {
             return answer::problem(StatusCode::NOT_FOUND, NOT_FOUND);
         };
         let mut span = trace::begin(found, &request);
@@ -173,7 +188,6 @@ impl Front {
         span: &mut Span,
     ) -> Response {
         match (found, request.method()) {
-            (found, &Method::OPTIONS) => self.cors.preflight(found.allow()),
             (Found::Signup(mount), &Method::POST) => {
                 let began = Instant::now();
                 let response = self.sign_up(&mount.contracts, request, peer, span).await;
@@ -184,7 +198,7 @@ impl Front {
                 Some(key) => self.bulk(request, key, span).await,
                 None => answer::empty(StatusCode::NOT_FOUND),
             },
-            (Found::Profile, &Method::GET | &Method::HEAD) => {
+            (Found::Profile(_), &Method::GET | &Method::HEAD) => {
                 self.profile(&request, peer, span).await
             }
             (Found::Keys, &Method::GET | &Method::HEAD) => match &self.files.keys {
@@ -203,4 +217,11 @@ impl Front {
             (found, _) => answer::method_not_allowed(found.allow()),
         }
     }
+}
+
+/// The bytes of a request's head, as HTTP/1.1 writes them or a little less.
+fn size_of_headers<B>(request: &Request<B>) -> usize {
+    let uri = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    let fields = request.headers().iter();
+    uri + fields.map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
 }

@@ -18,11 +18,11 @@ const ABOUT: &str = "Registers users. Five published signup contracts are served
     answers its document prescribes. A registration goes through a queue to a worker that hashes the \
     password, stores the user and signs the token; the answer comes when that is done. Fields that a \
     contract does not know are ignored, of equal keys the last one counts, and null is the same as \
-    absent. Every answer says which pages may read it (CORS), and every path answers OPTIONS with 204.";
+    absent. Every answer says which pages may read it (CORS), and every path answers OPTIONS with 204, those too where nothing is.";
 
 /// The document, for these mounts and limits.
 pub fn document(settings: &config::Front) -> Value {
-    let mut paths = doors::paths();
+    let mut paths = doors::paths(&settings.mounts);
     for mount in &settings.mounts {
         paths.extend(registration::paths(mount, settings));
     }

@@ -1,7 +1,7 @@
 //! Which path is what.
 
 use super::pages::{self, Page};
-use crate::config::Mount;
+use crate::config::{Mount, Place};
 
 pub(super) const BULK: &str = "/registrations";
 pub(super) const PROFILE: &str = "/users/profile";
@@ -14,6 +14,8 @@ pub(super) const READY: &str = "/ready";
 pub(super) struct Routes {
     exact: Vec<Mount>,
     patterns: Vec<Mount>,
+    /// [`PROFILE`], and those of the mounts.
+    profiles: Vec<Place>,
     served: Served,
 }
 
@@ -37,7 +39,8 @@ pub(super) enum Found<'a> {
     Signup(&'a Mount),
     /// Registrations in bulk.
     Bulk,
-    Profile,
+    /// The owner of a token.
+    Profile(&'a Place),
     /// The public keys of tokens.
     Keys,
     /// The description of all of them.
@@ -54,7 +57,7 @@ impl Found<'_> {
     pub(super) fn allow(self) -> &'static str {
         match self {
             Self::Signup(_) | Self::Bulk => "POST, OPTIONS",
-            Self::Profile
+            Self::Profile(_)
             | Self::Keys
             | Self::Specification
             | Self::Live
@@ -68,19 +71,22 @@ impl Found<'_> {
 impl Routes {
     pub(super) fn new(mounts: &[Mount], served: Served) -> Self {
         let (patterns, exact) = mounts.iter().cloned().partition(|mount| mount.any_prefix);
-        Self { exact, patterns, served }
+        Self { exact, patterns, profiles: profiles(mounts), served }
     }
 
-    /// Finds a path; a trailing slash is tolerated, an exact mount beats a pattern, and any mount
-    /// beats a page.
+    /// Finds a path; a trailing slash is tolerated, an exact path beats a pattern, a mount beats a
+    /// profile, and any of them beats a page.
     pub(super) fn find(&self, path: &str) -> Option<Found<'_>> {
         let path = path.strip_suffix('/').unwrap_or(path);
         if let Some(mount) = self.exact.iter().find(|mount| mount.path == path) {
             return Some(Found::Signup(mount));
         }
+        let mut profiles = self.profiles.iter();
+        if let Some(place) = profiles.find(|place| !place.any_prefix && place.path == path) {
+            return Some(Found::Profile(place));
+        }
         match path {
             BULK if self.served.bulk => return Some(Found::Bulk),
-            PROFILE => return Some(Found::Profile),
             KEYS if self.served.keys => return Some(Found::Keys),
             SPECIFICATION => return Some(Found::Specification),
             LIVE => return Some(Found::Live),
@@ -91,8 +97,27 @@ impl Routes {
         if let Some(mount) = self.patterns.iter().find(|mount| path.ends_with(&mount.path)) {
             return Some(Found::Signup(mount));
         }
+        let mut profiles = self.profiles.iter();
+        if let Some(place) = profiles.find(|place| place.any_prefix && path.ends_with(&place.path))
+        {
+            return Some(Found::Profile(place));
+        }
         pages::find(path).filter(|_| self.served.pages).map(Found::Page)
     }
+}
+
+/// The paths of profiles: the documented one, and those of the mounts, each once.
+pub(super) fn profiles(mounts: &[Mount]) -> Vec<Place> {
+    let mut profiles = vec![Place { path: PROFILE.to_owned(), any_prefix: false }];
+    for place in mounts.iter().filter_map(|mount| mount.profile.as_ref()) {
+        let is_mounted = mounts
+            .iter()
+            .any(|mount| (&mount.path, mount.any_prefix) == (&place.path, place.any_prefix));
+        if !is_mounted && !profiles.contains(place) {
+            profiles.push(place.clone());
+        }
+    }
+    profiles
 }
 
 #[cfg(test)]
@@ -102,7 +127,12 @@ mod tests {
     use ContractId::{ErrorCode, FlatName, NestedName, Username};
 
     fn mount(path: &str, any_prefix: bool, contracts: &[ContractId]) -> Mount {
-        Mount { path: path.into(), any_prefix, contracts: contracts.to_vec() }
+        Mount { path: path.into(), any_prefix, contracts: contracts.to_vec(), profile: None }
+    }
+
+    fn with_profile(mount: Mount, path: &str) -> Mount {
+        let place = Place { path: path.into(), any_prefix: mount.any_prefix };
+        Mount { profile: Some(place), ..mount }
     }
 
     #[test]
@@ -127,8 +157,29 @@ mod tests {
         }
         assert_eq!(routes.find("/special/auth/signup"), Some(Found::Signup(&mounts[2])));
         assert_eq!(routes.find("/users/register/"), Some(Found::Signup(&mounts[3])));
-        assert_eq!(routes.find("/users/profile"), Some(Found::Profile));
+        assert!(matches!(routes.find("/users/profile"), Some(Found::Profile(_))));
         for path in ["/", "", "/signups", "/xauth/signup", "/users/register//", "/Signup"] {
+            assert_eq!(routes.find(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_profile_yields_to_a_mount() {
+        let mounts = [
+            with_profile(mount("/api/users/register", false, &[NestedName]), "/api/users/profile"),
+            with_profile(mount("/users/register", false, &[FlatName]), "/users/profile"),
+            with_profile(mount("/auth/signup", true, &[ErrorCode]), "/auth/profile"),
+            with_profile(mount("/profile", false, &[Username]), "/profile"),
+        ];
+        assert_eq!(profiles(&mounts).len(), 3);
+        let routes = Routes::new(&mounts, Served::default());
+        for path in
+            ["/users/profile", "/api/users/profile/", "/auth/profile", "/identity/auth/profile"]
+        {
+            assert!(matches!(routes.find(path), Some(Found::Profile(_))), "{path}");
+        }
+        assert_eq!(routes.find("/profile"), Some(Found::Signup(&mounts[3])));
+        for path in ["/api/profile", "/xauth/profile", "/v2/users/profile"] {
             assert_eq!(routes.find(path), None, "{path}");
         }
     }

@@ -28,8 +28,9 @@ pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PEEK_AGAIN: Duration = Duration::from_millis(10);
 /// After an accept that failed for want of file descriptors, which only time can mend.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Largest header block of a request; ten times what a browser sends.
-const HEADERS_MAX: usize = 16 << 10;
+/// Largest header block that is read. What exceeds it hyper refuses by itself (431), without the headers
+/// that let a page read the refusal; what only exceeds [`super::HEADERS_MAX`] is refused with them.
+const HEADERS_READ: usize = 32 << 10;
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 128;
 /// How often an idle HTTP/2 connection is asked whether it lives.
@@ -168,13 +169,13 @@ fn builder(limits: Limits) -> Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
-        .max_buf_size(HEADERS_MAX)
+        .max_buf_size(HEADERS_READ)
         .half_close(false);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADERS_MAX as u32)
+        .max_header_list_size(HEADERS_READ as u32)
         .keep_alive_interval(PING_EVERY);
     builder
 }

@@ -14,7 +14,9 @@ pub(super) fn begin<B>(found: Found<'_>, request: &Request<B>) -> Span {
         (Found::Signup(mount), &Method::POST) if mount.any_prefix => ("*", &*mount.path),
         (Found::Signup(mount), &Method::POST) => ("", &*mount.path),
         (Found::Bulk, &Method::POST) => ("", "/registrations"),
-        (Found::Profile, &Method::GET | &Method::HEAD) => ("", "/users/profile"),
+        (Found::Profile(place), &Method::GET | &Method::HEAD) => {
+            (if place.any_prefix { "*" } else { "" }, &*place.path)
+        }
         _ => return Span::default(),
     };
     let method = request.method().as_str();

@@ -106,6 +106,15 @@ async fn header_lines_are_bounded() {
     };
     assert!(exchange(&muster, request(8 << 10).as_bytes()).await.starts_with("HTTP/1.1 200"));
     assert!(exchange(&muster, request(64 << 10).as_bytes()).await.starts_with("HTTP/1.1 431"));
+    // What a browser may come to, with many cookies, its page can read.
+    for over in [17 << 10, 30 << 10] {
+        let refused = exchange(&muster, request(over).as_bytes()).await;
+        assert!(
+            refused.starts_with("HTTP/1.1 431") && refused.contains("many cookies"),
+            "{refused}"
+        );
+        assert!(refused.contains("access-control-allow-origin: *"), "{refused}");
+    }
     let many: String = (0..500).map(|n| format!("X-{n}: x\r\n")).collect();
     let many = format!("GET /live HTTP/1.1\r\nHost: x\r\n{many}\r\n");
     assert!(exchange(&muster, many.as_bytes()).await.starts_with("HTTP/1.1 431"));

@@ -28,6 +28,7 @@ mod import;
 mod keys;
 mod limits;
 mod metrics;
+mod mounts;
 mod openapi;
 mod overload;
 mod pages;

@@ -81,10 +81,12 @@ async fn what_is_served_is_of_the_mounts_in_effect() {
         "/enlist",
         "/join",
         "/live",
+        "/profile",
         "/ready",
         "/registrations",
         "/users/profile",
         "/{prefix}/enlist",
+        "/{prefix}/profile",
     ];
     assert_eq!(paths, expected);
     let body = &document["paths"]["/join"]["post"]["requestBody"];

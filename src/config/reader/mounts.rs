@@ -1,8 +1,11 @@
-//! `front.mounts`: which contracts stand at which path.
+//! `front.mounts`: the contracts served at each path, and the path of their profile.
 
 use super::Reader;
-use crate::config::Mount;
+use crate::config::{Mount, Place};
 use crate::signup::ContractId;
+
+/// The name of a mount's option for its profile, and the last segment of the path it has without one.
+const PROFILE: &str = "profile";
 
 impl Reader<'_> {
     pub(super) fn mounts(&mut self) -> Option<Vec<Mount>> {
@@ -39,19 +42,75 @@ fn check_mounts(mounts: Vec<Mount>) -> Result<Vec<Mount>, String> {
     Ok(mounts)
 }
 
-/// Reads `/path = contract | contract`.
+/// Reads `/path = contract | contract`, and `; profile = /path` after it.
 fn mount(line: &str) -> Result<Mount, String> {
-    let wanted = || format!("PATH = CONTRACT | CONTRACT wanted, not {line:?}");
-    let (path, contracts) = line.split_once('=').ok_or_else(wanted)?;
-    let (path, any_prefix) = match path.trim().strip_prefix('*') {
-        Some(rest) => (rest, true),
-        None => (path.trim(), false),
+    let expected = || {
+        format!("expected PATH = CONTRACT | CONTRACT, and ; profile = PATH after it, got {line:?}")
     };
-    if !path.starts_with('/') {
-        return Err(wanted());
-    }
+    let (mounted, option) = match line.split_once(';') {
+        Some((mounted, option)) => (mounted, Some(option)),
+        None => (line, None),
+    };
+    let (path, contracts) = mounted.split_once('=').ok_or_else(expected)?;
+    let Place { path, any_prefix } = place(path).ok_or_else(expected)?;
     let contracts: Result<Vec<_>, _> =
         contracts.split('|').map(|name| name.trim().parse()).collect();
     let contracts = contracts.map_err(|unknown| format!("{line:?}: {unknown}"))?;
-    Ok(Mount { path: path.trim_end_matches('/').to_owned(), any_prefix, contracts })
+    let profile = match option.map(|option| option.split_once('=')) {
+        None => {
+            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+            Some(Place { path: format!("{parent}/{PROFILE}"), any_prefix })
+        }
+        Some(Some((name, value))) if name.trim() == PROFILE => match value.trim() {
+            "none" => None,
+            value => Some(place(value).ok_or_else(expected)?),
+        },
+        Some(_) => return Err(expected()),
+    };
+    Ok(Mount { path, any_prefix, contracts, profile })
+}
+
+/// Reads `/path`, or `*/path` where anything may come before it.
+fn place(text: &str) -> Option<Place> {
+    let (path, any_prefix) = match text.trim().strip_prefix('*') {
+        Some(rest) => (rest, true),
+        None => (text.trim(), false),
+    };
+    // No request has such a character in its path.
+    let is_path = path.starts_with('/') && !path.contains([' ', ';', '?', '#']);
+    is_path.then(|| Place { path: path.trim_end_matches('/').to_owned(), any_prefix })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile(line: &str) -> Option<String> {
+        let place = mount(line).unwrap().profile?;
+        Some(format!("{}{}", if place.any_prefix { "*" } else { "" }, place.path))
+    }
+
+    #[test]
+    fn a_profile_is_the_sibling_of_its_mount_or_named_or_none() {
+        for (line, expected) in [
+            ("/api/users/register = nested-name | flat-name", Some("/api/users/profile")),
+            ("/signup = username", Some("/profile")),
+            ("/ = username", Some("/profile")),
+            ("*/auth/signup = error-code", Some("*/auth/profile")),
+            ("/signup = username; profile = /api/me", Some("/api/me")),
+            ("*/auth/signup=error-code;profile=*/me/", Some("*/me")),
+            ("/signup = username ; profile = none", None),
+        ] {
+            assert_eq!(profile(line).as_deref(), expected, "{line}");
+        }
+        for bad in [
+            "/signup = username; profile",
+            "/signup = username; profile = me",
+            "/signup = username; me = /me",
+            "/signup = username;",
+            "/signup = username; profile = /me; profile = /you =",
+        ] {
+            assert!(mount(bad).is_err(), "{bad}");
+        }
+    }
 }

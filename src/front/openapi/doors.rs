@@ -4,7 +4,8 @@
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::{answers, reference};
+use super::{answers, reference, registration};
+use crate::config::Mount;
 use crate::contract::{Fault, contract, samples};
 use crate::front::{NOT_FOUND, bulk, jwks, profile, router};
 use crate::signup::ContractId;
@@ -23,17 +24,28 @@ pub(super) fn row_name(id: ContractId) -> String {
     format!("{id}.row")
 }
 
-pub(super) fn paths() -> Map<String, Value> {
+/// The paths that are always served, and those of the mounts' profiles.
+pub(super) fn paths(mounts: &[Mount]) -> Map<String, Value> {
     let path = |path: &str, method: &str, operation: Value| {
         (path.to_owned(), json!({ method: operation }))
     };
-    Map::from_iter([
-        path(router::PROFILE, "get", profile()),
+    let mut paths = Map::new();
+    for place in router::profiles(mounts) {
+        let exact = if place.path.is_empty() { "/" } else { &place.path };
+        paths.insert(exact.to_owned(), json!({ "get": profile(exact) }));
+        if place.any_prefix {
+            let path = registration::prefixed(exact);
+            let operation = profile(&path);
+            paths.insert(path, json!({ "parameters": [registration::prefix()], "get": operation }));
+        }
+    }
+    paths.extend([
         path(router::BULK, "post", bulk()),
         path(router::KEYS, "get", keys()),
         path(router::LIVE, "get", live()),
         path(router::READY, "get", ready()),
-    ])
+    ]);
+    paths
 }
 
 /// Schemas of what is written here and nowhere as a type.
@@ -93,7 +105,12 @@ pub(super) fn schemas() -> Map<String, Value> {
     ])
 }
 
-fn profile() -> Value {
+fn profile(path: &str) -> Value {
+    // The documented path has the plain name.
+    let id = match path {
+        router::PROFILE => "getProfile".to_owned(),
+        path => registration::operation_id("getProfileAt", path),
+    };
     let shown: Vec<(ContractId, Value)> = ContractId::ALL
         .into_iter()
         .filter_map(|id| Some((id, samples::profiles(contract(id)).into_iter().next()?)))
@@ -110,7 +127,7 @@ fn profile() -> Value {
         answers::with(answers::message(profile::UNAUTHORIZED), &["WWW-Authenticate"]);
     let fault = |fault: Fault| answers::message(fault.text());
     json!({
-        "operationId": "getProfile",
+        "operationId": id,
         "tags": [USERS],
         "summary": "The token's owner",
         "description": "In the shape of the contract that created the user. A fault of the service is \

@@ -50,19 +50,28 @@ pub(super) fn paths(mount: &Mount, settings: &config::Front) -> Map<String, Valu
     let mut paths = Map::new();
     paths.insert(path.to_owned(), json!({ "post": operation(path, mount, settings) }));
     if mount.any_prefix {
-        let path = format!("/{{prefix}}{path}");
-        let prefix = json!({
-            "name": "prefix",
-            "in": "path",
-            "required": true,
-            "description": "Anything; it may have slashes in it.",
-            "schema": { "type": "string", "minLength": 1 },
-            "example": "identity",
-        });
+        let path = prefixed(path);
         let operation = operation(&path, mount, settings);
-        paths.insert(path, json!({ "parameters": [prefix], "post": operation }));
+        paths.insert(path, json!({ "parameters": [prefix()], "post": operation }));
     }
     paths
+}
+
+/// A path with the parameter that [`prefix`] describes before it.
+pub(super) fn prefixed(path: &str) -> String {
+    format!("/{{prefix}}{path}")
+}
+
+/// The parameter that is the beginning of a path which may have any.
+pub(super) fn prefix() -> Value {
+    json!({
+        "name": "prefix",
+        "in": "path",
+        "required": true,
+        "description": "Anything; it may have slashes in it.",
+        "schema": { "type": "string", "minLength": 1 },
+        "example": "identity",
+    })
 }
 
 fn operation(path: &str, mount: &Mount, settings: &config::Front) -> Value {
@@ -70,7 +79,7 @@ fn operation(path: &str, mount: &Mount, settings: &config::Front) -> Value {
     let names: Vec<String> =
         contracts.iter().map(|served| format!("`{}`", served.contract.id())).collect();
     json!({
-        "operationId": operation_id(path),
+        "operationId": operation_id("post", path),
         "tags": [TAG],
         "summary": format!("Register a user: {}", names.join(" or ")),
         "description": about(mount, settings),
@@ -84,11 +93,11 @@ fn operation(path: &str, mount: &Mount, settings: &config::Front) -> Value {
     })
 }
 
-/// `/users/register` is `postUsersRegister`.
-fn operation_id(path: &str) -> String {
+/// `post` to `/users/register` is `postUsersRegister`.
+pub(super) fn operation_id(verb: &str, path: &str) -> String {
     let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let capital = |word: &str| format!("{}{}", word[..1].to_uppercase(), &word[1..]);
-    format!("post{}", words.map(capital).collect::<String>())
+    format!("{verb}{}", words.map(capital).collect::<String>())
 }
 
 fn about(mount: &Mount, settings: &config::Front) -> String {
