@@ -77,8 +77,12 @@ fn identity() -> RegistrationId {
 
 #[divan::bench]
 fn reply_codec(bencher: Bencher<'_, '_>) {
-    let outcome =
-        Outcome::Registered { user: user(), token: Some("a.b.c".into()), replayed: false };
+    let outcome = Outcome::Registered {
+        user: user(),
+        token: Some("a.b.c".into()),
+        replayed: false,
+        under_another_id: false,
+    };
     bencher.bench_local(|| {
         let bytes = serde_json::to_vec(&outcome).unwrap();
         serde_json::from_slice::<Outcome>(&bytes).unwrap()

@@ -130,6 +130,7 @@ impl App {
                 policy,
                 opener,
                 signer,
+                replay_window: settings.front.replay_window,
                 retries: !settings.queue.retry_delays.is_empty(),
                 clock,
                 metrics,

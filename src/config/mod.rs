@@ -99,6 +99,8 @@ pub struct Front {
     pub cors_origins: Vec<String>,
     /// From a request's last byte to its answer.
     pub deadline: Duration,
+    /// How long a signup that is sent again without a key counts as the first one; none: not at all.
+    pub replay_window: Option<Duration>,
     /// Bytes.
     pub body_limit: usize,
     /// For the headers of a request.

@@ -26,6 +26,8 @@ use super::{
 const SECRET_MIN: usize = 32;
 /// Shortest key of the bulk path, in bytes: nobody guesses 192 random bits, and nobody types them.
 const BULK_KEY_MIN: usize = 32;
+/// Longest window in which a signup may be sent again: as long as an idempotency key counts.
+const REPLAY_WINDOW_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The queue in this process.
 const LOCAL: &str = "local:";
 /// How the embedded store's URL begins; a path follows.
@@ -90,6 +92,7 @@ impl Reader<'_> {
         let tls = self.certificate("front.tls_cert", "front.tls_key");
         let cors_origins = self.origins();
         let deadline = self.duration("front.deadline");
+        let replay_window = self.replay_window();
         // With its password sealed it still is what a worker takes from the queue.
         let body_limit = self.number("front.body_limit", 1..=128 << 10);
         let header_timeout = self.duration("front.header_timeout");
@@ -117,6 +120,7 @@ impl Reader<'_> {
             jwks: self.path("front.jwks"),
             cors_origins: cors_origins?,
             deadline: deadline?,
+            replay_window: replay_window?,
             body_limit: body_limit? as usize,
             header_timeout: header_timeout?,
             body_timeout: body_timeout?,
@@ -125,6 +129,17 @@ impl Reader<'_> {
             drain: drain?,
             bulk_key: (!bulk_key.is_empty()).then(|| SecretString::from(bulk_key)),
         })
+    }
+
+    /// Outside: could it be read. Inside: is there one.
+    fn replay_window(&mut self) -> Option<Option<Duration>> {
+        const KEY: &str = "front.replay_window";
+        match humantime::parse_duration(&self.text(KEY)) {
+            Ok(window) if window <= REPLAY_WINDOW_MAX => {
+                Some(Some(window).filter(|it| !it.is_zero()))
+            }
+            _ => self.problem(KEY, "expected a duration such as 5m, at most 24h; 0s turns it off"),
+        }
     }
 
     /// Left open, there are pages where muster is being tried out: nothing leaves this process.

@@ -55,7 +55,12 @@ impl Calls {
                 Ok(Reply { outcome: Outcome::Registered { user, token, .. }, stages, at })
                     if joined =>
                 {
-                    let outcome = Outcome::Registered { user, token, replayed: true };
+                    let outcome = Outcome::Registered {
+                        user,
+                        token,
+                        replayed: true,
+                        under_another_id: false,
+                    };
                     return Ok(Reply { outcome, stages, at });
                 }
                 // The first one's time was over, whether it or a worker noticed. This one has time

@@ -187,7 +187,7 @@ impl Front {
             Err(CallError::NoAnswer) => return ("no_answer", fault(contract, Fault::NoAnswer)),
         };
         let response = match outcome {
-            Outcome::Registered { user, token, replayed } => {
+            Outcome::Registered { user, token, replayed, .. } => {
                 let answer = Answer::Created { user, token: token.as_deref() };
                 let mut response = render(contract, &answer);
                 if *replayed {

@@ -62,5 +62,5 @@ async fn look(store: Option<&dyn Store>, row: &Row) -> Result<Outcome, StoreErro
         }
     }
     let user = Record::new(&candidate, id, String::new(), Millis(0)).user;
-    Ok(Outcome::Registered { user, token: None, replayed })
+    Ok(Outcome::Registered { user, token: None, replayed, under_another_id: false })
 }

@@ -101,7 +101,7 @@ impl Event {
         };
         let told = message.door != Door::Bulk || message.unsettled.reply_to.is_some();
         match outcome {
-            Outcome::Registered { user, .. } if announced => {
+            Outcome::Registered { user, under_another_id: false, .. } if announced => {
                 Some(Self::UserRegistered(UserRegistered::new(message, contract, user)))
             }
             Outcome::Rejected(rejection) if announced && !told => Some(Self::RegistrationRejected(
@@ -181,6 +181,7 @@ mod tests {
             id: MessageId::parse("row-1").unwrap(),
             producer: "crm".into(),
             fresh: false,
+            from_front: false,
             sealed: None,
             body: Bytes::from_static(br#"{"email":"ann@","password":"hunter2"}"#),
             expires: None,
@@ -201,7 +202,8 @@ mod tests {
             created_at: Millis(5),
             updated_at: Millis(6),
         };
-        Outcome::Registered { user, token: Some("a.b.c".into()), replayed: true }
+        let token = Some("a.b.c".into());
+        Outcome::Registered { user, token, replayed: true, under_another_id: false }
     }
 
     fn rejected() -> Outcome {
@@ -231,6 +233,11 @@ mod tests {
         assert_eq!(of(Door::Bulk, Some("r"), &rejected()), none, "it was told");
         assert_eq!(of(Door::Interactive, Some("r"), &rejected()), none, "it was told");
         assert_eq!(of(Door::Bulk, None, &FailureCode::Internal.into()), none, "a dead letter");
+        let mut recognised = registered();
+        if let Outcome::Registered { under_another_id, .. } = &mut recognised {
+            *under_another_id = true;
+        }
+        assert_eq!(of(Door::Interactive, Some("r"), &recognised), none, "announced already");
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub struct Message {
     pub producer: String,
     /// See [`Call::fresh`].
     pub fresh: bool,
+    /// Whether a front published it: its reply can reach nothing but a front's own queue.
+    pub from_front: bool,
     /// The key with which the password in the body is sealed, by its id; none where it is clear.
     pub sealed: Option<String>,
     /// The contract's document, or a token.

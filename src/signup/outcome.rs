@@ -24,6 +24,10 @@ pub enum Outcome {
         /// Whether an earlier delivery or request of the same registration made it.
         #[serde(default)]
         replayed: bool,
+        /// Whether another registration of the same person made it. That one is announced under its own
+        /// id, so this one is not. No part of a reply.
+        #[serde(skip)]
+        under_another_id: bool,
     },
     /// The owner of a token.
     Found {
@@ -175,7 +179,12 @@ mod tests {
             updated_at: Millis(0),
         };
         let token = Some("a.token.of-hers".to_owned());
-        let outcome = Outcome::Registered { user: user.clone(), token, replayed: true };
+        let outcome = Outcome::Registered {
+            user: user.clone(),
+            token,
+            replayed: true,
+            under_another_id: false,
+        };
         for printed in [format!("{outcome:?}"), format!("{:?}", Outcome::Found { user })] {
             assert!(!printed.contains("token") && !printed.contains('@'), "{printed}");
         }

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::document::Document;
@@ -154,10 +156,7 @@ impl Store for Embedded {
         let id = id.clone();
         self.read(move |database| {
             let transaction = database.begin_read()?;
-            let found = transaction.open_table(REGISTRATIONS)?.get(id.as_str())?;
-            let Some(key) = found.map(|key| key.value()) else { return Ok(None) };
-            let user = transaction.open_table(USERS)?.get(key)?;
-            user.map(|user| decode(user.value())).transpose()
+            holder(&transaction, REGISTRATIONS, Some(id.as_str()))
         })
         .await
     }
@@ -171,8 +170,8 @@ impl Store for Embedded {
         self.read(move |database| {
             let transaction = database.begin_read()?;
             Ok(Taken {
-                username: holds(&transaction.open_table(USERNAMES)?, username.as_deref())?,
-                email: holds(&transaction.open_table(EMAILS)?, email_key.as_deref())?,
+                username: holder(&transaction, USERNAMES, username.as_deref())?,
+                email: holder(&transaction, EMAILS, email_key.as_deref())?,
             })
         })
         .await
@@ -328,6 +327,19 @@ fn holds(
         Some(key) => Ok(index.get(key)?.is_some()),
         None => Ok(false),
     }
+}
+
+/// The user that a key of an index belongs to.
+fn holder(
+    transaction: &ReadTransaction,
+    index: TableDefinition<'_, &'static str, Key>,
+    key: Option<&str>,
+) -> Result<Option<Record>, redb::Error> {
+    let Some(key) = key else { return Ok(None) };
+    let found = transaction.open_table(index)?.get(key)?;
+    let Some(id) = found.map(|id| id.value()) else { return Ok(None) };
+    let user = transaction.open_table(USERS)?.get(id)?;
+    user.map(|user| decode(user.value())).transpose()
 }
 
 fn encode(record: &Record) -> Result<Vec<u8>, redb::Error> {

@@ -35,7 +35,7 @@ pub trait Store: Send + Sync {
     /// The user that a registration made.
     async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError>;
 
-    /// Which of the two belong to somebody.
+    /// The users that hold the two.
     async fn taken(
         &self,
         username: Option<&str>,
@@ -55,19 +55,19 @@ pub enum Inserted {
     Taken,
 }
 
-/// Fields that belong to somebody.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The holders of a user name and of an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// The user name.
-    pub username: bool,
-    /// The address.
-    pub email: bool,
+    /// The user with this name.
+    pub username: Option<Record>,
+    /// The user with this address.
+    pub email: Option<Record>,
 }
 
 impl From<Taken> for Outcome {
-    /// The rejection of who wanted what is somebody else's.
+    /// The rejection of a registration whose name or address another user has.
     fn from(taken: Taken) -> Self {
-        let fields = [(taken.username, "username"), (taken.email, "email")];
+        let fields = [(taken.username.is_some(), "username"), (taken.email.is_some(), "email")];
         let error = |(_, field): (bool, &'static str)| FieldError {
             field: field.into(),
             code: "DUPLICATE".into(),

@@ -39,6 +39,9 @@ pub struct Worker {
     pub opener: Opener,
     /// Who signs tokens.
     pub signer: Signer,
+    /// How long after a registration the same form with the same password, sent to a front again, is
+    /// answered as the first; none: it is a duplicate.
+    pub replay_window: Option<Duration>,
     /// Whether bulk rows that fail are put back, to come again later.
     pub retries: bool,
     /// What time it is.

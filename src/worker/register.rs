@@ -125,7 +125,7 @@ impl Worker {
 
     fn created(&self, message: &Message, user: User) -> Outcome {
         let token = if message.door == Door::Bulk { None } else { self.signer.sign(&user) };
-        Outcome::Registered { user, token, replayed: false }
+        Outcome::Registered { user, token, replayed: false, under_another_id: false }
     }
 
     /// A unique index refused. Its holder is this very registration, made before; or somebody
@@ -148,7 +148,7 @@ impl Worker {
                 return self.replay(message, candidate, holder, stages).await;
             }
             if taken != Taken::default() {
-                return Ok(taken.into());
+                return self.duplicate(message, candidate, taken, stages).await;
             }
             if Instant::now() + LOOK_AGAIN >= until {
                 return Err(FailureCode::StoreUnavailable);
@@ -158,8 +158,7 @@ impl Worker {
     }
 
     /// The registration id was used before: the first success again, if it is the same request by
-    /// somebody who knows the password. The password is verified even when the document already
-    /// differs, so that the time it takes tells nothing.
+    /// somebody who knows the password.
     async fn replay(
         &self,
         message: &Message,
@@ -167,8 +166,57 @@ impl Worker {
         holder: Record,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
+        if !self.is_same_person(message, candidate, &holder, stages).await? {
+            return Ok(RejectionCode::KeyReused.into());
+        }
+        let user = holder.user;
+        let token = if message.door == Door::Bulk { None } else { self.signer.sign_again(&user) };
+        Ok(Outcome::Registered { user, token, replayed: true, under_another_id: false })
+    }
+
+    /// Another registration holds the name or the address. Usually that is another user. Where the form came
+    /// through a front and the holder is younger than the replay window, it may be the same person: a page
+    /// without idempotency keys was reloaded, or its button clicked twice.
+    async fn duplicate(
+        &self,
+        message: &Message,
+        candidate: &Candidate,
+        taken: Taken,
+        stages: &mut Stages,
+    ) -> Result<Outcome, FailureCode> {
+        let Some(holder) = self.recent_holder(message, &taken) else { return Ok(taken.into()) };
+        if !self.is_same_person(message, candidate, holder, stages).await? {
+            return Ok(taken.into());
+        }
+        let user = holder.user.clone();
+        let token = self.signer.sign_again(&user);
+        Ok(Outcome::Registered { user, token, replayed: true, under_another_id: true })
+    }
+
+    /// The holder for whom a duplicate's password is verified; none if there is no replay window, or not for
+    /// this message.
+    fn recent_holder<'a>(&self, message: &Message, taken: &'a Taken) -> Option<&'a Record> {
+        let window = self.replay_window.filter(|_| message.from_front)?;
+        let now = self.clock.now();
+        let mut holders = taken.username.iter().chain(&taken.email);
+        // In either direction, because workers' clocks differ.
+        holders.find(|holder| {
+            let age = now.0.abs_diff(holder.user.created_at.0);
+            Duration::from_millis(age) <= window
+        })
+    }
+
+    /// Whether a candidate has everything its holder was registered with, the password included, which is
+    /// verified in any case: the time of the answer must not show which of them differs.
+    async fn is_same_person(
+        &self,
+        message: &Message,
+        candidate: &Candidate,
+        holder: &Record,
+        stages: &mut Stages,
+    ) -> Result<bool, FailureCode> {
         let (held, class) = (&holder.password_hash, class(message.door));
-        let same_password = match &candidate.password {
+        let same_password: bool = match &candidate.password {
             Password::Hashed(hash) => hash.expose_secret().as_bytes().ct_eq(held.as_bytes()).into(),
             Password::Clear(password) => timed(
                 message,
@@ -176,12 +224,7 @@ impl Worker {
                 self.slots.verify(password, held, class, message.expires).await?,
             ),
         };
-        if !same_password || holder.fingerprint != candidate.fingerprint() {
-            return Ok(RejectionCode::KeyReused.into());
-        }
-        let user = holder.user;
-        let token = if message.door == Door::Bulk { None } else { self.signer.sign_again(&user) };
-        Ok(Outcome::Registered { user, token, replayed: true })
+        Ok(same_password && holder.fingerprint == candidate.fingerprint())
     }
 }
 

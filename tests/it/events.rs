@@ -73,7 +73,9 @@ async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
     if !PRODUCTION.is_there() {
         return;
     }
-    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_REPLY_PREFIX", PREFIX);
+    let setup = Setup::new(PRODUCTION)
+        .with("MUSTER_QUEUE_REPLY_PREFIX", PREFIX)
+        .with("MUSTER_FRONT_REPLAY_WINDOW", "10m");
     let muster = setup.start().await;
     let listener = Listener::new(&setup).await;
 
@@ -88,8 +90,12 @@ async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
     assert_eq!(body(&told)["registrationId"], id(&told));
     muster.client().post_with_key("/register", &document(&email), &key).await;
     assert_eq!(body(&listener.next().await), body(&told), "a replay is the same event");
+    // The same form without the key, within the replay window: it was announced under its own id.
+    assert_eq!(muster.client().post("/register", &document(&email)).await.status, 201);
     // Whoever waits is told, so nobody else is.
-    assert_eq!(muster.client().post("/register", &document(&email)).await.status, 400);
+    let mut other = document(&email);
+    other["password"] = json!("another horse 8");
+    assert_eq!(muster.client().post("/register", &other).await.status, 400);
 
     // Rows that ask for no reply: created, the same again, taken, broken, under a used id.
     let broker = &listener.broker;

@@ -11,6 +11,7 @@ mod support;
 
 mod architecture;
 mod bulk;
+mod clients;
 mod contracts;
 mod crash;
 mod dead;
@@ -36,6 +37,7 @@ mod policy;
 mod properties;
 mod queue;
 mod redelivery;
+mod resent;
 mod restart;
 mod rubbish;
 mod sealing;

@@ -104,7 +104,8 @@ async fn who_was_inserted_is_found() {
             (Some("Bob"), Some("ann@example.com"), (false, true)),
         ] {
             let found = store.taken(username, email_key).await;
-            let expected = Taken { username: taken.0, email: taken.1 };
+            let holder = |is_taken: bool| is_taken.then(|| ann.clone());
+            let expected = Taken { username: holder(taken.0), email: holder(taken.1) };
             assert_eq!(found, Ok(expected), "{username:?} {email_key:?}");
         }
     })

@@ -277,6 +277,9 @@ pub(super) fn read(
     if delivery.data.len() > BODY_MAX {
         return Err("the body is too large");
     }
+    let from_front = door != Door::Bulk
+        && producer.is_empty()
+        && reply_to.as_ref().is_some_and(|queue| is_of_front(queue, broker));
     let deliveries = headers.number("x-delivery-count").and_then(|count| u32::try_from(count).ok());
     Ok(Message {
         door,
@@ -284,6 +287,7 @@ pub(super) fn read(
         id,
         producer,
         fresh: headers.flag(header::FRESH),
+        from_front,
         sealed: sealed.map(str::to_owned),
         body: Bytes::copy_from_slice(&delivery.data),
         expires,
@@ -323,10 +327,16 @@ fn vouched_attempt(headers: &Headers<'_>, own_user: bool) -> u32 {
 /// with the configured prefix. Anything else would let a producer write into any queue.
 fn may_reply_to(queue: &str, broker: &Broker) -> bool {
     let prefix = &broker.settings.reply_prefix;
-    let allowed = queue.starts_with(&broker.names.reply_prefix())
+    let allowed = is_of_front(queue, broker)
         || queue.starts_with(DIRECT_REPLY_PREFIX)
         || (!prefix.is_empty() && queue.starts_with(prefix) && !broker.names.owns(queue));
     allowed && queue.len() <= NAME_MAX
+}
+
+/// Whether a queue has the name of a front's reply queue. Accounts of other producers may not read those
+/// (docs/operations.md), so what is sent there reaches no producer, whichever it names.
+fn is_of_front(queue: &str, broker: &Broker) -> bool {
+    queue.starts_with(&broker.names.reply_prefix())
 }
 
 /// Headers as producers in several languages write them: numbers of any width.

@@ -55,6 +55,7 @@ fn message(sealer: &Sealer, body: &Value) -> Message {
         id: id("row-1"),
         producer: String::new(),
         fresh: false,
+        from_front: false,
         sealed: Some(sealer.key_id().to_owned()),
         body: Bytes::from(body.to_string()),
         expires: None,

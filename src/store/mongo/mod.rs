@@ -88,10 +88,10 @@ impl Mongo {
         Ok(found.map_err(CallFailed::told)?.map(Record::from))
     }
 
-    async fn holds(&self, field: &str, value: Option<&str>) -> Result<bool, StoreError> {
+    async fn holder(&self, field: &str, value: Option<&str>) -> Result<Option<Record>, StoreError> {
         match value {
-            Some(value) => Ok(self.find(doc! { field: value }).await?.is_some()),
-            None => Ok(false),
+            Some(value) => self.find(doc! { field: value }).await,
+            None => Ok(None),
         }
     }
 }
@@ -176,7 +176,7 @@ impl Store for Mongo {
         email_key: Option<&str>,
     ) -> Result<Taken, StoreError> {
         let (username, email) =
-            tokio::join!(self.holds("username", username), self.holds("emailKey", email_key));
+            tokio::join!(self.holder("username", username), self.holder("emailKey", email_key));
         Ok(Taken { username: username?, email: email? })
     }
 

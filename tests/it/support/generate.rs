@@ -210,7 +210,8 @@ pub fn outcome() -> impl Strategy<Value = Outcome> {
         (user(), token, any::<bool>()).prop_map(|(user, token, replayed)| Outcome::Registered {
             user,
             token,
-            replayed
+            replayed,
+            under_another_id: false,
         }),
         user().prop_map(|user| Outcome::Found { user }),
         (select(vec![Invalid, Duplicate, KeyReused, Unauthorized]), errors())

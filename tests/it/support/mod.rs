@@ -17,6 +17,7 @@ pub mod raw;
 pub mod rig;
 pub mod secrets;
 pub mod services;
+pub mod site;
 pub mod spec;
 
 pub use browser::Browser;

@@ -127,6 +127,7 @@ proptest! {
         prop_assert_eq!((message.fresh, message.deliveries, message.attempt), (fresh, 0, 0));
         prop_assert_eq!(&message.trace, &trace);
         prop_assert_eq!(message.producer, "");
+        prop_assert!(message.from_front);
         prop_assert_eq!(message.unsettled.reply_to.as_deref(), Some("registration.reply.x"));
         prop_assert_eq!(message.unsettled.correlation_id.as_deref(), Some("c0ffee"));
         let left = message.expires.unwrap().saturating_duration_since(Instant::now());
@@ -195,6 +196,11 @@ proptest! {
         let Ok(message) = read_anew(door, properties, b"{}") else { return Ok(()) };
         prop_assert!(message.expires.is_none() == (door == Door::Bulk));
         prop_assert!(message.attempt == 0 || user.as_deref() == Some("worker"));
+        if message.from_front {
+            let queue = message.unsettled.reply_to.as_deref().unwrap();
+            prop_assert!(queue.starts_with("registration.reply.") && door != Door::Bulk);
+            prop_assert_eq!(&message.producer, "");
+        }
         if let Some(queue) = message.unsettled.reply_to {
             let fronts = queue.starts_with("registration.reply.");
             prop_assert!(fronts || queue.starts_with("crm."), "{}", queue);

@@ -1,0 +1,230 @@
+//! Pages of other origins in a real browser: what they may send and read, and how a signup ends that is sent
+//! twice.
+
+use serde_json::{Value, json};
+
+use crate::flow::five_requests;
+use crate::support::muster::eventually;
+use crate::support::site::Site;
+use crate::support::{Browser, Muster, Setup};
+
+/// What the page of the documentation shows.
+const GUIDE: &str = include_str!("../../docs/browsers.md");
+
+fn snippet() -> &'static str {
+    let (_, rest) = GUIDE.split_once("```js\n").unwrap();
+    rest.split_once("```").unwrap().0
+}
+
+/// A page that does nothing by itself.
+async fn empty_page() -> Site {
+    Site::of("<!doctype html><title>A page</title>".to_owned()).await
+}
+
+/// Fetches from a page, and gives status and body, or why the page can read nothing.
+async fn fetch(browser: &Browser, url: &str, options: &Value) -> Value {
+    browser
+        .run_async(&format!(
+            "const done = arguments[arguments.length - 1];
+             fetch({url:?}, {options}).then(
+                async (response) => done([response.status, await response.text()]),
+                (error) => done(String(error)))"
+        ))
+        .await
+}
+
+const TRACED: [(&str, &str); 5] = [
+    ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+    ("tracestate", "vendor=1"),
+    ("baggage", "sentry-environment=production"),
+    ("sentry-trace", "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-1"),
+    ("x-requested-with", "XMLHttpRequest"),
+];
+
+fn traced(method: &str, body: Option<&Value>) -> Value {
+    let mut headers = json!({ "content-type": "application/json" });
+    for (name, value) in TRACED {
+        headers[name] = json!(value);
+    }
+    json!({ "method": method, "headers": headers, "body": body.map(Value::to_string) })
+}
+
+#[tokio::test]
+async fn traced_page_of_another_origin_signs_up_and_reads_refusals() {
+    let Some(browser) = Browser::start().await else { return };
+    let site = empty_page().await;
+    let listed = Setup::embedded().with("MUSTER_FRONT_CORS_ORIGINS", &site.origin());
+    for setup in [Setup::embedded(), listed] {
+        let muster = setup.start().await;
+        let url = |path: &str| format!("http://{}{path}", muster.client().address());
+        browser.open(&site.origin()).await;
+        for (path, body, _) in five_requests() {
+            let answer = fetch(&browser, &url(path), &traced("POST", Some(&body))).await;
+            assert_eq!(answer[0], 201, "{path}: {answer}");
+        }
+        for (method, path, status) in
+            [("POST", "/nothing", 404), ("GET", "/signup", 405), ("POST", "/signup", 400)]
+        {
+            let answer = fetch(&browser, &url(path), &traced(method, None)).await;
+            assert_eq!(answer[0], status, "{method} {path}: {answer}");
+        }
+        let mut large = traced("GET", None);
+        large["headers"]["x-large"] = json!("x".repeat(20 << 10));
+        let answer = fetch(&browser, &url("/users/profile"), &large).await;
+        assert_eq!(answer[0], 431, "{answer}");
+    }
+    let other = Setup::embedded().with("MUSTER_FRONT_CORS_ORIGINS", "https://shop.example");
+    let muster = other.start().await;
+    let url = format!("http://{}/signup", muster.client().address());
+    let answer = fetch(&browser, &url, &traced("POST", None)).await;
+    assert_eq!(answer, "TypeError: Failed to fetch");
+}
+
+/// A page as front ends are commonly written: it posts its form, keeps the token and asks for the profile.
+/// How each attempt ended stays in the tab, over reloads.
+fn page(server: &str, sign_up: &str, path: &str, person: &Value, token: Option<&str>) -> String {
+    let token =
+        token.map_or("null".into(), |pointer| format!("body{}", pointer.replace('/', "?.")));
+    format!(
+        "<!doctype html><title>Sign up</title><form><button>Sign up</button></form><script>
+         {sign_up}
+         const ended = (how) => sessionStorage.setItem('ended',
+             JSON.stringify([...JSON.parse(sessionStorage.getItem('ended') ?? '[]'), how]));
+         document.querySelector('form').addEventListener('submit', async (event) => {{
+             event.preventDefault();
+             try {{
+                 const response = await signUp({server:?} + {path:?}, {person});
+                 const body = await response.json();
+                 if (!response.ok) return ended(`${{response.status}} ${{JSON.stringify(body)}}`);
+                 const token = {token};
+                 if (!token) return ended('signed up');
+                 const headers = {{ Authorization: `Bearer ${{token}}` }};
+                 const profile = await fetch({server:?} + '/users/profile', {{ headers }});
+                 ended(profile.ok ? 'signed in' : `profile ${{profile.status}}`);
+             }} catch (error) {{
+                 ended(String(error));
+             }}
+         }});
+         </script>"
+    )
+}
+
+/// As nearly all pages do it.
+const WITHOUT_KEY: &str = "const signUp = (url, form) => fetch(url, {
+    method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(form) });";
+
+/// How the attempts of a page ended that began anew.
+async fn attempts(browser: &Browser, count: usize) -> Vec<String> {
+    let script = "return JSON.parse(sessionStorage.getItem('ended') ?? '[]')";
+    let mut ended = Vec::new();
+    eventually("the attempts to end", async || {
+        ended = serde_json::from_value(browser.run(script).await).unwrap();
+        ended.len() >= count
+    })
+    .await;
+    ended
+}
+
+const CLICK: &str = "document.querySelector('button').click();";
+
+/// Double clicks, then reloads while a signup is hashed, on a page for each of the five contracts: all that
+/// each page saw.
+async fn impatient_people(browser: &Browser, muster: &Muster, sign_up: &str) -> Vec<String> {
+    let server = format!("http://{}", muster.client().address());
+    let mut all = Vec::new();
+    let mut hashed = 0;
+    for reload in [false, true] {
+        for (path, person, token) in five_requests() {
+            let site = Site::of(page(&server, sign_up, path, &person, token)).await;
+            browser.open(&site.origin()).await;
+            if reload {
+                browser.run(CLICK).await;
+                // The first is under way when its page goes.
+                eventually("hashing", async || {
+                    let begun = muster.output().matches("\"hashing\"").count();
+                    begun > hashed
+                })
+                .await;
+                browser.open(&site.origin()).await;
+                // Whatever the first page has seen.
+                browser.run("sessionStorage.removeItem('ended')").await;
+                browser.run(CLICK).await;
+                all.extend(attempts(browser, 1).await);
+            } else {
+                browser.run(&format!("{CLICK}{CLICK}")).await;
+                all.extend(attempts(browser, 2).await);
+            }
+            hashed = muster.output().matches("\"hashing\"").count();
+        }
+    }
+    all
+}
+
+fn is_fine(ended: &String) -> bool {
+    ended == "signed in" || ended == "signed up"
+}
+
+#[tokio::test]
+async fn impatient_people_end_signed_in_within_the_replay_window() {
+    let Some(browser) = Browser::start().await else { return };
+    let setup = Setup::embedded().with("MUSTER_FRONT_REPLAY_WINDOW", "5m");
+    let muster = setup.with("MUSTER_BCRYPT_COST", "10").start().await;
+    let ended = impatient_people(&browser, &muster, WITHOUT_KEY).await;
+    assert!(ended.len() >= 15 && ended.iter().all(is_fine), "{ended:#?}");
+}
+
+#[tokio::test]
+async fn impatient_people_end_signed_in_with_the_snippet_of_the_guide() {
+    let Some(browser) = Browser::start().await else { return };
+    let muster = Setup::embedded().with("MUSTER_BCRYPT_COST", "10").start().await;
+    let ended = impatient_people(&browser, &muster, snippet()).await;
+    assert!(ended.len() >= 15 && ended.iter().all(is_fine), "{ended:#?}");
+}
+
+/// What the two others are good for.
+#[tokio::test]
+async fn without_window_and_key_a_double_click_is_a_duplicate() {
+    let Some(browser) = Browser::start().await else { return };
+    let muster = Setup::embedded().start().await;
+    let server = format!("http://{}", muster.client().address());
+    let (path, person, token) = five_requests().remove(1);
+    let site = Site::of(page(&server, WITHOUT_KEY, path, &person, token)).await;
+    browser.open(&site.origin()).await;
+    browser.run(&format!("{CLICK}{CLICK}")).await;
+    let ended = attempts(&browser, 2).await;
+    assert_eq!(ended.iter().filter(|ended| is_fine(ended)).count(), 1, "{ended:?}");
+    assert!(ended.iter().any(|ended| ended.contains("User already exist")), "{ended:?}");
+}
+
+/// A key is kept over a failure of the server, and not over a refusal of the form.
+#[tokio::test]
+async fn snippet_keeps_its_key_until_a_response_is_final() {
+    let Some(browser) = Browser::start().await else { return };
+    let site = empty_page().await;
+    // No hash is done by the deadline.
+    let setup = [
+        ("MUSTER_BCRYPT_COST", "16"),
+        ("MUSTER_FRONT_DEADLINE", "100ms"),
+        ("MUSTER_STORE_TIMEOUT", "40ms"),
+    ];
+    let setup =
+        setup.iter().fold(Setup::embedded(), |setup, (name, value)| setup.with(name, value));
+    let muster = setup.start().await;
+    browser.open(&site.origin()).await;
+    let url = format!("http://{}/signup", muster.client().address());
+    let send = async |form: Value| {
+        let script = format!(
+            "const done = arguments[arguments.length - 1];
+             {}
+             signUp({url:?}, {form}).then((response) => done(response.status))",
+            snippet()
+        );
+        let status = browser.run_async(&script).await;
+        (status, browser.run("return sessionStorage.getItem('signup-key')").await)
+    };
+    let form = json!({ "username": "ann", "password": "securePassword123" });
+    let (status, key) = send(form.clone()).await;
+    assert_eq!((status, key.as_str().map(str::len)), (json!(504), Some(36)));
+    assert_eq!(send(form).await, (json!(504), key));
+    assert_eq!(send(json!({})).await, (json!(400), Value::Null));
+}
