@@ -113,6 +113,25 @@ fn the_public_workflow_runs_what_every_change_has_to_pass() {
 }
 
 #[test]
+fn the_actions_of_the_workflow_are_pinned_by_commit_and_leave_no_credentials() {
+    let workflow = file(".github/workflows/ci.yml");
+    let mut lines = workflow.lines().peekable();
+    let mut count = 0;
+    while let Some(line) = lines.next() {
+        let Some((_, action)) = line.split_once("uses: ") else { continue };
+        count += 1;
+        let (commit, version) = action.split_once('@').unwrap().1.split_once(" # v").expect(line);
+        assert!(commit.len() == 40 && commit.bytes().all(|b| b.is_ascii_hexdigit()), "{line}");
+        assert!(version.starts_with(|first: char| first.is_ascii_digit()), "{line}");
+        if action.starts_with("actions/checkout@") {
+            assert_eq!(lines.next().map(str::trim), Some("with:"), "{line}");
+            assert_eq!(lines.next().map(str::trim), Some("persist-credentials: false"), "{line}");
+        }
+    }
+    assert!(count > 5, "is this test blind?");
+}
+
+#[test]
 fn the_public_workflow_is_what_its_schema_says() {
     if let Some(mut check) = schema_tool("check-jsonschema") {
         let schema = ["--builtin-schema", "vendor.github-workflows"];

@@ -158,6 +158,39 @@ fn every_service_has_a_health_check_and_stays_up() {
 }
 
 #[test]
+fn every_service_is_hardened() {
+    // Their entry points begin as root; RabbitMQ also writes beside its volume.
+    let drops_root = ["mongodb", "rabbitmq"];
+    for (name, service) in services() {
+        assert_eq!(texts(&service["security_opt"]), ["no-new-privileges:true"], "{name}");
+        assert_eq!(texts(&service["cap_drop"]), ["ALL"], "{name}");
+        let added = service.get("cap_add").map(texts).unwrap_or_default();
+        assert_eq!(added.is_empty(), !drops_root.contains(&name.as_str()), "{name}: {added:?}");
+        let read_only = service.get("read_only").and_then(Value::as_bool) == Some(true);
+        assert_eq!(read_only, name != "rabbitmq", "{name}");
+    }
+}
+
+#[test]
+fn queue_and_store_are_on_networks_that_lead_nowhere() {
+    let networks = yaml("docker-compose.yml")["networks"].clone();
+    let services = services();
+    for name in ["rabbitmq", "mongodb", "worker"] {
+        assert!(services[name].get("ports").is_none(), "{name} publishes a port");
+        for network in texts(&services[name]["networks"]) {
+            assert_eq!(networks[&*network]["internal"].as_bool(), Some(true), "{name}, {network}");
+        }
+    }
+    for (name, service) in services {
+        let Some(ports) = service.get("ports") else { continue };
+        // Docker publishes no port of a service that is on internal networks alone.
+        let own = service.get("networks").map(texts);
+        let leads_out = |network: &String| networks[&**network].is_null();
+        assert!(own.is_none_or(|own| own.iter().any(leads_out)), "{name}: {ports:?}");
+    }
+}
+
+#[test]
 fn what_a_service_waits_for_is_there() {
     let services = services();
     for (name, service) in &services {
