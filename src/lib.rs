@@ -47,6 +47,9 @@
 //! Why it is so is in `docs/design.md`; the message on the wire, what happens on failure and how to
 //! add a contract are in `docs/architecture.md`.
 
+// A print fails, and then panics, where the stream is closed or full: `telemetry::stderr` does not.
+#![warn(clippy::print_stderr)]
+
 pub mod app;
 pub mod cli;
 pub mod config;

@@ -43,17 +43,18 @@ tokio::task_local! {
     static CONTAINED: ();
 }
 
-/// From now on a panic ends the process with this code, in whatever task or thread it is, unless it is
+/// From now on a panic ends the process, in whatever task or thread it is, unless it is
 /// [`contained`]: a thread that hashes no more, or a writer that is gone, would let everybody wait. Only
 /// its place is told, because its text may quote what it was about, and that may be a password.
-pub fn end_on_panic(code: u8) {
+/// `report` must neither panic nor block; `end` ends the process.
+pub fn end_on_panic(report: fn(&str), end: fn() -> !) {
     std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let is_contained = CONTAINED.try_with(|()| ()).is_ok();
-        let end = if is_contained { "a connection was lost to it" } else { "the process ends" };
-        eprintln!("muster: a fault in muster, at {place}: {end}; please report it");
+        let effect = if is_contained { "a connection was lost to it" } else { "the process ends" };
+        report(&format!("muster: a fault in muster, at {place}: {effect}; please report it"));
         if !is_contained {
-            std::process::exit(code.into());
+            end();
         }
     }));
 }

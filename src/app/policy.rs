@@ -1,14 +1,16 @@
 //! What an operator asks of passwords, with its list read: for the front and the worker here, and for an
 //! import.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::Context;
 
-use crate::config::{self, Blocklist};
+use crate::config::{self, Blocklist, file};
 use crate::contract::{CommonPasswords, Policy};
+
+/// Largest list of passwords, in bytes. The largest in common use holds 134 MiB.
+const LIST_MAX: u64 = 256 << 20;
 
 /// The policy of these settings. An error if its list cannot be read.
 pub fn policy(settings: &config::PasswordPolicy) -> anyhow::Result<Policy> {
@@ -24,7 +26,7 @@ pub fn policy(settings: &config::PasswordPolicy) -> anyhow::Result<Policy> {
 
 /// One password a line. What is no UTF-8 can be nobody's password and does no harm.
 fn read(path: &Path) -> anyhow::Result<CommonPasswords> {
-    let lines = BufReader::new(File::open(path)?).split(b'\n');
+    let lines = BufReader::new(file::open(path, LIST_MAX)?).split(b'\n');
     let passwords = lines.map(|line| -> io::Result<String> {
         let line = String::from_utf8_lossy(&line?).into_owned();
         Ok(line.trim_end_matches('\r').to_owned())

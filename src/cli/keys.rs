@@ -11,6 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain};
+use crate::telemetry::stderr;
 use crate::token::key::{self, Algorithm};
 use crate::token::{Key, public_keys};
 
@@ -136,7 +137,7 @@ struct Found {
 
 fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
     if found.is_empty() {
-        eprintln!("muster: no keys: token.keys (MUSTER_TOKEN_KEYS) and JWT_SECRET are not set");
+        stderr::line("muster: no keys: token.keys (MUSTER_TOKEN_KEYS) and JWT_SECRET are not set");
     }
     let mut output = io::stdout().lock();
     for (at, Found { key, path }) in found.iter().enumerate() {

@@ -17,13 +17,14 @@ mod spec;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Once;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Flag, Settings, Sources};
+use crate::config::{Flag, Settings, Sources, has_credentials};
 use crate::queue::rabbit::NEVER_LOGGED;
 use crate::shutdown::end_on_panic;
-use crate::telemetry::logs;
+use crate::telemetry::{logs, stderr};
 
 /// Everything went as asked.
 pub const EXIT_OK: u8 = 0;
@@ -141,6 +142,15 @@ impl SettingFlags {
             ("--queue", "queue.url", self.queue),
             ("--store", "store.url", self.store),
         ];
+        // A command may load its settings more than once.
+        static WARNED: Once = Once::new();
+        WARNED.call_once(|| {
+            for (name, _, url) in &flags {
+                let instead =
+                    format!("set MUSTER_{0}, or MUSTER_{0}_FILE", name[2..].to_uppercase());
+                warn_of_credentials(name, url.as_deref().unwrap_or_default(), &instead);
+            }
+        });
         Sources {
             file: self.config,
             environment: std::env::vars_os()
@@ -176,12 +186,28 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Completions(flags)) => manual::completions(&flags),
         Some(Command::Man(flags)) => manual::man(&flags),
     };
+    stderr::flush();
     ExitCode::from(code)
+}
+
+fn crashed() -> ! {
+    stderr::flush();
+    std::process::exit(EXIT_CRASHED.into())
+}
+
+/// Warns of a credential on the command line.
+fn warn_of_credentials(name: &str, url: &str, instead: &str) {
+    if has_credentials(url) {
+        stderr::line(&format!(
+            "muster: warning: {name} holds a password, and every user of this machine sees the command line in \
+             `ps`; {instead}"
+        ));
+    }
 }
 
 /// Tells a person what went wrong, on one line where that is possible.
 fn complain(error: &anyhow::Error) {
-    eprintln!("muster: {error:#}");
+    stderr::line(&format!("muster: {error:#}"));
 }
 
 /// What a command that logs works with, its log begun: all that `settings` say is logged, or what
@@ -193,7 +219,7 @@ fn begin(
     let begun = settings.and_then(|settings| {
         let filter = filter.unwrap_or(&settings.log.filter);
         logs::init(filter, settings.log.as_text, &NEVER_LOGGED)?;
-        end_on_panic(EXIT_CRASHED);
+        end_on_panic(stderr::line, crashed);
         Ok((runtime()?, settings))
     });
     begun.map_err(|error| {

@@ -1,5 +1,8 @@
 //! `muster serve`: runs until it is asked to stop, softly the first time, at once the second.
 
+use std::sync::mpsc::SyncSender;
+
+use anyhow::Context;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -7,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, begin, complain};
 use crate::app::{App, End};
 use crate::config::Settings;
+use crate::front::Files;
 use crate::front::collector::Collector;
 use crate::signup::Clock;
 use crate::telemetry::export::Export;
@@ -48,14 +52,21 @@ async fn serve(settings: &Settings) -> u8 {
             return EXIT_CONFIGURATION;
         }
     };
-    let (stop, files) = (CancellationToken::new(), app.files());
+    let reload = match Reload::start(app.files()) {
+        Ok(reload) => reload,
+        Err(error) => {
+            complain(&error);
+            return EXIT_CONFIGURATION;
+        }
+    };
+    let stop = CancellationToken::new();
     let running = app.run_until(stop.clone().cancelled_owned());
     let mut running = std::pin::pin!(running);
     loop {
         tokio::select! {
             end = &mut running => return exit_code(end),
             asked = signals.next() => match asked {
-                Asked::Reload => files.reload(),
+                Asked::Reload => reload.request(),
                 Asked::Stop if stop.is_cancelled() => {
                     complain(&anyhow::anyhow!("stopped at once, with requests under way"));
                     return EXIT_FAILED;
@@ -81,11 +92,12 @@ fn exit_code(end: End) -> u8 {
 }
 
 async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
+    // Before anything is served: a signal that comes early must not end the process.
     let mut signals = Signals::new()?;
-    let app = App::start(settings, Clock::system()).await?;
-    if app.files().are_any() {
+    if settings.role.has_front() && Files::are_named(&settings.front) {
         signals.take_reload()?;
     }
+    let app = App::start(settings, Clock::system()).await?;
     let addresses = app.addresses();
     if let Some(front) = addresses.front {
         let scheme = if settings.front.tls.is_some() { "https" } else { "http" };
@@ -95,6 +107,25 @@ async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
         tracing::info!("probes on http://{admin}");
     }
     Ok((app, signals))
+}
+
+/// Reads files again on a thread of its own: a file system that hangs must not delay a stop.
+struct Reload(SyncSender<()>);
+
+impl Reload {
+    fn start(files: Files) -> anyhow::Result<Self> {
+        let (request, requests) = std::sync::mpsc::sync_channel(1);
+        std::thread::Builder::new()
+            .name("reload".into())
+            .spawn(move || requests.iter().for_each(|()| files.reload()))
+            .context("cannot start the thread that reads files again")?;
+        Ok(Self(request))
+    }
+
+    /// Requests that come while one waits are the same request.
+    fn request(&self) {
+        let _ = self.0.try_send(());
+    }
 }
 
 /// SIGTERM and SIGINT mean the same. SIGHUP means to read files again, where there are any; otherwise

@@ -2,11 +2,11 @@
 //! it has the type of its default. What the values mean is the reader's business.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::Problems;
+use super::{Problems, file};
 
 const DEFAULTS: &str = include_str!("../../config.default.toml");
 
@@ -106,7 +106,7 @@ impl Layers {
     fn add_file(&mut self, sources: &Sources, problems: &mut Problems) {
         let Some(path) = &sources.file else { return };
         let origin = path.display().to_string();
-        let table = match std::fs::read_to_string(path) {
+        let table = match file::read_text(path) {
             Ok(text) => text.parse::<Table>(),
             Err(error) => {
                 problems.add(format!("{origin}: {error}; give --config a file that can be read"));
@@ -146,7 +146,7 @@ impl Layers {
             if names.contains_key(name) {
                 self.set_text(key, text, name.clone(), problems);
             } else {
-                match std::fs::read_to_string(text) {
+                match file::read_text(Path::new(text)) {
                     Ok(secret) => self.set_text(key, secret.trim_end(), name.clone(), problems),
                     Err(error) => {
                         // Its value may be the secret itself, set by mistake.

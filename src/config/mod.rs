@@ -3,9 +3,11 @@
 //! The default file is the list of keys and their types, so that a key exists exactly when it is
 //! documented. All problems of all sources are reported together. Only `app` and `cli` call this.
 
+pub mod file;
 mod layers;
 mod problems;
 mod reader;
+mod redact;
 mod together;
 
 use std::net::SocketAddr;
@@ -14,10 +16,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use secrecy::{ExposeSecret, SecretSlice, SecretString};
+use secrecy::{SecretSlice, SecretString};
 
 pub use layers::{Flag, Sources};
 pub use problems::Problems;
+pub use redact::{has_credentials, without_credentials};
 
 use crate::signup::ContractId;
 use layers::Layers;
@@ -358,54 +361,5 @@ impl Settings {
     /// Whether everything stays in this process and its data file.
     pub fn is_embedded(&self) -> bool {
         matches!((&self.queue.url, &self.store.url), (QueueUrl::Local, StoreUrl::File(_)))
-    }
-}
-
-/// A URL without its secrets, for people to read: the password before the host, and every option
-/// whose name speaks of one. Done on the text, because a MongoDB URL may name several hosts, which
-/// no general parser takes.
-pub fn without_password(url: &SecretString) -> String {
-    let url = url.expose_secret();
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    // By the last @ there is: in a password an unescaped ? ends nothing.
-    let (who, rest) = rest.rsplit_once('@').map_or((None, rest), |(who, rest)| (Some(who), rest));
-    let who = who.map_or(String::new(), |who| match who.split_once(':') {
-        Some((user, _)) => format!("{user}:***@"),
-        None => format!("{who}@"),
-    });
-    let (host, options) = match rest.split_once('?') {
-        Some((host, options)) => (host, Some(options)),
-        None => (rest, None),
-    };
-    let options = options.map_or(String::new(), |options| {
-        let shown: Vec<String> = options.split('&').map(without_secret_value).collect();
-        format!("?{}", shown.join("&"))
-    });
-    format!("{scheme}://{who}{host}{options}")
-}
-
-fn without_secret_value(option: &str) -> String {
-    match option.split_once('=') {
-        Some((name, _)) if name.to_lowercase().contains("password") => format!("{name}=***"),
-        _ => option.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_are_shown_without_their_secrets() {
-        let shown = |url: &str| without_password(&SecretString::from(url));
-        assert_eq!(shown("amqp://u:p@b/%2f"), "amqp://u:***@b/%2f");
-        assert_eq!(shown("mongodb://u:p@h:1,i:2/d?x=1"), "mongodb://u:***@h:1,i:2/d?x=1");
-        assert_eq!(shown("mongodb://u:pa?ss@h/d?x=1"), "mongodb://u:***@h/d?x=1");
-        assert_eq!(
-            shown("mongodb://h/?tlsCertificateKeyFilePassword=hunter2&w=1"),
-            "mongodb://h/?tlsCertificateKeyFilePassword=***&w=1"
-        );
-        assert_eq!(shown("file:./muster.redb"), "file:./muster.redb");
-        assert_eq!(shown("local:"), "local:");
     }
 }

@@ -19,8 +19,9 @@ use zeroize::Zeroizing;
 use super::layers::{Layers, is_secret, long_name};
 use super::{
     CertificateFiles, Events, Front, Log, Problems, Queue, QueueUrl, Role, Settings, Store,
-    StoreUrl, Token, without_password,
+    StoreUrl, Token,
 };
+use crate::config::redact::{HIDDEN, splits_login, without_credentials};
 
 /// Shortest signing secret in bytes: as long as the digest (RFC 7518, 3.2).
 const SECRET_MIN: usize = 32;
@@ -68,13 +69,14 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
 fn shown(key: &str, value: &Value) -> Value {
     match value {
         Value::Array(items) if is_secret(key) => {
-            Value::Array(items.iter().map(|_| Value::String("***".to_owned())).collect())
+            Value::Array(items.iter().map(|_| Value::String(HIDDEN.to_owned())).collect())
         }
+        Value::Array(items) => Value::Array(items.iter().map(|item| shown(key, item)).collect()),
         Value::String(text) if is_secret(key) && !text.is_empty() => {
-            let secret = SecretString::from(text.as_str());
             let is_url = key.ends_with(".url");
-            Value::String(if is_url { without_password(&secret) } else { "***".to_owned() })
+            Value::String(if is_url { without_credentials(text) } else { HIDDEN.to_owned() })
         }
+        Value::String(text) if text.contains("://") => Value::String(without_credentials(text)),
         other => other.clone(),
     }
 }
@@ -220,9 +222,9 @@ impl Reader<'_> {
         let url = match text.strip_prefix(FILE) {
             Some("") => self.problem("store.url", "file: wants a path, such as file:./muster.redb"),
             Some(path) => Some(StoreUrl::File(PathBuf::from(path))),
-            None if text.starts_with("mongodb://") || text.starts_with("mongodb+srv://") => {
-                Some(StoreUrl::Mongo(SecretString::from(text)))
-            }
+            None if text.starts_with("mongodb://") || text.starts_with("mongodb+srv://") => self
+                .whole_login("store.url", &text)
+                .map(|()| StoreUrl::Mongo(SecretString::from(text))),
             None => self.problem("store.url", "file:PATH, mongodb://… or mongodb+srv://… wanted"),
         };
         let database = self.text("store.database");
@@ -333,12 +335,24 @@ impl Reader<'_> {
 
     fn parsed_url(&mut self, key: &str) -> Option<SecretString> {
         let text = self.text(key);
+        self.whole_login(key, &text)?;
         match url::Url::parse(&text) {
             Ok(url) if url.has_host() => Some(SecretString::from(text)),
             Ok(_) => self.problem(key, "the URL names no host"),
             // The parser's text does not repeat the URL, which may hold a password.
             Err(error) => self.problem(key, &format!("not a URL: {error}")),
         }
+    }
+
+    /// Refuses a URL of which a part of the password would be taken for the host, and shown as that.
+    fn whole_login(&mut self, key: &str, url: &str) -> Option<()> {
+        if splits_login(url) {
+            return self.problem(
+                key,
+                "the URL has an @ after its host; in user and password write / ? # @ as %2F %3F %23 %40",
+            );
+        }
+        Some(())
     }
 
     fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {

@@ -29,9 +29,9 @@ impl Files {
         Ok(Self { tls, keys: keys.map(Arc::new) })
     }
 
-    /// Whether there is anything to read again.
-    pub fn are_any(&self) -> bool {
-        self.tls.is_some() || self.keys.as_ref().is_some_and(|keys| keys.has_file())
+    /// Whether the settings name any: then SIGHUP reads them again.
+    pub fn are_named(settings: &config::Front) -> bool {
+        settings.tls.is_some() || settings.jwks.is_some()
     }
 
     /// Reads them again. What cannot be used is told in the log, and the old one stays.

@@ -14,6 +14,7 @@ use hyper::header::{CACHE_CONTROL, HeaderValue};
 use serde_json::{Map, Value, json};
 
 use super::answer::{self, Response};
+use crate::config;
 
 /// How long a verifier may keep what it was given: a new key is in the set for longer than that before
 /// it signs (docs/operations.md).
@@ -43,11 +44,6 @@ impl PublicKeys {
         Ok(Self { file: None, document: RwLock::new(published(set)?) })
     }
 
-    /// Whether there is a file to read again.
-    pub fn has_file(&self) -> bool {
-        self.file.is_some()
-    }
-
     /// Reads the file again. After an error the old set stays.
     pub fn reload(&self) -> anyhow::Result<()> {
         if let Some(file) = &self.file {
@@ -67,7 +63,7 @@ impl PublicKeys {
 
 fn load(file: &Path) -> anyhow::Result<Bytes> {
     let setting = || format!("front.jwks (MUSTER_FRONT_JWKS): {}", file.display());
-    let text = std::fs::read_to_string(file).with_context(setting)?;
+    let text = config::file::read_text(file).with_context(setting)?;
     // The parser's words could repeat a piece of a key.
     let set = serde_json::from_str(&text).ok().context("not JSON; `muster keys jwks` writes it");
     set.and_then(|set| published(&set)).with_context(setting)

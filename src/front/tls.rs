@@ -14,9 +14,10 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 use super::server::{HTTP2_PREFACE, Protocol};
-use crate::config::CertificateFiles;
+use crate::config::{CertificateFiles, file};
 use crate::contract::problem;
 
 /// The first byte of every TLS connection (RFC 8446, 5.1).
@@ -79,12 +80,13 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 fn load(files: &CertificateFiles) -> anyhow::Result<Arc<ServerConfig>> {
     let CertificateFiles { certificate, key } = files;
     let shown = |setting: &str, path: &Path| format!("{setting}: {}", path.display());
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
-    let chain =
-        chain.with_context(|| shown("front.tls_cert (MUSTER_FRONT_TLS_CERT)", certificate))?;
-    let private = PrivateKeyDer::from_pem_file(key);
-    let private = private.with_context(|| shown("front.tls_key (MUSTER_FRONT_TLS_KEY)", key))?;
+    let cert_shown = || shown("front.tls_cert (MUSTER_FRONT_TLS_CERT)", certificate);
+    let pem = file::read(certificate).with_context(cert_shown)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let chain = chain.with_context(cert_shown)?;
+    let key_shown = || shown("front.tls_key (MUSTER_FRONT_TLS_KEY)", key);
+    let pem = file::read(key).map(Zeroizing::new).with_context(key_shown)?;
+    let private = PrivateKeyDer::from_pem_slice(&pem).with_context(key_shown)?;
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()

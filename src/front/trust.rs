@@ -14,12 +14,15 @@ use tokio_rustls::rustls::{
     ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, crypto,
 };
 
+use crate::config::file;
+
 /// Takes servers whose certificate a well-known authority has signed, or one of those in `ca_file`.
 pub fn authorities(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = ca_file {
         let unreadable = || format!("{}: no certificates in PEM", path.display());
-        for certificate in CertificateDer::pem_file_iter(path).with_context(unreadable)? {
+        let pem = file::read(path).with_context(unreadable)?;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
             roots.add(certificate.with_context(unreadable)?).with_context(unreadable)?;
         }
     }

@@ -52,6 +52,12 @@ impl Metrics {
         }
     }
 
+    /// Reports how many log lines were lost since the start.
+    pub(super) fn log_lines_lost(&self, lost: u64) {
+        let lines = &self.log_lines_lost_total;
+        lines.inc_by(lost.saturating_sub(lines.get()));
+    }
+
     /// Tells how many registrations wait at a door and the processor time to hash them; none where that is
     /// not known, or not any more.
     pub fn backlog(&self, door: &'static str, waiting: Option<u64>, cpu: Option<Duration>) {

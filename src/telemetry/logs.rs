@@ -10,6 +10,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::stderr;
+
 /// Sends log lines to standard error: as text or as JSON or, where that is left open, as text for
 /// a terminal and JSON otherwise. What the modules of `never` say is not logged, whatever the filter asks for.
 pub fn init(
@@ -19,7 +21,8 @@ pub fn init(
 ) -> anyhow::Result<()> {
     let terminal = std::io::stderr().is_terminal();
     let as_text = as_text.unwrap_or(terminal);
-    log_to(std::io::stderr, filter, as_text, terminal, never)?.init();
+    let lines = stderr::start().context("cannot start the thread that writes the log")?;
+    log_to(lines, filter, as_text, terminal, never)?.init();
     Ok(())
 }
 
@@ -38,7 +41,11 @@ where
     // Not directives of the filter: of two that fit, the more precise one would count.
     let may_be_logged =
         filter_fn(move |at| !never.iter().any(|module| at.target().starts_with(module)));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    // Its own errors would be printed to standard error, and a print that fails panics.
+    let builder = tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(writer);
     Ok(if as_text {
         builder.with_ansi(colours).with_target(false).finish().with(may_be_logged).into()
     } else {

@@ -133,6 +133,8 @@ metrics! {
     hash_lane_seconds_total: Counter;
     /// Passwords that all threads together can hash in a second at present.
     hash_capacity_per_second: GaugeVec;
+    /// Log lines that were lost, because standard error could not be written or was not read.
+    log_lines_lost_total: IntCounter;
 }
 
 impl Metrics {
@@ -162,6 +164,7 @@ impl Metrics {
         for read in sources.iter() {
             read(self);
         }
+        self.log_lines_lost(super::stderr::lost());
         let families = self.registry.gather();
         TextEncoder::new().encode_to_string(&families).unwrap_or_default()
     }

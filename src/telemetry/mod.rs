@@ -9,6 +9,7 @@ pub mod health;
 pub mod logs;
 pub mod metrics;
 pub mod stages;
+pub mod stderr;
 pub mod trace;
 
 use std::sync::Arc;

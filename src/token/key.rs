@@ -18,6 +18,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use crate::config::file;
+
 const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 const ELLIPTIC_CURVE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
@@ -95,7 +97,7 @@ impl Key {
 
     /// Reads a private key from a PEM file.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let pem = std::fs::read_to_string(path).map(Zeroizing::new);
+        let pem = file::read_text(path).map(Zeroizing::new);
         let pem = pem.with_context(|| format!("{}: cannot be read", path.display()))?;
         Self::from_pem(&pem).with_context(|| path.display().to_string())
     }

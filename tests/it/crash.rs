@@ -142,7 +142,7 @@ async fn the_embedded_default_keeps_what_it_answered() {
 #[tokio::test]
 #[ignore = "it panics on purpose"]
 async fn panics_on_purpose() {
-    muster::shutdown::end_on_panic(70);
+    muster::shutdown::end_on_panic(muster::telemetry::stderr::line, || std::process::exit(70));
     let connection = muster::shutdown::contained(async { panic!("{SECRET}: a connection") });
     assert!(tokio::spawn(connection).await.is_err());
     println!("still there");
@@ -154,10 +154,12 @@ async fn panics_on_purpose() {
 #[test]
 fn a_panic_ends_the_process_and_quotes_nothing() {
     let this = std::env::current_exe().unwrap();
-    let ended = std::process::Command::new(this)
-        .args(["--exact", "crash::panics_on_purpose", "--ignored", "--nocapture"])
-        .output()
-        .unwrap();
+    let mut panics = std::process::Command::new(this);
+    panics.args(["--exact", "crash::panics_on_purpose", "--ignored", "--nocapture"]);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ended = panics.stderr(full).output().unwrap();
+    assert_eq!(ended.status.code(), Some(70), "where nothing can be printed: {ended:?}");
+    let ended = panics.stderr(std::process::Stdio::piped()).output().unwrap();
     let told = String::from_utf8_lossy(&ended.stdout);
     assert!(told.contains("still there") && !told.contains("too far"), "{told}");
     assert_eq!(ended.status.code(), Some(70), "{told}");

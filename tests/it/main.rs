@@ -28,6 +28,7 @@ mod hostile;
 mod import;
 mod keys;
 mod limits;
+mod logs;
 mod metrics;
 mod mounts;
 mod openapi;

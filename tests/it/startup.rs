@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::muster::{PATIENCE, SECRET, eventually};
 use crate::support::proxy::Proxy;
-use crate::support::services::{PRODUCTION, amqp_url, mongodb_url, unique};
+use crate::support::services::{PRODUCTION, amqp_url, mongodb_url, unique, unique_address};
 use crate::support::{Client, Pair, QueueKind, Setup, StoreKind};
 
 /// Stands in every secret of these tests, and so must stand in nothing that is written.
@@ -148,6 +148,70 @@ async fn a_file_of_settings_that_cannot_be_used_is_refused() {
 }
 
 #[tokio::test]
+async fn a_setting_that_names_no_regular_file_is_refused() {
+    let setup = Setup::embedded();
+    let fifo = setup.directory().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let regular = setup.directory().join("regular");
+    std::fs::write(&regular, "").unwrap();
+    let regular = regular.to_str().unwrap();
+    for path in [fifo.to_str().unwrap(), "/dev/zero"] {
+        let list = format!("file:{path}");
+        let cases: [&[(&str, &str)]; 7] = [
+            &[("MUSTER_FRONT_TLS_CERT", path), ("MUSTER_FRONT_TLS_KEY", regular)],
+            &[("MUSTER_FRONT_JWKS", path)],
+            &[("MUSTER_PASSWORD_BLOCKLIST", &list)],
+            &[("MUSTER_TOKEN_KEYS", path)],
+            &[("MUSTER_FRONT_BULK_KEY_FILE", path)],
+            &[("MUSTER_QUEUE", "amqps://127.0.0.1:1"), ("MUSTER_QUEUE_CA_FILE", path)],
+            &[("MUSTER_TRACE_ENDPOINT", "https://127.0.0.1:1"), ("MUSTER_TRACE_CA_FILE", path)],
+        ];
+        for settings in cases {
+            let mut setup = setup.clone();
+            for (name, value) in settings {
+                setup = setup.with(name, value);
+            }
+            names(&refusal(&setup, &["serve"]).await, &["not a regular file"]);
+        }
+        names(&refusal(&setup, &["serve", "--config", path]).await, &["not a regular file"]);
+    }
+}
+
+#[tokio::test]
+async fn a_reload_that_is_requested_at_the_first_moment_is_no_end() {
+    let setup = Setup::embedded();
+    let keys = setup.directory().join("jwks.json");
+    std::fs::write(&keys, "{\"keys\":[]}").unwrap();
+    let address = unique_address();
+    let setup = setup.with("MUSTER_FRONT_JWKS", keys.to_str().unwrap());
+    let setup = setup.with("MUSTER_LISTEN", &address);
+    let mut child = tokio::process::Command::from(setup.command(&["serve"]))
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let client = Client::new(&address);
+    let is_live = async || {
+        let live = client.send("GET", "/live", &[], "").await;
+        live.is_ok_and(|answer| answer.status == 200)
+    };
+    while !is_live().await {
+        assert_eq!(child.try_wait().unwrap(), None);
+    }
+    let signal = |name: &str| {
+        let id = child.id().expect("it runs").to_string();
+        assert!(std::process::Command::new("kill").args([name, &id]).status().unwrap().success());
+    };
+    signal("-HUP");
+    eventually("a signup", async || {
+        let body = json!({ "username": unique("ann"), "password": "secret-1" });
+        client.post("/signup", &body).await.status == 201
+    })
+    .await;
+    signal("-TERM");
+    assert!(child.wait().await.unwrap().success());
+}
+
+#[tokio::test]
 async fn what_the_settings_name_may_be_in_use() {
     let setup = Setup::embedded();
     let _muster = setup.start().await;
@@ -202,6 +266,27 @@ async fn config(setup: &Setup, flags: &[&str]) -> String {
     let output = run(setup, &[&["config"], flags].concat()).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_credential_is_shown_in_no_output_and_warned_of_on_the_command_line() {
+    let setup = without(Setup::embedded(), "MUSTER_STORE");
+    for url in ["mongodb://user:hunter2", "mongodb://u:hunter2@h/?tlsCAFile", "mongodb://u:%2@h"] {
+        let told = refusal(&setup.clone().with("MUSTER_STORE", url), &["serve"]).await;
+        names(&told, &["store.url", "not a MongoDB URL", "MUSTER_STORE"]);
+    }
+    let flags = ["--queue", "amqp://user:hunter2@broker", "--store", "mongodb://u:hunter2@db"];
+    let output = run(&setup, &[&["config"], &flags[..]].concat()).await;
+    let told = String::from_utf8(output.stderr).unwrap();
+    names(
+        &told,
+        &["--queue holds a password", "MUSTER_QUEUE_FILE", "--store holds", "MUSTER_STORE"],
+    );
+    assert!(told.lines().all(|line| line.starts_with("muster: warning: ")), "{told}");
+    names(&String::from_utf8(output.stdout).unwrap(), &["amqp://user:***@broker", "u:***@db"]);
+    let harmless = ["--queue", "local:", "--store", "file:./users.redb"];
+    let output = run(&setup, &[&["config"], &harmless[..]].concat()).await;
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
 }
 
 fn at<'a>(settings: &'a toml::Table, section: &str, key: &str) -> &'a str {

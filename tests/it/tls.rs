@@ -250,6 +250,30 @@ async fn a_new_certificate_is_shown_after_sighup_and_nobody_is_cut_off() {
 }
 
 #[tokio::test]
+async fn a_reload_of_what_is_not_a_regular_file_keeps_the_certificate() {
+    let setup = Setup::embedded();
+    let certificates = Certificates::made(&setup, "certs").await;
+    let trust = certificates.trust();
+    let muster = served(setup, &certificates).await;
+    let certificate = certificates.path("cert.pem");
+    // One would block for ever, the other would be read for ever.
+    for (n, replacement) in ["mkfifo", "ln -s /dev/zero"].into_iter().enumerate() {
+        std::fs::remove_file(&certificate).unwrap();
+        let script = format!("{replacement} '{certificate}'");
+        let made = std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
+        assert!(made.success(), "{script}");
+        muster.signal("HUP");
+        eventually("the refusal in the log", async || {
+            muster.output().matches("not a regular file").count() == n + 1
+        })
+        .await;
+        let mut open = connect(&muster, trust.clone()).await.unwrap();
+        assert_eq!(open.get("/live").await.unwrap().0, 200);
+    }
+    assert!(muster.stop().await.success());
+}
+
+#[tokio::test]
 async fn a_certificate_that_cannot_be_used_stops_the_start() {
     let setup = Setup::embedded();
     let [one, two] =

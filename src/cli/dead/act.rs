@@ -12,6 +12,7 @@ use super::choice::{Choice, Filters, no_letter};
 use super::{EXIT_CONFIGURATION, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, complain, look, show};
 use crate::queue::dead::{DeadLetters, Letter};
 use crate::signup::Millis;
+use crate::telemetry::stderr;
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -134,7 +135,7 @@ impl Discard {
             return Ok(EXIT_CONFIGURATION);
         }
         if ask && !agreed(found.letters.len())? {
-            eprintln!("muster: nothing was discarded");
+            stderr::line("muster: nothing was discarded");
             return Ok(EXIT_OK);
         }
         carry_out(letters, Deed::Discard, &self.which, found, Duration::ZERO).await
@@ -142,8 +143,8 @@ impl Discard {
 }
 
 fn agreed(count: usize) -> io::Result<bool> {
-    eprint!("Discard {} for good? [y/N] ", show::letters(count));
-    io::stderr().flush()?;
+    stderr::text(&format!("Discard {} for good? [y/N] ", show::letters(count)));
+    stderr::flush();
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
@@ -226,7 +227,7 @@ impl Tally {
             let dry_run = self.dry_run;
             json!({ "id": id, "done": what, "obstacle": obstacle, "dry_run": dry_run }).to_string()
         } else if let Some(obstacle) = letter.obstacle.filter(|_| !done) {
-            eprintln!("muster: {id} stays: {}", obstacle.told());
+            stderr::line(&format!("muster: {id} stays: {}", obstacle.told()));
             return;
         } else if self.dry_run {
             format!("{id} would be {what}")
@@ -239,7 +240,10 @@ impl Tally {
     fn sum_up(&self, wanted: usize) {
         let done = if self.dry_run { "would be " } else { "" };
         let (letters, what) = (show::letters(wanted), self.deed.done());
-        eprintln!("muster: of {letters} {} {done}{what}, {} kept", self.done, self.kept);
+        stderr::line(&format!(
+            "muster: of {letters} {} {done}{what}, {} kept",
+            self.done, self.kept
+        ));
     }
 }
 

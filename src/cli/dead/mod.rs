@@ -19,6 +19,7 @@ use super::{
 use crate::queue;
 use crate::queue::dead::{DeadLetters, Letter};
 use crate::signup::{Clock, Millis};
+use crate::telemetry::stderr;
 use choice::{Choice, Filters};
 
 #[derive(Subcommand)]
@@ -165,7 +166,7 @@ impl List {
         })
         .await?;
         if rows.is_empty() {
-            eprintln!("muster: no dead letters{}", choice.told());
+            stderr::line(&format!("muster: no dead letters{}", choice.told()));
         } else {
             output.write_all(show::table(&rows, now).as_bytes())?;
         }
@@ -209,7 +210,7 @@ impl Export {
         })
         .await?;
         output.flush().with_context(unwritable)?;
-        eprintln!("muster: {} exported to {path}", show::letters(exported));
+        stderr::line(&format!("muster: {} exported to {path}", show::letters(exported)));
         Ok(EXIT_OK)
     }
 }

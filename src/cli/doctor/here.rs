@@ -217,7 +217,7 @@ fn published(settings: &Settings) -> Option<Finding> {
             format!("muster keys jwks > {}", file.display()),
         ));
     }
-    let set: Value = serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()?;
+    let set: Value = serde_json::from_str(&crate::config::file::read_text(file).ok()?).ok()?;
     let known: Vec<&Value> = set["keys"].as_array()?.iter().map(|key| &key["kid"]).collect();
     let own: Vec<Key> =
         settings.token.keys.iter().filter_map(|path| Key::read(path).ok()).collect();

@@ -48,6 +48,10 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: Flags) -> u8 {
+    if let Some(url) = &flags.management {
+        let instead = "give the user of the queue the tag management, and leave it out";
+        super::warn_of_credentials("--management", url.as_str(), instead);
+    }
     let start = flags.settings.clone().load();
     let settings = match flags.settings.load_to_ask() {
         Ok(settings) => settings,

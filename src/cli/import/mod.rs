@@ -26,6 +26,7 @@ use crate::config::{Flag, Role, Settings};
 use crate::import::{self, End, Import, Input, Job, Ledger, Output, Progress};
 use crate::queue::Window;
 use crate::signup::{ContractId, id::random_hex};
+use crate::telemetry::stderr;
 
 /// What the log tells while a bar or a report is what counts.
 const LOG: &str = "warn,lapin=off";
@@ -183,7 +184,7 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
         // Where there is no bar to say so.
         if waited != progress.waiting_for {
             if let Some(waiting_for) = progress.waiting_for.as_ref().filter(|_| told.is_hidden()) {
-                eprintln!("muster: waits for {waiting_for}");
+                stderr::line(&format!("muster: waits for {waiting_for}"));
             }
             waited = progress.waiting_for;
         }
@@ -212,9 +213,12 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
                     resume_hint(ledger_path.as_deref());
                     return Ok(EXIT_FAILED);
                 }
-                bar.suspend(|| eprintln!(
-                    "muster: stopping when the rows under way are answered; a second signal stops at once"
-                ));
+                bar.suspend(|| {
+                    stderr::line(
+                        "muster: stopping when the rows under way are answered; a second signal stops at once",
+                    );
+                    stderr::flush();
+                });
                 stop.cancel();
             }
         }

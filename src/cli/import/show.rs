@@ -7,6 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::import::{Progress, Tally};
+use crate::telemetry::stderr;
 
 /// A bar on a terminal, and nothing elsewhere.
 pub(super) fn bar(bytes: Option<u64>) -> ProgressBar {
@@ -46,15 +47,15 @@ fn counts(tally: &Tally) -> String {
 pub(super) fn sum_up(tally: &Tally, elapsed: Duration, dry_run: bool) {
     let elapsed = humantime::format_duration(Duration::from_millis(elapsed.as_millis() as u64));
     let note = if dry_run { " (a dry run: nobody was registered)" } else { "" };
-    eprintln!("muster: {} rows in {elapsed}: {}{note}", tally.rows(), counts(tally));
+    stderr::line(&format!("muster: {} rows in {elapsed}: {}{note}", tally.rows(), counts(tally)));
 }
 
 pub(super) fn resume_hint(ledger: Option<&Path>) {
     match ledger {
-        Some(ledger) => eprintln!(
+        Some(ledger) => stderr::line(&format!(
             "muster: the same command with --resume goes on (the ledger is {})",
             ledger.display()
-        ),
-        None => eprintln!("muster: without a --ledger it cannot be resumed"),
+        )),
+        None => stderr::line("muster: without a --ledger it cannot be resumed"),
     }
 }

@@ -16,7 +16,7 @@ use crate::queue::{self, Producer, Window};
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::store;
-use crate::telemetry::{Health, Telemetry};
+use crate::telemetry::{Health, Telemetry, stderr};
 
 /// Who answers the rows: a broker's workers, a worker of this process, or a look at the store.
 pub(super) struct Work {
@@ -78,7 +78,10 @@ async fn store(settings: &Settings) -> anyhow::Result<Option<Arc<dyn store::Stor
     if let StoreUrl::File(path) = &settings.store.url
         && !path.exists()
     {
-        eprintln!("muster: {} is not there, so no name or address is taken yet", path.display());
+        stderr::line(&format!(
+            "muster: {} is not there, so no name or address is taken yet",
+            path.display()
+        ));
         return Ok(None);
     }
     let store = store::open(&settings.store, &Health::default().part("store")).await?;

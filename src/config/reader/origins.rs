@@ -3,6 +3,7 @@
 use url::Url;
 
 use super::Reader;
+use crate::config::without_credentials;
 
 impl Reader<'_> {
     pub(super) fn origins(&mut self) -> Option<Vec<String>> {
@@ -14,7 +15,11 @@ impl Reader<'_> {
                 "\"*\" is any origin, without credentials; list origins, or \"*\" alone",
             );
         }
-        match origins.iter().find(|origin| *origin != "*" && !is_origin(origin)) {
+        let other = origins.iter().find(|origin| *origin != "*" && !is_origin(origin));
+        let is_login = |other: &String| other.contains('@');
+        let shown =
+            |other| if is_login(other) { without_credentials(other) } else { other.clone() };
+        match other.map(shown) {
             None => Some(origins),
             Some(other) => self.problem(
                 key,

@@ -188,3 +188,37 @@ fn a_collector_is_named_by_its_address_and_its_keys_stay_secret() {
         assert!(told.contains(name) && !told.contains("hunter2"), "{told}");
     }
 }
+
+#[test]
+fn a_credential_is_neither_shown_nor_repeated() {
+    let shown = load(&[
+        ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
+        ("MUSTER_QUEUE", "amqp://user:hunter2@broker/%2f"),
+        (
+            "MUSTER_STORE",
+            "mongodb://u:hunter2@h/?authMechanism=MONGODB-AWS&\
+             authMechanismProperties=AWS_SESSION_TOKEN:hunter2",
+        ),
+        ("MUSTER_TOKEN_ISSUER", "https://user:hunter2@issuer.example"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=hunter2"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"),
+    ]);
+    let shown = shown.unwrap().to_toml().to_owned();
+    assert!(!shown.contains("hunter2"), "{shown}");
+    for part in ["user:***@broker", "authMechanism=MONGODB-AWS&authMechanismProperties=***"] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+
+    for (name, value, part) in [
+        ("MUSTER_QUEUE", "amqp://user:1/hunter2@broker", "%2F"),
+        ("MUSTER_QUEUE", "amqp://user:hunter2", "not a URL"),
+        ("MUSTER_QUEUE", "amqp:user:hunter2@broker", "amqp://"),
+        ("MUSTER_STORE", "mongodb://user:1?hunter2@database", "%3F"),
+        ("MUSTER_FRONT_CORS_ORIGINS", "https://user:hunter2@app.example.com", "user:***@app"),
+        ("MUSTER_TRACE_ENDPOINT", "http://:hunter2@collector", "trace.headers"),
+        ("MUSTER_TRACE_HEADERS", "hunter2", "NAME=VALUE"),
+    ] {
+        let told = load(&[(name, value)]).unwrap_err();
+        assert!(told.contains(part) && !told.contains("hunter2"), "{value}: {told}");
+    }
+}

@@ -19,7 +19,8 @@ impl Reader<'_> {
         }
         let Some(base) = self.given("trace.endpoint") else { return Some(None) };
         let fits = url::Url::parse(&base).is_ok_and(|url| {
-            let is_bare = url.username().is_empty() && url.query().is_none();
+            let has_login = !url.username().is_empty() || url.password().is_some();
+            let is_bare = !has_login && url.query().is_none() && url.fragment().is_none();
             ["http", "https"].contains(&url.scheme()) && url.has_host() && is_bare
         });
         if !fits {

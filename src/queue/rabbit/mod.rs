@@ -118,11 +118,12 @@ impl Broker {
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let mut uri: AMQPUri = url
-            .expose_secret()
-            .parse()
-            .map_err(|error: String| anyhow::anyhow!(error))
-            .context("queue.url (MUSTER_QUEUE): not an AMQP URL")?;
+        // The parser's text may repeat a part of the URL.
+        let uri: Option<AMQPUri> = url.expose_secret().parse().ok();
+        let mut uri = uri.context(
+            "queue.url (MUSTER_QUEUE): not an AMQP URL; check its encoding and its options (heartbeat, \
+             frame_max, channel_max, connection_timeout, auth_mechanism)",
+        )?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         let address = format!("{}:{}", uri.authority.host, uri.authority.port);
         let names = Names::new(&settings.namespace);

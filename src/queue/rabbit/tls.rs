@@ -25,7 +25,7 @@ pub(super) fn load(settings: &config::Queue) -> anyhow::Result<OwnedTLSConfig> {
 }
 
 fn read(setting: &str, path: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(path);
+    let text = config::file::read_text(path);
     let text = text.with_context(|| format!("{setting}: {}", path.display()))?;
     // The client would say so at each attempt, as if the broker were away.
     anyhow::ensure!(text.contains("-----BEGIN "), "{setting}: {} is no PEM file", path.display());

@@ -15,7 +15,8 @@ use anyhow::Context;
 use async_trait::async_trait;
 use bson::{Document as Filter, doc};
 use mongodb::options::{
-    ClientOptions, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern,
+    ClientOptions, CollectionOptions, ConnectionString, ReadConcern, ReadPreference,
+    SelectionCriteria, WriteConcern,
 };
 use mongodb::{Client, Collection};
 use secrecy::{ExposeSecret, SecretString};
@@ -46,10 +47,9 @@ pub struct Mongo {
 impl Mongo {
     /// Reads the URL; connects in the background.
     pub async fn open(url: &SecretString, settings: &config::Store) -> anyhow::Result<Self> {
-        // The driver's text names the part that is wrong, not the URL.
-        let mut options = ClientOptions::parse(url.expose_secret())
-            .await
-            .context("store.url: not a MongoDB URL that can be used; check MUSTER_STORE")?;
+        let url = read(url)?;
+        let unusable = "store.url: not a MongoDB URL that can be used; check MUSTER_STORE";
+        let mut options = ClientOptions::parse(url).await.context(unusable)?;
         options.app_name.get_or_insert_with(|| "muster".to_owned());
         options.max_pool_size.get_or_insert(POOL);
         options.server_selection_timeout.get_or_insert(settings.timeout);
@@ -94,6 +94,22 @@ impl Mongo {
             None => Ok(None),
         }
     }
+}
+
+/// Reads the URL. The reason for which it is refused repeats no part of a credential: it is that of the same URL
+/// without them.
+fn read(url: &SecretString) -> anyhow::Result<ConnectionString> {
+    ConnectionString::parse(url.expose_secret()).map_err(|_| {
+        let shown = config::without_credentials(url.expose_secret());
+        let reason = match ConnectionString::parse(shown) {
+            Ok(_) => "a user, a password or an option is not percent-encoded as it must be".into(),
+            // What it got instead of a port may be a password whose host is missing.
+            Err(error) => error.to_string().split(", got ").next().unwrap_or_default().to_owned(),
+        };
+        anyhow::anyhow!(
+            "store.url: not a MongoDB URL that can be used; check MUSTER_STORE: {reason}"
+        )
+    })
 }
 
 /// The same URL, naming another database.

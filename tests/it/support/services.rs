@@ -110,6 +110,14 @@ pub fn mongodb_database(url: &str, database: &str) -> String {
     format!("{scheme}://{hosts}/{database}?{options}")
 }
 
+/// An address of the loopback network that only this process uses, for a program that cannot report which
+/// port it was given.
+pub fn unique_address() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let (id, n) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    format!("127.{}.{}.{}:{}", 64 + (id >> 16) % 64, (id >> 8) % 256, id % 256, 4000 + n)
+}
+
 /// A name nobody else uses, now or in another run.
 pub fn unique(prefix: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

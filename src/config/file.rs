@@ -1,0 +1,70 @@
+//! Reads the files that settings name: certificates, keys, key sets, password lists, secrets, settings. Only
+//! regular files of a bounded size are read: a FIFO or a device must neither block a start or a reload nor use
+//! up the memory.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Take};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+/// Largest certificate, key, key set, secret or settings file, in bytes.
+pub const MAX_BYTES: u64 = 1 << 20;
+
+/// Opens a regular file of at most `max` bytes; what is read of it never exceeds that, also if it grows.
+pub fn open(path: &Path, max: u64) -> io::Result<Take<File>> {
+    // Otherwise opening a FIFO waits for its writer.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    if metadata.len() > max {
+        return Err(io::Error::other(format!("larger than {max} bytes")));
+    }
+    Ok(file.take(max))
+}
+
+/// Reads a file of at most [`MAX_BYTES`].
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = open(path, MAX_BYTES)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads a UTF-8 text of at most [`MAX_BYTES`].
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let mut file = open(path, MAX_BYTES)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_of_a_bounded_size_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("text"), "text").unwrap();
+        std::os::unix::fs::symlink(path("text"), path("link")).unwrap();
+        assert_eq!(read_text(&path("link")).unwrap(), "text");
+        assert_eq!(read(&path("text")).unwrap(), b"text");
+
+        let fifo = path("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        for other in [&fifo, Path::new("/dev/zero"), directory.path()] {
+            let error = read(other).unwrap_err().to_string();
+            assert_eq!(error, "not a regular file", "{}", other.display());
+        }
+        // Sparse: it takes no room on the disk.
+        File::create(path("large")).unwrap().set_len(6 << 30).unwrap();
+        assert_eq!(read(&path("large")).unwrap_err().to_string(), "larger than 1048576 bytes");
+        assert_eq!(read(&path("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,192 @@
+//! A log that cannot be written, or that is not read, stops no process and delays no signup.
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, PipeReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use futures_util::future::join_all;
+use rustix::fs::{OFlags, fcntl_setfl};
+use serde_json::json;
+
+use crate::support::muster::{PATIENCE, eventually};
+use crate::support::services::{PRODUCTION, unique, unique_address};
+use crate::support::{Client, Setup};
+
+/// What is wrong with standard error.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// A pipe whose reader is gone.
+    Closed,
+    /// A device without room.
+    Full,
+    /// A pipe whose reader does not read.
+    Unread,
+    /// The same, set to non-blocking.
+    UnreadNonBlocking,
+}
+
+const FAULTS: [Fault; 4] = [Fault::Closed, Fault::Full, Fault::Unread, Fault::UnreadNonBlocking];
+
+impl Fault {
+    /// The stream, and its reader if there is one.
+    fn stream(self) -> (Stdio, Option<PipeReader>) {
+        if let Self::Full = self {
+            return (OpenOptions::new().write(true).open("/dev/full").unwrap().into(), None);
+        }
+        let (reader, writer) = std::io::pipe().unwrap();
+        if let Self::UnreadNonBlocking = self {
+            fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
+        }
+        (writer.into(), (!matches!(self, Self::Closed)).then_some(reader))
+    }
+
+    fn loses_lines(self) -> bool {
+        matches!(self, Self::Closed | Self::Full)
+    }
+}
+
+/// A running program whose log is not seen.
+struct Process {
+    child: Child,
+    client: Client,
+    log: Option<PipeReader>,
+}
+
+impl Process {
+    async fn start(setup: &Setup, role: &str, fault: Fault) -> Self {
+        let address = unique_address();
+        let mut command = setup.command(&["serve", "--role", role]);
+        let name = if role == "worker" { "MUSTER_ADMIN_LISTEN" } else { "MUSTER_LISTEN" };
+        let (stderr, log) = fault.stream();
+        command.env(name, &address).stdout(Stdio::null()).stderr(stderr);
+        let child = command.spawn().unwrap();
+        // Holds the other end of the pipe.
+        drop(command);
+        let mut process = Self { child, client: Client::new(&address), log };
+        eventually(&format!("{role} to be ready with {fault:?}"), async || {
+            process.assert_running();
+            let answer = process.client.send("GET", "/ready", &[], "").await;
+            answer.is_ok_and(|answer| answer.status == 200)
+        })
+        .await;
+        process
+    }
+
+    fn assert_running(&mut self) {
+        assert_eq!(self.child.try_wait().unwrap(), None, "it has ended");
+    }
+
+    async fn lost_lines(&self) -> u64 {
+        let metrics = self.client.get("/metrics", &[]).await;
+        let metrics = String::from_utf8(metrics.bytes.to_vec()).unwrap();
+        let name = "muster_log_lines_lost_total ";
+        let lost = metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        lost.parse().unwrap()
+    }
+
+    /// Asks it to stop; it must end well although its last lines cannot be written.
+    async fn stop(mut self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert!(status.success(), "{status}");
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("it does not end");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// More than a pipe holds is logged meanwhile.
+async fn sign_up_many(client: &Client) {
+    for _ in 0..25 {
+        let signups = (0..8).map(async |_| {
+            let body = json!({ "username": unique("ann"), "password": "secret-1" });
+            client.post("/signup", &body).await.status
+        });
+        assert_eq!(join_all(signups).await, [201; 8]);
+    }
+}
+
+#[tokio::test]
+async fn one_process_serves_while_its_log_cannot_be_written() {
+    for fault in FAULTS {
+        let setup = Setup::embedded();
+        let mut muster = Process::start(&setup, "all", fault).await;
+        sign_up_many(&muster.client).await;
+        muster.assert_running();
+        assert_eq!(muster.lost_lines().await > 0, fault.loses_lines(), "{fault:?}");
+        muster.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_front_and_a_worker_serve_while_their_logs_cannot_be_written() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    for fault in FAULTS {
+        let setup = Setup::new(PRODUCTION);
+        let worker = Process::start(&setup, "worker", fault).await;
+        let front = Process::start(&setup, "front", fault).await;
+        sign_up_many(&front.client).await;
+        for mut process in [front, worker] {
+            process.assert_running();
+            assert_eq!(process.lost_lines().await > 0, fault.loses_lines(), "{fault:?}");
+            process.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_read_again_goes_on() {
+    let setup = Setup::embedded();
+    let mut muster = Process::start(&setup, "all", Fault::UnreadNonBlocking).await;
+    sign_up_many(&muster.client).await;
+    let log = muster.log.take().unwrap();
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let read = lines.clone();
+    let reader = std::thread::spawn(move || {
+        BufReader::new(log).lines().for_each(|line| read.lock().unwrap().push(line.unwrap()));
+    });
+    eventually("every line", async || {
+        let lines = lines.lock().unwrap();
+        lines.iter().filter(|line| line.contains("\"answered\"")).count() == 200
+    })
+    .await;
+    assert_eq!(muster.lost_lines().await, 0);
+    muster.stop().await;
+    reader.join().unwrap();
+    for line in lines.lock().unwrap().iter() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "torn: {line}");
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_can_say_nothing_still_has_its_exit_code() {
+    let setup = Setup::embedded().with("MUSTER_ROLE", "nonsense");
+    for (arguments, code) in [(&["serve"][..], 2), (&["config"], 2), (&["healthcheck"], 2)] {
+        for fault in [Fault::Closed, Fault::Full] {
+            let (stderr, reader) = fault.stream();
+            drop(reader);
+            let status = setup.command(arguments).stdout(Stdio::null()).stderr(stderr).status();
+            assert_eq!(status.unwrap().code(), Some(code), "{arguments:?}, {fault:?}");
+        }
+    }
+    let setup = Setup::embedded();
+    let mut config = setup.command(&["config"]);
+    let (stdout, _) = Fault::Full.stream();
+    assert_eq!(config.stdout(stdout).stderr(Stdio::null()).status().unwrap().code(), Some(1));
+}
