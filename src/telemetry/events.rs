@@ -178,7 +178,7 @@ impl Metrics {
     }
 
     /// The same with one whose properties cannot be read.
-    pub fn buried_unreadable(&self, door: &'static str, what: &'static str) {
+    pub fn buried_unreadable(&self, door: &'static str, what: &str) {
         self.dead_letters_total.with_label_values(&["unreadable"]).inc();
         tracing::warn!(door, what, "an unreadable message was put aside");
     }

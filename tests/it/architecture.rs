@@ -44,7 +44,8 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 28] = [
+const HOMES: [(&str, &[&str]); 29] = [
+    ("async_rs", &["queue/rabbit/amqp/"]),
     ("lapin", &["queue/rabbit/"]),
     ("fancy_regex", &["queue/rabbit/management.rs"]),
     ("percent_encoding", &["cli/doctor/management.rs"]),

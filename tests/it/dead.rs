@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::support::broker::{Broker, headers, registration};
 use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
+use crate::support::raw_producer::{RawProducer, deepest, long, nested, short};
 use crate::support::services::PRODUCTION;
 use crate::support::{Muster, Pair, QueueKind, Setup, StoreKind};
 
@@ -183,6 +184,55 @@ async fn every_reason_is_told_and_nothing_secret_with_it() {
     assert_eq!((code, done.as_str()), (3, "expired would be requeued\n"), "{told}");
     assert!(told.contains("bad-body stays: its body cannot be read"), "{told}");
     assert_eq!(ids(&setup, &[]).await, ["bad-body", "no-type", "expired"]);
+}
+
+/// Moved there by the broker itself, which keeps the headers.
+#[tokio::test]
+async fn unreadable_dead_letters_are_shown_and_discarded() {
+    if !BROKER_ONLY.is_there() {
+        return;
+    }
+    let setup = Setup::new(BROKER_ONLY);
+    let _front = front(&setup).await;
+    let mut producer = RawProducer::of_least_privilege(setup.namespace()).await;
+    let mut count = 0;
+    for kind in *b"AF" {
+        for levels in [2_000, 5_000, deepest(kind)] {
+            // Headers and expiration.
+            let flags = (1u16 << 13 | 1 << 8).to_be_bytes();
+            let table = long(&[&short(b"deep")[..], &nested(kind, levels)].concat());
+            let properties = [&flags[..], &table, &short(b"1")].concat();
+            producer.publish(setup.namespace(), b"bulk", &properties, &document()).await;
+            count += 1;
+        }
+    }
+    // Expiration and message_id.
+    let properties = [&[1, 0x80][..], &short(b"1"), &short(b"\xff\xfe")].concat();
+    producer.publish(setup.namespace(), b"bulk", &properties, &document()).await;
+    until_there_are(&setup, count + 1).await;
+
+    for letter in listed(&setup, &[]).await {
+        assert_eq!(
+            (&letter["reason"], &letter["obstacle"]),
+            (&json!("unreadable"), &json!("unreadable"))
+        );
+        let detail = letter["detail"].as_str().unwrap();
+        let known = ["16 levels", "larger than a frame", "message_id is not UTF-8"];
+        assert!(known.iter().any(|known| detail.contains(known)), "{detail}");
+    }
+    assert_eq!(run(&setup, &["dead", "list"]).await.0, 0);
+    let (code, _, told) = run(&setup, &["dead", "show", "no-such-id"]).await;
+    assert_eq!(code, 1, "{told}");
+    let (code, _, told) = run(&setup, &["dead", "export", "--output", "-"]).await;
+    assert_eq!(code, 0, "{told}");
+    let (code, _, told) = run(&setup, &["dead", "requeue", "--all"]).await;
+    assert_eq!(code, 3, "{told}");
+    assert!(told.contains("its properties cannot be read"), "{told}");
+    until_there_are(&setup, count + 1).await;
+    let (code, _, told) =
+        run(&setup, &["dead", "discard", "--yes", "--reason", "unreadable"]).await;
+    assert_eq!(code, 0, "{told}");
+    until_there_are(&setup, 0).await;
 }
 
 #[tokio::test]

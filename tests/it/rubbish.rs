@@ -4,15 +4,13 @@
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use url::Url;
 
 use crate::support::Rig;
-use crate::support::broker::{Broker, DIRECT_REPLY, are_registered, headers, registration};
+use crate::support::broker::{Broker, DIRECT_REPLY, headers, registration, text_header};
 use crate::support::ledger::PASSWORD;
 use crate::support::muster::eventually;
-use crate::support::services::{amqp_url, unique};
+use crate::support::raw_producer::{RawProducer, deepest, long, nested, one_header, short};
+use crate::support::services::unique;
 
 /// Values of every type a header can have.
 fn odd_values() -> Vec<AMQPValue> {
@@ -144,70 +142,69 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
     assert!(rig.messages("dead").await > 0);
 }
 
-/// Stands for bytes that are no UTF-8, which the tests' own client would not send.
-const MARK: &[u8] = b"no-utf-8-here";
-
-/// The broker, by way of a wire that puts other bytes in the place of [`MARK`].
-async fn spoiling(url: &str) -> String {
-    let mut url = Url::parse(url).unwrap();
-    let target = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5672));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    url.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
-    url.set_host(Some("127.0.0.1")).unwrap();
-    tokio::spawn(async move {
-        let (client, _) = listener.accept().await.unwrap();
-        let (mut from_server, mut to_server) =
-            TcpStream::connect(target).await.unwrap().into_split();
-        let (mut from_client, mut to_client) = client.into_split();
-        tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
-        let mut buffer = vec![0; 64 << 10];
-        while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
-            let bytes = &mut buffer[..read];
-            if let Some(at) = bytes.windows(MARK.len()).position(|window| window == MARK) {
-                bytes[at..at + MARK.len()].fill(0xff);
-            }
-            if to_server.write_all(bytes).await.is_err() {
-                return;
-            }
-        }
-    });
-    url.into()
+/// Properties that the client would refuse or recurse into without end, and what is said of each.
+fn unreadable_properties() -> Vec<(Vec<u8>, &'static str)> {
+    const DEEP: &str = "its headers are nested more than 16 levels deep";
+    const LARGE: &str = "its properties are larger than a frame";
+    let text = |flag: u16| [&(1u16 << flag).to_be_bytes()[..], &short(b"\xff\xfe")].concat();
+    let mut all = vec![
+        (text(7), "message_id is not UTF-8"),
+        (text(15), "content_type is not UTF-8"),
+        (one_header(b"\xff", b"V"), "a header's name is not UTF-8"),
+        (
+            one_header(b"wide", &[b"A", &long(&[b'V'; 20_000])[..]].concat()),
+            "its headers hold more than 1024 values",
+        ),
+    ];
+    for kind in *b"AF" {
+        all.push((one_header(b"deep", &nested(kind, 2_000)), DEEP));
+        all.push((one_header(b"deep", &nested(kind, 5_000)), DEEP));
+        all.push((one_header(b"deep", &nested(kind, deepest(kind))), LARGE));
+    }
+    all
 }
 
 #[tokio::test]
-async fn properties_that_are_no_text_end_one_doors_connection_and_bury_nobody_else() {
-    const ROWS: usize = 60;
+async fn unreadable_properties_are_dead_lettered_at_the_first_delivery() {
     let Some(mut rig) = Rig::running(&[]).await else { return };
-    let url = spoiling(&amqp_url().unwrap()).await;
-    let spoiler = Broker::connect_to(&url).await;
-    let broker = Broker::connect().await;
-    let mut replies = broker.direct_replies().await;
+    let namespace = rig.setup.namespace().to_owned();
+    let mut producer = RawProducer::of_least_privilege(&namespace).await;
     let ledger = rig.ledger.clone();
     let load = ledger.drive(&rig.addresses, 4);
-    for n in 0..ROWS {
-        broker.publish_row(rig.setup.namespace()).await;
-        if n == ROWS / 2 {
-            let spoilt = String::from_utf8(MARK.to_vec()).unwrap();
-            let properties = registration("flat-name").with_message_id(spoilt.into());
-            spoiler.publish_anything(rig.setup.namespace(), "bulk", properties, b"{}").await;
+    let mut expected = Vec::new();
+    for (properties, reason) in unreadable_properties() {
+        for queue in ["interactive", "bulk", "profile"] {
+            producer.publish(&namespace, queue.as_bytes(), &properties, b"{}").await;
+            expected.push((queue.to_owned(), reason.to_owned()));
         }
     }
-    // The client library takes the whole connection down whenever it comes, so it is the broker that
-    // counts its deliveries and puts it aside in the end.
-    eventually("the message to be given up", async || rig.messages("dead").await == 1).await;
-    // Told twice where the connection was lost between reply and ack.
-    are_registered(&mut replies, ROWS).await;
-    assert_eq!(rig.messages("dead").await, 1, "rows that were held meanwhile are none");
+    // Delivered with the routing key that it was published with first.
+    let copied =
+        one_header(b"CC", &[b"A", &long(&[b"S", &long(b"bulk")[..]].concat())[..]].concat());
+    producer.publish(&namespace, b"\xff\xfe", &copied, b"{}").await;
+    expected.push(("bulk".to_owned(), "no type".to_owned()));
     ledger.goes_on(20).await;
+    eventually("all to be dead letters", async || {
+        rig.messages("dead").await as usize == expected.len()
+    })
+    .await;
     load.finish().await;
     rig.settle().await.assert_kept();
-    // Nobody at the other doors noticed.
-    for worker in &mut rig.workers {
-        let output = worker.process().output();
-        let lost = |door: &str| {
-            let part = format!("\"part\":\"{door}\"");
-            output.lines().any(|line| line.contains("not ready") && line.contains(&part))
-        };
-        assert!(!lost("interactive") && !lost("profile"), "{output}");
+
+    let (broker, mut found) = (Broker::connect().await, Vec::new());
+    while let Some(dead) = broker.fetch_now(&format!("{namespace}.dead")).await {
+        let text = |name| text_header(&dead.properties, name).unwrap();
+        assert_eq!(text("reason"), "unreadable");
+        found.push((text("door"), text("detail")));
     }
+    (found.sort(), expected.sort());
+    assert_eq!(found, expected);
+    // No connection was lost over it, and each came once.
+    let mut deliveries = 0;
+    for node in rig.workers.iter_mut().chain(&mut rig.fronts) {
+        let output = node.process().output();
+        assert!(!output.contains("not ready"), "{output}");
+        deliveries += output.matches("an unreadable message was put aside").count();
+    }
+    assert_eq!(deliveries, expected.len());
 }

@@ -62,9 +62,8 @@ struct Held {
 
 impl RabbitDead {
     pub(super) async fn open(broker: Broker) -> anyhow::Result<Self> {
-        let link = Link::open_to_strangers(&broker, "dead letters")
-            .await
-            .map_err(|error| away(&broker, error))?;
+        let link =
+            Link::open(&broker, "dead letters").await.map_err(|error| away(&broker, error))?;
         Ok(Self { broker, link, publish: None, round: None })
     }
 

@@ -2,7 +2,6 @@
 //! `inbox` keeps one for each door.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,9 +23,8 @@ use crate::queue::age::Ages;
 use crate::queue::{Delivery, Door};
 use crate::telemetry::Part;
 
-/// How long a door takes one message at a time after one that the client could not read, or after a
-/// suspect. Whatever is held when a connection is lost counts as delivered once more, so as little as
-/// possible is held while that message may still come.
+/// How long a queue is consumed one message at a time after a suspect. Whatever is held when a connection
+/// is lost counts as delivered once more, so as little as possible is held while a suspect may still come.
 const CAREFUL_FOR: Duration = Duration::from_secs(30);
 /// How long a new session of bulk rows waits for the first before it takes hundreds at once. Suspects
 /// come first, and at once, because what was held goes back to where it stood.
@@ -50,13 +48,11 @@ pub(super) struct Doorway {
     /// What may be held of it at once.
     limit: u16,
     part: Part,
-    /// Whether its last connection was lost to a message that the client could not read.
-    met_unreadable: AtomicBool,
 }
 
 impl Doorway {
     pub(super) fn new(door: Door, limit: u16, part: Part) -> Self {
-        Self { door, limit, part, met_unreadable: AtomicBool::new(false) }
+        Self { door, limit, part }
     }
 
     /// Says what it waits for.
@@ -101,12 +97,7 @@ impl Doorway {
         declare: bool,
         backoff: &mut Backoff,
     ) -> Result<Session<'_>, LinkError> {
-        let purpose = format!("worker {}", self.door.as_str());
-        let link = match self.door {
-            Door::Interactive | Door::Bulk => Link::open_to_strangers(broker, &purpose).await?,
-            // Nobody but a front has a reason to publish there.
-            Door::Profile => Link::open(broker, &purpose).await?,
-        };
+        let link = Link::open(broker, &format!("worker {}", self.door.as_str())).await?;
         // The broker is there. A message that the client cannot read ends the connection as soon as it
         // is delivered, until the broker gives it up; long pauses would make everybody wait for that.
         backoff.reset();
@@ -120,21 +111,12 @@ impl Doorway {
             queue,
             link,
             looks,
-            careful_until: self.care().map(|care| Instant::now() + care),
+            careful_until: (self.door == Door::Bulk).then(|| Instant::now() + FIRST_LOOK),
             channels: Vec::new(),
             received: SelectAll::new(),
         };
         session.subscribe().await?;
         Ok(session)
-    }
-
-    /// How long a new session takes one message at a time, if it does.
-    fn care(&self) -> Option<Duration> {
-        if self.met_unreadable.load(Ordering::Relaxed) {
-            Some(CAREFUL_FOR)
-        } else {
-            (self.door == Door::Bulk).then_some(FIRST_LOOK)
-        }
     }
 }
 
@@ -185,7 +167,6 @@ impl Session<'_> {
     /// Care has lasted long enough: consumes as always, and no more on the careful channel. That stays,
     /// because what was delivered on it is settled there.
     async fn end_care(&mut self) -> Result<(), LinkError> {
-        self.doorway.met_unreadable.store(false, Ordering::Relaxed);
         self.careful_until = None;
         let careful = self.channels.len();
         self.subscribe().await?;
@@ -214,7 +195,7 @@ impl Session<'_> {
         loop {
             let is_blocked = *publishing.borrow_and_update() == State::Blocked;
             if *consuming.borrow_and_update() == State::Lost {
-                return Err(self.lost());
+                return Err(LinkError::Lost);
             }
             if is_blocked {
                 // Nothing could be replied, so nothing is begun.
@@ -242,7 +223,6 @@ impl Session<'_> {
                     Some(None) | None => {
                         let told = consuming.wait_for(|state| *state == State::Lost);
                         let _ = timeout(TOLD_WITHIN, told).await;
-                        self.lost();
                         return Err(LinkError::ConsumerEnded);
                     }
                 },
@@ -263,14 +243,6 @@ impl Session<'_> {
         }
     }
 
-    /// Remembers how it was lost.
-    fn lost(&self) -> LinkError {
-        if self.link.is_unreadable() {
-            self.doorway.met_unreadable.store(true, Ordering::Relaxed);
-        }
-        LinkError::Lost
-    }
-
     /// A delivery to be handed out, unless it has to be put aside.
     fn read(
         &mut self,
@@ -287,7 +259,7 @@ impl Session<'_> {
                 if let Some(until) = &mut self.careful_until {
                     if message.is_suspect() {
                         *until = Instant::now() + CAREFUL_FOR;
-                    } else if !self.doorway.met_unreadable.load(Ordering::Relaxed) {
+                    } else {
                         *until = Instant::now();
                     }
                 }
@@ -296,7 +268,7 @@ impl Session<'_> {
             }
             Err(what) => {
                 tokio::spawn(
-                    async move { settler.bury_unreadable(door, received, ack, what).await },
+                    async move { settler.bury_unreadable(door, received, ack, &what).await },
                 );
                 None
             }

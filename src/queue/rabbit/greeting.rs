@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures_util::io::{AsyncReadExt, AsyncWriteExt};
-use lapin::tcp::AMQPUriTcpExt;
 use lapin::types::parsing::parse_field_table;
 use lapin::types::{AMQPValue, FieldTable};
 
-use super::Broker;
+use super::{Broker, amqp};
 
 /// Longest wait for all of it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,8 +44,7 @@ pub(super) async fn listen(broker: &Broker) -> anyhow::Result<Greeting> {
 }
 
 async fn greeting(broker: &Broker) -> anyhow::Result<Greeting> {
-    let runtime = lapin::runtime::default_runtime()?;
-    let mut stream = broker.uri.connect_with_config_async(broker.tls.as_ref(), &runtime).await?;
+    let mut stream = amqp::dial(&broker.uri, &broker.tls).await?;
     stream.write_all(PROTOCOL).await?;
     stream.flush().await?;
     let mut header = [0; FRAME_HEADER];

@@ -5,13 +5,13 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::Broker;
-use super::header;
 use super::properties::{self, Headers};
 use super::topology::Names;
+use super::{amqp, header};
 use crate::contract::Document;
 use crate::queue::age::Ages;
 use crate::queue::dead::{Letter, Obstacle, reason, shown};
-use crate::queue::{Door, Message, Unsettled};
+use crate::queue::{Door, Message, Reason, Unsettled};
 use crate::signup::Millis;
 
 /// What may be shown of a letter, and what would be sent if it is requeued.
@@ -35,12 +35,16 @@ pub(super) fn read(delivery: &Delivery, broker: &Broker) -> (Letter, Result<Mess
     let letter = Letter {
         id: properties.message_id().as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
         reason: match &death {
+            // The headers by which the broker says why it moved it were replaced with the others.
+            _ if amqp::unreadable(properties).is_some() => Reason::Unreadable.as_str(),
             Some(death) => reason(death.reason),
             None => reason(headers.text(header::REASON).unwrap_or_default()),
         },
         detail: match &death {
-            Some(_) => message.as_ref().err().map(|what| (*what).to_owned()),
-            None => headers.text(header::DETAIL).map(str::to_owned),
+            None if amqp::unreadable(properties).is_none() => {
+                headers.text(header::DETAIL).map(str::to_owned)
+            }
+            _ => message.as_ref().err().map(ToString::to_string),
         },
         died: match &death {
             Some(death) => death.time,

@@ -1,18 +1,15 @@
 //! One connection to the broker and what is known of it: usable, blocked by an alarm, or lost.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
-use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorKind, Event};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::publisher::Publisher;
-use super::{Broker, topology};
+use super::{Broker, amqp, topology};
 
 /// A broker that accepts a connection and then says nothing is given up after this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,10 +22,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// nothing of a loss before somebody listens, nor of every kind of end.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Largest frame in bytes where only muster's own messages go; longer ones take several. The client
-/// sets dozens of frames aside for each connection: at its default of 128 KiB that is 8 MiB, for
-/// messages of one.
-const OWN_FRAME_MAX: u32 = 32 << 10;
+/// Largest frame in bytes, unless the URL says otherwise; a longer body takes several. The client
+/// allocates dozens of frames for each connection: at its default of 128 KiB that is 8 MiB. Properties
+/// come in one frame, so a message with larger ones is unreadable.
+const FRAME_MAX: u32 = 32 << 10;
 
 /// AMQP's reply codes for a wrong password, and for a vhost that is not there or not this user's.
 const ACCESS_REFUSED: u16 = 403;
@@ -47,41 +44,21 @@ pub(super) enum State {
 pub(super) struct Link {
     connection: Connection,
     state: watch::Sender<State>,
-    /// Whether it was lost because something came that the client cannot read.
-    unreadable: Arc<AtomicBool>,
 }
 
 impl Link {
-    /// Connects for messages of muster's own; `purpose` tells the connections apart in the broker's
-    /// listings.
+    /// Connects; `purpose` tells the connections apart in the broker's listings.
     pub(super) async fn open(broker: &Broker, purpose: &str) -> Result<Self, LinkError> {
         let mut uri = broker.uri.clone();
-        uri.query.frame_max.get_or_insert(OWN_FRAME_MAX);
-        Self::connect(broker, uri, purpose).await
-    }
-
-    /// Connects to consume what strangers publish. Headers come in one frame, so one that is smaller
-    /// than theirs may be would end the connection at every delivery.
-    pub(super) async fn open_to_strangers(
-        broker: &Broker,
-        purpose: &str,
-    ) -> Result<Self, LinkError> {
-        Self::connect(broker, broker.uri.clone(), purpose).await
-    }
-
-    async fn connect(broker: &Broker, uri: AMQPUri, purpose: &str) -> Result<Self, LinkError> {
+        uri.query.frame_max.get_or_insert(FRAME_MAX);
         let name = format!("muster {purpose}");
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let builder = ConnectionBuilder::new()?
-            .with_uri(uri)
-            .with_properties(properties)
-            .with_tls_config(broker.tls.clone());
+        let connecting = amqp::connect(uri, broker.tls.clone(), properties);
         let connection =
-            timeout(CONNECT_TIMEOUT, builder.connect()).await.map_err(|_| LinkError::Silent)??;
+            timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| LinkError::Silent)??;
         let state = watch::Sender::new(State::Open);
-        let unreadable = Arc::new(AtomicBool::new(false));
-        tokio::spawn(watch_over(&connection, state.clone(), unreadable.clone()));
-        Ok(Self { connection, state, unreadable })
+        tokio::spawn(watch_over(&connection, state.clone()));
+        Ok(Self { connection, state })
     }
 
     pub(super) fn connection(&self) -> &Connection {
@@ -90,12 +67,6 @@ impl Link {
 
     pub(super) fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
-    }
-
-    /// Whether it was lost because something came that the client cannot read. It would be lost
-    /// again whenever that comes.
-    pub(super) fn is_unreadable(&self) -> bool {
-        self.unreadable.load(Ordering::Relaxed)
     }
 
     /// A channel of its own on which everything published is confirmed.
@@ -152,7 +123,6 @@ impl Link {
 fn watch_over(
     connection: &Connection,
     state: watch::Sender<State>,
-    unreadable: Arc<AtomicBool>,
 ) -> impl Future<Output = ()> + Send + 'static {
     let (mut events, status) = (connection.events_listener(), connection.status().clone());
     async move {
@@ -164,11 +134,7 @@ fn watch_over(
                     Some(Event::ConnectionUnblocked | Event::Connected) => State::Open,
                     // What ends one channel leaves the connection whole, and its user is told.
                     Some(Event::Error(error)) if error.is_amqp_soft_error() => continue,
-                    Some(Event::Error(error)) => {
-                        let cannot_read = matches!(error.kind(), ErrorKind::ParsingError(_));
-                        unreadable.store(cannot_read, Ordering::Relaxed);
-                        State::Lost
-                    }
+                    Some(Event::Error(_)) => State::Lost,
                     Some(_) => continue,
                     None => State::Lost,
                 },

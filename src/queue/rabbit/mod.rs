@@ -6,6 +6,7 @@
 //! and the reply queue are as they should be.
 
 mod acks;
+mod amqp;
 pub mod asyncapi;
 mod caller;
 mod dead;
@@ -31,7 +32,6 @@ mod waiting;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
@@ -118,14 +118,13 @@ impl Broker {
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        // The parser's text may repeat a part of the URL.
-        let uri: Option<AMQPUri> = url.expose_secret().parse().ok();
-        let mut uri = uri.context(
-            "queue.url (MUSTER_QUEUE): not an AMQP URL; check its encoding and its options (heartbeat, \
-             frame_max, channel_max, connection_timeout, auth_mechanism)",
-        )?;
+        let uri = amqp::parse_url(url.expose_secret());
+        let mut uri = uri.map_err(|wrong| anyhow::anyhow!("queue.url (MUSTER_QUEUE): {wrong}"))?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        let address = format!("{}:{}", uri.authority.host, uri.authority.port);
+        let (host, port) = (&uri.authority.host, uri.authority.port);
+        // An IPv6 address has colons of its own.
+        let address =
+            if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let names = Names::new(&settings.namespace);
         let sealer = settings.seal_to.map(Sealer::new);
         let tls = tls::load(&settings)?;

@@ -1,5 +1,6 @@
 //! A message's AMQP properties: written from a white-list, read with suspicion.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 use tokio::time::Instant;
 
-use super::{Broker, header};
+use super::{Broker, amqp, header};
 use crate::queue::age::Ages;
 use crate::queue::event::Event;
 use crate::queue::{Call, Door, Kind, Message, Pace, Reason, Row, Unsettled};
@@ -218,35 +219,44 @@ fn kept_headers(message: &Message, attempt: u32) -> FieldTable {
     headers
 }
 
+/// What is wrong with a message's properties.
+pub(super) type Unreadable = Cow<'static, str>;
+
 /// Reads a delivery from the queue of `door`, or says what is wrong with it.
 pub(super) fn read(
     door: Door,
     delivery: &Delivery,
     broker: &Broker,
     ages: &mut Ages,
-) -> Result<Message, &'static str> {
+) -> Result<Message, Unreadable> {
     let properties = &delivery.properties;
+    if let Some(what) = amqp::unreadable(properties) {
+        return Err(what.into());
+    }
     let headers = Headers(properties.headers().as_ref());
     let own_user =
         properties.user_id().as_ref().is_some_and(|user| user.as_str() == broker.username());
 
     let kind = match properties.kind().as_ref().map(|kind| kind.as_str()) {
         Some("register") if door != Door::Profile => {
-            let contract = headers.text(header::CONTRACT).ok_or("no contract header")?;
+            let contract = headers.typed_text(header::CONTRACT)?.ok_or("no contract header")?;
             Kind::Register(contract.parse().map_err(|_| "unknown contract")?)
         }
         Some("profile") if door == Door::Profile => Kind::Profile,
-        Some(_) => return Err("its type does not belong in this queue"),
-        None => return Err("no type"),
+        Some(_) => return Err("its type does not belong in this queue".into()),
+        None => return Err("no type".into()),
     };
     let id = properties.message_id().as_ref().ok_or("no message_id")?;
     let id = MessageId::parse(id.as_str()).ok_or("message_id is not 1 to 128 bytes")?;
 
-    let vouched = |name| headers.text(name).filter(|_| own_user);
+    let vouched = |name| if own_user { headers.typed_text(name) } else { Ok(None) };
     let reply_to = properties.reply_to().as_ref().map(|queue| queue.as_str().to_owned());
-    let reply_to = reply_to.or_else(|| vouched(header::REPLY_TO).map(str::to_owned));
+    let reply_to = match reply_to {
+        Some(queue) => Some(queue),
+        None => vouched(header::REPLY_TO)?.map(str::to_owned),
+    };
     if reply_to.as_ref().is_some_and(|queue| !may_reply_to(queue, broker)) {
-        return Err("reply_to is not an allowed queue");
+        return Err("reply_to is not an allowed queue".into());
     }
     let ttl = match properties.expiration().as_ref() {
         Some(ttl) => Some(ttl.as_str().parse().map_err(|_| "expiration is not milliseconds")?),
@@ -254,28 +264,25 @@ pub(super) fn read(
     };
     let expires = match (door, ttl) {
         (Door::Bulk, None) => None,
-        (Door::Bulk, Some(_)) => return Err("expiration on a bulk message"),
-        (_, None) => return Err("no expiration"),
-        (_, Some(_)) if reply_to.is_none() => return Err("no reply_to"),
+        (Door::Bulk, Some(_)) => return Err("expiration on a bulk message".into()),
+        (_, None) => return Err("no expiration".into()),
+        (_, Some(_)) if reply_to.is_none() => return Err("no reply_to".into()),
         (_, Some(ttl)) => {
             let sender = reply_to.as_deref().unwrap_or_default();
-            Some(expiry(&headers, ttl, sender, broker, ages))
+            Some(expiry(&headers, ttl, sender, broker, ages)?)
         }
     };
     let producer = match properties.user_id().as_ref() {
-        _ if own_user => vouched(header::PRODUCER).unwrap_or_default().to_owned(),
+        _ if own_user => vouched(header::PRODUCER)?.unwrap_or_default().to_owned(),
         Some(user) => user.as_str().to_owned(),
         None => String::new(),
     };
-    let sealed = match headers.get(header::SEALED) {
-        None => None,
-        Some(_) => Some(headers.text(header::SEALED).ok_or("sealed is not a key's id")?),
-    };
+    let sealed = headers.typed_text(header::SEALED)?;
     if sealed.is_some_and(|key_id| key_id.len() > KEY_ID_MAX) {
-        return Err("sealed is not a key's id");
+        return Err("sealed is not a key's id".into());
     }
     if delivery.data.len() > BODY_MAX {
-        return Err("the body is too large");
+        return Err("the body is too large".into());
     }
     let from_front = door != Door::Bulk
         && producer.is_empty()
@@ -286,7 +293,7 @@ pub(super) fn read(
         kind,
         id,
         producer,
-        fresh: headers.flag(header::FRESH),
+        fresh: headers.typed_flag(header::FRESH)?,
         from_front,
         sealed: sealed.map(str::to_owned),
         body: Bytes::copy_from_slice(&delivery.data),
@@ -308,14 +315,14 @@ fn expiry(
     sender: &str,
     broker: &Broker,
     ages: &mut Ages,
-) -> Instant {
-    let left = headers.number(header::DEADLINE).and_then(|left| u64::try_from(left).ok());
+) -> Result<Instant, Unreadable> {
+    let left = headers.typed_number(header::DEADLINE)?.and_then(|left| u64::try_from(left).ok());
     let left = Duration::from_millis(left.unwrap_or(ttl_ms).min(ttl_ms));
-    let age = match headers.number(header::SENT_AT) {
+    let age = match headers.typed_number(header::SENT_AT)? {
         Some(sent) => ages.of(sender, Millis(sent), broker.clock.now()),
         None => Duration::ZERO,
     };
-    Instant::now() + left.saturating_sub(age)
+    Ok(Instant::now() + left.saturating_sub(age))
 }
 
 fn vouched_attempt(headers: &Headers<'_>, own_user: bool) -> u32 {
@@ -371,6 +378,63 @@ impl<'a> Headers<'a> {
 
     pub(super) fn flag(&self, name: &str) -> bool {
         matches!(self.get(name), Some(AMQPValue::Boolean(true)))
+    }
+
+    /// As [`Self::text`]; an error if the header is there and is something else.
+    fn typed_text(&self, name: &'static str) -> Result<Option<&'a str>, Unreadable> {
+        self.typed(name, self.text(name), "UTF-8 text")
+    }
+
+    /// As [`Self::number`]; an error if the header is there and is something else.
+    fn typed_number(&self, name: &'static str) -> Result<Option<i64>, Unreadable> {
+        self.typed(name, self.number(name), "a whole number")
+    }
+
+    /// As [`Self::flag`]; an error if the header is there and is something else.
+    fn typed_flag(&self, name: &'static str) -> Result<bool, Unreadable> {
+        let flag = match self.get(name) {
+            Some(AMQPValue::Boolean(flag)) => Some(*flag),
+            _ => None,
+        };
+        Ok(self.typed(name, flag, "a boolean")?.unwrap_or(false))
+    }
+
+    fn typed<T>(
+        &self,
+        name: &'static str,
+        value: Option<T>,
+        expected: &str,
+    ) -> Result<Option<T>, Unreadable> {
+        match (value, self.get(name)) {
+            (None, Some(other)) => {
+                Err(format!("{name}: expected {expected}, got {}", type_name(other)).into())
+            }
+            (value, _) => Ok(value),
+        }
+    }
+}
+
+/// The type of a header's value, in words.
+fn type_name(value: &AMQPValue) -> &'static str {
+    match value {
+        AMQPValue::Boolean(_) => "a boolean",
+        AMQPValue::ShortShortInt(_)
+        | AMQPValue::ShortShortUInt(_)
+        | AMQPValue::ShortInt(_)
+        | AMQPValue::ShortUInt(_)
+        | AMQPValue::LongInt(_)
+        | AMQPValue::LongUInt(_)
+        | AMQPValue::LongLongInt(_) => "a whole number",
+        AMQPValue::Float(_) | AMQPValue::Double(_) => "a floating-point number",
+        AMQPValue::DecimalValue(_) => "a decimal number",
+        AMQPValue::ShortString(_) => "text",
+        AMQPValue::LongString(text) if std::str::from_utf8(text.as_bytes()).is_ok() => "text",
+        AMQPValue::LongString(_) => "text that is not UTF-8",
+        AMQPValue::ByteArray(_) => "bytes",
+        AMQPValue::FieldArray(_) => "an array",
+        AMQPValue::FieldTable(_) => "a table",
+        AMQPValue::Timestamp(_) => "a timestamp",
+        AMQPValue::Void => "no value",
     }
 }
 

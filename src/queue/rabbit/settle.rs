@@ -73,7 +73,7 @@ impl Settler {
         door: Door,
         received: Received,
         ack: Ack,
-        what: &'static str,
+        what: &str,
     ) {
         self.broker.metrics.buried_unreadable(door.as_str(), what);
         let id = received.properties.message_id().as_ref().map(|id| id.as_str());

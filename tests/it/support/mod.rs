@@ -14,6 +14,7 @@ pub mod prometheus;
 pub mod proxy;
 pub mod random;
 pub mod raw;
+pub mod raw_producer;
 pub mod rig;
 pub mod secrets;
 pub mod services;

@@ -37,11 +37,7 @@ fn delivered(door: Door, properties: BasicProperties, body: &[u8]) -> Delivery {
     delivery
 }
 
-fn read_anew(
-    door: Door,
-    properties: BasicProperties,
-    body: &[u8],
-) -> Result<Message, &'static str> {
+fn read_anew(door: Door, properties: BasicProperties, body: &[u8]) -> Result<Message, Unreadable> {
     read(door, &delivered(door, properties, body), &broker(), &mut Ages::default())
 }
 
@@ -257,6 +253,48 @@ proptest! {
         // A look-up has no password, so nobody asks how it is sealed.
         let sealed_wrong = door == Door::Profile && sealed.is_some();
         prop_assert!(sealed_wrong || described == read.is_ok(), "{:?} for {}", read.err(), said);
+    }
+}
+
+#[test]
+fn header_of_another_type_is_reported_with_the_type_found() {
+    let array = AMQPValue::FieldArray(vec![AMQPValue::LongString("flat-name".into())].into());
+    for (name, value, expected) in [
+        (
+            header::CONTRACT,
+            AMQPValue::Boolean(true),
+            "contract: expected UTF-8 text, got a boolean",
+        ),
+        (header::CONTRACT, array, "contract: expected UTF-8 text, got an array"),
+        (
+            header::CONTRACT,
+            AMQPValue::LongString(vec![0xff].into()),
+            "contract: expected UTF-8 text, got text that is not UTF-8",
+        ),
+        (
+            header::DEADLINE,
+            AMQPValue::LongString("5000".into()),
+            "deadline-ms: expected a whole number, got text",
+        ),
+        (
+            header::SENT_AT,
+            AMQPValue::Double(1.5),
+            "sent-at-ms: expected a whole number, got a floating-point number",
+        ),
+        (header::SEALED, AMQPValue::LongInt(1), "sealed: expected UTF-8 text, got a whole number"),
+        (header::FRESH, AMQPValue::Void, "fresh: expected a boolean, got no value"),
+    ] {
+        let mut headers = FieldTable::default();
+        put_text(&mut headers, header::CONTRACT, "flat-name");
+        headers.insert(name.into(), value);
+        let properties = BasicProperties::default()
+            .with_type("register".into())
+            .with_message_id("1".into())
+            .with_reply_to("crm.replies".into())
+            .with_expiration("5000".into())
+            .with_headers(headers);
+        let wrong = read_anew(Door::Interactive, properties, b"{}").unwrap_err();
+        assert_eq!(wrong, expected);
     }
 }
 

@@ -1,0 +1,184 @@
+//! Connects to the broker, and gives the client a stream of frames that it can read.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use async_rs::traits::Reactor;
+use async_rs::util::RuntimeParts;
+use async_rs::{Runtime, Tokio};
+use futures_util::Stream;
+use futures_util::io::{AsyncRead, AsyncWrite};
+use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Connection, ConnectionProperties};
+use tokio::time::timeout;
+
+use super::frame_filter::FrameFilter;
+
+/// How long all addresses of a host together may take to accept a connection. A URL may say otherwise.
+const CONNECT_WITHIN: Duration = Duration::from_secs(8);
+/// How long sent data may stay unacknowledged before the system gives the connection up. Heartbeats
+/// notice a silent peer sooner; this ends what is left of such a connection.
+const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(30);
+/// Bytes read from the socket at a time.
+const READ_SIZE: usize = 16 << 10;
+
+/// A connection to the broker, encrypted or not.
+type Wire = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+
+/// Connects the client. `uri.query.frame_max` is the largest frame it takes.
+pub(in super::super) async fn connect(
+    uri: AMQPUri,
+    tls: OwnedTLSConfig,
+    properties: ConnectionProperties,
+) -> lapin::Result<Connection> {
+    let runtime = RuntimeParts::new(Tokio::current(), FilteringReactor(Tokio::current()));
+    let frame_max = uri.query.frame_max.unwrap_or_default();
+    let connect = async move |uri: AMQPUri, _: Runtime<_>| {
+        let wire = dial(&uri, &tls).await?;
+        Ok(AsyncTcpStream::Plain(FilteredStream::new(wire, frame_max)))
+    };
+    Connection::connector(uri, Runtime::new(runtime), connect, properties).await
+}
+
+/// Connects to the first address of the host that accepts.
+pub(in super::super) async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig) -> io::Result<Wire> {
+    let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+    let within = uri.query.connection_timeout.map_or(CONNECT_WITHIN, Duration::from_millis);
+    let within = within / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in addresses {
+        let connected = timeout(within, Tokio::current().tcp_connect_addr(address)).await;
+        match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(stream) => {
+                #[cfg(target_os = "linux")]
+                limit_unacknowledged(stream.get_ref(), uri)?;
+                let wire = AsyncTcpStream::Plain(stream);
+                return match uri.scheme {
+                    AMQPScheme::AMQP => Ok(wire),
+                    AMQPScheme::AMQPS => wire.into_tls(host, tls.as_ref()).await,
+                };
+            }
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+#[cfg(target_os = "linux")]
+fn limit_unacknowledged(stream: &tokio::net::TcpStream, uri: &AMQPUri) -> io::Result<()> {
+    let heartbeat = Duration::from_secs(uri.query.heartbeat.unwrap_or_default().into());
+    let limit = UNACKNOWLEDGED_FOR.max(2 * heartbeat).as_millis();
+    let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+    Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, limit)?)
+}
+
+/// Frames from the broker as the client may read them; what it writes goes through as it is.
+struct FilteredStream {
+    wire: Wire,
+    filter: FrameFilter,
+    /// Read from the wire.
+    unfiltered: Box<[u8]>,
+    /// For the client, from `position` on.
+    filtered: Vec<u8>,
+    position: usize,
+}
+
+impl FilteredStream {
+    fn new(wire: Wire, frame_max: u32) -> Self {
+        Self {
+            wire,
+            filter: FrameFilter::new(frame_max),
+            unfiltered: vec![0; READ_SIZE].into(),
+            filtered: Vec::new(),
+            position: 0,
+        }
+    }
+}
+
+impl AsyncRead for FilteredStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        while this.position == this.filtered.len() {
+            this.filtered.clear();
+            this.position = 0;
+            let read = Pin::new(&mut this.wire).poll_read(context, &mut this.unfiltered);
+            let read = ready!(read)?;
+            if read == 0 {
+                return Poll::Ready(Ok(0));
+            }
+            this.filter.pass(&this.unfiltered[..read], &mut this.filtered);
+        }
+        let ready = &this.filtered[this.position..];
+        let length = ready.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&ready[..length]);
+        this.position += length;
+        Poll::Ready(Ok(length))
+    }
+}
+
+impl AsyncWrite for FilteredStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().wire).poll_write(context, buffer)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().wire).poll_write_vectored(context, buffers)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().wire).poll_flush(context)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().wire).poll_close(context)
+    }
+}
+
+/// tokio's reactor, but for the type of a connection. The client takes that from it, and its timers; it
+/// neither connects nor registers anything by it.
+#[derive(Clone, Debug)]
+struct FilteringReactor(Tokio);
+
+impl Reactor for FilteringReactor {
+    type TcpStream = FilteredStream;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    fn register<H: Send + 'static>(
+        &self,
+        _: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        Err::<FilteredStream, _>(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.0.sleep(duration)
+    }
+
+    fn interval(&self, duration: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+        self.0.interval(duration)
+    }
+
+    fn tcp_connect_addr(
+        &self,
+        _: SocketAddr,
+    ) -> impl Future<Output = io::Result<FilteredStream>> + Send + 'static {
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
