@@ -3,10 +3,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// After so long a part that is still down with the same reason logs it again.
+const LOG_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// The state of all parts of this process.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, State>>>);
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, Reported>>>);
+
+/// The last report of a part.
+#[derive(Debug)]
+struct Reported {
+    state: State,
+    /// When the state was last logged, or was first reported.
+    logged: Instant,
+}
 
 /// How a part is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,15 +48,15 @@ impl Health {
 
     /// Every part's state, by name.
     pub fn report(&self) -> BTreeMap<&'static str, State> {
-        self.lock().clone()
+        self.lock().iter().map(|(name, reported)| (*name, reported.state.clone())).collect()
     }
 
     /// Whether all parts are up.
     pub fn is_ready(&self) -> bool {
-        self.lock().values().all(|state| *state == State::Up)
+        self.lock().values().all(|reported| reported.state == State::Up)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, State>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Reported>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -50,29 +64,66 @@ impl Health {
 impl Part {
     /// Reports that it works, and logs it when that is news.
     pub fn up(&self) {
-        if self.health.lock().insert(self.name, State::Up) != Some(State::Up) {
+        if self.set(State::Up) != Change::None {
             tracing::info!(part = self.name, "ready");
         }
     }
 
-    /// Reports what it waits for, and logs it when that is news.
+    /// Reports what it waits for. Logs it when that is news, and again now and then while it lasts.
     pub fn down(&self, waiting_for: &str) {
-        let state = State::Down(waiting_for.to_owned());
-        let before = self.health.lock().insert(self.name, state.clone());
-        if before.is_some_and(|before| before != state) {
+        if self.set(State::Down(waiting_for.to_owned())) == Change::News {
             tracing::warn!(part = self.name, waiting_for, "not ready");
         }
     }
 
+    /// Sets the state.
+    fn set(&self, state: State) -> Change {
+        let mut parts = self.health.lock();
+        let now = Instant::now();
+        let Some(reported) = parts.get_mut(self.name) else {
+            parts.insert(self.name, Reported { state, logged: now });
+            return Change::First;
+        };
+        let is_down = state != State::Up;
+        let is_due = is_down && now.duration_since(reported.logged) >= LOG_AGAIN_AFTER;
+        if reported.state == state && !is_due {
+            return Change::None;
+        }
+        *reported = Reported { state, logged: now };
+        Change::News
+    }
+
     /// Reports that its end has begun. That is no news for the log: whoever asked for it knows.
     pub fn ending(&self) {
-        self.health.lock().insert(self.name, State::Down("the end: it is stopping".to_owned()));
+        self.set(State::Down("the end: it is stopping".to_owned()));
     }
+}
+
+/// What a report changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// It is the part's first report.
+    First,
+    /// It is worth a line in the log.
+    News,
+    None,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn reason_that_lasts_is_logged_again() {
+        let part = Health::default().part("queue");
+        let refused = || part.set(State::Down("missing permission".to_owned()));
+        assert_eq!((refused(), refused()), (Change::News, Change::None));
+        tokio::time::advance(LOG_AGAIN_AFTER).await;
+        assert_eq!((refused(), refused()), (Change::News, Change::None));
+        part.up();
+        tokio::time::advance(LOG_AGAIN_AFTER).await;
+        assert_eq!((part.set(State::Up), refused()), (Change::None, Change::News));
+    }
 
     #[test]
     fn ready_when_every_part_is() {

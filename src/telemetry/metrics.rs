@@ -101,8 +101,9 @@ metrics! {
     retries_total: IntCounter;
     /// Messages a worker put among the dead letters or, where there are none, gave up, by reason.
     dead_letters_total: IntCounterVec ["reason"];
-    /// Part of the room for dead letters that is taken; at 1 workers keep what they should put aside. Every
-    /// front sees the same queue: take the greatest, not the sum.
+    /// Part of the room for dead letters that is taken, by the x-max-length that their queue has on the broker;
+    /// at 1 workers keep what they should put aside. Every front sees the same queue: take the greatest, not
+    /// the sum.
     dead_letters_room_used_ratio: GaugeVec;
     /// Connections to the broker that were made again after one was lost, by what it is for.
     broker_reconnects_total: IntCounterVec ["connection"];

@@ -195,21 +195,21 @@ async fn unreadable_dead_letters_are_shown_and_discarded() {
     let setup = Setup::new(BROKER_ONLY);
     let _front = front(&setup).await;
     let mut producer = RawProducer::of_least_privilege(setup.namespace()).await;
-    let mut count = 0;
-    for kind in *b"AF" {
-        for levels in [2_000, 5_000, deepest(kind)] {
-            // Headers and expiration.
-            let flags = (1u16 << 13 | 1 << 8).to_be_bytes();
-            let table = long(&[&short(b"deep")[..], &nested(kind, levels)].concat());
-            let properties = [&flags[..], &table, &short(b"1")].concat();
-            producer.publish(setup.namespace(), b"bulk", &properties, &document()).await;
-            count += 1;
-        }
+    let nestings = [(b'A', 2_000), (b'A', deepest(b'A')), (b'F', 2_000), (b'F', 5_000)];
+    for (kind, levels) in nestings {
+        // Headers and expiration.
+        let flags = (1u16 << 13 | 1 << 8).to_be_bytes();
+        let table = long(&[&short(b"deep")[..], &nested(kind, levels)].concat());
+        let properties = [&flags[..], &table, &short(b"1")].concat();
+        producer.publish(setup.namespace(), b"bulk", &properties, &document()).await;
     }
     // Expiration and message_id.
     let properties = [&[1, 0x80][..], &short(b"1"), &short(b"\xff\xfe")].concat();
     producer.publish(setup.namespace(), b"bulk", &properties, &document()).await;
-    until_there_are(&setup, count + 1).await;
+    let (broker, queue) = (Broker::connect().await, format!("{}.dead", setup.namespace()));
+    let count = nestings.len() + 1;
+    // Not by listing them: the broker takes its time for each of these whenever it is read.
+    eventually("dead letters", async || broker.count(&queue).await as usize == count).await;
 
     for letter in listed(&setup, &[]).await {
         assert_eq!(
@@ -220,15 +220,12 @@ async fn unreadable_dead_letters_are_shown_and_discarded() {
         let known = ["16 levels", "larger than a frame", "message_id is not UTF-8"];
         assert!(known.iter().any(|known| detail.contains(known)), "{detail}");
     }
-    assert_eq!(run(&setup, &["dead", "list"]).await.0, 0);
     let (code, _, told) = run(&setup, &["dead", "show", "no-such-id"]).await;
     assert_eq!(code, 1, "{told}");
-    let (code, _, told) = run(&setup, &["dead", "export", "--output", "-"]).await;
-    assert_eq!(code, 0, "{told}");
     let (code, _, told) = run(&setup, &["dead", "requeue", "--all"]).await;
     assert_eq!(code, 3, "{told}");
     assert!(told.contains("its properties cannot be read"), "{told}");
-    until_there_are(&setup, count + 1).await;
+    eventually("all to be kept", async || broker.count(&queue).await as usize == count).await;
     let (code, _, told) =
         run(&setup, &["dead", "discard", "--yes", "--reason", "unreadable"]).await;
     assert_eq!(code, 0, "{told}");

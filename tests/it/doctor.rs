@@ -294,6 +294,9 @@ async fn services_that_are_away() {
     is(&found(&away, "database").await, "error", "127.0.0.1:1");
     assert!(!doctor(&away, &[]).await.stdout.contains("hunter2"));
     is(&found(&away, "sealed passwords").await, "warning", "in clear");
+    // Of an address range that is for documentation.
+    let far = away.clone().with("MUSTER_QUEUE", "amqp://guest:hunter2@[2001:db8::1]:5672/%2f");
+    is(&found(&far, "broker").await, "error", "RabbitMQ at [2001:db8::1]:5672");
     let far = away.with("MUSTER_QUEUE", "amqp://guest:hunter2@broker.invalid/%2f");
     is(&found(&far, "broker connection").await, "warning", "not encrypted");
 }

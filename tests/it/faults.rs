@@ -5,15 +5,17 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use lapin::options::QueueDeleteOptions;
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use muster::app::App;
 use muster::signup::{Clock, Outcome};
 use tokio::sync::oneshot;
 
 use crate::flow::five_requests;
-use crate::support::Rig;
 use crate::support::broker::{Broker, rabbitmqctl};
 use crate::support::muster::eventually;
+use crate::support::proxy::Proxy;
+use crate::support::services::{amqp_url, unique};
+use crate::support::{Pair, QueueKind, Rig, Setup, StoreKind};
 
 /// Far less than the deadline in these tests, and enough for a machine that is busy.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -267,6 +269,61 @@ async fn a_queue_that_is_deleted_is_made_again() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn failed_sample_of_a_queue_ends_no_call() {
+    let Some(mut rig) = Rig::new(1, 1, &[LONG]).await else { return };
+    let broker = Broker::connect().await;
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    let asked = ledger.registration();
+    let call = tokio::spawn(async move { ledger.ask(&client, &asked).await.unwrap() });
+    eventually("the call to wait", async || rig.messages("interactive").await == 1).await;
+    let dead = format!("{}.dead", rig.setup.namespace());
+    broker.channel.queue_delete(dead.as_str().into(), Default::default()).await.unwrap();
+    // Sampling it fails, and makes it again.
+    rig.fronts[0].says("sampling a queue failed").await;
+    eventually("the queue to be there again", async || {
+        let other = Broker::connect().await;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        other.channel.queue_declare(dead.as_str().into(), options, Default::default()).await.is_ok()
+    })
+    .await;
+    rig.workers[0].start().await;
+    let response = call.await.unwrap();
+    assert_eq!(response.status, 201, "{:?}", response.json());
+}
+
+#[tokio::test]
+async fn refusal_after_connecting_is_reported_and_not_hurried() {
+    if amqp_url().is_none() {
+        return;
+    }
+    let setup = Setup::new(Pair(QueueKind::Rabbit, StoreKind::File));
+    assert!(setup.start_role("front").await.stop().await.success());
+    let (user, namespace) = (unique("worker"), setup.namespace().to_owned());
+    if rabbitmqctl(&["add_user", &user, "a-password"]).await.is_none() {
+        return;
+    }
+    // Everything but reading one queue.
+    let read = format!("^{namespace}(|\\.dlx|\\.events|\\.bulk|\\.profile|\\.dead|\\.retry.*)$");
+    rabbitmqctl(&["set_permissions", &user, ".*", ".*", &read]).await;
+    let proxy = Proxy::to(&amqp_url().unwrap()).await;
+    let mut url = url::Url::parse(&proxy.url(&amqp_url().unwrap())).unwrap();
+    url.set_username(&user).unwrap();
+    url.set_password(Some("a-password")).unwrap();
+    let setup = setup.with("MUSTER_QUEUE", url.as_str());
+    let mut worker = setup.start_with(&["serve", "--role", "worker"]).await;
+    let queue = format!("{namespace}.interactive");
+    let line = worker.wait_for_log(|line| line.contains("missing permission")).await;
+    assert!(line.contains(&queue) && !line.contains("password"), "{line}");
+    // The pauses grow from 100 ms, each cut to a half at most.
+    const ATTEMPTS: usize = 7;
+    let (began, first) = (Instant::now(), proxy.accepted());
+    eventually("more attempts", async || proxy.accepted() >= first + ATTEMPTS).await;
+    assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
+    drop(worker);
+    rabbitmqctl(&["delete_user", &user]).await;
 }
 
 #[tokio::test]

@@ -149,6 +149,15 @@ async fn a_front_knows_how_much_room_for_dead_letters_is_taken() {
         broker.publish_letter(setup.namespace()).await;
     }
     used(0.8).await;
+    // Its own setting would say 0.04.
+    let setup = setup.clone().with("MUSTER_QUEUE_BULK_MAX_LENGTH", "100");
+    let setup = setup.with("MUSTER_QUEUE_DEAD_RETENTION", "3h");
+    let other = setup.start_role("front").await;
+    eventually("the limit of the queue that is there", async || {
+        let figures = samples(other.client()).await;
+        figures.get("muster_dead_letters_room_used_ratio") == Some(&0.8)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -197,7 +197,8 @@ async fn unreadable_properties_are_dead_lettered_at_the_first_delivery() {
         assert_eq!(text("reason"), "unreadable");
         found.push((text("door"), text("detail")));
     }
-    (found.sort(), expected.sort());
+    found.sort();
+    expected.sort();
     assert_eq!(found, expected);
     // No connection was lost over it, and each came once.
     let mut deliveries = 0;

@@ -62,7 +62,7 @@ fn without(mut setup: Setup, name: &str) -> Setup {
 #[tokio::test]
 async fn settings_that_make_no_sense_are_refused() {
     type Change = fn(Setup) -> Setup;
-    let cases: [(&str, Change, &[&str]); 11] = [
+    let cases: [(&str, Change, &[&str]); 13] = [
         (
             "unknown variable",
             |setup| setup.with("MUSTER_COLOUR", "red"),
@@ -82,6 +82,16 @@ async fn settings_that_make_no_sense_are_refused() {
             "broken URL",
             |setup| setup.with("MUSTER_QUEUE", "amqp://user:hunter2@broker:port"),
             &["queue.url", "MUSTER_QUEUE", "not a URL"],
+        ),
+        (
+            "broker's parameter",
+            |setup| setup.with("MUSTER_QUEUE", "amqp://user:hunter2@broker/v?frame_max=100"),
+            &["queue.url", "MUSTER_QUEUE", "frame_max", "4096", "100"],
+        ),
+        (
+            "broker's parameter unknown",
+            |setup| setup.with("MUSTER_QUEUE", "amqp://user:hunter2@broker/v?abc=1"),
+            &["queue.url", "MUSTER_QUEUE", "abc", "unknown parameter"],
         ),
         (
             "short secret",

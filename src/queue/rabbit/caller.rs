@@ -92,13 +92,13 @@ async fn supervise(
         };
         let ended = match opened {
             Ok(opened) => {
-                backoff.reset();
+                backoff.connected();
                 if std::mem::replace(&mut was_connected, true) {
                     broker.metrics.reconnected("front");
                 }
                 let session = opened.session.clone();
                 current.send_replace(Some(session.clone()));
-                let ended = opened.run(&broker, &part, &known, &stop).await;
+                let ended = opened.run(&broker, &part, &known, &stop, &mut backoff).await;
                 current.send_replace(None);
                 session.waiting.lose();
                 ended
@@ -140,20 +140,21 @@ impl Opened {
         part: &Part,
         known: &Known,
         stop: &CancellationToken,
+        backoff: &mut Backoff,
     ) -> Result<(), LinkError> {
         let (mut publishing, mut consuming) = (self.publish.state(), self.replies.link.state());
-        // Beside the rest, because a broker may take its time for it, and replies must not wait for that.
-        // When one of these queues is gone, the session is built anew, and the queue with it.
-        let look_at = |watched| known.look_again_and_again(&self.replies.looks, broker, watched);
-        let looks = async {
-            tokio::select! {
-                error = look_at(Watched::Door(Door::Interactive)) => error,
-                error = look_at(Watched::Door(Door::Bulk)) => error,
-                error = look_at(Watched::Dead) => error,
-            }
+        // Concurrent with the rest: replies must not wait for a slow broker. It owns nothing, so calls go on
+        // when it fails.
+        let sample = |watched| known.sample(&self.replies.link, broker, watched);
+        let samples = async {
+            tokio::join!(
+                sample(Watched::Door(Door::Interactive)),
+                sample(Watched::Door(Door::Bulk)),
+                sample(Watched::Dead),
+            )
         };
         let probes = probe_again_and_again(&self.session);
-        let (mut looks, mut probes) = (std::pin::pin!(looks), std::pin::pin!(probes));
+        let (mut samples, mut probes) = (std::pin::pin!(samples), std::pin::pin!(probes));
         let mut give_up_at = None;
         loop {
             match (*publishing.borrow_and_update(), *consuming.borrow_and_update()) {
@@ -176,6 +177,7 @@ impl Opened {
             tokio::select! {
                 reply = self.replies.consumer.next() => match reply {
                     Some(Ok(delivery)) => {
+                        backoff.reset();
                         if !is_probe(&delivery) {
                             known.told(properties::pace(&delivery.properties));
                             match self.session.settle(&delivery) {
@@ -190,7 +192,7 @@ impl Opened {
                 },
                 _ = publishing.changed() => {}
                 _ = consuming.changed() => {}
-                error = &mut looks => return Err(error),
+                _ = &mut samples => {}
                 () = &mut probes => {}
                 () = give_up => {
                     self.session.waiting.give_up();

@@ -76,7 +76,7 @@ impl Doorway {
                     if std::mem::replace(&mut was_connected, true) {
                         shared.broker.metrics.reconnected(self.door.as_str());
                     }
-                    session.run(shared, settler).await
+                    session.run(shared, settler, &mut backoff).await
                 }
                 Err(error) => Err(error),
             };
@@ -98,9 +98,7 @@ impl Doorway {
         backoff: &mut Backoff,
     ) -> Result<Session<'_>, LinkError> {
         let link = Link::open(broker, &format!("worker {}", self.door.as_str())).await?;
-        // The broker is there. A message that the client cannot read ends the connection as soon as it
-        // is delivered, until the broker gives it up; long pauses would make everybody wait for that.
-        backoff.reset();
+        backoff.connected();
         if declare {
             link.declare(broker).await?;
         }
@@ -187,7 +185,12 @@ impl Session<'_> {
     /// Hands out deliveries until the connection is lost (an error) or the end is asked for. What was
     /// handed out can be settled as long as the connections live, which they do until the last handle
     /// is dropped.
-    async fn run(mut self, shared: &Shared, settler: &Arc<Settler>) -> Result<(), LinkError> {
+    async fn run(
+        mut self,
+        shared: &Shared,
+        settler: &Arc<Settler>,
+        backoff: &mut Backoff,
+    ) -> Result<(), LinkError> {
         let (mut publishing, mut consuming) = (settler.state(), self.link.state());
         // Read, and not yet taken by anybody.
         let mut next: Option<Delivery> = None;
@@ -218,6 +221,7 @@ impl Session<'_> {
                 }
                 item = self.received.next(), if next.is_none() && !is_blocked => match item {
                     Some(Some((received, acks))) => {
+                        backoff.reset();
                         next = self.read(received, &acks, shared, settler);
                     }
                     Some(None) | None => {

@@ -84,7 +84,7 @@ async fn supervise(shared: Shared, pace: PaceNow, doors: Vec<Doorway>) {
         };
         let ended = match opened {
             Ok(settler) => {
-                backoff.reset();
+                backoff.connected();
                 if std::mem::replace(&mut was_connected, true) {
                     broker.metrics.reconnected("worker");
                 }

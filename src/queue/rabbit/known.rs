@@ -2,6 +2,7 @@
 //! queues and from replies. The front's connections and a worker's both look; the front judges by it
 //! whether a call would be answered in time, and the metrics show it.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -11,13 +12,15 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::Broker;
-use super::link::LinkError;
+use super::link::{Link, LinkError};
+use super::{Backoff, Broker};
 use crate::queue::{Backlog, Door, Pace, PaceNow};
 use crate::telemetry::Metrics;
 
 /// How often a queue is looked at: is it there, how much waits in it, how many consume it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two log lines about samples that go on failing.
+const LOG_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// How long a look is worth telling of.
 const FRESH_FOR: Duration = Duration::from_secs(10);
 
@@ -43,6 +46,15 @@ pub(super) enum Watched {
     Door(Door),
     /// Of the dead letters.
     Dead,
+}
+
+impl Watched {
+    fn queue(self, broker: &Broker) -> String {
+        match self {
+            Self::Door(door) => broker.names.queue(door),
+            Self::Dead => broker.names.dead_queue(),
+        }
+    }
 }
 
 /// One queue when it was last looked at.
@@ -102,22 +114,49 @@ impl Known {
         Backlog { waiting, consumers, pace }
     }
 
-    /// Shows what was seen lately, of a broker that takes so many dead letters.
-    pub(super) fn show(&self, dead_letters_room: u32, metrics: &Metrics) {
+    /// Exports the samples that are fresh, of a broker that holds so many dead letters; 0 is unknown.
+    pub(super) fn show(&self, dead_letters_max: &AtomicU32, metrics: &Metrics) {
         let pace = self.pace();
         for door in [Door::Interactive, Door::Bulk] {
             let waiting = self.waiting_lately(Watched::Door(door));
             let time = waiting.and_then(|waiting| pace.processor_time(waiting));
             metrics.backlog(door.as_str(), waiting, time);
         }
-        let dead = self.waiting_lately(Watched::Dead);
-        metrics.dead_letters_room(dead.map(|dead| dead as f64 / f64::from(dead_letters_room)));
+        let max = dead_letters_max.load(Ordering::Relaxed);
+        let dead = self.waiting_lately(Watched::Dead).filter(|_| max > 0);
+        metrics.dead_letters_room(dead.map(|dead| dead as f64 / f64::from(max)));
     }
 
     fn waiting_lately(&self, watched: Watched) -> Option<u64> {
         let seen = self.seen(watched);
         let fresh = lock(&seen.at).is_some_and(|at| at.elapsed() < FRESH_FOR);
         fresh.then(|| seen.waiting.load(Ordering::Relaxed))
+    }
+
+    /// Samples a queue as long as the connection lasts. A sample that fails costs a channel and nothing
+    /// else; the queue may have been deleted, so everything is declared again.
+    pub(super) async fn sample(
+        &self,
+        link: &Link,
+        broker: &Broker,
+        watched: Watched,
+    ) -> Infallible {
+        let (mut backoff, mut logged) = (Backoff::new(), None::<Instant>);
+        loop {
+            backoff.connected();
+            let error = match link.connection().create_channel().await {
+                Ok(channel) => self.look_again_and_again(&channel, broker, watched).await,
+                Err(error) => error.into(),
+            };
+            let is_connected = link.connection().status().connected();
+            if is_connected && logged.is_none_or(|at| at.elapsed() >= LOG_AGAIN_AFTER) {
+                logged = Some(Instant::now());
+                tracing::warn!(queue = watched.queue(broker), %error, "sampling a queue failed");
+            }
+            backoff.pause().await;
+            // If that fails too, the next sample says why.
+            let _ = link.declare(broker).await;
+        }
     }
 
     /// Looks at a queue until that fails: it is gone, or the connection is.
@@ -127,10 +166,7 @@ impl Known {
         broker: &Broker,
         watched: Watched,
     ) -> LinkError {
-        let queue = match watched {
-            Watched::Door(door) => broker.names.queue(door),
-            Watched::Dead => broker.names.dead_queue(),
-        };
+        let queue = watched.queue(broker);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

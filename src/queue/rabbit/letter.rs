@@ -5,9 +5,10 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::Broker;
-use super::properties::{self, Headers};
+use super::amqp;
+use super::header::{self, Headers};
+use super::properties;
 use super::topology::Names;
-use super::{amqp, header};
 use crate::contract::Document;
 use crate::queue::age::Ages;
 use crate::queue::dead::{Letter, Obstacle, reason, shown};

@@ -1,5 +1,6 @@
 //! One connection to the broker and what is known of it: usable, blocked by an alarm, or lost.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -27,7 +28,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// come in one frame, so a message with larger ones is unreadable.
 const FRAME_MAX: u32 = 32 << 10;
 
-/// AMQP's reply codes for a wrong password, and for a vhost that is not there or not this user's.
+/// AMQP's reply codes for a wrong password or a missing permission, and for a vhost that is not there or
+/// not this user's.
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
 
@@ -111,7 +113,9 @@ impl Link {
     /// Declares everything that every process needs.
     pub(super) async fn declare(&self, broker: &Broker) -> Result<(), LinkError> {
         let declared = topology::declare(&self.connection, &broker.names, &broker.settings);
-        self.prepared(async { Ok(declared.await?) }).await
+        let dead_letters_max = self.prepared(async { Ok(declared.await?) }).await?;
+        broker.dead_letters_max.store(dead_letters_max.unwrap_or(0), Ordering::Relaxed);
+        Ok(())
     }
 
     pub(super) async fn close(&self) {
@@ -185,18 +189,28 @@ impl LinkError {
     }
 }
 
-/// What a person got wrong, if the broker's error says so.
-fn refusal(error: &lapin::Error) -> Option<&'static str> {
+/// What has to be changed on this side or in the broker's accounts, if the broker's error says so.
+fn refusal(error: &lapin::Error) -> Option<String> {
     let ErrorKind::ProtocolError(error) = error.kind() else { return None };
+    let message = error.get_message().as_str();
+    // "ACCESS_REFUSED - access to queue 'x' in vhost '/' refused for user 'y'"
+    let detail = message.split_once(" - ").map_or(message, |(_, detail)| detail);
     match error.get_id() {
-        ACCESS_REFUSED => Some("access refused; check user and password"),
-        NOT_ALLOWED => Some(
-            "not allowed; check the vhost (the part after the last /) and the user's permissions",
-        ),
+        ACCESS_REFUSED if detail.contains("Login was refused") => {
+            Some("access refused; check user and password".to_owned())
+        }
+        ACCESS_REFUSED => Some(format!(
+            "missing permission: {detail}; docs/operations.md lists what each account needs \
+             (rabbitmqctl set_permissions)"
+        )),
+        NOT_ALLOWED => Some(format!(
+            "not allowed: {detail}; check the vhost (the part after the last /) and the user's \
+             permissions"
+        )),
         _ => None,
     }
 }
 
 fn explain(error: &lapin::Error) -> String {
-    refusal(error).map_or_else(|| error.to_string(), str::to_owned)
+    refusal(error).unwrap_or_else(|| error.to_string())
 }

@@ -30,11 +30,13 @@ mod topology;
 mod waiting;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
 
 use super::seal::Sealer;
 use super::{Caller, Door, Inbox, Management, PaceNow, Prefetch, Producer, Queue, Window};
@@ -83,6 +85,8 @@ struct Broker {
     settings: config::Queue,
     clock: Clock,
     metrics: Arc<Metrics>,
+    /// How many dead letters their queue holds, as it is on the broker; 0 while that is not known.
+    dead_letters_max: Arc<AtomicU32>,
 }
 
 impl Rabbit {
@@ -105,8 +109,8 @@ impl Rabbit {
             Ok(Err(_)) | Err(_) => {}
         }
         let known = Arc::new(Known::default());
-        let (shown, room) = (known.clone(), broker.settings.bulk_max_length);
-        telemetry.metrics.at_scrape(move |metrics| shown.show(room, metrics));
+        let (shown, limit) = (known.clone(), broker.dead_letters_max.clone());
+        telemetry.metrics.at_scrape(move |metrics| shown.show(&limit, metrics));
         Ok(Self { broker, known, health: telemetry.health.clone(), tasks: tasks.clone() })
     }
 }
@@ -128,7 +132,8 @@ impl Broker {
         let names = Names::new(&settings.namespace);
         let sealer = settings.seal_to.map(Sealer::new);
         let tls = tls::load(&settings)?;
-        Ok(Self { uri, tls, address, names, sealer, settings, clock, metrics })
+        let dead_letters_max = Arc::default();
+        Ok(Self { uri, tls, address, names, sealer, settings, clock, metrics, dead_letters_max })
     }
 
     fn waiting_for(&self) -> String {
@@ -208,17 +213,32 @@ pub(super) async fn remove(url: &SecretString, settings: &config::Queue) -> anyh
 
 /// Pauses between attempts to reach the broker: doubling from 100 ms to 5 s, each cut short at
 /// random so that many processes do not come back at the same moment.
-struct Backoff(Duration);
+struct Backoff {
+    next: Duration,
+    /// Since when there is a connection.
+    connected: Option<Instant>,
+}
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(100);
     const LAST: Duration = Duration::from_secs(5);
+    /// A connection that lasts so long did work. The broker may also accept it and refuse what is asked
+    /// on it each time, which must not start the pauses over.
+    const STEADY: Duration = Duration::from_secs(5);
 
     fn new() -> Self {
-        Self(Self::FIRST)
+        Self { next: Self::FIRST, connected: None }
+    }
+
+    /// There is a connection, of which it is not known yet whether it is of use.
+    fn connected(&mut self) {
+        self.connected = Some(Instant::now());
     }
 
     async fn pause(&mut self) {
+        if self.connected.take().is_some_and(|since| since.elapsed() >= Self::STEADY) {
+            self.reset();
+        }
         tokio::time::sleep(self.next()).await;
     }
 
@@ -228,12 +248,35 @@ impl Backoff {
         // Without randomness the pause is merely less spread.
         let _ = getrandom::fill(&mut random);
         let share = 0.5 + f64::from(random[0]) / 512.0;
-        let pause = self.0.mul_f64(share);
-        self.0 = (self.0 * 2).min(Self::LAST);
+        let pause = self.next.mul_f64(share);
+        self.next = (self.next * 2).min(Self::LAST);
         pause
     }
 
+    /// The connection is of use: something was delivered.
     fn reset(&mut self) {
-        self.0 = Self::FIRST;
+        self.next = Self::FIRST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_connection_that_is_of_use_starts_the_pauses_over() {
+        let mut backoff = Backoff::new();
+        for _ in 0..20 {
+            backoff.connected();
+            backoff.pause().await;
+        }
+        let long = Instant::now();
+        backoff.pause().await;
+        assert!(long.elapsed() >= Backoff::LAST / 2, "{:?}", long.elapsed());
+        backoff.connected();
+        tokio::time::sleep(Backoff::STEADY).await;
+        let short = Instant::now();
+        backoff.pause().await;
+        assert!(short.elapsed() <= Backoff::FIRST, "{:?}", short.elapsed());
     }
 }

@@ -61,8 +61,8 @@ async fn supervise(broker: Arc<Broker>, mut rows: Rows) {
         while !rows.is_done() {
             let ended = match Session::new(&broker).await {
                 Ok(session) => {
-                    backoff.reset();
-                    let ended = session.run(&broker, &mut rows).await;
+                    backoff.connected();
+                    let ended = session.run(&broker, &mut rows, &mut backoff).await;
                     rows.forget_session();
                     ended
                 }
@@ -197,7 +197,12 @@ impl Session {
     }
 
     /// Sends and answers until all is done or a connection is lost (an error).
-    async fn run(mut self, broker: &Broker, rows: &mut Rows) -> Result<(), LinkError> {
+    async fn run(
+        mut self,
+        broker: &Broker,
+        rows: &mut Rows,
+        backoff: &mut Backoff,
+    ) -> Result<(), LinkError> {
         let (mut publishing, mut consuming) = (self.publish.state(), self.replies.link.state());
         let mut look = tokio::time::interval(LOOK_EVERY);
         while !rows.is_done() {
@@ -217,7 +222,10 @@ impl Session {
             }
             tokio::select! {
                 reply = self.replies.consumer.next() => match reply {
-                    Some(Ok(reply)) => self.settle(rows, &reply),
+                    Some(Ok(reply)) => {
+                        backoff.reset();
+                        self.settle(rows, &reply);
+                    }
                     Some(Err(error)) => return Err(error.into()),
                     None => return Err(LinkError::ConsumerEnded),
                 },

@@ -1,6 +1,5 @@
 //! A message's AMQP properties: written from a white-list, read with suspicion.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +8,8 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 use tokio::time::Instant;
 
-use super::{Broker, amqp, header};
+use super::header::{self, Headers, Unreadable};
+use super::{Broker, amqp};
 use crate::queue::age::Ages;
 use crate::queue::event::Event;
 use crate::queue::{Call, Door, Kind, Message, Pace, Reason, Row, Unsettled};
@@ -219,9 +219,6 @@ fn kept_headers(message: &Message, attempt: u32) -> FieldTable {
     headers
 }
 
-/// What is wrong with a message's properties.
-pub(super) type Unreadable = Cow<'static, str>;
-
 /// Reads a delivery from the queue of `door`, or says what is wrong with it.
 pub(super) fn read(
     door: Door,
@@ -344,98 +341,6 @@ fn may_reply_to(queue: &str, broker: &Broker) -> bool {
 /// (docs/operations.md), so what is sent there reaches no producer, whichever it names.
 fn is_of_front(queue: &str, broker: &Broker) -> bool {
     queue.starts_with(&broker.names.reply_prefix())
-}
-
-/// Headers as producers in several languages write them: numbers of any width.
-pub(super) struct Headers<'a>(pub(super) Option<&'a FieldTable>);
-
-impl<'a> Headers<'a> {
-    pub(super) fn get(&self, name: &str) -> Option<&'a AMQPValue> {
-        self.0?.inner().get(name)
-    }
-
-    pub(super) fn text(&self, name: &str) -> Option<&'a str> {
-        match self.get(name)? {
-            AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
-            AMQPValue::ShortString(text) => Some(text.as_str()),
-            _ => None,
-        }
-    }
-
-    fn number(&self, name: &str) -> Option<i64> {
-        Some(match *self.get(name)? {
-            AMQPValue::ShortShortInt(n) => n.into(),
-            AMQPValue::ShortShortUInt(n) => n.into(),
-            AMQPValue::ShortInt(n) => n.into(),
-            AMQPValue::ShortUInt(n) => n.into(),
-            AMQPValue::LongInt(n) => n.into(),
-            AMQPValue::LongUInt(n) => n.into(),
-            AMQPValue::LongLongInt(n) => n,
-            AMQPValue::Timestamp(n) => i64::try_from(n).ok()?,
-            _ => return None,
-        })
-    }
-
-    pub(super) fn flag(&self, name: &str) -> bool {
-        matches!(self.get(name), Some(AMQPValue::Boolean(true)))
-    }
-
-    /// As [`Self::text`]; an error if the header is there and is something else.
-    fn typed_text(&self, name: &'static str) -> Result<Option<&'a str>, Unreadable> {
-        self.typed(name, self.text(name), "UTF-8 text")
-    }
-
-    /// As [`Self::number`]; an error if the header is there and is something else.
-    fn typed_number(&self, name: &'static str) -> Result<Option<i64>, Unreadable> {
-        self.typed(name, self.number(name), "a whole number")
-    }
-
-    /// As [`Self::flag`]; an error if the header is there and is something else.
-    fn typed_flag(&self, name: &'static str) -> Result<bool, Unreadable> {
-        let flag = match self.get(name) {
-            Some(AMQPValue::Boolean(flag)) => Some(*flag),
-            _ => None,
-        };
-        Ok(self.typed(name, flag, "a boolean")?.unwrap_or(false))
-    }
-
-    fn typed<T>(
-        &self,
-        name: &'static str,
-        value: Option<T>,
-        expected: &str,
-    ) -> Result<Option<T>, Unreadable> {
-        match (value, self.get(name)) {
-            (None, Some(other)) => {
-                Err(format!("{name}: expected {expected}, got {}", type_name(other)).into())
-            }
-            (value, _) => Ok(value),
-        }
-    }
-}
-
-/// The type of a header's value, in words.
-fn type_name(value: &AMQPValue) -> &'static str {
-    match value {
-        AMQPValue::Boolean(_) => "a boolean",
-        AMQPValue::ShortShortInt(_)
-        | AMQPValue::ShortShortUInt(_)
-        | AMQPValue::ShortInt(_)
-        | AMQPValue::ShortUInt(_)
-        | AMQPValue::LongInt(_)
-        | AMQPValue::LongUInt(_)
-        | AMQPValue::LongLongInt(_) => "a whole number",
-        AMQPValue::Float(_) | AMQPValue::Double(_) => "a floating-point number",
-        AMQPValue::DecimalValue(_) => "a decimal number",
-        AMQPValue::ShortString(_) => "text",
-        AMQPValue::LongString(text) if std::str::from_utf8(text.as_bytes()).is_ok() => "text",
-        AMQPValue::LongString(_) => "text that is not UTF-8",
-        AMQPValue::ByteArray(_) => "bytes",
-        AMQPValue::FieldArray(_) => "an array",
-        AMQPValue::FieldTable(_) => "a table",
-        AMQPValue::Timestamp(_) => "a timestamp",
-        AMQPValue::Void => "no value",
-    }
 }
 
 fn put_text(headers: &mut FieldTable, name: &str, value: &str) {

@@ -75,22 +75,31 @@ const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
 /// AMQP's reply code for a declaration that differs from what is there.
 const PRECONDITION_FAILED: u16 = 406;
 
+/// Most arguments that may differ before the queue is used without knowing them.
+const LEARNT_MAX: usize = 16;
+
 /// What has been told to be different; once for each is enough.
 static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Declares everything that every process needs.
+/// Declares everything that every process needs. Returns how many messages the dead-letter queue holds,
+/// as it is there, if the broker says so.
 pub(super) async fn declare(
     connection: &Connection,
     names: &Names,
     settings: &config::Queue,
-) -> Result<(), lapin::Error> {
+) -> Result<Option<u32>, lapin::Error> {
     for (name, kind) in exchanges(names) {
         declare_exchange(connection, &name, kind).await?;
     }
+    let mut dead_letters_max = None;
     for queue in queues(names, settings) {
-        declare_queue(connection, &queue).await?;
+        let is_dead_queue = queue.name == names.dead_queue();
+        let arguments = declare_queue(connection, &queue, is_dead_queue).await?;
+        if is_dead_queue {
+            dead_letters_max = max_length(&arguments);
+        }
     }
-    Ok(())
+    Ok(dead_letters_max)
 }
 
 /// Removes everything that [`declare`] makes.
@@ -216,15 +225,30 @@ async fn declare_exchange(
     Ok(())
 }
 
-async fn declare_queue(connection: &Connection, spec: &QueueSpec) -> Result<(), lapin::Error> {
+/// Declares a queue, and one with other arguments passively. With `learn` these are found out first: each
+/// refusal names one of them. Returns the arguments in effect, as far as they were found out.
+async fn declare_queue(
+    connection: &Connection,
+    spec: &QueueSpec,
+    learn: bool,
+) -> Result<FieldTable, lapin::Error> {
     let options = |passive| QueueDeclareOptions { passive, durable: true, ..Default::default() };
-    for passive in [false, true] {
+    let (mut arguments, mut learnt) = (spec.arguments.clone(), 0);
+    let mut passive = false;
+    loop {
         let channel = connection.create_channel().await?;
         let declared = channel
-            .queue_declare(spec.name.as_str().into(), options(passive), spec.arguments.clone())
+            .queue_declare(spec.name.as_str().into(), options(passive), arguments.clone())
             .await;
         match declared {
-            Err(error) if !passive && is_different(&error) => tell_different(&spec.name),
+            Err(error) if !passive && is_different(&error) => {
+                tell_different(&spec.name);
+                learnt += 1;
+                passive = !learn || learnt > LEARNT_MAX || !adopt(&mut arguments, &error);
+                if passive {
+                    arguments = FieldTable::default();
+                }
+            }
             Err(error) => return Err(error),
             Ok(_) => {
                 if let Some((exchange, key)) = &spec.bound_to {
@@ -241,11 +265,42 @@ async fn declare_queue(connection: &Connection, spec: &QueueSpec) -> Result<(), 
                         .await?;
                 }
                 close(&channel).await;
-                return Ok(());
+                return Ok(arguments);
             }
         }
     }
-    Ok(())
+}
+
+/// Takes over the argument that the broker says is another. Returns false if it does not say which.
+fn adopt(arguments: &mut FieldTable, error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    let Some((name, current)) = difference(error.get_message().as_str()) else { return false };
+    let mut adopted = FieldTable::default();
+    for (other, value) in arguments.inner().iter().filter(|(other, _)| other.as_str() != name) {
+        adopted.insert(other.clone(), value.clone());
+    }
+    if let Some(current) = current {
+        let value = current.parse().map_or_else(|_| text(current), number);
+        adopted.insert(name.into(), value);
+    }
+    *arguments = adopted;
+    true
+}
+
+/// The argument and its value on the broker in "inequivalent arg 'x-max-length' for queue 'a' in vhost '/':
+/// received '5' but current is '6'", or "... but current is the value '6' of type 'long'", or "none".
+fn difference(message: &str) -> Option<(&str, Option<&str>)> {
+    let name = message.split('\'').nth(1).filter(|name| name.starts_with("x-"))?;
+    let (_, current) = message.rsplit_once("but current is ")?;
+    let value = current.split('\'').nth(1);
+    (value.is_some() || current.starts_with("none")).then_some((name, value))
+}
+
+fn max_length(arguments: &FieldTable) -> Option<u32> {
+    match arguments.inner().get("x-max-length")? {
+        AMQPValue::LongLongInt(max) => u32::try_from(*max).ok(),
+        _ => None,
+    }
 }
 
 async fn close(channel: &lapin::Channel) {
@@ -284,4 +339,30 @@ fn number(value: i64) -> AMQPValue {
 
 fn millis(duration: Duration) -> AMQPValue {
     number(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broker_says_which_argument_differs() {
+        let message = |rest: &str| {
+            format!(
+                "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'r.dead' in vhost '/': {rest}"
+            )
+        };
+        for (rest, current) in [
+            ("received '5' but current is '6'", Some("6")),
+            ("received none but current is the value '6' of type 'signedint'", Some("6")),
+            ("received the value '5' of type 'long' but current is none", None),
+        ] {
+            assert_eq!(difference(&message(rest)), Some(("x-max-length", current)), "{rest}");
+        }
+        assert_eq!(
+            difference("inequivalent arg 'durable' for queue 'r': received 'a' but current is 'b'"),
+            None
+        );
+        assert_eq!(difference("something else"), None);
+    }
 }

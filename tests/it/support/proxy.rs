@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -15,6 +16,8 @@ use url::Url;
 pub struct Proxy {
     address: SocketAddr,
     wire: Arc<watch::Sender<State>>,
+    /// Connections so far.
+    accepted: Arc<AtomicUsize>,
     accepting: AbortHandle,
 }
 
@@ -44,13 +47,20 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let wire = Arc::new(watch::Sender::new(State { wire: Wire::Whole, cuts: 0 }));
-        let state = wire.clone();
+        let (state, accepted) = (wire.clone(), Arc::new(AtomicUsize::new(0)));
+        let count = accepted.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(forward(client, target.clone(), state.subscribe()));
             }
         });
-        Self { address, wire, accepting: accepting.abort_handle() }
+        Self { address, wire, accepted, accepting: accepting.abort_handle() }
+    }
+
+    /// How many connections were made so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// The service's URL, by way of this proxy.
