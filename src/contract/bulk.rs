@@ -1,16 +1,20 @@
 //! What only bulk documents may hold: a password that was hashed elsewhere, as `passwordHash` in the
-//! place of `password`. Everything else about them is their contract's.
+//! place of `password`, and leave for a clear password that looks like a hash. Everything else about them
+//! is their contract's.
 
 use secrecy::SecretString;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::document::Field;
+use super::hash_like::{HashLike, hash_like};
 use super::{Contract, Document, Policy, rules, schema};
 use crate::signup::{Candidate, FieldError, Password};
 
 /// Where the hash stands.
 pub const PASSWORD_HASH: &str = "passwordHash";
+/// Set to true, it admits a clear password that looks like a hash.
+pub const ALLOW_HASH_LIKE: &str = "allowHashLikePassword";
 const PASSWORD: &str = "password";
 
 /// A password, quoted, that every contract takes. It stands in for the one nobody knows while the
@@ -25,7 +29,7 @@ pub fn check_bulk(
     policy: &Policy,
 ) -> Result<Candidate, Vec<FieldError>> {
     let hash = match document.text(PASSWORD_HASH) {
-        Field::Absent => return contract.check(document, policy),
+        Field::Absent => return check_clear(contract, document, policy),
         _ if !matches!(document.text(PASSWORD), Field::Absent) => {
             Err(error("CONFLICTING_FIELDS", "Give either password or passwordHash, not both"))
         }
@@ -45,10 +49,48 @@ pub fn check_bulk(
     }
 }
 
+fn check_clear(
+    contract: &dyn Contract,
+    document: &Document<'_>,
+    policy: &Policy,
+) -> Result<Candidate, Vec<FieldError>> {
+    let checked = contract.check(document, policy);
+    let is_hash = match document.text(PASSWORD) {
+        Field::Text(text) => hash_like(&text) == HashLike::Format,
+        _ => false,
+    };
+    if !is_hash || allows_hash_like(document) {
+        return checked;
+    }
+    // What else the contract says of the password would be said of a hash.
+    let mut errors = checked.err().unwrap_or_default();
+    errors.retain(|error| error.field != PASSWORD);
+    errors.push(looks_like_hash());
+    Err(errors)
+}
+
+/// Whether a document says that its clear password only looks like a hash.
+pub fn allows_hash_like(document: &Document<'_>) -> bool {
+    document.raw(ALLOW_HASH_LIKE).is_some_and(|raw| raw.get() == "true")
+}
+
+/// The error of a clear password that looks like a hash.
+pub fn looks_like_hash() -> FieldError {
+    FieldError {
+        field: PASSWORD.into(),
+        code: "LOOKS_LIKE_HASH".into(),
+        message: "The password looks like a hash; a hash belongs into passwordHash".into(),
+    }
+}
+
 /// The JSON Schema of a contract's bulk document, its password in clear or as a hash.
 pub fn bulk_schema(contract: &dyn Contract) -> Value {
     let mut schema = contract.schema();
     schema["properties"][PASSWORD_HASH] = schema::password_hash();
+    schema["properties"][ALLOW_HASH_LIKE] = json!({
+        "description": "true admits a clear password that looks like a hash; otherwise such a row is \
+                        refused (LOOKS_LIKE_HASH).",
+    });
     if let Some(required) = schema["required"].as_array_mut() {
         required.retain(|field| field != PASSWORD);
     }
@@ -115,6 +157,25 @@ mod tests {
                 "{id}"
             );
             assert_eq!(with(r#""passwordHash":"secret""#), ["INVALID_HASH"], "{id}");
+        }
+    }
+
+    #[test]
+    fn every_contract_refuses_a_hash_as_password_unless_it_is_allowed() {
+        let fields =
+            r#""username":"ann","email":"a@b.co","firstname":"Ann","fullname":{"firstname":"Ann"}"#;
+        for id in ContractId::ALL {
+            let with = |more: &str| codes(id, &format!("{{{fields},{more}}}"));
+            for hash in
+                [HASH, "pbkdf2_sha256$260000$salt$hash=", "{SSHA}x", &"$6$salt$0".repeat(12)]
+            {
+                let hash = serde_json::to_string(hash).unwrap();
+                assert_eq!(with(&format!(r#""password":{hash}"#)), ["LOOKS_LIKE_HASH"], "{id}");
+            }
+            let allowed = format!(r#""password":"{HASH}","allowHashLikePassword":true"#);
+            assert_eq!(with(&allowed), [PASSWORD], "{id}");
+            let other = allowed.replace("true", "false");
+            assert_eq!(with(&other), ["LOOKS_LIKE_HASH"], "{id}");
         }
     }
 

@@ -9,6 +9,7 @@ mod bulk;
 pub mod document;
 mod error_code;
 mod flat_name;
+mod hash_like;
 mod names;
 mod nested_name;
 mod policy;
@@ -21,8 +22,11 @@ pub mod shape;
 mod username;
 
 pub use answer::{Answer, Fault, Rendered};
-pub use bulk::{PASSWORD_HASH, bulk_schema, check_bulk};
+pub use bulk::{
+    ALLOW_HASH_LIKE, PASSWORD_HASH, allows_hash_like, bulk_schema, check_bulk, looks_like_hash,
+};
 pub use document::{Document, Unreadable};
+pub use hash_like::{HashLike, hash_like};
 pub use policy::{CommonPasswords, Policy};
 
 use serde_json::Value;

@@ -2,7 +2,7 @@
 //! of the rows while they still come. For other systems, not for browsers: it takes an API key, and
 //! without one in the settings it is not there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,9 +24,10 @@ use super::Front;
 use super::answer::{self, Response};
 use super::body;
 use super::signup::idempotency_key;
-use crate::contract::Policy;
 use crate::queue::{Answer, Producer, Row, Window, room};
-use crate::rows::{self, Checked, Line, Lines, Report, RowError};
+use crate::rows::{
+    self, Checked, EARLIER_FAILED, HashColumn, Line, Lines, Order, Report, RowError, Rules,
+};
 use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RegistrationId};
 use crate::telemetry::trace::Span;
 use crate::telemetry::{Metrics, TraceContext};
@@ -95,12 +96,18 @@ impl Front {
         let upload = Upload {
             lines: Lines::new(self.settings.body_limit),
             limit: self.settings.body_limit,
-            contract,
-            policy: self.policy.clone(),
+            rules: Rules {
+                contract,
+                id_field: None,
+                policy: self.policy.clone(),
+                allow_hash_like: false,
+            },
             key: key.clone(),
             fresh,
             pieces,
-            unsent: None,
+            column: HashColumn::default(),
+            order: Order::default(),
+            unsent: VecDeque::new(),
             taken: 0,
             told: 0,
             reports: BTreeMap::new(),
@@ -154,13 +161,16 @@ struct Gone;
 struct Upload {
     lines: Lines,
     limit: usize,
-    contract: ContractId,
-    policy: Policy,
+    rules: Rules,
     key: IdempotencyKey,
     fresh: bool,
     pieces: mpsc::Sender<Bytes>,
-    /// The row that is sent next, under its place among the rows.
-    unsent: Option<Row>,
+    /// Holds the first rows back while all their passwords look like digests.
+    column: HashColumn<(u64, Cut)>,
+    /// Holds rows back behind earlier ones of the same user name or address.
+    order: Order<Row>,
+    /// Rows that may be sent now, under their places among the rows.
+    unsent: VecDeque<Row>,
     /// Rows taken out of the body, and rows whose report has been given to the client.
     taken: u64,
     told: u64,
@@ -177,6 +187,9 @@ enum Waiting {
     Answer { line: u64 },
     Turn(Report),
 }
+
+/// The line and what the check found.
+type Cut = (u64, Result<Checked, Vec<RowError>>);
 
 /// Why no more rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,11 +213,18 @@ impl Upload {
                 // What was told makes room for more.
                 let told = self.told;
                 self.tell().await?;
-                if no_lines || self.unsent.is_some() || self.told == told {
+                if no_lines || !self.unsent.is_empty() || self.told == told {
                     break no_lines;
                 }
             };
-            let nothing_left = no_lines && self.unsent.is_none() && over.is_some();
+            if no_lines && matches!(over, Some(Over::Whole | Over::Broken | Over::Idle)) {
+                for ((place, cut), is_hash) in self.column.end() {
+                    self.take(place, cut, is_hash);
+                }
+                self.tell().await?;
+            }
+            let nothing_left =
+                no_lines && self.unsent.is_empty() && self.order.held() == 0 && over.is_some();
             if nothing_left {
                 rows = None;
             }
@@ -215,11 +235,13 @@ impl Upload {
             tokio::select! {
                 answer = answers.recv() => match answer {
                     Some(answer) => self.answered(answer),
+                    // A stop leaves rows that were not sent.
+                    None if over == Some(Over::Stopping) => return self.finish(over).await,
                     // It cannot end before the rows do; whatever it was, the client asks again.
                     None => return Err(Gone),
                 },
-                room = room(rows.clone()), if rows.is_some() && self.unsent.is_some() => {
-                    let (Some(room), Some(row)) = (room, self.unsent.take()) else {
+                room = room(rows.clone()), if rows.is_some() && !self.unsent.is_empty() => {
+                    let (Some(room), Some(row)) = (room, self.unsent.pop_front()) else {
                         return Err(Gone);
                     };
                     room.send(row);
@@ -235,12 +257,14 @@ impl Upload {
                         self.lines.end();
                         over = Some(Over::Whole);
                     }
-                    Err(_) if self.told == self.taken => over = Some(Over::Idle),
+                    Err(_) if !self.is_waiting() => over = Some(Over::Idle),
                     Err(_) => {}
                 },
                 () = stop.cancelled(), if over.is_none() => {
                     over = Some(Over::Stopping);
                     give_up_at = Some(Instant::now() + GRACE);
+                    self.unsent.clear();
+                    self.order.clear_held();
                 }
                 () = sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
                     return self.finish(over).await;
@@ -254,45 +278,70 @@ impl Upload {
         self.taken - self.told < WINDOW as u64
     }
 
+    /// Whether a row is without an answer.
+    fn is_waiting(&self) -> bool {
+        self.reports.values().any(|report| matches!(report, Waiting::Answer { .. }))
+    }
+
     /// Takes rows out of what came, until one has to be sent or the window is full. Whether there are
     /// no more.
     fn take_rows(&mut self) -> bool {
-        while self.unsent.is_none() && self.has_room() {
+        while self.unsent.is_empty() && self.has_room() {
             let (line, checked) = match self.lines.next_line() {
                 None => return true,
-                Some(Line::Text { number, bytes }) => {
-                    (number, rows::check(self.contract, bytes, None, &self.policy))
-                }
+                Some(Line::Text { number, bytes }) => (number, rows::check(&self.rules, bytes)),
                 Some(Line::TooLong { number }) => {
                     (number, Err(vec![RowError::too_long(self.limit)]))
                 }
             };
             let place = self.taken;
             self.taken += 1;
-            let waiting = match checked {
-                Ok(Checked { body, .. }) => {
-                    let id = MessageId::of_bulk(self.contract, &self.key, line);
-                    let (contract, fresh) = (self.contract, self.fresh);
-                    let trace = self.trace.clone();
-                    self.unsent = Some(Row { tag: place, contract, id, fresh, body, trace });
-                    Waiting::Answer { line }
-                }
-                Err(errors) => {
-                    self.metrics.row_answered("invalid");
-                    Waiting::Turn(Report::invalid(line, None, errors))
-                }
-            };
-            self.reports.insert(place, waiting);
+            let hash_like = checked.as_ref().ok().and_then(|checked| checked.hash_like);
+            for ((place, cut), is_hash) in self.column.add((place, (line, checked)), hash_like) {
+                self.take(place, cut, is_hash);
+            }
         }
         false
     }
 
+    /// Prepares a row to be sent, or its report if it is refused.
+    fn take(&mut self, place: u64, (line, checked): Cut, is_hash: bool) {
+        let waiting = match checked {
+            Ok(checked) if is_hash => self.refused(line, checked.as_hash()),
+            Err(errors) => self.refused(line, errors),
+            Ok(Checked { body, identity, .. }) => {
+                let contract = self.rules.contract;
+                let id = MessageId::of_bulk(contract, &self.key, line);
+                let (fresh, trace) = (self.fresh, self.trace.clone());
+                let row = Row { tag: place, contract, id, fresh, body, trace };
+                self.unsent.extend(self.order.add(place, identity, row));
+                Waiting::Answer { line }
+            }
+        };
+        self.reports.insert(place, waiting);
+    }
+
+    fn refused(&self, line: u64, errors: Vec<RowError>) -> Waiting {
+        self.metrics.row_answered("invalid");
+        Waiting::Turn(Report::invalid(line, None, errors))
+    }
+
     fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
-        if let Some(Waiting::Answer { line }) = self.reports.get(&tag) {
-            self.metrics.row_answered(outcome.as_ref().map_or("no_answer", Outcome::word));
-            let id = RegistrationId::of(self.contract, "", &id);
-            let report = Report::answered(*line, id, outcome.ok());
-            self.reports.insert(tag, Waiting::Turn(report));
+        let Some(Waiting::Answer { line }) = self.reports.get(&tag) else { return };
+        self.metrics.row_answered(outcome.as_ref().map_or("no_answer", Outcome::word));
+        let id = RegistrationId::of(self.rules.contract, "", &id);
+        let report = Report::answered(*line, id, outcome.ok());
+        let has_failed = report.outcome == "failed";
+        self.reports.insert(tag, Waiting::Turn(report));
+        if !has_failed {
+            self.unsent.extend(self.order.finish(tag).into_iter().map(|(_, row)| row));
+            return;
+        }
+        for tag in self.order.fail(tag) {
+            if let Some(Waiting::Answer { line }) = self.reports.get(&tag) {
+                self.metrics.row_answered(EARLIER_FAILED);
+                self.reports.insert(tag, Waiting::Turn(Report::earlier_failed(*line)));
+            }
         }
     }
 

@@ -9,12 +9,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::csv::{Record, Records};
+use super::cutter::Cutter;
 use super::done::Lines as DoneLines;
-use super::header::Header;
 use super::ledger::{Job, Pin, Resumed};
 use crate::contract::Policy;
-use crate::rows::{self, Checked, Line, Lines, RowError};
+use crate::rows::{Checked, HashColumn, Judged, RowError, Rules};
 
 /// Longest row, in bytes: what the front takes as a body by default.
 pub const ROW_MAX: usize = 16 << 10;
@@ -84,7 +83,14 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
         Some(Resumed { done, pin, .. }) => (done, pin),
         None => (DoneLines::default(), None),
     };
+    let rules = Rules {
+        contract: job.contract,
+        id_field: job.id_field.clone(),
+        policy,
+        allow_hash_like: job.allow_hash_like,
+    };
     let mut cutter = Cutter::new(&job);
+    let mut column = HashColumn::default();
     let (mut digest, mut offset, mut piece) = (Sha256::new(), 0, vec![0; PIECE]);
     let mut rows = Vec::new();
     loop {
@@ -103,7 +109,19 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
         let at_start = offset == 0;
         offset += read as u64;
         cutter.push(&piece[..read], at_start, read == 0);
-        cutter.cut(&job, &policy, &done, &mut rows)?;
+        cutter.cut(&rules, &mut |line, check| {
+            let is_done = done.has(line);
+            // Rows that an earlier run did count for the judgement, so that this one judges as that did.
+            if !is_done || !column.is_judged() {
+                let checked = check();
+                let hash_like = checked.as_ref().ok().and_then(|checked| checked.hash_like);
+                let row = (!is_done).then_some(Row { line, checked });
+                rows.extend(refuse_hashes(column.add(row, hash_like)));
+            }
+        })?;
+        if read == 0 {
+            rows.extend(refuse_hashes(column.end()));
+        }
         if let Some(pin) = known.take_if(|pin| pin.offset == offset)
             && pin.digest != hex(&digest)
         {
@@ -122,144 +140,20 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
     }
 }
 
-const OTHER_INPUT: &str = "the ledger is of another input: what was read of that one is not how this \
-     one begins; resume with the same bytes, or begin anew with another ledger";
+/// Rows whose password turned out to be a hash are refused.
+fn refuse_hashes(judged: Vec<Judged<Option<Row>>>) -> impl Iterator<Item = Row> {
+    judged.into_iter().filter_map(|(row, is_hash)| {
+        let mut row = row?;
+        if let (true, Ok(checked)) = (is_hash, &row.checked) {
+            row.checked = Err(checked.as_hash());
+        }
+        Some(row)
+    })
+}
+
+const OTHER_INPUT: &str = "the checkpoint is of another input: what was read of that one is not how this \
+     one begins; resume with the same bytes, or start again with another checkpoint";
 
 fn hex(digest: &Sha256) -> String {
     digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// From bytes to rows.
-enum Cutter {
-    Ndjson(Lines),
-    Csv(Box<Csv>),
-}
-
-struct Csv {
-    records: Records,
-    header: Option<Header>,
-    /// Room for a record as a document.
-    document: Vec<u8>,
-}
-
-impl Cutter {
-    fn new(job: &Job) -> Self {
-        match job.format {
-            Format::Ndjson => Self::Ndjson(Lines::new(ROW_MAX)),
-            Format::Csv { delimiter } => Self::Csv(Box::new(Csv {
-                records: Records::new(delimiter, ROW_MAX),
-                header: None,
-                document: Vec::new(),
-            })),
-        }
-    }
-
-    fn push(&mut self, bytes: &[u8], at_start: bool, at_end: bool) {
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").filter(|_| at_start).unwrap_or(bytes);
-        match self {
-            Self::Ndjson(lines) => lines.push(bytes),
-            Self::Csv(csv) => csv.records.push(bytes),
-        }
-        if at_end {
-            match self {
-                Self::Ndjson(lines) => lines.end(),
-                Self::Csv(csv) => csv.records.end(),
-            }
-        }
-    }
-
-    /// Adds the rows there are, but for those that are done.
-    fn cut(
-        &mut self,
-        job: &Job,
-        policy: &Policy,
-        done: &DoneLines,
-        rows: &mut Vec<Row>,
-    ) -> anyhow::Result<()> {
-        match self {
-            Self::Ndjson(lines) => {
-                while let Some(line) = lines.next_line() {
-                    let (line, checked) = match line {
-                        Line::Text { number, .. } | Line::TooLong { number }
-                            if done.has(number) =>
-                        {
-                            continue;
-                        }
-                        Line::Text { number, bytes } => (number, check(job, policy, bytes)),
-                        Line::TooLong { number } => {
-                            (number, Err(vec![RowError::too_long(ROW_MAX)]))
-                        }
-                    };
-                    rows.push(Row { line, checked });
-                }
-            }
-            Self::Csv(csv) => {
-                let Csv { records, header, document } = &mut **csv;
-                while let Some(record) = records.next_record() {
-                    let (line, checked) = match (record, &*header) {
-                        (Record::Cells { cells, .. }, None) => {
-                            let first = Header::new(&cells)?;
-                            records.expect(first.len());
-                            *header = Some(first);
-                            continue;
-                        }
-                        (Record::Endless { .. }, None) => {
-                            bail!(
-                                "the header is longer than {ROW_MAX} bytes, or a quote in it is not closed"
-                            )
-                        }
-                        (Record::Cells { line, .. } | Record::Endless { line }, _)
-                            if done.has(line) =>
-                        {
-                            continue;
-                        }
-                        (Record::Cells { line, cells }, Some(header)) => {
-                            let read = record_document(header, &cells, document);
-                            (line, read.and_then(|()| check(job, policy, document)))
-                        }
-                        (Record::Endless { line }, Some(_)) => (line, Err(vec![endless()])),
-                    };
-                    rows.push(Row { line, checked });
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn check(job: &Job, policy: &Policy, row: &[u8]) -> Result<Checked, Vec<RowError>> {
-    rows::check(job.contract, row, job.id_field.as_deref(), policy)
-}
-
-/// Writes a record as a document; columns of errors are counted in cells.
-fn record_document(
-    header: &Header,
-    cells: &[&[u8]],
-    document: &mut Vec<u8>,
-) -> Result<(), Vec<RowError>> {
-    if cells.len() != header.len() {
-        let error = RowError::unreadable(
-            "WRONG_CELLS",
-            "as many cells as the header has wanted",
-            Some(cells.len().min(header.len()) + 1),
-        );
-        return Err(vec![error]);
-    }
-    let mut texts = Vec::with_capacity(cells.len());
-    for (at, cell) in cells.iter().enumerate() {
-        match std::str::from_utf8(cell) {
-            Ok(text) => texts.push(text),
-            Err(_) => {
-                let error = RowError::unreadable("NOT_UTF8", "not UTF-8", Some(at + 1));
-                return Err(vec![RowError { field: header.name(at).to_owned().into(), ..error }]);
-            }
-        }
-    }
-    document.clear();
-    header.write(&texts, document);
-    Ok(())
-}
-
-fn endless() -> RowError {
-    RowError::unreadable("NO_END", "longer than 16 KiB, or a quote in it is not closed", None)
 }

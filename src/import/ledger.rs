@@ -26,6 +26,9 @@ pub struct Job {
     pub format: Format,
     /// The field or column that names a row.
     pub id_field: Option<String>,
+    /// Whether clear passwords may look like hashes.
+    #[serde(default)]
+    pub allow_hash_like: bool,
     /// Whether the report is a file, which a resume goes on with.
     pub to_file: bool,
 }
@@ -87,7 +90,7 @@ impl Ledger {
                 "{name}: an import was begun here and not finished; --resume goes on with it, and \
                  after removing that file a new one can begin"
             ),
-            _ => anyhow::anyhow!("{name}: {error}; give --ledger a file that can be written"),
+            _ => anyhow::anyhow!("{name}: {error}; give --checkpoint a file that can be written"),
         })?;
         let mut ledger = Self { file, path: path.to_owned(), waiting: Vec::new() };
         ledger.lock()?;
@@ -114,11 +117,11 @@ impl Ledger {
             }
             let entry = serde_json::from_slice(&line);
             let read = entry.ok().and_then(|entry| add(&mut resumed, entry));
-            ensure!(read.is_some(), "{name}: not a ledger of `muster import`");
+            ensure!(read.is_some(), "{name}: not a checkpoint of `muster import`");
             whole += line.len() as u64;
             line.clear();
         }
-        let Some(resumed) = resumed else { bail!("{name}: not a ledger of `muster import`") };
+        let Some(resumed) = resumed else { bail!("{name}: not a checkpoint of `muster import`") };
         ledger.file.set_len(whole)?;
         ledger.file.seek(SeekFrom::End(0))?;
         Ok((ledger, resumed))
@@ -161,7 +164,7 @@ impl Ledger {
         // One write, so that a kill leaves it there or not.
         self.file
             .write_all(&line)
-            .with_context(|| format!("{}: the ledger cannot be written", self.path.display()))
+            .with_context(|| format!("{}: the checkpoint cannot be written", self.path.display()))
     }
 
     fn lock(&self) -> anyhow::Result<()> {
@@ -207,6 +210,7 @@ mod tests {
             contract: ContractId::Register,
             format: Format::Ndjson,
             id_field: None,
+            allow_hash_like: false,
             to_file: true,
         }
     }

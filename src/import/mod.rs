@@ -10,6 +10,7 @@
 //! Not here: flags, the progress bar and how a worker is started where there is no broker.
 
 mod csv;
+mod cutter;
 mod done;
 mod dry_run;
 mod header;

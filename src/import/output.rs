@@ -46,7 +46,7 @@ impl Output {
         if metadata.is_file() {
             anyhow::ensure!(
                 metadata.len() >= keep,
-                "{name}: shorter than the ledger says; give --output the report that the import began"
+                "{name}: shorter than the checkpoint says; give --output the report that the import began"
             );
             file.set_len(keep).and_then(|()| file.seek(SeekFrom::End(0))).with_context(told)?;
         }

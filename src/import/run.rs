@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::input::{Batch, Row};
 use super::{Input, Job, Ledger, Output, Tally};
 use crate::queue::{self, Answer, Producer, room};
-use crate::rows::Report;
+use crate::rows::{Checked, Order, Report};
 use crate::signup::{MessageId, RegistrationId};
 use crate::telemetry::TraceContext;
 
@@ -23,6 +23,8 @@ const WRITE_MAX: usize = 1024;
 /// Rows that may fail before the import gives up: with so many something is wrong with more than
 /// them, and each is one that a resume has to remember.
 const FAILED_MAX: u64 = 10_000;
+/// Rows that wait for an earlier one of the same identity at most; no more is sent while there are so many.
+const HELD_MAX: usize = 1024;
 /// How long a soft stop waits for rows under way.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -95,6 +97,10 @@ struct State {
     tally: Tally,
     before: u64,
     unanswered: HashMap<u64, Sent>,
+    /// Keeps rows of one user name, address or id in the order of their lines.
+    order: Order<Checked>,
+    /// Rows that may be sent now.
+    ready: VecDeque<(u64, Checked)>,
     /// Lines reported and not written yet.
     unwritten: usize,
     read: u64,
@@ -121,6 +127,8 @@ impl Import {
             before: tally.rows(),
             tally,
             unanswered: HashMap::new(),
+            order: Order::default(),
+            ready: VecDeque::new(),
             unwritten: 0,
             read: 0,
             offset: 0,
@@ -159,12 +167,29 @@ impl State {
         let mut to_send: VecDeque<Row> = VecDeque::new();
         let mut tick = tokio::time::interval(WRITE_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut no_more = false;
         let mut stopped: Option<Instant> = None;
         loop {
-            // What was refused by its own contract goes nowhere.
-            while let Some(Row { checked: Err(_), .. }) = to_send.front() {
-                let Some(Row { line, checked: Err(errors) }) = to_send.pop_front() else { break };
-                self.report(Report::invalid(line, None, errors), 0);
+            while self.ready.is_empty()
+                && self.order.held() < HELD_MAX
+                && let Some(Row { line, checked }) = to_send.pop_front()
+            {
+                match checked {
+                    Ok(checked) => {
+                        let identity = checked.identity;
+                        let free = self.order.add(line, identity, checked);
+                        self.ready.extend(free.map(|checked| (line, checked)));
+                    }
+                    // A refused row is not sent.
+                    Err(errors) => self.report(Report::invalid(line, None, errors), 0),
+                }
+                if self.unwritten >= WRITE_MAX {
+                    self.write()?;
+                }
+            }
+            let all_sent = to_send.is_empty() && self.ready.is_empty() && self.order.held() == 0;
+            if no_more && all_sent {
+                rows = None;
             }
             if self.unwritten >= WRITE_MAX {
                 self.write()?;
@@ -178,13 +203,13 @@ impl State {
                     None if self.unanswered.is_empty() => return Ok(stopped.is_none()),
                     None => bail!("the queue was closed with rows under way"),
                 },
-                room = room(rows.clone()), if rows.is_some() && !to_send.is_empty() => {
+                room = room(rows.clone()), if rows.is_some() && !self.ready.is_empty() => {
                     let Some(room) = room else { bail!("the queue was closed") };
-                    if let Some(row) = to_send.pop_front() {
-                        room.send(self.row(row)?);
+                    if let Some((line, checked)) = self.ready.pop_front() {
+                        room.send(self.row(line, checked)?);
                     }
                 }
-                batch = batches.recv(), if rows.is_some() && to_send.is_empty() => match batch {
+                batch = batches.recv(), if !no_more && to_send.is_empty() => match batch {
                     Some(batch) => {
                         let batch = batch?;
                         // Before anything of it is sent, so that no other input can be resumed.
@@ -195,7 +220,7 @@ impl State {
                             (self.read + batch.rows.len() as u64, batch.offset);
                         to_send.extend(batch.rows);
                     }
-                    None => rows = None,
+                    None => no_more = true,
                 },
                 _ = tick.tick() => {
                     self.write()?;
@@ -207,7 +232,9 @@ impl State {
                 () = stop.cancelled(), if stopped.is_none() => {
                     stopped = Some(Instant::now());
                     to_send.clear();
-                    rows = None;
+                    self.ready.clear();
+                    self.order.clear_held();
+                    (rows, no_more) = (None, true);
                     batches.close();
                 }
             }
@@ -215,9 +242,11 @@ impl State {
     }
 
     /// A row as it is sent.
-    fn row(&mut self, row: Row) -> anyhow::Result<queue::Row> {
-        let Row { line, checked: Ok(checked) } = row else { bail!("a refused row is not sent") };
-        self.unanswered.insert(line, Sent { unique: checked.unique });
+    fn row(&mut self, line: u64, checked: Checked) -> anyhow::Result<queue::Row> {
+        let unique = checked.identity.unique();
+        if self.unanswered.insert(line, Sent { unique }).is_some() {
+            bail!("two rows of line {line}; this is a defect of muster");
+        }
         // Only an id made from a job that begins now can be known to nobody.
         let fresh = checked.id.is_none() && !self.resumed;
         let id = checked.id.unwrap_or_else(|| MessageId::of_import(&self.job.id, line));
@@ -229,7 +258,16 @@ impl State {
         let Some(Sent { unique }) = self.unanswered.remove(&tag) else { return };
         // As the worker names it: what comes from muster's own account has no producer.
         let id = RegistrationId::of(self.job.contract, "", &id);
-        self.report(Report::answered(tag, id, outcome.ok()), unique);
+        let report = Report::answered(tag, id, outcome.ok());
+        let has_failed = report.outcome == "failed";
+        self.report(report, unique);
+        if has_failed {
+            for line in self.order.fail(tag) {
+                self.report(Report::earlier_failed(line), 0);
+            }
+        } else {
+            self.ready.extend(self.order.finish(tag));
+        }
     }
 
     /// Counts and reports a row; `unique` fields of it nobody else may have.

@@ -26,7 +26,9 @@ use zeroize::{Zeroize, Zeroizing};
 use super::{Door, Kind, Message, Reason};
 use crate::config;
 use crate::contract::document::Field;
-use crate::contract::{Document, PASSWORD_HASH, Policy, contract};
+use crate::contract::{
+    ALLOW_HASH_LIKE, Document, PASSWORD_HASH, Policy, allows_hash_like, contract,
+};
 use crate::signup::{Candidate, ContractId, MessageId, Millis, Password};
 
 /// The field that is sealed.
@@ -93,11 +95,15 @@ impl Sealer {
     /// does not matter to that.
     pub fn seal(&self, letter: &Letter<'_>, body: &[u8]) -> Option<Vec<u8>> {
         let contract = contract(letter.contract);
-        let candidate = contract.check(&Document::parse(body).ok()?, &Policy::default()).ok()?;
+        let given = Document::parse(body).ok()?;
+        let candidate = contract.check(&given, &Policy::default()).ok()?;
         let sealed = self.seal_password(letter, &candidate)?;
         let mut document = contract.write(&candidate);
         if let Value::String(mut clear) = mem::replace(&mut document[PASSWORD], sealed.into()) {
             clear.zeroize();
+        }
+        if allows_hash_like(&given) {
+            document[ALLOW_HASH_LIKE] = true.into();
         }
         serde_json::to_vec(&document).ok()
     }

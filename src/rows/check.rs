@@ -1,13 +1,19 @@
-//! One row: read, checked by its contract's rules and written anew with the contract's own fields, so
+//! One row: read, checked by its contract's rules and written again with the contract's own fields, so
 //! that nothing else a producer sent travels on.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use bytes::Bytes;
+use secrecy::ExposeSecret;
 use serde_json::value::RawValue;
 
 use super::RowError;
 use crate::contract::document::Field;
-use crate::contract::{Document, Policy, check_bulk, contract};
-use crate::signup::{ContractId, MessageId};
+use crate::contract::{
+    ALLOW_HASH_LIKE, Document, HashLike, Policy, allows_hash_like, check_bulk, contract, hash_like,
+    looks_like_hash,
+};
+use crate::signup::{Candidate, ContractId, Email, MessageId, Password};
 
 /// A row that passed.
 #[derive(Clone, PartialEq, Eq)]
@@ -16,37 +22,97 @@ pub struct Checked {
     pub id: Option<MessageId>,
     /// The contract's document.
     pub body: Bytes,
-    /// Fields of it that nobody else may have.
-    pub unique: usize,
+    /// What no other row may share.
+    pub identity: Identity,
+    /// How much its clear password looks like a hash; `None` if it has none, or it is allowed to.
+    pub hash_like: Option<HashLike>,
+}
+
+impl Checked {
+    /// The error of a row whose bare digest turned out to be a hash.
+    pub fn as_hash(&self) -> Vec<RowError> {
+        vec![looks_like_hash().into()]
+    }
+}
+
+/// A row's user name, address and own id, each as a hash. Equal ones are equal or, rarely, not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    user: [Option<u64>; 2],
+    id: Option<u64>,
+}
+
+impl Identity {
+    fn of(candidate: &Candidate, id: Option<&MessageId>) -> Self {
+        let username = candidate.username.as_deref().map(|name| hashed(0, name));
+        let email = candidate.email.as_ref().map(|email| hashed(1, Email::key(email)));
+        Self { user: [username, email], id: id.map(|id| hashed(2, id.as_str())) }
+    }
+
+    /// How many fields no other user may have.
+    pub fn unique(&self) -> usize {
+        self.user.iter().flatten().count()
+    }
+
+    /// Everything that makes two rows one.
+    pub(super) fn keys(&self) -> impl Iterator<Item = u64> + use<> {
+        self.user.into_iter().chain([self.id]).flatten()
+    }
+}
+
+fn hashed(kind: u8, text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (kind, text).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// How rows are checked.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Whose documents they are.
+    pub contract: ContractId,
+    /// The field that holds a row's own id.
+    pub id_field: Option<String>,
+    /// What is asked of passwords beyond the contract.
+    pub policy: Policy,
+    /// Whether every clear password may look like a hash.
+    pub allow_hash_like: bool,
 }
 
 /// Checks a row: a contract's document, in which the field `id_field` may name the row. Errors stand
 /// in the order of the contract's own.
-pub fn check(
-    id: ContractId,
-    row: &[u8],
-    id_field: Option<&str>,
-    policy: &Policy,
-) -> Result<Checked, Vec<RowError>> {
-    let document = Document::parse(row).map_err(|_| vec![unreadable(row)])?;
+pub fn check(rules: &Rules, row: &[u8]) -> Result<Checked, Vec<RowError>> {
+    let mut document = Document::parse(row).map_err(|_| vec![unreadable(row)])?;
     match document.text("contract") {
         Field::Absent => {}
-        Field::Text(named) if named.as_str() == id.as_str() => {}
+        Field::Text(named) if named.as_str() == rules.contract.as_str() => {}
         _ => {
             let text = "a row cannot name another contract than its import";
             return Err(vec![RowError::of("contract", "OTHER_CONTRACT", text)]);
         }
     }
-    let own = match id_field {
+    let own = match &rules.id_field {
         Some(field) => Some(own_id(&document, field).map_err(|error| vec![error])?),
         None => None,
     };
-    let contract = contract(id);
-    let candidate = check_bulk(contract, &document, policy)
+    let yes: &RawValue = serde_json::from_str("true").expect("a JSON text");
+    if rules.allow_hash_like {
+        document.put(ALLOW_HASH_LIKE, yes);
+    }
+    let contract = contract(rules.contract);
+    let candidate = check_bulk(contract, &document, &rules.policy)
         .map_err(|errors| errors.into_iter().map(RowError::from).collect::<Vec<_>>())?;
-    let unique = usize::from(candidate.username.is_some()) + usize::from(candidate.email.is_some());
-    let body = Bytes::from(contract.write(&candidate).to_string());
-    Ok(Checked { id: own, body, unique })
+    let mut body = contract.write(&candidate);
+    let hash_like = match &candidate.password {
+        Password::Clear(clear) => Some(hash_like(clear.expose_secret())),
+        Password::Hashed(_) => None,
+    };
+    if hash_like == Some(HashLike::Format) {
+        body[ALLOW_HASH_LIKE] = true.into();
+    }
+    let hash_like = hash_like.filter(|_| !allows_hash_like(&document));
+    let identity = Identity::of(&candidate, own.as_ref());
+    Ok(Checked { id: own, body: Bytes::from(body.to_string()), identity, hash_like })
 }
 
 /// The row's own id: a text, or a number as it is written.
@@ -67,6 +133,20 @@ fn own_id(document: &Document<'_>, field: &str) -> Result<MessageId, RowError> {
     })
 }
 
+/// A row that is not UTF-8, and what it looks like instead.
+pub fn not_utf8(bytes: &[u8], column: usize) -> RowError {
+    // Bytes that windows-1252 leaves undefined.
+    let undefined = [0x81, 0x8d, 0x8f, 0x90, 0x9d];
+    let message = if bytes.contains(&0) {
+        "not UTF-8; it looks like UTF-16 without a byte order mark"
+    } else if bytes.iter().any(|byte| undefined.contains(byte)) {
+        "not UTF-8, and not windows-1252"
+    } else {
+        "not UTF-8; it looks like windows-1252"
+    };
+    RowError::unreadable("NOT_UTF8", message, Some(column))
+}
+
 fn is_number(raw: &str) -> bool {
     raw.bytes().all(|byte| byte.is_ascii_digit())
 }
@@ -76,7 +156,7 @@ fn unreadable(row: &[u8]) -> RowError {
     let text = match std::str::from_utf8(row) {
         Ok(text) => text,
         Err(error) => {
-            return RowError::unreadable("NOT_UTF8", "not UTF-8", Some(error.valid_up_to() + 1));
+            return not_utf8(row, error.valid_up_to() + 1);
         }
     };
     match serde_json::from_str::<Box<RawValue>>(text) {
@@ -88,36 +168,68 @@ fn unreadable(row: &[u8]) -> RowError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// The identity of a row with this user name and address.
+    pub(in super::super) fn identity(username: u64, email: u64) -> Identity {
+        Identity { user: [Some(username), Some(1000 + email)], id: None }
+    }
 
     const GOOD: &str = r#"{"email":"a@b.co","fullname":{"firstname":"Ann"},"password":"secret-1","roles":["admin"],"nr":17,"x":"=1+1"}"#;
 
+    fn rules(id_field: Option<&str>) -> Rules {
+        Rules {
+            contract: ContractId::Register,
+            id_field: id_field.map(str::to_owned),
+            policy: Policy::default(),
+            allow_hash_like: false,
+        }
+    }
+
     fn errors(row: &[u8]) -> Vec<(String, String, Option<usize>)> {
-        let errors = check(ContractId::Register, row, None, &Policy::default()).err();
-        let told = errors.unwrap().into_iter();
-        told.map(|e| (e.field.into_owned(), e.code.into_owned(), e.column)).collect()
+        let errors = check(&rules(None), row).err();
+        let errors = errors.unwrap().into_iter();
+        errors.map(|e| (e.field.into_owned(), e.code.into_owned(), e.column)).collect()
     }
 
     #[test]
-    fn a_row_is_written_anew() {
-        let checked =
-            check(ContractId::Register, GOOD.as_bytes(), None, &Policy::default()).unwrap();
+    fn a_row_is_written_again() {
+        let checked = check(&rules(None), GOOD.as_bytes()).unwrap();
         let body: serde_json::Value = serde_json::from_slice(&checked.body).unwrap();
         assert_eq!(body.as_object().unwrap().len(), 3, "{body}");
-        assert_eq!((checked.id, checked.unique), (None, 1));
+        assert_eq!((checked.id, checked.identity.unique()), (None, 1));
     }
 
     #[test]
     fn a_row_may_name_itself() {
-        let id = |field| {
-            check(ContractId::Register, GOOD.as_bytes(), Some(field), &Policy::default())
-                .map(|row| row.id)
-        };
+        let id = |field| check(&rules(Some(field)), GOOD.as_bytes()).map(|row| row.id);
         assert_eq!(id("nr").unwrap(), MessageId::parse("17"));
         assert_eq!(id("email").unwrap(), MessageId::parse("a@b.co"));
         assert_eq!(id("missing").unwrap_err()[0].code, "INVALID_ID");
         assert_eq!(id("fullname").unwrap_err()[0].code, "INVALID_ID");
+    }
+
+    #[test]
+    fn equal_addresses_are_one_identity() {
+        let identity = |row: &str| check(&rules(None), row.as_bytes()).unwrap().identity;
+        let other = GOOD.replace("a@b.co", "A@B.co").replace("Ann", "Bob");
+        assert_eq!(identity(GOOD), identity(&other));
+        assert_ne!(identity(GOOD), identity(&GOOD.replace("a@b.co", "c@b.co")));
+    }
+
+    #[test]
+    fn a_hash_is_admitted_only_if_that_is_allowed_and_the_worker_is_shown_it() {
+        let row = GOOD.replace("secret-1", "pbkdf2_sha256$260000$salt$hash=");
+        assert_eq!(errors(row.as_bytes())[0].1, "LOOKS_LIKE_HASH");
+        let allowing = Rules { allow_hash_like: true, ..rules(None) };
+        let checked = check(&allowing, row.as_bytes()).unwrap();
+        assert_eq!(checked.hash_like, None);
+        let again = check(&rules(None), &checked.body).unwrap();
+        assert_eq!(again.body, checked.body);
+        let digest = GOOD.replace("secret-1", "5f4dcc3b5aa765d61d8327deb882cf99");
+        let checked = check(&rules(None), digest.as_bytes()).unwrap();
+        assert_eq!(checked.hash_like, Some(HashLike::Digest));
     }
 
     #[test]
@@ -133,6 +245,6 @@ mod tests {
         let row = GOOD.replacen('{', r#"{"contract":"username","#, 1);
         assert_eq!(errors(row.as_bytes())[0].1, "OTHER_CONTRACT");
         let row = GOOD.replacen('{', r#"{"contract":"register","#, 1);
-        assert!(check(ContractId::Register, row.as_bytes(), None, &Policy::default()).is_ok());
+        assert!(check(&rules(None), row.as_bytes()).is_ok());
     }
 }

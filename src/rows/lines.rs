@@ -1,6 +1,7 @@
-//! Cuts a stream of bytes into lines of a bounded length, however the bytes come.
+//! Cuts a stream of bytes into lines of a bounded length, however the bytes come. A line ends with LF, CR LF
+//! or a lone CR.
 
-use memchr::memchr;
+use memchr::memchr2;
 
 /// One line, without its end.
 #[derive(PartialEq, Eq)]
@@ -29,12 +30,14 @@ pub struct Lines {
     number: u64,
     /// Whether the rest of a line that is too long is being passed over.
     skipping: bool,
+    /// Whether the last line ended with CR: an LF right behind it belongs to the same line end.
+    after_cr: bool,
 }
 
 impl Lines {
     /// Lines of at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { buffer: Vec::new(), start: 0, limit, number: 0, skipping: false }
+        Self { buffer: Vec::new(), start: 0, limit, number: 0, skipping: false, after_cr: false }
     }
 
     /// More bytes.
@@ -55,14 +58,19 @@ impl Lines {
     /// with the next push.
     pub fn next_line(&mut self) -> Option<Line<'_>> {
         loop {
+            if self.after_cr && self.start < self.buffer.len() {
+                self.start += usize::from(self.buffer[self.start] == b'\n');
+                self.after_cr = false;
+            }
             let rest = &self.buffer[self.start..];
-            let Some(length) = memchr(b'\n', rest) else {
+            let Some(length) = memchr2(b'\n', b'\r', rest) else {
                 if rest.len() > self.limit {
                     self.skipping = true;
                     self.start = self.buffer.len();
                 }
                 return None;
             };
+            self.after_cr = rest[length] == b'\r';
             let start = self.start;
             self.start += length + 1;
             self.number += 1;
@@ -80,7 +88,7 @@ impl Lines {
     }
 }
 
-/// Without the other half of a line's end, and blanks around it.
+/// Without the blanks around it.
 fn trimmed(line: &[u8]) -> &[u8] {
     line.trim_ascii()
 }
@@ -127,6 +135,11 @@ mod tests {
             assert_eq!(cut(12, input, piece), expected, "{piece}");
         }
         assert_eq!(cut(4, b"12345", 1), [(1, None)]);
+        let mixed = b"one\rtwo\r\r\nfour\n\rsix\r";
+        let expected = [(1, text("one")), (2, text("two")), (4, text("four")), (6, text("six"))];
+        for piece in 1..mixed.len() {
+            assert_eq!(cut(12, mixed, piece), expected, "a lone CR ends a line, {piece}");
+        }
         assert_eq!(cut(4, b"", 1), []);
     }
 }

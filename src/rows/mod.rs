@@ -2,9 +2,13 @@
 //! stream, checked, and reported. Not here: where rows come from, and how they travel. No I/O.
 
 mod check;
+mod hash_column;
 mod lines;
+mod order;
 mod report;
 
-pub use check::{Checked, check};
+pub use check::{Checked, Identity, Rules, check, not_utf8};
+pub use hash_column::{HashColumn, Judged};
 pub use lines::{Line, Lines};
-pub use report::{Report, RowError};
+pub use order::Order;
+pub use report::{EARLIER_FAILED, Report, RowError};

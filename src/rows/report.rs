@@ -7,6 +7,9 @@ use serde::Serialize;
 
 use crate::signup::{FieldError, Outcome, RegistrationId, RejectionCode, UserId};
 
+/// The code of a row that was not sent, because an earlier one of the same identity failed.
+pub const EARLIER_FAILED: &str = "earlier_row_failed";
+
 /// One line of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -84,6 +87,11 @@ impl Report {
             errors,
             ..Self::empty(line, "rejected")
         }
+    }
+
+    /// A row that was not sent, because an earlier one of the same identity failed.
+    pub fn earlier_failed(line: u64) -> Self {
+        Self { code: Some(EARLIER_FAILED.into()), ..Self::empty(line, "failed") }
     }
 
     /// A row that was answered, or for which nobody answered.

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::support::importer::{assert_stored, ndjson, outcomes, reports, user};
+use crate::support::importer::{HASH, assert_stored, hashed, ndjson, outcomes, reports, user};
 use crate::support::muster::{PATIENCE, eventually};
 use crate::support::secrets::secrets_in;
 use crate::support::services::{EMBEDDED, PRODUCTION, unique};
@@ -161,6 +161,46 @@ async fn a_repeated_upload_registers_nobody_twice() {
         let other = lines(&bench.send("", &users(0..3)).await);
         assert_eq!(outcomes(&other)["duplicate"], 3);
         assert!(other.iter().all(|report| report["userId"].is_null() && report["token"].is_null()));
+    }
+}
+
+#[tokio::test]
+async fn hashes_as_passwords_are_refused() {
+    let bench = Bench::new(EMBEDDED).await.unwrap();
+    let with = |n: usize, password: &str| {
+        let mut user = user(ContractId::Register, n);
+        user["password"] = password.into();
+        user
+    };
+    let digest = "5f4dcc3b5aa765d61d8327deb882cf99";
+    let send = async |rows: &[Value]| lines(&bench.send("", &ndjson(rows.iter().cloned())).await);
+    let code = |report: &Value| report["errors"][0]["code"].as_str().map(str::to_owned);
+    let refused = Some("LOOKS_LIKE_HASH".to_owned());
+
+    let told = send(&[with(0, HASH), with(1, "{SSHA}DkMTwBl+a/3DQTxCYEApdUtN")]).await;
+    assert!(told.iter().all(|report| code(report) == refused), "{told:?}");
+    let digests: Vec<Value> = (0..200).map(|n| with(n, digest)).collect();
+    let told = send(&digests).await;
+    assert_eq!(told.len(), 200);
+    assert!(told.iter().all(|report| code(report) == refused), "{told:?}");
+    let told = send(&[with(300, digest), with(301, "secret-word"), with(302, digest)]).await;
+    assert_eq!(outcomes(&told)["registered"], 3, "{told:?}");
+    let mut allowed = with(0, HASH);
+    allowed["allowHashLikePassword"] = true.into();
+    assert_eq!(outcomes(&send(&[allowed]).await)["registered"], 1);
+}
+
+#[tokio::test]
+async fn the_first_of_equal_rows_wins() {
+    for pair in [EMBEDDED, PRODUCTION] {
+        let Some(bench) = Bench::new(pair).await else { continue };
+        let rows = (0..90).map(|n| match n % 3 {
+            0 => user(ContractId::Register, n / 3),
+            _ => hashed(user(ContractId::Register, n / 3)),
+        });
+        let told = lines(&bench.send("", &ndjson(rows)).await);
+        let outcome = |n: usize| told[n]["outcome"].as_str().unwrap();
+        assert!((0..90).all(|n| (outcome(n) == "registered") == (n % 3 == 0)), "{told:?}");
     }
 }
 

@@ -134,3 +134,31 @@ async fn nobody_but_the_bulk_door_takes_a_hash() {
     assert_ne!(user.get_str("password").unwrap(), HASH);
     assert_eq!(users.count_documents(doc! {}).await.unwrap(), 1);
 }
+
+#[tokio::test]
+async fn a_hash_as_password_is_refused_at_the_bulk_queue() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    let _worker = setup.start_role("worker").await;
+    let broker = Broker::connect().await;
+    let mut replies = broker.direct_replies().await;
+    let mut row = user(ContractId::Username, 1);
+    row["password"] = HASH.into();
+    let mut allowed = row.clone();
+    allowed["allowHashLikePassword"] = true.into();
+    for (row, outcome) in [(row, "rejected"), (allowed, "registered")] {
+        let properties = registration("username")
+            .with_message_id(unique("row").into())
+            .with_reply_to(DIRECT_REPLY.into());
+        let body = row.to_string();
+        broker.publish_anything(setup.namespace(), "bulk", properties, body.as_bytes()).await;
+        let reply = replies.next().await.unwrap().unwrap();
+        let reply: Value = serde_json::from_slice(&reply.data).unwrap();
+        assert_eq!(reply["outcome"], outcome, "{reply}");
+        if outcome == "rejected" {
+            assert_eq!(reply["errors"][0]["code"], "LOOKS_LIKE_HASH");
+        }
+    }
+}

@@ -10,7 +10,8 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::support::importer::{
-    Importer, assert_stored, csv, hashed, import, ndjson, outcomes, reports, user, with_worker,
+    HASH, Importer, assert_stored, csv, hashed, import, ndjson, outcomes, reports, user,
+    with_worker,
 };
 use crate::support::ledger::{PASSWORD, users_in};
 use crate::support::muster::{PATIENCE, eventually};
@@ -68,7 +69,7 @@ async fn every_contract_in_both_formats_on_every_pair() {
                 assert_eq!(told, lines);
                 assert_eq!(outcomes(&reports)["registered"], 3);
                 assert!(secrets_in(&(ended.printed + &ended.told)).is_empty());
-                assert!(!bench.has(&format!("{file}.ledger")), "there is nothing to resume");
+                assert!(!bench.has(&format!("{file}.checkpoint")), "there is nothing to resume");
                 all.extend(reports);
             }
         }
@@ -161,7 +162,7 @@ async fn bad_records_are_refused_one_by_one_and_formulas_are_data() {
         (2, "", None),
         (4, "WRONG_CELLS", Some(4)),
         (5, "NOT_UTF8", Some(2)),
-        (6, "NO_END", None),
+        (6, "BAD_QUOTE", None),
         (7, "", None),
     ];
     assert_eq!(told, expected);
@@ -169,6 +170,125 @@ async fn bad_records_are_refused_one_by_one_and_formulas_are_data() {
     let muster = bench.setup.start().await;
     let again = json!({ "firstname": "=1+1", "email": "a@example.com", "password": "secret-1" });
     assert_eq!(muster.client().post("/users/register", &again).await.status, 409);
+}
+
+#[tokio::test]
+async fn a_lone_cr_ends_a_row() {
+    let bench = embedded().await;
+    let row = |name: &str| format!("{name}@e.co,never-seen-outside-1,{name}");
+    for end in ["\r", "\n", "\r\n"] {
+        let rows = ["email,password,firstname".to_owned(), row("ann"), row("bob"), row("eve")];
+        bench.write("users.csv", rows.map(|row| row + end).concat());
+        let arguments = ["users.csv", "--contract", "flat-name", "--dry-run"];
+        let ended = import(&bench.setup, &arguments).await;
+        assert_eq!(ended.code, Some(0), "{end:?}: {}", ended.told);
+        assert_one_each(&reports(&ended.printed), 2..=4);
+        assert!(ended.told.contains("3 created"), "{end:?}: {}", ended.told);
+    }
+    let ended = import(&bench.setup, &["users.csv", "--contract", "flat-name"]).await;
+    assert_eq!(outcomes(&reports(&ended.printed))["registered"], 3, "{}", ended.told);
+    assert_stored(&bench.setup, &reports(&ended.printed)).await;
+
+    let rows = ndjson((0..3).map(|n| user(ContractId::FlatName, 10 + n))).replace('\n', "\r");
+    bench.write("users.ndjson", rows);
+    let ended = import(&bench.setup, &["users.ndjson", "--contract", "flat-name"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    assert_one_each(&reports(&ended.printed), 1..=3);
+}
+
+#[tokio::test]
+async fn a_cut_off_quote_is_refused_with_every_line_end() {
+    let bench = embedded().await;
+    for end in ["\n", "\r\n", "\r"] {
+        let whole = "\"ann@e.co\",\"Ann\",\"never-seen-outside-1\"";
+        let cut = "\"bob@e.co\",\"Bob\",\"never-seen-outs";
+        bench.write("users.csv", ["email,firstname,password", whole, cut].join(end));
+        let arguments = ["users.csv", "--contract", "flat-name", "--dry-run"];
+        let ended = import(&bench.setup, &arguments).await;
+        assert_eq!(ended.code, Some(3), "{end:?}: {}", ended.told);
+        let reports = reports(&ended.printed);
+        let refused = reports.iter().find(|report| report["line"] == 3).unwrap();
+        assert_eq!(refused["errors"][0]["code"], "BAD_QUOTE", "{end:?}: {refused}");
+        assert_eq!(outcomes(&reports)["valid"], 1);
+    }
+}
+
+#[tokio::test]
+async fn hashes_in_the_password_column_are_refused_unless_allowed() {
+    const MD5: &str = "5f4dcc3b5aa765d61d8327deb882cf99";
+    for pair in [EMBEDDED, PRODUCTION] {
+        let Some(bench) = Bench::new(pair).await else { continue };
+        let keys = muster::queue::seal::KeyPair::generate();
+        let with = |n: usize, password: &str| {
+            let mut user = user(ContractId::Register, n);
+            user["password"] = password.into();
+            user
+        };
+        let formats = [HASH, "pbkdf2_sha256$260000$salt$hash=", "{SSHA}DkMTwBl+a/3DQTxCYEApdUtN"];
+        let rows = formats.iter().enumerate().map(|(n, hash)| with(n, hash));
+        bench.write("formats.ndjson", ndjson(rows));
+        bench.write("digests.ndjson", ndjson((0..200).map(|n| with(100 + n, MD5))));
+        let mixed = (0..3).map(|n| with(400 + n, MD5)).chain([with(403, "secret-word")]);
+        bench.write("mixed.ndjson", ndjson(mixed));
+        for (file, rows, code) in
+            [("formats.ndjson", 3, 3), ("digests.ndjson", 200, 3), ("mixed.ndjson", 4, 0)]
+        {
+            let ended = import(&bench.setup, &[file, "--contract", "register"]).await;
+            assert_eq!(ended.code, Some(code), "{pair:?} {file}: {}", ended.told);
+            let reports = reports(&ended.printed);
+            assert_eq!(reports.len(), rows);
+            if code == 3 {
+                let refused = |r: &Value| r["errors"][0]["code"] == "LOOKS_LIKE_HASH";
+                assert!(reports.iter().all(refused), "{pair:?} {file}: {reports:?}");
+            }
+        }
+        // Sealed ones have to get through as well.
+        let mut setup = bench.setup.clone();
+        let mut _sealing = None;
+        if pair == PRODUCTION {
+            setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_SEAL_TO", &keys.public);
+            let working = setup.clone();
+            let working = working.with("MUSTER_QUEUE_SEAL_KEYS", keys.private.expose_secret());
+            _sealing = Some(working.start_role("worker").await);
+            fs::copy(
+                bench.setup.directory().join("formats.ndjson"),
+                setup.directory().join("formats.ndjson"),
+            )
+            .unwrap();
+        }
+        let arguments = ["formats.ndjson", "--contract", "register", "--allow-hash-like-passwords"];
+        let ended = import(&setup, &arguments).await;
+        assert_eq!(ended.code, Some(0), "{pair:?}: {}\n{}", ended.told, ended.printed);
+        assert_eq!(outcomes(&reports(&ended.printed))["registered"], 3);
+    }
+}
+
+#[tokio::test]
+async fn the_first_of_equal_rows_wins_every_time() {
+    for pair in [EMBEDDED, PRODUCTION] {
+        let Some(bench) = Bench::new(pair).await else { continue };
+        let _second = match pair {
+            PRODUCTION => Some(bench.setup.start_role("worker").await),
+            _ => None,
+        };
+        // The first of each three has to be hashed, so each of the others would be faster.
+        let rows = (0..150).map(|n| match n % 3 {
+            0 => user(ContractId::Register, n / 3),
+            _ => hashed(user(ContractId::Register, n / 3)),
+        });
+        bench.write("users.ndjson", ndjson(rows));
+        let ended = import(&bench.setup, &["users.ndjson", "--contract", "register"]).await;
+        assert_eq!(ended.code, Some(3), "{pair:?}: {}", ended.told);
+        let reports = reports(&ended.printed);
+        assert_one_each(&reports, 1..=150);
+        for report in &reports {
+            let expected = match report["line"].as_u64().unwrap() % 3 {
+                1 => "registered",
+                _ => "rejected",
+            };
+            assert_eq!(report["outcome"], expected, "{pair:?}: {report}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -215,7 +335,7 @@ async fn a_dry_run_tells_and_writes_nothing() {
         if pair == EMBEDDED {
             let ended = import(&bench.setup, &dry).await;
             assert_eq!(outcomes(&reports(&ended.printed))["valid"], 5, "{}", ended.told);
-            assert!(!bench.has("users.redb") && !bench.has("all.ndjson.ledger"));
+            assert!(!bench.has("users.redb") && !bench.has("all.ndjson.checkpoint"));
         }
         assert_eq!(
             import(&bench.setup, &["some.ndjson", "--contract", "register"]).await.code,
@@ -298,7 +418,7 @@ async fn what_cannot_be_begun_is_told() {
         (&["missing.csv", "--contract", "register"], 1, "missing.csv: cannot be read"),
         (&["users.csv", "--contract", "other"], 2, "no such contract"),
         (&["users.csv", "--contract", "register", "--resume"], 1, "no import can be resumed"),
-        (&["-", "--format", "csv", "--contract", "register", "--resume"], 1, "--ledger"),
+        (&["-", "--format", "csv", "--contract", "register", "--resume"], 1, "--checkpoint"),
         (&["users.csv", "--contract", "flat-name"], 1, "--delimiter"),
     ] {
         let ended = import(&bench.setup, arguments).await;
@@ -323,7 +443,7 @@ async fn an_import_that_never_began_leaves_everything_as_it_was() {
     let beside = import(&bench.setup, &arguments("report.ndjson")).await;
     assert_ne!(beside.code, Some(0), "the data file is somebody else's");
     assert!(other.stop().await.success());
-    assert!(!bench.has("users.ndjson.ledger"), "there is nothing to resume");
+    assert!(!bench.has("users.ndjson.checkpoint"), "there is nothing to resume");
     assert_eq!(
         (bench.read("report.ndjson"), bench.read("users.ndjson")),
         ("an older one".into(), row)
@@ -342,8 +462,15 @@ async fn a_stop_is_soft_and_the_rest_is_resumed_over_the_same_input_only() {
     let rows = 300;
     let users: Vec<Value> = (0..rows).map(|n| user(ContractId::Register, n)).collect();
     bench.write("users.ndjson", ndjson(users.iter().cloned()));
-    let arguments =
-        ["users.ndjson", "--contract", "register", "--output", "report.ndjson", "--window", "16"];
+    let arguments = [
+        "users.ndjson",
+        "--contract",
+        "register",
+        "--output",
+        "report.ndjson",
+        "--in-flight",
+        "16",
+    ];
     let importer = Importer::start(&slow, &arguments);
     eventually("the first rows", async || {
         bench.has("report.ndjson") && !bench.read("report.ndjson").is_empty()
@@ -375,7 +502,7 @@ async fn a_stop_is_soft_and_the_rest_is_resumed_over_the_same_input_only() {
     let reports = reports(&bench.read("report.ndjson"));
     assert_one_each(&reports, 1..=rows as u64);
     assert_stored(&bench.setup, &reports).await;
-    assert!(ended.told.contains("300 created") && !bench.has("users.ndjson.ledger"));
+    assert!(ended.told.contains("300 created") && !bench.has("users.ndjson.checkpoint"));
 }
 
 #[tokio::test]
@@ -416,9 +543,9 @@ async fn standard_input_is_resumed_if_the_same_bytes_come_again() {
         "username",
         "--output",
         "report.ndjson",
-        "--ledger",
-        "users.ledger",
-        "--window",
+        "--checkpoint",
+        "users.checkpoint",
+        "--in-flight",
         "16",
     ];
     let importer = Importer::start_from(&slow, &arguments, input());
@@ -495,7 +622,7 @@ impl Chaos {
             "username",
             "--output",
             "report.ndjson",
-            "--window",
+            "--in-flight",
             "256",
         ];
         let resume = [&first[..], &["--resume"]].concat();

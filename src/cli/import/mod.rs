@@ -36,7 +36,7 @@ const LOG: &str = "warn,lapin=off";
     muster import users.csv --contract register --output report.ndjson\n  \
     muster import users.ndjson --contract username --dry-run\n  \
     muster import users.csv --contract register --output report.ndjson --resume\n  \
-    zcat users.ndjson.gz | muster import - --contract flat-name --ledger users.ledger\n\n\
+    zcat users.ndjson.gz | muster import - --contract flat-name --checkpoint users.checkpoint\n\n\
     With the queue local: (the default) it does the work of a worker itself; on RabbitMQ workers do.\n\n\
     Exit codes: 0 all rows registered, 3 some rows refused or failed, 1 aborted, 2 settings are wrong.")]
 pub(super) struct Flags {
@@ -61,26 +61,30 @@ pub(super) struct Flags {
     /// What to do about a row whose user name or address is taken.
     #[arg(long, value_enum, default_value_t = OnDuplicate::Fail)]
     on_duplicate: OnDuplicate,
+    /// Register clear passwords even if they look like hashes. Their owners sign in with exactly that text.
+    #[arg(long)]
+    allow_hash_like_passwords: bool,
     /// Check every row and look for its user name and address, but register nobody.
     #[arg(long)]
     dry_run: bool,
     /// Where each row is reported, as one JSON object a line; standard output if not given.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Where it is kept which rows are done; FILE.ledger if not given, and for standard input nowhere.
+    /// Records which rows are done, for --resume; FILE.checkpoint if not given, and none for standard
+    /// input.
     #[arg(long, value_name = "FILE")]
-    ledger: Option<PathBuf>,
-    /// Go on where an import that was stopped or killed came to.
+    checkpoint: Option<PathBuf>,
+    /// Resume an interrupted import.
     #[arg(long, conflicts_with = "dry_run")]
     resume: bool,
-    /// Rows under way at once.
+    /// Rows in flight at most.
     #[arg(long, default_value_t = 1024, value_name = "N",
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16384))]
-    window: usize,
-    /// How long a row may stay without an answer after a worker got it; by default as long as all
+    in_flight: usize,
+    /// How long a row may stay without an answer after a worker received it; by default as long as all
     /// retries take, and five minutes.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    patience: Option<Duration>,
+    answer_timeout: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -149,7 +153,7 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
     let keep = resumed.as_ref().and_then(|resumed| resumed.output);
     let ready = async {
         let policy = app::policy(&settings.policy)?;
-        let window = Window { rows: flags.window, patience: flags.patience };
+        let window = Window { rows: flags.in_flight, patience: flags.answer_timeout };
         let work = Work::start(flags, &settings, window).await?;
         // Last, because it cuts what is there.
         let output = match &flags.output {
@@ -257,15 +261,16 @@ impl Flags {
             contract: self.contract,
             format: self.format()?,
             id_field: self.id_field.clone(),
+            allow_hash_like: self.allow_hash_like_passwords,
             to_file: self.output.is_some(),
         };
         let stdin = self.file.as_os_str() == "-";
-        let path = match &self.ledger {
+        let path = match &self.checkpoint {
             Some(path) => Some(path.clone()),
             None if stdin => None,
             None => {
                 let mut name = self.file.clone().into_os_string();
-                name.push(".ledger");
+                name.push(".checkpoint");
                 Some(name.into())
             }
         };
@@ -273,7 +278,9 @@ impl Flags {
             return Ok((job, None, None));
         }
         match (path, self.resume) {
-            (None, true) => bail!("standard input is resumed only with the --ledger it began with"),
+            (None, true) => {
+                bail!("standard input is resumed only with the --checkpoint it began with")
+            }
             (None, false) => Ok((job, None, None)),
             (Some(path), false) => {
                 let ledger = Ledger::create(&path, &job)?;

@@ -53,9 +53,9 @@ pub(super) fn sum_up(tally: &Tally, elapsed: Duration, dry_run: bool) {
 pub(super) fn resume_hint(ledger: Option<&Path>) {
     match ledger {
         Some(ledger) => stderr::line(&format!(
-            "muster: the same command with --resume goes on (the ledger is {})",
+            "muster: the same command with --resume goes on (the checkpoint is {})",
             ledger.display()
         )),
-        None => stderr::line("muster: without a --ledger it cannot be resumed"),
+        None => stderr::line("muster: without a --checkpoint it cannot be resumed"),
     }
 }
