@@ -11,8 +11,8 @@ use muster::password::Kernel;
 use muster::password::kernel::time_of;
 use muster::password::lanes::{LANES, Lanes};
 use muster::signup::{
-    Clock, ContractId, FullName, IdempotencyKey, MessageId, Millis, Outcome, RegistrationId, User,
-    UserId,
+    Clock, ContractId, FullName, IdempotencyKey, MessageId, Millis, Origin, Outcome,
+    RegistrationId, User, UserId,
 };
 use muster::token::{Key, Signer, Terms};
 
@@ -72,7 +72,7 @@ fn address() -> bool {
 fn identity() -> RegistrationId {
     let key = IdempotencyKey::parse(b"0123456789abcdef0123456789abcdef").unwrap();
     let message = MessageId::of_http(ContractId::NestedName, &key);
-    RegistrationId::of(ContractId::NestedName, "", &message)
+    RegistrationId::of(&Origin::Http, ContractId::NestedName, &message)
 }
 
 #[divan::bench]

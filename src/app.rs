@@ -132,6 +132,7 @@ impl App {
                 signer,
                 replay_window: settings.front.replay_window,
                 retries: !settings.queue.retry_delays.is_empty(),
+                expiration_max: settings.front.deadline.saturating_mul(worker::EXPIRATION_MAX),
                 clock,
                 metrics,
             });

@@ -10,7 +10,8 @@ set -eu
 
 api=$MANAGEMENT_URL/api vhost=${VHOST:-%2F}
 exchange=${NAMESPACE:-registration} job=${JOB:-example}
-replies=example.replies.$job
+account=${MANAGEMENT_URL#*://} account=${account%%:*}
+replies=example.$account.$job # queue.reply_prefix, then the account that asks
 
 call() { # call METHOD PATH JSON
     curl --silent --show-error --fail --request "$1" --header 'Content-Type: application/json' \
@@ -28,6 +29,7 @@ for name in Ann Bob Eve; do
             "message_id": "'"$job-$name"'",
             "content_type": "application/json",
             "delivery_mode": 2,
+            "user_id": "'"$account"'",
             "reply_to": "'"$replies"'",
             "headers": { "contract": "register" }
         },

@@ -207,8 +207,10 @@ pub struct Queue {
     pub retry_delays: Vec<Duration>,
     /// How long a dead letter is kept.
     pub dead_retention: Duration,
-    /// Names of foreign reply queues begin so; empty allows none.
+    /// Names of foreign reply queues begin so, then with their account; empty allows none.
     pub reply_prefix: String,
+    /// Accounts of the broker, besides this process's own, that only other processes of muster use.
+    pub trusted_accounts: Vec<String>,
     /// Whose outcomes are announced as events.
     pub events: Events,
     /// The public key to seal passwords with; none: they travel in clear.

@@ -210,6 +210,7 @@ impl Reader<'_> {
             retry_delays: retry_delays?,
             dead_retention: dead_retention?,
             reply_prefix,
+            trusted_accounts: self.list("queue.trusted_accounts"),
             events: events?,
             seal_to: seal_to?.map(|key| *key),
             seal_keys: seal_keys?.iter().map(|key| key.to_vec().into()).collect(),

@@ -104,9 +104,10 @@ impl From<FailureCode> for Fault {
     /// What a worker's failure is to a client.
     fn from(code: FailureCode) -> Self {
         match code {
-            FailureCode::StoreUnavailable | FailureCode::UnknownKey | FailureCode::Internal => {
-                Self::Internal
-            }
+            FailureCode::StoreUnavailable
+            | FailureCode::UnknownKey
+            | FailureCode::Internal
+            | FailureCode::Unrecognized => Self::Internal,
             // Worker and front look at the same deadline; which of them sees it pass first must
             // not matter.
             FailureCode::Expired => Self::NoAnswer,

@@ -28,7 +28,7 @@ use crate::queue::{Answer, Producer, Row, Window, room};
 use crate::rows::{
     self, Checked, EARLIER_FAILED, HashColumn, Line, Lines, Order, Report, RowError, Rules,
 };
-use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RegistrationId};
+use crate::signup::{ContractId, IdempotencyKey, MessageId, Origin, Outcome, RegistrationId};
 use crate::telemetry::trace::Span;
 use crate::telemetry::{Metrics, TraceContext};
 
@@ -329,7 +329,7 @@ impl Upload {
     fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
         let Some(Waiting::Answer { line }) = self.reports.get(&tag) else { return };
         self.metrics.row_answered(outcome.as_ref().map_or("no_answer", Outcome::word));
-        let id = RegistrationId::of(self.rules.contract, "", &id);
+        let id = RegistrationId::of(&Origin::Import, self.rules.contract, &id);
         let report = Report::answered(*line, id, outcome.ok());
         let has_failed = report.outcome == "failed";
         self.reports.insert(tag, Waiting::Turn(report));

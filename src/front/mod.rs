@@ -41,7 +41,7 @@ use tracing::Instrument;
 
 use crate::config;
 use crate::contract::Policy;
-use crate::queue::{Caller, Queue};
+use crate::queue::{Caller, Pace, Queue};
 use crate::telemetry::Telemetry;
 use crate::telemetry::trace::Span;
 use answer::Response;
@@ -59,6 +59,9 @@ const HEADERS_MAX: usize = 16 << 10;
 
 /// What is said of a header block that is larger.
 const LARGE_HEADERS: &str = "The headers are larger than 16 KiB; are there many cookies?";
+/// How long one hash at [`ASSUMED_COST`] takes on a slow machine.
+const ASSUMED_HASH: Duration = Duration::from_millis(250);
+const ASSUMED_COST: i32 = 12;
 
 /// What is said of a path at which nothing is served.
 const NOT_FOUND: &str =
@@ -85,6 +88,8 @@ pub struct Front {
     uploads: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
     in_flight_calls: joined::Calls,
+    /// What workers are taken for until one has said its rate.
+    assumed: Pace,
     recent: recent::Recent,
 }
 
@@ -100,7 +105,7 @@ impl Front {
         telemetry: Telemetry,
         stopping: CancellationToken,
     ) -> Arc<Self> {
-        let config::Settings { front: settings, limits, admin, .. } = settings;
+        let config::Settings { front: settings, limits, admin, password, .. } = settings;
         Arc::new(Self {
             routes: Routes::new(
                 &settings.mounts,
@@ -118,6 +123,7 @@ impl Front {
             policy,
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
             in_flight_calls: joined::Calls::default(),
+            assumed: assumed(password.cost),
             recent: recent::Recent::new(),
             uploads: Arc::new(Semaphore::new(bulk::UPLOADS_MAX)),
             settings: settings.clone(),
@@ -145,6 +151,11 @@ impl Front {
         server::serve(listener, limits, tls, stop, opened, answer).await;
     }
 
+    /// How long a registration sent now would wait for a worker.
+    fn wait(&self) -> Duration {
+        self.caller.backlog().wait(self.assumed)
+    }
+
     async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
@@ -158,7 +169,7 @@ impl Front {
             self.route(request, peer).await
         };
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-            let wait = self.caller.backlog().wait().min(RETRY_AFTER_MAX);
+            let wait = self.wait().min(RETRY_AFTER_MAX);
             response = answer::with_retry_after(response, wait);
         }
         self.cors.allow(origin.as_ref(), &mut response);
@@ -224,4 +235,30 @@ fn size_of_headers<B>(request: &Request<B>) -> usize {
     let uri = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
     let fields = request.headers().iter();
     uri + fields.map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
+}
+
+/// One slow worker that hashes one password at a time at this cost. A front that admitted more before it
+/// knows better would answer them too late.
+fn assumed(cost: u32) -> Pace {
+    let doublings = i32::try_from(cost).unwrap_or(i32::MAX).saturating_sub(ASSUMED_COST);
+    let per_second = 1.0 / ASSUMED_HASH.as_secs_f64() / 2f64.powi(doublings);
+    Pace { per_second, threads: 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::Backlog;
+
+    #[test]
+    fn a_backlog_counts_before_any_worker_has_said_its_rate() {
+        let seconds = Duration::from_secs;
+        let cold = Backlog { waiting: 250, consumers: 1, pace: Pace::default() };
+        assert_eq!(cold.wait(assumed(12)), Duration::from_millis(62_500));
+        assert_eq!(cold.wait(assumed(14)), seconds(250));
+        assert!(cold.wait(assumed(4)) < seconds(1));
+        let warm = Backlog { pace: Pace { per_second: 50.0, threads: 2 }, ..cold };
+        assert_eq!(warm.wait(assumed(12)), seconds(5));
+        assert_eq!(Backlog::default().wait(assumed(12)), Duration::ZERO, "nothing waits");
+    }
 }

@@ -36,6 +36,10 @@ pub(super) fn ready(health: &Health, asker: Asker, backlog: Option<&Backlog>) ->
         body["workers"] = json!(consumers);
         body["waiting"] = json!(waiting);
     }
+    let warnings = health.warnings();
+    if !warnings.is_empty() {
+        body["warnings"] = json!(warnings);
+    }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     answer::json(status, &body)
 }

@@ -13,7 +13,7 @@ use super::answer::{self, Response};
 use super::limits::TooMany;
 use crate::contract::{Fault, contract, problem};
 use crate::queue::{Call, CallError, Kind};
-use crate::signup::{MessageId, Outcome};
+use crate::signup::{MessageId, Outcome, RejectionCode};
 use crate::telemetry::trace::Span;
 
 /// Longest token worth sending: ours are under 1 KiB.
@@ -48,10 +48,14 @@ impl Front {
             Ok(Outcome::Found { user }) => {
                 answer::json(StatusCode::OK, &contract(user.contract).profile(&user))
             }
-            Ok(Outcome::Rejected(_)) => unauthorized(),
+            Ok(Outcome::Rejected(rejection)) if rejection.code == RejectionCode::Unauthorized => {
+                unauthorized()
+            }
             // Never 401 for a fault of ours: clients throw their token away on it.
             Ok(Outcome::Failed(failure)) => fault(failure.code.into()),
-            Ok(Outcome::Registered { .. }) | Err(CallError::Unknown) => fault(Fault::Internal),
+            Ok(Outcome::Registered { .. } | Outcome::Rejected(_)) | Err(CallError::Unknown) => {
+                fault(Fault::Internal)
+            }
             Err(CallError::NotAccepted) => fault(Fault::NotAccepted),
             Err(CallError::NoAnswer) => fault(Fault::NoAnswer),
         }

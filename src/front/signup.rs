@@ -172,7 +172,7 @@ impl Front {
     fn admitted(&self) -> Result<OwnedSemaphorePermit, &'static str> {
         let permit = self.in_flight.clone().try_acquire_owned().map_err(|_| "in_flight")?;
         // Begun with time to spare for its hash.
-        let is_in_time = self.caller.backlog().wait() <= self.settings.deadline / WAIT_PART;
+        let is_in_time = self.wait() <= self.settings.deadline / WAIT_PART;
         if is_in_time { Ok(permit) } else { Err("backlog") }
     }
 
@@ -200,7 +200,10 @@ impl Front {
                 RejectionCode::Invalid => render(contract, &Answer::Invalid(&rejection.errors)),
                 RejectionCode::Duplicate => render(contract, &Answer::Duplicate(&rejection.errors)),
                 RejectionCode::KeyReused => fault(contract, Fault::KeyReused),
-                RejectionCode::Unauthorized => fault(contract, Fault::Internal),
+                // The second: refused for a reason that only a newer front can render.
+                RejectionCode::Unauthorized | RejectionCode::Unrecognized => {
+                    fault(contract, Fault::Internal)
+                }
             },
             Outcome::Failed(failure) => fault(contract, failure.code.into()),
             Outcome::Found { .. } => fault(contract, Fault::Internal),

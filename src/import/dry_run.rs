@@ -8,7 +8,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::contract::{Document, Policy, check_bulk, contract};
 use crate::queue::{Answer, Producer, Row, Window};
-use crate::signup::{Candidate, Email, FailureCode, Millis, Outcome, Record, RegistrationId};
+use crate::signup::{
+    Candidate, Email, FailureCode, Millis, Origin, Outcome, Record, RegistrationId,
+};
 use crate::store::{Store, StoreError, Taken};
 
 /// Rows looked up at once.
@@ -50,7 +52,7 @@ async fn look(store: Option<&dyn Store>, row: &Row) -> Result<Outcome, StoreErro
         // It was checked when it was read.
         _ => return Ok(FailureCode::Internal.into()),
     };
-    let id = RegistrationId::of(row.contract, "", &row.id);
+    let id = RegistrationId::of(&Origin::Import, row.contract, &row.id);
     let mut replayed = false;
     if let Some(store) = store {
         // A row that was registered under its own id would be told so again.

@@ -13,7 +13,7 @@ use super::input::{Batch, Row};
 use super::{Input, Job, Ledger, Output, Tally};
 use crate::queue::{self, Answer, Producer, room};
 use crate::rows::{Checked, Order, Report};
-use crate::signup::{MessageId, RegistrationId};
+use crate::signup::{MessageId, Origin, RegistrationId};
 use crate::telemetry::TraceContext;
 
 /// Longest time between an answer and its line in report and ledger.
@@ -256,8 +256,8 @@ impl State {
 
     fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
         let Some(Sent { unique }) = self.unanswered.remove(&tag) else { return };
-        // As the worker names it: what comes from muster's own account has no producer.
-        let id = RegistrationId::of(self.job.contract, "", &id);
+        // The identity under which the worker stores it.
+        let id = RegistrationId::of(&Origin::Import, self.job.contract, &id);
         let report = Report::answered(tag, id, outcome.ok());
         let has_failed = report.outcome == "failed";
         self.report(report, unique);

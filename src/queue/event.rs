@@ -65,7 +65,7 @@ pub struct RegistrationRejected {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Registration {
-    /// What makes two messages the same registration: a digest of contract, producer and message id.
+    /// What makes two messages the same registration: a digest of entry point, contract, producer and id.
     pub registration_id: RegistrationId,
     /// The `message_id` under which it was published.
     pub message_id: String,
@@ -156,9 +156,9 @@ impl RegistrationRejected {
 impl Registration {
     fn of(message: &Message, contract: ContractId) -> Self {
         Self {
-            registration_id: RegistrationId::of(contract, &message.producer, &message.id),
+            registration_id: RegistrationId::of(&message.origin, contract, &message.id),
             message_id: message.id.as_str().to_owned(),
-            producer: message.producer.clone(),
+            producer: message.origin.producer().to_owned(),
             contract,
         }
     }
@@ -171,20 +171,24 @@ mod tests {
 
     use super::*;
     use crate::queue::Unsettled;
-    use crate::signup::{FailureCode, MessageId};
+    use crate::signup::{FailureCode, MessageId, Origin};
     use crate::telemetry::TraceContext;
+
+    fn crm() -> Origin {
+        Origin::Amqp { producer: "crm".to_owned() }
+    }
 
     fn message(door: Door, reply_to: Option<&str>) -> Message {
         Message {
             door,
             kind: Kind::Register(ContractId::ErrorCode),
             id: MessageId::parse("row-1").unwrap(),
-            producer: "crm".into(),
+            origin: crm(),
             fresh: false,
-            from_front: false,
             sealed: None,
             body: Bytes::from_static(br#"{"email":"ann@","password":"hunter2"}"#),
             expires: None,
+            waits_for: None,
             deliveries: 0,
             attempt: 0,
             trace: TraceContext::default(),
@@ -248,7 +252,7 @@ mod tests {
             serde_json::to_value(&event).unwrap()
         };
         let id =
-            RegistrationId::of(ContractId::ErrorCode, "crm", &MessageId::parse("row-1").unwrap());
+            RegistrationId::of(&crm(), ContractId::ErrorCode, &MessageId::parse("row-1").unwrap());
         let registration = json!({
             "registrationId": id, "messageId": "row-1", "producer": "crm", "contract": "error-code",
         });

@@ -15,7 +15,7 @@ use super::{
     Backlog, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Pace, PaceNow,
     Prefetch, Producer, Queue, Reason, Reply, Settle, Unsettled, Window,
 };
-use crate::signup::FailureCode;
+use crate::signup::{FailureCode, Origin};
 use crate::telemetry::{Metrics, Telemetry};
 
 /// An in-process queue.
@@ -165,12 +165,12 @@ impl Doors {
                     door: Door::Bulk,
                     kind: Kind::Register(row.contract),
                     id: row.id.clone(),
-                    producer: String::new(),
+                    origin: Origin::Import,
                     fresh: row.fresh,
-                    from_front: false,
                     sealed: None,
                     body: row.body.clone(),
                     expires: None,
+                    waits_for: None,
                     deliveries: 0,
                     attempt: 0,
                     trace: publish.context().clone(),
@@ -202,12 +202,12 @@ impl Caller for Doors {
             door: call.kind.door(),
             kind: call.kind,
             id: call.id,
-            producer: String::new(),
+            origin: Origin::Http,
             fresh: call.fresh,
-            from_front: true,
             sealed: None,
             body: call.body,
             expires: Some(call.deadline),
+            waits_for: None,
             deliveries: 0,
             attempt: 0,
             trace: publish.context().clone(),

@@ -1,9 +1,11 @@
 //! A message as both adapters speak of it. How it looks on the wire is each adapter's business.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::signup::{ContractId, MessageId};
+use crate::signup::{ContractId, MessageId, Origin};
 use crate::telemetry::TraceContext;
 use crate::telemetry::trace::{Kind as SpanKind, Span};
 
@@ -97,19 +99,19 @@ pub struct Message {
     pub kind: Kind,
     /// The identity its producer gave it.
     pub id: MessageId,
-    /// The producer's broker-validated name; empty where there is none.
-    pub producer: String,
+    /// Where it entered muster, and who published it there.
+    pub origin: Origin,
     /// See [`Call::fresh`].
     pub fresh: bool,
-    /// Whether a front published it: its reply can reach nothing but a front's own queue.
-    pub from_front: bool,
     /// The key with which the password in the body is sealed, by its id; none where it is clear.
     pub sealed: Option<String>,
     /// The contract's document, or a token.
     pub body: Bytes,
     /// When nobody waits any more; never on the bulk door.
     pub expires: Option<Instant>,
-    /// How often it was delivered before.
+    /// How long its producer lets it wait, where another system sent it and it expires at all.
+    pub waits_for: Option<Duration>,
+    /// How often it was delivered before, as the broker counts.
     pub deliveries: u32,
     /// How often muster itself put it back after a failure.
     pub attempt: u32,
@@ -152,6 +154,11 @@ impl Message {
         let span = self.trace.span(SpanKind::Producer, how);
         self.trace = span.context().clone();
         span
+    }
+
+    /// Whether a front sent it and waits for its reply.
+    pub fn is_from_front(&self) -> bool {
+        self.origin == Origin::Http && self.door != Door::Bulk
     }
 
     /// Whether it is suspected of taking workers down: it was delivered twice, and never settled.

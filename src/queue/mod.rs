@@ -127,10 +127,11 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// How long a registration waits before a worker begins it; nothing is said while nothing is
-    /// known.
-    pub fn wait(&self) -> Duration {
-        self.pace.time(self.waiting).unwrap_or_default()
+    /// How long a registration waits before a worker begins it: at the workers' rate, or at this one while
+    /// that is not known.
+    pub fn wait(&self, otherwise: Pace) -> Duration {
+        let time = self.pace.time(self.waiting).or_else(|| otherwise.time(self.waiting));
+        time.unwrap_or_default()
     }
 }
 

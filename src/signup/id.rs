@@ -95,6 +95,40 @@ impl MessageId {
     }
 }
 
+/// Where a registration entered muster. It is part of the registration's identity, and a producer
+/// cannot choose it: only what muster's own accounts publish is believed about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A registration path of a front.
+    Http,
+    /// A row of an import or of an upload.
+    Import,
+    /// Another system.
+    Amqp {
+        /// Its broker-validated `user_id`; empty where it set none.
+        producer: String,
+    },
+}
+
+impl Origin {
+    /// The name of the entry point.
+    pub fn entry_point(&self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Import => "import",
+            Self::Amqp { .. } => "amqp",
+        }
+    }
+
+    /// The broker-validated account of the other system; empty where there is none.
+    pub fn producer(&self) -> &str {
+        match self {
+            Self::Amqp { producer } => producer,
+            Self::Http | Self::Import => "",
+        }
+    }
+}
+
 /// The identity of a registration, stored with the user under a unique index: 64 hexadecimal
 /// digits. Equal ids mean the same registration, however often and over whatever it was delivered.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -102,10 +136,11 @@ impl MessageId {
 pub struct RegistrationId(#[schemars(regex(pattern = "^[0-9a-f]{64}$"))] String);
 
 impl RegistrationId {
-    /// The identity of what `producer` (the broker-validated `user_id`, empty for the front end)
-    /// sent under `message`. The producer is part of it so that one cannot meet another's ids.
-    pub fn of(contract: ContractId, producer: &str, message: &MessageId) -> Self {
-        Self(digest(&["queue", contract.as_str(), producer, message.as_str()]))
+    /// The identity of what came from `origin` under `message`. Entry point and producer are part of
+    /// it, so that no producer can meet the ids of HTTP clients or of another producer.
+    pub fn of(origin: &Origin, contract: ContractId, message: &MessageId) -> Self {
+        let (entry_point, producer) = (origin.entry_point(), origin.producer());
+        Self(digest(&[entry_point, contract.as_str(), producer, message.as_str()]))
     }
 
     /// As it is stored.
@@ -153,10 +188,17 @@ mod tests {
     }
 
     #[test]
-    fn a_producer_cannot_meet_anothers_id() {
+    fn a_producer_cannot_meet_the_id_of_another_producer_or_entry_point() {
         let message = MessageId::parse("row-1").unwrap();
-        let of = |producer| RegistrationId::of(ContractId::Register, producer, &message);
-        assert_ne!(of("crm"), of("shop"));
-        assert_eq!(of("crm"), of("crm"));
+        let of = |origin| RegistrationId::of(&origin, ContractId::Register, &message);
+        let amqp = |producer: &str| of(Origin::Amqp { producer: producer.to_owned() });
+        assert_ne!(amqp("crm"), amqp("shop"));
+        assert_eq!(amqp("crm"), amqp("crm"));
+        for origin in [Origin::Http, Origin::Import] {
+            for producer in ["", "http", "import", "amqp"] {
+                assert_ne!(of(origin.clone()), amqp(producer), "{producer}");
+            }
+        }
+        assert_ne!(of(Origin::Http), of(Origin::Import));
     }
 }

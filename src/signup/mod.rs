@@ -14,6 +14,6 @@ pub mod user;
 pub use candidate::{Candidate, Email, Password};
 pub use clock::{Clock, Millis};
 pub use contract_id::ContractId;
-pub use id::{IdempotencyKey, MessageId, RegistrationId};
+pub use id::{IdempotencyKey, MessageId, Origin, RegistrationId};
 pub use outcome::{Failure, FailureCode, FieldError, Outcome, Rejection, RejectionCode};
 pub use user::{FullName, Record, User, UserId};

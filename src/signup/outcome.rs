@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::User;
 
+/// Label of a code that this version does not know.
+const UNRECOGNIZED: &str = "unrecognized";
+
 /// The end of one message.
 #[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
@@ -78,6 +81,10 @@ pub enum RejectionCode {
     KeyReused,
     /// The token is missing, malformed, expired or forged, or its user is gone.
     Unauthorized,
+    /// A code that this version does not know, from a newer worker. Never written.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unrecognized,
 }
 
 /// What is wrong with one field.
@@ -114,6 +121,10 @@ pub enum FailureCode {
     UnknownKey,
     /// A fault in muster itself.
     Internal,
+    /// A code that this version does not know, from a newer worker. Never written.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unrecognized,
 }
 
 impl From<FailureCode> for Failure {
@@ -150,6 +161,7 @@ impl Outcome {
                 RejectionCode::Duplicate => "duplicate",
                 RejectionCode::KeyReused => "key_reused",
                 RejectionCode::Unauthorized => "unauthorized",
+                RejectionCode::Unrecognized => UNRECOGNIZED,
             },
             Self::Failed(failure) => match failure.code {
                 FailureCode::StoreUnavailable => "store_unavailable",
@@ -157,6 +169,7 @@ impl Outcome {
                 FailureCode::Overloaded => "overloaded",
                 FailureCode::UnknownKey => "unknown_key",
                 FailureCode::Internal => "internal",
+                FailureCode::Unrecognized => UNRECOGNIZED,
             },
         }
     }
@@ -166,6 +179,17 @@ impl Outcome {
 mod tests {
     use super::*;
     use crate::signup::{ContractId, Millis, UserId};
+
+    #[test]
+    fn codes_of_a_newer_worker_are_read() {
+        let read = |body: &str| serde_json::from_str::<Outcome>(body).unwrap();
+        let rejected = read(r#"{"outcome":"rejected","code":"too_blue","errors":[],"hue":7}"#);
+        assert_eq!(rejected, RejectionCode::Unrecognized.into());
+        let failed = read(r#"{"outcome":"failed","code":"too_blue","retryable":true}"#);
+        let Outcome::Failed(failure) = &failed else { panic!("{failed:?}") };
+        assert_eq!((failure.code, failure.retryable), (FailureCode::Unrecognized, true));
+        assert_eq!((rejected.word(), failed.word()), ("unrecognized", "unrecognized"));
+    }
 
     #[test]
     fn no_token_is_printed() {

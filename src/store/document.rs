@@ -75,7 +75,7 @@ mod tests {
     use secrecy::SecretString;
 
     use super::*;
-    use crate::signup::{Candidate, Email, MessageId};
+    use crate::signup::{Candidate, Email, MessageId, Origin};
 
     #[test]
     fn a_record_survives_the_trip() {
@@ -87,7 +87,7 @@ mod tests {
             fullname: Some(FullName { firstname: "Ann".into(), lastname: None }),
             password: SecretString::from("never stored").into(),
         };
-        let id = RegistrationId::of(contract, "", &MessageId::random());
+        let id = RegistrationId::of(&Origin::Http, contract, &MessageId::random());
         let record = Record::new(&candidate, id, "$2b$04$...".into(), Millis(1_700_000_000_123));
         let bytes = bson::serialize_to_vec(&Document::from(record.clone())).unwrap();
         let document: bson::Document = bson::deserialize_from_slice(&bytes).unwrap();

@@ -171,10 +171,21 @@ impl Metrics {
         self.dead_letters_total.with_label_values(&[reason]);
     }
 
+    /// A dead letter of this queue may be dropped; see [`Self::may_bury`].
+    pub fn may_drop(&self, queue: &'static str) {
+        self.dead_letters_dropped_total.with_label_values(&[queue]);
+    }
+
     /// A message is put among the dead letters.
     pub fn buried(&self, message: &dyn Debug, reason: &'static str) {
         self.dead_letters_total.with_label_values(&[reason]).inc();
         tracing::warn!(?message, reason, "a message was put aside");
+    }
+
+    /// A message would have become a dead letter, and was dropped because there is no room for them.
+    pub fn dead_letter_dropped(&self, queue: &'static str) {
+        self.dead_letters_dropped_total.with_label_values(&[queue]).inc();
+        tracing::debug!(event = "dead_letter_dropped", queue, "a dead letter was dropped: no room");
     }
 
     /// The same with one whose properties cannot be read.

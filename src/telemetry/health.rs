@@ -12,7 +12,10 @@ const LOG_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// The state of all parts of this process.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, Reported>>>);
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, Reported>>>, Warnings);
+
+/// What an operator should see to although every part can work, by name.
+type Warnings = Arc<Mutex<BTreeMap<&'static str, &'static str>>>;
 
 /// The last report of a part.
 #[derive(Debug)]
@@ -54,6 +57,25 @@ impl Health {
     /// Whether all parts are up.
     pub fn is_ready(&self) -> bool {
         self.lock().values().all(|reported| reported.state == State::Up)
+    }
+
+    /// Sets or clears a warning, and logs it when that is news. The text names no address.
+    pub fn warn(&self, name: &'static str, text: Option<&'static str>) {
+        let mut warnings = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        match text {
+            Some(text) if warnings.insert(name, text) != Some(text) => {
+                tracing::warn!(event = "warning_raised", name, "{text}");
+            }
+            None if warnings.remove(name).is_some() => {
+                tracing::info!(event = "warning_cleared", name, "no longer: {name}");
+            }
+            _ => {}
+        }
+    }
+
+    /// Every warning that stands, by name.
+    pub fn warnings(&self) -> BTreeMap<&'static str, &'static str> {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Reported>> {

@@ -101,9 +101,12 @@ metrics! {
     retries_total: IntCounter;
     /// Messages a worker put among the dead letters or, where there are none, gave up, by reason.
     dead_letters_total: IntCounterVec ["reason"];
+    /// Interactive and profile messages that a worker dropped because the dead-letter queue had no room for
+    /// them, by queue.
+    dead_letters_dropped_total: IntCounterVec ["queue"];
     /// Part of the room for dead letters that is taken, by the x-max-length that their queue has on the broker;
-    /// at 1 workers keep what they should put aside. Every front sees the same queue: take the greatest, not
-    /// the sum.
+    /// at 1 workers keep the bulk rows that should go there. Every front sees the same queue: take the greatest,
+    /// not the sum.
     dead_letters_room_used_ratio: GaugeVec;
     /// Connections to the broker that were made again after one was lost, by what it is for.
     broker_reconnects_total: IntCounterVec ["connection"];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -14,7 +14,7 @@ use crate::signup::Outcome;
 use crate::telemetry::events::Handled;
 use crate::telemetry::{Stage, Stages};
 
-/// Earlier deliveries after which a message is given up. Well above those that make it a suspect,
+/// Earlier deliveries after which a message is given up. Well above those that make it possible poison,
 /// because brokers also count what was no fault of the message: lost connections, and up to 3.13 every
 /// return.
 const GIVE_UP: u32 = 8;
@@ -22,10 +22,11 @@ const GIVE_UP: u32 = 8;
 /// Handles deliveries until the stop; then hands back what was not begun. What was begun is among
 /// the `tasks`.
 pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Tasks) {
-    let alone = Arc::new(RwLock::new(()));
+    // One possible poison message at a time, next to the others: if it ends the worker, it was the only one
+    // of its kind at work, and the queues do not wait for it.
+    let possible_poison = Arc::new(Semaphore::new(1));
     let outage = Arc::new(Outage::default());
-    // Of the bulk rows that are held only so many are begun, or a suspect would have to wait for all of
-    // them, and so would the stop.
+    // Of the bulk rows that are held only so many are begun, or the stop would have to wait for all.
     let rows = Arc::new(Semaphore::new(worker.hashed_at_once().into()));
     let stopping = tasks.stopping().clone();
     loop {
@@ -40,39 +41,24 @@ pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Inbox>, tasks: Task
             tasks.spawn(delivery.retry());
         } else if message.deliveries >= GIVE_UP && !message.is_expired() {
             tasks.spawn(delivery.bury(Reason::Poison));
-        } else if message.is_suspect() {
-            // Waits for everything under way, and keeps everything else waiting: if it takes the worker
-            // down again, nobody else is hurt.
-            let _alone = tokio::select! {
-                biased;
-                () = stopping.cancelled() => {
-                    tasks.spawn(delivery.hand_back());
-                    break;
-                }
-                alone = alone.write() => alone,
-            };
-            let (result, stages) = handle(&worker, &mut delivery).await;
-            let worker = worker.clone();
-            tasks.spawn(async move {
-                settle(&worker, delivery, result, stages).await;
-            });
         } else {
-            let (worker, alone, rows) = (worker.clone(), alone.clone(), rows.clone());
-            let (outage, stopping) = (outage.clone(), stopping.clone());
+            let (worker, possible_poison) = (worker.clone(), possible_poison.clone());
+            let (rows, outage, stopping) = (rows.clone(), outage.clone(), stopping.clone());
             tasks.spawn(async move {
-                let waits = delivery.message().door == Door::Bulk
-                    && !Worker::is_hashed_already(delivery.message());
-                let _turn = tokio::select! {
+                let message = delivery.message();
+                let is_suspect = message.is_suspect();
+                let waits = is_suspect
+                    || (message.door == Door::Bulk && !Worker::is_hashed_already(message));
+                let path = if is_suspect { &possible_poison } else { &rows };
+                let permit = tokio::select! {
                     biased;
                     () = stopping.cancelled() => return delivery.hand_back().await,
-                    turn = rows.acquire_many(u32::from(waits)) => turn,
+                    permit = path.acquire_many(u32::from(waits)) => permit,
                 };
-                let (result, stages) = {
-                    let _together = alone.read().await;
-                    handle(&worker, &mut delivery).await
-                };
+                let (result, stages) = handle(&worker, &mut delivery).await;
                 // What is only held, by an outage or by a listener without room for its event, takes no
-                // worker down and must not keep a suspect waiting.
+                // worker down and must not keep the next one waiting.
+                let _permit = if is_suspect { None } else { Some(permit) };
                 if let Some(pause) = outage.pause(delivery.message().door, &result) {
                     outage.hold(pause, &stopping).await;
                 }

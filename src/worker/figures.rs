@@ -2,7 +2,7 @@
 //! asks for it.
 
 use crate::password::{Kernel, Slots};
-use crate::queue::Reason;
+use crate::queue::{Door, Reason};
 use crate::telemetry::Metrics;
 use crate::telemetry::figures::Hashing;
 
@@ -11,6 +11,8 @@ pub fn show(metrics: &Metrics, slots: Slots) {
     for reason in Reason::ALL {
         metrics.may_bury(reason.as_str());
     }
+    metrics.may_drop(Door::Interactive.as_str());
+    metrics.may_drop(Door::Profile.as_str());
     metrics.at_scrape(move |metrics| {
         let (usage, (waiting, busy)) = (slots.usage(), slots.load());
         metrics.hashing(&Hashing {

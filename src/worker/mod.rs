@@ -14,13 +14,17 @@ use crate::contract::{Document, PASSWORD_HASH, Policy};
 use crate::password::Slots;
 use crate::queue::seal::Opener;
 use crate::queue::{Door, Kind, Message, Prefetch, Reason};
-use crate::signup::{Clock, FailureCode, Outcome};
+use crate::signup::{Clock, FailureCode, FieldError, Outcome, Rejection, RejectionCode};
 use crate::store::Store;
 use crate::telemetry::{Metrics, Stages};
 use crate::token::Signer;
 
 pub use consume::consume;
 pub use figures::show;
+
+/// Longest `expiration` of another system's message, as a multiple of the request time-out. What waits
+/// longer only keeps others waiting.
+pub const EXPIRATION_MAX: u32 = 3;
 
 /// Bulk rows that a worker holds at once.
 const BULK_HELD: u16 = 500;
@@ -44,6 +48,8 @@ pub struct Worker {
     pub replay_window: Option<Duration>,
     /// Whether bulk rows that fail are put back, to come again later.
     pub retries: bool,
+    /// Longest `expiration` that other systems may give a message.
+    pub expiration_max: Duration,
     /// What time it is.
     pub clock: Clock,
     /// What it counts and measures.
@@ -85,6 +91,9 @@ impl Worker {
 
     /// Does what a message asks, and notes the times. An error is why it cannot be asked that.
     async fn handle(&self, message: &Message, stages: &mut Stages) -> Result<Outcome, Reason> {
+        if message.waits_for.is_some_and(|time| time > self.expiration_max) {
+            return Ok(self.expires_too_late());
+        }
         if message.is_expired() {
             return Ok(FailureCode::Expired.into());
         }
@@ -92,6 +101,17 @@ impl Worker {
             Kind::Register(contract) => self.register(message, contract, stages).await,
             Kind::Profile => self.profile(message).await,
         }
+    }
+
+    /// The refusal of a message whose `expiration` is above the limit.
+    fn expires_too_late(&self) -> Outcome {
+        let most = self.expiration_max.as_millis();
+        let error = FieldError {
+            field: "expiration".into(),
+            code: "EXPIRATION_TOO_LONG".into(),
+            message: format!("expiration: expected at most {most} milliseconds").into(),
+        };
+        Outcome::Rejected(Rejection { code: RejectionCode::Invalid, errors: vec![error] })
     }
 }
 

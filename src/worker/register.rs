@@ -85,7 +85,7 @@ impl Worker {
         candidate: &Candidate,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
-        let id = RegistrationId::of(candidate.contract, &message.producer, &message.id);
+        let id = RegistrationId::of(&message.origin, candidate.contract, &message.id);
         let store = self.store(message.door);
         // A hash costs a thousand look-ups, so an id that may be known is looked up first.
         let is_hashed = matches!(candidate.password, Password::Hashed(_));
@@ -196,7 +196,7 @@ impl Worker {
     /// The holder for whom a duplicate's password is verified; none if there is no replay window, or not for
     /// this message.
     fn recent_holder<'a>(&self, message: &Message, taken: &'a Taken) -> Option<&'a Record> {
-        let window = self.replay_window.filter(|_| message.from_front)?;
+        let window = self.replay_window.filter(|_| message.is_from_front())?;
         let now = self.clock.now();
         let mut holders = taken.username.iter().chain(&taken.email);
         // In either direction, because workers' clocks differ.

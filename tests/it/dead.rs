@@ -4,7 +4,7 @@
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use muster::signup::{ContractId, MessageId, Record, RegistrationId};
+use muster::signup::{ContractId, MessageId, Origin, Record, RegistrationId};
 use muster::store;
 use muster::telemetry::Health;
 use serde_json::{Value, json};
@@ -77,7 +77,8 @@ async fn publish_expiring(broker: &Broker, setup: &Setup, id: &str) {
 }
 
 async fn stored(setup: &Setup, producer: &str, id: &str) -> Option<Record> {
-    let id = RegistrationId::of(ContractId::Register, producer, &MessageId::parse(id).unwrap());
+    let origin = Origin::Amqp { producer: producer.to_owned() };
+    let id = RegistrationId::of(&origin, ContractId::Register, &MessageId::parse(id).unwrap());
     let part = Health::default().part("store");
     store::open(&setup.settings().store, &part).await.unwrap().registered(&id).await.unwrap()
 }
@@ -270,7 +271,11 @@ async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
     let headers = sent.properties.headers().as_ref().unwrap().inner();
     let names: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
     // The last is the broker's own, of this queue.
-    assert_eq!(names, ["attempt", "contract", "x-delivery-count"], "nothing else is copied");
+    assert_eq!(
+        names,
+        ["attempt", "contract", "entry-point", "x-delivery-count"],
+        "nothing else is copied"
+    );
     // Back for the worker.
     broker.publish(setup.namespace(), "bulk", sent.properties, &sent.data).await;
 
@@ -329,7 +334,7 @@ async fn a_letter_without_its_password_stays() {
 }
 
 #[tokio::test]
-async fn what_finds_their_queue_full_is_kept_until_there_is_room() {
+async fn bulk_rows_that_find_the_dead_letter_queue_full_are_kept_until_there_is_room() {
     if !PRODUCTION.is_there() {
         return;
     }
@@ -337,9 +342,12 @@ async fn what_finds_their_queue_full_is_kept_until_there_is_room() {
     let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_BULK_MAX_LENGTH", "2");
     let mut worker = setup.start_role("worker").await;
     let broker = Broker::connect().await;
+    let bulk = format!("{}.bulk", setup.namespace());
     for _ in 0..UNREADABLE {
-        let nameless = registration("register").with_expiration("60000".into());
-        broker.publish_anything(setup.namespace(), "interactive", nameless, b"{}").await;
+        let nameless = registration("register");
+        broker.publish_anything(setup.namespace(), "bulk", nameless, b"{}").await;
+        // Its own queue is as small.
+        eventually("the worker to hold it", async || broker.count(&bulk).await == 0).await;
     }
     worker.wait_for_log(|line| line.contains("a message was not put aside")).await;
     let (queue, mut seen) = (format!("{}.dead", setup.namespace()), 0);
@@ -350,7 +358,7 @@ async fn what_finds_their_queue_full_is_kept_until_there_is_room() {
     })
     .await;
     assert!(worker.stop().await.success());
-    for queue in ["interactive", "dead"] {
+    for queue in ["bulk", "dead"] {
         assert_eq!(broker.count(&format!("{}.{queue}", setup.namespace())).await, 0, "{queue}");
     }
 }

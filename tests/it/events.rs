@@ -4,11 +4,11 @@
 use lapin::message::Delivery;
 use lapin::options::{QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use muster::signup::{ContractId, MessageId, RegistrationId};
+use muster::signup::{ContractId, MessageId, Origin, RegistrationId};
 use serde_json::{Value, json};
 
 use crate::support::Setup;
-use crate::support::broker::{Broker, headers, registration};
+use crate::support::broker::{Broker, headers, own_account, own_replies, registration};
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, unique};
 
@@ -108,11 +108,12 @@ async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
         ("row-3", broken, "registration.rejected", Some("invalid")),
         ("row-1", document("x@example.com"), "registration.rejected", Some("key_reused")),
     ];
+    let origin = Origin::Amqp { producer: String::new() };
     for (row, document, event, code) in cases {
         publish(broker, &setup, row, &document).await;
         let told = listener.next().await;
         let registration =
-            RegistrationId::of(ContractId::Register, "", &MessageId::parse(row).unwrap());
+            RegistrationId::of(&origin, ContractId::Register, &MessageId::parse(row).unwrap());
         assert_eq!((name(&told), id(&told)), (event, registration.as_str()), "{row}");
         assert_eq!(body(&told)["messageId"], row);
         assert_eq!(body(&told)["code"].as_str(), code, "{row}");
@@ -130,10 +131,11 @@ async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
     }
 
     // A refusal with a reply is not announced: the next event is of the row after it.
-    let replies = unique(PREFIX);
+    let replies = own_replies(PREFIX);
     broker.own_queue(&replies).await;
     let asking = registration("register")
         .with_message_id("row-4".into())
+        .with_user_id(own_account().into())
         .with_reply_to(replies.as_str().into());
     broker.publish(setup.namespace(), "bulk", asking, b"{}").await;
     assert_eq!(body(&broker.fetch(&replies).await)["code"], "invalid");
@@ -178,7 +180,7 @@ async fn nothing_is_acked_before_it_is_announced() {
     let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_REPLY_PREFIX", PREFIX);
     let mut worker = setup.start_role("worker").await;
     // A listener whose queue is full and refuses more.
-    let (broker, full, replies) = (Broker::connect().await, unique(PREFIX), unique(PREFIX));
+    let (broker, full, replies) = (Broker::connect().await, unique(PREFIX), own_replies(PREFIX));
     let arguments = headers(&[("x-max-length", 1.into()), ("x-overflow", "reject-publish".into())]);
     let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
     broker.channel.queue_declare(full.as_str().into(), options, arguments).await.unwrap();
@@ -188,6 +190,7 @@ async fn nothing_is_acked_before_it_is_announced() {
 
     let asking = registration("register")
         .with_message_id("row-1".into())
+        .with_user_id(own_account().into())
         .with_reply_to(replies.as_str().into());
     let row = document(&format!("{}@example.com", unique("john"))).to_string();
     broker.publish(setup.namespace(), "bulk", asking, row.as_bytes()).await;

@@ -35,6 +35,7 @@ mod openapi;
 mod overload;
 mod pages;
 mod policy;
+mod producers;
 mod properties;
 mod queue;
 mod redelivery;

@@ -86,7 +86,7 @@ async fn a_worker_asks_it_of_those_who_publish() {
             .with_message_id(unique("message").into())
             .with_reply_to(DIRECT_REPLY.into());
         if key == "interactive" {
-            properties = properties.with_expiration("60000".into());
+            properties = properties.with_expiration("30000".into());
         }
         let body = body.to_string();
         broker.publish(setup.namespace(), key, properties, body.as_bytes()).await;

@@ -14,8 +14,8 @@ use muster::queue::{
 };
 use muster::shutdown::Tasks;
 use muster::signup::{
-    Clock, ContractId, FailureCode, FieldError, MessageId, Outcome, Rejection, RejectionCode,
-    id::random_hex,
+    Clock, ContractId, FailureCode, FieldError, MessageId, Origin, Outcome, Rejection,
+    RejectionCode, id::random_hex,
 };
 use muster::telemetry::{Telemetry, TraceContext};
 use tokio::task::JoinHandle;
@@ -183,11 +183,11 @@ async fn a_call_reaches_an_inbox_and_gets_its_reply() {
         ] {
             let sent = send(&caller, call.clone());
             let delivery = next(&mut inbox).await;
-            let Message { id, kind, body, fresh, deliveries, attempt, producer, .. } =
+            let Message { id, kind, body, fresh, deliveries, attempt, origin, .. } =
                 delivery.message().clone();
             assert_eq!((id, kind, body), (call.id, call.kind, call.body));
             assert_eq!((delivery.message().door, fresh), (door, call.fresh));
-            assert_eq!((deliveries, attempt, producer.as_str()), (0, 0, ""));
+            assert_eq!((deliveries, attempt, origin), (0, 0, Origin::Http));
             let expires = delivery.message().expires.expect("somebody waits");
             let off = expires.max(call.deadline) - expires.min(call.deadline);
             assert!(off < SOON / 2 && !delivery.message().is_expired(), "off by {off:?}");

@@ -51,7 +51,7 @@ impl Producer {
             .with_reply_to(DIRECT_REPLY.into());
         let properties = match door {
             "bulk" => properties,
-            _ => properties.with_expiration("60000".into()),
+            _ => properties.with_expiration("30000".into()),
         };
         let body = document.to_string();
         self.broker.publish(&self.exchange, door, properties, body.as_bytes()).await;

@@ -78,7 +78,7 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
             let asking = properties
                 .clone()
                 .with_reply_to(DIRECT_REPLY.into())
-                .with_expiration("60000".into());
+                .with_expiration("30000".into());
             broker.publish_anything(&namespace, "bulk", properties, &body).await;
             broker.publish_anything(&namespace, "interactive", asking.clone(), &body).await;
             let asking = asking.with_type("profile".into());
@@ -106,7 +106,7 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
                     .with_headers(table)
                     .with_message_id(unique("odd").into())
                     .with_reply_to(DIRECT_REPLY.into())
-                    .with_expiration("60000".into());
+                    .with_expiration("30000".into());
                 broker.publish_anything(&namespace, "interactive", properties, b"{}").await;
                 count += 1;
             }

@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
-use crate::support::broker::{Broker, DIRECT_REPLY, number_header, registration, text_header};
+use crate::support::broker::{
+    Broker, DIRECT_REPLY, number_header, own_account, own_replies, registration, text_header,
+};
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Answer, Client, Muster, Pair, QueueKind, Setup, StoreKind};
 
@@ -117,7 +119,9 @@ impl Bench {
         let properties = sealed_by(registration("flat-name"), sealer.key_id());
         let properties = properties.with_message_id(id.into());
         let properties = match reply_to {
-            Some(queue) => properties.with_reply_to(queue.into()),
+            Some(queue) => {
+                properties.with_user_id(own_account().into()).with_reply_to(queue.into())
+            }
             None => properties,
         };
         self.publish("bulk", properties, &serde_json::from_slice(&body).unwrap()).await;
@@ -283,7 +287,7 @@ async fn a_copied_password_is_of_no_use() {
     let original = bench.fetch("interactive").await;
     let _worker = bench.worker(&[&keys]).await;
 
-    let replies = unique(REPLIES);
+    let replies = own_replies(REPLIES);
     bench.broker.own_queue(&replies).await;
     let mut direct = bench.broker.direct_replies().await;
     let (properties, document) = (original.properties.clone(), body(&original));
@@ -292,6 +296,7 @@ async fn a_copied_password_is_of_no_use() {
     let to_eve = properties.clone().with_reply_to(replies.as_str().into());
     let bulk = registration("flat-name")
         .with_message_id(unique("row").into())
+        .with_user_id(own_account().into())
         .with_reply_to(replies.as_str().into());
     for (door, properties, document) in [
         ("interactive", to_eve.clone(), &document),
@@ -330,7 +335,7 @@ async fn keys_are_changed_without_losing_a_message() {
     let answer = before.client().post("/users/register", &document()).await;
     assert_eq!(answer.status, 500);
     assert!(answer.header("idempotency-key").is_some(), "repeating it is safe");
-    let replies = unique(REPLIES);
+    let replies = own_replies(REPLIES);
     bench.broker.own_queue(&replies).await;
     let id = unique("row");
     bench.publish_bulk(&old, &id, &document(), Some(&replies)).await;
@@ -392,8 +397,12 @@ async fn a_dead_letter_keeps_a_sealed_password_and_can_be_sent_again() {
 async fn a_clear_password_is_refused_where_it_must_be_sealed() {
     let Some(mut bench) = Bench::new(PRODUCTION).await else { return };
     let keys = Keys::new();
-    let clear = || registration("flat-name").with_message_id(unique("row").into());
-    let replies = unique(REPLIES);
+    let clear = || {
+        registration("flat-name")
+            .with_message_id(unique("row").into())
+            .with_user_id(own_account().into())
+    };
+    let replies = own_replies(REPLIES);
     bench.broker.own_queue(&replies).await;
     // With a key alone, both kinds are taken.
     let worker = bench.worker(&[&keys]).await;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::flow::five_requests;
 use crate::support::Setup;
-use crate::support::broker::{Broker, rabbitmqctl, registration};
+use crate::support::broker::{Broker, own_account, rabbitmqctl, registration};
 use crate::support::services::{PRODUCTION, amqp_url, unique};
 use crate::support::spec::{Seen, accepted, accepts, asyncapi, table_as_json};
 
@@ -229,7 +229,8 @@ async fn every_message_of_a_flow_is_as_described() {
         }
     }
     let producer = Broker::connect_to(&vhost.url()).await;
-    producer.own_queue("crm.replies").await;
+    let replies = format!("crm.{}.replies", own_account());
+    producer.own_queue(&replies).await;
     let asking = |id: &str| registration("register").with_message_id(id.into());
     // Two users, because it is not said which row comes first.
     let good = |user: &str| {
@@ -243,7 +244,9 @@ async fn every_message_of_a_flow_is_as_described() {
         ("row-3", "[".to_owned(), "[".to_owned()),
     ] {
         producer.publish(setup.namespace(), "bulk", asking(id), silent.as_bytes()).await;
-        let asked = asking(&format!("{id}-told")).with_reply_to("crm.replies".into());
+        let asked = asking(&format!("{id}-told"))
+            .with_user_id(own_account().into())
+            .with_reply_to(replies.as_str().into());
         producer.publish(setup.namespace(), "bulk", asked, told.as_bytes()).await;
     }
 

@@ -8,7 +8,8 @@ use futures_util::TryStreamExt;
 use futures_util::future::join_all;
 use mongodb::{Collection, IndexModel};
 use muster::signup::{
-    Candidate, ContractId, Email, FullName, MessageId, Millis, Record, RegistrationId, UserId,
+    Candidate, ContractId, Email, FullName, MessageId, Millis, Origin, Record, RegistrationId,
+    UserId,
 };
 use muster::store::{self, Inserted, PrepareError, Store, StoreError, Taken};
 use muster::telemetry::{Health, Part};
@@ -75,7 +76,7 @@ fn record(username: Option<&str>, email: Option<&str>) -> Record {
         fullname: Some(FullName { firstname: "Ann".into(), lastname: None }),
         password: SecretString::from("never stored").into(),
     };
-    let id = RegistrationId::of(contract, "", &MessageId::random());
+    let id = RegistrationId::of(&Origin::Http, contract, &MessageId::random());
     Record::new(&candidate, id, "$2b$04$abcdefghijklmnopqrstuv".into(), Millis(1_700_000_000_123))
 }
 

@@ -64,6 +64,11 @@ pub(super) fn schemas() -> Map<String, Value> {
                                 an address of their own, only whether it works.",
                 "additionalProperties": { "oneOf": [{ "enum": ["up", "down"] }, waits] },
             },
+            "warnings": {
+                "type": "object",
+                "description": "What an operator should see to although every part works; absent if nothing.",
+                "additionalProperties": { "type": "string" },
+            },
             "workers": { "type": ["integer", "null"], "description": "How many consume." },
             "waiting": { "type": ["integer", "null"], "description": "Messages that no worker has taken." },
         },

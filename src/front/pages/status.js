@@ -81,7 +81,8 @@ function show(status) {
   $("capacity").textContent = status.perSecond > 0 ? `can do ${number(status.perSecond)} a second` : "";
   $("workers-card").classList.toggle("alarm", status.workers === 0);
   $("dead").textContent = status.deadLetters ?? "–";
-  $("dead-told").textContent = status.deadLetters === null ? "none kept here" : "";
+  const none = status.deadLetters === null ? "none kept here" : "";
+  $("dead-told").textContent = status.warnings.deadLetters ?? none;
   $("dead-card").classList.toggle("alarm", status.deadLetters > 0);
   $("parts").replaceChildren(...Object.entries(status.parts).map(part));
 

@@ -19,9 +19,10 @@ pub(super) fn told(front: &Front) -> Value {
     json!({
         "ready": front.telemetry.health.is_ready(),
         "parts": ops::parts(&front.telemetry.health, front.asker),
+        "warnings": front.telemetry.health.warnings(),
         "workers": backlog.consumers,
         "waiting": backlog.waiting,
-        "waitMs": backlog.wait().as_millis() as u64,
+        "waitMs": backlog.wait(front.assumed).as_millis() as u64,
         "perSecond": backlog.pace.per_second,
         "deadLetters": front.caller.dead_letters(),
         "minute": { "p50": rounded(minute.within(0.5)), "p95": rounded(minute.within(0.95)) },

@@ -100,6 +100,7 @@ async fn supervise(
                 current.send_replace(Some(session.clone()));
                 let ended = opened.run(&broker, &part, &known, &stop, &mut backoff).await;
                 current.send_replace(None);
+                known.forget_samples();
                 session.waiting.lose();
                 ended
             }
@@ -293,16 +294,14 @@ impl RabbitCaller {
         let span = publish(&call.trace, call.kind.door(), &call.id);
         call.trace = span.context().clone();
         let (body, sealed) = self.sealed(&call, &session.reply_queue)?;
-        let properties = properties::of_call(
-            &call,
-            &session.reply_queue,
-            entered.correlation_id(),
-            self.broker.clock.now().0,
-            sealed,
-        );
-        if matches!(call.kind, Kind::Register(_)) {
-            self.known.sent();
-        }
+        let envelope = properties::Envelope {
+            username: self.broker.username(),
+            reply_to: &session.reply_queue,
+            correlation_id: entered.correlation_id(),
+        };
+        let now = self.broker.clock.now().0;
+        let properties = properties::of_call(&call, envelope, now, sealed);
+        let _unanswered = matches!(call.kind, Kind::Register(_)).then(|| self.known.sent());
         let key = call.kind.door().as_str().to_owned();
         let published = async {
             // It ends with the confirm.

@@ -257,8 +257,9 @@ impl Session<'_> {
     ) -> Option<Delivery> {
         let ack = acks.delivered(&received);
         let (door, settler) = (self.doorway.door, settler.clone());
+        let backlogged = shared.known.is_backlogged(door);
         let mut ages = shared.ages.lock().unwrap_or_else(PoisonError::into_inner);
-        match properties::read(door, &received, &shared.broker, &mut ages) {
+        match properties::read(door, &received, &shared.broker, &mut ages, backlogged) {
             Ok(message) => {
                 if let Some(until) = &mut self.careful_until {
                     if message.is_suspect() {

@@ -17,6 +17,8 @@ pub(super) const FRESH: &str = "fresh";
 pub(super) const SEALED: &str = "sealed";
 /// How often muster has put a message back.
 pub(super) const ATTEMPT: &str = "attempt";
+/// Where a registration of muster's own accounts entered.
+pub(super) const ENTRY_POINT: &str = "entry-point";
 /// Who published a message that muster put back.
 pub(super) const PRODUCER: &str = "producer";
 /// Where the reply to a message goes that muster put back.

@@ -33,6 +33,8 @@ pub(super) struct Known {
     /// Sent and answered here since the last look; another front's are seen with the next.
     sent: AtomicU64,
     answered: AtomicU64,
+    /// Registrations of this front that have no reply yet.
+    unanswered: AtomicU64,
     /// What one worker can do, as the last reply told.
     told: Mutex<Option<Pace>>,
     /// What this process's own worker can do.
@@ -66,9 +68,11 @@ struct Seen {
 }
 
 impl Known {
-    /// A message was sent to the interactive door.
-    pub(super) fn sent(&self) {
+    /// A message is sent to the interactive queue; its caller waits until what this returns is dropped.
+    pub(super) fn sent(&self) -> Unanswered<'_> {
         self.sent.fetch_add(1, Ordering::Relaxed);
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
+        Unanswered(self)
     }
 
     /// A reply to one came.
@@ -95,17 +99,33 @@ impl Known {
         told.or_else(|| self.own.get().map(|own| own())).unwrap_or_default()
     }
 
+    /// Whether messages waited in a queue when it was last sampled.
+    pub(super) fn is_backlogged(&self, door: Door) -> bool {
+        self.waiting_lately(Watched::Door(door)).is_some_and(|waiting| waiting > 0)
+    }
+
     /// Dead letters when they were last looked at.
     pub(super) fn dead_letters(&self) -> Option<u64> {
         let seen = lock(&self.dead.at).is_some();
         seen.then(|| self.dead.waiting.load(Ordering::Relaxed))
     }
 
-    /// What stands before a call.
+    /// Forgets the samples: the connection that they came by is gone.
+    pub(super) fn forget_samples(&self) {
+        for seen in [&self.interactive, &self.bulk, &self.dead] {
+            *lock(&seen.at) = None;
+        }
+    }
+
+    /// What stands before a call. Without a recent sample that is what this front itself waits for.
     pub(super) fn backlog(&self) -> Backlog {
-        let seen = &self.interactive;
-        let sent = seen.waiting.load(Ordering::Relaxed) + self.sent.load(Ordering::Relaxed);
-        let (consumers, one) = (seen.consumers.load(Ordering::Relaxed), self.pace());
+        let (seen, one) = (&self.interactive, self.pace());
+        let Some(sampled) = self.waiting_lately(Watched::Door(Door::Interactive)) else {
+            let waiting = self.unanswered.load(Ordering::Relaxed);
+            return Backlog { waiting, ..Backlog::default() };
+        };
+        let sent = sampled + self.sent.load(Ordering::Relaxed);
+        let consumers = seen.consumers.load(Ordering::Relaxed);
         let pace = Pace {
             per_second: f64::from(consumers) * one.per_second,
             threads: consumers.saturating_mul(one.threads),
@@ -175,7 +195,16 @@ impl Known {
             let looked =
                 channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
             match looked.await {
-                Ok(queue) => self.looked(watched, queue.message_count(), queue.consumer_count()),
+                Ok(queue) => {
+                    self.looked(watched, queue.message_count(), queue.consumer_count());
+                    match watched {
+                        Watched::Dead => {
+                            let max = broker.dead_letters_max.load(Ordering::Relaxed);
+                            broker.dead_room.sampled(max > 0 && queue.message_count() >= max);
+                        }
+                        Watched::Door(_) => broker.dead_room.refresh(),
+                    }
+                }
                 Err(error) => return error.into(),
             }
         }
@@ -201,6 +230,37 @@ impl Known {
     }
 }
 
+/// A registration without a reply.
+pub(super) struct Unanswered<'a>(&'a Known);
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.unanswered.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_of_a_connection_that_is_gone_do_not_count() {
+        let known = Known::default();
+        known.told(Some(Pace { per_second: 10.0, threads: 1 }));
+        known.looked(Watched::Door(Door::Interactive), 250, 2);
+        let backlog = known.backlog();
+        assert_eq!((backlog.waiting, backlog.consumers), (250, 2));
+        assert!(known.is_backlogged(Door::Interactive));
+        known.forget_samples();
+        assert_eq!(known.backlog(), Backlog::default());
+        assert!(!known.is_backlogged(Door::Interactive));
+        let call = known.sent();
+        assert_eq!(known.backlog().waiting, 1, "what this front waits for is known still");
+        drop(call);
+        assert_eq!(known.backlog().waiting, 0);
+    }
 }

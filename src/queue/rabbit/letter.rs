@@ -21,9 +21,9 @@ pub(super) fn read(delivery: &Delivery, broker: &Broker) -> (Letter, Result<Mess
     let headers = Headers(properties.headers().as_ref());
     let death = Death::of(&headers, &broker.names);
     // The rules by which a worker would read it.
-    let message = properties::read(Door::Bulk, delivery, broker, &mut Ages::default());
+    let message = properties::read(Door::Bulk, delivery, broker, &mut Ages::default(), false);
     let user = properties.user_id().as_ref().map(|user| user.as_str());
-    let elsewhere = death.is_none() && user.is_some_and(|user| user != broker.username());
+    let elsewhere = death.is_none() && user.is_some_and(|user| !broker.is_own_account(user));
     let requeued = match &message {
         _ if delivery.data.is_empty() => Err(Obstacle::NoBody),
         _ if elsewhere => Err(Obstacle::OtherAccount),
@@ -56,7 +56,9 @@ pub(super) fn read(delivery: &Delivery, broker: &Broker) -> (Letter, Result<Mess
             None => headers.text(header::DOOR).and_then(door),
         },
         contract: headers.text(header::CONTRACT).and_then(|contract| contract.parse().ok()),
-        producer: message.as_ref().map_or_else(|_| String::new(), |read| read.producer.clone()),
+        producer: message
+            .as_ref()
+            .map_or_else(|_| String::new(), |read| read.origin.producer().to_owned()),
         attempt: message.as_ref().map_or(0, |read| read.attempt),
         body: shown(&delivery.data),
         obstacle: requeued.as_ref().err().copied(),

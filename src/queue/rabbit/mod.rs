@@ -10,6 +10,7 @@ mod amqp;
 pub mod asyncapi;
 mod caller;
 mod dead;
+mod dead_room;
 mod doorway;
 mod events;
 mod greeting;
@@ -24,6 +25,7 @@ mod producer;
 mod properties;
 mod publisher;
 mod replies;
+mod reply_body;
 mod settle;
 mod tls;
 mod topology;
@@ -45,6 +47,7 @@ use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::telemetry::finding::Finding;
 use crate::telemetry::{Health, Metrics, Telemetry};
+use dead_room::DeadRoom;
 use known::Known;
 use link::Link;
 use topology::Names;
@@ -87,6 +90,7 @@ struct Broker {
     metrics: Arc<Metrics>,
     /// How many dead letters their queue holds, as it is on the broker; 0 while that is not known.
     dead_letters_max: Arc<AtomicU32>,
+    dead_room: DeadRoom,
 }
 
 impl Rabbit {
@@ -99,7 +103,9 @@ impl Rabbit {
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
         let metrics = telemetry.metrics.clone();
-        let broker = Arc::new(Broker::new(url, settings, clock, metrics)?);
+        let mut broker = Broker::new(url, settings, clock, metrics)?;
+        broker.dead_room = DeadRoom::new(telemetry.health.clone());
+        let broker = Arc::new(broker);
         match tokio::time::timeout(FIRST_TRY, Link::open(&broker, "start")).await {
             Ok(Ok(link)) => link.close().await,
             Ok(Err(error)) if error.is_refusal() => {
@@ -132,8 +138,19 @@ impl Broker {
         let names = Names::new(&settings.namespace);
         let sealer = settings.seal_to.map(Sealer::new);
         let tls = tls::load(&settings)?;
-        let dead_letters_max = Arc::default();
-        Ok(Self { uri, tls, address, names, sealer, settings, clock, metrics, dead_letters_max })
+        let (dead_letters_max, dead_room) = (Arc::default(), DeadRoom::default());
+        Ok(Self {
+            uri,
+            tls,
+            address,
+            names,
+            sealer,
+            settings,
+            clock,
+            metrics,
+            dead_letters_max,
+            dead_room,
+        })
     }
 
     fn waiting_for(&self) -> String {
@@ -143,6 +160,13 @@ impl Broker {
     /// The name under which this process is known to the broker.
     fn username(&self) -> &str {
         &self.uri.authority.userinfo.username
+    }
+
+    /// Whether a broker-validated account is one of muster's own, whose headers are believed.
+    fn is_own_account(&self, account: &str) -> bool {
+        !account.is_empty()
+            && (account == self.username()
+                || self.settings.trusted_accounts.iter().any(|trusted| trusted == account))
     }
 }
 

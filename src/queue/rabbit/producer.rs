@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::link::{Link, LinkError, State};
 use super::replies::Replies;
-use super::{Backoff, Broker, properties};
+use super::{Backoff, Broker, properties, reply_body};
 use crate::queue::message::publish;
 use crate::queue::producer::{Ends, Taken};
 use crate::queue::seal::{Letter, Sealer};
@@ -257,14 +257,13 @@ impl Session {
         let correlation_id = format!("{}{tag}", self.correlation);
         let fresh = !row.again;
         let span = publish(&row.taken.row.trace, Door::Bulk, &row.taken.row.id);
-        let properties = properties::of_row(
-            &row.taken.row,
-            fresh,
-            &self.replies.queue,
-            &correlation_id,
-            sealed,
-            span.context(),
-        );
+        let envelope = properties::Envelope {
+            username: broker.username(),
+            reply_to: &self.replies.queue,
+            correlation_id: &correlation_id,
+        };
+        let properties =
+            properties::of_row(&row.taken.row, fresh, envelope, sealed, span.context());
         let (channel, number) = (self.channel.clone(), row.number);
         let exchange = broker.names.exchange().to_owned();
         self.confirms.push(Box::pin(async move {
@@ -326,10 +325,7 @@ impl Session {
         if id != Some(row.taken.row.id.as_str()) {
             return;
         }
-        match serde_json::from_slice::<Outcome>(&reply.data) {
-            Ok(outcome) => rows.answer(tag, Ok(outcome)),
-            Err(_) => tracing::warn!("a reply could not be read"),
-        }
+        rows.answer(tag, reply_body::read(&reply.data).ok_or(NoAnswer));
     }
 
     /// Fails when the bulk queue is gone; the session is then built anew, and the queue with it.

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use super::header::{self, Headers, Unreadable};
 use super::{Broker, amqp};
-use crate::queue::age::Ages;
+use crate::queue::age::{Ages, Sender, Stamped};
 use crate::queue::event::Event;
 use crate::queue::{Call, Door, Kind, Message, Pace, Reason, Row, Unsettled};
-use crate::signup::{MessageId, Millis};
+use crate::signup::{MessageId, Millis, Origin};
 use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};
 use crate::telemetry::{Stages, TraceContext};
 
@@ -34,11 +34,20 @@ pub(super) const KEY_ID_MAX: usize = 64;
 /// Most bytes of a body. A worker holds hundreds of them.
 const BODY_MAX: usize = 256 << 10;
 
+/// Under which account something is published, and where its reply goes.
+#[derive(Clone, Copy)]
+pub(super) struct Envelope<'a> {
+    /// The name of this process's account, for which the broker vouches: the entry point in the headers is
+    /// believed for it.
+    pub(super) username: &'a str,
+    pub(super) reply_to: &'a str,
+    pub(super) correlation_id: &'a str,
+}
+
 /// The properties of a call that is sent now, its password sealed with the key of this id.
 pub(super) fn of_call(
     call: &Call,
-    reply_to: &str,
-    correlation_id: &str,
+    envelope: Envelope<'_>,
     now_ms: i64,
     sealed: Option<&str>,
 ) -> BasicProperties {
@@ -53,6 +62,7 @@ pub(super) fn of_call(
     };
     put_number(&mut headers, header::DEADLINE, i64::try_from(left).unwrap_or(i64::MAX));
     put_number(&mut headers, header::SENT_AT, now_ms);
+    put_text(&mut headers, header::ENTRY_POINT, Origin::Http.entry_point());
     if let Some(key_id) = sealed {
         put_text(&mut headers, header::SEALED, key_id);
     }
@@ -65,8 +75,9 @@ pub(super) fn of_call(
         .with_content_type(JSON.into())
         .with_delivery_mode(mode)
         .with_message_id(call.id.as_str().into())
-        .with_correlation_id(correlation_id.into())
-        .with_reply_to(reply_to.into())
+        .with_user_id(envelope.username.into())
+        .with_correlation_id(envelope.correlation_id.into())
+        .with_reply_to(envelope.reply_to.into())
         .with_expiration(left.to_string().into())
         .with_headers(headers)
 }
@@ -75,13 +86,13 @@ pub(super) fn of_call(
 pub(super) fn of_row(
     row: &Row,
     fresh: bool,
-    reply_to: &str,
-    correlation_id: &str,
+    envelope: Envelope<'_>,
     sealed: Option<&str>,
     trace: &TraceContext,
 ) -> BasicProperties {
     let mut headers = FieldTable::default();
     put_text(&mut headers, header::CONTRACT, row.contract.as_str());
+    put_text(&mut headers, header::ENTRY_POINT, Origin::Import.entry_point());
     put_trace(&mut headers, trace);
     if let Some(key_id) = sealed {
         put_text(&mut headers, header::SEALED, key_id);
@@ -94,8 +105,9 @@ pub(super) fn of_row(
         .with_content_type(JSON.into())
         .with_delivery_mode(PERSISTENT)
         .with_message_id(row.id.as_str().into())
-        .with_correlation_id(correlation_id.into())
-        .with_reply_to(reply_to.into())
+        .with_user_id(envelope.username.into())
+        .with_correlation_id(envelope.correlation_id.into())
+        .with_reply_to(envelope.reply_to.into())
         .with_headers(headers)
 }
 
@@ -212,27 +224,31 @@ fn kept_headers(message: &Message, attempt: u32) -> FieldTable {
         put_text(&mut headers, header::CONTRACT, contract.as_str());
     }
     put_number(&mut headers, header::ATTEMPT, i64::from(attempt));
-    if !message.producer.is_empty() {
-        put_text(&mut headers, header::PRODUCER, &message.producer);
+    let (entry_point, producer) = (message.origin.entry_point(), message.origin.producer());
+    put_text(&mut headers, header::ENTRY_POINT, entry_point);
+    if !producer.is_empty() {
+        put_text(&mut headers, header::PRODUCER, producer);
     }
     put_trace(&mut headers, &message.trace);
     headers
 }
 
-/// Reads a delivery from the queue of `door`, or says what is wrong with it.
+/// Reads a delivery from the queue of `door`, or says what is wrong with it. `backlogged`: whether messages
+/// waited in that queue lately.
 pub(super) fn read(
     door: Door,
     delivery: &Delivery,
     broker: &Broker,
     ages: &mut Ages,
+    backlogged: bool,
 ) -> Result<Message, Unreadable> {
     let properties = &delivery.properties;
     if let Some(what) = amqp::unreadable(properties) {
         return Err(what.into());
     }
     let headers = Headers(properties.headers().as_ref());
-    let own_user =
-        properties.user_id().as_ref().is_some_and(|user| user.as_str() == broker.username());
+    let account = properties.user_id().as_ref().map_or("", |user| user.as_str());
+    let is_own = broker.is_own_account(account);
 
     let kind = match properties.kind().as_ref().map(|kind| kind.as_str()) {
         Some("register") if door != Door::Profile => {
@@ -246,15 +262,16 @@ pub(super) fn read(
     let id = properties.message_id().as_ref().ok_or("no message_id")?;
     let id = MessageId::parse(id.as_str()).ok_or("message_id is not 1 to 128 bytes")?;
 
-    let vouched = |name| if own_user { headers.typed_text(name) } else { Ok(None) };
-    let reply_to = properties.reply_to().as_ref().map(|queue| queue.as_str().to_owned());
-    let reply_to = match reply_to {
-        Some(queue) => Some(queue),
-        None => vouched(header::REPLY_TO)?.map(str::to_owned),
+    let vouched = |name| if is_own { headers.typed_text(name) } else { Ok(None) };
+    let producer = vouched(header::PRODUCER)?;
+    let reply_to = match properties.reply_to() {
+        Some(queue) => Some((queue.as_str(), account)),
+        None => vouched(header::REPLY_TO)?.map(|queue| (queue, producer.unwrap_or(account))),
     };
-    if reply_to.as_ref().is_some_and(|queue| !may_reply_to(queue, broker)) {
+    if reply_to.is_some_and(|(queue, account)| !may_reply_to(queue, account, broker)) {
         return Err("reply_to is not an allowed queue".into());
     }
+    let reply_to = reply_to.map(|(queue, _)| queue);
     let ttl = match properties.expiration().as_ref() {
         Some(ttl) => Some(ttl.as_str().parse().map_err(|_| "expiration is not milliseconds")?),
         None => None,
@@ -265,14 +282,24 @@ pub(super) fn read(
         (_, None) => return Err("no expiration".into()),
         (_, Some(_)) if reply_to.is_none() => return Err("no reply_to".into()),
         (_, Some(ttl)) => {
-            let sender = reply_to.as_deref().unwrap_or_default();
-            Some(expiry(&headers, ttl, sender, broker, ages)?)
+            let ttl = Duration::from_millis(ttl);
+            let left = headers.typed_number(header::DEADLINE)?;
+            let left = left.and_then(|left| u64::try_from(left).ok());
+            let left = left.map_or(ttl, Duration::from_millis).min(ttl);
+            let sender = Sender { account, reply_to: reply_to.unwrap_or_default() };
+            let now = broker.clock.now();
+            let stamped = headers.typed_number(header::SENT_AT)?.map(Millis);
+            let stamped = stamped.map(|sent| Stamped { sent, now, ttl, backlogged });
+            let age = stamped.map_or(Duration::ZERO, |stamped| ages.of(sender, stamped));
+            // What was left when it was sent, less its age since.
+            Some((Instant::now() + left.saturating_sub(age), ttl))
         }
     };
-    let producer = match properties.user_id().as_ref() {
-        _ if own_user => vouched(header::PRODUCER)?.unwrap_or_default().to_owned(),
-        Some(user) => user.as_str().to_owned(),
-        None => String::new(),
+    let origin = match vouched(header::ENTRY_POINT)? {
+        Some("http") => Origin::Http,
+        Some("import") => Origin::Import,
+        _ if is_own => Origin::Amqp { producer: producer.unwrap_or_default().to_owned() },
+        _ => Origin::Amqp { producer: account.to_owned() },
     };
     let sealed = headers.typed_text(header::SEALED)?;
     if sealed.is_some_and(|key_id| key_id.len() > KEY_ID_MAX) {
@@ -281,66 +308,62 @@ pub(super) fn read(
     if delivery.data.len() > BODY_MAX {
         return Err("the body is too large".into());
     }
-    let from_front = door != Door::Bulk
-        && producer.is_empty()
-        && reply_to.as_ref().is_some_and(|queue| is_of_front(queue, broker));
-    let deliveries = headers.number("x-delivery-count").and_then(|count| u32::try_from(count).ok());
+    let waits_for = expires.map(|(_, ttl)| ttl);
+    let waits_for = waits_for.filter(|_| matches!(origin, Origin::Amqp { .. }));
     Ok(Message {
         door,
         kind,
         id,
-        producer,
+        origin,
         fresh: headers.typed_flag(header::FRESH)?,
-        from_front,
         sealed: sealed.map(str::to_owned),
         body: Bytes::copy_from_slice(&delivery.data),
-        expires,
-        deliveries: deliveries.unwrap_or(u32::from(delivery.redelivered)),
-        attempt: vouched_attempt(&headers, own_user),
+        expires: expires.map(|(at, _)| at),
+        waits_for,
+        deliveries: deliveries(&headers, delivery.redelivered),
+        attempt: vouched_attempt(&headers, is_own),
         trace: TraceContext::read(headers.text(TRACEPARENT), headers.text(TRACESTATE)),
         unsettled: Unsettled {
-            reply_to,
+            reply_to: reply_to.map(str::to_owned),
             correlation_id: properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()),
         },
     })
 }
 
-/// When nobody waits any more: what was left when it was sent, less its age since.
-fn expiry(
-    headers: &Headers<'_>,
-    ttl_ms: u64,
-    sender: &str,
-    broker: &Broker,
-    ages: &mut Ages,
-) -> Result<Instant, Unreadable> {
-    let left = headers.typed_number(header::DEADLINE)?.and_then(|left| u64::try_from(left).ok());
-    let left = Duration::from_millis(left.unwrap_or(ttl_ms).min(ttl_ms));
-    let age = match headers.typed_number(header::SENT_AT)? {
-        Some(sent) => ages.of(sender, Millis(sent), broker.clock.now()),
-        None => Duration::ZERO,
-    };
-    Ok(Instant::now() + left.saturating_sub(age))
+/// Earlier deliveries. Of a first one the header is a producer's: the broker writes it, over anything that
+/// is there, when it delivers again.
+fn deliveries(headers: &Headers<'_>, redelivered: bool) -> u32 {
+    if !redelivered {
+        return 0;
+    }
+    let count = headers.number("x-delivery-count").and_then(|count| u32::try_from(count).ok());
+    count.unwrap_or(1).max(1)
 }
 
-fn vouched_attempt(headers: &Headers<'_>, own_user: bool) -> u32 {
-    let attempt = headers.number(header::ATTEMPT).filter(|_| own_user);
+fn vouched_attempt(headers: &Headers<'_>, is_own: bool) -> u32 {
+    let attempt = headers.number(header::ATTEMPT).filter(|_| is_own);
     attempt.and_then(|attempt| u32::try_from(attempt).ok()).unwrap_or(0)
 }
 
-/// Whether replies may be sent to a queue of this name: a front end's, a direct reply-to, or one
-/// with the configured prefix. Anything else would let a producer write into any queue.
-fn may_reply_to(queue: &str, broker: &Broker) -> bool {
-    let prefix = &broker.settings.reply_prefix;
-    let allowed = is_of_front(queue, broker)
+/// Whether replies to this account's messages may be sent to a queue of this name: a front end's, a direct
+/// reply-to, or one of the account's own. Anything else would let a producer write into any queue.
+fn may_reply_to(queue: &str, account: &str, broker: &Broker) -> bool {
+    let allowed = queue.starts_with(&broker.names.reply_prefix())
         || queue.starts_with(DIRECT_REPLY_PREFIX)
-        || (!prefix.is_empty() && queue.starts_with(prefix) && !broker.names.owns(queue));
+        || (is_of_account(queue, account, &broker.settings.reply_prefix)
+            && !broker.names.owns(queue));
     allowed && queue.len() <= NAME_MAX
 }
 
-/// Whether a queue has the name of a front's reply queue. Accounts of other producers may not read those
-/// (docs/operations.md), so what is sent there reaches no producer, whichever it names.
-fn is_of_front(queue: &str, broker: &Broker) -> bool {
-    queue.starts_with(&broker.names.reply_prefix())
+/// Whether a queue is named `<prefix><account>.<name>`. The name has no dot, or account `a` could name the
+/// queues of account `a.b`.
+fn is_of_account(queue: &str, account: &str, prefix: &str) -> bool {
+    let name = queue
+        .strip_prefix(prefix)
+        .and_then(|rest| rest.strip_prefix(account))
+        .and_then(|rest| rest.strip_prefix('.'));
+    let is_name = name.is_some_and(|name| !name.is_empty() && !name.contains('.'));
+    is_name && !prefix.is_empty() && !account.is_empty()
 }
 
 fn put_text(headers: &mut FieldTable, name: &str, value: &str) {

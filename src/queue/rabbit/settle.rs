@@ -15,7 +15,7 @@ use super::acks::Ack;
 use super::events;
 use super::link::{Link, State};
 use super::properties;
-use super::publisher::Publisher;
+use super::publisher::{PublishError, Publisher};
 use crate::queue::redact::{Kept, without_secrets};
 use crate::queue::seal;
 use crate::queue::{Door, Kind, Message, PaceNow, Reason, Reply, Settle};
@@ -82,8 +82,39 @@ impl Settler {
         let properties = properties::of_unreadable(door, what, received.data.len())
             .with_message_id(id.as_str().into())
             .with_timestamp(self.now());
+        self.dead_letter(door, properties, Bytes::new(), &ack).await;
+    }
+
+    /// Publishes a dead letter, then acks. Where the broker refuses it, a bulk row is kept and tried again;
+    /// a message that has a deadline is dropped, because what is kept would close its queue to the others.
+    async fn dead_letter(&self, queue: Door, properties: BasicProperties, body: Bytes, ack: &Ack) {
         let exchange = self.broker.names.dead_exchange();
-        self.move_to(&exchange, String::new(), properties, Bytes::new(), &ack).await;
+        if queue == Door::Bulk {
+            return self.move_to(&exchange, String::new(), properties, body, ack).await;
+        }
+        let mut declared = false;
+        // Otherwise the broker delivers it to another worker.
+        while ack.usable() && !self.is_lost() {
+            self.mover.unblocked(None).await;
+            let published =
+                self.mover.publish(&exchange, String::new(), properties.clone(), body.clone());
+            match published.await {
+                Ok(()) => {
+                    self.broker.dead_room.accepted();
+                    return ack.ack().await;
+                }
+                Err(PublishError::NotAccepted) if declared && !self.is_lost() => {
+                    self.broker.dead_room.refused();
+                    self.broker.metrics.dead_letter_dropped(queue.as_str());
+                    return ack.ack().await;
+                }
+                // The queue may have been deleted.
+                Err(_) => {
+                    declared = true;
+                    self.declare_anew().await;
+                }
+            }
+        }
     }
 
     /// Publishes, then acks. While the broker refuses, or owes the confirm because of an alarm, the
@@ -98,6 +129,7 @@ impl Settler {
         ack: &Ack,
     ) {
         let mut told = false;
+        let is_dead = exchange == self.broker.names.dead_exchange();
         // Otherwise the broker has delivered it to another.
         while ack.usable() && !self.is_lost() {
             self.mover.unblocked(None).await;
@@ -106,9 +138,17 @@ impl Settler {
                 .publish(exchange, routing_key.clone(), properties.clone(), body.clone())
                 .await;
             match published {
-                Ok(()) => return ack.ack().await,
+                Ok(()) => {
+                    if is_dead {
+                        self.broker.dead_room.accepted();
+                    }
+                    return ack.ack().await;
+                }
                 Err(_) if self.is_lost() => {}
                 Err(error) => {
+                    if is_dead {
+                        self.broker.dead_room.refused();
+                    }
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!(exchange, %error, "a message was not put aside; trying again");
                     }
@@ -202,10 +242,8 @@ impl Settle for RabbitHandle {
         let username = self.settler.broker.username();
         let properties = properties::of_dead(&message, reason, kept.password, username)
             .with_timestamp(self.settler.now());
-        let exchange = self.settler.broker.names.dead_exchange();
-        self.settler
-            .move_to(&exchange, String::new(), properties, kept.body.into(), &self.ack)
-            .await;
+        let (door, body) = (message.door, kept.body.into());
+        self.settler.dead_letter(door, properties, body, &self.ack).await;
     }
 
     async fn hand_back(self: Box<Self>, _message: Message) {

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::publisher::PublishError;
+use super::reply_body;
 use crate::queue::{CallError, Door, Reply};
 use crate::signup::{MessageId, id::random_hex};
 use crate::telemetry::Stages;
@@ -50,8 +51,9 @@ impl Waiting {
         Entered { waiting: self, correlation_id, reply }
     }
 
-    /// Hands a reply to its call: the one with this correlation id, if it has this message id too.
-    /// The door of the call; `None` when nobody waits for it (any more).
+    /// Gives a reply to its call: the one with this correlation id, if it has this message id too. A
+    /// reply that cannot be read ends its call as indeterminate: no other one will come.
+    /// Returns the queue of the call; `None` when no call waits for it (any more).
     pub(super) fn settle(
         &self,
         correlation_id: &str,
@@ -59,13 +61,16 @@ impl Waiting {
         body: &[u8],
         stages: Stages,
     ) -> Option<Door> {
-        let reply = Reply::new(serde_json::from_slice(body).ok()?, stages);
         let calls = &mut self.lock().by_correlation_id;
         if calls.get(correlation_id)?.message_id != message_id {
             return None;
         }
         let Waiter { door, reply: waiter, .. } = calls.remove(correlation_id)?;
-        waiter.send(reply).ok().map(|()| door)
+        // Dropped without a reply, the waiter ends its call.
+        if let Some(outcome) = reply_body::read(body) {
+            waiter.send(Reply::new(outcome, stages)).ok()?;
+        }
+        Some(door)
     }
 
     /// Ends every call there is, those that are still being published too.

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::queue::Unsettled;
+use crate::signup::Origin;
 use crate::telemetry::TraceContext;
 
 const NOW: Millis = Millis(1_700_000_000_000);
@@ -53,12 +54,12 @@ fn message(sealer: &Sealer, body: &Value) -> Message {
         door: Door::Interactive,
         kind: Kind::Register(ContractId::Register),
         id: id("row-1"),
-        producer: String::new(),
+        origin: Origin::Http,
         fresh: false,
-        from_front: false,
         sealed: Some(sealer.key_id().to_owned()),
         body: Bytes::from(body.to_string()),
         expires: None,
+        waits_for: None,
         deliveries: 0,
         attempt: 0,
         trace: TraceContext::default(),

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::support::broker::{
-    Broker, DIRECT_REPLY, headers, number_header, rabbitmqctl, registration as raw_registration,
-    text_header,
+    Broker, DIRECT_REPLY, headers, number_header, own_account, rabbitmqctl,
+    registration as raw_registration, text_header,
 };
 use crate::support::proxy::Proxy;
 use crate::support::services::{amqp_url, unique};
@@ -55,6 +55,8 @@ async fn a_registration_on_the_wire() {
     assert_eq!(message.data, call.body);
     assert_eq!(text(properties.kind()), "register");
     assert_eq!(text(properties.message_id()), call.id.as_str());
+    assert_eq!(text(properties.user_id()), own_account());
+    assert_eq!(text_header(properties, "entry-point").as_deref(), Some("http"));
     assert_eq!(text(properties.content_type()), "application/json");
     assert_eq!(*properties.delivery_mode(), Some(2));
     let correlation = text(properties.correlation_id());
@@ -137,11 +139,13 @@ async fn other_systems_publish_in_bulk_with_and_without_a_reply() {
     let Some(bench) = bench(&[("MUSTER_QUEUE_REPLY_PREFIX", &prefix)]).await else { return };
     let mut inbox = bench.inbox(ROOM).await;
     let broker = Broker::connect().await;
-    let replies = format!("{prefix}.one");
+    let replies = format!("{prefix}{}.one", own_account());
     broker.own_queue(&replies).await;
 
-    let asking =
-        bulk_row("row-1").with_reply_to(replies.as_str().into()).with_correlation_id("c".into());
+    let asking = bulk_row("row-1")
+        .with_user_id(own_account().into())
+        .with_reply_to(replies.as_str().into())
+        .with_correlation_id("c".into());
     for (id, properties) in [("row-1", asking), ("row-2", bulk_row("row-2"))] {
         broker.publish(bench.setup.namespace(), "bulk", properties, &row()).await;
         let delivery = next(&mut inbox).await;
@@ -189,7 +193,7 @@ async fn only_the_workers_own_user_is_believed_about_attempts_and_producers() {
     let Some(bench) = bench(&[]).await else { return };
     let Some(other) = OtherUser::new().await else { return };
     let mut inbox = bench.inbox(ROOM).await;
-    let own = url::Url::parse(&amqp_url().unwrap()).unwrap().username().to_owned();
+    let own = own_account();
     let (ours, theirs) = (Broker::connect().await, other.connect().await);
     let claims = headers(&[
         ("contract", "flat-name".into()),
@@ -218,7 +222,8 @@ async fn only_the_workers_own_user_is_believed_about_attempts_and_producers() {
         broker.publish(bench.setup.namespace(), "bulk", properties, &row()).await;
         let delivery = next(&mut inbox).await;
         let message = delivery.message();
-        assert_eq!((message.producer.as_str(), message.attempt), (producer, attempt), "{case}");
+        let origin = Origin::Amqp { producer: producer.to_owned() };
+        assert_eq!((&message.origin, message.attempt), (&origin, attempt), "{case}");
         assert_eq!(message.unsettled.reply_to.is_some(), replies, "{case}");
         reply(delivery).await;
     }
@@ -339,7 +344,7 @@ async fn a_retry_comes_back_after_its_pause_until_there_were_too_many() {
     let after = second.message();
     assert_eq!((after.door, after.attempt, after.deliveries), (Door::Bulk, 1, 0));
     assert_eq!((&after.id, after.kind, &after.body), (&before.id, before.kind, &before.body));
-    assert_eq!(after.producer, before.producer);
+    assert_eq!(after.origin, before.origin);
     assert_eq!(after.unsettled.reply_to, Some(reply_to));
     assert_eq!(after.unsettled.correlation_id.as_deref(), Some("c"));
     reply(second).await;

@@ -156,6 +156,36 @@ impl Broker {
     }
 }
 
+/// An account of another system, which may publish to the namespace's exchange and do nothing else.
+pub struct Account(String);
+
+impl Account {
+    /// `None` where the broker's accounts are not the tests' to make.
+    pub async fn of_least_privilege(namespace: &str) -> Option<Self> {
+        let account = Self(unique("crm"));
+        rabbitmqctl(&["add_user", &account.0, "a-password"]).await?;
+        let write = format!("^{namespace}$");
+        rabbitmqctl(&["set_permissions", &account.0, "^$", &write, "^$"]).await?;
+        Some(account)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    pub async fn connect(&self) -> Broker {
+        let mut url = url::Url::parse(&amqp_url().unwrap()).unwrap();
+        url.set_username(&self.0).unwrap();
+        url.set_password(Some("a-password")).unwrap();
+        Broker::connect_to(url.as_str()).await
+    }
+
+    /// Its connections end too.
+    pub async fn remove(self) {
+        rabbitmqctl(&["delete_user", &self.0]).await;
+    }
+}
+
 /// Replies as they come, each as it is described.
 pub type Replies = BoxStream<'static, lapin::Result<Delivery>>;
 
@@ -169,6 +199,16 @@ pub async fn are_registered(replies: &mut Replies, rows: usize) {
         assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome:?}");
         told.insert(reply.properties.message_id().as_ref().unwrap().to_string());
     }
+}
+
+/// The account of the tests, which is muster's too.
+pub fn own_account() -> String {
+    url::Url::parse(&amqp_url().unwrap()).unwrap().username().to_owned()
+}
+
+/// A new name of a queue to which replies to the tests' account may go where `prefix` is allowed.
+pub fn own_replies(prefix: &str) -> String {
+    format!("{prefix}{}.{}", own_account(), unique("replies"))
 }
 
 /// RabbitMQ's pseudo-queue for replies to the publishing channel.

@@ -54,6 +54,7 @@ fn registration(door: Door, id: ContractId, reply_to: &Value) -> Value {
         },
     });
     put(&mut headers, trace());
+    put(&mut headers, entry_point());
     if door == Door::Bulk {
         put(&mut headers, put_back());
     } else {
@@ -76,6 +77,7 @@ fn look_up(reply_to: &Value) -> Value {
     let kind = Kind::Profile.as_str();
     let mut headers = waiting();
     put(&mut headers, trace());
+    put(&mut headers, entry_point());
     json!({
         "name": kind,
         "title": "A look-up of a token's owner",
@@ -174,6 +176,7 @@ fn dead_letter() -> Value {
     });
     put(&mut headers, put_back());
     put(&mut headers, trace());
+    put(&mut headers, entry_point());
     json!({
         "name": schema::DEAD_LETTER,
         "title": "A message that was put aside by a worker",
@@ -208,7 +211,8 @@ fn asked(door: Door, kind: &str, mode: u8, reply_to: &Value) -> Value {
             json!({
                 "type": "string",
                 "pattern": "^[0-9]{1,10}$",
-                "description": "Milliseconds for which somebody waits. After them it is dropped.",
+                "description": "Milliseconds for which a client waits. After them it is dropped. More than \
+                                three times the front.deadline of the workers is answered invalid.",
             }),
             json!(["type", "message_id", "reply_to", "expiration"]),
         ),
@@ -231,7 +235,7 @@ fn asked(door: Door, kind: &str, mode: u8, reply_to: &Value) -> Value {
             "user_id": {
                 "type": "string",
                 "description": "The account at the broker, which checks it. Part of the registration's \
-                                identity.",
+                                identity, and of the names of reply queues.",
             },
         },
         "required": required,
@@ -248,6 +252,17 @@ fn waiting() -> Value {
         header::SENT_AT: {
             "type": "integer",
             "description": "The sender's clock, in milliseconds since 1970.",
+        },
+    })
+}
+
+/// Where a registration entered.
+fn entry_point() -> Value {
+    json!({
+        header::ENTRY_POINT: {
+            "type": "string",
+            "description": "http, import or amqp; part of the registration's identity. Muster's own, and \
+                            ignored under any other account's user_id.",
         },
     })
 }
@@ -284,7 +299,7 @@ fn reply_to(names: &Names, prefix: &str) -> Value {
     let foreign = if prefix.is_empty() {
         "None else: queue.reply_prefix is empty.".to_owned()
     } else {
-        format!("Or one that begins with {prefix}.")
+        format!("Or {prefix}<user_id>.<name>, where user_id is set and name has no dot.")
     };
     json!({
         "type": "string",

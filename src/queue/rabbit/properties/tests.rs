@@ -23,6 +23,7 @@ fn broker() -> Broker {
             set("queue.url", url),
             set("token.secret", secret),
             set("queue.reply_prefix", "crm."),
+            set("queue.trusted_accounts", "front"),
         ],
         ..Sources::default()
     };
@@ -38,7 +39,12 @@ fn delivered(door: Door, properties: BasicProperties, body: &[u8]) -> Delivery {
 }
 
 fn read_anew(door: Door, properties: BasicProperties, body: &[u8]) -> Result<Message, Unreadable> {
-    read(door, &delivered(door, properties, body), &broker(), &mut Ages::default())
+    read(door, &delivered(door, properties, body), &broker(), &mut Ages::default(), false)
+}
+
+/// A front that publishes under this account.
+fn envelope(username: &str) -> Envelope<'_> {
+    Envelope { username, reply_to: "registration.reply.x", correlation_id: "c0ffee" }
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
@@ -114,7 +120,7 @@ proptest! {
             deadline: Instant::now() + Duration::from_millis(left_ms),
             trace: trace.clone(),
         };
-        let properties = of_call(&call, "registration.reply.x", "c0ffee", 1_700_000_000_000, None);
+        let properties = of_call(&call, envelope("worker"), 1_700_000_000_000, None);
         prop_assert_eq!(properties.delivery_mode().unwrap() == PERSISTENT, kind != Kind::Profile);
         let message = read_anew(kind.door(), properties, &body).unwrap();
         prop_assert_eq!(message.kind, kind);
@@ -122,8 +128,7 @@ proptest! {
         prop_assert_eq!(&message.body[..], &body[..]);
         prop_assert_eq!((message.fresh, message.deliveries, message.attempt), (fresh, 0, 0));
         prop_assert_eq!(&message.trace, &trace);
-        prop_assert_eq!(message.producer, "");
-        prop_assert!(message.from_front);
+        prop_assert_eq!((message.origin, message.waits_for), (Origin::Http, None));
         prop_assert_eq!(message.unsettled.reply_to.as_deref(), Some("registration.reply.x"));
         prop_assert_eq!(message.unsettled.correlation_id.as_deref(), Some("c0ffee"));
         let left = message.expires.unwrap().saturating_duration_since(Instant::now());
@@ -136,9 +141,11 @@ proptest! {
         id in "[!-~]{1,128}",
         producer in "[a-z]{0,20}",
         attempt in 1u32..100,
-        reply_to in proptest::option::of("crm\\.[a-z]{1,20}"),
+        own_queue in proptest::option::of("[a-z]{1,20}"),
         trace in trace(),
     ) {
+        let own_queue = own_queue.filter(|_| !producer.is_empty());
+        let reply_to = own_queue.map(|name| format!("crm.{producer}.{name}"));
         let mut headers = FieldTable::default();
         put_text(&mut headers, "contract", contract.as_str());
         put_trace(&mut headers, &trace);
@@ -156,7 +163,8 @@ proptest! {
         let first = read_anew(Door::Bulk, properties, b"{}").unwrap();
         let again = read_anew(Door::Bulk, of_retry(&first, attempt, "worker"), b"{}").unwrap();
         // Who publishes as the workers do has no name of its own.
-        prop_assert_eq!(&again.producer, if producer == "worker" { "" } else { &producer });
+        let producer = if producer == "worker" { "".to_owned() } else { producer };
+        prop_assert_eq!(again.origin, Origin::Amqp { producer });
         prop_assert_eq!((again.kind, &again.id), (first.kind, &first.id));
         prop_assert_eq!(again.attempt, attempt);
         prop_assert_eq!(again.trace, trace);
@@ -169,9 +177,9 @@ proptest! {
         headers in headers(),
         kind in proptest::option::of("(register|profile|[a-z]{0,9})"),
         id in proptest::option::of("\\PC{0,60}"),
-        reply_to in proptest::option::of("(registration\\.reply\\.|crm\\.|)[a-z.]{0,9}"),
+        reply_to in proptest::option::of("(registration\\.reply\\.|crm\\.(worker\\.|a\\.|)|)[a-z.]{0,9}"),
         expiration in proptest::option::of("[0-9]{0,25}|-1|1e3"),
-        user in proptest::option::of("worker|[a-z]{1,9}"),
+        user in proptest::option::of("worker|a|[a-z]{1,9}"),
     ) {
         let mut properties = BasicProperties::default().with_headers(headers);
         if let Some(kind) = &kind {
@@ -189,17 +197,16 @@ proptest! {
         if let Some(user) = &user {
             properties = properties.with_user_id(user.as_str().into());
         }
+        let properties_name_a_producer = user.as_deref() == Some("worker") && reply_to.is_none();
         let Ok(message) = read_anew(door, properties, b"{}") else { return Ok(()) };
         prop_assert!(message.expires.is_none() == (door == Door::Bulk));
         prop_assert!(message.attempt == 0 || user.as_deref() == Some("worker"));
-        if message.from_front {
-            let queue = message.unsettled.reply_to.as_deref().unwrap();
-            prop_assert!(queue.starts_with("registration.reply.") && door != Door::Bulk);
-            prop_assert_eq!(&message.producer, "");
-        }
+        prop_assert!(!message.is_from_front(), "no message names its entry point here");
         if let Some(queue) = message.unsettled.reply_to {
             let fronts = queue.starts_with("registration.reply.");
-            prop_assert!(fronts || queue.starts_with("crm."), "{}", queue);
+            let own = user.is_some_and(|user| queue.starts_with(&format!("crm.{user}.")));
+            // A name that muster put back keeps the queue of the producer that it names.
+            prop_assert!(fronts || own || properties_name_a_producer, "{}", queue);
         }
     }
 
@@ -209,12 +216,12 @@ proptest! {
         kind in proptest::option::weighted(0.9, "(register|profile|)"),
         id in proptest::option::weighted(0.9, "[a-z]{0,3}|x{127,130}"),
         contract in proptest::option::weighted(0.9, "(username|flat-name|colour|)"),
-        reply_to in proptest::option::of("(registration\\.reply\\.|crm\\.)[a-z]{1,9}"),
+        reply_to in proptest::option::of("(registration\\.reply\\.|crm\\.ann\\.)[a-z]{1,9}"),
         expiration in proptest::option::of("[0-9]{0,10}|-1|1e3"),
         sealed in proptest::option::weighted(0.2, "[0-9a-f]{1,80}"),
     ) {
-        let mut said = json!({});
-        let mut properties = BasicProperties::default();
+        let mut said = json!({ "user_id": "ann" });
+        let mut properties = BasicProperties::default().with_user_id("ann".into());
         let mut headers = FieldTable::default();
         if let Some(kind) = &kind {
             said["type"] = json!(kind);
@@ -256,6 +263,74 @@ proptest! {
     }
 }
 
+/// A registration for `interactive` with one more header.
+fn waiting(name: &str, value: AMQPValue) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    put_text(&mut headers, header::CONTRACT, "register");
+    headers.insert(name.into(), value);
+    BasicProperties::default()
+        .with_type("register".into())
+        .with_message_id("row-1".into())
+        .with_reply_to("registration.reply.x".into())
+        .with_expiration("9000".into())
+        .with_headers(headers)
+}
+
+#[test]
+fn a_delivery_count_is_believed_of_a_redelivery_alone() {
+    for (redelivered, count, deliveries) in
+        [(false, 3, 0), (false, 100, 0), (true, 3, 3), (true, 0, 1), (true, -1, 1)]
+    {
+        let properties = waiting("x-delivery-count", AMQPValue::LongLongInt(count));
+        let mut delivery = delivered(Door::Interactive, properties, b"{}");
+        delivery.redelivered = redelivered;
+        let read = read(Door::Interactive, &delivery, &broker(), &mut Ages::default(), false);
+        assert_eq!(read.unwrap().deliveries, deliveries, "{redelivered}, {count}");
+    }
+}
+
+#[test]
+fn the_entry_point_is_believed_of_own_accounts_alone() {
+    let amqp = |producer: &str| Origin::Amqp { producer: producer.to_owned() };
+    for (account, claimed, origin) in [
+        (None, "http", amqp("")),
+        (Some("crm"), "http", amqp("crm")),
+        (Some("crm"), "import", amqp("crm")),
+        (Some("worker"), "http", Origin::Http),
+        (Some("worker"), "import", Origin::Import),
+        (Some("worker"), "amqp", amqp("")),
+        (Some("front"), "http", Origin::Http),
+    ] {
+        let text = AMQPValue::LongString(claimed.into());
+        let mut properties = waiting(header::ENTRY_POINT, text);
+        if let Some(account) = account {
+            properties = properties.with_user_id(account.into());
+        }
+        let message = read_anew(Door::Interactive, properties, b"{}").unwrap();
+        assert_eq!(message.origin, origin, "{account:?} claims {claimed}");
+        let waits_for = matches!(origin, Origin::Amqp { .. }).then(|| Duration::from_secs(9));
+        assert_eq!(message.waits_for, waits_for, "{account:?} claims {claimed}");
+    }
+}
+
+#[test]
+fn replies_go_to_queues_of_the_account_that_asks() {
+    for (account, queue, allowed) in [
+        ("crm", "crm.crm.replies", true),
+        ("crm", "crm.other.replies", false),
+        ("crm", "crm.replies", false),
+        ("crm", "crm.crm.", false),
+        ("crm", "crm.crm.a.b", false),
+        ("crm.a", "crm.crm.a.b", true),
+        ("", "crm..replies", false),
+        ("", "amq.rabbitmq.reply-to.x", true),
+        ("", "registration.reply.x", true),
+        ("crm", "registration.bulk", false),
+    ] {
+        assert_eq!(may_reply_to(queue, account, &broker()), allowed, "{account}: {queue}");
+    }
+}
+
 #[test]
 fn header_of_another_type_is_reported_with_the_type_found() {
     let array = AMQPValue::FieldArray(vec![AMQPValue::LongString("flat-name".into())].into());
@@ -290,7 +365,7 @@ fn header_of_another_type_is_reported_with_the_type_found() {
         let properties = BasicProperties::default()
             .with_type("register".into())
             .with_message_id("1".into())
-            .with_reply_to("crm.replies".into())
+            .with_reply_to("registration.reply.x".into())
             .with_expiration("5000".into())
             .with_headers(headers);
         let wrong = read_anew(Door::Interactive, properties, b"{}").unwrap_err();
@@ -308,7 +383,7 @@ fn a_reply_tells_what_its_worker_can_do_and_what_took_it_how_long() {
         deadline: Instant::now() + Duration::from_secs(9),
         trace: TraceContext::default(),
     };
-    let sent = of_call(&call, "registration.reply.x", "c0ffee", 1_700_000_000_000, None);
+    let sent = of_call(&call, envelope("worker"), 1_700_000_000_000, None);
     let message = read_anew(Door::Profile, sent, b"").unwrap();
     let mut told = Stages::default();
     told.add(Stage::Hash, Duration::from_micros(210_100));

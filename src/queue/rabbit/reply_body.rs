@@ -1,0 +1,64 @@
+//! Reads the body of a reply. A worker that is newer than this process may write what it cannot read:
+//! then the call's outcome is indeterminate, at once, and the log says why.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use serde::Deserialize;
+
+use crate::signup::Outcome;
+
+/// Kinds that are logged; more of them are no upgrade but noise.
+const KINDS_MAX: usize = 32;
+/// Longest outcome that is logged.
+const OUTCOME_MAX: usize = 40;
+
+/// The outcomes that were logged as unreadable: once each is enough.
+static LOGGED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// The outcome in a reply's body; `None` if this version cannot read it.
+pub(super) fn read(body: &[u8]) -> Option<Outcome> {
+    let error = match serde_json::from_slice(body) {
+        Ok(outcome) => return Some(outcome),
+        Err(error) => error,
+    };
+    // The error's own text could quote the reply.
+    let (outcome, is_syntax) = (kind(body), !error.is_data());
+    let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    if logged.len() < KINDS_MAX && logged.insert(outcome.clone()) {
+        tracing::warn!(
+            event = "reply_unreadable",
+            outcome,
+            is_syntax,
+            "a reply cannot be read, so its call ends as indeterminate; upgrade this process to the \
+             version of the workers (logged once for each outcome)"
+        );
+    }
+    None
+}
+
+/// The `outcome` that an unreadable body names, as far as it is safe to log.
+fn kind(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Named {
+        outcome: String,
+    }
+    let named = serde_json::from_slice::<Named>(body).ok().map(|named| named.outcome);
+    let is_label = |text: &String| {
+        text.len() <= OUTCOME_MAX && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    };
+    named.filter(is_label).unwrap_or_else(|| "none".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unreadable_body_is_named_without_its_values() {
+        assert_eq!(read(br#"{"outcome":"postponed","until":7}"#), None);
+        assert_eq!(kind(br#"{"outcome":"postponed","until":7}"#), "postponed");
+        assert_eq!(kind(br#"{"outcome":"ann@example.com"}"#), "none");
+        assert_eq!(kind(b"{\"outcome\":"), "none");
+    }
+}

@@ -1,0 +1,394 @@
+//! What the properties of another system's messages may make muster do, with an account that may publish
+//! and nothing else.
+
+use futures_util::StreamExt;
+use lapin::BasicProperties;
+use lapin::options::BasicGetOptions;
+use lapin::types::AMQPValue;
+use muster::signup::{Clock, ContractId, IdempotencyKey, MessageId, Outcome};
+use serde_json::{Value, json};
+
+use crate::support::broker::{
+    Account, Broker, DIRECT_REPLY, Replies, headers, rabbitmqctl, registration, text_header,
+};
+use crate::support::muster::eventually;
+use crate::support::services::{PRODUCTION, unique};
+use crate::support::{Client, Rig, Setup};
+
+/// Another system: its account, its connection and its replies.
+struct Producer {
+    account: Account,
+    broker: Broker,
+    replies: Replies,
+    namespace: String,
+}
+
+impl Producer {
+    /// `None` where the broker's accounts are not the tests' to make.
+    async fn new(namespace: &str) -> Option<Self> {
+        let account = Account::of_least_privilege(namespace).await?;
+        let broker = account.connect().await;
+        let replies = broker.direct_replies().await;
+        Some(Self { account, broker, replies, namespace: namespace.to_owned() })
+    }
+
+    async fn publish(&self, queue: &str, properties: BasicProperties, body: &Value) {
+        let body = body.to_string();
+        self.broker.publish_anything(&self.namespace, queue, properties, body.as_bytes()).await;
+    }
+
+    /// The id and the outcome of the next reply.
+    async fn reply(&mut self) -> (String, Outcome) {
+        let reply = self.replies.next().await.unwrap().unwrap();
+        let id = reply.properties.message_id().as_ref().unwrap().to_string();
+        (id, serde_json::from_slice(&reply.data).unwrap())
+    }
+}
+
+fn document() -> Value {
+    json!({
+        "email": format!("{}@example.com", unique("john")),
+        "firstname": "John", "lastname": "Doe", "password": "securePassword123"
+    })
+}
+
+/// A registration for `interactive` that waits this long.
+fn waiting(id: &str, expiration: &str) -> BasicProperties {
+    registration("flat-name")
+        .with_message_id(id.into())
+        .with_reply_to(DIRECT_REPLY.into())
+        .with_expiration(expiration.into())
+}
+
+fn with_header(properties: BasicProperties, name: &str, value: AMQPValue) -> BasicProperties {
+    let mut headers = properties.headers().clone().unwrap_or_default();
+    headers.insert(name.into(), value);
+    properties.with_headers(headers)
+}
+
+/// The queues, and no worker.
+async fn queues(setup: &Setup) {
+    assert!(setup.start_role("front").await.stop().await.success());
+}
+
+/// Takes a message out of a queue and loses the connection.
+async fn lose(namespace: &str, queue: &str) {
+    let (broker, queue) = (Broker::connect().await, format!("{namespace}.{queue}"));
+    eventually("the message", async || {
+        let options = BasicGetOptions { no_ack: false };
+        broker.channel.basic_get(queue.as_str().into(), options).await.unwrap().is_some()
+    })
+    .await;
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn a_suspect_that_cannot_finish_holds_no_queue_up() {
+    // Far longer than the test, so that the suspect does not end by itself.
+    let settings = [("MUSTER_FRONT_DEADLINE", "600s"), ("MUSTER_STORE_TIMEOUT", "200s")];
+    let Some(mut rig) = Rig::new(1, 1, &settings).await else { return };
+    let namespace = rig.setup.namespace().to_owned();
+    let Some(mut producer) = Producer::new(&namespace).await else { return };
+    rig.workers[0].start().await;
+    rig.workers[0].broker.cut();
+    rig.workers[0].is_ready(false).await;
+    let suspect = unique("suspect");
+    producer.publish("interactive", waiting(&suspect, "600000"), &document()).await;
+    for _ in 0..2 {
+        lose(&namespace, "interactive").await;
+    }
+    // It gets as far as its insert.
+    rig.workers[0].store.stall();
+    rig.workers[0].broker.heal();
+    let worker = rig.workers[0].process();
+    worker.wait_for_log(|line| line.contains("taken") && line.contains(&suspect)).await;
+
+    // Nothing of this needs the store.
+    let mut honest = Vec::new();
+    for n in 0..30 {
+        let id = unique("honest");
+        let (queue, properties) = match n % 3 {
+            0 => ("interactive", waiting(&id, "600000")),
+            1 => ("profile", waiting(&id, "600000").with_type("profile".into())),
+            _ => (
+                "bulk",
+                registration("flat-name")
+                    .with_message_id(id.as_str().into())
+                    .with_reply_to(DIRECT_REPLY.into()),
+            ),
+        };
+        producer.publish(queue, properties, &json!({})).await;
+        honest.push(id);
+    }
+    let mut answered = Vec::new();
+    while answered.len() < honest.len() {
+        let (id, outcome) = producer.reply().await;
+        assert!(matches!(outcome, Outcome::Rejected(_)), "{outcome:?}");
+        answered.push(id);
+    }
+    (answered.sort(), honest.sort());
+    assert_eq!(answered, honest, "each once, and the suspect not");
+    rig.workers[0].store.heal();
+    assert_eq!(producer.reply().await.0, suspect);
+    producer.account.remove().await;
+}
+
+#[tokio::test]
+async fn a_forged_delivery_count_is_ignored() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    queues(&setup).await;
+    let namespace = setup.namespace().to_owned();
+    let Some(mut producer) = Producer::new(&namespace).await else { return };
+    // More than any message survives; and the last is delivered twice, so that the broker counts too.
+    let ids = [unique("first"), unique("second"), unique("lost")];
+    for (id, count) in ids.iter().zip([3, i64::MAX, 100]) {
+        let forged = waiting(id, "30000");
+        let forged = with_header(forged, "x-delivery-count", AMQPValue::LongLongInt(count));
+        producer.publish("interactive", forged, &document()).await;
+        if id == &ids[0] {
+            // Now it is the broker's count.
+            lose(&namespace, "interactive").await;
+        }
+    }
+    let _worker = setup.start_role("worker").await;
+    let mut answered = Vec::new();
+    for _ in &ids {
+        let (id, outcome) = producer.reply().await;
+        assert!(matches!(outcome, Outcome::Registered { .. }), "{id}: {outcome:?}");
+        answered.push(id);
+    }
+    answered.sort();
+    let mut ids = ids.to_vec();
+    ids.sort();
+    assert_eq!(answered, ids);
+    producer.account.remove().await;
+}
+
+#[tokio::test]
+async fn an_expiration_above_the_limit_is_invalid() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_DEADLINE", "20s");
+    let _worker = setup.start_role("worker").await;
+    let Some(mut producer) = Producer::new(setup.namespace()).await else { return };
+    for (expiration, allowed) in [("4294967295", false), ("60001", false), ("60000", true)] {
+        let id = unique("message");
+        producer.publish("interactive", waiting(&id, expiration), &document()).await;
+        let (answered, outcome) = producer.reply().await;
+        assert_eq!(answered, id);
+        match outcome {
+            Outcome::Registered { .. } => assert!(allowed, "{expiration}"),
+            Outcome::Rejected(rejection) => {
+                assert!(!allowed, "{expiration}: {rejection:?}");
+                assert_eq!(rejection.errors[0].field, "expiration");
+                assert_eq!(rejection.errors[0].code, "EXPIRATION_TOO_LONG");
+            }
+            other => panic!("{expiration}: {other:?}"),
+        }
+    }
+    producer.account.remove().await;
+}
+
+#[tokio::test]
+async fn a_front_without_a_reply_yet_counts_what_others_keep_waiting() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    const WAITING: u64 = 250;
+    let setup = Setup::new(PRODUCTION)
+        .with("MUSTER_BCRYPT_COST", "12")
+        .with("MUSTER_FRONT_DEADLINE", "20s");
+    let front = setup.start_role("front").await;
+    let Some(producer) = Producer::new(setup.namespace()).await else { return };
+    for _ in 0..WAITING {
+        producer.publish("interactive", waiting(&unique("crowd"), "60000"), &document()).await;
+    }
+    eventually("the backlog to be sampled", async || {
+        front.client().get("/ready", &[]).await.json()["waiting"].as_u64() == Some(WAITING)
+    })
+    .await;
+    let answer = front.client().post("/users/register", &document()).await;
+    assert_eq!(answer.status, 503, "{:?}", answer.json());
+    let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!((10..=120).contains(&wait), "{wait}");
+    producer.account.remove().await;
+}
+
+#[tokio::test]
+async fn no_producer_meets_an_id_of_http() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    let muster = setup.start().await;
+    let Some(mut producer) = Producer::new(setup.namespace()).await else { return };
+    let account = producer.account.name().to_owned();
+    for user_id in [None, Some(account.as_str())] {
+        let key = IdempotencyKey::random();
+        let id = MessageId::of_http(ContractId::FlatName, &key);
+        let claiming = waiting(id.as_str(), "30000").with_headers(headers(&[
+            ("contract", "flat-name".into()),
+            ("entry-point", "http".into()),
+            ("producer", "".into()),
+        ]));
+        let claiming = match user_id {
+            Some(name) => claiming.with_user_id(name.into()),
+            None => claiming,
+        };
+        producer.publish("interactive", claiming, &document()).await;
+        let (_, outcome) = producer.reply().await;
+        assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome:?}");
+        let answer =
+            muster.client().post_with_key("/users/register", &document(), key.as_str()).await;
+        let replayed = answer.header("idempotency-replayed");
+        assert_eq!((answer.status, replayed), (201, None), "{:?}", answer.json());
+    }
+    producer.account.remove().await;
+}
+
+#[tokio::test]
+async fn a_time_stamp_of_one_system_expires_nothing_of_another() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    let front = setup.start_role("front").await;
+    let Some(producer) = Producer::new(setup.namespace()).await else { return };
+    let prefix = format!("{}.reply.", setup.namespace());
+    let listed = rabbitmqctl(&["list_queues", "name"]).await.unwrap();
+    let reply_queue = listed.lines().find(|name| name.starts_with(&prefix)).unwrap();
+    let account = producer.account.name().to_owned();
+    let now = Clock::system().now().0;
+    for sent in [i64::MAX, i64::MIN, now + 3_600_000, now + 9_000] {
+        for user_id in [None, Some(account.as_str())] {
+            let forged = waiting(&unique("forged"), "30000").with_reply_to(reply_queue.into());
+            let forged = with_header(forged, "sent-at-ms", AMQPValue::LongLongInt(sent));
+            let forged = match user_id {
+                Some(name) => forged.with_user_id(name.into()),
+                None => forged,
+            };
+            producer.publish("interactive", forged, &json!({})).await;
+        }
+    }
+    let _worker = setup.start_role("worker").await;
+    for _ in 0..5 {
+        let answer = front.client().post("/users/register", &document()).await;
+        assert_eq!(answer.status, 201, "{:?}", answer.json());
+    }
+    producer.account.remove().await;
+}
+
+#[tokio::test]
+async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    const FLOOD: usize = 60;
+    let setup = Setup::new(PRODUCTION)
+        .with("MUSTER_QUEUE_BULK_MAX_LENGTH", "3")
+        .with("MUSTER_FRONT_PAGES", "on");
+    let front = setup.start_role("front").await;
+    let mut worker = setup.start_role("worker").await;
+    let Some(producer) = Producer::new(setup.namespace()).await else { return };
+    for n in 0..FLOOD {
+        let queue = if n % 4 == 0 { "profile" } else { "interactive" };
+        let unknown = waiting(&unique("unknown"), "30000").with_type("colour".into());
+        producer.publish(queue, unknown, &json!({})).await;
+    }
+    // A body that is no document is known to be one only when it was read.
+    producer
+        .broker
+        .publish_anything(setup.namespace(), "interactive", waiting("body", "30000"), b"[")
+        .await;
+    let answer = front.client().post("/users/register", &document()).await;
+    assert_eq!(answer.status, 201, "{:?}", answer.json());
+    eventually("all to be settled", async || {
+        let broker = Broker::connect().await;
+        let dropped = dropped(worker.client()).await;
+        let kept = broker.count(&format!("{}.dead", setup.namespace())).await;
+        dropped + f64::from(kept) == (FLOOD + 1) as f64
+    })
+    .await;
+
+    // A bulk row is kept until there is room.
+    let nameless = registration("flat-name");
+    producer.publish("bulk", nameless, &json!({})).await;
+    worker.wait_for_log(|line| line.contains("a message was not put aside")).await;
+    let warns = async |client: &Client, path: &str, expected: bool| {
+        eventually(&format!("{path}: {expected}"), async || {
+            let answer = client.get(path, &[]).await;
+            assert_eq!(answer.status, 200, "{path}");
+            answer.json()["warnings"]["deadLetters"].is_string() == expected
+        })
+        .await;
+    };
+    let shown = [(front.client(), "/ready"), (front.client(), "/status.json")];
+    for (client, path) in shown.into_iter().chain([(worker.client(), "/ready")]) {
+        warns(client, path, true).await;
+    }
+    let (broker, dead) = (Broker::connect().await, format!("{}.dead", setup.namespace()));
+    let mut bulk = 0;
+    eventually("the row", async || {
+        while let Some(letter) = broker.fetch_now(&dead).await {
+            let queue = text_header(&letter.properties, "door");
+            bulk += usize::from(queue.as_deref() == Some("bulk"));
+        }
+        bulk == 1
+    })
+    .await;
+    for (client, path) in shown.into_iter().chain([(worker.client(), "/ready")]) {
+        warns(client, path, false).await;
+    }
+    producer.account.remove().await;
+}
+
+/// Dead letters that a worker dropped.
+async fn dropped(client: &Client) -> f64 {
+    let answer = client.send("GET", "/metrics", &[], "").await.unwrap();
+    let text = String::from_utf8_lossy(&answer.bytes).into_owned();
+    let lines = text.lines().filter(|line| line.starts_with("muster_dead_letters_dropped_total{"));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn a_reply_of_a_newer_worker_ends_its_call_at_once() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION)
+        .with("MUSTER_FRONT_DEADLINE", "300s")
+        .with("MUSTER_STORE_TIMEOUT", "1s");
+    let front = setup.start_role("front").await;
+    let (broker, queue) = (Broker::connect().await, format!("{}.interactive", setup.namespace()));
+    let newer = [
+        json!({ "outcome": "postponed", "until": 7 }),
+        json!({ "outcome": "postponed", "until": 8 }),
+        json!({ "outcome": "rejected", "code": "too_blue" }),
+        json!({ "outcome": "failed", "code": "too_blue", "retryable": true }),
+        json!("not even an object"),
+    ];
+    for reply in newer {
+        let body = document();
+        let (answer, ()) = tokio::join!(front.client().post("/users/register", &body), async {
+            let asked = broker.fetch(&queue).await;
+            let reply_to = asked.properties.reply_to().as_ref().unwrap().to_string();
+            let properties = BasicProperties::default()
+                .with_message_id(asked.properties.message_id().clone().unwrap())
+                .with_correlation_id(asked.properties.correlation_id().clone().unwrap());
+            broker.publish_anything("", &reply_to, properties, reply.to_string().as_bytes()).await;
+        });
+        assert_eq!(answer.status, 500, "{reply}: {:?}", answer.json());
+        assert!(answer.header("idempotency-key").is_some(), "{reply}: repeating it is safe");
+    }
+    let output = front.output();
+    let logged = |outcome: &str| {
+        let outcome = format!("\"outcome\":\"{outcome}\"");
+        let lines = output.lines().filter(|line| line.contains("reply_unreadable"));
+        lines.filter(|line| line.contains(&outcome)).count()
+    };
+    assert_eq!((logged("postponed"), logged("none")), (1, 1), "{output}");
+}
