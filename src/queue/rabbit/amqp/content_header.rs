@@ -17,6 +17,8 @@ const MAX_VALUES: usize = 1024;
 pub(super) const PREFIX: usize = 12;
 /// The flag of the header table among the properties.
 const HEADERS_FLAG: u16 = 1 << 13;
+/// The flag of `message_id`.
+const MESSAGE_ID_FLAG: u16 = 1 << 7;
 
 const MALFORMED: &str = "its properties are malformed";
 const TOO_DEEP: &str = "its headers are nested more than 16 levels deep";
@@ -142,17 +144,44 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes properties that hold only the marker.
-pub(super) fn write_marker(reason: &str, into: &mut Vec<u8>) {
+/// The message's id, if it can be read whatever is wrong with the rest.
+pub(super) fn message_id(properties: &[u8]) -> Option<&str> {
+    let mut rest = Reader(properties);
+    let flags = rest.number(2).ok()?;
+    for (at, property) in PROPERTIES.into_iter().enumerate() {
+        let flag = 1 << (15 - at);
+        if flags & flag == 0 {
+            continue;
+        }
+        let value = match property {
+            Property::Text(_) => rest.number(1).and_then(|length| rest.take(length)),
+            Property::Number(bytes) => rest.take(bytes),
+            Property::Headers => rest.long_string(),
+        };
+        if flag == usize::from(MESSAGE_ID_FLAG) {
+            return std::str::from_utf8(value.ok()?).ok();
+        }
+        value.ok()?;
+    }
+    None
+}
+
+/// Writes properties that hold only the marker, and the message's id if there is one.
+pub(super) fn write_marker(reason: &str, message_id: Option<&str>, into: &mut Vec<u8>) {
     let value = reason.as_bytes();
     let table = 1 + MARKER.len() + 1 + 4 + value.len();
-    into.extend(HEADERS_FLAG.to_be_bytes());
+    let id_flag = if message_id.is_some() { MESSAGE_ID_FLAG } else { 0 };
+    into.extend((HEADERS_FLAG | id_flag).to_be_bytes());
     into.extend((table as u32).to_be_bytes());
     into.push(MARKER.len() as u8);
     into.extend(MARKER.as_bytes());
     into.push(b'S');
     into.extend((value.len() as u32).to_be_bytes());
     into.extend(value);
+    if let Some(id) = message_id {
+        into.push(id.len() as u8);
+        into.extend(id.as_bytes());
+    }
 }
 
 /// Why a message's properties were replaced; `None` for properties as they were sent.

@@ -153,10 +153,13 @@ impl FrameFilter {
         if then == 0 { NEXT_FRAME } else { State::Pass(then) }
     }
 
-    /// Writes a content header of the same message with nothing but the marker, up to its last byte.
+    /// Writes a content header of the same message with the marker and its id, up to its last byte.
     fn replace(&mut self, reason: &str, output: &mut Vec<u8>) {
         let mut payload = self.held[START..START + content_header::PREFIX].to_vec();
-        content_header::write_marker(reason, &mut payload);
+        // Properties that are too large are not held.
+        let properties = self.held.get(START + content_header::PREFIX..self.held.len() - 1);
+        let id = content_header::message_id(properties.unwrap_or_default());
+        content_header::write_marker(reason, id, &mut payload);
         output.extend(&self.held[..3]);
         output.extend((payload.len() as u32).to_be_bytes());
         output.extend(payload);

@@ -26,8 +26,10 @@ const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(30);
 /// Bytes read from the socket at a time.
 const READ_SIZE: usize = 16 << 10;
 
+/// A TCP connection.
+type Socket = <Tokio as Reactor>::TcpStream;
 /// A connection to the broker, encrypted or not.
-type Wire = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+type Wire = AsyncTcpStream<Socket>;
 
 /// Connects the client. `uri.query.frame_max` is the largest frame it takes.
 pub(in super::super) async fn connect(
@@ -49,21 +51,26 @@ pub(in super::super) async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig) -> io::R
     let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
     let within = uri.query.connection_timeout.map_or(CONNECT_WITHIN, Duration::from_millis);
-    let within = within / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let stream = first_to_accept(&addresses, within).await?;
+    #[cfg(target_os = "linux")]
+    limit_unacknowledged(stream.get_ref(), uri)?;
+    let wire = AsyncTcpStream::Plain(stream);
+    match uri.scheme {
+        AMQPScheme::AMQP => Ok(wire),
+        AMQPScheme::AMQPS => wire.into_tls(host, tls.as_ref()).await,
+    }
+}
+
+/// Tries one address after the other, each for an equal part of the time.
+async fn first_to_accept(addresses: &[SocketAddr], within: Duration) -> io::Result<Socket> {
+    let each = within / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in addresses {
-        let connected = timeout(within, Tokio::current().tcp_connect_addr(address)).await;
-        match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-            Ok(stream) => {
-                #[cfg(target_os = "linux")]
-                limit_unacknowledged(stream.get_ref(), uri)?;
-                let wire = AsyncTcpStream::Plain(stream);
-                return match uri.scheme {
-                    AMQPScheme::AMQP => Ok(wire),
-                    AMQPScheme::AMQPS => wire.into_tls(host, tls.as_ref()).await,
-                };
-            }
-            Err(error) => failed = error,
+        // The reactor sets TCP_NODELAY.
+        match timeout(each, Tokio::current().tcp_connect_addr(*address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = io::ErrorKind::TimedOut.into(),
         }
     }
     Err(failed)
@@ -180,5 +187,27 @@ impl Reactor for FilteringReactor {
         _: SocketAddr,
     ) -> impl Future<Output = io::Result<FilteredStream>> + Send + 'static {
         std::future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_address_is_tried_in_turn() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let accepting = listener.local_addr().unwrap();
+        // Closed again at once.
+        let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let within = Duration::from_secs(60);
+        let stream = first_to_accept(&[refusing, accepting], within).await.unwrap();
+        assert_eq!(stream.get_ref().peer_addr().unwrap(), accepting);
+        assert!(stream.get_ref().nodelay().unwrap());
+        let error = first_to_accept(&[refusing], within).await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(first_to_accept(&[], within).await.is_err());
     }
 }

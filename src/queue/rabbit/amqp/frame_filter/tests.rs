@@ -285,10 +285,29 @@ fn property_that_is_not_utf8_is_named() {
 }
 
 #[test]
+fn message_keeps_its_id() {
+    let kept = |properties: &[u8]| {
+        let output = filtered(&header(properties));
+        let properties = parsed(&frames(&output)[0].1).unwrap();
+        assert!(unreadable(&properties).is_some());
+        properties.message_id().as_ref().map(|id| id.to_string())
+    };
+    // Headers, message_id and a type that is not UTF-8.
+    let flags = 1u16 << 13 | 1 << 7 | 1 << 5;
+    let properties =
+        |id: &[u8]| [&flags.to_be_bytes()[..], &long(b""), &short(id), &short(b"\xff")].concat();
+    assert_eq!(kept(&properties(b"row-1")).as_deref(), Some("row-1"));
+    assert_eq!(kept(&properties(b"\xfe")), None);
+    assert_eq!(kept(&properties(b"row-1")[..8]), None);
+}
+
+#[test]
 fn properties_larger_than_a_frame_are_replaced_and_the_next_frame_passes() {
     let text = [b"S", &long(&[b'x'; 10_000])[..]].concat();
     let table = long(&[&short(b"large")[..], &text].concat());
-    let large = header(&[&(1u16 << 13).to_be_bytes()[..], &table].concat());
+    let mut large = header(&[&(1u16 << 13).to_be_bytes()[..], &table].concat());
+    // The size of the body, as if it ended the frame.
+    large[START + content_header::PREFIX - 1] = END;
     assert_eq!(refusal(&large), None);
     // The broker takes smaller frames than the client.
     let tune = frame(METHOD, &[0, 10, 0, 30, 0, 0, 0, 0, 32, 0, 0, 0]);
@@ -302,7 +321,7 @@ fn properties_larger_than_a_frame_are_replaced_and_the_next_frame_passes() {
 #[test]
 fn made_up_marker_is_not_repeated() {
     let mut properties = Vec::new();
-    content_header::write_marker("hunter2", &mut properties);
+    content_header::write_marker("hunter2", None, &mut properties);
     let frame = header(&properties);
     let read = parsed(&frame[START..frame.len() - 1]).unwrap();
     assert_eq!(unreadable(&read), Some("its properties were replaced"));
