@@ -12,15 +12,33 @@ mod faults;
 mod golden;
 mod tokens;
 
-/// One test for each file, and one that no file is left out.
+use crate::support::services::{EMBEDDED, PRODUCTION};
+
+/// One test for each file and pair of services, and one that no file is left out.
 macro_rules! golden_files {
     ($($name:ident: $file:literal,)*) => {
         $(
             #[tokio::test]
             async fn $name() {
-                golden::run($file, include_str!(concat!("contracts/", $file))).await;
+                golden::run($file, include_str!(concat!("contracts/", $file)), EMBEDDED).await;
             }
         )*
+
+        mod on_a_broker_and_a_database {
+            use super::{PRODUCTION, golden};
+
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    // Files about how long something takes are about the front alone.
+                    let is_timed = ["busy.json", "late.json"].contains(&$file);
+                    if PRODUCTION.is_there() && !is_timed {
+                        let text = include_str!(concat!("contracts/", $file));
+                        golden::run($file, text, PRODUCTION).await;
+                    }
+                }
+            )*
+        }
 
         #[test]
         fn no_file_is_left_out() {

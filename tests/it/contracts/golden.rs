@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::tokens;
 use crate::support::services::unique;
-use crate::support::{Answer, Client, Muster, Setup, muster::SECRET};
+use crate::support::{Answer, Client, Muster, Pair, Setup, muster::SECRET};
 
 /// Headers as they are written in a file: one value, several, or null for none.
 type Headers = BTreeMap<String, Value>;
@@ -86,12 +86,12 @@ fn post() -> String {
 }
 
 /// Runs a file; tells all cases that differ.
-pub(super) async fn run(name: &str, text: &str) {
+pub(super) async fn run(name: &str, text: &str, pair: Pair) {
     let file: File = serde_json::from_str(text).unwrap_or_else(|error| panic!("{name}: {error}"));
     let setup = file
         .environment
         .iter()
-        .fold(Setup::embedded(), |setup, (name, value)| setup.with(name, value));
+        .fold(Setup::new(pair), |setup, (name, value)| setup.with(name, value));
     let mut muster = setup.start().await;
     let mut session = Session { client: muster.client().clone(), ..Session::default() };
     if file.busy {
