@@ -87,7 +87,7 @@ impl App {
         } else {
             Files::default()
         };
-        let policy = policy(&settings.policy)?;
+        let policy = policy(settings)?;
         let (mut caller, mut hashing) = (None, None);
         if settings.role.has_front() {
             let listener =

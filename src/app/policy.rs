@@ -1,27 +1,28 @@
-//! What an operator asks of passwords, with its list read: for the front and the worker here, and for an
-//! import.
+//! The operator's policy for passwords and user names, with its list read: for the front and the worker
+//! here, and for an import.
 
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::Context;
 
-use crate::config::{self, Blocklist, file};
+use crate::config::{Blocklist, Settings, file};
 use crate::contract::{CommonPasswords, Policy};
 
 /// Largest list of passwords, in bytes. The largest in common use holds 134 MiB.
 const LIST_MAX: u64 = 256 << 20;
 
 /// The policy of these settings. An error if its list cannot be read.
-pub fn policy(settings: &config::PasswordPolicy) -> anyhow::Result<Policy> {
-    let common = match &settings.blocklist {
+pub fn policy(settings: &Settings) -> anyhow::Result<Policy> {
+    let common = match &settings.policy.blocklist {
         Blocklist::None => CommonPasswords::default(),
         Blocklist::Common => CommonPasswords::bundled(),
         Blocklist::File(path) => read(path).with_context(|| {
             format!("password.blocklist (MUSTER_PASSWORD_BLOCKLIST): {}", path.display())
         })?,
     };
-    Ok(Policy::new(settings.minimum, common))
+    let policy = Policy::new(settings.policy.minimum, common);
+    Ok(policy.with_single_script(settings.admission.single_script))
 }
 
 /// One password a line. What is no UTF-8 can be nobody's password and does no harm.

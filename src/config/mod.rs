@@ -64,6 +64,8 @@ pub struct Settings {
     pub role: Role,
     /// HTTP.
     pub front: Front,
+    /// Who may register.
+    pub admission: Admission,
     /// How often a client may ask.
     pub limits: Limits,
     /// Where probes are answered besides the front; none if unset.
@@ -149,6 +151,13 @@ pub struct Place {
     pub path: String,
     /// Whether anything may come before it.
     pub any_prefix: bool,
+}
+
+/// `[admission]`
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// Whether a user name and the local part of an address must keep to one script.
+    pub single_script: bool,
 }
 
 /// `[limits]`

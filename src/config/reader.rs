@@ -18,8 +18,8 @@ use zeroize::Zeroizing;
 
 use super::layers::{Layers, is_secret, long_name};
 use super::{
-    CertificateFiles, Events, Front, Log, Problems, Queue, QueueUrl, Role, Settings, Store,
-    StoreUrl, Token,
+    Admission, CertificateFiles, Events, Front, Log, Problems, Queue, QueueUrl, Role, Settings,
+    Store, StoreUrl, Token,
 };
 use crate::config::redact::{HIDDEN, splits_login, without_credentials};
 
@@ -40,6 +40,7 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
     let role = reader
         .choice("role", &[("front", Role::Front), ("worker", Role::Worker), ("all", Role::All)]);
     let front = reader.front();
+    let admission = reader.admission();
     let limits = reader.limits();
     let admin = reader.optional_address("admin.listen");
     let queue = reader.queue();
@@ -52,6 +53,7 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
     Some(Settings {
         role: role?,
         front: front?,
+        admission: admission?,
         limits: limits?,
         admin: admin?,
         queue: queue?,
@@ -87,6 +89,11 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn admission(&mut self) -> Option<Admission> {
+        let choices = [("any", false), ("single-script", true)];
+        Some(Admission { single_script: self.choice("admission.usernames", &choices)? })
+    }
+
     fn front(&mut self) -> Option<Front> {
         let listen = self.address("front.listen");
         let mounts = self.mounts();

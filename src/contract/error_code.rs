@@ -24,8 +24,8 @@ impl Contract for ErrorCode {
         document: &Document<'_>,
         policy: &Policy,
     ) -> Result<Candidate, Vec<FieldError>> {
-        let username = check_username(&document.text("username"));
-        let email = check_email(&document.text("email"));
+        let username = check_username(&document.text("username"), policy);
+        let email = check_email(&document.text("email"), policy);
         let password = check_password(&document.text("password"), policy);
         match (username, email, password) {
             (Ok(username), Ok(email), Ok(password)) => Ok(Candidate {
@@ -118,22 +118,26 @@ fn validation_error(description: &str, errors: Vec<Value>) -> Value {
     json!({ "error_code": "VALIDATION_ERROR", "description": description, "errors": errors })
 }
 
-fn check_username(field: &Field) -> Result<String, FieldError> {
+fn check_username(field: &Field, policy: &Policy) -> Result<String, FieldError> {
     filled("username", field)?;
-    rules::username(field).map_err(|broken| match broken {
+    rules::username(field, policy).map_err(|broken| match broken {
         Broken::Long => error(
             "username",
             "INVALID_LENGTH",
             format!("username must be at most {} characters long", rules::USERNAME_MAX),
         ),
+        Broken::Empty => empty("username"),
         _ => error("username", "INVALID_CHARACTER", "username contains invalid characters".into()),
     })
 }
 
-fn check_email(field: &Field) -> Result<Email, FieldError> {
+fn check_email(field: &Field, policy: &Policy) -> Result<Email, FieldError> {
     let address = filled("email", field)?;
-    rules::email(field).map_err(|_| {
-        error("email", "INVALID_EMAIL_FORMAT", format!("Invalid email format: {address}"))
+    rules::email(field, policy).map_err(|broken| match broken {
+        Broken::Characters => {
+            error("email", "INVALID_CHARACTER", "email contains invalid characters".into())
+        }
+        _ => error("email", "INVALID_EMAIL_FORMAT", format!("Invalid email format: {address}")),
     })
 }
 

@@ -6,6 +6,7 @@
 
 pub mod answer;
 mod bulk;
+mod characters;
 pub mod document;
 mod error_code;
 mod flat_name;
@@ -41,8 +42,8 @@ pub trait Contract: Sync {
     /// Its name.
     fn id(&self) -> ContractId;
 
-    /// Picks the fields it knows out of a document and applies its rules, and the operator's to the
-    /// password: one error a field, in the contract's order.
+    /// Picks the fields it knows out of a document and applies its rules and the operator's policy: one
+    /// error a field, in the contract's order.
     fn check(&self, document: &Document<'_>, policy: &Policy)
     -> Result<Candidate, Vec<FieldError>>;
 

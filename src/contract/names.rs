@@ -91,7 +91,7 @@ impl Fields {
         texts: &Texts,
         policy: &Policy,
     ) -> Result<Candidate, Vec<FieldError>> {
-        let email = rules::email(&self.email).map_err(|broken| texts.email.error(broken));
+        let email = rules::email(&self.email, policy).map_err(|broken| texts.email.error(broken));
         let firstname =
             rules::name(&self.firstname, name_min).map_err(|broken| texts.firstname.error(broken));
         let lastname = rules::optional_name(&self.lastname, name_min)

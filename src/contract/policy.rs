@@ -1,5 +1,6 @@
-//! What an operator asks of passwords beyond what the contracts ask. Off by default: the documents then
-//! hold to the letter. Given to every `check`; the rules apply it, and each contract words it.
+//! What an operator requires of passwords and user names beyond the contracts' own rules. Off by default:
+//! the contracts then apply as they are published. Passed to every `check`; the rules apply it, and each
+//! contract words it.
 //!
 //! Pure, so it reads no file: `app` does, for the front, the worker and the import.
 
@@ -7,6 +8,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use unicode_normalization::UnicodeNormalization;
+
+use super::characters::mixes_scripts;
 
 /// The 5,000 most common ones; where they are from stands in the `LICENSE` beside them.
 const COMMON: &str = include_str!("policy/common-passwords.txt");
@@ -16,12 +19,28 @@ const COMMON: &str = include_str!("policy/common-passwords.txt");
 pub struct Policy {
     minimum: u64,
     common: CommonPasswords,
+    single_script: bool,
 }
 
 impl Policy {
     /// At least `minimum` code points, and none of these passwords.
     pub fn new(minimum: u64, common: CommonPasswords) -> Self {
-        Self { minimum, common }
+        Self { minimum, common, single_script: false }
+    }
+
+    /// The same, and whether a user name and the local part of an address must keep to one script.
+    pub fn with_single_script(self, single_script: bool) -> Self {
+        Self { single_script, ..self }
+    }
+
+    /// The same without its rules for passwords.
+    pub(super) fn without_passwords(&self) -> Self {
+        Self { single_script: self.single_script, ..Self::default() }
+    }
+
+    /// Whether the scripts of a name may stand together.
+    pub(super) fn allows_scripts(&self, name: &str) -> bool {
+        !(self.single_script && mixes_scripts(name))
     }
 
     /// The fewest code points, where a contract wants at least `own`.

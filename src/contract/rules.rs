@@ -12,6 +12,7 @@ use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCa
 use validator::{ValidateEmail, ValidateLength};
 
 use super::Policy;
+use super::characters::{is_blank, is_invisible};
 use super::document::Field;
 use crate::signup::Email;
 
@@ -45,7 +46,7 @@ pub enum Broken {
     Missing,
     /// Not a text.
     Type,
-    /// Empty, or only white space where that is trimmed.
+    /// Empty; where white space is trimmed also a text without a visible character.
     Empty,
     /// Shorter than the contract's minimum.
     Short,
@@ -53,7 +54,8 @@ pub enum Broken {
     Format,
     /// Longer than the maximum.
     Long,
-    /// Holds a control character.
+    /// Holds a character that the field may not have: a control character; in a user name or an address
+    /// also an invisible one, or scripts that the policy does not allow together.
     Characters,
     /// A password of more than [`PASSWORD_MAX_BYTES`].
     Bytes,
@@ -75,6 +77,9 @@ pub fn text(field: &Field) -> Result<&str, Broken> {
 /// A required first name of at least `min` code points, trimmed.
 pub fn name(field: &Field, min: u64) -> Result<String, Broken> {
     let name = text(field)?.trim();
+    if !name.is_empty() && is_empty(name) {
+        return Err(Broken::Empty);
+    }
     sized(name, min, NAME_MAX)?;
     no_control(name)?;
     Ok(name.to_owned())
@@ -89,21 +94,32 @@ pub fn optional_name(field: &Field, min: u64) -> Result<Option<String>, Broken> 
     }
 }
 
-/// A user name: trimmed, NFC, 1 to [`USERNAME_MAX`] code points, no control characters.
-pub fn username(field: &Field) -> Result<String, Broken> {
+/// A user name: trimmed, NFC, 1 to [`USERNAME_MAX`] code points, no control and no invisible characters;
+/// of one script if the policy says so.
+pub fn username(field: &Field, policy: &Policy) -> Result<String, Broken> {
     let name: String = text(field)?.trim().nfc().collect();
-    if name.is_empty() {
+    if is_empty(&name) {
         return Err(Broken::Empty);
     }
     sized(&name, 1, USERNAME_MAX)?;
     no_control(&name)?;
+    if name.contains(is_invisible) || !policy.allows_scripts(&name) {
+        return Err(Broken::Characters);
+    }
     Ok(name)
 }
 
-/// An address.
-pub fn email(field: &Field) -> Result<Email, Broken> {
+/// An address. One that is valid without its invisible characters looks right to the user, so the error
+/// reports the characters and not the format.
+pub fn email(field: &Field, policy: &Policy) -> Result<Email, Broken> {
     let address = text(field)?;
-    if is_address(address) { Ok(Email::new(address.to_owned())) } else { Err(Broken::Format) }
+    if address.contains(is_invisible) {
+        let visible: String = address.chars().filter(|c| !is_invisible(*c)).collect();
+        return Err(if is_address(&visible) { Broken::Characters } else { Broken::Format });
+    }
+    let email = parse_address(address).ok_or(Broken::Format)?;
+    let local = address.rsplit_once('@').map_or("", |(local, _)| local);
+    if policy.allows_scripts(local) { Ok(email) } else { Err(Broken::Characters) }
 }
 
 /// A password of at least `min` code points, or of more if the policy wants that; never trimmed.
@@ -166,8 +182,21 @@ pub fn has_symbol(text: &str) -> bool {
     text.chars().any(|c| !matches!(c.general_category_group(), Letter | Mark | Number))
 }
 
-/// An HTML5-like address with a dot in its domain, in any script (RFC 6531).
+/// An HTML5-like address with a dot in its domain, in any script (RFC 6531), without invisible characters,
+/// whose domain has an ASCII form (UTS 46).
 pub fn is_address(address: &str) -> bool {
+    parse_address(address).is_some()
+}
+
+fn parse_address(address: &str) -> Option<Email> {
+    if !looks_like_an_address(address) || address.contains(is_invisible) {
+        return None;
+    }
+    // Digits in full width are those of a host's number too.
+    Email::new(address.to_owned()).filter(|email| email.domain().parse::<Ipv4Addr>().is_err())
+}
+
+fn looks_like_an_address(address: &str) -> bool {
     let Some((local, domain)) = address.rsplit_once('@') else { return false };
     let dots_are_inside = !local.starts_with('.') && !local.ends_with('.') && !local.contains("..");
     let labels_fit = domain.split('.').all(|label| (1..=LABEL_MAX_BYTES).contains(&label.len()));
@@ -177,7 +206,6 @@ pub fn is_address(address: &str) -> bool {
         && domain.contains('.')
         && labels_fit
         && !domain.starts_with('[')
-        && domain.parse::<Ipv4Addr>().is_err()
         && matches_html5(&to_ascii_pattern(address))
 }
 
@@ -210,6 +238,11 @@ fn sized(text: &str, min: u64, max: u64) -> Result<(), Broken> {
     Ok(())
 }
 
+/// Whether nothing in a text can be seen. What has a control character has something wrong to report.
+fn is_empty(text: &str) -> bool {
+    is_blank(text) && !text.contains(char::is_control)
+}
+
 fn no_control(text: &str) -> Result<(), Broken> {
     if text.chars().any(char::is_control) { Err(Broken::Characters) } else { Ok(()) }
 }
@@ -235,6 +268,8 @@ mod tests {
             "a+b@b.co",
             "jörg@example.com",
             "用户@例子.公司",
+            "a@bücher.example",
+            "a@xn--bcher-kva.example",
             "x_y-z!#$%&'*/=?^`{|}~@a-b.example",
             &long_local,
             &long_label,
@@ -267,6 +302,10 @@ mod tests {
             "a@😀.co",
             "a@b@c.co",
             "a\u{200d}b@c.co",
+            "a\u{3164}b@c.co",
+            "ab@c\u{fe0f}d.co",
+            "a@xn--zzzzzz99999.co",
+            "a@１.２.３.４",
             &format!("l{long_local}"),
             &format!("a@d{label}.co"),
             &format!("{longest}e"),
@@ -288,9 +327,46 @@ mod tests {
 
     #[test]
     fn usernames_are_composed() {
-        assert_eq!(username(&field(" Jo\u{308}rg D ")).unwrap(), "J\u{f6}rg D");
-        assert_eq!(username(&field(" \t ")), Err(Broken::Empty));
-        assert_eq!(username(&field(&"x".repeat(65))), Err(Broken::Long));
+        let username = |name: &str| super::username(&field(name), &Policy::default());
+        assert_eq!(username(" Jo\u{308}rg D ").unwrap(), "J\u{f6}rg D");
+        assert_eq!(username(" \t "), Err(Broken::Empty));
+        assert_eq!(username(&"x".repeat(65)), Err(Broken::Long));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_refused_or_empty() {
+        let policy = Policy::default();
+        for hidden in
+            ['\u{200b}', '\u{feff}', '\u{202e}', '\u{3164}', '\u{fe0f}', '\u{34f}', '\u{2800}']
+        {
+            let name = format!("an{hidden}n");
+            assert_eq!(username(&field(&name), &policy), Err(Broken::Characters), "{hidden:?}");
+            let nothing = format!(" {hidden}{hidden}{hidden} ");
+            assert_eq!(username(&field(&nothing), &policy), Err(Broken::Empty), "{hidden:?}");
+            assert_eq!(super::name(&field(&nothing), 3), Err(Broken::Empty), "{hidden:?}");
+            assert_eq!(optional_name(&field(&nothing), 3), Err(Broken::Empty), "{hidden:?}");
+            let address = |text: &str| email(&field(text), &policy).err();
+            assert_eq!(address(&format!("an{hidden}n@b.co")), Some(Broken::Characters));
+            assert_eq!(address(&format!("ann@b{hidden}.co")), Some(Broken::Characters));
+            assert_eq!(address(&format!("an{hidden}n")), Some(Broken::Format));
+        }
+        // Scripts need joiners within a name.
+        assert_eq!(super::name(&field("نامه\u{200c}ای"), 3).unwrap(), "نامه\u{200c}ای");
+        assert_eq!(username(&field("a\u{7}"), &policy), Err(Broken::Characters));
+        assert_eq!(username(&field("\u{7}"), &policy), Err(Broken::Characters));
+    }
+
+    #[test]
+    fn scripts_are_mixed_unless_the_policy_refuses() {
+        let strict = Policy::default().with_single_script(true);
+        for (policy, mixed) in [(Policy::default(), None), (strict, Some(Broken::Characters))] {
+            assert_eq!(username(&field("\u{430}dmin"), &policy).err(), mixed);
+            assert_eq!(email(&field("\u{430}dmin@b.co"), &policy).err(), mixed);
+            // UTS 46 and the registries see to domains.
+            assert_eq!(email(&field("admin@\u{430}b.co"), &policy).err(), None);
+            assert_eq!(username(&field("Анна"), &policy).err(), None);
+            assert_eq!(username(&field("John Doe"), &policy).err(), None);
+        }
     }
 
     #[test]

@@ -6,14 +6,33 @@
 //! bytes, general categories, and all of what an address is. Only keywords that drafts 7 and 2020-12 have
 //! in common stand here, so that the schemas can be part of other documents as they are.
 
+use std::sync::LazyLock;
+
 use serde_json::{Value, json};
 
+use super::characters::is_invisible;
 use super::rules;
 
 /// What is trimmed (Unicode's `White_Space`), as the inside of a character class.
 const SPACE: &str = r"\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000";
 /// Control characters, likewise.
 const CONTROL: &str = r"\u0000-\u001f\u007f-\u009f";
+/// Invisible and direction-changing characters, likewise. Those beyond U+FFFF have no escape that every
+/// dialect of patterns reads.
+static INVISIBLE: LazyLock<String> = LazyLock::new(|| {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for c in ('\0'..='\u{ffff}').filter(|c| is_invisible(*c)).map(u32::from) {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == c => *last = c,
+            _ => ranges.push((c, c)),
+        }
+    }
+    let class = ranges.into_iter().map(|(first, last)| match first == last {
+        true => format!("\\u{first:04x}"),
+        false => format!("\\u{first:04x}-\\u{last:04x}"),
+    });
+    class.collect()
+});
 
 /// A document: its fields, and those it must have. Fields that no contract knows are ignored, so they
 /// are not refused here either.
@@ -29,7 +48,7 @@ pub(super) fn name(min: u64) -> Value {
             "{min} to {} characters without the white space around them; no control characters.",
             rules::NAME_MAX
         ),
-        "pattern": format!("^{}$", trimmed(min, rules::NAME_MAX)),
+        "pattern": format!("^{}$", trimmed(min, rules::NAME_MAX, "")),
     })
 }
 
@@ -42,7 +61,7 @@ pub(super) fn optional_name(min: u64) -> Value {
              white space around them; no control characters.",
             rules::NAME_MAX
         ),
-        "pattern": format!("^[{SPACE}]*$|^{}$", trimmed(min, rules::NAME_MAX)),
+        "pattern": format!("^[{SPACE}]*$|^{}$", trimmed(min, rules::NAME_MAX, "")),
     })
 }
 
@@ -51,27 +70,29 @@ pub(super) fn username() -> Value {
     json!({
         "type": "string",
         "description": format!(
-            "1 to {} characters, in NFC and without the white space around them; no control \
-             characters. Unique as it is written.",
+            "1 to {} characters, in NFC and without the white space around them; no control, invisible \
+             or direction-changing characters. Unique as it is written.",
             rules::USERNAME_MAX
         ),
-        "pattern": format!("^{}$", trimmed(1, rules::USERNAME_MAX)),
+        "pattern": format!("^{}$", trimmed(1, rules::USERNAME_MAX, &INVISIBLE)),
     })
 }
 
 /// See [`rules::email`].
 pub(super) fn email() -> Value {
-    let label = format!(r"[^\s@.]{{1,{}}}", rules::LABEL_MAX_BYTES);
+    let atom = format!(r"[^\s@.{}]", *INVISIBLE);
+    let label = format!("{atom}{{1,{}}}", rules::LABEL_MAX_BYTES);
     json!({
         "type": "string",
         "description": format!(
             "An address as HTML5 has it, in any script, with a dot in its domain: at most {} bytes, \
-             of which {} before the @.",
+             of which {} before the @. The domain has an ASCII form (UTS 46); no invisible or \
+             direction-changing characters. One mailbox is one user, however its address is written.",
             rules::EMAIL_MAX_BYTES,
             rules::LOCAL_MAX_BYTES
         ),
         "maxLength": rules::EMAIL_MAX_BYTES,
-        "pattern": format!(r"^[^\s@.]+(\.[^\s@.]+)*@{label}(\.{label})+$"),
+        "pattern": format!(r"^{atom}+(\.{atom}+)*@{label}(\.{label})+$"),
     })
 }
 
@@ -116,9 +137,11 @@ pub(super) fn password_hash() -> Value {
     })
 }
 
-/// `min` to `max` characters that begin and end with no white space, with any around them.
-fn trimmed(min: u64, max: u64) -> String {
-    let (edge, middle) = (format!("[^{SPACE}{CONTROL}]"), format!("[^{CONTROL}]"));
+/// `min` to `max` characters that begin and end with no white space, with any around them; none of them is
+/// a control character or of the class `refused`.
+fn trimmed(min: u64, max: u64, refused: &str) -> String {
+    let edge = format!("[^{SPACE}{CONTROL}{refused}]");
+    let middle = format!("[^{CONTROL}{refused}]");
     let rest = |least: u64| format!("{middle}{{{least},{}}}{edge}", max - 2);
     let text = match min {
         0 | 1 => format!("{edge}({})?", rest(0)),

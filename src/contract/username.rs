@@ -23,13 +23,14 @@ impl Contract for Username {
         document: &Document<'_>,
         policy: &Policy,
     ) -> Result<Candidate, Vec<FieldError>> {
-        let username = rules::username(&document.text("username"))
+        let username = rules::username(&document.text("username"), policy)
             .map_err(|broken| vec![error("username", "Username", broken)])?;
         let email = match document.text("email") {
             Field::Absent => None,
-            given => {
-                Some(rules::email(&given).map_err(|broken| vec![error("email", "Email", broken)])?)
-            }
+            given => Some(
+                rules::email(&given, policy)
+                    .map_err(|broken| vec![error("email", "Email", broken)])?,
+            ),
         };
         let password = required_password(&document.text("password"), policy)
             .map_err(|broken| vec![error("password", "Password", broken)])?;

@@ -7,13 +7,15 @@
 pub mod candidate;
 pub mod clock;
 pub mod contract_id;
+pub mod email;
 pub mod id;
 pub mod outcome;
 pub mod user;
 
-pub use candidate::{Candidate, Email, Password};
+pub use candidate::{Candidate, Password};
 pub use clock::{Clock, Millis};
 pub use contract_id::ContractId;
+pub use email::Email;
 pub use id::{IdempotencyKey, MessageId, Origin, RegistrationId};
 pub use outcome::{Failure, FailureCode, FieldError, Outcome, Rejection, RejectionCode};
 pub use user::{FullName, Record, User, UserId};

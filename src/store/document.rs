@@ -3,7 +3,7 @@
 use bson::oid::ObjectId;
 use serde::{Deserialize, Serialize};
 
-use crate::signup::{ContractId, FullName, Millis, Record, RegistrationId, User, UserId};
+use crate::signup::{ContractId, Email, FullName, Millis, Record, RegistrationId, User, UserId};
 
 /// The stored form of a [`Record`].
 #[derive(Serialize, Deserialize)]
@@ -18,6 +18,9 @@ pub(super) struct Document {
     email: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     email_key: Option<String>,
+    /// Version of the rule by which the key was made; absent in documents of version 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email_key_version: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fullname: Option<FullName>,
     /// The bcrypt string.
@@ -38,6 +41,7 @@ impl From<Record> for Document {
             contract: user.contract,
             username: user.username,
             email: user.email,
+            email_key_version: email_key.is_some().then_some(Email::KEY_VERSION),
             email_key,
             fullname: user.fullname,
             password: password_hash,
@@ -75,7 +79,7 @@ mod tests {
     use secrecy::SecretString;
 
     use super::*;
-    use crate::signup::{Candidate, Email, MessageId, Origin};
+    use crate::signup::{Candidate, MessageId, Origin};
 
     #[test]
     fn a_record_survives_the_trip() {
@@ -83,7 +87,7 @@ mod tests {
         let candidate = Candidate {
             contract,
             username: None,
-            email: Some(Email::new("Ann@Example.com".into())),
+            email: Email::new("Ann@Example.com".into()),
             fullname: Some(FullName { firstname: "Ann".into(), lastname: None }),
             password: SecretString::from("never stored").into(),
         };
@@ -92,6 +96,7 @@ mod tests {
         let bytes = bson::serialize_to_vec(&Document::from(record.clone())).unwrap();
         let document: bson::Document = bson::deserialize_from_slice(&bytes).unwrap();
         assert_eq!(document.get_str("emailKey").unwrap(), "ann@example.com");
+        assert_eq!(document.get_i32("emailKeyVersion").unwrap(), Email::KEY_VERSION);
         assert_eq!(document.get("socketId"), Some(&bson::Bson::Null));
         assert!(!document.contains_key("username") && document.get_datetime("createdAt").is_ok());
         let back: Document = bson::deserialize_from_slice(&bytes).unwrap();

@@ -73,4 +73,6 @@ golden_files! {
     late: "late.json",
     limits: "limits.json",
     policy: "policy.json",
+    identity: "identity.json",
+    single_script: "single-script.json",
 }

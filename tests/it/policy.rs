@@ -1,4 +1,4 @@
-//! An operator's policy for passwords, at every door: what a front would have let through, a worker
+//! An operator's policy for passwords and names, at every door: what a front would have let through, a worker
 //! refuses, in each contract's words. The words over HTTP are a golden file.
 
 use futures_util::StreamExt;
@@ -13,6 +13,7 @@ use crate::support::{Setup, importer};
 
 const MINIMUM: &str = "MUSTER_PASSWORD_MINIMUM";
 const BLOCKLIST: &str = "MUSTER_PASSWORD_BLOCKLIST";
+const SCRIPTS: &str = "MUSTER_ADMISSION_USERNAMES";
 /// Good enough for every contract, and for nobody who has seen the list.
 const COMMON: &str = "Hunter2-hunter2";
 
@@ -135,6 +136,75 @@ async fn an_import_that_does_not_ask_is_refused_by_the_worker_that_does() {
     std::fs::write(lenient.directory().join("users.ndjson"), ndjson(rows.into_iter())).unwrap();
     let ended = import(&lenient, &["users.ndjson", "--contract", "register"]).await;
     assert_eq!(codes(&importer::reports(&ended.printed)[0]), ["COMMON_PASSWORD"], "{}", ended.told);
+}
+
+/// A document with a Cyrillic letter among Latin ones where its contract has a name to be known by.
+fn look_alike(contract: ContractId, n: usize) -> (Value, &'static str) {
+    let mut user = user(contract, n);
+    let field = if user["username"].is_string() { "username" } else { "email" };
+    user[field] = json!(format!("\u{430}{}", user[field].as_str().unwrap()));
+    (user, field)
+}
+
+#[tokio::test]
+async fn mixed_scripts_are_refused_by_the_worker_whatever_the_entry_point() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let lenient = Setup::new(PRODUCTION);
+    let front = lenient.start_role("front").await;
+    let strict = lenient.clone().with(SCRIPTS, "single-script");
+    let _worker = strict.start_role("worker").await;
+    let broker = Broker::connect().await;
+    let mut replies = broker.direct_replies().await;
+    for (n, contract) in ContractId::ALL.into_iter().enumerate() {
+        let (document, field) = look_alike(contract, n);
+        let path = match contract {
+            ContractId::Username => "/signup",
+            ContractId::NestedName | ContractId::FlatName => "/users/register",
+            ContractId::Register => "/register",
+            ContractId::ErrorCode => "/auth/signup",
+        };
+        let answer = front.client().post(path, &document).await;
+        assert_eq!(answer.status, 400, "{contract}");
+        let text = answer.json().to_string();
+        assert!(text.contains("contains invalid characters"), "{contract}: {text}");
+        for (key, body) in [
+            ("interactive", document.clone()),
+            ("bulk", document.clone()),
+            ("bulk", hashed(document)),
+        ] {
+            let mut properties = registration(contract.as_str())
+                .with_message_id(unique("message").into())
+                .with_reply_to(DIRECT_REPLY.into());
+            if key == "interactive" {
+                properties = properties.with_expiration("60000".into());
+            }
+            let body = body.to_string();
+            broker.publish(lenient.namespace(), key, properties, body.as_bytes()).await;
+            let reply = replies.next().await.unwrap().unwrap();
+            let reply: Value = serde_json::from_slice(&reply.data).unwrap();
+            assert_eq!(reply["code"], "invalid", "{contract}, {key}: {reply}");
+            assert_eq!(reply["errors"][0]["field"], field, "{contract}, {key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_import_refuses_mixed_scripts_with_or_without_a_hash() {
+    let setup = Setup::embedded().with(SCRIPTS, "single-script");
+    let rows = [
+        look_alike(ContractId::Register, 1).0,
+        hashed(look_alike(ContractId::Register, 2).0),
+        user(ContractId::Register, 3),
+    ];
+    std::fs::write(setup.directory().join("users.ndjson"), ndjson(rows.into_iter())).unwrap();
+    let ended = import(&setup, &["users.ndjson", "--contract", "register"]).await;
+    let mut reports = reports(&ended.printed);
+    reports.sort_by_key(|report| report["line"].as_u64());
+    assert_eq!(codes(&reports[0]), ["INVALID_CHARACTER"], "{}", ended.told);
+    assert_eq!(codes(&reports[1]), ["INVALID_CHARACTER"]);
+    assert_eq!(reports[2]["outcome"], "registered");
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! What must hold for any input: the reader of documents, the rules, what travels through the
 //! queue, and every answer.
 
+use std::process::Command;
+
 use muster::contract::document::{Field, Nested};
 use muster::contract::{Answer, Contract, Document, Fault, Policy, contract, mounted_alone, rules};
 use muster::signup::{Candidate, ContractId, Email, FieldError, IdempotencyKey, Outcome};
@@ -8,6 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
+use unicode_normalization::UnicodeNormalization;
 
 use crate::support::generate::{
     ATOM, LABEL, MARK, address, contract_id, document, errors, object, outcome, user,
@@ -261,6 +264,105 @@ proptest! {
     fn numbers_of_a_host_are_no_domain(host in any::<std::net::Ipv4Addr>()) {
         let address = format!("a@{host}");
         prop_assert!(!rules::is_address(&address));
+    }
+}
+
+// --- what cannot be seen ------------------------------------------------------------------------
+
+/// Every code point that Perl's own copy of the Unicode tables says is invisible or turns the direction.
+fn invisible_to_perl() -> Vec<u32> {
+    const SCRIPT: &str = r#"for my $c (0 .. 0x10FFFF) {
+        next if $c >= 0xD800 && $c <= 0xDFFF;
+        print "$c\n" if chr($c) =~ /\p{Default_Ignorable_Code_Point}|\p{Bidi_Control}/;
+    }"#;
+    let output = Command::new("perl").args(["-e", SCRIPT]).output().expect("perl is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    lines.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+#[test]
+fn no_code_point_that_cannot_be_seen_is_in_a_user_name_or_an_address() {
+    let invisible = invisible_to_perl();
+    assert!(invisible.len() > 4000, "{} code points", invisible.len());
+    let (policy, text) = (Policy::default(), |text: String| Field::Text(text.into()));
+    for c in '\0'..=char::MAX {
+        let hidden = c == '\u{2800}' || invisible.binary_search(&u32::from(c)).is_ok();
+        let username = rules::username(&text(format!("a{c}b")), &policy);
+        assert_eq!(username.is_err(), hidden || c.is_control(), "a user name with {c:?}");
+        if hidden {
+            assert_eq!(username, Err(rules::Broken::Characters), "{c:?}");
+            let alone = rules::username(&text(format!(" {c}")), &policy);
+            assert_eq!(alone, Err(rules::Broken::Empty), "{c:?}");
+            for address in [format!("a{c}b@c.co"), format!("ab@c{c}d.co"), format!("{c}ab@c.co")] {
+                let refused = rules::email(&text(address), &policy).err();
+                assert_eq!(refused, Some(rules::Broken::Characters), "an address with {c:?}");
+            }
+        }
+    }
+}
+
+// --- one mailbox -------------------------------------------------------------------------------
+
+fn key(address: &str) -> String {
+    let email = Email::new(address.to_owned());
+    email.unwrap_or_else(|| panic!("{address} has no key")).key().to_owned()
+}
+
+/// ASCII letters and digits of a domain in full width.
+fn in_full_width(domain: &str) -> String {
+    let wide = |c: char| match c {
+        '0'..='9' | 'A'..='Z' | 'a'..='z' => char::from_u32(u32::from(c) + 0xFEE0).unwrap(),
+        other => other,
+    };
+    domain.chars().map(wide).collect()
+}
+
+#[test]
+fn a_letter_has_one_key_in_any_case_and_composition() {
+    for c in '\0'..=char::MAX {
+        let address = format!("a{c}@b.example");
+        if !rules::is_address(&address) {
+            continue;
+        }
+        let one = key(&address);
+        assert_eq!(key(&one), one, "{c:?}: a key is its own key");
+        let decomposed: String = address.nfd().collect();
+        for other in [address.to_lowercase(), decomposed.to_lowercase(), decomposed] {
+            assert_eq!(key(&other), one, "{c:?} as {other}");
+        }
+        // A dotless i has a capital of its own only in Turkic languages.
+        if c != 'ı' {
+            assert_eq!(key(&address.to_uppercase().replace("EXAMPLE", "example")), one, "{c:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn one_mailbox_has_one_key_however_it_is_written(address in address()) {
+        let one = key(&address);
+        prop_assert_eq!(&key(&one), &one, "a key is its own key");
+        let (local, domain) = address.split_once('@').unwrap();
+        let (unicode, valid) = idna::domain_to_unicode(domain);
+        prop_assert!(valid.is_ok());
+        let ascii = idna::domain_to_ascii(domain).unwrap();
+        for domain in [unicode, ascii.to_uppercase(), ascii, in_full_width(domain)] {
+            let composed: String = format!("{local}@{domain}").nfc().collect();
+            let decomposed: String = composed.nfd().collect();
+            for other in [composed, decomposed] {
+                prop_assert_eq!(&key(&other), &one, "{}", other);
+            }
+        }
+        prop_assert_eq!(key(&format!("{}@{domain}", local.to_lowercase())), one);
+    }
+
+    #[test]
+    fn another_local_part_is_another_mailbox(one in "[a-z0-9.+]{1,12}", other in "[a-z0-9.+]{1,12}") {
+        let equal = key(&format!("{one}@b.example")) == key(&format!("{other}@b.example"));
+        prop_assert_eq!(equal, one == other);
     }
 }
 

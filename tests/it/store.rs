@@ -72,7 +72,7 @@ fn record(username: Option<&str>, email: Option<&str>) -> Record {
     let candidate = Candidate {
         contract,
         username: username.map(str::to_owned),
-        email: email.map(|email| Email::new(email.to_owned())),
+        email: email.map(|email| Email::new(email.to_owned()).unwrap()),
         fullname: Some(FullName { firstname: "Ann".into(), lastname: None }),
         password: SecretString::from("never stored").into(),
     };
@@ -374,6 +374,7 @@ async fn the_document_in_mongodb_is_as_described() {
             "contract": "nested-name",
             "email": "Ann@Example.com",
             "emailKey": "ann@example.com",
+            "emailKeyVersion": 2,
             "fullname": { "firstname": "Ann" },
             "password": "$2b$04$abcdefghijklmnopqrstuv",
             "socketId": null,

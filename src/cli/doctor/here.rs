@@ -32,7 +32,7 @@ pub(super) fn refused(problems: &anyhow::Error) -> Finding {
 
 pub(super) fn look(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let Err(error) = app::policy(&settings.policy) {
+    if let Err(error) = app::policy(settings) {
         let remedy = "one password a line is wanted in that file";
         findings.push(Finding::error("password list", format!("{error:#}"), remedy));
     }

@@ -152,7 +152,7 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
     settings.admin = None;
     let keep = resumed.as_ref().and_then(|resumed| resumed.output);
     let ready = async {
-        let policy = app::policy(&settings.policy)?;
+        let policy = app::policy(&settings)?;
         let window = Window { rows: flags.in_flight, patience: flags.answer_timeout };
         let work = Work::start(flags, &settings, window).await?;
         // Last, because it cuts what is there.
