@@ -10,6 +10,7 @@ mod import;
 mod keygen;
 mod keys;
 mod manual;
+mod reindex;
 mod serve;
 mod signup;
 mod spec;
@@ -94,6 +95,8 @@ enum Command {
     /// Print what other systems have to know: OpenAPI, AsyncAPI, JSON Schemas.
     #[command(subcommand)]
     Spec(spec::Command),
+    /// Recompute the keys by which addresses are unique, after their rule has changed.
+    Reindex(reindex::Flags),
     /// Register the users of a file, and tell what became of each.
     Import(import::Flags),
     /// Measure what this machine can register, on the configured queue and store.
@@ -181,6 +184,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Cert(flags)) => cert::run(&flags),
         Some(Command::Dead(command)) => dead::run(command),
         Some(Command::Spec(command)) => spec::run(command),
+        Some(Command::Reindex(flags)) => reindex::run(flags),
         Some(Command::Import(flags)) => import::run(flags),
         Some(Command::Bench(flags)) => bench::run(flags),
         Some(Command::Completions(flags)) => manual::completions(&flags),

@@ -105,6 +105,7 @@ impl From<FailureCode> for Fault {
     fn from(code: FailureCode) -> Self {
         match code {
             FailureCode::StoreUnavailable
+            | FailureCode::StoreConflict
             | FailureCode::UnknownKey
             | FailureCode::Internal
             | FailureCode::Unrecognized => Self::Internal,

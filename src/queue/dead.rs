@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Door;
 use super::redact::without_secrets;
-use crate::signup::{ContractId, Millis};
+use crate::signup::{ContractId, Millis, email};
 
 /// Where dead letters are kept, gone through one by one: the oldest first, each of those that are
 /// there when it begins. A letter that is neither requeued nor discarded is kept.
@@ -133,19 +133,12 @@ pub(super) fn shown(body: &[u8]) -> Value {
 /// A user name may be an address too, so every text is looked at.
 fn masked(value: Value) -> Value {
     match value {
-        Value::String(text) => Value::String(mask(&text)),
+        Value::String(text) => Value::String(email::masked(&text)),
         Value::Object(fields) => {
             fields.into_iter().map(|(key, value)| (key, masked(value))).collect()
         }
         other => other,
     }
-}
-
-/// `j***@example.com`: enough to recognise an address one knows.
-pub(super) fn mask(text: &str) -> String {
-    let Some((local, domain)) = text.rsplit_once('@') else { return text.to_owned() };
-    let first: String = local.chars().take(1).collect();
-    format!("{first}***@{domain}")
 }
 
 impl Letter {
@@ -175,10 +168,10 @@ mod tests {
 
     #[test]
     fn addresses_are_masked_wherever_they_stand() {
-        assert_eq!(mask("john.doe@example.com"), "j***@example.com");
-        assert_eq!(mask("\"a@b\"@example.com"), "\"***@example.com");
-        assert_eq!(mask("@example.com"), "***@example.com");
-        assert_eq!(mask("ann"), "ann");
+        assert_eq!(email::masked("john.doe@example.com"), "j***@example.com");
+        assert_eq!(email::masked("\"a@b\"@example.com"), "\"***@example.com");
+        assert_eq!(email::masked("@example.com"), "***@example.com");
+        assert_eq!(email::masked("ann"), "ann");
         let body = br#"{"email":"john@example.com","username":"john@example.com","password":"p",
             "sealed":"s","fullname":{"firstname":"John"}}"#;
         let expected = json!({

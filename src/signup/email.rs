@@ -45,6 +45,13 @@ impl Email {
     }
 }
 
+/// `j***@example.com`: enough to recognise an address that one knows. What is not an address stays.
+pub fn masked(text: &str) -> String {
+    let Some((local, domain)) = text.rsplit_once('@') else { return text.to_owned() };
+    let first: String = local.chars().take(1).collect();
+    format!("{first}***@{domain}")
+}
+
 /// Canonical caseless form (Unicode, 3.13, D145), composed. In lower case `ΣΣ` would be `σς`, and another
 /// than `σσ`.
 fn fold(local: &str) -> String {

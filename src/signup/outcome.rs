@@ -113,6 +113,8 @@ pub struct Failure {
 pub enum FailureCode {
     /// The store did not answer, or its answer was lost and the outcome could not be read.
     StoreUnavailable,
+    /// A unique index of another program refused the user. An operator has to drop it.
+    StoreConflict,
     /// The deadline had passed before the work was done.
     Expired,
     /// No hash slot was free in time.
@@ -165,6 +167,7 @@ impl Outcome {
             },
             Self::Failed(failure) => match failure.code {
                 FailureCode::StoreUnavailable => "store_unavailable",
+                FailureCode::StoreConflict => "store_conflict",
                 FailureCode::Expired => "expired",
                 FailureCode::Overloaded => "overloaded",
                 FailureCode::UnknownKey => "unknown_key",

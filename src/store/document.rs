@@ -33,6 +33,13 @@ pub(super) struct Document {
     fingerprint: String,
 }
 
+impl Document {
+    /// Version of the rule by which its address key was made.
+    pub(super) fn key_version(&self) -> i32 {
+        self.email_key_version.unwrap_or(1)
+    }
+}
+
 impl From<Record> for Document {
     fn from(record: Record) -> Self {
         let Record { user, email_key, password_hash, registration_id, fingerprint } = record;

@@ -6,6 +6,8 @@
 //! nobody is answered before. Reads go to threads of their own and see the last commit. After a write
 //! that failed, because the disk was full perhaps, the file is opened anew until that succeeds.
 
+pub(super) mod reindex;
+
 use std::fs::OpenOptions;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -136,11 +138,16 @@ impl Store for Embedded {
             transaction.open_table(USERNAMES)?;
             transaction.open_table(EMAILS)?;
             transaction.open_table(REGISTRATIONS)?;
+            let due = reindex::is_due(&transaction)?;
             transaction.commit()?;
-            Ok(())
+            Ok(due)
         };
         // Before anything else runs, so there is nobody to block.
-        self.file.with(make).map_err(|error| PrepareError::Unfit(format!("the data file: {error}")))
+        match self.file.with(make) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(PrepareError::Unfit(super::reindex::due("the data file"))),
+            Err(error) => Err(PrepareError::Unfit(format!("the data file: {error}"))),
+        }
     }
 
     async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {

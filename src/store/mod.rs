@@ -6,6 +6,7 @@
 mod document;
 pub mod embedded;
 pub mod mongo;
+pub mod reindex;
 
 use std::sync::Arc;
 
@@ -42,6 +43,12 @@ pub trait Store: Send + Sync {
         email_key: Option<&str>,
     ) -> Result<Taken, StoreError>;
 
+    /// The unique index that refuses a user although no user of muster holds its values: another program
+    /// made the index, or wrote the document that is in it.
+    async fn refused_by(&self, _record: &Record) -> Result<Option<ForeignIndex>, StoreError> {
+        Ok(None)
+    }
+
     /// The user with an id.
     async fn user(&self, id: UserId) -> Result<Option<User>, StoreError>;
 }
@@ -53,6 +60,15 @@ pub enum Inserted {
     Done,
     /// A unique index refused it; look which, the server's word on it is not to be trusted.
     Taken,
+}
+
+/// A unique index that refused a user, and that does not tell which user of muster's holds the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignIndex {
+    /// Its name.
+    pub name: String,
+    /// `username` or `email`, if the index covers that alone: the user is a duplicate.
+    pub duplicate: Option<&'static str>,
 }
 
 /// The holders of a user name and of an address.
@@ -67,15 +83,20 @@ pub struct Taken {
 impl From<Taken> for Outcome {
     /// The rejection of a registration whose name or address another user has.
     fn from(taken: Taken) -> Self {
-        let fields = [(taken.username.is_some(), "username"), (taken.email.is_some(), "email")];
-        let error = |(_, field): (bool, &'static str)| FieldError {
-            field: field.into(),
-            code: "DUPLICATE".into(),
-            message: "already taken".into(),
-        };
-        let errors = fields.into_iter().filter(|(taken, _)| *taken).map(error).collect();
-        Self::Rejected(Rejection { code: RejectionCode::Duplicate, errors })
+        let username = taken.username.map(|_| "username");
+        duplicate(username.into_iter().chain(taken.email.map(|_| "email")))
     }
+}
+
+/// The rejection of a registration whose values in these fields another user has.
+pub(crate) fn duplicate(fields: impl IntoIterator<Item = &'static str>) -> Outcome {
+    let error = |field: &'static str| FieldError {
+        field: field.into(),
+        code: "DUPLICATE".into(),
+        message: "already taken".into(),
+    };
+    let errors = fields.into_iter().map(error).collect();
+    Outcome::Rejected(Rejection { code: RejectionCode::Duplicate, errors })
 }
 
 /// The store did not answer, or could not be understood. What failed has been logged.
@@ -121,7 +142,10 @@ pub async fn open_for_bulk(
 /// What can be seen of the store that the settings name, changing nothing there.
 pub async fn inspect(settings: &config::Store) -> anyhow::Result<Vec<Finding>> {
     match &settings.url {
-        config::StoreUrl::File(path) => Ok(vec![embedded::inspect(path)]),
+        config::StoreUrl::File(path) => {
+            let keys = embedded::reindex::inspect(path);
+            Ok([Some(embedded::inspect(path)), keys].into_iter().flatten().collect())
+        }
         config::StoreUrl::Mongo(url) => {
             Ok(mongo::Mongo::open(url, settings).await?.inspect().await)
         }

@@ -142,6 +142,18 @@ impl Metrics {
         );
     }
 
+    /// A unique index of another program refused a user. Its name comes from the database's operator, and a
+    /// collection has 64 at most.
+    pub fn foreign_index_conflict(&self, id: &str, index: &str) {
+        self.foreign_index_conflicts_total.with_label_values(&[index]).inc();
+        tracing::error!(
+            event = "foreign_index_conflict",
+            id,
+            index,
+            "a unique index of another program refused a user; drop it, or see `muster doctor`"
+        );
+    }
+
     /// A token's owner was looked up.
     pub fn looked_up(&self, id: &str, outcome: &'static str) {
         self.profiles_total.with_label_values(&[outcome]).inc();

@@ -93,6 +93,8 @@ metrics! {
     replies_undelivered_total: IntCounter;
     /// Registrations a worker has handled, by door, contract and outcome.
     registrations_total: IntCounterVec ["door", "contract", "outcome"];
+    /// Registrations that a unique index of another program refused, by the index.
+    foreign_index_conflicts_total: IntCounterVec ["index"];
     /// Look-ups of a token's owner a worker has handled, by outcome.
     profiles_total: IntCounterVec ["outcome"];
     /// Messages a worker is handling, by door.

@@ -15,7 +15,7 @@ use crate::signup::{
     Candidate, ContractId, FailureCode, Outcome, Password, Record, RegistrationId, Rejection,
     RejectionCode, User,
 };
-use crate::store::{Inserted, StoreError, Taken};
+use crate::store::{Inserted, StoreError, Taken, duplicate};
 use crate::telemetry::{Stage, Stages};
 
 /// Between two looks for the user that made a unique index refuse.
@@ -109,11 +109,11 @@ impl Worker {
         let record = Record::new(candidate, id.clone(), hash, self.clock.now());
         let user = record.user.clone();
         let started = Instant::now();
-        let inserted = message.trace.around("insert", store.insert(record)).await;
+        let inserted = message.trace.around("insert", store.insert(record.clone())).await;
         stages.add(Stage::Insert, started.elapsed());
         match inserted {
             Ok(Inserted::Done) => Ok(self.created(message, user)),
-            Ok(Inserted::Taken) => self.refused(message, candidate, &id, stages).await,
+            Ok(Inserted::Taken) => self.refused(message, candidate, &record, stages).await,
             // Unknown is not failure: it may have been written.
             Err(StoreError) => match store.registered(&id).await? {
                 Some(holder) if holder.user.id == user.id => Ok(self.created(message, user)),
@@ -128,13 +128,14 @@ impl Worker {
         Outcome::Registered { user, token, replayed: false, under_another_id: false }
     }
 
-    /// A unique index refused. Its holder is this very registration, made before; or somebody
-    /// else; or not visible yet, because its write is still on the way to the majority.
+    /// A unique index refused. Its holder is this very registration, made before; or another user; or
+    /// not visible yet, because its write is still on the way to the majority. Or the index is another
+    /// program's.
     async fn refused(
         &self,
         message: &Message,
         candidate: &Candidate,
-        id: &RegistrationId,
+        record: &Record,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
         let store = self.store(message.door);
@@ -144,11 +145,18 @@ impl Worker {
             // as that by the second look.
             let email_key = candidate.email.as_ref().map(|email| email.key());
             let taken = store.taken(candidate.username.as_deref(), email_key).await?;
-            if let Some(holder) = store.registered(id).await? {
+            if let Some(holder) = store.registered(&record.registration_id).await? {
                 return self.replay(message, candidate, holder, stages).await;
             }
             if taken != Taken::default() {
                 return self.duplicate(message, candidate, taken, stages).await;
+            }
+            if let Some(index) = store.refused_by(record).await? {
+                if let Some(field) = index.duplicate {
+                    return Ok(duplicate([field]));
+                }
+                self.metrics.foreign_index_conflict(message.id.as_str(), &index.name);
+                return Err(FailureCode::StoreConflict);
             }
             if Instant::now() + LOOK_AGAIN >= until {
                 return Err(FailureCode::StoreUnavailable);

@@ -50,7 +50,7 @@ const HOMES: [(&str, &[&str]); 28] = [
     ("fancy_regex", &["queue/rabbit/management.rs"]),
     ("percent_encoding", &["cli/doctor/management.rs"]),
     ("mongodb", &["store/mongo/"]),
-    ("redb", &["store/embedded.rs"]),
+    ("redb", &["store/embedded"]),
     // `app` names the type of a request, to hand it from the listener to the front.
     ("hyper", &["front/", "app.rs"]),
     ("prometheus", &["telemetry/"]),

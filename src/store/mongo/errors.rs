@@ -5,7 +5,9 @@ use mongodb::error::{Error, ErrorKind};
 use crate::store::{Inserted, PrepareError, StoreError};
 
 /// A unique index refused a write.
-const DUPLICATE_KEY: i32 = 11000;
+pub(super) const DUPLICATE_KEY: i32 = 11000;
+/// Finds documents that muster did not write.
+pub(super) const MISSING_ID: &str = "{registrationId: null}";
 /// An index of that name or on those keys is there with other options.
 const INDEX_CONFLICTS: [i32; 2] = [85, 86];
 /// The user may not, or is not who it says.
@@ -38,6 +40,23 @@ pub(super) fn of_batch(error: &Error, count: usize) -> Vec<Result<Inserted, Stor
     results
 }
 
+/// Why a unique index on a field cannot be made: documents have equal values there.
+pub(super) fn doubles(field: &str, address: &str) -> String {
+    let found = format!("MongoDB at {address}: a unique index on {field} cannot be made, ");
+    if field == "registrationId" {
+        return format!(
+            "{found}several documents in users have none, so muster did not write them; find them with \
+             db.users.find({MISSING_ID}), remove them, or give each one of its own: \
+             db.users.updateMany({MISSING_ID}, [{{$set: {{registrationId: {{$toString: \"$_id\"}}}}}}])"
+        );
+    }
+    format!(
+        "{found}documents in users have equal values; find them with db.users.aggregate([{{$group: \
+         {{_id: \"${field}\", n: {{$sum: 1}}}}}}, {{$match: {{_id: {{$ne: null}}, n: {{$gt: 1}}}}}}]), \
+         and remove the doubles first"
+    )
+}
+
 /// Whether start-up can wait for it to go away.
 pub(super) fn prepare(error: &Error, address: &str) -> PrepareError {
     let code = match error.kind.as_ref() {
@@ -46,10 +65,6 @@ pub(super) fn prepare(error: &Error, address: &str) -> PrepareError {
         _ => None,
     };
     match code {
-        Some(code) if code == DUPLICATE_KEY => PrepareError::Unfit(format!(
-            "MongoDB at {address}: a unique index cannot be made, the collection already holds \
-             equal values; remove the doubles first"
-        )),
         Some(code) if INDEX_CONFLICTS.contains(&code) => PrepareError::Unfit(format!(
             "MongoDB at {address}: an index on username, emailKey or registrationId is there with \
              other options; drop it, and muster makes the right one"

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bson::{Document as Keys, doc};
 use futures_util::TryStreamExt;
+use mongodb::error::ErrorKind;
 use mongodb::event::EventHandler;
 use mongodb::event::sdam::SdamEvent;
 use mongodb::options::IndexOptions;
@@ -15,8 +16,10 @@ use mongodb::{Collection, IndexModel};
 use tokio::sync::Mutex;
 
 use super::errors;
+use super::reindex::MongoKeys;
 use crate::store::PrepareError;
 use crate::store::document::Document;
+use crate::store::reindex::due;
 
 /// Fields under which a user is unique. The first two cover only users who have them.
 pub(super) const UNIQUE: [(&str, bool); 3] =
@@ -25,6 +28,7 @@ pub(super) const UNIQUE: [(&str, bool); 3] =
 /// Why the collection cannot be used.
 enum Unusable {
     Driver(mongodb::error::Error),
+    Doubles(&'static str),
     Index(String),
 }
 
@@ -72,11 +76,21 @@ impl Indexes {
         if *seen_after == changes() {
             return Ok(());
         }
-        match tokio::time::timeout(self.timeout, ensure(users)).await {
+        let checked = async {
+            ensure(users).await?;
+            if MongoKeys::new(users).is_due(self.timeout / 2).await? {
+                return Err(Unusable::Index(due(&format!("MongoDB at {}", self.address))));
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(self.timeout, checked).await {
             Ok(Ok(())) => {
                 // A change meanwhile was the first sight of the server, or these calls had failed.
                 *seen_after = changes();
                 Ok(())
+            }
+            Ok(Err(Unusable::Doubles(field))) => {
+                Err(PrepareError::Unfit(errors::doubles(field, &self.address)))
             }
             Ok(Err(Unusable::Driver(error))) => Err(errors::prepare(&error, &self.address)),
             Ok(Err(Unusable::Index(text))) => Err(PrepareError::Unfit(text)),
@@ -91,9 +105,13 @@ async fn ensure(users: &Collection<Document>) -> Result<(), Unusable> {
         let only_present = optional.then(|| doc! { field: { "$exists": true } });
         let options =
             IndexOptions::builder().unique(true).partial_filter_expression(only_present).build();
-        users
-            .create_index(IndexModel::builder().keys(keys(field)).options(options).build())
-            .await?;
+        let index = IndexModel::builder().keys(keys(field)).options(options).build();
+        users.create_index(index).await.map_err(|error| match error.kind.as_ref() {
+            ErrorKind::Command(refused) if refused.code == errors::DUPLICATE_KEY => {
+                Unusable::Doubles(field)
+            }
+            _ => Unusable::Driver(error),
+        })?;
     }
     let found: Vec<IndexModel> = users.list_indexes().await?.try_collect().await?;
     for (field, optional) in UNIQUE {

@@ -5,7 +5,10 @@ use bson::{Bson, Document as Reply, doc};
 use futures_util::TryStreamExt;
 use mongodb::{Client, Collection, IndexModel};
 
+use super::errors::MISSING_ID;
+use super::foreign::{self, Effect};
 use super::indexes::{self, UNIQUE};
+use super::reindex::MongoKeys;
 use crate::signup::Clock;
 use crate::store::document::Document;
 use crate::telemetry::finding::Finding;
@@ -40,6 +43,8 @@ pub(super) async fn inspect(
     let mut findings = vec![replica_set(&hello, address), journal(client, &hello).await];
     findings.push(skew(&hello, here));
     findings.extend(unique(users).await);
+    findings.extend(unwritten(users).await);
+    findings.push(MongoKeys::new(users).inspect().await);
     findings
 }
 
@@ -134,6 +139,13 @@ async fn unique(users: &Collection<Document>) -> Vec<Finding> {
             )];
         }
     };
+    let foreign = found.iter().filter(|index| foreign::is_foreign(index)).filter_map(|index| {
+        let (reason, remedy) = foreign::consequence(index)?;
+        Some(match foreign::effect(index) {
+            Effect::OneUser => Finding::error(check, reason, remedy),
+            _ => Finding::warning(check, reason, remedy),
+        })
+    });
     UNIQUE
         .into_iter()
         .map(|(field, optional)| {
@@ -154,7 +166,24 @@ async fn unique(users: &Collection<Document>) -> Vec<Finding> {
                 )
             }
         })
+        .chain(foreign)
         .collect()
+}
+
+/// Two documents without a registration id keep its unique index from being made.
+async fn unwritten(users: &Collection<Document>) -> Option<Finding> {
+    let count = users.count_documents(doc! { "registrationId": null }).limit(2).await.ok()?;
+    (count > 1).then(|| {
+        Finding::error(
+            "indexes",
+            "several documents in users have no registrationId, so muster did not write them, and no \
+             worker starts",
+            format!(
+                "find them with db.users.find({MISSING_ID}); remove them, or give each a registrationId of \
+                 its own"
+            ),
+        )
+    })
 }
 
 fn is_missing(error: &mongodb::error::Error) -> bool {

@@ -4,8 +4,10 @@
 //! half-way: a driver whose future is dropped closes the connection, and the write goes on unseen.
 
 mod errors;
+mod foreign;
 mod indexes;
 mod inspect;
+mod reindex;
 mod writer;
 
 use std::future::Future;
@@ -22,11 +24,12 @@ use mongodb::{Client, Collection};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::document::Document;
-use super::{Inserted, PrepareError, Store, StoreError, Taken};
+use super::{ForeignIndex, Inserted, PrepareError, Store, StoreError, Taken};
 use crate::config;
 use crate::signup::{Record, RegistrationId, User, UserId};
 use crate::telemetry::finding::Finding;
 use indexes::Indexes;
+use reindex::MongoKeys;
 use writer::Writer;
 
 /// The collection all contracts share.
@@ -88,11 +91,49 @@ impl Mongo {
         Ok(found.map_err(CallFailed::told)?.map(Record::from))
     }
 
+    /// The user who holds a value. A document that muster did not write is not a user; `refused_by` finds it.
     async fn holder(&self, field: &str, value: Option<&str>) -> Result<Option<Record>, StoreError> {
-        match value {
-            Some(value) => self.find(doc! { field: value }).await,
-            None => Ok(None),
+        let Some(value) = value else { return Ok(None) };
+        let (users, filter) = (self.users.clone_with_type::<Filter>(), doc! { field: value });
+        let found = run(self.timeout, "find", async move { users.find_one(filter).await }).await;
+        let found = found.map_err(CallFailed::told)?;
+        Ok(found
+            .and_then(|user| bson::deserialize_from_document::<Document>(user).ok())
+            .map(Record::from))
+    }
+
+    /// Its address keys, for `muster reindex`.
+    pub(super) fn keys(&self) -> MongoKeys {
+        MongoKeys::new(&self.users)
+    }
+
+    /// Reports unique indexes of other programs. An error if one admits a single user.
+    async fn check_foreign(&self) -> Result<(), PrepareError> {
+        let users = self.users.clone();
+        let listed = run(self.timeout, "list indexes", async move { foreign::list(&users).await });
+        let listed = match listed.await {
+            Ok(listed) => listed,
+            Err(CallFailed::Driver(error)) => return Err(errors::prepare(&error, &self.address)),
+            Err(CallFailed::Silent) => {
+                return Err(PrepareError::Away(format!("MongoDB at {}: no answer", self.address)));
+            }
+        };
+        for index in listed.iter().filter(|index| foreign::is_foreign(index)) {
+            let Some((reason, remedy)) = foreign::consequence(index) else { continue };
+            if foreign::effect(index) == foreign::Effect::OneUser {
+                let address = &self.address;
+                return Err(PrepareError::Unfit(format!(
+                    "MongoDB at {address}: {reason}; {remedy}"
+                )));
+            }
+            tracing::warn!(
+                event = "foreign_index_found",
+                reason,
+                remedy,
+                "found a foreign unique index"
+            );
         }
+        Ok(())
     }
 }
 
@@ -174,7 +215,8 @@ impl CallFailed {
 #[async_trait]
 impl Store for Mongo {
     async fn prepare(&self) -> Result<(), PrepareError> {
-        self.indexes.ensure(&self.users).await
+        self.indexes.ensure(&self.users).await?;
+        self.check_foreign().await
     }
 
     async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
@@ -194,6 +236,12 @@ impl Store for Mongo {
         let (username, email) =
             tokio::join!(self.holder("username", username), self.holder("emailKey", email_key));
         Ok(Taken { username: username?, email: email? })
+    }
+
+    async fn refused_by(&self, record: &Record) -> Result<Option<ForeignIndex>, StoreError> {
+        let (users, record) = (self.users.clone(), record.clone());
+        let call = async move { foreign::refusing(&users, &record).await };
+        run(self.timeout, "find a foreign index", call).await.map_err(CallFailed::told)
     }
 
     async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {

@@ -54,6 +54,7 @@ fn every_fault_in_every_shape() {
 fn what_a_client_hears_of_a_failure() {
     for (failure, fault) in [
         (FailureCode::StoreUnavailable, Fault::Internal),
+        (FailureCode::StoreConflict, Fault::Internal),
         (FailureCode::UnknownKey, Fault::Internal),
         (FailureCode::Internal, Fault::Internal),
         (FailureCode::Expired, Fault::NoAnswer),

@@ -206,7 +206,7 @@ pub fn errors() -> impl Strategy<Value = Vec<FieldError>> {
 }
 
 pub fn outcome() -> impl Strategy<Value = Outcome> {
-    use FailureCode::{Expired, Internal, Overloaded, StoreUnavailable};
+    use FailureCode::{Expired, Internal, Overloaded, StoreConflict, StoreUnavailable};
     use RejectionCode::{Duplicate, Invalid, KeyReused, Unauthorized};
     let token = proptest::option::of(any::<String>());
     prop_oneof![
@@ -219,7 +219,10 @@ pub fn outcome() -> impl Strategy<Value = Outcome> {
         user().prop_map(|user| Outcome::Found { user }),
         (select(vec![Invalid, Duplicate, KeyReused, Unauthorized]), errors())
             .prop_map(|(code, errors)| Outcome::Rejected(Rejection { code, errors })),
-        (select(vec![StoreUnavailable, Expired, Overloaded, Internal]), any::<bool>())
+        (
+            select(vec![StoreUnavailable, StoreConflict, Expired, Overloaded, Internal]),
+            any::<bool>()
+        )
             .prop_map(|(code, retryable)| Outcome::Failed(Failure { code, retryable })),
     ]
 }

@@ -1,0 +1,178 @@
+//! Unique indexes of other programs on the collection of users: found at the start and by doctor, reported
+//! when they refuse a user, and answered at once.
+
+use bson::doc;
+use mongodb::options::IndexOptions;
+use mongodb::{Collection, IndexModel};
+use muster::signup::ContractId;
+use muster::store::{self, PrepareError};
+use muster::telemetry::Health;
+use serde_json::{Value, json};
+
+use crate::support::command::run;
+use crate::support::importer::{import, ndjson, reports, user};
+use crate::support::services::{PRODUCTION, mongodb_url, unique};
+use crate::support::{Pair, QueueKind, Setup, StoreKind};
+
+fn mongo() -> Option<Setup> {
+    mongodb_url().map(|_| Setup::new(Pair(QueueKind::Local, StoreKind::Mongo)))
+}
+
+async fn users(setup: &Setup) -> Collection<bson::Document> {
+    let client = mongodb::Client::with_uri_str(&setup.environment["MUSTER_STORE"]).await.unwrap();
+    client.default_database().unwrap().collection("users")
+}
+
+async fn make_unique(setup: &Setup, field: &str, sparse: bool) {
+    let options = IndexOptions::builder().unique(true).sparse(sparse).build();
+    let index = IndexModel::builder().keys(doc! { field: 1 }).options(options).build();
+    users(setup).await.create_index(index).await.unwrap();
+}
+
+async fn prepared(setup: &Setup) -> Result<(), PrepareError> {
+    let part = Health::default().part("store");
+    store::open(&setup.settings().store, &part).await.unwrap().prepare().await
+}
+
+/// What doctor says of the indexes: severity, reason and remedy of what is worst.
+async fn finding(setup: &Setup) -> (String, String) {
+    let document = run(setup, &["doctor", "--json"]).await.json();
+    let findings = document["findings"].as_array().unwrap().clone();
+    let rank = |finding: &Value| match finding["severity"].as_str() {
+        Some("error") => 2,
+        Some("warning") => 1,
+        _ => 0,
+    };
+    let indexes = findings.into_iter().filter(|finding| finding["check"] == "indexes");
+    let worst = indexes.max_by_key(rank).unwrap();
+    let text = format!("{} {}", worst["reason"], worst["remedy"]);
+    (worst["severity"].as_str().unwrap().to_owned(), text)
+}
+
+fn person(email: &str) -> Value {
+    json!({ "fullname": { "firstname": "Ann" }, "email": email, "password": "correct horse 7" })
+}
+
+#[tokio::test]
+async fn an_index_that_admits_one_user_stops_the_start() {
+    let Some(setup) = mongo() else { return };
+    make_unique(&setup, "phone", false).await;
+    match prepared(&setup).await {
+        Err(PrepareError::Unfit(text)) => {
+            for part in ["phone_1", "admits one user", "dropIndex"] {
+                assert!(text.contains(part), "{part} is not in: {text}");
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+    let (severity, text) = finding(&setup).await;
+    assert!(severity == "error" && text.contains("phone_1"), "{severity}: {text}");
+    let ended = run(&setup, &["serve"]).await;
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("phone_1"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn an_index_that_muster_can_satisfy_is_no_reason_to_stop() {
+    let Some(setup) = mongo() else { return };
+    make_unique(&setup, "phone", true).await;
+    prepared(&setup).await.unwrap();
+    assert_ne!(finding(&setup).await.0, "error");
+    make_unique(&setup, "email", false).await;
+    prepared(&setup).await.unwrap();
+    let (severity, text) = finding(&setup).await;
+    assert_eq!(severity, "warning", "{text}");
+    assert!(text.contains("email_1") && text.contains("as a duplicate"), "{text}");
+}
+
+#[tokio::test]
+async fn documents_without_a_registration_id_are_named_with_their_query() {
+    let Some(setup) = mongo() else { return };
+    let old = [doc! { "email": "a@b.example" }, doc! { "email": "c@d.example" }];
+    users(&setup).await.insert_many(old).await.unwrap();
+    match prepared(&setup).await {
+        Err(PrepareError::Unfit(text)) => {
+            for part in ["registrationId", "db.users.find({registrationId: null})", "updateMany"] {
+                assert!(text.contains(part), "{part} is not in: {text}");
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+    let (severity, text) = finding(&setup).await;
+    assert!(severity == "error" && text.contains("{registrationId: null}"), "{severity}: {text}");
+}
+
+#[tokio::test]
+async fn a_conflict_that_no_own_index_explains_is_reported_and_not_retried() {
+    let Some(setup) = mongo() else { return };
+    let mut muster = setup.start().await;
+    let client = muster.client().clone();
+    let address = || format!("{}@example.com", unique("ann"));
+    assert_eq!(client.post("/register", &person(&address())).await.status, 201);
+    // Another program starts, and makes its index.
+    make_unique(&setup, "phone", false).await;
+    let answer = client.post("/register", &person(&address())).await;
+    assert_eq!(
+        (answer.status, answer.json()["message"].as_str()),
+        (500, Some("Internal Server Error"))
+    );
+    muster
+        .wait_for_log(|line| line.contains("foreign_index_conflict") && line.contains("phone_1"))
+        .await;
+    muster.wait_for_log(|line| line.contains(r#""outcome":"store_conflict""#)).await;
+    let metrics = client.send("GET", "/metrics", &[], "").await.unwrap();
+    let metrics = String::from_utf8(metrics.bytes.to_vec()).unwrap();
+    let counted = "muster_foreign_index_conflicts_total{index=\"phone_1\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
+    assert!(!muster.output().contains("store_unavailable"), "{}", muster.output());
+}
+
+#[tokio::test]
+async fn who_holds_an_address_in_a_foreign_index_makes_it_a_duplicate() {
+    let Some(setup) = mongo() else { return };
+    make_unique(&setup, "email", false).await;
+    let taken = format!("{}@example.com", unique("old"));
+    users(&setup).await.insert_one(doc! { "email": &taken, "username": "old ann" }).await.unwrap();
+    let muster = setup.start().await;
+    let client = muster.client().clone();
+    let answer = client.post("/register", &person(&taken)).await;
+    assert_eq!((answer.status, &answer.json()["message"]), (400, &json!("User already exist")));
+    // A document that muster did not write holds a name too.
+    let named = json!({ "username": "old ann", "password": "correct horse 7" });
+    let answer = client.post("/signup", &named).await;
+    assert_eq!(
+        (answer.status, &answer.json()["message"]),
+        (403, &json!("That username is already taken"))
+    );
+    let free = format!("{}@example.com", unique("ann"));
+    assert_eq!(client.post("/register", &person(&free)).await.status, 201);
+}
+
+#[tokio::test]
+async fn rows_that_a_foreign_index_refuses_are_reported_and_no_dead_letters() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION);
+    let mut worker = setup.start_role("worker").await;
+    let write = |name: &str, numbers: std::ops::Range<usize>| {
+        let rows = ndjson(numbers.map(|n| user(ContractId::Register, n)));
+        std::fs::write(setup.directory().join(name), rows).unwrap();
+    };
+    write("first.ndjson", 0..1);
+    let ended = import(&setup, &["first.ndjson", "--contract", "register"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    make_unique(&setup, "phone", false).await;
+    write("more.ndjson", 1..4);
+    let ended = import(&setup, &["more.ndjson", "--contract", "register"]).await;
+    assert_eq!(ended.code, Some(3), "{}", ended.told);
+    let reports = reports(&ended.printed);
+    assert_eq!(reports.len(), 3, "{}", ended.told);
+    for report in reports {
+        assert_eq!(report["outcome"], "failed", "{report}");
+        assert_eq!(report["code"], "store_conflict", "{report}");
+    }
+    worker.wait_for_log(|line| line.contains("foreign_index_conflict")).await;
+    let listed = run(&setup, &["dead", "list", "--json"]).await.printed();
+    assert_eq!(listed, "", "no row is a dead letter");
+}
