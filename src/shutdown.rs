@@ -44,19 +44,31 @@ tokio::task_local! {
 }
 
 /// From now on a panic ends the process, in whatever task or thread it is, unless it is
-/// [`contained`]: a thread that hashes no more, or a writer that is gone, would let everybody wait. Only
-/// its place is told, because its text may quote what it was about, and that may be a password.
+/// [`contained`]: a thread that hashes no more, or a writer that is gone, would let everybody wait. Its
+/// place is reported, and its text only where that is part of the program (`&'static str`): a formatted one
+/// may quote what it was about, and that may be a password.
 /// `report` must neither panic nor block; `end` ends the process.
 pub fn end_on_panic(report: fn(&str), end: fn() -> !) {
     std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        let is_contained = CONTAINED.try_with(|()| ()).is_ok();
+        let is_contained = is_contained();
         let effect = if is_contained { "a connection was lost to it" } else { "the process ends" };
-        report(&format!("muster: a fault in muster, at {place}: {effect}; please report it"));
+        let text = static_text(panic);
+        report(&format!("muster: a fault in muster, at {place}{text}: {effect}; please report it"));
         if !is_contained {
             end();
         }
     }));
+}
+
+fn static_text(panic: &PanicHookInfo<'_>) -> String {
+    let text = panic.payload().downcast_ref::<&'static str>();
+    text.map_or_else(String::new, |text| format!(" ({text})"))
+}
+
+/// Whether a panic here ends its task alone.
+pub fn is_contained() -> bool {
+    CONTAINED.try_with(|()| ()).is_ok()
 }
 
 /// Runs what strangers drive: a panic in it must not be a way to end the process for everybody.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
-use hyper::{StatusCode, header};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{StatusCode, Version, header};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -117,6 +117,15 @@ pub(super) fn with_key(mut response: Response, key: &IdempotencyKey) -> Response
 pub(super) fn with_retry_after(mut response: Response, wait: Duration) -> Response {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    response
+}
+
+/// The rest of the request's body is not read, so the connection ends with this response.
+pub(super) fn closing(mut response: Response, version: Version) -> Response {
+    // HTTP/2 has no such header; there the stream ends alone.
+    if version <= Version::HTTP_11 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

@@ -5,8 +5,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap};
+use hyper::http::request::Parts;
 use tokio::time::timeout;
+
+use super::answer::{self, Response};
 
 /// A refused body is still read for so long and so much, because a client that is busy sending does
 /// not read the answer.
@@ -51,10 +54,18 @@ pub(super) fn is_utf8_of(headers: &HeaderMap, wanted: &str) -> bool {
 
 /// Reads a body of at most `limit` bytes, in at most `time`.
 pub(super) async fn read(
+    head: &Parts,
     mut body: Incoming,
     limit: usize,
     time: Duration,
 ) -> Result<Bytes, BodyError> {
+    // A body that declares its size is refused before it is sent.
+    if body.size_hint().lower() > limit as u64 {
+        if !waits_for_continue(&head.headers) {
+            drain(body).await;
+        }
+        return Err(BodyError::TooLarge);
+    }
     let read = timeout(time, read_limited(&mut body, limit)).await.unwrap_or(Err(BodyError::Slow));
     if read == Err(BodyError::TooLarge) {
         drain(body).await;
@@ -63,10 +74,6 @@ pub(super) async fn read(
 }
 
 async fn read_limited(body: &mut Incoming, limit: usize) -> Result<Bytes, BodyError> {
-    // A body that declares its size is refused before it is sent.
-    if body.size_hint().lower() > limit as u64 {
-        return Err(BodyError::TooLarge);
-    }
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| BodyError::Broken)?.into_data() else { continue };
@@ -78,8 +85,24 @@ async fn read_limited(body: &mut Incoming, limit: usize) -> Result<Bytes, BodyEr
     Ok(whole.freeze())
 }
 
+/// Refuses a request before its body is read. A client that waits for 100 (Continue) has not sent it and
+/// gets this response instead; any other is read from first.
+pub(super) async fn refuse(refused: Response, head: &Parts, body: Incoming) -> Response {
+    if waits_for_continue(&head.headers) {
+        // It may send the body nevertheless (RFC 9110, section 10.1.1), so the connection ends.
+        return answer::closing(refused, head.version);
+    }
+    drain(body).await;
+    refused
+}
+
+/// Whether a client sends its body only after 100 (Continue). hyper sends that when a body is read from.
+fn waits_for_continue(headers: &HeaderMap) -> bool {
+    headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// Reads the rest of a body that is refused, within bounds.
-pub(super) async fn drain(mut body: Incoming) {
+async fn drain(mut body: Incoming) {
     let drained = async {
         let mut left = DRAIN_BYTES;
         while let Some(Ok(frame)) = body.frame().await {

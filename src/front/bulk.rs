@@ -3,10 +3,12 @@
 //! without one in the settings it is not there.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
@@ -28,6 +30,7 @@ use crate::queue::{Answer, Producer, Row, Window, room};
 use crate::rows::{
     self, Checked, EARLIER_FAILED, HashColumn, Line, Lines, Order, Report, RowError, Rules,
 };
+use crate::shutdown::contained;
 use crate::signup::{ContractId, IdempotencyKey, MessageId, Origin, Outcome, RegistrationId};
 use crate::telemetry::trace::Span;
 use crate::telemetry::{Metrics, TraceContext};
@@ -44,6 +47,9 @@ const IDLE: Duration = Duration::from_secs(60);
 /// For the answers to rows that are under way when a stop comes. The client still has to be told, before
 /// `front.drain` is over.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// The code of an upload that a fault of muster ended.
+const FAILED: &str = "internal";
 
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
@@ -65,34 +71,34 @@ impl Front {
     ) -> Response {
         let (head, body) = request.into_parts();
         if !is_authorised(&head.headers, key) {
-            body::drain(body).await;
             let mut refused = answer::problem(StatusCode::UNAUTHORIZED, NO_KEY);
             refused.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            return refused;
+            return body::refuse(refused, &head, body).await;
         }
         if !body::is_utf8_of(&head.headers, NDJSON) {
-            body::drain(body).await;
-            return answer::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, NOT_NDJSON);
+            let refused = answer::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, NOT_NDJSON);
+            return body::refuse(refused, &head, body).await;
         }
         let Some(contract) = contract_in(head.uri.query().unwrap_or_default()) else {
-            body::drain(body).await;
-            return answer::problem(StatusCode::BAD_REQUEST, NO_CONTRACT);
+            let refused = answer::problem(StatusCode::BAD_REQUEST, NO_CONTRACT);
+            return body::refuse(refused, &head, body).await;
         };
         let (key, fresh) = match idempotency_key(&head.headers) {
             Ok(Some(key)) => (key, false),
             Ok(None) => (IdempotencyKey::random(), true),
             Err(_) => {
-                body::drain(body).await;
                 let detail = crate::contract::Fault::BadKey.text();
-                return answer::problem(StatusCode::BAD_REQUEST, detail);
+                let refused = answer::problem(StatusCode::BAD_REQUEST, detail);
+                return body::refuse(refused, &head, body).await;
             }
         };
         let permit = self.uploads.clone().try_acquire_owned().ok();
         let Some(permit) = permit.filter(|_| self.telemetry.health.is_ready()) else {
-            body::drain(body).await;
-            return answer::with_key(answer::problem(StatusCode::SERVICE_UNAVAILABLE, BUSY), &key);
+            let refused = answer::problem(StatusCode::SERVICE_UNAVAILABLE, BUSY);
+            return body::refuse(answer::with_key(refused, &key), &head, body).await;
         };
         let (pieces, streamed) = mpsc::channel(PIECES);
+        let last_piece = pieces.clone();
         let upload = Upload {
             lines: Lines::new(self.settings.body_limit),
             limit: self.settings.body_limit,
@@ -123,13 +129,28 @@ impl Front {
         let log = span.log();
         let span = std::mem::take(span);
         let uploading = async move {
-            if let Err(Gone) = upload.run(body, producer).await {
-                tracing::info!("a client of a bulk upload is gone; what was queued is still done");
-            }
+            run_contained(upload.run(body, producer), last_piece).await;
             drop(span);
         };
         tokio::spawn(uploading.instrument(log));
         answer::with_key(answer::streamed(HeaderValue::from_static(NDJSON), streamed), &key)
+    }
+}
+
+/// Runs an upload. A panic in it ends the upload alone, and its response says so: without a last line it
+/// would look complete.
+async fn run_contained(
+    upload: impl Future<Output = Result<(), Gone>>,
+    last_piece: mpsc::Sender<Bytes>,
+) {
+    match AssertUnwindSafe(contained(upload)).catch_unwind().await {
+        Ok(Ok(())) => {}
+        Ok(Err(Gone)) => {
+            tracing::info!("a client of a bulk upload is gone; what was queued is still done");
+        }
+        Err(_) => {
+            let _ = timeout(IDLE, last_piece.send(aborted(FAILED))).await;
+        }
     }
 }
 
@@ -198,6 +219,8 @@ enum Over {
     Broken,
     Idle,
     Stopping,
+    /// By a fault of muster.
+    Failed,
 }
 
 impl Upload {
@@ -237,12 +260,12 @@ impl Upload {
                     Some(answer) => self.answered(answer),
                     // A stop leaves rows that were not sent.
                     None if over == Some(Over::Stopping) => return self.finish(over).await,
-                    // It cannot end before the rows do; whatever it was, the client asks again.
-                    None => return Err(Gone),
+                    // It cannot end before the rows do, unless it failed.
+                    None => return self.finish(Some(Over::Failed)).await,
                 },
                 room = room(rows.clone()), if rows.is_some() && !self.unsent.is_empty() => {
                     let (Some(room), Some(row)) = (room, self.unsent.pop_front()) else {
-                        return Err(Gone);
+                        return self.finish(Some(Over::Failed)).await;
                     };
                     room.send(row);
                 }
@@ -355,11 +378,11 @@ impl Upload {
             self.reports.remove(&self.told);
             self.told += 1;
         }
-        if piece.is_empty() { Ok(()) } else { self.send(piece).await }
+        if piece.is_empty() { Ok(()) } else { self.send(piece.into()).await }
     }
 
-    async fn send(&self, piece: Vec<u8>) -> Result<(), Gone> {
-        match timeout(IDLE, self.pieces.send(piece.into())).await {
+    async fn send(&self, piece: Bytes) -> Result<(), Gone> {
+        match timeout(IDLE, self.pieces.send(piece)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Gone),
         }
@@ -372,10 +395,16 @@ impl Upload {
             Some(Over::Broken) => "broken",
             Some(Over::Idle) => "idle",
             Some(Over::Stopping) => "stopping",
+            Some(Over::Failed) => FAILED,
         };
-        let told = json!({ "outcome": "aborted", "code": code });
-        self.send(format!("{told}\n").into_bytes()).await
+        self.send(aborted(code)).await
     }
+}
+
+/// The last line of an answer to an upload of which not every row was read.
+fn aborted(code: &str) -> Bytes {
+    let line = json!({ "outcome": "aborted", "code": code });
+    format!("{line}\n").into()
 }
 
 #[cfg(test)]
@@ -395,6 +424,23 @@ mod tests {
             assert!(!given(wrong), "{wrong}");
         }
         assert!(!is_authorised(&HeaderMap::new(), &key));
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_upload_alone_with_a_line_that_says_so() {
+        let (pieces, mut streamed) = mpsc::channel(PIECES);
+        let upload = async {
+            assert!(crate::shutdown::is_contained());
+            pieces.send(Bytes::from("{}\n")).await.unwrap();
+            panic!("a fault in a row");
+        };
+        run_contained(upload, pieces.clone()).await;
+        drop(pieces);
+        let mut lines = Vec::new();
+        while let Some(piece) = streamed.recv().await {
+            lines.push(serde_json::from_slice::<serde_json::Value>(&piece).unwrap());
+        }
+        assert_eq!(lines, [json!({}), json!({ "outcome": "aborted", "code": "internal" })]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use crate::queue::{Call, CallError, Caller, Reply};
+use crate::shutdown::contained;
 use crate::signup::{FailureCode, MessageId, Outcome};
 
 /// The calls under way whose key a client chose.
@@ -95,7 +96,8 @@ impl Calls {
 }
 
 /// Starts a call in a task of its own: when its client is gone it goes on, as the worker does, with its
-/// place, and others may wait for it.
+/// place, and others may wait for it. A panic in it is an unknown outcome for those who wait, and nothing
+/// else.
 fn begin(
     caller: &Arc<dyn Caller>,
     call: &Call,
@@ -108,7 +110,7 @@ fn begin(
         drop((entry, permit));
         answer
     };
-    let running = tokio::spawn(calling.in_current_span());
+    let running = tokio::spawn(contained(calling).in_current_span());
     running.map(|ended| ended.unwrap_or(Err(CallError::Unknown))).boxed().shared()
 }
 
@@ -207,6 +209,42 @@ mod tests {
         assert_eq!(hasty, Err(CallError::NoAnswer));
         assert_eq!(held.calls.load(Ordering::SeqCst), 2);
         assert!(lock(&calls.0).is_empty(), "nothing is kept");
+    }
+
+    /// Panics in every call.
+    struct Faulty;
+
+    #[async_trait]
+    impl Caller for Faulty {
+        async fn call(&self, _: Call) -> Result<Reply, CallError> {
+            assert!(crate::shutdown::is_contained());
+            tokio::task::yield_now().await;
+            panic!("a fault in a call");
+        }
+        fn backlog(&self) -> Backlog {
+            Backlog::default()
+        }
+        fn dead_letters(&self) -> Option<u64> {
+            None
+        }
+        async fn close(&self) {}
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_call_is_an_unknown_outcome_for_all_who_joined_it() {
+        let (caller, calls): (Arc<dyn Caller>, _) = (Arc::new(Faulty), Calls::default());
+        let permits = Arc::new(Semaphore::new(3));
+        let ask = |fresh| {
+            let permit = permits.clone().try_acquire_owned().unwrap();
+            let call = Call { fresh, ..call("a", Duration::from_secs(60)) };
+            calls.call(&caller, call, permit)
+        };
+        let (first, joined, fresh) = tokio::join!(ask(false), ask(false), ask(true));
+        for outcome in [first, joined, fresh] {
+            assert_eq!(outcome, Err(CallError::Unknown));
+        }
+        assert!(lock(&calls.0).is_empty());
+        assert_eq!(permits.available_permits(), 3);
     }
 
     #[tokio::test(start_paused = true)]

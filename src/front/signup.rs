@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderMap, HeaderValue};
-use hyper::{Request, StatusCode, Version};
+use hyper::header::{HeaderMap, HeaderValue};
+use hyper::{Request, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -83,27 +83,27 @@ impl Front {
         let first = by_shape(mount, None);
         let (head, body) = request.into_parts();
         if let Err(TooMany(wait)) = self.limits.registration(peer, &head.headers) {
-            body::drain(body).await;
-            return ("too_many", too_many(first, wait));
+            let refused = too_many(first, wait);
+            return ("too_many", body::refuse(refused, &head, body).await);
         }
         if !body::is_json(&head.headers) {
-            body::drain(body).await;
-            return ("media_type", fault(first, Fault::MediaType));
+            let refused = fault(first, Fault::MediaType);
+            return ("media_type", body::refuse(refused, &head, body).await);
         }
         let (settings, reading) = (&self.settings, Instant::now());
-        let body = body::read(body, settings.body_limit, settings.body_timeout).await;
+        let body = body::read(&head, body, settings.body_limit, settings.body_timeout).await;
         trip.stages.add(Stage::Read, reading.elapsed());
         let body = match body {
             Ok(body) => body,
             Err(BodyError::TooLarge) => {
-                return ("too_large", closing(fault(first, Fault::TooLarge), head.version));
+                return ("too_large", answer::closing(fault(first, Fault::TooLarge), head.version));
             }
             Err(BodyError::Broken) => {
-                return ("broken", closing(fault(first, Fault::Unreadable), head.version));
+                return ("broken", answer::closing(fault(first, Fault::Unreadable), head.version));
             }
             Err(BodyError::Slow) => {
                 let told = answer::problem(StatusCode::REQUEST_TIMEOUT, SLOW_BODY);
-                return ("slow", closing(told, head.version));
+                return ("slow", answer::closing(told, head.version));
             }
         };
         let deadline = Instant::now() + settings.deadline;
@@ -242,13 +242,4 @@ fn fault(contract: &dyn Contract, fault: Fault) -> Response {
 
 fn too_many(contract: &dyn Contract, wait: Duration) -> Response {
     answer::with_retry_after(fault(contract, Fault::TooMany), wait)
-}
-
-/// The rest of the body is not worth reading, so the connection ends with this answer.
-fn closing(mut response: Response, version: Version) -> Response {
-    // HTTP/2 has no such header; there the stream ends alone.
-    if version <= Version::HTTP_11 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
 }

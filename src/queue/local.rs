@@ -15,6 +15,7 @@ use super::{
     Backlog, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Pace, PaceNow,
     Prefetch, Producer, Queue, Reason, Reply, Settle, Unsettled, Window,
 };
+use crate::shutdown::contained;
 use crate::signup::{FailureCode, Origin};
 use crate::telemetry::{Metrics, Telemetry};
 
@@ -116,7 +117,7 @@ impl Queue for Local {
 
     fn producer(&self, window: Window) -> Producer {
         let (producer, ends) = Producer::new(window);
-        tokio::spawn(self.doors.clone().produce(ends));
+        tokio::spawn(contained(self.doors.clone().produce(ends)));
         producer
     }
 

@@ -145,6 +145,8 @@ async fn panics_on_purpose() {
     muster::shutdown::end_on_panic(muster::telemetry::stderr::line, || std::process::exit(70));
     let connection = muster::shutdown::contained(async { panic!("{SECRET}: a connection") });
     assert!(tokio::spawn(connection).await.is_err());
+    let connection = muster::shutdown::contained(async { panic!("a text of the program") });
+    assert!(tokio::spawn(connection).await.is_err());
     println!("still there");
     let thread = std::thread::spawn(|| panic!("{SECRET}: a thread"));
     let _ = thread.join();
@@ -168,5 +170,6 @@ fn a_panic_ends_the_process_and_quotes_nothing() {
         let line = told.lines().find(|line| line.contains(end));
         assert!(line.is_some_and(|line| line.contains("crash.rs:")), "{told}");
     }
+    assert!(told.contains("(a text of the program): a connection was lost to it"), "{told}");
     assert!(!told.contains(SECRET), "{told}");
 }

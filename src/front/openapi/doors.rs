@@ -79,7 +79,7 @@ pub(super) fn schemas() -> Map<String, Value> {
         "required": ["outcome", "code"],
         "properties": {
             "outcome": { "const": "aborted" },
-            "code": { "enum": ["broken", "idle", "stopping"] },
+            "code": { "enum": ["broken", "idle", "internal", "stopping"] },
         },
     });
     let keys = json!({

@@ -24,7 +24,7 @@ use crate::queue::message::publish;
 use crate::queue::producer::{Ends, Taken};
 use crate::queue::seal::{Letter, Sealer};
 use crate::queue::{Door, NoAnswer, Producer, Row, Window};
-use crate::shutdown::Tasks;
+use crate::shutdown::{Tasks, contained};
 use crate::signup::{FailureCode, Millis, Outcome, id::random_hex};
 
 /// How often the bulk queue is looked at: is it there, is it empty, does anybody consume it.
@@ -49,7 +49,8 @@ pub(super) fn start(broker: Arc<Broker>, window: Window, tasks: &Tasks) -> Produ
         passed: 0,
         patience: window.patience.unwrap_or(retries + PATIENCE),
     };
-    tasks.spawn(supervise(broker, rows));
+    // A panic in it ends the upload or the import whose rows these are.
+    tasks.spawn(contained(supervise(broker, rows)));
     producer
 }
 
