@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{QueueUrl, Role, Settings, StoreUrl};
+use crate::config::{self, QueueUrl, Role, Settings, StoreUrl};
 use crate::front::{self, Files, Front, Limits, ops};
 use crate::password::Slots;
 use crate::queue::seal::{Opener, Sealer};
@@ -45,6 +45,7 @@ pub struct App {
     caller: Option<Arc<dyn Caller>>,
     slots: Option<Slots>,
     health: Part,
+    stop_delay: Duration,
     drain: Duration,
     files: Files,
 }
@@ -165,7 +166,7 @@ impl App {
             });
         }
         process.up();
-        let drain = settings.front.drain;
+        let config::Front { stop_delay, drain, .. } = settings.front;
         Ok(Self {
             addresses,
             serving,
@@ -175,6 +176,7 @@ impl App {
             caller,
             slots: hashing,
             health: process,
+            stop_delay,
             drain,
             files,
         })
@@ -218,6 +220,10 @@ impl App {
             return end;
         }
         self.health.ending();
+        if self.caller.is_some() {
+            // A load balancer sends requests until it has seen that this front is not ready.
+            tokio::time::sleep(self.stop_delay).await;
+        }
         self.serving.stop();
         // A worker of its own has no front that still needs it.
         if self.caller.is_none() {
@@ -239,9 +245,14 @@ impl App {
 }
 
 fn limits(settings: &Settings) -> Limits {
+    let front = &settings.front;
     Limits {
-        connections: settings.front.max_connections,
-        header_timeout: settings.front.header_timeout,
+        connections: front.max_connections,
+        connections_per_address: front.max_connections_per_address,
+        trusted_proxies: settings.limits.trusted_proxies.clone(),
+        header_timeout: front.header_timeout,
+        write_timeout: front.write_timeout,
+        idle_timeout: front.idle_timeout,
     }
 }
 

@@ -112,10 +112,18 @@ pub struct Front {
     pub header_timeout: Duration,
     /// For the body of a request.
     pub body_timeout: Duration,
-    /// Open connections.
+    /// For a client to take each part of a response.
+    pub write_timeout: Duration,
+    /// For a connection of HTTP/2 without a request.
+    pub idle_timeout: Duration,
+    /// Open connections, and requests besides one on each.
     pub max_connections: usize,
-    /// Requests waiting for an answer.
+    /// Open connections of one client address.
+    pub max_connections_per_address: usize,
+    /// Registrations waiting for an answer, and as many profile look-ups.
     pub max_in_flight: usize,
+    /// Between a stop signal and the end of accepting; may be zero.
+    pub stop_delay: Duration,
     /// For requests under way after a stop.
     pub drain: Duration,
     /// Opens `POST /registrations`; none: it is not there.

@@ -106,8 +106,13 @@ impl Reader<'_> {
         let body_limit = self.number("front.body_limit", 1..=128 << 10);
         let header_timeout = self.duration("front.header_timeout");
         let body_timeout = self.duration("front.body_timeout");
+        let write_timeout = self.duration("front.write_timeout");
+        let idle_timeout = self.duration("front.idle_timeout");
         let max_connections = self.number("front.max_connections", 1..=1_000_000);
+        let max_connections_per_address =
+            self.number("front.max_connections_per_address", 1..=1_000_000);
         let max_in_flight = self.number("front.max_in_flight", 1..=1_000_000);
+        let stop_delay = self.duration_or_zero("front.stop_delay");
         let drain = self.duration("front.drain");
         let bulk_key = self.text("front.bulk_key");
         let good_key =
@@ -133,8 +138,12 @@ impl Reader<'_> {
             body_limit: body_limit? as usize,
             header_timeout: header_timeout?,
             body_timeout: body_timeout?,
+            write_timeout: write_timeout?,
+            idle_timeout: idle_timeout?,
             max_connections: max_connections? as usize,
+            max_connections_per_address: max_connections_per_address? as usize,
             max_in_flight: max_in_flight? as usize,
+            stop_delay: stop_delay?,
             drain: drain?,
             bulk_key: (!bulk_key.is_empty()).then(|| SecretString::from(bulk_key)),
         })
@@ -317,6 +326,12 @@ impl Reader<'_> {
     fn duration(&mut self, key: &str) -> Option<Duration> {
         let text = self.text(key);
         self.parse_duration(key, &text)
+    }
+
+    fn duration_or_zero(&mut self, key: &str) -> Option<Duration> {
+        let text = self.text(key);
+        let zero = humantime::parse_duration(&text).ok().filter(Duration::is_zero);
+        zero.or_else(|| self.parse_duration(key, &text))
     }
 
     fn durations(&mut self, key: &str) -> Option<Vec<Duration>> {

@@ -85,7 +85,7 @@ impl RateLimits {
 
 /// Who has an address: of IPv4 the address itself, of IPv6 its network, in which one subscriber may take
 /// any number of addresses.
-fn subscriber(address: IpAddr) -> IpAddr {
+pub(super) fn subscriber(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => {

@@ -87,6 +87,8 @@ pub struct Front {
     stopping: CancellationToken,
     uploads: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
+    /// Counted apart: a flood of look-ups must not close registration.
+    profiles_in_flight: Semaphore,
     in_flight_calls: joined::Calls,
     /// What workers are taken for until one has said its rate.
     assumed: Pace,
@@ -122,6 +124,7 @@ impl Front {
             limits: RateLimits::new(limits),
             policy,
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
+            profiles_in_flight: Semaphore::new(settings.max_in_flight),
             in_flight_calls: joined::Calls::default(),
             assumed: assumed(password.cost),
             recent: recent::Recent::new(),
@@ -162,9 +165,13 @@ impl Front {
         peer: SocketAddr,
     ) -> Result<Response, Infallible> {
         let origin = request.headers().get(hyper::header::ORIGIN).cloned();
+        let found = self.routes.find(request.uri().path());
+        let is_for_pages = !found.is_some_and(Found::is_for_operators);
         let mut response = if size_of_headers(&request) > HEADERS_MAX {
-            body::drain(request.into_body()).await;
-            answer::problem(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, LARGE_HEADERS)
+            let (head, body) = request.into_parts();
+            let refused =
+                answer::problem(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, LARGE_HEADERS);
+            body::refuse(refused, &head, body).await
         } else {
             self.route(request, peer).await
         };
@@ -172,7 +179,9 @@ impl Front {
             let wait = self.wait().min(RETRY_AFTER_MAX);
             response = answer::with_retry_after(response, wait);
         }
-        self.cors.allow(origin.as_ref(), &mut response);
+        if is_for_pages {
+            self.cors.allow(origin.as_ref(), &mut response);
+        }
         Ok(response)
     }
 
@@ -210,7 +219,7 @@ impl Front {
                 None => answer::empty(StatusCode::NOT_FOUND),
             },
             (Found::Profile(_), &Method::GET | &Method::HEAD) => {
-                self.profile(&request, peer, span).await
+                self.profile(request, peer, span).await
             }
             (Found::Keys, &Method::GET | &Method::HEAD) => match &self.files.keys {
                 Some(keys) => keys.answer(),

@@ -26,15 +26,19 @@ impl Front {
     /// Refuses, in this order: 429, 401, 503.
     pub(super) async fn profile(
         &self,
-        request: &Request<Incoming>,
+        request: Request<Incoming>,
         peer: SocketAddr,
         span: &mut Span,
     ) -> Response {
-        if let Err(TooMany(wait)) = self.limits.profile(peer, request.headers()) {
+        // A body means nothing here; one that is kept unread would use up the connection's window.
+        let (head, _) = request.into_parts();
+        if let Err(TooMany(wait)) = self.limits.profile(peer, &head.headers) {
             return answer::with_retry_after(fault(Fault::TooMany), wait);
         }
-        let Some(token) = bearer(request.headers()) else { return unauthorized() };
-        let Ok(_permit) = self.in_flight.try_acquire() else { return fault(Fault::NotAccepted) };
+        let Some(token) = bearer(&head.headers) else { return unauthorized() };
+        let Ok(_permit) = self.profiles_in_flight.try_acquire() else {
+            return fault(Fault::NotAccepted);
+        };
         let call = Call {
             kind: Kind::Profile,
             id: MessageId::random(),

@@ -53,6 +53,11 @@ pub(super) enum Found<'a> {
 }
 
 impl Found<'_> {
+    /// Whether this is about the process itself, so that pages of other origins may not read it.
+    pub(super) fn is_for_operators(self) -> bool {
+        matches!(self, Self::Live | Self::Ready | Self::Metrics | Self::Page(Page::Status))
+    }
+
     /// The methods it takes, as in the `Allow` header.
     pub(super) fn allow(self) -> &'static str {
         match self {

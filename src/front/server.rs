@@ -1,26 +1,38 @@
 //! Accepts connections and serves HTTP/1.1 and HTTP/2 on them, everything bounded.
 
+mod activity;
+mod exchange;
+mod host;
+mod places;
+mod watched;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use ipnet::IpNet;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::answer::Response;
+use super::answer::{self, Response};
 use super::tls::{Encrypted, Tls};
 use crate::shutdown::contained;
+use activity::{Patience, Turn};
+use exchange::Exchange;
+use places::{Place, Places};
+use watched::Watched;
 
 /// What an HTTP/2 client says first (RFC 9113, 3.4).
 pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -32,17 +44,33 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// that let a page read the refusal; what only exceeds [`super::HEADERS_MAX`] is refused with them.
 const HEADERS_READ: usize = 32 << 10;
 /// Requests at once on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 128;
+const STREAMS_MAX: u32 = 32;
+/// What an HTTP/2 client may send ahead of being read: the least there is (RFC 9113, 6.9.2).
+const RECEIVE_WINDOW: u32 = (1 << 16) - 1;
+/// Data of a response that HTTP/2 takes ahead of being sent.
+const SEND_BUFFER: usize = 16 << 10;
 /// How often an idle HTTP/2 connection is asked whether it lives.
 const PING_EVERY: Duration = Duration::from_secs(20);
+/// How long the client of a connection that is ending may take to read, or to agree to the end.
+const ENDING: Duration = Duration::from_secs(2);
+
+const BAD_HOST: &str = "The Host header must name one host (RFC 9112, section 3.2).";
 
 /// What one listener allows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
-    /// Open connections; more wait to be accepted.
+    /// Open connections; for more, idle ones make room. As many requests besides one on each.
     pub connections: usize,
+    /// Those of one client address; of IPv6, of one /64.
+    pub connections_per_address: usize,
+    /// Addresses that this does not count for.
+    pub trusted_proxies: Vec<IpNet>,
     /// For the headers of a request, and for the handshake of TLS.
     pub header_timeout: Duration,
+    /// For the client to take a part of a response.
+    pub write_timeout: Duration,
+    /// For a connection of HTTP/2 without a request.
+    pub idle_timeout: Duration,
 }
 
 /// Listens, or says why not and what to do.
@@ -60,7 +88,8 @@ pub async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListe
 
 /// Serves until the stop, then lets requests under way finish, however long they take: the caller
 /// knows how long it can wait. `answer` is told whose connection a request came on; what `opened` gives
-/// lives as long as a connection.
+/// lives as long as a connection. Of HTTP/2 every request has a task of its own, so panics are contained in
+/// each.
 pub(super) async fn serve<G, A, F>(
     listener: TcpListener,
     limits: Limits,
@@ -73,46 +102,144 @@ pub(super) async fn serve<G, A, F>(
     A: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response, Infallible>> + Send + 'static,
 {
-    let room = Arc::new(Semaphore::new(limits.connections));
-    let connections = GracefulShutdown::new();
-    let builder = builder(limits);
+    let places = Places::new(&limits);
+    let connections = TaskTracker::new();
+    let server = Arc::new(Server { builder: builder(&limits), places, limits, tls, stop });
     loop {
-        let (permit, stream, peer) = tokio::select! {
+        let (place, stream, peer) = tokio::select! {
             biased;
-            () = stop.cancelled() => break,
-            accepted = accept(&listener, &room) => accepted,
+            () = server.stop.cancelled() => break,
+            accepted = accept(&listener, &server.places) => accepted,
         };
-        let (builder, answer) = (builder.clone(), answer.clone());
-        // Of HTTP/2 every request has a task of its own.
-        let service = service_fn(move |request| contained(answer(request, peer)));
-        let (watcher, stop, tls) = (connections.watcher(), stop.clone(), tls.clone());
-        let gauged = opened();
-        tokio::spawn(contained(async move {
-            // A client that says nothing must not hold its place for ever.
-            let opened = tokio::select! {
-                opened = timeout(limits.header_timeout, open(stream, tls)) => opened,
-                () = stop.cancelled() => return,
-            };
-            let served = match opened {
-                Ok(Ok(Opened::Plain(protocol, stream))) => {
-                    let builder = speaking(builder, protocol);
-                    watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await
-                }
-                Ok(Ok(Opened::Encrypted(protocol, stream))) => {
-                    let builder = speaking(builder, protocol);
-                    watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await
-                }
-                Ok(Err(_)) | Err(_) => return,
-            };
-            // A client that breaks the protocol or goes away is no event.
-            if let Err(error) = served {
-                tracing::debug!(%error, "a connection ended badly");
-            }
-            drop((permit, gauged));
+        let (server, answer, gauged) = (server.clone(), answer.clone(), opened());
+        connections.spawn(contained(async move {
+            server.connection(stream, peer, &place, answer).await;
+            drop((place, gauged));
         }));
     }
     drop(listener);
-    connections.shutdown().await;
+    connections.close();
+    connections.wait().await;
+}
+
+/// What the connections of one listener share.
+struct Server {
+    builder: Builder<TokioExecutor>,
+    places: Arc<Places>,
+    limits: Limits,
+    tls: Option<Tls>,
+    stop: CancellationToken,
+}
+
+impl Server {
+    async fn connection<A, F>(&self, stream: TcpStream, peer: SocketAddr, place: &Place, answer: A)
+    where
+        A: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<Response, Infallible>> + Send + 'static,
+    {
+        // A client that says nothing must not hold its place for ever.
+        let opened = tokio::select! {
+            opened = timeout(self.limits.header_timeout, open(stream, self.tls.clone())) => opened,
+            () = self.stop.cancelled() => return,
+            () = place.end.cancelled() => return,
+        };
+        match opened {
+            Ok(Ok(Opened::Plain(protocol, stream))) => {
+                self.converse(protocol, stream, peer, place, answer).await;
+            }
+            Ok(Ok(Opened::Encrypted(protocol, stream))) => {
+                self.converse(protocol, stream, peer, place, answer).await;
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+
+    /// Serves a connection to its end, or until its client has let it wait for too long.
+    async fn converse<S, A, F>(
+        &self,
+        protocol: Protocol,
+        stream: S,
+        peer: SocketAddr,
+        place: &Place,
+        answer: A,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<Response, Infallible>> + Send + 'static,
+    {
+        let (places, activity) = (self.places.clone(), place.activity.clone());
+        let service = service_fn(move |request| {
+            let place = places.request(&activity);
+            let exchange = place.map(|place| Exchange::begin(&activity, place));
+            let answer = answer.clone();
+            async move {
+                let Ok(exchange) = exchange else {
+                    return Err(io::Error::other("too many requests under way"));
+                };
+                // Boxed here: while a request waits for its turn, and its response for its client, this
+                // future is kept, and it is small.
+                let response = Box::pin(contained(respond(request, peer, answer))).await;
+                Ok::<_, io::Error>(response.map(|body| exchange.respond(body)))
+            }
+        });
+        let stream = TokioIo::new(Watched::new(stream, place.activity.clone()));
+        let builder = match protocol {
+            Protocol::Http1 => self.builder.clone().http1_only(),
+            Protocol::Http2 => self.builder.clone().http2_only(),
+        };
+        let mut connection = pin!(builder.serve_connection(stream, service));
+        let patience = Patience {
+            from: Instant::now(),
+            read: self.limits.write_timeout,
+            // Of HTTP/1.1 the time for the headers runs from the request before.
+            ask: (protocol == Protocol::Http2).then_some(self.limits.idle_timeout),
+        };
+        let softly = tokio::select! {
+            ended = connection.as_mut() => {
+                // A client that breaks the protocol or goes away is no event.
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended badly");
+                }
+                return;
+            }
+            () = self.stop.cancelled() => true,
+            turn = place.activity.overdue(patience) => turn == Turn::Ask,
+            () = place.end.cancelled() => false,
+        };
+        // HTTP/2 can say that it ends; whatever else is under way is finished.
+        connection.as_mut().graceful_shutdown();
+        if !softly {
+            let _ = futures_util::poll!(connection);
+            tracing::debug!(
+                event = "connection_ended",
+                "a client let its connection wait too long"
+            );
+            return;
+        }
+        let read = self.limits.write_timeout.min(ENDING);
+        let patience = Patience { from: Instant::now(), read, ask: Some(ENDING) };
+        tokio::select! {
+            _ = connection => {}
+            _ = place.activity.overdue(patience) => {}
+            () = place.end.cancelled() => {}
+        }
+    }
+}
+
+/// Answers a request, unless it is not clear which host it is for.
+async fn respond<A, F>(request: Request<Incoming>, peer: SocketAddr, answer: A) -> Response
+where
+    A: Fn(Request<Incoming>, SocketAddr) -> F,
+    F: Future<Output = Result<Response, Infallible>>,
+{
+    let version = request.version();
+    if !host::is_valid(&request) {
+        return answer::closing(answer::problem(StatusCode::BAD_REQUEST, BAD_HOST), version);
+    }
+    match answer(request, peer).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,13 +263,6 @@ async fn open(stream: TcpStream, tls: Option<Tls>) -> io::Result<Opened> {
     }
 }
 
-fn speaking(builder: Builder<TokioExecutor>, protocol: Protocol) -> Builder<TokioExecutor> {
-    match protocol {
-        Protocol::Http1 => builder.http1_only(),
-        Protocol::Http2 => builder.http2_only(),
-    }
-}
-
 /// Looks at what a client says first. hyper can tell the two apart itself, but waits for the first
 /// bytes without a limit.
 async fn speaks(stream: &TcpStream) -> io::Result<Protocol> {
@@ -163,36 +283,37 @@ async fn speaks(stream: &TcpStream) -> io::Result<Protocol> {
     }
 }
 
-fn builder(limits: Limits) -> Builder<TokioExecutor> {
+fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(HEADERS_READ)
-        .half_close(false);
+        // A client that has said all it has to say may close its half. One that is gone is not told from
+        // it before the response, so its connection stays as long as its call does.
+        .half_close(true);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADERS_READ as u32)
+        .initial_stream_window_size(RECEIVE_WINDOW)
+        .initial_connection_window_size(RECEIVE_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(PING_EVERY);
     builder
 }
 
-/// The next connection, once there is room for one.
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> (Option<OwnedSemaphorePermit>, TcpStream, SocketAddr) {
-    // Never closed, so there is always a permit in the end.
-    let permit = room.clone().acquire_owned().await.ok();
+/// The next connection, once there is a place for it.
+async fn accept(listener: &TcpListener, places: &Arc<Places>) -> (Place, TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
+                let Some(place) = places.enter(peer.ip()).await else { continue };
                 // Answers are small and complete; waiting to fill a packet only delays them.
                 let _ = stream.set_nodelay(true);
-                return (permit, stream, peer);
+                return (place, stream, peer);
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");

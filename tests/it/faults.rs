@@ -484,6 +484,32 @@ async fn a_bulk_row_waits_for_a_store_that_is_away() {
 }
 
 #[tokio::test]
+async fn a_flood_of_profile_requests_leaves_room_for_registrations() {
+    let settings = [("MUSTER_FRONT_MAX_IN_FLIGHT", "5"), LONG];
+    let Some(mut rig) = Rig::new(1, 1, &settings).await else { return };
+    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+    let headers = [("authorization", "Bearer x")];
+    let looking_up = join_all((0..5).map(|_| client.get("/users/profile", &headers)));
+    let registering = async {
+        eventually("all to wait", async || rig.messages("profile").await == 5).await;
+        assert_eq!(client.get("/users/profile", &headers).await.status, 503);
+        let asked = ledger.registration();
+        let registering = async {
+            let answer = ledger.ask(&client, &asked).await.unwrap();
+            assert_eq!(answer.status, 201);
+        };
+        let started = async {
+            eventually("it to wait", async || rig.messages("interactive").await == 1).await;
+            rig.workers[0].start().await;
+        };
+        tokio::join!(registering, started);
+    };
+    let (profiles, ()) = tokio::join!(looking_up, registering);
+    assert!(profiles.iter().all(|answer| answer.status == 401));
+    rig.settle().await.assert_kept();
+}
+
+#[tokio::test]
 async fn calls_whose_clients_have_gone_keep_their_places() {
     let settings = [("MUSTER_FRONT_MAX_IN_FLIGHT", "5"), LONG];
     let Some(mut rig) = Rig::new(1, 1, &settings).await else { return };

@@ -11,9 +11,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::Setup;
 use crate::support::muster::{Muster, PATIENCE};
 use crate::support::services::unique;
+use crate::support::{Raw, Setup};
 
 /// More than one process of this size would be a leak.
 const FLAT_KIB: u64 = 100 << 10;
@@ -93,6 +93,84 @@ async fn half_closed_sockets_are_let_go() {
         read_to_end(&mut stream).await;
     }
     others_are_served(&muster).await;
+}
+
+#[tokio::test]
+async fn a_client_that_half_closes_after_its_request_gets_its_response() {
+    let muster = Setup::embedded().with("MUSTER_BCRYPT_COST", "10").start().await;
+    let body = json!({ "username": unique("ann"), "password": "secret-1" }).to_string();
+    let mut stream = Raw::connect(muster.client().address()).await;
+    let head = "POST /signup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    stream.write(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len())).await;
+    stream.finish().await;
+    let response = stream.read_to_end().await;
+    assert!(response.starts_with("HTTP/1.1 201"), "{response}");
+}
+
+#[tokio::test]
+async fn an_http1_request_names_one_valid_host() {
+    let muster = Setup::embedded().start().await;
+    for hosts in ["", "Host: x\r\nHost: x\r\n", "Host: \r\n", "Host: a b\r\n", "Host: a@b\r\n"] {
+        for target in ["/live", "http://x/live", "/nowhere"] {
+            let request = format!("GET {target} HTTP/1.1\r\n{hosts}\r\n");
+            let response = exchange(&muster, request.as_bytes()).await;
+            assert!(response.starts_with("HTTP/1.1 400"), "{request:?}: {response}");
+            assert!(response.contains("application/problem+json"), "{response}");
+        }
+    }
+    let old = exchange(&muster, b"GET /live HTTP/1.0\r\n\r\n").await;
+    assert!(old.starts_with("HTTP/1.0 200"), "{old}");
+}
+
+#[tokio::test]
+async fn paths_for_operators_are_not_shared_with_other_origins() {
+    let muster = Setup::embedded().start().await;
+    for path in ["/live", "/ready", "/metrics", "/status.json"] {
+        for method in ["GET", "POST"] {
+            let headers = [("origin", "https://app.example.com")];
+            let answer = muster.client().send(method, path, &headers, "").await.unwrap();
+            assert_eq!(answer.header("access-control-allow-origin"), None, "{method} {path}");
+        }
+    }
+    let shared = muster.client().get("/nothing", &[]).await;
+    assert_eq!(shared.header("access-control-allow-origin"), Some("*"));
+}
+
+#[tokio::test]
+async fn a_request_that_is_refused_is_not_asked_to_continue() {
+    let setup = Setup::embedded()
+        .with("MUSTER_FRONT_BULK_KEY", "an-api-key-of-thirty-two-characters")
+        .with("MUSTER_FRONT_BODY_TIMEOUT", "10m");
+    let muster = setup.start().await;
+    let json = "Content-Type: application/json\r\n";
+    let key = "Authorization: Bearer an-api-key-of-thirty-two-characters\r\n";
+    for (path, headers, length, status) in [
+        ("/signup", json, 1 << 20, 413),
+        ("/signup", "Content-Type: text/plain\r\n", 10, 415),
+        ("/registrations?contract=register", "Content-Type: application/x-ndjson\r\n", 10, 401),
+        ("/registrations?contract=register", &format!("{key}{json}"), 10, 415),
+        ("/registrations", &format!("{key}Content-Type: application/x-ndjson\r\n"), 10, 400),
+    ] {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n{headers}\
+             Content-Length: {length}\r\n\r\n"
+        );
+        let began = std::time::Instant::now();
+        let response = exchange(&muster, request.as_bytes()).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {response}");
+        assert!(response.to_lowercase().contains("connection: close"), "{response}");
+        println!("{status} after {:?}", began.elapsed());
+    }
+    let body = json!({ "username": unique("ann"), "password": "secret-1" }).to_string();
+    let mut stream = Raw::connect(muster.client().address()).await;
+    let head = "POST /signup HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\n";
+    stream.write(format!("{head}{json}Content-Length: {}\r\n\r\n", body.len())).await;
+    stream.write(body).await;
+    let response = stream.read_to_end().await;
+    assert!(
+        response.starts_with("HTTP/1.1 100") && response.contains("HTTP/1.1 201"),
+        "{response}"
+    );
 }
 
 #[tokio::test]
@@ -183,7 +261,9 @@ async fn ten_thousand_connections_are_held_in_little_memory() {
         println!("left out: {files} files may be open; ulimit -n {} allows enough", MANY + 200);
         return;
     }
-    let muster = Setup::embedded().start().await;
+    let setup =
+        Setup::embedded().with("MUSTER_FRONT_MAX_CONNECTIONS_PER_ADDRESS", &MANY.to_string());
+    let muster = setup.start().await;
     others_are_served(&muster).await;
     let mut held = Vec::new();
     while held.len() < MANY - 1 {

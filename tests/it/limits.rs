@@ -1,11 +1,17 @@
-//! Rate limits over real HTTP: when a refused request passes, whose word about a client counts, and what
+//! Limits of connections, and rate limits over real HTTP: when a refused request passes, whose word about a client counts, and what
 //! is not limited. Each contract's answer, and the order of refusals, are golden files.
 
-use serde_json::{Value, json};
+use std::time::Duration;
 
-use crate::support::muster::eventually;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use crate::support::http2::GOAWAY;
+use crate::support::muster::{PATIENCE, eventually};
 use crate::support::services::unique;
-use crate::support::{Answer, Client, Setup};
+use crate::support::{Answer, Client, Http2, Muster, Setup};
 
 const PER_ADDRESS: &str = "MUSTER_LIMITS_PER_ADDRESS";
 const PER_EMAIL: &str = "MUSTER_LIMITS_PER_EMAIL";
@@ -105,6 +111,107 @@ async fn those_with_the_bulk_key_are_not_limited() {
     // What came in bulk has cost nobody anything.
     assert_eq!(muster.client().post("/register", &row).await.status, 400, "a duplicate");
     assert_eq!(muster.client().post("/register", &row).await.status, 429);
+}
+
+/// A connection from one of the addresses of the loopback, with a request under way that does not end.
+async fn busy_from(address: &str, muster: &Muster) -> TcpStream {
+    let mut stream = connect_from(address, muster).await;
+    let head = "POST /signup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+        Content-Length: 100\r\nExpect: 100-continue\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // Its headers are read.
+    let mut go_on = [0; 12];
+    stream.read_exact(&mut go_on).await.unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100");
+    stream
+}
+
+async fn connect_from(address: &str, muster: &Muster) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+    socket.connect(muster.client().address().parse().unwrap()).await.unwrap()
+}
+
+/// Whether a request is answered, or the connection ends.
+async fn is_served(mut stream: TcpStream) -> bool {
+    let _ = stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let mut first = [0; 12];
+    let read = timeout(PATIENCE, stream.read_exact(&mut first)).await.unwrap();
+    read.is_ok_and(|_| &first == b"HTTP/1.1 200")
+}
+
+#[tokio::test]
+async fn one_address_cannot_take_all_connections() {
+    let setup = Setup::embedded()
+        .with("MUSTER_FRONT_MAX_CONNECTIONS_PER_ADDRESS", "5")
+        .with("MUSTER_FRONT_BODY_TIMEOUT", "10m")
+        .with(TRUSTED, "127.0.0.3");
+    let mut muster = setup.start().await;
+    let mut busy = Vec::new();
+    for _ in 0..5 {
+        busy.push(busy_from("127.0.0.2", &muster).await);
+    }
+    assert!(!is_served(connect_from("127.0.0.2", &muster).await).await);
+    assert!(is_served(connect_from("127.0.0.4", &muster).await).await, "another address");
+    muster.wait_for_log(|line| line.contains("connection_refused")).await;
+    assert!(!muster.output().contains("127.0.0.2"));
+
+    let mut proxied = Vec::new();
+    for _ in 0..6 {
+        proxied.push(busy_from("127.0.0.3", &muster).await);
+    }
+    assert!(is_served(connect_from("127.0.0.3", &muster).await).await, "a trusted proxy");
+
+    // An idle one of the same address makes room, once it has had its time to send a request.
+    drop(busy.pop());
+    let mut idle = connect_from("127.0.0.2", &muster).await;
+    eventually("an idle connection to make room", async || {
+        is_served(connect_from("127.0.0.2", &muster).await).await
+    })
+    .await;
+    let mut nothing = [0; 1];
+    let ended = timeout(PATIENCE, idle.read(&mut nothing)).await.unwrap();
+    assert!(ended.is_err() || ended.is_ok_and(|read| read == 0));
+}
+
+#[tokio::test]
+async fn where_all_places_are_taken_the_connection_idle_longest_makes_room() {
+    let setup = Setup::embedded()
+        .with("MUSTER_FRONT_MAX_CONNECTIONS", "10")
+        .with("MUSTER_FRONT_IDLE_TIMEOUT", "1h");
+    let muster = setup.start().await;
+    let mut idle = Vec::new();
+    for _ in 0..10 {
+        let mut client = Http2::connect(muster.client().address(), 1 << 16).await;
+        client.request("GET", "/live", "").await;
+        let (frames, closed) = client.frames(Duration::from_millis(200)).await;
+        assert!(!frames.is_empty() && !closed);
+        idle.push(client);
+    }
+    let _newcomer = busy_from("127.0.0.2", &muster).await;
+    let frames = idle.remove(0).closed().await;
+    assert!(frames.contains(&GOAWAY), "{frames:?}");
+    for client in &mut idle {
+        client.request("GET", "/live", "").await;
+        let (frames, closed) = client.frames(Duration::from_millis(200)).await;
+        assert!(!frames.is_empty() && !closed, "the others stay");
+    }
+}
+
+#[tokio::test]
+async fn an_http2_connection_without_requests_ends_although_it_pings() {
+    let muster = Setup::embedded().with("MUSTER_FRONT_IDLE_TIMEOUT", "1s").start().await;
+    let mut client = Http2::connect(muster.client().address(), 1 << 16).await;
+    client.request("GET", "/live", "").await;
+    let mut came = Vec::new();
+    eventually("the end of the connection", async || {
+        let lives = client.ping().await;
+        let (frames, closed) = client.frames(Duration::from_millis(100)).await;
+        came.extend(frames);
+        closed || !lives
+    })
+    .await;
+    assert!(came.contains(&GOAWAY), "{came:?}");
 }
 
 #[tokio::test]

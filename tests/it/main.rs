@@ -52,3 +52,4 @@ mod startup;
 mod store;
 mod tls;
 mod traces;
+mod unread;

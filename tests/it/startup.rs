@@ -451,6 +451,18 @@ async fn the_second_signal_stops_at_once() {
 }
 
 #[tokio::test]
+async fn new_connections_are_accepted_for_the_stop_delay() {
+    let mut muster = Setup::embedded().with("MUSTER_FRONT_STOP_DELAY", "10s").start().await;
+    let client = muster.client().clone();
+    muster.signal("TERM");
+    eventually("not ready", async || client.get("/ready", &[]).await.status == 503).await;
+    let body = json!({ "username": unique("ann"), "password": "secret-1" });
+    assert_eq!(client.post("/signup", &body).await.status, 201);
+    assert!(muster.ended().await.success());
+    assert!(client.send("GET", "/live", &[], "").await.is_err());
+}
+
+#[tokio::test]
 async fn a_soft_stop_ends_with_the_drain_time() {
     let setup = Setup::embedded().with("MUSTER_FRONT_DRAIN", "500ms");
     let mut muster = setup.start().await;

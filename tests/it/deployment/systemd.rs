@@ -62,8 +62,11 @@ fn muster_knows_every_variable_it_is_given() {
         let brought = variables.keys().filter(|name| name.ends_with("_FILE")).count();
         assert_eq!(brought, all(&unit, "LoadCredential").len(), "each credential is used");
         assert_eq!(all(&unit, "ExecStart"), [format!("{PROGRAM} serve --role {role}")]);
-        let drain = settings["front"]["drain"].as_str().unwrap().trim_end_matches('s');
-        assert!(number(&unit, "TimeoutStopSec") > drain.parse().unwrap(), "time to finish");
+        let seconds = |key: &str| -> u64 {
+            settings["front"][key].as_str().unwrap().trim_end_matches('s').parse().unwrap()
+        };
+        let stopping = seconds("stop_delay") + seconds("drain");
+        assert!(number(&unit, "TimeoutStopSec") > stopping, "time to finish");
         let connections = settings["front"]["max_connections"].as_integer().unwrap();
         assert!(number(&unit, "LimitNOFILE") > connections.unsigned_abs(), "a file for each");
         // Where there is nothing to read again, the signal would end it.

@@ -7,6 +7,7 @@ pub mod collector;
 pub mod command;
 pub mod generate;
 pub mod http;
+pub mod http2;
 pub mod importer;
 pub mod ledger;
 pub mod muster;
@@ -23,6 +24,7 @@ pub mod spec;
 
 pub use browser::Browser;
 pub use http::{Answer, Client};
+pub use http2::Http2;
 pub use muster::{Muster, Setup};
 pub use raw::Raw;
 pub use rig::Rig;

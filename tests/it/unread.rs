@@ -1,0 +1,154 @@
+//! Clients that ask and do not read, over HTTP/1.1 and HTTP/2: their connections end in time, also while
+//! the program stops, memory stays flat, and other clients are served meanwhile.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::support::muster::{PATIENCE, eventually};
+use crate::support::services::unique;
+use crate::support::{Http2, Muster, Setup};
+
+const WRITE_TIMEOUT: &str = "MUSTER_FRONT_WRITE_TIMEOUT";
+const PER_ADDRESS: &str = "MUSTER_FRONT_MAX_CONNECTIONS_PER_ADDRESS";
+
+/// HTTP/2 connections that take no response data.
+const STALLED: usize = 1_000;
+/// What they may cost.
+const FLAT_KIB: u64 = 100 << 10;
+
+/// Every kind of response: with and without a body, small, large, made for each request, and refused.
+const REQUESTS: [(&str, &str, &str); 16] = [
+    ("GET", "/live", ""),
+    ("GET", "/ready", ""),
+    ("GET", "/metrics", ""),
+    ("GET", "/status.json", ""),
+    ("GET", "/openapi.json", ""),
+    ("GET", "/docs", ""),
+    ("GET", "/", ""),
+    ("GET", "/pages/signup.js", ""),
+    ("GET", "/users/profile", ""),
+    ("GET", "/nothing", ""),
+    ("GET", "/signup", ""),
+    ("OPTIONS", "/signup", ""),
+    ("POST", "/signup", "{}"),
+    ("POST", "/users/register", "not JSON"),
+    ("POST", "/auth/signup", "{\"username\":1}"),
+    ("POST", "/registrations", "{}"),
+];
+
+async fn others_are_served(muster: &Muster) {
+    let body = json!({ "username": unique("ann"), "password": "secret-1" });
+    assert_eq!(muster.client().post("/signup", &body).await.status, 201);
+}
+
+/// Asks on one connection until nothing more is taken.
+async fn pipeline(address: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let requests = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    while let Ok(written) =
+        tokio::time::timeout(Duration::from_secs(1), stream.write_all(requests.as_bytes())).await
+    {
+        if written.is_err() {
+            break;
+        }
+    }
+    stream
+}
+
+async fn is_closed(stream: &mut TcpStream) {
+    let requests = "GET /live HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    let writing = async { while stream.write_all(requests.as_bytes()).await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, writing).await.expect("the server closes the connection");
+}
+
+#[tokio::test]
+async fn stalled_http2_responses_take_little_memory_on_every_path() {
+    let setup = Setup::embedded()
+        .with(PER_ADDRESS, "2000")
+        .with("MUSTER_FRONT_BULK_KEY", "an-api-key-of-thirty-two-characters");
+    let muster = setup.start().await;
+    others_are_served(&muster).await;
+    let address = muster.client().address().to_owned();
+    let before = muster.memory_kib();
+    let (mut most, mut held) = (0, Vec::new());
+    for _ in 0..STALLED / 50 {
+        let asking = (0..50).map(async |_| {
+            let mut client = Http2::connect(&address, 0).await;
+            for (method, path, body) in REQUESTS.iter().chain(&REQUESTS) {
+                client.request(method, path, body).await;
+            }
+            client
+        });
+        held.extend(join_all(asking).await);
+        most = most.max(muster.memory_kib());
+    }
+    others_are_served(&muster).await;
+    let mut open = held.iter_mut().collect::<Vec<_>>();
+    let started = std::time::Instant::now();
+    while !open.is_empty() {
+        assert!(started.elapsed() < PATIENCE, "{} connections stay", open.len());
+        most = most.max(muster.memory_kib());
+        let polled = open.into_iter().map(async |client| {
+            let (_, closed) = client.frames(Duration::from_millis(100)).await;
+            (client, closed)
+        });
+        let polled = join_all(polled).await;
+        open = polled.into_iter().filter(|(_, closed)| !closed).map(|(client, _)| client).collect();
+    }
+    println!(
+        "{STALLED} connections, {} requests each: {before} KiB, then {most} KiB at most",
+        2 * REQUESTS.len()
+    );
+    assert!(most < FLAT_KIB, "{before} KiB, then {most} KiB");
+    others_are_served(&muster).await;
+}
+
+#[tokio::test]
+async fn a_response_that_is_taken_byte_by_byte_ends_in_time_too() {
+    let muster = Setup::embedded().with(WRITE_TIMEOUT, "2s").start().await;
+    let mut client = Http2::connect(muster.client().address(), 1).await;
+    let stream = client.request("GET", "/openapi.json", "").await;
+    eventually("the end of the connection", async || {
+        !client.open_window(stream, 1).await || client.frames(Duration::from_millis(10)).await.1
+    })
+    .await;
+    others_are_served(&muster).await;
+}
+
+#[tokio::test]
+async fn a_client_that_pipelines_and_does_not_read_loses_its_connection() {
+    let setup = Setup::embedded()
+        .with(WRITE_TIMEOUT, "2s")
+        .with("MUSTER_FRONT_MAX_CONNECTIONS", "20")
+        .with(PER_ADDRESS, "20");
+    let muster = setup.start().await;
+    let address = muster.client().address().to_owned();
+    // One that is not in the way of others is ended as well.
+    let mut alone = pipeline(&address).await;
+    is_closed(&mut alone).await;
+    let mut all = join_all((0..20).map(|_| pipeline(&address))).await;
+    for _ in 0..20 {
+        let answer = muster.client().get("/live", &[]).await;
+        assert_eq!(answer.status, 200);
+    }
+    join_all(all.iter_mut().map(is_closed)).await;
+    others_are_served(&muster).await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_clients_that_do_not_read() {
+    let setup = Setup::embedded().with(WRITE_TIMEOUT, "10m").with("MUSTER_FRONT_DRAIN", "10m");
+    let muster = setup.start().await;
+    let address = muster.client().address().to_owned();
+    let _pipelining = pipeline(&address).await;
+    let mut stalled = Http2::connect(&address, 0).await;
+    stalled.request("GET", "/openapi.json", "").await;
+    let mut idle = Http2::connect(&address, 0).await;
+    idle.frames(Duration::from_millis(100)).await;
+    let output = muster.output_at_end().await;
+    assert!(!output.contains("stopped with work under way"), "{output}");
+}
