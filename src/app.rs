@@ -4,7 +4,6 @@
 mod policy;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use anyhow::{Context, bail};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, QueueUrl, Role, Settings, StoreUrl};
+use crate::config::{self, QueueUrl, Role, Settings, StoreUrl, secret_file};
 use crate::front::{self, Files, Front, Limits, ops};
 use crate::password::Slots;
 use crate::queue::seal::{Opener, Sealer};
@@ -28,6 +27,9 @@ pub use policy::policy;
 
 /// Between two attempts to reach a store that is away.
 const PREPARE_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long the orderly close of connections may take at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the start waits for the store before it goes on without.
 const FIRST_TRY: Duration = Duration::from_secs(2);
@@ -48,6 +50,8 @@ pub struct App {
     stop_delay: Duration,
     drain: Duration,
     files: Files,
+    /// Keep connections, and end with their users.
+    connections: Tasks,
 }
 
 /// Where it can be reached.
@@ -77,10 +81,16 @@ impl App {
         let process = health.part("process");
         let (serving, working) = (Tasks::default(), Tasks::default());
         let (tell_unfit, unfit) = watch::channel(None);
-        // These keep connections, and end with their users.
-        let tasks = Tasks::default();
-        let queue = queue::open(&settings.queue, clock.clone(), &telemetry, &tasks).await?;
+        let connections = Tasks::default();
+        let queue = queue::open(&settings.queue, clock.clone(), &telemetry, &connections).await?;
         let mut addresses = Addresses::default();
+        // Before the signing secret, which is kept with the data file: a secret without a file shows that the
+        // file is lost.
+        let part = settings.role.has_worker().then(|| health.part("store"));
+        let stores = match &part {
+            Some(part) => Some(store::open_with_bulk(&settings.store, part).await?),
+            None => None,
+        };
         let signer = settings.role.has_worker().then(|| signer(settings, clock.clone()));
         let signer = signer.transpose()?;
         let files = if settings.role.has_front() {
@@ -115,14 +125,11 @@ impl App {
             let telemetry = telemetry.clone();
             serving.spawn(async move { ops::serve(listener, limits, stop, telemetry).await });
         }
-        if let Some(signer) = signer {
-            let part = health.part("store");
-            let store = store::open(&settings.store, &part).await?;
+        if let (Some(signer), Some((store, bulk_store)), Some(part)) = (signer, stores, part) {
             let slots = Slots::start(&settings.password)?;
             hashing = Some(slots.clone());
             worker::show(&telemetry.metrics, slots.clone());
             let opener = opener(settings)?;
-            let bulk_store = store::open_for_bulk(&settings.store, &store).await?;
             let metrics = telemetry.metrics.clone();
             let worker = Arc::new(Worker {
                 store,
@@ -179,6 +186,7 @@ impl App {
             stop_delay,
             drain,
             files,
+            connections,
         })
     }
 
@@ -240,6 +248,10 @@ impl App {
         if let Some(caller) = self.caller {
             caller.close().await;
         }
+        // Otherwise the broker would log each as lost.
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.connections.ended()).await.is_err() {
+            tracing::warn!("stopped with connections that were not closed in time");
+        }
         end
     }
 }
@@ -281,9 +293,7 @@ fn signing_secret(settings: &Settings) -> anyhow::Result<Option<secrecy::SecretS
         return Ok(Some(secret.clone()));
     }
     let StoreUrl::File(path) = &settings.store.url else { return Ok(None) };
-    let mut name = path.clone().into_os_string();
-    name.push(".secret");
-    let path = PathBuf::from(name);
+    let path = secret_file(path);
     if !settings.token.keys.is_empty() && !path.exists() {
         return Ok(None);
     }

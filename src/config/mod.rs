@@ -12,7 +12,7 @@ mod together;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -276,6 +276,13 @@ pub enum StoreUrl {
     File(PathBuf),
     /// MongoDB.
     Mongo(SecretString),
+}
+
+/// The file next to a data file that holds the signing secret made for it.
+pub fn secret_file(data_file: &Path) -> PathBuf {
+    let mut name = data_file.as_os_str().to_owned();
+    name.push(".secret");
+    name.into()
 }
 
 /// `[password]`

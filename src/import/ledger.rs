@@ -64,6 +64,8 @@ pub struct Ledger {
     path: PathBuf,
     /// Lines done since the last write.
     waiting: Vec<u64>,
+    /// Whether a write failed. A line may be cut short then, and another must not follow it.
+    failed: bool,
 }
 
 /// What a ledger holds.
@@ -92,7 +94,7 @@ impl Ledger {
             ),
             _ => anyhow::anyhow!("{name}: {error}; give --checkpoint a file that can be written"),
         })?;
-        let mut ledger = Self { file, path: path.to_owned(), waiting: Vec::new() };
+        let mut ledger = Self { file, path: path.to_owned(), waiting: Vec::new(), failed: false };
         ledger.lock()?;
         ledger.append(&Entry::Job(job.clone()))?;
         Ok(ledger)
@@ -106,7 +108,7 @@ impl Ledger {
                 "{name}: no import can be resumed from it; was it finished, or begun elsewhere?"
             )
         })?;
-        let mut ledger = Self { file, path: path.to_owned(), waiting: Vec::new() };
+        let mut ledger = Self { file, path: path.to_owned(), waiting: Vec::new(), failed: false };
         ledger.lock()?;
         let mut reader = BufReader::new(&ledger.file);
         let (mut line, mut whole, mut resumed) = (Vec::new(), 0, None);
@@ -161,10 +163,12 @@ impl Ledger {
     fn append(&mut self, entry: &Entry) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
-        // One write, so that a kill leaves it there or not.
-        self.file
-            .write_all(&line)
-            .with_context(|| format!("{}: the checkpoint cannot be written", self.path.display()))
+        let name = self.path.display();
+        ensure!(!self.failed, "{name}: nothing is written after a write that failed");
+        // One write, so that a kill leaves it there or not; and on the disk before more is sent.
+        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        self.failed = written.is_err();
+        written.with_context(|| format!("{name}: the checkpoint cannot be written"))
     }
 
     fn lock(&self) -> anyhow::Result<()> {
@@ -248,5 +252,27 @@ mod tests {
         }
         std::fs::write(&path, "users\n").unwrap();
         assert!(Ledger::resume(&path).is_err());
+    }
+
+    #[test]
+    fn nothing_follows_an_append_that_failed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ledger");
+        let mut ledger = Ledger::create(&path, &job()).unwrap();
+        ledger.done(1);
+        ledger.write(Tally::default(), None).unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let real = std::mem::replace(&mut ledger.file, full);
+        ledger.done(2);
+        assert!(ledger.write(Tally::default(), None).is_err());
+        // Half a line, as a disk without room takes it; then there is room again.
+        ledger.file = real;
+        ledger.file.write_all(b"{\"done\":{\"li").unwrap();
+        ledger.done(3);
+        let told = ledger.write(Tally::default(), None).unwrap_err().to_string();
+        assert!(told.contains("after a write that failed"), "{told}");
+        drop(ledger);
+        let done = Ledger::resume(&path).unwrap().1.done;
+        assert!(done.has(1) && !done.has(2) && !done.has(3));
     }
 }

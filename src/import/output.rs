@@ -18,7 +18,7 @@ pub struct Output {
 
 enum To {
     Stdout,
-    File { file: File, name: String, length: u64 },
+    File { file: File, name: String, length: u64, is_regular: bool },
 }
 
 impl Output {
@@ -51,7 +51,7 @@ impl Output {
             file.set_len(keep).and_then(|()| file.seek(SeekFrom::End(0))).with_context(told)?;
         }
         Ok(Self {
-            to: To::File { file, name, length: keep },
+            to: To::File { file, name, length: keep, is_regular: metadata.is_file() },
             waiting: Vec::new(),
             only_refused: false,
         })
@@ -74,9 +74,13 @@ impl Output {
                 written.context("standard output cannot be written")?;
                 Ok(None)
             }
-            To::File { file, name, length } => {
+            To::File { file, name, length, is_regular } => {
                 let told = || format!("{name}: cannot be written");
                 file.write_all(&waiting).with_context(told)?;
+                // Before the ledger says so: after a power cut it must not be ahead of the report.
+                if *is_regular {
+                    file.sync_data().with_context(told)?;
+                }
                 *length += waiting.len() as u64;
                 Ok(Some(*length))
             }

@@ -4,28 +4,25 @@
 //! One thread writes. It takes every insert that waits, checks each against the indexes and the
 //! others of its group, and commits them together, so that the price of reaching the disk is shared;
 //! nobody is answered before. Reads go to threads of their own and see the last commit. After a write
-//! that failed, because the disk was full perhaps, the file is opened anew until that succeeds.
+//! that failed, for want of room on the disk for example, the file is opened again until that succeeds.
 
+mod file;
 pub(super) mod reindex;
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use redb::{
-    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
-};
-use tokio::sync::{mpsc, oneshot};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::document::Document;
 use super::{Inserted, PrepareError, Store, StoreError, Taken};
 use crate::signup::{Record, RegistrationId, User, UserId};
-use crate::telemetry::Part;
-use crate::telemetry::finding::Finding;
+use file::DataFile;
+pub(super) use file::inspect;
 
 type Key = [u8; 12];
 
@@ -33,27 +30,30 @@ const USERS: TableDefinition<'_, Key, &[u8]> = TableDefinition::new("users");
 const USERNAMES: TableDefinition<'_, &str, Key> = TableDefinition::new("username");
 const EMAILS: TableDefinition<'_, &str, Key> = TableDefinition::new("emailKey");
 const REGISTRATIONS: TableDefinition<'_, &str, Key> = TableDefinition::new("registrationId");
+/// Written and removed to see whether there is room.
+const PROBE: TableDefinition<'_, (), &[u8]> = TableDefinition::new("probe");
 
 /// Largest group of one commit.
 const GROUP: usize = 256;
 /// Inserts that may wait for the writer.
 const WAITING: usize = 1024;
-/// Bytes of pages kept in memory.
-const CACHE: usize = 16 << 20;
-/// Between two attempts to open the file anew.
-const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+/// Reads under way; a disk that hangs must not gather them.
+const READS: usize = 64;
+/// Bytes of the probe: those of some dozens of users.
+const PROBE_SIZE: usize = 64 << 10;
 
 /// The embedded store.
 pub struct Embedded {
-    file: Arc<File>,
-    inserts: mpsc::Sender<Insert>,
+    file: Arc<DataFile>,
+    jobs: mpsc::Sender<Job>,
+    reads: Arc<Semaphore>,
     timeout: Duration,
 }
 
-struct File {
-    path: PathBuf,
-    /// `None` while it is being opened anew.
-    database: RwLock<Option<Database>>,
+/// What the writing thread is given.
+enum Job {
+    Insert(Box<Insert>),
+    Prepare(oneshot::Sender<Result<(), PrepareError>>),
 }
 
 struct Insert {
@@ -61,60 +61,35 @@ struct Insert {
     done: oneshot::Sender<Result<Inserted, StoreError>>,
 }
 
-/// What can be seen of the file without opening it, which a running muster would not allow.
-pub(super) fn inspect(path: &Path) -> Finding {
-    let check = "data file";
-    let shown = path.display();
-    match std::fs::metadata(path) {
-        Ok(file) if file.permissions().mode() & 0o077 != 0 => Finding::warning(
-            check,
-            format!("{shown} can be read by others, and holds password hashes"),
-            format!("chmod 600 {shown}"),
-        ),
-        Ok(file) if file.permissions().readonly() => Finding::error(
-            check,
-            format!("{shown} cannot be written"),
-            "make it writable, or set MUSTER_STORE to another place",
-        ),
-        Ok(file) => Finding::ok(check, format!("{shown}, {} KiB", file.len() / 1024)),
-        Err(_) => {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            let there = parent.is_none_or(Path::is_dir);
-            if there {
-                let remedy = "nothing: the first start makes it";
-                Finding::note(check, format!("{shown} is not there yet"), remedy)
-            } else {
-                Finding::error(
-                    check,
-                    format!("{shown}: its directory is not there"),
-                    "make the directory, or set MUSTER_STORE to another place",
-                )
-            }
-        }
-    }
-}
-
 impl Embedded {
     /// Opens the file, or makes it, and starts the writing thread, which ends with this value.
-    pub fn open(path: &Path, timeout: Duration, part: Part) -> anyhow::Result<Self> {
-        let file = Arc::new(File::open(path)?);
-        let (inserts, waiting) = mpsc::channel(WAITING);
+    pub fn open(path: &Path, timeout: Duration) -> anyhow::Result<Self> {
+        let file = Arc::new(DataFile::open(path)?);
+        let (jobs, waiting) = mpsc::channel(WAITING);
         let writer = file.clone();
         std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || write_groups(&writer, waiting, &part))
+            .spawn(move || write_groups(&writer, waiting))
             .context("cannot start the store's thread")?;
-        Ok(Self { file, inserts, timeout })
+        Ok(Self { file, jobs, reads: Arc::new(Semaphore::new(READS)), timeout })
     }
 
     /// Runs a read on a thread that may block.
-    #[allow(clippy::disallowed_methods, reason = "reads of pages, bounded by the prefetch")]
+    #[allow(clippy::disallowed_methods, reason = "reads of pages, bounded by a semaphore")]
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Database) -> Result<T, redb::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let file = self.file.clone();
-        let reading = tokio::task::spawn_blocking(move || file.with(read));
+        let (file, reads) = (self.file.clone(), self.reads.clone());
+        let reading = async {
+            // Kept until the read has ended, also if that is not waited for.
+            let permit = reads.acquire_owned().await;
+            let reading = move || {
+                let _permit = permit;
+                file.with(read)
+            };
+            tokio::task::spawn_blocking(reading).await
+        };
         match tokio::time::timeout(self.timeout, reading).await {
             Ok(Ok(Ok(found))) => Ok(found),
             Ok(Ok(Err(error))) => {
@@ -122,7 +97,7 @@ impl Embedded {
                 Err(StoreError)
             }
             Ok(Err(_)) | Err(_) => {
-                tracing::error!("a read did not end");
+                tracing::error!("a read did not end in time");
                 Err(StoreError)
             }
         }
@@ -132,31 +107,30 @@ impl Embedded {
 #[async_trait]
 impl Store for Embedded {
     async fn prepare(&self) -> Result<(), PrepareError> {
-        let make = |database: &Database| {
-            let transaction = database.begin_write()?;
-            transaction.open_table(USERS)?;
-            transaction.open_table(USERNAMES)?;
-            transaction.open_table(EMAILS)?;
-            transaction.open_table(REGISTRATIONS)?;
-            let due = reindex::is_due(&transaction)?;
-            transaction.commit()?;
-            Ok(due)
+        let (done, prepared) = oneshot::channel();
+        let prepare = async {
+            let sent = self.jobs.send(Job::Prepare(done)).await;
+            if sent.is_ok() { prepared.await.ok() } else { None }
         };
-        // Before anything else runs, so there is nobody to block.
-        match self.file.with(make) {
-            Ok(false) => Ok(()),
-            Ok(true) => Err(PrepareError::Unfit(super::reindex::due("the data file"))),
-            Err(error) => Err(PrepareError::Unfit(format!("the data file: {error}"))),
+        match tokio::time::timeout(self.timeout, prepare).await {
+            Ok(Some(prepared)) => prepared,
+            Ok(None) | Err(_) => {
+                Err(PrepareError::Away("the data file: a write did not end in time".to_owned()))
+            }
         }
     }
 
     async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
         let (done, inserted) = oneshot::channel();
         let insert = async {
-            self.inserts.send(Insert { record, done }).await.map_err(|_| StoreError)?;
+            let job = Job::Insert(Box::new(Insert { record, done }));
+            self.jobs.send(job).await.map_err(|_| StoreError)?;
             inserted.await.unwrap_or(Err(StoreError))
         };
-        tokio::time::timeout(self.timeout, insert).await.unwrap_or(Err(StoreError))
+        tokio::time::timeout(self.timeout, insert).await.unwrap_or_else(|_| {
+            tracing::error!("an insert did not end in time");
+            Err(StoreError)
+        })
     }
 
     async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError> {
@@ -194,98 +168,81 @@ impl Store for Embedded {
     }
 }
 
-impl File {
-    fn open(path: &Path) -> anyhow::Result<Self> {
-        let database = RwLock::new(Some(open(path)?));
-        Ok(Self { path: path.to_owned(), database })
-    }
-
-    fn with<T>(
-        &self,
-        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
-    ) -> Result<T, redb::Error> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        work(database.as_ref().ok_or(redb::Error::DatabaseClosed)?)
-    }
-
-    /// Closes it and opens it anew: after a failed write redb does nothing more with it until then. Gives
-    /// up only when nobody can want it any more.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a thread of its own, which has nothing else to do"
-    )]
-    fn reopen(&self, part: &Part, is_wanted: impl Fn() -> bool) {
-        let set = |database| {
-            *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
-        };
-        part.down("the data file: it could not be written, because the disk is full perhaps");
-        set(None);
-        while is_wanted() {
-            match open(&self.path) {
-                Ok(database) => {
-                    set(Some(database));
-                    return part.up();
-                }
-                Err(error) => tracing::debug!("{error:#}"),
-            }
-            std::thread::sleep(REOPEN_PAUSE);
-        }
-    }
-}
-
-/// Opens the file, or makes it.
-fn open(path: &Path) -> anyhow::Result<Database> {
-    let mut builder = Database::builder();
-    builder.set_cache_size(CACHE);
-    // Only its owner may read it: it holds password hashes.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("{}: cannot be opened; check MUSTER_STORE", path.display()))?;
-    builder.create_file(file).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => anyhow::anyhow!(
-            "{}: another process has it open; stop that one, or set MUSTER_STORE to another file",
-            path.display()
-        ),
-        other => anyhow::Error::new(other)
-            .context(format!("{}: is no data file of muster; check MUSTER_STORE", path.display())),
-    })
-}
-
 /// The writing thread.
-fn write_groups(file: &File, mut waiting: mpsc::Receiver<Insert>, part: &Part) {
+fn write_groups(file: &DataFile, mut jobs: mpsc::Receiver<Job>) {
     let mut group = Vec::with_capacity(GROUP);
-    while let Some(first) = waiting.blocking_recv() {
-        group.push(first);
-        while group.len() < GROUP
-            && let Ok(next) = waiting.try_recv()
-        {
-            group.push(next);
+    while let Some(first) = jobs.blocking_recv() {
+        let mut prepare = Vec::new();
+        let mut take = |job| match job {
+            Job::Insert(insert) => group.push(*insert),
+            Job::Prepare(done) => prepare.push(done),
+        };
+        take(first);
+        for _ in 1..GROUP {
+            let Ok(next) = jobs.try_recv() else { break };
+            take(next);
         }
-        // Whoever gave up has been told that it failed.
+        // The callers of the others have given up, and reported a failure.
         group.retain(|insert| !insert.done.is_closed());
-        if group.is_empty() {
-            continue;
+        let is_written = group.is_empty() || write_and_report(file, &mut group);
+        let prepared = if prepare.is_empty() { Ok(false) } else { file.with(prepared) };
+        for done in prepare {
+            let _ = done.send(match &prepared {
+                Ok(false) => Ok(()),
+                Ok(true) => Err(PrepareError::Unfit(super::reindex::due("the data file"))),
+                Err(error) => Err(unprepared(error)),
+            });
         }
-        match file.with(|database| write_group(database, &group)) {
-            Ok(results) => {
-                for (insert, inserted) in group.drain(..).zip(results) {
-                    // Whoever asked may have given up; the user is there all the same.
-                    let _ = insert.done.send(Ok(inserted));
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, members = group.len(), "a group was not committed");
-                for insert in group.drain(..) {
-                    let _ = insert.done.send(Err(StoreError));
-                }
-                file.reopen(part, || !waiting.is_closed());
-            }
+        if !is_written || prepared.is_err() {
+            file.reopen(|| !jobs.is_closed());
         }
+    }
+}
+
+/// Writes a group and answers each of it. Whether it was committed.
+fn write_and_report(file: &DataFile, group: &mut Vec<Insert>) -> bool {
+    match file.with(|database| write_group(database, group)) {
+        Ok(results) => {
+            for (insert, inserted) in group.drain(..).zip(results) {
+                // The caller may have given up; the user is there all the same.
+                let _ = insert.done.send(Ok(inserted));
+            }
+            true
+        }
+        Err(error) => {
+            tracing::error!(%error, members = group.len(), "a group was not committed");
+            for insert in group.drain(..) {
+                let _ = insert.done.send(Err(StoreError));
+            }
+            false
+        }
+    }
+}
+
+/// Makes the tables, and sees whether users could be written: a small commit may still fit into a file that
+/// cannot grow. Whether address keys have to be recomputed before that.
+fn prepared(database: &Database) -> Result<bool, redb::Error> {
+    let transaction = database.begin_write()?;
+    transaction.open_table(USERS)?;
+    transaction.open_table(USERNAMES)?;
+    transaction.open_table(EMAILS)?;
+    transaction.open_table(REGISTRATIONS)?;
+    let is_due = reindex::is_due(&transaction)?;
+    transaction.open_table(PROBE)?.insert((), &[0; PROBE_SIZE][..])?;
+    transaction.commit()?;
+    let transaction = database.begin_write()?;
+    transaction.delete_table(PROBE)?;
+    transaction.commit()?;
+    Ok(is_due)
+}
+
+/// What a file lacks that could not be prepared: waiting helps only where it could not be written.
+fn unprepared(error: &redb::Error) -> PrepareError {
+    match error {
+        redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed => {
+            PrepareError::Away(format!("the data file: it could not be written: {error}"))
+        }
+        _ => PrepareError::Unfit(format!("the data file: {error}")),
     }
 }
 

@@ -6,6 +6,7 @@
 mod document;
 pub mod embedded;
 pub mod mongo;
+mod monitored;
 pub mod reindex;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::signup::{
 };
 use crate::telemetry::Part;
 use crate::telemetry::finding::Finding;
+use monitored::Monitored;
 
 /// Where users are kept.
 ///
@@ -26,7 +28,8 @@ use crate::telemetry::finding::Finding;
 /// MUST see every write that was answered.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// Makes sure of the unique indexes; nothing else may be called before it succeeded.
+    /// Makes sure of the unique indexes, and that a user could be added now; nothing else may be called before
+    /// it succeeded. MUST change nothing that can be seen.
     async fn prepare(&self) -> Result<(), PrepareError>;
 
     /// Adds a user. The unique indexes on user name, address key and registration id are the only
@@ -115,26 +118,31 @@ pub enum PrepareError {
     Unfit(String),
 }
 
-/// Opens the store that the settings name; it reports to `part` when it fails for good. A database that is away is found out by
-/// [`Store::prepare`].
+/// Opens the store that the settings name. A database that is away is found out by [`Store::prepare`]; what fails
+/// after that is reported to `part`, and so is its recovery.
 pub async fn open(settings: &config::Store, part: &Part) -> anyhow::Result<Arc<dyn Store>> {
-    Ok(match &settings.url {
-        config::StoreUrl::File(path) => {
-            Arc::new(embedded::Embedded::open(path, settings.timeout, part.clone())?)
-        }
-        config::StoreUrl::Mongo(url) => Arc::new(mongo::Mongo::open(url, settings).await?),
-    })
+    Ok(Arc::new(Monitored::new(unmonitored(settings).await?, part.clone())))
 }
 
-/// The same store for bulk registrations: in MongoDB on connections of its own, so that long writes of
-/// many users never keep one that somebody waits for.
-pub async fn open_for_bulk(
+/// The same, and the store for bulk registrations: in MongoDB on connections of its own, so that long writes of
+/// many users never keep one that an interactive registration waits for.
+pub async fn open_with_bulk(
     settings: &config::Store,
-    store: &Arc<dyn Store>,
-) -> anyhow::Result<Arc<dyn Store>> {
-    Ok(match &settings.url {
-        // One thread writes, whoever asks.
+    part: &Part,
+) -> anyhow::Result<(Arc<dyn Store>, Arc<dyn Store>)> {
+    let store = Arc::new(Monitored::new(unmonitored(settings).await?, part.clone()));
+    let bulk: Arc<dyn Store> = match &settings.url {
+        // One thread writes for both.
         config::StoreUrl::File(_) => store.clone(),
+        config::StoreUrl::Mongo(_) => Arc::new(store.sibling(unmonitored(settings).await?)),
+    };
+    let store: Arc<dyn Store> = store;
+    Ok((store, bulk))
+}
+
+async fn unmonitored(settings: &config::Store) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match &settings.url {
+        config::StoreUrl::File(path) => Arc::new(embedded::Embedded::open(path, settings.timeout)?),
         config::StoreUrl::Mongo(url) => Arc::new(mongo::Mongo::open(url, settings).await?),
     })
 }

@@ -167,7 +167,9 @@ async fn a_setting_that_names_no_regular_file_is_refused() {
     let regular = regular.to_str().unwrap();
     for path in [fifo.to_str().unwrap(), "/dev/zero"] {
         let list = format!("file:{path}");
-        let cases: [&[(&str, &str)]; 7] = [
+        let store = format!("mongodb://127.0.0.1:1/?tls=true&tlsCAFile={path}");
+        let cases: [&[(&str, &str)]; 8] = [
+            &[("MUSTER_STORE", &store)],
             &[("MUSTER_FRONT_TLS_CERT", path), ("MUSTER_FRONT_TLS_KEY", regular)],
             &[("MUSTER_FRONT_JWKS", path)],
             &[("MUSTER_PASSWORD_BLOCKLIST", &list)],
@@ -544,6 +546,16 @@ async fn without_mongodb_it_waits_and_recovers() {
     proxy.heal();
     let muster = muster.ready().await;
     token(muster.client()).await;
+
+    // It is lost later, too.
+    proxy.stall();
+    let body = json!({ "username": unique("ann"), "password": "secret-1" });
+    assert_eq!(muster.client().post("/signup", &body).await.status, 500);
+    waits_for(&muster, "MongoDB", &proxy).await;
+    assert!(muster.output().contains("an insert did not end in time"));
+    proxy.heal();
+    let muster = muster.ready().await;
+    token(muster.client()).await;
     assert!(muster.stop().await.success());
 }
 
@@ -582,6 +594,133 @@ async fn a_worker_tells_what_it_waits_for() {
     assert_eq!(check.status.code(), Some(0), "{check:?}");
 }
 
+/// While signups fail for want of room, `/ready` says so each time.
+async fn stays_unready(client: &Client, mut signup: impl AsyncFnMut() -> u16) {
+    let is_told = async || {
+        let ready = client.get("/ready", &[]).await;
+        let parts = ready.json()["parts"]["store"].to_string();
+        ready.status == 503 && parts.contains("it could not be written")
+    };
+    eventually("/ready to name the data file", &is_told).await;
+    for _ in 0..10 {
+        assert_eq!(signup().await, 500);
+        assert!(is_told().await, "it calls itself ready");
+    }
+}
+
+/// A file system of its own, so that its disk can be full; removed when dropped. None where this user may not
+/// mount one.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mounted(path: std::path::PathBuf) -> Option<Self> {
+        std::fs::create_dir(&path).unwrap();
+        let options = ["-t", "tmpfs", "-o", "size=8m", "tmpfs"];
+        let mounted = std::process::Command::new("mount").args(options).arg(&path).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            eprintln!("left out: no file system can be mounted");
+            return None;
+        }
+        Some(Self(path))
+    }
+
+    fn enlarge(&self) {
+        let options = ["-o", "remount,size=64m"];
+        let enlarged = std::process::Command::new("mount").args(options).arg(&self.0).status();
+        assert!(enlarged.unwrap().success());
+    }
+
+    /// Fills it to the last page.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
+        while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_not_ready_until_there_is_room() {
+    let setup = Setup::embedded();
+    let Some(disk) = SmallDisk::mounted(setup.directory().join("disk")) else { return };
+    let file = disk.0.join("users.redb");
+    let setup = setup.with("MUSTER_STORE", &format!("file:{}", file.display()));
+    let muster = setup.start().await;
+    let client = muster.client().clone();
+    let signup = async || {
+        let body = json!({ "username": unique("ann"), "password": "secret-1" });
+        client.post("/signup", &body).await.status
+    };
+    assert_eq!(signup().await, 201);
+    disk.fill();
+    // The file may have some free pages.
+    eventually("the file to be full", async || signup().await == 500).await;
+    stays_unready(&client, &signup).await;
+    disk.enlarge();
+    eventually("ready", async || client.get("/ready", &[]).await.status == 200).await;
+    assert_eq!(signup().await, 201);
+    assert!(muster.stop().await.success());
+
+    // A start on a full disk waits for room.
+    disk.fill();
+    let muster = setup.start_with(&["serve"]).await;
+    assert_eq!(muster.client().get("/live", &[]).await.status, 200);
+    std::fs::remove_file(disk.0.join("filler")).unwrap();
+    let muster = muster.ready().await;
+    token(muster.client()).await;
+    assert!(muster.stop().await.success());
+}
+
+#[tokio::test]
+async fn a_lost_or_damaged_data_file_stops_the_start() {
+    let setup = without(Setup::embedded(), "JWT_SECRET");
+    // A first start that fails leaves nothing that a second one would take for a loss.
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let busy = setup.clone().with("MUSTER_LISTEN", &address);
+    names(&refusal(&busy, &["serve"]).await, &["in use"]);
+    let muster = setup.start().await;
+    token(muster.client()).await;
+    assert!(muster.stop().await.success());
+
+    let file = setup.directory().join("users.redb");
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let told = ["users.redb: missing or empty", "users.redb.secret", "remove", "without users"];
+    names(&refusal(&setup, &["serve"]).await, &told);
+    assert!(!file.exists());
+    std::fs::write(&file, "").unwrap();
+    names(&refusal(&setup, &["serve"]).await, &told);
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    names(&refusal(&setup, &["serve"]).await, &["users.redb", "damaged", "backup"]);
+    std::fs::write(&file, &whole).unwrap();
+    let muster = setup.start().await;
+    assert!(muster.stop().await.success());
+}
+
+#[tokio::test]
+async fn a_soft_stop_closes_every_connection_to_the_broker() {
+    let Some(url) = amqp_url() else { return };
+    let proxy = Proxy::to(&url).await;
+    let setup = Setup::new(Pair(QueueKind::Rabbit, StoreKind::File));
+    let setup = setup.clone().with("MUSTER_QUEUE", &proxy.url(&url));
+    let muster = setup.start().await;
+    token(muster.client()).await;
+    assert!(muster.stop().await.success());
+    // One at the start, two of the front, four of the worker.
+    assert_eq!(proxy.accepted(), 7);
+    eventually("every end", async || proxy.endings().len() == proxy.accepted()).await;
+    // connection.close-ok: a frame of a method (1) on channel 0, of four bytes: class 10, method 51.
+    let close_ok = [1, 0, 0, 0, 0, 0, 4, 0, 10, 0, 51, 0xce];
+    for ending in proxy.endings() {
+        assert!(ending.ends_with(&close_ok), "it ended with {ending:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_data_file_that_could_not_be_written_is_written_again_when_there_is_room() {
     let setup = Setup::embedded();
@@ -610,9 +749,15 @@ async fn a_data_file_that_could_not_be_written_is_written_again_when_there_is_ro
     };
     assert_eq!(refused, 500);
     muster.wait_for_log(|line| line.contains("it could not be written")).await;
+    stays_unready(&client, async || {
+        users += 1;
+        signup(users).await
+    })
+    .await;
 
     muster.limit_file_size("unlimited");
     eventually("a signup", async || signup(users).await == 201).await;
+    eventually("ready", async || client.get("/ready", &[]).await.status == 200).await;
     assert_eq!(signup(0).await, 409, "the first user is still there");
     muster.signal("TERM");
     assert!(muster.ended().await.success());

@@ -91,6 +91,8 @@ struct Broker {
     /// How many dead letters their queue holds, as it is on the broker; 0 while that is not known.
     dead_letters_max: Arc<AtomicU32>,
     dead_room: DeadRoom,
+    /// Where connections are closed in order, when nothing uses them any more.
+    closing: Tasks,
 }
 
 impl Rabbit {
@@ -105,6 +107,7 @@ impl Rabbit {
         let metrics = telemetry.metrics.clone();
         let mut broker = Broker::new(url, settings, clock, metrics)?;
         broker.dead_room = DeadRoom::new(telemetry.health.clone());
+        broker.closing = tasks.clone();
         let broker = Arc::new(broker);
         match tokio::time::timeout(FIRST_TRY, Link::open(&broker, "start")).await {
             Ok(Ok(link)) => link.close().await,
@@ -150,6 +153,7 @@ impl Broker {
             metrics,
             dead_letters_max,
             dead_room,
+            closing: Tasks::default(),
         })
     }
 

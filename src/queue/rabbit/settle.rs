@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lapin::message::Delivery as Received;
 use lapin::{BasicProperties, Channel};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -30,10 +31,10 @@ pub(super) struct Settler {
     /// Told with every reply, so that front ends know what the workers can do.
     pace: PaceNow,
     /// For replies and events.
-    publisher: Publisher,
+    publisher: Arc<Publisher>,
     /// For messages that are moved to another queue, which are gone from theirs once it says so.
-    mover: Publisher,
-    publish: Link,
+    mover: Arc<Publisher>,
+    publish: Arc<Link>,
     /// Consuming ends, kept after a soft stop until the last delivery is settled.
     kept: Mutex<Vec<(Link, Vec<Channel>)>>,
     /// When everything was declared anew for the last time.
@@ -51,9 +52,9 @@ impl Settler {
         Self {
             broker,
             pace,
-            publisher,
-            mover,
-            publish,
+            publisher: Arc::new(publisher),
+            mover: Arc::new(mover),
+            publish: Arc::new(publish),
             kept: Mutex::default(),
             declared: Default::default(),
         }
@@ -178,6 +179,27 @@ impl Settler {
 
     fn is_lost(&self) -> bool {
         *self.publish.state().borrow() == State::Lost
+    }
+}
+
+/// With the last delivery nothing uses the connections any more.
+impl Drop for Settler {
+    fn drop(&mut self) {
+        // Without a runtime they end with the process.
+        if Handle::try_current().is_err() {
+            return;
+        }
+        let kept = self.kept.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (kept, publish) = (std::mem::take(kept), self.publish.clone());
+        // A channel that is closed at the same time as its connection would end that without the broker's answer.
+        let publishers = (self.publisher.clone(), self.mover.clone());
+        self.broker.closing.spawn(async move {
+            publish.close().await;
+            drop(publishers);
+            for (consume, _channels) in kept {
+                consume.close().await;
+            }
+        });
     }
 }
 

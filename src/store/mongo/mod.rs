@@ -1,8 +1,6 @@
 //! The store in MongoDB: one collection, majority writes, unique indexes as the only judge.
-//!
-//! Calls run in tasks of their own. The wait for one is timed, but the call itself is never dropped
-//! half-way: a driver whose future is dropped closes the connection, and the write goes on unseen.
 
+mod calls;
 mod errors;
 mod foreign;
 mod indexes;
@@ -10,7 +8,8 @@ mod inspect;
 mod reindex;
 mod writer;
 
-use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,7 +17,7 @@ use async_trait::async_trait;
 use bson::{Document as Filter, doc};
 use mongodb::options::{
     ClientOptions, CollectionOptions, ConnectionString, ReadConcern, ReadPreference,
-    SelectionCriteria, WriteConcern,
+    SelectionCriteria, Tls, WriteConcern,
 };
 use mongodb::{Client, Collection};
 use secrecy::{ExposeSecret, SecretString};
@@ -28,6 +27,7 @@ use super::{ForeignIndex, Inserted, PrepareError, Store, StoreError, Taken};
 use crate::config;
 use crate::signup::{Record, RegistrationId, User, UserId};
 use crate::telemetry::finding::Finding;
+use calls::{CallFailed, Calls};
 use indexes::Indexes;
 use reindex::MongoKeys;
 use writer::Writer;
@@ -43,6 +43,7 @@ pub struct Mongo {
     users: Collection<Document>,
     indexes: Indexes,
     writer: Writer,
+    calls: Calls,
     timeout: Duration,
     address: String,
 }
@@ -53,6 +54,12 @@ impl Mongo {
         let url = read(url)?;
         let unusable = "store.url: not a MongoDB URL that can be used; check MUSTER_STORE";
         let mut options = ClientOptions::parse(url).await.context(unusable)?;
+        if let Some(Tls::Enabled(tls)) = &options.tls {
+            for path in [&tls.ca_file_path, &tls.cert_key_file_path].into_iter().flatten() {
+                let opened = config::file::open(path, config::file::MAX_BYTES);
+                opened.with_context(|| format!("store.url (MUSTER_STORE): {}", path.display()))?;
+            }
+        }
         options.app_name.get_or_insert_with(|| "muster".to_owned());
         options.max_pool_size.get_or_insert(POOL);
         options.server_selection_timeout.get_or_insert(settings.timeout);
@@ -76,8 +83,9 @@ impl Mongo {
         let users = client
             .database(database.as_deref().unwrap_or(&settings.database))
             .collection_with_options(COLLECTION, concerns);
-        let writer = Writer::start(&users, &indexes, settings.timeout);
-        Ok(Self { users, indexes, writer, timeout: settings.timeout, address })
+        let calls = Calls::new(settings.timeout);
+        let writer = Writer::start(&users, &indexes, &calls);
+        Ok(Self { users, indexes, writer, calls, timeout: settings.timeout, address })
     }
 
     /// What can be seen of the server.
@@ -87,16 +95,16 @@ impl Mongo {
 
     async fn find(&self, filter: Filter) -> Result<Option<Record>, StoreError> {
         let users = self.users.clone();
-        let found = run(self.timeout, "find", async move { users.find_one(filter).await }).await;
-        Ok(found.map_err(CallFailed::told)?.map(Record::from))
+        let found = self.calls.run("find", async move { users.find_one(filter).await }).await;
+        Ok(found.map_err(CallFailed::log)?.map(Record::from))
     }
 
     /// The user who holds a value. A document that muster did not write is not a user; `refused_by` finds it.
     async fn holder(&self, field: &str, value: Option<&str>) -> Result<Option<Record>, StoreError> {
         let Some(value) = value else { return Ok(None) };
         let (users, filter) = (self.users.clone_with_type::<Filter>(), doc! { field: value });
-        let found = run(self.timeout, "find", async move { users.find_one(filter).await }).await;
-        let found = found.map_err(CallFailed::told)?;
+        let found = self.calls.run("find", async move { users.find_one(filter).await }).await;
+        let found = found.map_err(CallFailed::log)?;
         Ok(found
             .and_then(|user| bson::deserialize_from_document::<Document>(user).ok())
             .map(Record::from))
@@ -110,11 +118,12 @@ impl Mongo {
     /// Reports unique indexes of other programs. An error if one admits a single user.
     async fn check_foreign(&self) -> Result<(), PrepareError> {
         let users = self.users.clone();
-        let listed = run(self.timeout, "list indexes", async move { foreign::list(&users).await });
-        let listed = match listed.await {
+        let listed =
+            self.calls.run("list indexes", async move { foreign::list(&users).await }).await;
+        let listed = match listed {
             Ok(listed) => listed,
             Err(CallFailed::Driver(error)) => return Err(errors::prepare(&error, &self.address)),
-            Err(CallFailed::Silent) => {
+            Err(CallFailed::Timeout) => {
                 return Err(PrepareError::Away(format!("MongoDB at {}: no answer", self.address)));
             }
         };
@@ -181,47 +190,33 @@ pub(super) async fn remove(url: &SecretString, settings: &config::Store) -> anyh
     Ok(database.drop().await?)
 }
 
-/// Runs a call to its end, waiting for it no longer than the time-out.
-async fn run<T: Send + 'static>(
-    timeout: Duration,
-    what: &'static str,
-    call: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
-) -> Result<T, CallFailed> {
-    match tokio::time::timeout(timeout, tokio::spawn(call)).await {
-        Ok(Ok(Ok(value))) => Ok(value),
-        Ok(Ok(Err(error))) => Err(CallFailed::Driver(error)),
-        Ok(Err(_)) | Err(_) => {
-            tracing::warn!(what, "the store did not answer in time");
-            Err(CallFailed::Silent)
-        }
-    }
-}
-
-enum CallFailed {
-    Driver(mongodb::error::Error),
-    Silent,
-}
-
-impl CallFailed {
-    /// Logs what the driver said; documents are not in it (`redact-errors`).
-    fn told(self) -> StoreError {
-        if let Self::Driver(error) = self {
-            tracing::warn!(%error, "the store failed");
-        }
-        StoreError
-    }
-}
-
 #[async_trait]
 impl Store for Mongo {
     async fn prepare(&self) -> Result<(), PrepareError> {
         self.indexes.ensure(&self.users).await?;
-        self.check_foreign().await
+        // Changes nothing, and yet is answered only by a primary that a majority follows.
+        let users = self.users.clone();
+        let (nobody, change) =
+            (doc! { "_id": bson::oid::ObjectId::new() }, doc! { "$unset": { "probe": "" } });
+        let write = async move { users.update_one(nobody, change).await };
+        match self.calls.run("check", write).await {
+            Ok(_) => self.check_foreign().await,
+            Err(CallFailed::Driver(error)) => Err(errors::prepare(&error, &self.address)),
+            Err(CallFailed::Timeout) => Err(PrepareError::Away(format!(
+                "MongoDB at {}: no answer to a write",
+                self.address
+            ))),
+        }
     }
 
     async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
-        let inserted = self.writer.insert(Document::from(record));
-        tokio::time::timeout(self.timeout, inserted).await.unwrap_or(Err(StoreError))
+        let is_sent = Arc::new(AtomicBool::new(false));
+        let inserted = self.writer.insert(Document::from(record), is_sent.clone());
+        tokio::time::timeout(self.timeout, inserted).await.unwrap_or_else(|_| {
+            let is_sent = is_sent.load(Ordering::Relaxed);
+            tracing::warn!(is_sent, "an insert did not end in time");
+            Err(StoreError)
+        })
     }
 
     async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError> {
@@ -241,7 +236,7 @@ impl Store for Mongo {
     async fn refused_by(&self, record: &Record) -> Result<Option<ForeignIndex>, StoreError> {
         let (users, record) = (self.users.clone(), record.clone());
         let call = async move { foreign::refusing(&users, &record).await };
-        run(self.timeout, "find a foreign index", call).await.map_err(CallFailed::told)
+        self.calls.run("find a foreign index", call).await.map_err(CallFailed::log)
     }
 
     async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {

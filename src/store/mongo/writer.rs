@@ -3,14 +3,15 @@
 //! document meets is no business of the others.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mongodb::Collection;
 use mongodb::options::InsertManyOptions;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
+use super::calls::{CallFailed, Calls};
+use super::errors;
 use super::indexes::Indexes;
-use super::{CallFailed, errors, run};
 use crate::store::document::Document;
 use crate::store::{Inserted, StoreError};
 
@@ -26,28 +27,35 @@ pub(super) struct Writer(mpsc::Sender<Insert>);
 
 struct Insert {
     document: Document,
+    /// Set when it is given to the driver.
+    is_sent: Arc<AtomicBool>,
     done: oneshot::Sender<Result<Inserted, StoreError>>,
 }
 
 impl Writer {
-    /// Starts the writers; each waits for one write no longer than `timeout`.
-    pub(super) fn start(
-        users: &Collection<Document>,
-        indexes: &Indexes,
-        timeout: Duration,
-    ) -> Self {
+    /// Starts the writers.
+    pub(super) fn start(users: &Collection<Document>, indexes: &Indexes, calls: &Calls) -> Self {
         let (inserts, waiting) = mpsc::channel(WAITING);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..WRITERS {
-            tokio::spawn(write_batches(users.clone(), indexes.clone(), waiting.clone(), timeout));
+            tokio::spawn(write_batches(
+                users.clone(),
+                indexes.clone(),
+                waiting.clone(),
+                calls.clone(),
+            ));
         }
         Self(inserts)
     }
 
     /// Inserts a document, in whatever company.
-    pub(super) async fn insert(&self, document: Document) -> Result<Inserted, StoreError> {
+    pub(super) async fn insert(
+        &self,
+        document: Document,
+        is_sent: Arc<AtomicBool>,
+    ) -> Result<Inserted, StoreError> {
         let (done, inserted) = oneshot::channel();
-        self.0.send(Insert { document, done }).await.map_err(|_| StoreError)?;
+        self.0.send(Insert { document, is_sent, done }).await.map_err(|_| StoreError)?;
         inserted.await.unwrap_or(Err(StoreError))
     }
 }
@@ -56,7 +64,7 @@ async fn write_batches(
     users: Collection<Document>,
     indexes: Indexes,
     waiting: Arc<Mutex<mpsc::Receiver<Insert>>>,
-    timeout: Duration,
+    calls: Calls,
 ) {
     let mut taken = Vec::with_capacity(BATCH);
     loop {
@@ -76,11 +84,12 @@ async fn write_batches(
         // Whoever gave up has been told that it failed.
         let batch = taken.drain(..).filter(|insert| !insert.done.is_closed());
         let (documents, waiters): (Vec<_>, Vec<_>) =
-            batch.map(|insert| (insert.document, insert.done)).unzip();
+            batch.map(|insert| (insert.document, (insert.is_sent, insert.done))).unzip();
         if waiters.is_empty() {
             continue;
         }
-        let results = write(&users, &indexes, documents, timeout).await;
+        let (sent, waiters): (Vec<_>, Vec<_>) = waiters.into_iter().unzip();
+        let results = write(&users, &indexes, documents, &sent, &calls).await;
         for (waiter, result) in waiters.into_iter().zip(results) {
             let _ = waiter.send(result);
         }
@@ -92,7 +101,8 @@ async fn write(
     users: &Collection<Document>,
     indexes: &Indexes,
     documents: Vec<Document>,
-    timeout: Duration,
+    sent: &[Arc<AtomicBool>],
+    calls: &Calls,
 ) -> Vec<Result<Inserted, StoreError>> {
     let count = documents.len();
     if let Err(error) = indexes.ensure(users).await {
@@ -103,12 +113,13 @@ async fn write(
         );
         return vec![Err(StoreError); count];
     }
+    sent.iter().for_each(|is_sent| is_sent.store(true, Ordering::Relaxed));
     let users = users.clone();
     let options = InsertManyOptions::builder().ordered(false).build();
     let call = async move { users.insert_many(documents).with_options(options).await };
-    match run(timeout, "insert", call).await {
+    match calls.run("insert", call).await {
         Ok(_) => vec![Ok(Inserted::Done); count],
         Err(CallFailed::Driver(error)) => errors::of_batch(&error, count),
-        Err(CallFailed::Silent) => vec![Err(StoreError); count],
+        Err(CallFailed::Timeout) => vec![Err(StoreError); count],
     }
 }

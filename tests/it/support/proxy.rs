@@ -2,8 +2,8 @@
 //! can lose it while the others go on using it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +19,7 @@ pub struct Proxy {
     /// Connections so far.
     accepted: Arc<AtomicUsize>,
     accepting: AbortHandle,
+    endings: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -49,18 +50,29 @@ impl Proxy {
         let wire = Arc::new(watch::Sender::new(State { wire: Wire::Whole, cuts: 0 }));
         let (state, accepted) = (wire.clone(), Arc::new(AtomicUsize::new(0)));
         let count = accepted.clone();
+        let endings = Arc::new(Mutex::new(Vec::new()));
+        let ended = endings.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(forward(client, target.clone(), state.subscribe()));
+                let (target, wire, ended) = (target.clone(), state.subscribe(), ended.clone());
+                tokio::spawn(async move {
+                    let ending = forward(client, target, wire).await;
+                    ended.lock().unwrap().push(ending);
+                });
             }
         });
-        Self { address, wire, accepted, accepting: accepting.abort_handle() }
+        Self { address, wire, accepted, accepting: accepting.abort_handle(), endings }
     }
 
     /// How many connections were made so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// What the service sent last on each connection that has ended.
+    pub fn endings(&self) -> Vec<Vec<u8>> {
+        self.endings.lock().unwrap().clone()
     }
 
     /// The service's URL, by way of this proxy.
@@ -121,7 +133,9 @@ fn authority(url: &str) -> String {
     format!("{}:{port}", url.host_str().unwrap())
 }
 
-async fn forward(client: TcpStream, target: String, mut wire: watch::Receiver<State>) {
+/// Carries a connection to its end. What the service sent last.
+async fn forward(client: TcpStream, target: String, mut wire: watch::Receiver<State>) -> Vec<u8> {
+    let (mut asked, mut answered) = (Vec::new(), Vec::new());
     let (mut up, mut down) = (wire.clone(), wire.clone());
     let cuts = wire.borrow().cuts;
     let both_ways = async {
@@ -132,8 +146,8 @@ async fn forward(client: TcpStream, target: String, mut wire: watch::Receiver<St
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         tokio::select! {
-            () = pump(from_client, to_server, &mut up, State::carries_requests) => {}
-            () = pump(from_server, to_client, &mut down, State::carries_answers) => {}
+            () = pump(from_client, to_server, &mut up, State::carries_requests, &mut asked) => {}
+            () = pump(from_server, to_client, &mut down, State::carries_answers, &mut answered) => {}
         }
     };
     // Whichever comes first ends the connection, because it drops both of its ends.
@@ -142,6 +156,7 @@ async fn forward(client: TcpStream, target: String, mut wire: watch::Receiver<St
         _ = wire.wait_for(|state| state.wire == Wire::Cut || state.cuts > cuts) => {}
         () = both_ways => {}
     }
+    answered
 }
 
 /// Carries bytes one way while the wire lets it.
@@ -150,9 +165,11 @@ async fn pump(
     mut to: impl AsyncWrite + Unpin,
     wire: &mut watch::Receiver<State>,
     carries: fn(&State) -> bool,
+    last: &mut Vec<u8>,
 ) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        *last = buffer[..read].to_vec();
         let carried = wire.wait_for(carries).await.is_ok();
         if !carried || to.write_all(&buffer[..read]).await.is_err() {
             return;
