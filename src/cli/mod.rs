@@ -170,6 +170,16 @@ impl SettingFlags {
     }
 }
 
+/// Shows help, or why a command line cannot be read.
+pub fn refuse(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        stderr::line(error.to_string().trim_end());
+        ExitCode::from(EXIT_CONFIGURATION)
+    } else {
+        ExitCode::from(if error.print().is_ok() { EXIT_OK } else { EXIT_FAILED })
+    }
+}
+
 /// Runs what the command line asks for.
 pub fn run(cli: Cli) -> ExitCode {
     let code = match cli.command {

@@ -98,6 +98,37 @@ pub fn bulk_schema(contract: &dyn Contract) -> Value {
     schema
 }
 
+/// A field that a bulk document may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BulkField {
+    /// Its name; with a dot if it is in an object.
+    pub name: String,
+    /// Whether every document has it. Of `password` and `passwordHash` each has one.
+    pub is_required: bool,
+}
+
+/// The texts that a contract's bulk document may hold.
+pub fn bulk_fields(contract: &dyn Contract) -> Vec<BulkField> {
+    let mut fields = Vec::new();
+    collect_fields(&bulk_schema(contract), "", true, &mut fields);
+    fields.retain(|field| field.name != ALLOW_HASH_LIKE);
+    fields
+}
+
+fn collect_fields(schema: &Value, prefix: &str, is_required: bool, fields: &mut Vec<BulkField>) {
+    let required = schema["required"].as_array();
+    for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
+        let is_required =
+            is_required && required.is_some_and(|required| required.iter().any(|r| r == key));
+        let name = format!("{prefix}{key}");
+        if inner["properties"].is_object() {
+            collect_fields(inner, &format!("{name}."), is_required, fields);
+        } else {
+            fields.push(BulkField { name, is_required });
+        }
+    }
+}
+
 fn password_hash(field: &Field) -> Result<SecretString, FieldError> {
     let text = match field {
         Field::Text(text) => text.as_str(),
@@ -158,6 +189,26 @@ mod tests {
             );
             assert_eq!(with(r#""passwordHash":"secret""#), ["INVALID_HASH"], "{id}");
         }
+    }
+
+    #[test]
+    fn fields_are_those_of_the_schema() {
+        let fields = |id| {
+            let all = bulk_fields(contract(id)).into_iter();
+            all.map(|field| (field.name, field.is_required)).collect::<Vec<_>>()
+        };
+        let field = |name: &str, is_required| (name.to_owned(), is_required);
+        let mut register = fields(ContractId::Register);
+        register.sort();
+        let expected = [
+            field("email", true),
+            field("fullname.firstname", true),
+            field("fullname.lastname", false),
+            field("password", false),
+            field("passwordHash", false),
+        ];
+        assert_eq!(register, expected);
+        assert!(fields(ContractId::Username).contains(&field("username", true)));
     }
 
     #[test]

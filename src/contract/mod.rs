@@ -24,7 +24,8 @@ mod username;
 
 pub use answer::{Answer, Fault, Rendered};
 pub use bulk::{
-    ALLOW_HASH_LIKE, PASSWORD_HASH, allows_hash_like, bulk_schema, check_bulk, looks_like_hash,
+    ALLOW_HASH_LIKE, BulkField, PASSWORD_HASH, allows_hash_like, bulk_fields, bulk_schema,
+    check_bulk, looks_like_hash,
 };
 pub use document::{Document, Unreadable};
 pub use hash_like::{HashLike, hash_like};

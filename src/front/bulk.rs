@@ -2,25 +2,26 @@
 //! of the rows while they still come. For other systems, not for browsers: it takes an API key, and
 //! without one in the settings it is not there.
 
+mod access;
+mod ending;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Request, StatusCode};
-use secrecy::{ExposeSecret, SecretString};
-use serde_json::json;
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use secrecy::SecretString;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
+
+use access::{contract_in, is_authorised};
+use ending::{FAILED, aborted, run_contained};
 
 use super::Front;
 use super::answer::{self, Response};
@@ -30,8 +31,7 @@ use crate::queue::{Answer, Producer, Row, Window, room};
 use crate::rows::{
     self, Checked, EARLIER_FAILED, HashColumn, Line, Lines, Order, Report, RowError, Rules,
 };
-use crate::shutdown::contained;
-use crate::signup::{ContractId, IdempotencyKey, MessageId, Origin, Outcome, RegistrationId};
+use crate::signup::{IdempotencyKey, MessageId, Origin, Outcome, RegistrationId};
 use crate::telemetry::trace::Span;
 use crate::telemetry::{Metrics, TraceContext};
 
@@ -42,14 +42,16 @@ pub(super) const UPLOADS_MAX: usize = 8;
 const WINDOW: usize = 512;
 /// Pieces of the answer that may wait for a client that does not read.
 const PIECES: usize = 4;
+/// Longest silence of a response whose rows wait: a proxy in between cuts what is silent for longer. Then an
+/// empty line is sent, which readers of NDJSON skip.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Asks nginx not to hold lines back.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// How long a client may neither send nor read while nothing else is going on.
 const IDLE: Duration = Duration::from_secs(60);
 /// For the answers to rows that are under way when a stop comes. The client still has to be told, before
 /// `front.drain` is over.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// The code of an upload that a fault of muster ended.
-const FAILED: &str = "internal";
 
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
@@ -111,6 +113,8 @@ impl Front {
             key: key.clone(),
             fresh,
             pieces,
+            sent_at: Instant::now(),
+            is_array: false,
             column: HashColumn::default(),
             order: Order::default(),
             unsent: VecDeque::new(),
@@ -133,45 +137,9 @@ impl Front {
             drop(span);
         };
         tokio::spawn(uploading.instrument(log));
-        answer::with_key(answer::streamed(HeaderValue::from_static(NDJSON), streamed), &key)
-    }
-}
-
-/// Runs an upload. A panic in it ends the upload alone, and its response says so: without a last line it
-/// would look complete.
-async fn run_contained(
-    upload: impl Future<Output = Result<(), Gone>>,
-    last_piece: mpsc::Sender<Bytes>,
-) {
-    match AssertUnwindSafe(contained(upload)).catch_unwind().await {
-        Ok(Ok(())) => {}
-        Ok(Err(Gone)) => {
-            tracing::info!("a client of a bulk upload is gone; what was queued is still done");
-        }
-        Err(_) => {
-            let _ = timeout(IDLE, last_piece.send(aborted(FAILED))).await;
-        }
-    }
-}
-
-/// Compares digests, so that the time tells neither the key nor its length.
-fn is_authorised(headers: &HeaderMap, key: &SecretString) -> bool {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return false };
-    let given = value.as_bytes();
-    let Some((scheme, given)) = given.split_at_checked("bearer ".len()) else { return false };
-    let digest = |bytes: &[u8]| Sha256::digest(bytes);
-    scheme.eq_ignore_ascii_case(b"bearer ")
-        && bool::from(digest(given).ct_eq(&digest(key.expose_secret().as_bytes())))
-}
-
-fn contract_in(query: &str) -> Option<ContractId> {
-    let mut named = url::form_urlencoded::parse(query.as_bytes())
-        .filter(|(name, _)| name == "contract")
-        .map(|(_, contract)| contract);
-    match (named.next(), named.next()) {
-        (Some(contract), None) => contract.parse().ok(),
-        _ => None,
+        let mut response = answer::streamed(HeaderValue::from_static(NDJSON), streamed);
+        response.headers_mut().insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+        answer::with_key(response, &key)
     }
 }
 
@@ -186,6 +154,10 @@ struct Upload {
     key: IdempotencyKey,
     fresh: bool,
     pieces: mpsc::Sender<Bytes>,
+    /// When the client was last sent something.
+    sent_at: Instant,
+    /// Whether the body turned out to be a JSON array, whose last line might look like a row.
+    is_array: bool,
     /// Holds the first rows back while all their passwords look like digests.
     column: HashColumn<(u64, Cut)>,
     /// Holds rows back behind earlier ones of the same user name or address.
@@ -221,6 +193,7 @@ enum Over {
     Stopping,
     /// By a fault of muster.
     Failed,
+    NotNdjson,
 }
 
 impl Upload {
@@ -232,7 +205,11 @@ impl Upload {
         let stop = self.stop.clone();
         loop {
             let no_lines = loop {
-                let no_lines = over == Some(Over::Stopping) || self.take_rows();
+                let is_stopped = matches!(over, Some(Over::Stopping | Over::NotNdjson));
+                let no_lines = is_stopped || self.take_rows();
+                if self.is_array {
+                    over = Some(Over::NotNdjson);
+                }
                 // What was told makes room for more.
                 let told = self.told;
                 self.tell().await?;
@@ -292,6 +269,11 @@ impl Upload {
                 () = sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
                     return self.finish(over).await;
                 }
+                () = sleep_until(self.sent_at + KEEP_ALIVE), if self.is_waiting() => {
+                    // A client that has lines to read needs no more of them.
+                    let _ = self.pieces.try_send(Bytes::from_static(b"\n"));
+                    self.sent_at = Instant::now();
+                }
                 () = self.pieces.closed() => return Err(Gone),
             }
         }
@@ -301,9 +283,9 @@ impl Upload {
         self.taken - self.told < WINDOW as u64
     }
 
-    /// Whether a row is without an answer.
+    /// Whether the next row to report is without an answer.
     fn is_waiting(&self) -> bool {
-        self.reports.values().any(|report| matches!(report, Waiting::Answer { .. }))
+        matches!(self.reports.get(&self.told), Some(Waiting::Answer { .. }))
     }
 
     /// Takes rows out of what came, until one has to be sent or the window is full. Whether there are
@@ -312,6 +294,10 @@ impl Upload {
         while self.unsent.is_empty() && self.has_room() {
             let (line, checked) = match self.lines.next_line() {
                 None => return true,
+                Some(Line::Text { bytes: [b'[', ..], .. }) if self.taken == 0 => {
+                    self.is_array = true;
+                    return true;
+                }
                 Some(Line::Text { number, bytes }) => (number, rows::check(&self.rules, bytes)),
                 Some(Line::TooLong { number }) => {
                     (number, Err(vec![RowError::too_long(self.limit)]))
@@ -381,7 +367,8 @@ impl Upload {
         if piece.is_empty() { Ok(()) } else { self.send(piece.into()).await }
     }
 
-    async fn send(&self, piece: Bytes) -> Result<(), Gone> {
+    async fn send(&mut self, piece: Bytes) -> Result<(), Gone> {
+        self.sent_at = Instant::now();
         match timeout(IDLE, self.pieces.send(piece)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Gone),
@@ -389,66 +376,15 @@ impl Upload {
     }
 
     /// An answer that is not about the whole body says so in its last line.
-    async fn finish(self, over: Option<Over>) -> Result<(), Gone> {
+    async fn finish(mut self, over: Option<Over>) -> Result<(), Gone> {
         let code = match over {
             Some(Over::Whole) | None => return Ok(()),
             Some(Over::Broken) => "broken",
             Some(Over::Idle) => "idle",
             Some(Over::Stopping) => "stopping",
             Some(Over::Failed) => FAILED,
+            Some(Over::NotNdjson) => "not_ndjson",
         };
         self.send(aborted(code)).await
-    }
-}
-
-/// The last line of an answer to an upload of which not every row was read.
-fn aborted(code: &str) -> Bytes {
-    let line = json!({ "outcome": "aborted", "code": code });
-    format!("{line}\n").into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_key_opens() {
-        let key = SecretString::from("0123456789abcdef");
-        let given = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(AUTHORIZATION, value.parse().unwrap());
-            is_authorised(&headers, &key)
-        };
-        assert!(given("Bearer 0123456789abcdef") && given("bearer 0123456789abcdef"));
-        for wrong in ["Bearer 0123456789abcde", "Bearer", "Bearer ", "Basic 0123456789abcdef"] {
-            assert!(!given(wrong), "{wrong}");
-        }
-        assert!(!is_authorised(&HeaderMap::new(), &key));
-    }
-
-    #[tokio::test]
-    async fn a_panic_ends_its_upload_alone_with_a_line_that_says_so() {
-        let (pieces, mut streamed) = mpsc::channel(PIECES);
-        let upload = async {
-            assert!(crate::shutdown::is_contained());
-            pieces.send(Bytes::from("{}\n")).await.unwrap();
-            panic!("a fault in a row");
-        };
-        run_contained(upload, pieces.clone()).await;
-        drop(pieces);
-        let mut lines = Vec::new();
-        while let Some(piece) = streamed.recv().await {
-            lines.push(serde_json::from_slice::<serde_json::Value>(&piece).unwrap());
-        }
-        assert_eq!(lines, [json!({}), json!({ "outcome": "aborted", "code": "internal" })]);
-    }
-
-    #[test]
-    fn the_contract_is_named_once() {
-        assert_eq!(contract_in("contract=flat-name"), Some(ContractId::FlatName));
-        assert_eq!(contract_in("x=1&contract=register"), Some(ContractId::Register));
-        for none in ["", "contract=", "contract=other", "contract=register&contract=username"] {
-            assert_eq!(contract_in(none), None, "{none}");
-        }
     }
 }

@@ -1,14 +1,33 @@
 //! The header of a CSV file: from the cells of a record to the contract's document. A dotted name
-//! such as `fullname.firstname` is a field of an object.
+//! such as `fullname.firstname` is a field of an object. Problems of a header name its columns by number, and
+//! by name only where it is certain that the first line is a header: without one it holds a user's data.
 
 use anyhow::bail;
+
+use super::mapping::Mapping;
+use super::names::{is_near, is_plain};
+use crate::contract::{BulkField, PASSWORD_HASH, bulk_fields, contract};
+use crate::rows;
+use crate::signup::ContractId;
+
+/// What a header may hold.
+#[derive(Debug)]
+pub(super) struct Columns {
+    contract: ContractId,
+    fields: Vec<BulkField>,
+    mappings: Vec<Mapping>,
+    id_field: Option<String>,
+}
 
 /// Where each cell of a record belongs.
 #[derive(Debug)]
 pub(super) struct Header {
     fields: Vec<(String, Node)>,
-    /// Names by cell.
-    names: Vec<String>,
+    /// The fields of the contract by cell; empty where a cell is none.
+    targets: Vec<String>,
+    nameless: Vec<usize>,
+    /// Columns that are ignored, for people.
+    pub(super) ignored: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -18,41 +37,152 @@ enum Node {
     Object(Vec<(String, Node)>),
 }
 
+impl Columns {
+    /// An error if a mapping leads to a field that the contract does not have.
+    pub(super) fn new(
+        id: ContractId,
+        mappings: &[Mapping],
+        id_field: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let fields = bulk_fields(contract(id));
+        for Mapping { column, field } in mappings {
+            if !fields.iter().any(|known| known.name == *field) {
+                let names: Vec<&str> = fields.iter().map(|known| &*known.name).collect();
+                bail!(
+                    "--map {column}={field}: {id} has no field {field}; it has {}",
+                    names.join(", ")
+                );
+            }
+        }
+        Ok(Self {
+            contract: id,
+            fields,
+            mappings: mappings.to_vec(),
+            id_field: id_field.map(str::to_owned),
+        })
+    }
+
+    /// The fields of the contract that a column holds.
+    fn targets<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+        let mapped = self.mappings.iter().filter(|mapping| mapping.column == name);
+        let mut targets: Vec<&str> = mapped.map(|mapping| &*mapping.field).collect();
+        if targets.is_empty() && (name == "contract" || self.fields.iter().any(|f| f.name == name))
+        {
+            targets.push(name);
+        }
+        targets
+    }
+}
+
 impl Header {
     /// Reads the first record.
-    pub(super) fn new(cells: &[&[u8]]) -> anyhow::Result<Self> {
-        let mut header = Self { fields: Vec::new(), names: Vec::new() };
+    pub(super) fn new(cells: &[&[u8]], line: u64, columns: &Columns) -> anyhow::Result<Self> {
+        let mut names = Vec::with_capacity(cells.len());
         for (at, cell) in cells.iter().enumerate() {
-            let Ok(name) = std::str::from_utf8(cell) else {
-                bail!("the header's column {} is not UTF-8", at + 1)
-            };
-            let name = name.trim();
-            if name.is_empty() {
-                bail!("the header's column {} has no name", at + 1);
+            match std::str::from_utf8(cell) {
+                Ok(name) => names.push(name.trim()),
+                Err(error) => {
+                    let what = rows::not_utf8(cell, error.valid_up_to() + 1).message;
+                    bail!("line {line}, column {}: {what}", at + 1)
+                }
             }
-            if !put(&mut header.fields, name, at) {
-                bail!("the header names {name} twice, or as a field and as an object");
-            }
-            header.names.push(name.to_owned());
         }
-        if !header.names.iter().any(|name| name.starts_with("password")) {
+        let targets: Vec<Vec<&str>> = names.iter().map(|name| columns.targets(name)).collect();
+        let known = targets.iter().filter(|targets| !targets.is_empty()).count();
+        let Columns { contract, fields, mappings, id_field } = columns;
+        if known == 0 {
+            let names: Vec<&str> = fields.iter().map(|known| &*known.name).collect();
             bail!(
-                "the header names no password; it has {} (is the delimiter right? --delimiter sets \
-                 another)",
-                header.names.join(", ")
+                "line {line} is not a header of {contract}: none of its {} columns is one of {} (is there \
+                 a header, and does --delimiter fit?)",
+                cells.len(),
+                names.join(", ")
             );
+        }
+        // One name alone may be a user's data by chance.
+        let is_header = known > 1;
+        let shown = |at: usize| match names[at] {
+            name if is_header && is_plain(name) => format!("column {} ({name})", at + 1),
+            _ => format!("column {}", at + 1),
+        };
+        let mut header = Self {
+            fields: Vec::new(),
+            targets: Vec::new(),
+            nameless: Vec::new(),
+            ignored: Vec::new(),
+        };
+        let (mut problems, mut is_near_to) = (Vec::new(), Vec::new());
+        let is_given = |field: &str| targets.iter().flatten().any(|given| *given == field);
+        for (at, name) in names.iter().enumerate() {
+            for target in &targets[at] {
+                if !put(&mut header.fields, target, at) {
+                    problems.push(format!("{} holds {target} for a second time", shown(at)));
+                }
+            }
+            let is_id = id_field.as_deref() == Some(*name);
+            if is_id && !targets[at].contains(name) {
+                let key = serde_json::Value::from(*name).to_string();
+                if header.fields.iter().any(|(known, _)| *known == key) {
+                    problems.push(format!(
+                        "{} is the column of --id-field for a second time",
+                        shown(at)
+                    ));
+                }
+                header.fields.push((key, Node::Cell(at)));
+            }
+            header
+                .targets
+                .push(targets[at].first().map_or_else(String::new, |name| (*name).to_owned()));
+            if name.is_empty() {
+                header.nameless.push(at);
+            } else if targets[at].is_empty() && !is_id {
+                let near = fields.iter().find(|f| !is_given(&f.name) && is_near(name, &f.name));
+                match near {
+                    Some(BulkField { name: field, .. }) => {
+                        is_near_to.push(&**field);
+                        problems.push(format!(
+                            "{} is not a field of {contract}; did you mean {field}? Rename it, or give --map \
+                             COLUMN={field}",
+                            shown(at)
+                        ));
+                    }
+                    None => header.ignored.push(shown(at)),
+                }
+            }
+        }
+        for Mapping { column, field } in mappings.iter().filter(|m| !names.contains(&&*m.column)) {
+            problems.push(format!("no column {column}, which --map {column}={field} names"));
+        }
+        if let Some(id) = id_field.as_deref().filter(|id| !names.contains(id)) {
+            problems.push(format!("no column {id}, which --id-field names"));
+        }
+        let is_missing = |field: &str| !is_given(field) && !is_near_to.contains(&field);
+        for BulkField { name, .. } in fields.iter().filter(|f| f.is_required && is_missing(&f.name))
+        {
+            problems.push(format!("no column {name}, which {contract} requires"));
+        }
+        if is_missing("password") && is_missing(PASSWORD_HASH) {
+            problems.push(format!("no column password or {PASSWORD_HASH}"));
+        }
+        if !problems.is_empty() {
+            bail!("the header in line {line}: {}", problems.join("; "));
         }
         Ok(header)
     }
 
     /// How many cells a record has.
     pub(super) fn len(&self) -> usize {
-        self.names.len()
+        self.targets.len()
     }
 
-    /// The name of a cell.
+    /// The field of the contract in a cell; empty if it is none.
     pub(super) fn name(&self, cell: usize) -> &str {
-        &self.names[cell]
+        &self.targets[cell]
+    }
+
+    /// The first cell with something in it whose column has no name.
+    pub(super) fn unnamed(&self, cells: &[&[u8]]) -> Option<usize> {
+        self.nameless.iter().copied().find(|at| !cells[*at].trim_ascii().is_empty())
     }
 
     /// Writes a record as a document. An empty cell is an absent field.
@@ -115,35 +245,108 @@ impl Node {
 mod tests {
     use super::*;
 
-    fn header(names: &[&str]) -> anyhow::Result<Header> {
-        Header::new(&names.iter().map(|name| name.as_bytes()).collect::<Vec<_>>())
+    fn header(names: &[&str], mappings: &[&str], id_field: Option<&str>) -> anyhow::Result<Header> {
+        let mappings: Vec<Mapping> = mappings.iter().map(|text| text.parse().unwrap()).collect();
+        let columns = Columns::new(ContractId::Register, &mappings, id_field)?;
+        Header::new(&names.iter().map(|name| name.as_bytes()).collect::<Vec<_>>(), 1, &columns)
+    }
+
+    const NAMES: [&str; 4] = ["fullname.firstname", " email", "fullname.lastname", "password"];
+
+    fn written(header: &Header, cells: &[&str]) -> String {
+        let mut out = Vec::new();
+        header.write(cells, &mut out);
+        String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn dotted_names_are_objects() {
-        let header =
-            header(&["fullname.firstname", " email", "fullname.lastname", "password"]).unwrap();
-        let written = |cells: &[&str]| {
-            let mut out = Vec::new();
-            header.write(cells, &mut out);
-            String::from_utf8(out).unwrap()
-        };
+        let header = header(&NAMES, &[], None).unwrap();
         assert_eq!(
-            written(&["Ann", "=1+1\"", "Lee", "x"]),
+            written(&header, &["Ann", "=1+1\"", "Lee", "x"]),
             r#"{"fullname":{"firstname":"Ann","lastname":"Lee"},"email":"=1+1\"","password":"x"}"#
         );
-        assert_eq!(written(&["", "a", "", ""]), r#"{"email":"a"}"#);
+        assert_eq!(written(&header, &["", "a", "", ""]), r#"{"email":"a"}"#);
     }
 
     #[test]
-    fn a_header_that_cannot_be_meant_is_refused() {
-        for names in [
-            &["email", "password", "email"][..],
-            &["fullname", "fullname.firstname", "password"],
-            &["email", "", "password"],
-            &["email;password"],
+    fn columns_are_mapped_ignored_and_left_without_a_name() {
+        let names = ["user.mail", "given", "pw", "notes", "nr", ""];
+        let mappings = ["user.mail=email", "given=fullname.firstname", "pw=passwordHash"];
+        let header = header(&names, &mappings, Some("nr")).unwrap();
+        assert_eq!(header.ignored, ["column 4 (notes)"]);
+        assert_eq!(
+            written(&header, &["a@b.co", "Ann", "x", "y", "7", ""]),
+            r#"{"email":"a@b.co","fullname":{"firstname":"Ann"},"passwordHash":"x","nr":"7"}"#
+        );
+        assert_eq!(header.unnamed(&[b"", b"", b"", b"", b"", b" "]), None);
+        assert_eq!(header.unnamed(&[b"", b"", b"", b"", b"", b"x"]), Some(5));
+    }
+
+    #[test]
+    fn each_problem_names_its_column() {
+        let good = ["email", "fullname.firstname", "password"];
+        for (names, mappings, id_field, expected) in [
+            (&["email", "password"][..], &[][..], None, "no column fullname.firstname"),
+            (&["email", "fullname.firstname"], &[], None, "no column password or passwordHash"),
+            (
+                &["email", "fullname.firstname", "password", "email"],
+                &[],
+                None,
+                "column 4 (email) holds email",
+            ),
+            (
+                &["e-mail", "fullname.firstname", "password"],
+                &[],
+                None,
+                "column 1 (e-mail) is not a field",
+            ),
+            (&["Email", "fullname.firstname", "password"], &[], None, "did you mean email?"),
+            (&["email", "firstname", "password"], &[], None, "did you mean fullname.firstname?"),
+            (
+                &["email", "fullname.firstname", "password_hash"],
+                &[],
+                None,
+                "did you mean passwordHash?",
+            ),
+            (&good, &[], Some("nr"), "no column nr, which --id-field names"),
+            (&good, &["mail=email"], None, "no column mail, which --map mail=email names"),
+            (&good, &["mail=e-mail"], None, "register has no field e-mail"),
+            (&["email;password"], &[], None, "does --delimiter fit?"),
+            (
+                &["email", "fullname.firstname", "password", "lastnme"],
+                &[],
+                None,
+                "fullname.lastname?",
+            ),
         ] {
-            assert!(header(names).is_err(), "{names:?}");
+            let error = header(names, mappings, id_field).unwrap_err().to_string();
+            assert!(error.contains(expected), "{names:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_users_data_is_not_shown() {
+        for names in [
+            &["ann@example.com", "hunter2", "Ann"][..],
+            &["ann@example.com", "password", "Ann"],
+            &["hunter2", "email"],
+            &[
+                "email",
+                "fullname.firstname",
+                "password",
+                "\u{1b}]0;hunter2\u{7}",
+                "ann@example.com",
+            ],
+        ] {
+            let header = header(names, &[], None);
+            let shown = match header {
+                Ok(header) => header.ignored.join(", "),
+                Err(error) => error.to_string(),
+            };
+            for secret in ["hunter2", "ann@", "Ann", "\u{1b}"] {
+                assert!(!shown.contains(secret), "{names:?}: {shown}");
+            }
         }
     }
 }

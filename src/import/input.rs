@@ -11,7 +11,9 @@ use tokio::sync::mpsc;
 
 use super::cutter::Cutter;
 use super::done::Lines as DoneLines;
+use super::encoding::Decoder;
 use super::ledger::{Job, Pin, Resumed};
+use super::tally::Tally;
 use crate::contract::Policy;
 use crate::rows::{Checked, HashColumn, Judged, RowError, Rules};
 
@@ -56,15 +58,27 @@ pub(super) struct Row {
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) rows: Vec<Row>,
+    /// What people should know of the input.
+    pub(super) notes: Vec<String>,
     /// What was read up to here; none while an earlier run's is being read again.
     pub(super) pin: Option<Pin>,
     pub(super) offset: u64,
 }
 
+/// Rows as they are read, ahead of what is sent by a few pieces.
+pub struct Rows {
+    pub(super) job: Job,
+    pub(super) resumed: Option<Tally>,
+    batches: mpsc::Receiver<anyhow::Result<Batch>>,
+    first: Option<Batch>,
+}
+
 impl Input {
-    /// Starts reading. The last thing to come may be why it cannot go on.
-    pub(super) fn start(self) -> anyhow::Result<mpsc::Receiver<anyhow::Result<Batch>>> {
+    /// Starts reading.
+    pub fn start(self) -> anyhow::Result<Rows> {
         let (sender, batches) = mpsc::channel(2);
+        let job = self.job.clone();
+        let resumed = self.resumed.as_ref().map(|resumed| resumed.tally);
         std::thread::Builder::new()
             .name("import-input".into())
             .spawn(move || {
@@ -73,7 +87,33 @@ impl Input {
                 }
             })
             .context("cannot start the input's thread")?;
-        Ok(batches)
+        Ok(Rows { job, resumed, batches, first: None })
+    }
+}
+
+impl Rows {
+    /// Waits for the first rows, so that an input that cannot be imported is refused before anything else
+    /// begins. Returns what people should know of it.
+    pub async fn check_start(&mut self) -> anyhow::Result<Vec<String>> {
+        if let Some(first) = self.batches.recv().await {
+            let mut first = first?;
+            let notes = std::mem::take(&mut first.notes);
+            self.first = Some(first);
+            return Ok(notes);
+        }
+        Ok(Vec::new())
+    }
+
+    /// The next rows. An error is the last to come.
+    pub(super) async fn recv(&mut self) -> Option<anyhow::Result<Batch>> {
+        match self.first.take() {
+            Some(first) => Some(Ok(first)),
+            None => self.batches.recv().await,
+        }
+    }
+
+    pub(super) fn close(&mut self) {
+        self.batches.close();
     }
 }
 
@@ -89,7 +129,8 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
         policy,
         allow_hash_like: job.allow_hash_like,
     };
-    let mut cutter = Cutter::new(&job);
+    let mut cutter = Cutter::new(&job)?;
+    let mut decoder = Decoder::new(job.encoding);
     let mut column = HashColumn::default();
     let (mut digest, mut offset, mut piece) = (Sha256::new(), 0, vec![0; PIECE]);
     let mut rows = Vec::new();
@@ -106,9 +147,8 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
             bail!(OTHER_INPUT);
         }
         digest.update(&piece[..read]);
-        let at_start = offset == 0;
         offset += read as u64;
-        cutter.push(&piece[..read], at_start, read == 0);
+        cutter.push(&decoder.decode(&piece[..read], read == 0)?, read == 0)?;
         cutter.cut(&rules, &mut |line, check| {
             let is_done = done.has(line);
             // Rows that an earlier run did count for the judgement, so that this one judges as that did.
@@ -127,9 +167,11 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
         {
             bail!(OTHER_INPUT);
         }
-        if known.is_none() {
+        // A header goes out with the first rows, so that whoever waits for these has it checked.
+        if known.is_none() && (cutter.has_header() || read == 0) {
             let pin = (read > 0).then(|| Pin { offset, digest: hex(&digest) });
-            let batch = Batch { rows: std::mem::take(&mut rows), pin, offset };
+            let notes = cutter.take_notes();
+            let batch = Batch { rows: std::mem::take(&mut rows), notes, pin, offset };
             if batches.blocking_send(Ok(batch)).is_err() {
                 return Ok(());
             }

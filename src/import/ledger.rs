@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::done::{self, Lines};
-use super::{Format, Tally};
+use super::{Encoding, Format, Mapping, Tally};
 use crate::signup::ContractId;
 
 /// What an import is, so that another one cannot go on with its ledger.
@@ -24,6 +24,12 @@ pub struct Job {
     pub contract: ContractId,
     /// How they are written.
     pub format: Format,
+    /// How they are encoded.
+    #[serde(default)]
+    pub encoding: Encoding,
+    /// Columns under other names than the contract's.
+    #[serde(default)]
+    pub mappings: Vec<Mapping>,
     /// The field or column that names a row.
     pub id_field: Option<String>,
     /// Whether clear passwords may look like hashes.
@@ -58,10 +64,18 @@ enum Entry {
     },
 }
 
-/// An open ledger. While it is open nobody else can open it.
+/// The ledger of a running import. The file is made when the first row is sent: until then there is nothing
+/// to resume, and another import may begin. While it is open no other process can open it.
 pub struct Ledger {
-    file: File,
+    file: Option<File>,
     path: PathBuf,
+    /// Whether the file that is to be made replaces one of an import that sent no row.
+    replaces: bool,
+    /// For the file that is to be made.
+    job: Job,
+    pin: Option<Pin>,
+    /// The last line that was done before the file was made. All lines up to it were refused.
+    before: Option<u64>,
     /// Lines done since the last write.
     waiting: Vec<u64>,
     /// Whether a write failed. A line may be cut short then, and another must not follow it.
@@ -83,49 +97,82 @@ pub struct Resumed {
 }
 
 impl Ledger {
-    /// A new one.
+    /// One for a new import, at a path that is free. What another import left that sent no row is no
+    /// obstacle.
     pub fn create(path: &Path, job: &Job) -> anyhow::Result<Self> {
         let name = path.display();
-        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
-        let file = file.map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => anyhow::anyhow!(
-                "{name}: an import was begun here and not finished; --resume goes on with it, and \
-                 after removing that file a new one can begin"
-            ),
-            _ => anyhow::anyhow!("{name}: {error}; give --checkpoint a file that can be written"),
-        })?;
-        let mut ledger = Self { file, path: path.to_owned(), waiting: Vec::new(), failed: false };
-        ledger.lock()?;
-        ledger.append(&Entry::Job(job.clone()))?;
-        Ok(ledger)
+        let replaces = path.exists();
+        if replaces {
+            let file = File::open(path).with_context(|| name.to_string())?;
+            let is_empty = file.metadata().with_context(|| name.to_string())?.len() == 0;
+            lock(&file, path)?;
+            match read_entries(&file, path) {
+                Ok((resumed, _)) => ensure!(
+                    resumed.pin.is_none(),
+                    "{name}: an import was begun here and not finished; --resume resumes it, and after \
+                     removing that file a new one can begin"
+                ),
+                Err(_) if is_empty => {}
+                Err(_) => {
+                    bail!("{name}: exists and is not a checkpoint; give --checkpoint another file")
+                }
+            }
+        }
+        Ok(Self {
+            file: None,
+            path: path.to_owned(),
+            replaces,
+            job: job.clone(),
+            pin: None,
+            before: None,
+            waiting: Vec::new(),
+            failed: false,
+        })
     }
 
-    /// Goes on with one. Reads it line by line, and keeps no more than the rows that are not done need.
+    /// Makes the file, before the first row is sent.
+    pub(super) fn begin(&mut self) -> anyhow::Result<()> {
+        if self.file.is_some() {
+            return Ok(());
+        }
+        let mut options = OpenOptions::new();
+        options.append(true).mode(0o600).create_new(!self.replaces);
+        let file = options.open(&self.path);
+        let file = file.with_context(|| {
+            format!("{}: give --checkpoint a file that can be written", self.path.display())
+        })?;
+        lock(&file, &self.path)?;
+        file.set_len(0)?;
+        self.file = Some(file);
+        self.append(&Entry::Job(self.job.clone()))?;
+        match self.pin.take() {
+            Some(pin) => self.append(&Entry::Read(pin)),
+            None => Ok(()),
+        }
+    }
+
+    /// Goes on with one.
     pub fn resume(path: &Path) -> anyhow::Result<(Self, Resumed)> {
         let name = path.display();
         let file = OpenOptions::new().read(true).append(true).open(path).with_context(|| {
             format!(
-                "{name}: no import can be resumed from it; was it finished, or begun elsewhere?"
+                "{name}: there is no import to resume; without --resume one begins (or name its --checkpoint)"
             )
         })?;
-        let mut ledger = Self { file, path: path.to_owned(), waiting: Vec::new(), failed: false };
-        ledger.lock()?;
-        let mut reader = BufReader::new(&ledger.file);
-        let (mut line, mut whole, mut resumed) = (Vec::new(), 0, None);
-        while reader.read_until(b'\n', &mut line).with_context(|| name.to_string())? > 0 {
-            // A kill may have cut the last line short.
-            if line.last() != Some(&b'\n') {
-                break;
-            }
-            let entry = serde_json::from_slice(&line);
-            let read = entry.ok().and_then(|entry| add(&mut resumed, entry));
-            ensure!(read.is_some(), "{name}: not a checkpoint of `muster import`");
-            whole += line.len() as u64;
-            line.clear();
-        }
-        let Some(resumed) = resumed else { bail!("{name}: not a checkpoint of `muster import`") };
-        ledger.file.set_len(whole)?;
-        ledger.file.seek(SeekFrom::End(0))?;
+        lock(&file, path)?;
+        let (resumed, whole) = read_entries(&file, path)?;
+        file.set_len(whole)?;
+        (&file).seek(SeekFrom::End(0))?;
+        let ledger = Self {
+            file: Some(file),
+            path: path.to_owned(),
+            replaces: false,
+            job: resumed.job.clone(),
+            pin: None,
+            before: None,
+            waiting: Vec::new(),
+            failed: false,
+        };
         Ok((ledger, resumed))
     }
 
@@ -136,26 +183,37 @@ impl Ledger {
 
     /// Removes it: everything is done.
     pub fn remove(self) -> anyhow::Result<()> {
+        if self.file.is_none() {
+            return Ok(());
+        }
         std::fs::remove_file(&self.path)
             .with_context(|| format!("{}: cannot be removed", self.path.display()))
     }
 
     /// Pins what was read. Before any row of it is sent.
     pub(super) fn read(&mut self, pin: &Pin) -> anyhow::Result<()> {
+        if self.file.is_none() {
+            self.pin = Some(pin.clone());
+            return Ok(());
+        }
         self.append(&Entry::Read(pin.clone()))
     }
 
     /// A row is done; written with the next [`Ledger::write`].
     pub(super) fn done(&mut self, line: u64) {
-        self.waiting.push(line);
+        match self.file {
+            Some(_) => self.waiting.push(line),
+            None => self.before = self.before.max(Some(line)),
+        }
     }
 
     /// Writes which rows are done, after what was reported of them.
     pub(super) fn write(&mut self, tally: Tally, output: Option<u64>) -> anyhow::Result<()> {
-        if self.waiting.is_empty() {
+        if self.file.is_none() || (self.waiting.is_empty() && self.before.is_none()) {
             return Ok(());
         }
-        let lines = done::written(&mut self.waiting);
+        let before = self.before.take().map_or_else(String::new, |last| format!("1-{last} "));
+        let lines = before + &done::written(&mut self.waiting);
         self.waiting.clear();
         self.append(&Entry::Done { lines, tally, output })
     }
@@ -165,21 +223,44 @@ impl Ledger {
         line.push(b'\n');
         let name = self.path.display();
         ensure!(!self.failed, "{name}: nothing is written after a write that failed");
+        let mut file = self.file.as_ref().context("the checkpoint is not open")?;
         // One write, so that a kill leaves it there or not; and on the disk before more is sent.
-        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        let written = file.write_all(&line).and_then(|()| file.sync_data());
         self.failed = written.is_err();
         written.with_context(|| format!("{name}: the checkpoint cannot be written"))
     }
+}
 
-    fn lock(&self) -> anyhow::Result<()> {
-        match self.file.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                bail!("{}: another import is at work with it", self.path.display())
-            }
-            // A file system without locks is no reason not to import.
-            Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+fn lock(file: &File, path: &Path) -> anyhow::Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            bail!("{}: another import is at work with it", path.display())
         }
+        // A file system without locks is no reason not to import.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
     }
+}
+
+/// What a file holds, and how many bytes of it are whole lines. Reads line by line, and keeps no more than
+/// the rows that are not done need.
+fn read_entries(file: &File, path: &Path) -> anyhow::Result<(Resumed, u64)> {
+    let name = path.display();
+    let mut reader = BufReader::new(file);
+    let (mut line, mut whole, mut resumed) = (Vec::new(), 0, None);
+    while reader.read_until(b'\n', &mut line).with_context(|| name.to_string())? > 0 {
+        // A kill may have cut the last line short.
+        if line.last() != Some(&b'\n') {
+            break;
+        }
+        let entry = serde_json::from_slice(&line);
+        let read = entry.ok().and_then(|entry| add(&mut resumed, entry));
+        ensure!(read.is_some(), "{name}: not a checkpoint of `muster import`");
+        whole += line.len() as u64;
+        line.clear();
+    }
+    let resumed =
+        resumed.with_context(|| format!("{name}: not a checkpoint of `muster import`"))?;
+    Ok((resumed, whole))
 }
 
 /// Adds a line of the file. `None` if it does not belong there.
@@ -213,6 +294,8 @@ mod tests {
             id: "ab".into(),
             contract: ContractId::Register,
             format: Format::Ndjson,
+            encoding: Encoding::Utf8,
+            mappings: Vec::new(),
             id_field: None,
             allow_hash_like: false,
             to_file: true,
@@ -223,8 +306,10 @@ mod tests {
     fn a_ledger_cut_anywhere_can_be_resumed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger");
+        std::fs::write(&path, "").unwrap();
         let mut ledger = Ledger::create(&path, &job()).unwrap();
-        assert!(Ledger::create(&path, &job()).is_err(), "it is there");
+        ledger.begin().unwrap();
+        assert!(Ledger::create(&path, &job()).is_err(), "it is locked");
         assert!(Ledger::resume(&path).is_err(), "it is locked");
         let begun = std::fs::metadata(&path).unwrap().len() as usize;
         ledger.read(&Pin { offset: 100, digest: "d1".into() }).unwrap();
@@ -250,8 +335,32 @@ mod tests {
             drop(ledger);
             assert!(Ledger::resume(&path).unwrap().1.done.has(7), "{cut}");
         }
+        assert!(Ledger::create(&path, &job()).is_err(), "rows were sent");
+        std::fs::write(&path, &whole[..begun]).unwrap();
+        assert!(Ledger::create(&path, &job()).is_ok(), "no row was sent");
         std::fs::write(&path, "users\n").unwrap();
         assert!(Ledger::resume(&path).is_err());
+        assert!(Ledger::create(&path, &job()).is_err(), "another's file");
+    }
+
+    #[test]
+    fn rows_refused_before_the_first_is_sent_are_done_in_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ledger");
+        let mut ledger = Ledger::create(&path, &job()).unwrap();
+        ledger.read(&Pin { offset: 9, digest: "d".into() }).unwrap();
+        ledger.done(1);
+        ledger.done(3);
+        let tally = Tally { invalid: 2, ..Tally::default() };
+        ledger.write(tally, Some(7)).unwrap();
+        assert!(!path.exists());
+        ledger.begin().unwrap();
+        ledger.done(9);
+        ledger.write(tally, Some(8)).unwrap();
+        drop(ledger);
+        let (_, resumed) = Ledger::resume(&path).unwrap();
+        assert_eq!(resumed.pin.map(|pin| pin.offset), Some(9));
+        assert!([1, 2, 3, 9].iter().all(|line| resumed.done.has(*line)) && !resumed.done.has(4));
     }
 
     #[test]
@@ -259,15 +368,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger");
         let mut ledger = Ledger::create(&path, &job()).unwrap();
+        ledger.begin().unwrap();
         ledger.done(1);
         ledger.write(Tally::default(), None).unwrap();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let real = std::mem::replace(&mut ledger.file, full);
+        let real = ledger.file.replace(full);
         ledger.done(2);
         assert!(ledger.write(Tally::default(), None).is_err());
         // Half a line, as a disk without room takes it; then there is room again.
         ledger.file = real;
-        ledger.file.write_all(b"{\"done\":{\"li").unwrap();
+        ledger.file.as_ref().unwrap().write_all(b"{\"done\":{\"li").unwrap();
         ledger.done(3);
         let told = ledger.write(Tally::default(), None).unwrap_err().to_string();
         assert!(told.contains("after a write that failed"), "{told}");

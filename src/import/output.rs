@@ -1,7 +1,7 @@
 //! Where the report of each row goes: a file or standard output, one JSON object a line.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -9,23 +9,36 @@ use anyhow::Context;
 
 use crate::rows::Report;
 
+/// Whether a file is the report of an import, as far as its first line shows.
+pub fn is_report(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    let mut first = Vec::new();
+    let read = BufReader::new(file.take(64 << 10)).read_until(b'\n', &mut first);
+    let first = read.ok().and_then(|_| serde_json::from_slice::<serde_json::Value>(&first).ok());
+    first.is_some_and(|first| first["line"].is_u64() && first["outcome"].is_string())
+}
+
 /// Written to in pieces, whenever the ledger is.
 pub struct Output {
     to: To,
     waiting: Vec<u8>,
-    only_refused: bool,
 }
 
 enum To {
+    Nowhere,
     Stdout,
     File { file: File, name: String, length: u64, is_regular: bool },
 }
 
 impl Output {
-    /// Standard output; on a terminal, where nobody reads a line for each user that was made, only
-    /// with those that were not.
-    pub fn stdout(only_refused: bool) -> Self {
-        Self { to: To::Stdout, waiting: Vec::new(), only_refused }
+    /// Standard output.
+    pub fn stdout() -> Self {
+        Self { to: To::Stdout, waiting: Vec::new() }
+    }
+
+    /// None: the counts at the end are the report.
+    pub fn nowhere() -> Self {
+        Self { to: To::Nowhere, waiting: Vec::new() }
     }
 
     /// A file of its owner's alone. A resumed import's goes on at `keep` bytes: what stands behind was
@@ -53,12 +66,11 @@ impl Output {
         Ok(Self {
             to: To::File { file, name, length: keep, is_regular: metadata.is_file() },
             waiting: Vec::new(),
-            only_refused: false,
         })
     }
 
-    pub(super) fn add(&mut self, report: &Report, is_refused: bool) {
-        if is_refused || !self.only_refused {
+    pub(super) fn add(&mut self, report: &Report) {
+        if !matches!(self.to, To::Nowhere) {
             serde_json::to_writer(&mut self.waiting, report).expect("a report is JSON");
             self.waiting.push(b'\n');
         }
@@ -68,6 +80,7 @@ impl Output {
     pub(super) fn flush(&mut self) -> anyhow::Result<Option<u64>> {
         let waiting = std::mem::take(&mut self.waiting);
         match &mut self.to {
+            To::Nowhere => Ok(None),
             To::Stdout => {
                 let mut stdout = io::stdout().lock();
                 let written = stdout.write_all(&waiting).and_then(|()| stdout.flush());

@@ -5,12 +5,11 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use anyhow::bail;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::input::{Batch, Row};
-use super::{Input, Job, Ledger, Output, Tally};
+use super::input::Row;
+use super::{Job, Ledger, Outcomes, Output, Rows, Tally};
 use crate::queue::{self, Answer, Producer, room};
 use crate::rows::{Checked, Order, Report};
 use crate::signup::{MessageId, Origin, RegistrationId};
@@ -43,7 +42,7 @@ pub enum OnDuplicate {
 /// An import, ready to run.
 pub struct Import {
     /// Where rows come from.
-    pub input: Input,
+    pub rows: Rows,
     /// Where they go.
     pub producer: Producer,
     /// Where it is written what is done; none if it cannot be resumed.
@@ -72,12 +71,12 @@ pub struct Progress {
 }
 
 /// How an import came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// Every row has its outcome.
-    Complete(Tally),
+    Complete(Tally, Outcomes),
     /// It was asked to stop; the rest is for a resume.
-    Stopped(Tally),
+    Stopped(Tally, Outcomes),
 }
 
 /// A row that was sent.
@@ -95,6 +94,7 @@ struct State {
     on_duplicate: OnDuplicate,
     dry_run: bool,
     tally: Tally,
+    outcomes: Outcomes,
     before: u64,
     unanswered: HashMap<u64, Sent>,
     /// Keeps rows of one user name, address or id in the order of their lines.
@@ -115,17 +115,18 @@ impl Import {
         stop: CancellationToken,
         mut tell: impl FnMut(Progress),
     ) -> anyhow::Result<End> {
-        let Self { input, producer, ledger, output, on_duplicate, dry_run } = self;
-        let tally = input.resumed.as_ref().map(|resumed| resumed.tally).unwrap_or_default();
+        let Self { rows, producer, ledger, output, on_duplicate, dry_run } = self;
+        let tally = rows.resumed.unwrap_or_default();
         let mut state = State {
-            job: input.job.clone(),
-            resumed: input.resumed.is_some(),
+            job: rows.job.clone(),
+            resumed: rows.resumed.is_some(),
             ledger,
             output,
             on_duplicate,
             dry_run,
             before: tally.rows(),
             tally,
+            outcomes: Outcomes::default(),
             unanswered: HashMap::new(),
             order: Order::default(),
             ready: VecDeque::new(),
@@ -133,22 +134,21 @@ impl Import {
             read: 0,
             offset: 0,
         };
-        let batches = input.start()?;
-        let ran = state.exchange(batches, producer, &stop, &mut tell).await;
+        let ran = state.exchange(rows, producer, &stop, &mut tell).await;
         // Whatever happened, what was answered is done.
         let written = state.write();
         let complete = ran?;
         written?;
         tell(state.progress(None));
         if !complete {
-            return Ok(End::Stopped(state.tally));
+            return Ok(End::Stopped(state.tally, state.outcomes));
         }
         // What failed is for a resume; otherwise there is nothing left to resume.
         match state.ledger {
             Some(ledger) if state.tally.failed == 0 => ledger.remove()?,
             _ => {}
         }
-        Ok(End::Complete(state.tally))
+        Ok(End::Complete(state.tally, state.outcomes))
     }
 }
 
@@ -156,7 +156,7 @@ impl State {
     /// Sends and receives. Whether it came to the input's end.
     async fn exchange(
         &mut self,
-        mut batches: mpsc::Receiver<anyhow::Result<Batch>>,
+        mut batches: Rows,
         producer: Producer,
         stop: &CancellationToken,
         tell: &mut impl FnMut(Progress),
@@ -205,6 +205,9 @@ impl State {
                 },
                 room = room(rows.clone()), if rows.is_some() && !self.ready.is_empty() => {
                     let Some(room) = room else { bail!("the queue was closed") };
+                    if let Some(ledger) = &mut self.ledger {
+                        ledger.begin()?;
+                    }
                     if let Some((line, checked)) = self.ready.pop_front() {
                         room.send(self.row(line, checked)?);
                     }
@@ -293,8 +296,8 @@ impl State {
         if self.dry_run && report.outcome == "registered" {
             (report.outcome, report.user_id) = ("valid", None);
         }
-        let refused = !matches!(report.outcome, "registered" | "valid" | "skipped" | "existing");
-        self.output.add(&report, refused);
+        self.outcomes.add(&report);
+        self.output.add(&report);
         self.unwritten += 1;
         // What failed is not done: a resume tries it again.
         if let Some(ledger) = self.ledger.as_mut().filter(|_| report.outcome != "failed") {

@@ -26,9 +26,23 @@ pub(super) fn start() -> io::Result<Arc<Lines>> {
     Ok(LINES.get_or_init(|| lines).clone())
 }
 
-/// Writes a line for a person.
+/// Writes a line for a person. Control characters of file names, cells and answers of servers are escaped.
 pub fn line(text: &str) {
-    self::text(&format!("{text}\n"));
+    self::text(&format!("{}\n", printable(text)));
+}
+
+/// A text without characters that act on a terminal: controls but for line ends and tabs, and marks that
+/// reorder text.
+pub fn printable(text: &str) -> String {
+    let acts = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if acts(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// Writes a text for a person, such as a prompt.

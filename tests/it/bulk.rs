@@ -80,6 +80,8 @@ struct Stream {
     rows: mpsc::Sender<Bytes>,
     response: Response<Incoming>,
     read: BytesMut,
+    /// Empty lines so far.
+    blank: usize,
 }
 
 impl Stream {
@@ -103,14 +105,19 @@ impl Stream {
         let response = sender.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "application/x-ndjson");
-        Self { rows, response, read: BytesMut::new() }
+        Self { rows, response, read: BytesMut::new(), blank: 0 }
     }
 
     /// The next line of the answer; none at its end.
     async fn line(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
-                return Some(serde_json::from_slice(&self.read.split_to(end + 1)).unwrap());
+                let line = self.read.split_to(end + 1);
+                if line.trim_ascii().is_empty() {
+                    self.blank += 1;
+                    continue;
+                }
+                return Some(serde_json::from_slice(&line).unwrap());
             }
             let frame = tokio::time::timeout(PATIENCE, self.response.frame()).await.unwrap()?;
             self.read.extend_from_slice(&frame.unwrap().into_data().unwrap());
@@ -202,6 +209,31 @@ async fn the_first_of_equal_rows_wins() {
         let outcome = |n: usize| told[n]["outcome"].as_str().unwrap();
         assert!((0..90).all(|n| (outcome(n) == "registered") == (n % 3 == 0)), "{told:?}");
     }
+}
+
+#[tokio::test]
+async fn a_response_whose_rows_wait_is_kept_alive() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_BULK_KEY", KEY);
+    let front = setup.start_role("front").await;
+    let mut stream = Stream::open(front.client().address(), users(0..1)).await;
+    assert_eq!(stream.response.headers()["x-accel-buffering"], "no");
+    // No worker has the row yet.
+    let frame = tokio::time::timeout(PATIENCE, stream.response.frame()).await.unwrap().unwrap();
+    assert_eq!(frame.unwrap().into_data().unwrap(), "\n");
+    let _worker = setup.start_role("worker").await;
+    assert_eq!(stream.line().await.unwrap()["outcome"], "registered");
+}
+
+#[tokio::test]
+async fn a_json_array_registers_no_user() {
+    let bench = Bench::new(EMBEDDED).await.unwrap();
+    let rows = users(0..3).replace('\n', ",\n");
+    let told = lines(&bench.send("", &format!("[{}]", rows.trim_end_matches(",\n"))).await);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0]["code"], "not_ndjson");
 }
 
 #[tokio::test]

@@ -417,7 +417,7 @@ async fn what_cannot_be_begun_is_told() {
         (&["users.txt", "--contract", "register"][..], 1, "--format"),
         (&["missing.csv", "--contract", "register"], 1, "missing.csv: cannot be read"),
         (&["users.csv", "--contract", "other"], 2, "no such contract"),
-        (&["users.csv", "--contract", "register", "--resume"], 1, "no import can be resumed"),
+        (&["users.csv", "--contract", "register", "--resume"], 1, "no import to resume"),
         (&["-", "--format", "csv", "--contract", "register", "--resume"], 1, "--checkpoint"),
         (&["users.csv", "--contract", "flat-name"], 1, "--delimiter"),
     ] {
@@ -432,8 +432,10 @@ async fn an_import_that_never_began_leaves_everything_as_it_was() {
     let bench = embedded().await;
     let row = ndjson([user(ContractId::Username, 1)].into_iter());
     bench.write("users.ndjson", &row);
-    bench.write("report.ndjson", "an older one");
-    let arguments = |output| ["users.ndjson", "--contract", "username", "--output", output];
+    let older = "{\"line\":1,\"outcome\":\"registered\"}\n";
+    bench.write("report.ndjson", older);
+    let arguments =
+        |output| ["users.ndjson", "--contract", "username", "--output", output, "--force"];
 
     let itself = import(&bench.setup, &arguments("./users.ndjson")).await;
     assert_eq!(itself.code, Some(1), "{}", itself.told);
@@ -444,10 +446,7 @@ async fn an_import_that_never_began_leaves_everything_as_it_was() {
     assert_ne!(beside.code, Some(0), "the data file is somebody else's");
     assert!(other.stop().await.success());
     assert!(!bench.has("users.ndjson.checkpoint"), "there is nothing to resume");
-    assert_eq!(
-        (bench.read("report.ndjson"), bench.read("users.ndjson")),
-        ("an older one".into(), row)
-    );
+    assert_eq!((bench.read("report.ndjson"), bench.read("users.ndjson")), (older.into(), row));
 
     let ended = import(&bench.setup, &arguments("report.ndjson")).await;
     assert_eq!(ended.code, Some(0), "{}", ended.told);

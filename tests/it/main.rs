@@ -27,6 +27,7 @@ mod hashed;
 mod help;
 mod hostile;
 mod import;
+mod import_files;
 mod keys;
 mod limits;
 mod logs;

@@ -1,12 +1,12 @@
 //! `muster import`: registers the users of a file, or tells what would become of them. Who does the
 //! work is in `work`, what a person sees of it in `show`.
 
+mod paths;
 mod show;
 mod work;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
-use show::{bar, resume_hint, sum_up, tell};
+use show::{bar, resume_hint, sum_up, table, tell};
 use work::Work;
 
 use super::serve::Signals;
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::app;
 use crate::config::{Flag, Role, Settings};
-use crate::import::{self, End, Import, Input, Job, Ledger, Output, Progress};
+use crate::import::{self, End, Import, Input, Job, Ledger, Mapping, Output, Progress};
 use crate::queue::Window;
 use crate::signup::{ContractId, id::random_hex};
 use crate::telemetry::stderr;
@@ -36,6 +36,7 @@ const LOG: &str = "warn,lapin=off";
     muster import users.csv --contract register --output report.ndjson\n  \
     muster import users.ndjson --contract username --dry-run\n  \
     muster import users.csv --contract register --output report.ndjson --resume\n  \
+    muster import users.csv --contract username --map user_login=username --map user_pass=passwordHash\n  \
     zcat users.ndjson.gz | muster import - --contract flat-name --checkpoint users.checkpoint\n\n\
     With the queue local: (the default) it does the work of a worker itself; on RabbitMQ workers do.\n\n\
     Exit codes: 0 all rows registered, 3 some rows refused or failed, 1 aborted, 2 settings are wrong.")]
@@ -51,6 +52,12 @@ pub(super) struct Flags {
     /// How rows are written; by the file's ending if not given.
     #[arg(long, value_enum)]
     format: Option<Format>,
+    /// How a file without a byte order mark is encoded.
+    #[arg(long, value_enum, default_value_t = Encoding::Utf8)]
+    encoding: Encoding,
+    /// A column, or a field of JSON rows, that holds this field of the contract; repeatable.
+    #[arg(long, value_name = "COLUMN=FIELD")]
+    map: Vec<Mapping>,
     /// Between the cells of a CSV file.
     #[arg(long, default_value = ",", value_name = "CHARACTER", value_parser = delimiter)]
     delimiter: u8,
@@ -67,9 +74,12 @@ pub(super) struct Flags {
     /// Check every row and look for its user name and address, but register nobody.
     #[arg(long)]
     dry_run: bool,
-    /// Where each row is reported, as one JSON object a line; standard output if not given.
+    /// Where each row is reported, as one JSON object a line; standard output if not given, or -.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Replace the report of an earlier import.
+    #[arg(long, conflicts_with = "resume")]
+    force: bool,
     /// Records which rows are done, for --resume; FILE.checkpoint if not given, and none for standard
     /// input.
     #[arg(long, value_name = "FILE")]
@@ -96,6 +106,16 @@ enum Format {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum Encoding {
+    /// UTF-8.
+    #[value(name = "utf-8")]
+    Utf8,
+    /// Western European, as spreadsheets on Windows write it.
+    #[value(name = "windows-1252")]
+    Windows1252,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum OnDuplicate {
     /// It is refused: reported as a duplicate, and the exit code is 3.
     Fail,
@@ -111,12 +131,6 @@ fn delimiter(text: &str) -> Result<u8, &'static str> {
         [byte] if byte.is_ascii() && !b"\"\r\n".contains(byte) => Ok(*byte),
         _ => Err("one ASCII character, or tab"),
     }
-}
-
-/// Whether two paths are one file, by whatever names. What is not there is no other's.
-fn is_same(one: &Path, other: &Path) -> bool {
-    let file = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
-    file(one).is_some_and(|one| file(other) == Some(one))
 }
 
 pub(super) fn run(flags: Flags) -> u8 {
@@ -138,42 +152,35 @@ pub(super) fn run(flags: Flags) -> u8 {
 
 async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
+    flags.check_paths(&settings)?;
     let (reader, bytes) = open(&flags.file)?;
-    if let Some(output) = &flags.output {
-        ensure!(
-            !is_same(&flags.file, output),
-            "--output: that is the file to import; name another"
-        );
-    }
     let (job, ledger, resumed) = flags.job()?;
-    let to_terminal = flags.output.is_none() && io::stdout().is_terminal();
+    let to_terminal = flags.report().is_none() && io::stdout().is_terminal();
+    let shows_table = to_terminal || io::stderr().is_terminal();
     let ledger_path = ledger.as_ref().map(|ledger| ledger.path().to_owned());
     settings.role = Role::Worker;
     settings.admin = None;
     let keep = resumed.as_ref().and_then(|resumed| resumed.output);
-    let ready = async {
-        let policy = app::policy(&settings)?;
-        let window = Window { rows: flags.in_flight, patience: flags.answer_timeout };
-        let work = Work::start(flags, &settings, window).await?;
-        // Last, because it cuts what is there.
-        let output = match &flags.output {
-            Some(path) => Output::file(path, keep)?,
-            None => Output::stdout(to_terminal),
-        };
-        anyhow::Ok((policy, work, output))
+    let policy = app::policy(&settings)?;
+    let mut rows = Input { reader, job, policy, resumed }.start()?;
+    let notes = tokio::select! {
+        notes = rows.check_start() => notes?,
+        _ = signals.next() => return Ok(EXIT_FAILED),
     };
-    let (policy, Work { producer, worker, stop: stop_worker }, output) = match ready.await {
-        Ok(ready) => ready,
-        Err(error) => {
-            // What never began is nothing to be resumed.
-            if let (Some(ledger), None) = (ledger, &resumed) {
-                ledger.remove()?;
-            }
-            return Err(error);
-        }
+    for note in notes {
+        stderr::line(&format!("muster: {note}"));
+    }
+    let window = Window { rows: flags.in_flight, patience: flags.answer_timeout };
+    let Work { producer, worker, stop: stop_worker } =
+        Work::start(flags, &settings, window).await?;
+    // Last, because it cuts what is there.
+    let output = match flags.report() {
+        Some(path) => Output::file(path, keep)?,
+        None if to_terminal => Output::nowhere(),
+        None => Output::stdout(),
     };
     let import = Import {
-        input: Input { reader, job, policy, resumed },
+        rows,
         producer,
         ledger,
         output,
@@ -233,15 +240,21 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
         worker.await;
     }
     match ended {
-        Ok(End::Complete(tally)) => {
+        Ok(End::Complete(tally, outcomes)) => {
             sum_up(&tally, started.elapsed(), flags.dry_run);
+            if shows_table {
+                table(&outcomes);
+            }
             if tally.failed > 0 {
                 resume_hint(ledger_path.as_deref());
             }
             Ok(if tally.refused() == 0 { EXIT_OK } else { EXIT_INCOMPLETE })
         }
-        Ok(End::Stopped(tally)) => {
+        Ok(End::Stopped(tally, outcomes)) => {
             sum_up(&tally, started.elapsed(), flags.dry_run);
+            if shows_table {
+                table(&outcomes);
+            }
             resume_hint(ledger_path.as_deref());
             Ok(EXIT_FAILED)
         }
@@ -260,24 +273,19 @@ impl Flags {
             id: random_hex(),
             contract: self.contract,
             format: self.format()?,
+            encoding: match self.encoding {
+                Encoding::Utf8 => import::Encoding::Utf8,
+                Encoding::Windows1252 => import::Encoding::Windows1252,
+            },
+            mappings: self.map.clone(),
             id_field: self.id_field.clone(),
             allow_hash_like: self.allow_hash_like_passwords,
-            to_file: self.output.is_some(),
-        };
-        let stdin = self.file.as_os_str() == "-";
-        let path = match &self.checkpoint {
-            Some(path) => Some(path.clone()),
-            None if stdin => None,
-            None => {
-                let mut name = self.file.clone().into_os_string();
-                name.push(".checkpoint");
-                Some(name.into())
-            }
+            to_file: self.report().is_some(),
         };
         if self.dry_run {
             return Ok((job, None, None));
         }
-        match (path, self.resume) {
+        match (self.checkpoint_path(), self.resume) {
             (None, true) => {
                 bail!("standard input is resumed only with the --checkpoint it began with")
             }
@@ -291,8 +299,8 @@ impl Flags {
                 let job = Job { id: resumed.job.id.clone(), ..job };
                 ensure!(
                     job == resumed.job,
-                    "{}: begun with another --contract, --format, --delimiter, --id-field or without \
-                     --output; resume with the same",
+                    "{}: begun with another --contract, --format, --delimiter, --encoding, --map, --id-field, \
+                     --allow-hash-like-passwords or without --output; resume with the same",
                     path.display()
                 );
                 Ok((job, Some(ledger), Some(resumed)))
@@ -305,7 +313,8 @@ impl Flags {
         let format = match (self.format, ending) {
             (Some(format), _) => format,
             (None, Some("csv")) => Format::Csv,
-            (None, Some("ndjson" | "jsonl")) => Format::Ndjson,
+            // One JSON array would be refused with the command that converts it.
+            (None, Some("ndjson" | "jsonl" | "json")) => Format::Ndjson,
             (None, _) => bail!("{}: give --format ndjson or --format csv", self.file.display()),
         };
         Ok(match format {

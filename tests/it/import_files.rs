@@ -1,0 +1,390 @@
+//! `muster import` and the files that people have: headers, encodings, exports of other systems, paths that
+//! are another file's; and what a terminal shows.
+
+use std::fs;
+use std::process::Stdio;
+
+use muster::signup::ContractId;
+use serde_json::Value;
+
+use crate::support::Setup;
+use crate::support::importer::{Ended, Importer, import, ndjson, outcomes, reports, user};
+use crate::support::secrets::secrets_in;
+
+const HEADER: &str = "email,fullname.firstname,password\n";
+const ROW: &str = "ann@example.com,Ann,never-seen-outside-1\n";
+
+fn write(setup: &Setup, name: &str, content: impl AsRef<[u8]>) {
+    fs::write(setup.directory().join(name), content).unwrap();
+}
+
+fn has(setup: &Setup, name: &str) -> bool {
+    setup.directory().join(name).exists()
+}
+
+/// An import of `users.csv` for the contract `register`.
+async fn import_csv(setup: &Setup, content: impl AsRef<[u8]>, more: &[&str]) -> Ended {
+    write(setup, "users.csv", content);
+    import(setup, &[&["users.csv", "--contract", "register"], more].concat()).await
+}
+
+#[tokio::test]
+async fn a_report_is_replaced_only_if_that_is_asked_for() {
+    let setup = Setup::embedded();
+    let to_report = ["--output", "report.ndjson"];
+    let report = || fs::read_to_string(setup.directory().join("report.ndjson")).unwrap();
+    let first = import_csv(&setup, [HEADER, ROW].concat(), &to_report).await;
+    assert_eq!(first.code, Some(0), "{}", first.told);
+    let before = report();
+    let again = import_csv(&setup, [HEADER, ROW].concat(), &to_report).await;
+    assert_eq!(again.code, Some(1), "{}", again.told);
+    assert!(again.told.contains("--force") && report() == before, "{}", again.told);
+
+    let forced = [&to_report[..], &["--force"]].concat();
+    let again = import_csv(&setup, [HEADER, ROW].concat(), &forced).await;
+    assert_eq!(again.code, Some(3), "{}", again.told);
+    assert_eq!(reports(&report())[0]["code"], "duplicate");
+    // Only a report is replaced.
+    write(&setup, "report.ndjson", "somebody's notes\n");
+    for flags in [&to_report[..], &forced] {
+        let refused = import_csv(&setup, [HEADER, ROW].concat(), flags).await;
+        assert!(refused.told.contains("not a report"), "{}", refused.told);
+        assert_eq!(report(), "somebody's notes\n");
+    }
+    let shown = import_csv(&setup, [HEADER, ROW].concat(), &["--output", "-"]).await;
+    assert_eq!(reports(&shown.printed).len(), 1);
+    assert!(!has(&setup, "-"));
+}
+
+#[tokio::test]
+async fn output_and_checkpoint_are_no_file_of_another_use() {
+    let setup = Setup::embedded();
+    let content = [HEADER, ROW].concat();
+    // Before the data file is there, and when it is.
+    for round in 0..2 {
+        let files = ["users.redb", "users.redb.secret", "users.csv"];
+        let before = files.map(|name| fs::read(setup.directory().join(name)).ok());
+        for (flags, expected) in [
+            (&["--output", "users.redb"][..], "the data file"),
+            (&["--output", "./users.redb.secret", "--force"], "the signing secret"),
+            (&["--output", "users.csv"], "the file to import"),
+            (&["--checkpoint", "users.redb"], "the data file"),
+            (&["--checkpoint", "users.csv"], "the file to import"),
+            (&["--output", "same", "--checkpoint", "./same"], "the checkpoint"),
+            (&["--output", "users.csv.checkpoint"], "the checkpoint"),
+            (&["--output", "."], "a folder"),
+        ] {
+            let ended = import_csv(&setup, &content, flags).await;
+            assert_eq!(ended.code, Some(1), "{flags:?}: {}", ended.told);
+            assert!(ended.told.contains(expected), "{flags:?}: {}", ended.told);
+        }
+        let after = files.map(|name| fs::read(setup.directory().join(name)).ok());
+        assert!(round == 0 || before == after, "a file was changed");
+        assert!(round == 1 || after[0].is_none(), "the data file was made");
+        if round == 0 {
+            assert_eq!(import_csv(&setup, &content, &[]).await.code, Some(0));
+        }
+    }
+    // A link is the file that it leads to.
+    std::os::unix::fs::symlink("users.redb", setup.directory().join("link")).unwrap();
+    let ended = import_csv(&setup, &content, &["--output", "link", "--force"]).await;
+    assert!(ended.told.contains("the data file"), "{}", ended.told);
+    write(&setup, "notes.txt", "not a checkpoint\n");
+    let ended = import_csv(&setup, &content, &["--checkpoint", "notes.txt"]).await;
+    assert!(ended.told.contains("not a checkpoint"), "{}", ended.told);
+    assert_eq!(fs::read(setup.directory().join("notes.txt")).unwrap(), b"not a checkpoint\n");
+}
+
+#[tokio::test]
+async fn a_file_without_a_header_shows_nobodys_data() {
+    let setup = Setup::embedded();
+    for first in [
+        "ann@example.com,Ann,never-seen-outside-1\n",
+        "ann@example.com,Ann,password\n",
+        "ann@example.com,$2b$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u\n",
+        "\u{1b}]0;never-seen-outside-2\u{7},ann@example.com\n",
+    ] {
+        let ended = import_csv(&setup, first.repeat(2), &[]).await;
+        assert_eq!(ended.code, Some(1), "{}", ended.told);
+        for shown in ["ann@", "Ann", "$2b$", "\u{1b}"] {
+            assert!(!ended.told.contains(shown), "{}", ended.told);
+        }
+        assert!(secrets_in(&ended.told).is_empty(), "{}", ended.told);
+        assert!(ended.told.contains("column") || ended.told.contains("header"), "{}", ended.told);
+    }
+    let name = "\u{1b}[31mred\u{9b}31m.csv";
+    let ended = import(&setup, &[name, "--contract", "register"]).await;
+    assert!(ended.told.contains("red") && ended.told.contains("cannot be read"));
+    assert!(!ended.told.contains(['\u{1b}', '\u{9b}']), "{:?}", ended.told);
+    let ended = import(&setup, &["users.csv", "--contract", name]).await;
+    assert_eq!(ended.code, Some(2));
+    assert!(!ended.told.contains(['\u{1b}', '\u{9b}']), "{:?}", ended.told);
+}
+
+#[tokio::test]
+async fn a_refused_file_does_not_block_its_corrected_version() {
+    let setup = Setup::embedded();
+    let flags = ["--output", "report.ndjson"];
+    let wrong = "mail,fullname.firstname,password\n";
+    let refused = import_csv(&setup, [wrong, ROW].concat(), &flags).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.told);
+    assert!(refused.told.contains("did you mean email?"), "{}", refused.told);
+    for left in ["users.csv.checkpoint", "report.ndjson", "users.redb"] {
+        assert!(!has(&setup, left), "{left} was left");
+    }
+    let ended = import_csv(&setup, [HEADER, ROW].concat(), &flags).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+
+    // What an import left that sent no row.
+    let job = r#"{"job":{"id":"ab","contract":"register","format":{"csv":{"delimiter":44}},"id_field":null,"to_file":true}}"#;
+    write(&setup, "users.csv.checkpoint", format!("{job}\n"));
+    let ended = import_csv(&setup, [HEADER, ROW].concat(), &[]).await;
+    assert_eq!(ended.code, Some(3), "{}", ended.told);
+    assert!(!has(&setup, "users.csv.checkpoint"));
+    let resumed = import_csv(&setup, [HEADER, ROW].concat(), &["--resume"]).await;
+    assert_eq!(resumed.code, Some(1));
+    assert!(resumed.told.contains("no import to resume"), "{}", resumed.told);
+}
+
+#[tokio::test]
+async fn a_header_is_checked_before_the_first_row() {
+    let setup = Setup::embedded();
+    for (header, flags, expected) in [
+        ("email,password", &[][..], "no column fullname.firstname, which register requires"),
+        ("email,fullname.firstname", &[], "no column password or passwordHash"),
+        (
+            "email,fullname.firstname,password,email",
+            &[],
+            "column 4 (email) holds email for a second time",
+        ),
+        (
+            "email,fullname.firstname,Pasword",
+            &[],
+            "column 3 (Pasword) is not a field of register; did you mean",
+        ),
+        (
+            "email,fullname.firstname,password",
+            &["--id-field", "nr"],
+            "no column nr, which --id-field names",
+        ),
+        ("email,fullname.firstname,password", &["--map", "a=b"], "register has no field b"),
+        ("email;fullname.firstname;password", &[], "--delimiter"),
+    ] {
+        let ended = import_csv(&setup, format!("{header}\nx,y,z\n"), flags).await;
+        assert_eq!(ended.code, Some(1), "{header}: {}", ended.told);
+        assert!(ended.told.contains(expected), "{header}: {}", ended.told);
+        assert!(ended.printed.is_empty() && !has(&setup, "users.redb"), "{header}");
+    }
+}
+
+#[tokio::test]
+async fn what_spreadsheets_write_is_understood() {
+    let setup = Setup::embedded();
+    let content = "sep=;\r\nemail;fullname.firstname;password;notes;;\r\n\
+        a@example.com;Ann;secret-word;x;;\r\nb@example.com;Bob;secret-word;;; y\r\n";
+    let ended = import_csv(&setup, content, &[]).await;
+    assert_eq!(ended.code, Some(3), "{}", ended.told);
+    assert!(ended.told.contains("ignored: column 4 (notes)"), "{}", ended.told);
+    let mut reports = reports(&ended.printed);
+    reports.sort_by_key(|report| report["line"].as_u64());
+    assert_eq!((&reports[0]["line"], &reports[0]["outcome"]), (&3.into(), &"registered".into()));
+    assert_eq!(reports[1]["errors"][0]["code"], "UNNAMED_CELL");
+    assert_eq!(reports[1]["errors"][0]["column"], 6);
+}
+
+#[tokio::test]
+async fn encodings_are_read_or_named() {
+    let setup = Setup::embedded();
+    let text = format!("{HEADER}zoe@example.com,Zoë,secret-wörd\n");
+    let wide = |mark: &[u8], bytes: fn(u16) -> [u8; 2]| {
+        [mark, &text.encode_utf16().flat_map(bytes).collect::<Vec<_>>()].concat()
+    };
+    let western: Vec<u8> = text.chars().map(|c| u8::try_from(c).unwrap()).collect();
+    let dry = |flags: &[&'static str]| [&["--dry-run"], flags].concat();
+    for (content, flags) in [
+        (text.clone().into_bytes(), dry(&[])),
+        (["\u{feff}", &text].concat().into_bytes(), dry(&[])),
+        (wide(b"\xff\xfe", u16::to_le_bytes), dry(&[])),
+        (wide(b"\xfe\xff", u16::to_be_bytes), dry(&[])),
+        (western.clone(), dry(&["--encoding", "windows-1252"])),
+    ] {
+        let ended = import_csv(&setup, content, &flags).await;
+        assert_eq!(ended.code, Some(0), "{flags:?} {}\n{}", ended.told, ended.printed);
+    }
+    let ended = import_csv(&setup, &western, &dry(&[])).await;
+    assert_eq!(ended.code, Some(3));
+    let error = &reports(&ended.printed)[0];
+    assert_eq!((&error["line"], &error["errors"][0]["code"]), (&2.into(), &"NOT_UTF8".into()));
+    assert!(error["errors"][0]["message"].as_str().unwrap().contains("windows-1252"), "{error}");
+    let ended = import_csv(&setup, &wide(b"", u16::to_le_bytes), &dry(&[])).await;
+    assert_eq!(ended.code, Some(1), "{}", ended.told);
+    assert!(ended.told.contains("line 1") && ended.told.contains("UTF-16"), "{}", ended.told);
+}
+
+#[tokio::test]
+async fn a_json_array_is_refused_with_the_command_that_converts_it() {
+    let setup = Setup::embedded();
+    let users: Vec<Value> = (0..3).map(|n| user(ContractId::Register, n)).collect();
+    let lines: Vec<String> = users.iter().map(Value::to_string).collect();
+    for content in [
+        format!("[\n{}\n]\n", lines.join(",\n")),
+        format!("[{}]", lines.join(",")),
+        format!("[{}]", lines.join(",").repeat(100)),
+        serde_json::to_string_pretty(&users).unwrap(),
+        format!("{{\"users\": [\n{}\n]}}\n", lines.join(",\n")),
+        serde_json::to_string_pretty(&users[0]).unwrap(),
+    ] {
+        write(&setup, "users.json", content);
+        let ended = import(&setup, &["users.json", "--contract", "register"]).await;
+        assert_eq!(ended.code, Some(1), "{}", ended.told);
+        assert!(ended.told.contains("jq -c '.[]'"), "{}", ended.told);
+        assert!(ended.printed.is_empty() && !has(&setup, "users.redb"));
+    }
+}
+
+/// An export, the flags that docs/import.md names for it, and the code of each row.
+struct Export {
+    name: &'static str,
+    rows: String,
+    flags: &'static str,
+    codes: &'static [&'static str],
+}
+
+const BCRYPT: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
+const OTHER: &str = "pbkdf2_sha256$260000$c2FsdA$aGFzaA=";
+
+#[tokio::test]
+async fn exports_of_other_systems_are_imported_as_documented() {
+    let auth0 = format!(
+        r#"{{"_id":{{"$oid":"60425dc4"}},"email_verified":false,"email":"ann@example.com","passwordHash":"{}","password_set_date":{{"$date":"2021-03-05T16:35:16.775Z"}},"tenant":"t","connection":"Username-Password-Authentication","_tmp_is_unique":true}}"#,
+        BCRYPT.replacen("$2a$", "$2b$", 1)
+    );
+    let keycloak = |name: &str, hash: &str| {
+        format!(
+            r#"{{"id":"f2","username":"{name}","emailVerified":true,"enabled":true,"firstName":"Ann","lastName":"Lee","email":"{name}@example.com","credentials":[{{"type":"password","secretData":"{{}}"}}],"passwordHash":"{hash}"}}"#
+        )
+    };
+    let scrypt = "5mvBbhMHD3nU9uAyAMuSFZXFUVNVBKEW5aZNcYjR4vGC4UmKdz==";
+    let exports = [
+        Export {
+            name: "Auth0",
+            rows: auth0,
+            flags: "--contract username --map email=username --map email=email",
+            codes: &["registered"],
+        },
+        Export {
+            name: "Firebase",
+            rows: format!(
+                r#"{{"localId":"u1","email":"ann@example.com","emailVerified":true,"passwordHash":"{scrypt}","salt":"c2FsdA==","displayName":"Ann Lee","createdAt":"1500000000000"}}"#
+            ),
+            flags: "--contract username --map email=username --map email=email --id-field localId",
+            codes: &["INVALID_HASH"],
+        },
+        Export {
+            name: "Cognito",
+            rows: r#"{"Username":"ann","Attributes":{"sub":"s","email":"ann@example.com"},"UserStatus":"CONFIRMED","Enabled":true,"password":"a-new-one"}"#.to_owned(),
+            flags: "--contract username --map Username=username --map Attributes.email=email",
+            codes: &["registered"],
+        },
+        Export {
+            name: "Keycloak",
+            rows: [keycloak("ann", BCRYPT), keycloak("bob", scrypt)].join("\n"),
+            flags: "--contract register --map firstName=fullname.firstname --map lastName=fullname.lastname --id-field id",
+            codes: &["registered", "INVALID_HASH"],
+        },
+        Export {
+            name: "Supabase",
+            rows: format!(
+                "instance_id,id,aud,role,email,encrypted_password,email_confirmed_at,created_at\n\
+                 0,u1,authenticated,authenticated,ann@example.com,{BCRYPT},2024-01-01,2024-01-01\n"
+            ),
+            flags: "--contract username --map email=username --map email=email --map encrypted_password=passwordHash --id-field id",
+            codes: &["registered"],
+        },
+        Export {
+            name: "WordPress",
+            rows: format!(
+                "ID,user_login,user_email,user_pass\n1,ann,ann@example.com,{}\n\
+                 2,bob,bob@example.com,$P$B55D6LjfHDkINU5wF.v2BuuzO0/XPk/\n3,eve,eve@example.com,$wp{BCRYPT}\n",
+                BCRYPT.replacen("$2a$", "$2y$", 1)
+            ),
+            flags: "--contract username --map user_login=username --map user_email=email --map user_pass=passwordHash --id-field ID",
+            codes: &["registered", "INVALID_HASH", "INVALID_HASH"],
+        },
+        Export {
+            name: "Django",
+            rows: format!(
+                "id,username,email,password,first_name,last_name\n1,ann,ann@example.com,{BCRYPT},Ann,Lee\n\
+                 2,bob,bob@example.com,{OTHER},Bob,Lee\n"
+            ),
+            flags: "--contract username --map password=passwordHash --id-field id",
+            codes: &["registered", "INVALID_HASH"],
+        },
+    ];
+    let guide = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/import.md")).unwrap();
+    let guide = guide.replace(" \\\n  ", " ");
+    for Export { name, rows, flags, codes } in exports {
+        let setup = Setup::embedded();
+        let file = if rows.starts_with('{') { "users.ndjson" } else { "users.csv" };
+        write(&setup, file, rows);
+        assert!(guide.contains(flags), "docs/import.md shows other flags for {name}");
+        let flags: Vec<&str> = flags.split(' ').collect();
+        let ended = import(&setup, &[&[file], &flags[..]].concat()).await;
+        let mut reports = reports(&ended.printed);
+        reports.sort_by_key(|report| report["line"].as_u64());
+        let found: Vec<&str> = reports
+            .iter()
+            .map(|report| {
+                report["errors"][0]["code"].as_str().or(report["outcome"].as_str()).unwrap()
+            })
+            .collect();
+        assert_eq!(found, codes, "{name}: {}\n{}", ended.told, ended.printed);
+    }
+}
+
+/// What a terminal of 80 columns is sent.
+async fn on_terminal(setup: &Setup, arguments: &str) -> String {
+    let program = env!("CARGO_BIN_EXE_muster");
+    let mut command = setup.command(&[]);
+    let typed = format!("stty cols 80 rows 24; {program} import {arguments}");
+    let mut terminal = tokio::process::Command::new("script");
+    terminal.args(["-qec", &typed, "/dev/null"]).current_dir(setup.directory());
+    for (name, value) in command.env("TERM", "xterm").get_envs() {
+        match value {
+            Some(value) => terminal.env(name, value),
+            None => terminal.env_remove(name),
+        };
+    }
+    let output = terminal.stdin(Stdio::null()).output().await.unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_terminal_shows_a_table_in_the_end_and_no_rest_of_the_progress() {
+    let setup = Setup::embedded();
+    let rows = (0..30).map(|n| user(ContractId::Register, n % 20));
+    write(&setup, "users.ndjson", ndjson(rows) + "{}\n" + "[]\n");
+    let shown = on_terminal(&setup, "users.ndjson --contract register").await;
+    // What stays of a line is what follows the last thing that clears it.
+    let cleared = |line: &str| {
+        let line = line.trim_end_matches('\r');
+        line.rsplit("\u{1b}[2K").next().unwrap().rsplit('\r').next().unwrap().to_owned()
+    };
+    let left: Vec<String> = shown.lines().map(cleared).collect();
+    let text = left.join("\n");
+    assert!(text.contains("32 rows") && text.contains("20 created, 10 duplicate"), "{shown:?}");
+    assert!(!text.contains('{') && !text.contains('%'), "{shown:?}");
+    assert!(left.iter().all(|line| line.chars().count() <= 80), "{shown:?}");
+    for row in [
+        &["registered", "20", "1, 2, 3"][..],
+        &["rejected", "duplicate: email DUPLICATE", "10", "21, 22"],
+        &["rejected", "invalid: EMPTY_FIELD", "1", "31"],
+        &["rejected", "invalid: INVALID_JSON", "1", "32"],
+    ] {
+        let is_it = |line: &&String| row.iter().all(|cell| line.contains(cell));
+        assert!(left.iter().find(is_it).is_some(), "{row:?} {shown:?}");
+    }
+    // The same to a pipe is one report a row.
+    let ended = Importer::start(&setup, &["users.ndjson", "--contract", "register"]).ended().await;
+    assert_eq!(outcomes(&reports(&ended.printed))["duplicate"], 30);
+}
