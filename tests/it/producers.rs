@@ -126,7 +126,8 @@ async fn a_suspect_that_cannot_finish_holds_no_queue_up() {
         assert!(matches!(outcome, Outcome::Rejected(_)), "{outcome:?}");
         answered.push(id);
     }
-    (answered.sort(), honest.sort());
+    answered.sort();
+    honest.sort();
     assert_eq!(answered, honest, "each once, and the suspect not");
     rig.workers[0].store.heal();
     assert_eq!(producer.reply().await.0, suspect);
