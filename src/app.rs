@@ -2,34 +2,38 @@
 //! sees everything.
 
 mod policy;
+mod preflight;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, QueueUrl, Role, Settings, StoreUrl, secret_file};
-use crate::front::{self, Files, Front, Limits, ops};
+use crate::config::{self, Settings};
+use crate::front::{Files, Front, Limits, ops};
 use crate::password::Slots;
-use crate::queue::seal::{Opener, Sealer};
 use crate::queue::{self, Caller, Queue};
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::store::{self, PrepareError, Store};
 use crate::telemetry::{Part, Telemetry};
-use crate::token::{self, Key, Signer, Terms};
 use crate::worker::{self, Worker};
 
 pub use policy::policy;
+use preflight::{Listeners, Ready, Secret};
+pub use preflight::{Refusal, addresses, refusals};
 
 /// Between two attempts to reach a store that is away.
 const PREPARE_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long the orderly close of connections may take at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The default of `front.deadline`.
+pub const FRONTS_DEFAULT: Duration = Duration::from_secs(10);
 
 /// How long the start waits for the store before it goes on without.
 const FIRST_TRY: Duration = Duration::from_secs(2);
@@ -76,6 +80,9 @@ impl App {
     /// Starts everything that the settings ask for. Returns when the addresses are bound; a broker
     /// or a database that is away is waited for in the background, and `/ready` tells.
     pub async fn start(settings: &Settings, clock: Clock) -> anyhow::Result<Self> {
+        let Ready { signer, files, policy, opener } = preflight::require(settings, &clock)?;
+        let Listeners { front: front_listener, admin: admin_listener } =
+            preflight::bind(settings).await?;
         let telemetry = Telemetry::default();
         let health = &telemetry.health;
         let process = health.part("process");
@@ -83,7 +90,6 @@ impl App {
         let (tell_unfit, unfit) = watch::channel(None);
         let connections = Tasks::default();
         let queue = queue::open(&settings.queue, clock.clone(), &telemetry, &connections).await?;
-        let mut addresses = Addresses::default();
         // Before the signing secret, which is kept with the data file: a secret without a file shows that the
         // file is lost.
         let part = settings.role.has_worker().then(|| health.part("store"));
@@ -91,51 +97,23 @@ impl App {
             Some(part) => Some(store::open_with_bulk(&settings.store, part).await?),
             None => None,
         };
-        let signer = settings.role.has_worker().then(|| signer(settings, clock.clone()));
-        let signer = signer.transpose()?;
-        let files = if settings.role.has_front() {
-            Files::read(&settings.front, signer.as_ref().and_then(Signer::public_keys).as_ref())?
-        } else {
-            Files::default()
+        let signer = match signer {
+            None if settings.role.has_worker() => {
+                preflight::signer(settings, &clock, Secret::Create)?
+            }
+            signer => signer,
         };
-        let policy = policy(settings)?;
-        let (mut caller, mut hashing) = (None, None);
-        if settings.role.has_front() {
-            let listener =
-                front::bind(settings.front.listen, "front.listen (MUSTER_LISTEN)").await?;
-            addresses.front = Some(listener.local_addr()?);
-            let sender = queue.caller();
-            caller = Some(sender.clone());
-            let (limits, stop) = (limits(settings), serving.stopping().clone());
-            let front = Front::new(
-                settings,
-                policy.clone(),
-                sender,
-                queue.clone(),
-                &files,
-                telemetry.clone(),
-                stop.clone(),
-            );
-            serving.spawn(async move { front.serve(listener, limits, stop).await });
-        }
-        if let Some(address) = settings.admin {
-            let listener = front::bind(address, "admin.listen (MUSTER_ADMIN_LISTEN)").await?;
-            addresses.admin = Some(listener.local_addr()?);
-            let (limits, stop) = (limits(settings), serving.stopping().clone());
-            let telemetry = telemetry.clone();
-            serving.spawn(async move { ops::serve(listener, limits, stop, telemetry).await });
-        }
+        let mut hashing = None;
         if let (Some(signer), Some((store, bulk_store)), Some(part)) = (signer, stores, part) {
             let slots = Slots::start(&settings.password)?;
             hashing = Some(slots.clone());
             worker::show(&telemetry.metrics, slots.clone());
-            let opener = opener(settings)?;
             let metrics = telemetry.metrics.clone();
             let worker = Arc::new(Worker {
                 store,
                 bulk_store,
                 slots,
-                policy,
+                policy: policy.clone(),
                 opener,
                 signer,
                 replay_window: settings.front.replay_window,
@@ -144,14 +122,14 @@ impl App {
                 clock,
                 metrics,
             });
-            let prefetch = worker.prefetch(settings.queue.prefetch, settings.front.deadline);
+            let prefetch = worker.prefetch(settings.queue.prefetch, reply_within(settings));
             let slots = worker.slots.clone();
             let pace: queue::PaceNow = Arc::new(move || queue::Pace {
                 per_second: slots.per_second(),
                 threads: slots.threads() as u32,
             });
-            // The embedded store is ready when the first request comes; one that is away is
-            // waited for.
+            // The embedded store is ready when the first request comes; a database that is unavailable
+            // is waited for.
             let first = tokio::time::timeout(FIRST_TRY, prepare_once(&worker.store, &part)).await;
             let prepared = first.unwrap_or(Ok(false))?;
             let (tasks, consuming) = (working.clone(), health.part("worker"));
@@ -171,6 +149,30 @@ impl App {
                 consuming.up();
                 worker::consume(worker, inbox, tasks).await;
             });
+        }
+        // Nothing is served before all of the above has been accepted.
+        let (mut addresses, mut caller) = (Addresses::default(), None);
+        if let Some(listener) = front_listener {
+            addresses.front = Some(listener.local_addr()?);
+            let sender = queue.caller();
+            caller = Some(sender.clone());
+            let (limits, stop) = (limits(settings), serving.stopping().clone());
+            let front = Front::new(
+                settings,
+                policy,
+                sender,
+                queue.clone(),
+                &files,
+                telemetry.clone(),
+                stop.clone(),
+            );
+            serving.spawn(async move { front.serve(listener, limits, stop).await });
+        }
+        if let Some(listener) = admin_listener {
+            addresses.admin = Some(listener.local_addr()?);
+            let (limits, stop) = (limits(settings), serving.stopping().clone());
+            let telemetry = telemetry.clone();
+            serving.spawn(async move { ops::serve(listener, limits, stop, telemetry).await });
         }
         process.up();
         let config::Front { stop_delay, drain, .. } = settings.front;
@@ -256,6 +258,12 @@ impl App {
     }
 }
 
+/// The request timeout that bounds how much a worker holds. Of fronts in other processes it is not
+/// known, so a worker alone assumes their default.
+fn reply_within(settings: &Settings) -> Duration {
+    if settings.role.has_front() { settings.front.deadline } else { FRONTS_DEFAULT }
+}
+
 fn limits(settings: &Settings) -> Limits {
     let front = &settings.front;
     Limits {
@@ -266,58 +274,6 @@ fn limits(settings: &Settings) -> Limits {
         write_timeout: front.write_timeout,
         idle_timeout: front.idle_timeout,
     }
-}
-
-/// The keys that the settings name, in their order, and after them the secret.
-fn signer(settings: &Settings, clock: Clock) -> anyhow::Result<Signer> {
-    let token = &settings.token;
-    let read = token.keys.iter().map(|path| Key::read(path)).collect::<anyhow::Result<Vec<_>>>();
-    let mut keys = read.context("token.keys (MUSTER_TOKEN_KEYS)")?;
-    keys.extend(signing_secret(settings)?.as_ref().map(Key::secret));
-    if keys.is_empty() {
-        bail!("token.secret: JWT_SECRET is not set")
-    }
-    let terms = Terms {
-        lifetime: token.lifetime,
-        issuer: token.issuer.clone(),
-        audience: token.audience.clone(),
-    };
-    let others = keys.split_off(1);
-    Ok(Signer::new(keys.remove(0), others, terms, clock))
-}
-
-/// The given secret; for the embedded default the one kept beside the data file, unless keys sign and
-/// none was made before.
-fn signing_secret(settings: &Settings) -> anyhow::Result<Option<secrecy::SecretString>> {
-    if let Some(secret) = &settings.token.secret {
-        return Ok(Some(secret.clone()));
-    }
-    let StoreUrl::File(path) = &settings.store.url else { return Ok(None) };
-    let path = secret_file(path);
-    if !settings.token.keys.is_empty() && !path.exists() {
-        return Ok(None);
-    }
-    let (secret, made) = token::made_once(&path)?;
-    if made {
-        tracing::info!(path = %path.display(), "made a signing secret; set JWT_SECRET to use another");
-    }
-    Ok(Some(secret))
-}
-
-/// Opens what fronts seal. A front and a worker in one process have to fit together; of a front
-/// elsewhere it shows only when something sealed with another key comes.
-fn opener(settings: &Settings) -> anyhow::Result<Opener> {
-    let opener = Opener::new(&settings.queue);
-    if let (Role::All, QueueUrl::Amqp(_), Some(key)) =
-        (settings.role, &settings.queue.url, settings.queue.seal_to)
-        && !opener.knows(Sealer::new(key).key_id())
-    {
-        bail!(
-            "queue.seal_to (MUSTER_QUEUE_SEAL_TO): the worker in this process could open nothing, \
-             its queue.seal_keys (MUSTER_QUEUE_SEAL_KEYS) do not hold the private half"
-        );
-    }
-    Ok(opener)
 }
 
 /// Whether the store can be worked with now. An error if it never will.

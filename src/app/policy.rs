@@ -30,7 +30,9 @@ fn read(path: &Path) -> anyhow::Result<CommonPasswords> {
     let lines = BufReader::new(file::open(path, LIST_MAX)?).split(b'\n');
     let passwords = lines.map(|line| -> io::Result<String> {
         let line = String::from_utf8_lossy(&line?).into_owned();
-        Ok(line.trim_end_matches('\r').to_owned())
+        let line = line.trim_end_matches('\r');
+        // An editor may have put a byte order mark before the first.
+        Ok(line.trim_start_matches('\u{feff}').to_owned())
     });
     let passwords = passwords.filter(|line| !line.as_ref().is_ok_and(String::is_empty));
     let common = passwords.collect::<io::Result<CommonPasswords>>()?;

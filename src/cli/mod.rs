@@ -157,8 +157,9 @@ impl SettingFlags {
         Sources {
             file: self.config,
             environment: std::env::vars_os()
+                // What is not UTF-8 is refused by the setting's name.
                 .filter_map(|(name, value)| {
-                    Some((name.into_string().ok()?, value.into_string().ok()?))
+                    Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
                 })
                 .collect(),
             flags: flags

@@ -35,11 +35,18 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a UTF-8 text of at most [`MAX_BYTES`].
+/// What some editors put before a text.
+pub(super) const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// Reads a UTF-8 text of at most [`MAX_BYTES`], without a byte order mark.
 pub fn read_text(path: &Path) -> io::Result<String> {
     let mut file = open(path, MAX_BYTES)?;
     let mut text = String::new();
     file.read_to_string(&mut text)?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        // In place, because the text may be a key: no copy of it stays in memory.
+        text.drain(..BYTE_ORDER_MARK.len_utf8());
+    }
     Ok(text)
 }
 

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::file::BYTE_ORDER_MARK;
 use super::{Problems, file};
 
 const DEFAULTS: &str = include_str!("../../config.default.toml");
 
 /// Short names of common keys in the environment.
-const SHORT_NAMES: [(&str, &str); 9] = [
+const SHORT_NAMES: [(&str, &str); 18] = [
     ("MUSTER_LISTEN", "front.listen"),
     ("MUSTER_QUEUE", "queue.url"),
     ("MUSTER_STORE", "store.url"),
@@ -19,7 +20,16 @@ const SHORT_NAMES: [(&str, &str); 9] = [
     ("MUSTER_BCRYPT_COST", "password.cost"),
     ("MUSTER_ALLOW_WEAK_COST", "password.allow_weak_cost"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "trace.endpoint"),
+    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "trace.traces_endpoint"),
     ("OTEL_EXPORTER_OTLP_HEADERS", "trace.headers"),
+    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "trace.headers"),
+    ("OTEL_EXPORTER_OTLP_CERTIFICATE", "trace.ca_file"),
+    ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "trace.ca_file"),
+    ("OTEL_EXPORTER_OTLP_PROTOCOL", "trace.protocol"),
+    ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "trace.protocol"),
+    ("OTEL_SDK_DISABLED", "trace.disabled"),
+    ("OTEL_TRACES_SAMPLER", "trace.sampler"),
+    ("OTEL_TRACES_SAMPLER_ARG", "trace.ratio"),
     ("OTEL_SERVICE_NAME", "trace.service"),
 ];
 
@@ -106,20 +116,24 @@ impl Layers {
     fn add_file(&mut self, sources: &Sources, problems: &mut Problems) {
         let Some(path) = &sources.file else { return };
         let origin = path.display().to_string();
-        let table = match file::read_text(path) {
-            Ok(text) => text.parse::<Table>(),
+        let text = match file::read_text(path) {
+            Ok(text) => text,
             Err(error) => {
                 problems.add(format!("{origin}: {error}; give --config a file that can be read"));
                 return;
             }
         };
-        match table {
+        match text.parse::<Table>() {
             Ok(table) => {
                 for (key, value) in flatten(table) {
                     self.set(&key, value, origin.clone(), problems);
                 }
             }
-            Err(error) => problems.add(format!("{origin}: not TOML: {}", error.message())),
+            Err(error) => {
+                let (line, column) = place(&text, error.span().map_or(0, |span| span.start));
+                let wrong = error.message();
+                problems.add(format!("{origin}:{line}:{column}: not TOML: {wrong}"));
+            }
         }
     }
 
@@ -149,8 +163,11 @@ impl Layers {
                 match file::read_text(Path::new(text)) {
                     Ok(secret) => self.set_text(key, secret.trim_end(), name.clone(), problems),
                     Err(error) => {
-                        // Its value may be the secret itself, set by mistake.
-                        problems.add(format!("{name}: the file it names cannot be read: {error}"));
+                        let named = shown_path(text).map(|path| format!(" ({path})"));
+                        let named = named.unwrap_or_default();
+                        problems.add(format!(
+                            "{name}: the file it names{named} cannot be read: {error}"
+                        ));
                     }
                 }
             }
@@ -162,7 +179,7 @@ impl Layers {
         let value = match &self.get(key).value {
             Value::Integer(_) => text.parse().map(Value::Integer).ok(),
             Value::Float(_) => text.parse().map(Value::Float).ok(),
-            Value::Boolean(_) => match text {
+            Value::Boolean(_) => match &*text.to_ascii_lowercase() {
                 "1" | "true" => Some(Value::Boolean(true)),
                 "0" | "false" | "" => Some(Value::Boolean(false)),
                 _ => None,
@@ -191,6 +208,9 @@ impl Layers {
             (Value::Float(_), Value::Integer(whole)) => Value::Float(whole as f64),
             (_, value) => value,
         };
+        if let Some(flaw) = flaw_in(&value) {
+            problems.add(format!("{key}: {flaw} (from {origin})"));
+        }
         if layer.value.same_type(&value) {
             *layer = Layer { value, origin: Some(origin) };
         } else {
@@ -217,6 +237,40 @@ fn is_service_link(name: &str, text: &str) -> bool {
         || name.contains("_SERVICE_PORT")
         || name.contains("_PORT_")
         || (name.ends_with("_PORT") && text.contains("://"))
+}
+
+/// What an editor or a script of another system left at the end or the start of a value. It would
+/// become part of a secret, a name or a path without being seen.
+fn flaw_in(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::String(text) if text.starts_with(BYTE_ORDER_MARK) => {
+            Some("begins with a byte order mark; save the file without one")
+        }
+        Value::String(text) if text.contains('\r') => {
+            Some("contains a carriage return; save the file with Unix line ends")
+        }
+        Value::String(text) if text.contains(char::REPLACEMENT_CHARACTER) => Some("is not UTF-8"),
+        Value::String(text) if text.contains('\0') => Some("contains a zero byte"),
+        Value::Array(items) => items.iter().find_map(flaw_in),
+        _ => None,
+    }
+}
+
+/// Line and column, from 1, of a byte in a text.
+fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
+}
+
+/// A path to name in an error. The value may be the secret itself, set by mistake: only what begins with
+/// an existing folder is shown.
+fn shown_path(text: &str) -> Option<&str> {
+    let mut components = Path::new(text).components();
+    let first: PathBuf = components.by_ref().take(2).collect();
+    let has_more = components.next().is_some();
+    let is_path = text.starts_with("./") || (has_more && text.starts_with('/') && first.is_dir());
+    is_path.then_some(text)
 }
 
 /// Whether a key's value is never shown.

@@ -20,6 +20,7 @@ use secrecy::{SecretSlice, SecretString};
 
 pub use layers::{Flag, Sources};
 pub use problems::Problems;
+pub use reader::{RootSampler, Sampler};
 pub use redact::{has_credentials, without_credentials};
 
 use crate::signup::ContractId;
@@ -349,7 +350,9 @@ pub struct Trace {
     pub ca_file: Option<PathBuf>,
     /// Headers sent along.
     pub headers: Vec<(String, SecretString)>,
-    /// Of what comes without a decision of its own, the part that is traced; 0 to 1.
+    /// Which traces are recorded.
+    pub sampler: Sampler,
+    /// The part of traces that is recorded, 0 to 1, where the sampler goes by it.
     pub ratio: f64,
     /// Whose spans they are.
     pub service: String,

@@ -6,6 +6,8 @@ mod origins;
 mod password;
 mod trace;
 
+pub use trace::{RootSampler, Sampler};
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,9 +38,10 @@ const FILE: &str = "file:";
 
 /// Reads all settings. `None` where one could not be read at all; problems tell which.
 pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings> {
-    let mut reader = Reader { layers, problems };
+    let mut reader = Reader { layers, problems, is_worker: true };
     let role = reader
         .choice("role", &[("front", Role::Front), ("worker", Role::Worker), ("all", Role::All)]);
+    reader.is_worker = role.is_none_or(Role::has_worker);
     let front = reader.front();
     let admission = reader.admission();
     let limits = reader.limits();
@@ -86,6 +89,8 @@ fn shown(key: &str, value: &Value) -> Value {
 struct Reader<'a> {
     layers: &'a Layers,
     problems: &'a mut Problems,
+    /// Whether it matters if a secret or a cost is too weak: a front neither signs nor hashes.
+    is_worker: bool,
 }
 
 impl Reader<'_> {
@@ -251,7 +256,7 @@ impl Reader<'_> {
 
     fn token(&mut self) -> Option<Token> {
         let secret = self.text("token.secret");
-        if !secret.is_empty() && secret.len() < SECRET_MIN {
+        if self.is_worker && !secret.is_empty() && secret.len() < SECRET_MIN {
             self.problem::<()>(
                 "token.secret",
                 "at least 32 bytes wanted; make one with: openssl rand -base64 48",

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::jwks::PublicKeys;
 use super::tls::Tls;
 use crate::config;
@@ -18,15 +16,9 @@ pub struct Files {
 }
 
 impl Files {
-    /// Reads them. Where no file has the public keys, `own` are published: those of a worker in the
-    /// same process.
-    pub fn read(settings: &config::Front, own: Option<&Value>) -> anyhow::Result<Self> {
-        let tls = settings.tls.as_ref().map(Tls::read).transpose()?;
-        let keys = match &settings.jwks {
-            Some(file) => Some(PublicKeys::read(file)?),
-            None => own.map(PublicKeys::given).transpose()?,
-        };
-        Ok(Self { tls, keys: keys.map(Arc::new) })
+    /// The certificate and the public keys, where there are any.
+    pub fn new(tls: Option<Tls>, keys: Option<PublicKeys>) -> Self {
+        Self { tls, keys: keys.map(Arc::new) }
     }
 
     /// Whether the settings name any: then SIGHUP reads them again.

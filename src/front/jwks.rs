@@ -34,6 +34,14 @@ pub struct PublicKeys {
 }
 
 impl PublicKeys {
+    /// The set in `file` or, without one, `own`: the keys of a worker in the same process.
+    pub fn open(file: Option<&Path>, own: Option<&Value>) -> anyhow::Result<Option<Self>> {
+        match file {
+            Some(file) => Self::read(file).map(Some),
+            None => own.map(Self::given).transpose(),
+        }
+    }
+
     /// The set in a file.
     pub fn read(file: &Path) -> anyhow::Result<Self> {
         Ok(Self { file: Some(file.to_owned()), document: RwLock::new(load(file)?) })

@@ -24,6 +24,7 @@ mod signup;
 pub mod tls;
 mod trace;
 pub mod trust;
+pub mod validity;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -80,13 +80,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 fn load(files: &CertificateFiles) -> anyhow::Result<Arc<ServerConfig>> {
     let CertificateFiles { certificate, key } = files;
     let shown = |setting: &str, path: &Path| format!("{setting}: {}", path.display());
-    let cert_shown = || shown("front.tls_cert (MUSTER_FRONT_TLS_CERT)", certificate);
-    let pem = file::read(certificate).with_context(cert_shown)?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let chain = chain.with_context(cert_shown)?;
-    let key_shown = || shown("front.tls_key (MUSTER_FRONT_TLS_KEY)", key);
-    let pem = file::read(key).map(Zeroizing::new).with_context(key_shown)?;
-    let private = PrivateKeyDer::from_pem_slice(&pem).with_context(key_shown)?;
+    let chain = certificates(certificate)
+        .with_context(|| shown("front.tls_cert (MUSTER_FRONT_TLS_CERT)", certificate))?;
+    let private = file::read_text(key).map(Zeroizing::new).map_err(anyhow::Error::new);
+    let private = private.and_then(|pem| Ok(PrivateKeyDer::from_pem_slice(pem.as_bytes())?));
+    let private = private.with_context(|| shown("front.tls_key (MUSTER_FRONT_TLS_KEY)", key))?;
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
@@ -100,6 +98,14 @@ fn load(files: &CertificateFiles) -> anyhow::Result<Arc<ServerConfig>> {
     })?;
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     Ok(Arc::new(config))
+}
+
+/// The certificates of a PEM file; at least one.
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let pem = file::read_text(path)?;
+    let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    anyhow::ensure!(!chain.is_empty(), "no certificate in PEM");
+    Ok(chain)
 }
 
 /// Tells somebody who came without TLS, if HTTP is what they speak.

@@ -21,10 +21,11 @@ pub fn authorities(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> 
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = ca_file {
         let unreadable = || format!("{}: no certificates in PEM", path.display());
-        let pem = file::read(path).with_context(unreadable)?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let pem = file::read_text(path).with_context(unreadable)?;
+        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
             roots.add(certificate.with_context(unreadable)?).with_context(unreadable)?;
         }
+        anyhow::ensure!(roots.len() > webpki_roots::TLS_SERVER_ROOTS.len(), unreadable());
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?

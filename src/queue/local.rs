@@ -296,7 +296,7 @@ impl Settle for LocalHandle {
     }
 
     async fn bury(self: Box<Self>, message: Message, reason: Reason) {
-        self.doors.metrics.buried(&message, reason.as_str());
+        self.doors.metrics.buried(&message.held(), reason.as_str());
         self.asker.tell(Ok(FailureCode::Internal.into()));
     }
 

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::signup::{ContractId, MessageId, Origin};
 use crate::telemetry::TraceContext;
+use crate::telemetry::events::Held;
 use crate::telemetry::trace::{Kind as SpanKind, Span};
 
 /// Through which door a message came: its routing key.
@@ -131,6 +132,21 @@ pub struct Unsettled {
 }
 
 impl Message {
+    /// Fields logged for it.
+    pub fn held(&self) -> Held<'_> {
+        let contract = match self.kind {
+            Kind::Register(contract) => Some(contract.as_str()),
+            Kind::Profile => None,
+        };
+        Held {
+            id: self.id.as_str(),
+            queue: self.door.as_str(),
+            contract,
+            deliveries: self.deliveries,
+            attempt: self.attempt,
+        }
+    }
+
     /// Whether nobody waits for it any more.
     pub fn is_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= Instant::now())

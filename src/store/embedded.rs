@@ -7,6 +7,7 @@
 //! that failed, for want of room on the disk for example, the file is opened again until that succeeds.
 
 mod file;
+mod inspect;
 pub(super) mod reindex;
 
 use std::path::Path;
@@ -22,7 +23,7 @@ use super::document::Document;
 use super::{Inserted, PrepareError, Store, StoreError, Taken};
 use crate::signup::{Record, RegistrationId, User, UserId};
 use file::DataFile;
-pub(super) use file::inspect;
+pub(super) use inspect::inspect;
 
 type Key = [u8; 12];
 

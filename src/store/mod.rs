@@ -151,8 +151,9 @@ async fn unmonitored(settings: &config::Store) -> anyhow::Result<Arc<dyn Store>>
 pub async fn inspect(settings: &config::Store) -> anyhow::Result<Vec<Finding>> {
     match &settings.url {
         config::StoreUrl::File(path) => {
-            let keys = embedded::reindex::inspect(path);
-            Ok([Some(embedded::inspect(path)), keys].into_iter().flatten().collect())
+            let mut findings = embedded::inspect(path);
+            findings.extend(embedded::reindex::inspect(path));
+            Ok(findings)
         }
         config::StoreUrl::Mongo(url) => {
             Ok(mongo::Mongo::open(url, settings).await?.inspect().await)

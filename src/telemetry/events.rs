@@ -2,7 +2,7 @@
 //! it happens to. No field of a line holds a password, hash, token or address, and no label comes from
 //! outside.
 
-use std::fmt::{Debug, Display};
+use std::fmt::Display;
 
 use super::metrics::Metrics;
 use super::stages::{Stage, Stages};
@@ -21,6 +21,21 @@ pub struct Answered<'a> {
     pub status: u16,
     /// What is known of its times.
     pub stages: &'a Stages,
+}
+
+/// Fields logged for a message that a worker holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Held<'a> {
+    /// The message's id.
+    pub id: &'a str,
+    /// The queue it came from.
+    pub queue: &'static str,
+    /// The contract of its document; none for a profile.
+    pub contract: Option<&'static str>,
+    /// How often it was delivered before.
+    pub deliveries: u32,
+    /// How often it was retried.
+    pub attempt: u32,
 }
 
 /// A registration that a worker handled.
@@ -118,9 +133,10 @@ impl Metrics {
 /// At a worker.
 impl Metrics {
     /// A message is in the worker's hands until what this returns is dropped.
-    pub fn taken(&self, door: &'static str, message: &dyn Debug) -> Gauged {
-        tracing::debug!(?message, "taken");
-        Gauged::new(self.deliveries_in_flight.with_label_values(&[door]))
+    pub fn taken(&self, message: &Held<'_>) -> Gauged {
+        let Held { id, queue, contract, deliveries, attempt } = *message;
+        tracing::debug!(id, queue, contract, deliveries, attempt, "taken");
+        Gauged::new(self.deliveries_in_flight.with_label_values(&[queue]))
     }
 
     /// A registration came to its outcome. The one line it has at a worker.
@@ -131,7 +147,7 @@ impl Metrics {
         tracing::info!(
             target: "muster::registration",
             id,
-            door,
+            queue = door,
             contract = contract.as_str(),
             outcome,
             slot_ms = stages.ms(Stage::Slot),
@@ -172,9 +188,10 @@ impl Metrics {
     }
 
     /// A message is put back, to be tried again.
-    pub fn retried(&self, message: &dyn Debug) {
+    pub fn retried(&self, message: &Held<'_>) {
         self.retries_total.inc();
-        tracing::debug!(?message, "to be tried again");
+        let Held { id, queue, contract, deliveries, attempt } = *message;
+        tracing::debug!(id, queue, contract, deliveries, attempt, "to be tried again");
     }
 
     /// A message may be put among the dead letters for this reason: shown from now on, so that the first
@@ -189,9 +206,18 @@ impl Metrics {
     }
 
     /// A message is put among the dead letters.
-    pub fn buried(&self, message: &dyn Debug, reason: &'static str) {
+    pub fn buried(&self, message: &Held<'_>, reason: &'static str) {
         self.dead_letters_total.with_label_values(&[reason]).inc();
-        tracing::warn!(?message, reason, "a message was put aside");
+        let Held { id, queue, contract, deliveries, attempt } = *message;
+        tracing::warn!(
+            id,
+            queue,
+            contract,
+            reason,
+            deliveries,
+            attempt,
+            "a message was put aside among the dead letters"
+        );
     }
 
     /// A message would have become a dead letter, and was dropped because there is no room for them.
@@ -201,9 +227,10 @@ impl Metrics {
     }
 
     /// The same with one whose properties cannot be read.
-    pub fn buried_unreadable(&self, door: &'static str, what: &str) {
-        self.dead_letters_total.with_label_values(&["unreadable"]).inc();
-        tracing::warn!(door, what, "an unreadable message was put aside");
+    pub fn buried_unreadable(&self, queue: &'static str, what: &str) {
+        let reason = "unreadable";
+        self.dead_letters_total.with_label_values(&[reason]).inc();
+        tracing::warn!(queue, reason, what, "an unreadable message was put aside");
     }
 }
 

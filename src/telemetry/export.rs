@@ -17,11 +17,55 @@ use opentelemetry_sdk::trace::{self as sdk, Sampler, SdkTracerProvider, SpanData
 use secrecy::ExposeSecret;
 
 use super::trace;
-use crate::config;
+use crate::config::{self, RootSampler};
 use crate::signup::id::random_hex;
 
 /// How long the end waits for what was not sent yet.
 const LAST_WORD: Duration = Duration::from_secs(3);
+
+/// Checks what a start would refuse, or the library would leave out without a word.
+pub fn check(settings: &config::Trace) -> anyhow::Result<()> {
+    let headers = settings.headers.iter().fold(Request::post("/"), |request, (name, value)| {
+        request.header(name, value.expose_secret())
+    });
+    headers.body(()).context("trace.headers (MUSTER_TRACE_HEADERS): not headers of HTTP")?;
+    exporter(settings, Unused).map(drop)
+}
+
+fn exporter(
+    settings: &config::Trace,
+    client: impl HttpClient + 'static,
+) -> anyhow::Result<SpanExporter> {
+    let headers = settings.headers.iter();
+    let headers = headers.map(|(name, value)| (name.clone(), value.expose_secret().to_owned()));
+    SpanExporter::builder()
+        .with_http()
+        .with_http_client(client)
+        .with_endpoint(&settings.endpoint)
+        .with_headers(headers.collect())
+        .build()
+        .context("trace.endpoint (MUSTER_TRACE_ENDPOINT)")
+}
+
+/// Stands for the client where nothing is sent.
+#[derive(Debug)]
+struct Unused;
+
+#[async_trait]
+impl HttpClient for Unused {
+    async fn send_bytes(&self, _: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        Err("nothing is sent".into())
+    }
+}
+
+fn sampler(settings: &config::Trace) -> Sampler {
+    let root = match settings.sampler.root {
+        RootSampler::AlwaysOn => Sampler::AlwaysOn,
+        RootSampler::AlwaysOff => Sampler::AlwaysOff,
+        RootSampler::Ratio => Sampler::TraceIdRatioBased(settings.ratio),
+    };
+    if settings.sampler.parent_based { Sampler::ParentBased(Box::new(root)) } else { root }
+}
 
 /// Spans are made and sent until this ends.
 #[derive(Debug)]
@@ -34,26 +78,18 @@ impl Export {
         role: config::Role,
         client: impl HttpClient + 'static,
     ) -> anyhow::Result<Self> {
-        let headers = settings.headers.iter();
-        let headers = headers.map(|(name, value)| (name.clone(), value.expose_secret().to_owned()));
+        check(settings)?;
         let why = Arc::default();
-        let exporter = SpanExporter::builder()
-            .with_http()
-            .with_http_client(Remembering { client, why: Arc::clone(&why) })
-            .with_endpoint(&settings.endpoint)
-            .with_headers(headers.collect())
-            .build()
-            .context("trace.endpoint (MUSTER_TRACE_ENDPOINT)")?;
+        let exporter = exporter(settings, Remembering { client, why: Arc::clone(&why) })?;
         let about = [
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
             KeyValue::new("service.instance.id", random_hex()),
             KeyValue::new("muster.role", role.as_str()),
         ];
         let resource = Resource::builder().with_service_name(settings.service.clone());
-        let begun = Sampler::TraceIdRatioBased(settings.ratio);
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.with_attributes(about).build())
-            .with_sampler(Sampler::ParentBased(Box::new(begun)))
+            .with_sampler(sampler(settings))
             .with_batch_exporter(Told { exporter, why, lost: AtomicU64::new(0) })
             .build();
         trace::begin(provider.tracer("muster"));

@@ -26,6 +26,12 @@ pub fn init(
     Ok(())
 }
 
+/// Reads what is to be logged.
+pub fn filter(text: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(text)
+        .with_context(|| format!("log.filter {text:?} is not like \"info,muster=debug\""))
+}
+
 fn log_to<W>(
     writer: W,
     filter: &str,
@@ -36,8 +42,7 @@ fn log_to<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::try_new(filter)
-        .with_context(|| format!("log.filter {filter:?} is not like \"info,muster=debug\""))?;
+    let filter = self::filter(filter)?;
     // Not directives of the filter: of two that fit, the more precise one would count.
     let may_be_logged =
         filter_fn(move |at| !never.iter().any(|module| at.target().starts_with(module)));

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::signup::{Clock, ContractId, Millis, User, UserId};
 
 pub use key::Key;
-pub use secret::made_once;
+pub use secret::{kept, made_once};
 
 /// How long after its creation a registration that is repeated still gets a token.
 pub const REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);

@@ -23,6 +23,16 @@ pub fn made_once(path: &Path) -> anyhow::Result<(SecretString, bool)> {
             )
         })?;
     }
+    let secret = kept(path)?;
+    let mode = std::fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    }
+    Ok((secret, is_new))
+}
+
+/// Reads the secret that was made before.
+pub fn kept(path: &Path) -> anyhow::Result<SecretString> {
     let secret =
         file::read_text(path).with_context(|| format!("{}: cannot be read", path.display()))?;
     if secret.trim().len() < 32 {
@@ -31,11 +41,7 @@ pub fn made_once(path: &Path) -> anyhow::Result<(SecretString, bool)> {
             path.display()
         );
     }
-    let mode = std::fs::metadata(path)?.permissions().mode();
-    if mode & 0o077 != 0 {
-        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    }
-    Ok((SecretString::from(secret.trim()), is_new))
+    Ok(SecretString::from(secret.trim()))
 }
 
 /// Writes a new secret next to its place and renames it, so that a crash leaves a whole one or none.

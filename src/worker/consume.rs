@@ -91,7 +91,7 @@ async fn handle(worker: &Worker, delivery: &mut Delivery) -> (Result<Outcome, Re
 
 async fn work(worker: &Worker, message: &Message) -> (Result<Outcome, Reason>, Stages) {
     let (started, mut stages) = (Instant::now(), Stages::default());
-    let _taken = worker.metrics.taken(message.door.as_str(), message);
+    let _taken = worker.metrics.taken(&message.held());
     let result = worker.handle(message, &mut stages).await;
     stages.add(Stage::Work, started.elapsed());
     let outcome = word(&result);

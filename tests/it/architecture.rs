@@ -47,8 +47,8 @@ const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 const HOMES: [(&str, &[&str]); 29] = [
     ("async_rs", &["queue/rabbit/amqp/"]),
     ("lapin", &["queue/rabbit/"]),
-    ("fancy_regex", &["queue/rabbit/management.rs"]),
-    ("percent_encoding", &["cli/doctor/management.rs"]),
+    ("x509_parser", &["front/validity.rs"]),
+    ("percent_encoding", &["cli/doctor/management.rs", "config/reader/trace.rs"]),
     ("mongodb", &["store/mongo/"]),
     ("redb", &["store/embedded"]),
     // `app` names the type of a request, to hand it from the listener to the front.

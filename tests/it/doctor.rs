@@ -215,10 +215,31 @@ async fn what_only_the_http_api_shows() {
     rabbitmqctl(&["set_policy", namespace, &pattern, policy, "--apply-to", "queues"])
         .await
         .unwrap();
-    let changed = format!("{namespace}.dead: changed by message-ttl 1000 of {namespace}");
-    is(&found("policies").await, "error", &changed);
+    // The broker applies a policy to a queue some time after it took it.
+    let applied = async |severity: &str, part: &str| {
+        let what = format!("{severity}: {part}");
+        eventually(&what, async || {
+            let found = found("policies").await;
+            found.0 == severity && found.1.contains(part)
+        })
+        .await;
+    };
+    applied("error", &format!("{namespace}.dead: changed to message-ttl 1000 by {namespace}"))
+        .await;
     rabbitmqctl(&["clear_policy", namespace]).await.unwrap();
-    is(&found("policies").await, "ok", "none that changes it");
+    applied("ok", "none that changes it").await;
+    let pattern = format!("^{namespace}\\.(interactive|bulk)$");
+    let policy = r#"{"delivery-limit":2}"#;
+    rabbitmqctl(&["set_operator_policy", namespace, &pattern, policy, "--apply-to", "queues"])
+        .await
+        .unwrap();
+    // An error where the broker says that it applies; this one keeps no statistics and does not say so.
+    applied("warning", "operator policies would change it").await;
+    rabbitmqctl(&["clear_operator_policy", namespace]).await.unwrap();
+    applied("ok", "none that changes it").await;
+    is(&found("queue members").await, "ok", "1 online");
+    is(&found("feature flags").await, "ok", "enabled");
+    is(&found("broker nodes").await, "ok", "1 running");
 
     let stranger = bare.replace("http://", "http://nobody:hunter2@");
     let refused = doctor(&setup, &["--management", &stranger]).await;
@@ -327,7 +348,7 @@ async fn what_is_wrong_here() {
     is(&found(&published, "public keys").await, "error", "front.jwks");
     std::fs::write(&file, run(&setup, &["keys", "jwks", two.to_str().unwrap()]).await.printed())
         .unwrap();
-    is(&found(&published, "public keys").await, "error", "nobody can verify");
+    is(&found(&published, "public keys").await, "error", "cannot be verified");
     std::fs::write(&file, run(&setup, &["keys", "jwks", one.to_str().unwrap()]).await.printed())
         .unwrap();
     is(&found(&published, "public keys").await, "ok", "1 in");
@@ -349,9 +370,72 @@ async fn what_is_wrong_here() {
     };
     is(&found(&tls(&cert), "certificate").await, "ok", "fits its key");
     is(&found(&tls(&ca), "certificate").await, "error", "do not fit");
+    is(&found(&setup, "data folder").await, "ok", "owner alone");
 
     let wrong = run(&setup.with("MUSTER_LISTEN", "nowhere"), &["doctor"]).await;
     assert_eq!(wrong.code, Some(2), "settings that are wrong are told as everywhere");
+}
+
+#[tokio::test]
+async fn certificates_that_no_client_accepts() {
+    let setup = sound(Setup::embedded());
+    let now = muster::signup::Clock::system().now().seconds();
+    let now = time::OffsetDateTime::from_unix_timestamp(now).unwrap();
+    let day = std::time::Duration::from_secs(86_400);
+    for (name, from, until, severity, part) in [
+        ("expired", now - 400 * day, now - 2 * day, "error", "expired"),
+        ("early", now + 2 * day, now + 400 * day, "error", "not valid yet"),
+        ("ending", now - 2 * day, now + 5 * day, "warning", "expires in"),
+        ("sound", now - 2 * day, now + 90 * day, "ok", "valid for"),
+    ] {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (from, until);
+        let certificate = params.self_signed(&key).unwrap();
+        let path = |ending: &str| setup.directory().join(format!("{name}.{ending}"));
+        std::fs::write(path("crt"), certificate.pem()).unwrap();
+        std::fs::write(path("key"), key.serialize_pem()).unwrap();
+        std::fs::set_permissions(path("key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        let tls = setup.clone().with("MUSTER_FRONT_TLS_CERT", path("crt").to_str().unwrap());
+        let tls = tls.with("MUSTER_FRONT_TLS_KEY", path("key").to_str().unwrap());
+        is(&found(&tls, "certificate").await, severity, part);
+    }
+}
+
+#[tokio::test]
+async fn data_files_and_folders_that_others_can_change() {
+    let setup = sound(Setup::embedded());
+    let folder = setup.directory().join("data");
+    std::fs::create_dir(&folder).unwrap();
+    let file = folder.join("users.redb");
+    let setup = setup.with("MUSTER_STORE", &format!("file:{}", file.display()));
+    assert!(setup.start().await.stop().await.success());
+    is(&found(&setup, "data file").await, "ok", "KiB");
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(&file, 0o644);
+    is(&found(&setup, "data file").await, "warning", "can be read by others");
+    mode(&file, 0o600);
+    mode(&folder, 0o777);
+    is(&found(&setup, "data folder").await, "warning", "replace the data file");
+    mode(&folder, 0o755);
+    if std::os::unix::fs::chown(&folder, Some(12_345), None).is_ok() {
+        is(&found(&setup, "data folder").await, "warning", "belongs to user 12345");
+        std::os::unix::fs::chown(&file, Some(12_345), None).unwrap();
+        is(&found(&setup, "data file").await, "warning", "belongs to user 12345");
+    }
+    std::fs::write(&file, "x".repeat(4096)).unwrap();
+    is(&found(&setup, "data file").await, "error", "is not a data file of muster");
+}
+
+#[tokio::test]
+async fn worker_alone_is_warned_of_a_slow_store() {
+    let setup = sound(Setup::embedded())
+        .with("MUSTER_ROLE", "worker")
+        .with("MUSTER_QUEUE", "amqp://127.0.0.1:1/%2f")
+        .with("MUSTER_STORE_TIMEOUT", "6s");
+    is(&found(&setup, "store timeout").await, "warning", "12s or less");
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ mod openapi;
 mod overload;
 mod pages;
 mod policy;
+mod preflight;
 mod producers;
 mod properties;
 mod queue;

@@ -106,7 +106,7 @@ async fn the_stages_come_through_the_broker_and_stay_within() {
     let id = line["id"].as_str().unwrap().to_owned();
     let handled = |line: &str| line.contains("\"handled\"") && line.contains(&id);
     let line: Value = serde_json::from_str(&muster.wait_for_log(handled).await).unwrap();
-    assert_eq!((&line["door"], &line["outcome"]), (&json!("interactive"), &json!("registered")));
+    assert_eq!((&line["queue"], &line["outcome"]), (&json!("interactive"), &json!("registered")));
 }
 
 #[tokio::test]

@@ -1,18 +1,26 @@
-//! What `doctor` sees without asking anybody: this machine and the settings.
+//! What `doctor` sees without a service: this machine and the settings. What would keep `serve` from
+//! starting is refused by the same checks, in `app`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
+use humantime::format_duration;
 use rustix::process::{Resource, getrlimit};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use crate::app;
-use crate::config::{QueueUrl, Settings, StoreUrl};
-use crate::front::jwks::PublicKeys;
+use super::counted;
+use crate::app::{self, FRONTS_DEFAULT};
+use crate::cli::reachable;
+use crate::config::{self, CertificateFiles, QueueUrl, Role, Settings, StoreUrl};
 use crate::front::tls::Tls;
+use crate::front::validity::Validity;
+use crate::front::{self, probe};
 use crate::password::lanes;
+use crate::signup::Clock;
 use crate::telemetry::finding::Finding;
 use crate::token::{Key, public_keys};
 
@@ -21,6 +29,10 @@ const OTHER_FILES: u64 = 128;
 /// Least randomness of a signing secret in bits, estimated from how its characters are spread. Random
 /// text of 32 characters has some 150; a repeated word far less than 100.
 const SECRET_BITS: f64 = 100.0;
+/// Days before its end from which a certificate is worth a warning.
+const EXPIRES_SOON: i64 = 14;
+/// Seconds.
+const DAY: i64 = 86_400;
 /// Lowest bcrypt cost that is safe today.
 const COST_MIN: u32 = 10;
 
@@ -30,26 +42,63 @@ pub(super) fn refused(problems: &anyhow::Error) -> Finding {
     Finding::error("settings", format!("{problems:#}"), remedy)
 }
 
-pub(super) fn look(settings: &Settings) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if let Err(error) = app::policy(settings) {
-        let remedy = "one password a line is wanted in that file";
-        findings.push(Finding::error("password list", format!("{error:#}"), remedy));
-    }
+pub(super) async fn look(settings: &Settings) -> Vec<Finding> {
+    let refusals = app::refusals(settings).into_iter();
+    let mut findings: Vec<Finding> = refusals
+        .map(|refusal| {
+            Finding::error(refusal.check, format!("{:#}", refusal.error), refusal.remedy)
+        })
+        .collect();
+    findings.extend(addresses(settings).await);
     if settings.role.has_front() {
         findings.push(files(settings.front.max_connections));
-        findings.extend(certificate(settings));
+        findings.extend(settings.front.tls.as_ref().and_then(front_certificate));
         findings.extend(sealing(settings));
         findings.extend(limits(settings));
     }
+    findings.extend(settings.queue.certificate.as_ref().and_then(broker_certificate));
     if settings.role.has_worker() {
         findings.extend(secret(settings));
-        findings.extend(settings.token.keys.iter().map(|path| key(path)));
+        findings.extend(settings.token.keys.iter().filter_map(|path| key(path)));
         findings.push(cost(settings.password.cost));
         findings.push(hashing());
     }
+    if settings.role == Role::Worker {
+        findings.extend(store_timeout(settings.store.timeout));
+    }
     findings.extend(published(settings));
     findings
+}
+
+/// Whether the addresses can be bound, as a start does. All at the same time, because two of them may be
+/// equal.
+async fn addresses(settings: &Settings) -> Vec<Finding> {
+    let check = "addresses";
+    let (mut findings, mut bound) = (Vec::new(), Vec::new());
+    for (address, setting, https) in app::addresses(settings) {
+        findings.push(match front::bind(address, setting).await {
+            Ok(listener) => {
+                bound.push(listener);
+                Finding::ok(check, format!("{address} is free"))
+            }
+            Err(_) if is_muster(reachable(address), https).await => Finding::note(
+                check,
+                format!("{setting}: a muster runs at {address} already"),
+                "nothing, or stop that one before another starts",
+            ),
+            Err(error) => {
+                let remedy = "stop what listens there, or set another address";
+                Finding::error(check, format!("{error:#}"), remedy)
+            }
+        });
+    }
+    findings
+}
+
+/// Whether a muster answers at an address, ready or not.
+async fn is_muster(address: SocketAddr, https: bool) -> bool {
+    let Ok((_, answer)) = probe::ready(address, https).await else { return false };
+    serde_json::from_str::<Value>(&answer).is_ok_and(|answer| answer["ready"].is_boolean())
 }
 
 /// Each connection is a file.
@@ -73,17 +122,65 @@ fn files(connections: usize) -> Finding {
     }
 }
 
-fn certificate(settings: &Settings) -> Option<Finding> {
-    let files = settings.front.tls.as_ref()?;
-    let check = "certificate";
-    Some(match Tls::read(files) {
-        Err(error) => Finding::error(
+fn front_certificate(files: &CertificateFiles) -> Option<Finding> {
+    Tls::read(files).ok()?;
+    Some(certificate("certificate", files))
+}
+
+/// muster's own certificate for amqps://; whether it fits its key is seen when the broker is asked.
+fn broker_certificate(files: &CertificateFiles) -> Option<Finding> {
+    files.certificate.exists().then(|| certificate("client certificate", files))
+}
+
+fn certificate(check: &'static str, files: &CertificateFiles) -> Finding {
+    let shown = files.certificate.display();
+    let valid = match Validity::read(&files.certificate) {
+        Ok(valid) => valid,
+        Err(error) => {
+            let remedy = "give a file with certificates in PEM";
+            return Finding::error(check, format!("{shown}: {error:#}"), remedy);
+        }
+    };
+    let now = Clock::system().now().seconds();
+    let renew = "renew it, and send SIGHUP to the fronts";
+    if now > valid.until {
+        let ago = counted((now - valid.until) / DAY, "day");
+        return Finding::error(
             check,
-            format!("{error:#}"),
-            "give the certificate and the private key that belongs to it; `muster cert` makes a pair",
-        ),
-        Ok(_) if others_can_read(&files.key) => open_key(check, &files.key),
-        Ok(_) => Finding::ok(check, format!("{} fits its key", files.certificate.display())),
+            format!("{shown} expired {ago} ago: no client connects"),
+            renew,
+        );
+    }
+    if now < valid.from {
+        let left = counted((valid.from - now) / DAY, "day");
+        let reason = format!("{shown} is not valid yet, but in {left}: no client connects");
+        return Finding::error(check, reason, "check this machine's clock and the certificate");
+    }
+    let left = (valid.until - now) / DAY;
+    if left < EXPIRES_SOON {
+        let left = counted(left, "day");
+        return Finding::warning(check, format!("{shown} expires in {left}"), renew);
+    }
+    if others_can_read(&files.key) {
+        return open_key(check, &files.key);
+    }
+    Finding::ok(check, format!("{shown} fits its key and is valid for {}", counted(left, "day")))
+}
+
+/// Fronts elsewhere answer 504 instead of 500 to a store outage if they wait no longer than this.
+fn store_timeout(timeout: Duration) -> Option<Finding> {
+    let least = timeout * 2;
+    (least >= FRONTS_DEFAULT).then(|| {
+        Finding::warning(
+            "store timeout",
+            format!(
+                "store.timeout is {}: a front whose front.deadline is {} or less answers a store outage \
+                 as a timeout",
+                format_duration(timeout),
+                format_duration(least)
+            ),
+            "lower store.timeout, or raise front.deadline at every front",
+        )
     })
 }
 
@@ -124,14 +221,9 @@ fn secret(settings: &Settings) -> Option<Finding> {
     if !settings.token.keys.is_empty() {
         return None;
     }
-    Some(match settings.store.url {
-        StoreUrl::File(_) => Finding::ok(check, "made by muster, beside the data file"),
-        StoreUrl::Mongo(_) => Finding::error(
-            check,
-            "there is none, so a worker would not start",
-            "set JWT_SECRET or token.keys, the same on all workers",
-        ),
-    })
+    // Without one elsewhere the settings have been refused.
+    matches!(settings.store.url, StoreUrl::File(_))
+        .then(|| Finding::ok(check, "made by muster, next to the data file"))
 }
 
 fn strength(check: &'static str, secret: &SecretString) -> Finding {
@@ -156,20 +248,15 @@ fn bits(text: &str) -> f64 {
     counts.values().map(|count: &f64| count * (length / count).log2()).sum()
 }
 
-fn key(path: &Path) -> Finding {
+/// A key that can be read; any other has been refused.
+fn key(path: &Path) -> Option<Finding> {
     let check = "signing key";
-    match Key::read(path) {
-        Err(error) => Finding::error(
-            check,
-            format!("{error:#}"),
-            "give a file that this user can read; `muster keys make` makes one",
-        ),
-        Ok(_) if others_can_read(path) => open_key(check, path),
-        Ok(key) => Finding::ok(
-            check,
-            format!("{}, {}", key.algorithm().as_str(), key.id().unwrap_or_default()),
-        ),
+    let key = Key::read(path).ok()?;
+    if others_can_read(path) {
+        return Some(open_key(check, path));
     }
+    let reason = format!("{}, {}", key.algorithm().as_str(), key.id().unwrap_or_default());
+    Some(Finding::ok(check, reason))
 }
 
 fn open_key(check: &'static str, path: &Path) -> Finding {
@@ -210,14 +297,7 @@ fn hashing() -> Finding {
 fn published(settings: &Settings) -> Option<Finding> {
     let check = "public keys";
     let file = settings.front.jwks.as_ref().filter(|_| settings.role.has_front())?;
-    if let Err(error) = PublicKeys::read(file) {
-        return Some(Finding::error(
-            check,
-            format!("{error:#}"),
-            format!("muster keys jwks > {}", file.display()),
-        ));
-    }
-    let set: Value = serde_json::from_str(&crate::config::file::read_text(file).ok()?).ok()?;
+    let set: Value = serde_json::from_str(&config::file::read_text(file).ok()?).ok()?;
     let known: Vec<&Value> = set["keys"].as_array()?.iter().map(|key| &key["kid"]).collect();
     let own: Vec<Key> =
         settings.token.keys.iter().filter_map(|path| Key::read(path).ok()).collect();
@@ -227,7 +307,11 @@ fn published(settings: &Settings) -> Option<Finding> {
     Some(match missing {
         Some(key) => Finding::error(
             check,
-            format!("{} lacks {}: nobody can verify what it signs", file.display(), key["kid"]),
+            format!(
+                "{} lacks {}: what it signs cannot be verified",
+                file.display(),
+                key["kid"].as_str().unwrap_or_default()
+            ),
             format!("muster keys jwks > {}, then SIGHUP to the fronts", file.display()),
         ),
         None => Finding::ok(check, format!("{} in {}", known.len(), file.display())),

@@ -4,6 +4,7 @@
 
 mod here;
 mod management;
+mod show;
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use super::{
 use crate::config::Settings;
 use crate::telemetry::finding::{Finding, Severity};
 use crate::{queue, store};
+use show::Style;
 
 /// Longest wait for the broker, for its HTTP API, and for the database. All answer within milliseconds,
 /// or something is wrong with them.
@@ -79,7 +81,7 @@ pub(super) fn run(flags: Flags) -> u8 {
 }
 
 async fn look(settings: &Settings, management: Option<&Url>) -> Vec<Finding> {
-    let mut findings = here::look(settings);
+    let mut findings = here::look(settings).await;
     let found = timeout(PATIENCE, queue::inspect(&settings.queue)).await;
     findings.extend(or_unusable("broker", MEND, found));
     let found = timeout(PATIENCE, management::look(&settings.queue, management)).await;
@@ -107,22 +109,17 @@ fn or_unusable(
 }
 
 fn shown(findings: &[Finding], as_json: bool) -> String {
-    let count = |severity| findings.iter().filter(|found| found.severity == severity).count();
-    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     if as_json {
+        let count = |severity| findings.iter().filter(|found| found.severity == severity).count();
+        let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
         let document = json!({ "errors": errors, "warnings": warnings, "findings": findings });
         return format!("{document}\n");
     }
-    let mut text = String::new();
-    for Finding { severity, check, reason, remedy } in findings {
-        text.push_str(&format!("{:<8} {check}: {reason}\n", severity.as_str()));
-        if let Some(remedy) = remedy {
-            text.push_str(&format!("{:<8} -> {remedy}\n", ""));
-        }
-    }
-    text + &format!("{}, {}\n", counted(errors, "error"), counted(warnings, "warning"))
+    show::text(findings, Style::of_stdout())
 }
 
-fn counted(count: usize, what: &str) -> String {
+/// A number and what is counted, in the plural where it is one.
+fn counted(count: impl Into<i64>, what: &str) -> String {
+    let count = count.into();
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

@@ -15,7 +15,7 @@ impl Reader<'_> {
     pub(super) fn password(&mut self) -> Option<Password> {
         let weak = self.flag("password.allow_weak_cost");
         let cost = self.number("password.cost", COST_RANGE)?;
-        if cost < COST_MIN && !weak {
+        if self.is_worker && cost < COST_MIN && !weak {
             self.problem::<()>(
                 "password.cost",
                 "at least 10 wanted; tests and benchmarks may set MUSTER_ALLOW_WEAK_COST=1",

@@ -1,7 +1,7 @@
 //! What the settings' reader takes and refuses.
 
 use super::*;
-use crate::config::{Blocklist, Sources};
+use crate::config::{Blocklist, RootSampler, Sources};
 use crate::signup::ContractId;
 use secrecy::ExposeSecret;
 
@@ -220,5 +220,101 @@ fn a_credential_is_neither_shown_nor_repeated() {
     ] {
         let told = load(&[(name, value)]).unwrap_err();
         assert!(told.contains(part) && !told.contains("hunter2"), "{value}: {told}");
+    }
+}
+
+#[test]
+fn marks_and_carriage_returns_are_refused_in_every_kind_of_value() {
+    for (name, text) in [
+        ("JWT_SECRET", "0123456789abcdef0123456789abcdef\r"),
+        ("JWT_SECRET", "\u{feff}0123456789abcdef0123456789abcdef"),
+        ("MUSTER_STORE", "file:users.redb\r"),
+        ("MUSTER_PASSWORD_BLOCKLIST", "file:list.txt\r\n"),
+        ("MUSTER_TOKEN_KEYS", "\u{feff}one.pem,two.pem"),
+        ("MUSTER_TOKEN_ISSUER", "https://issuer\r"),
+        ("MUSTER_FRONT_JWKS", "jw\u{fffd}ks.json"),
+    ] {
+        let refused = load(&[(name, text)]).unwrap_err();
+        assert!(refused.contains(name), "{refused}");
+        assert!(!refused.contains("0123456789"), "a secret is shown: {refused}");
+    }
+    // Between the items of a list they are only space.
+    let settings = load(&[("MUSTER_TOKEN_KEYS", "one.pem\r\ntwo.pem\r\n")]).unwrap();
+    assert_eq!(settings.token.keys, [PathBuf::from("one.pem"), PathBuf::from("two.pem")]);
+}
+
+#[test]
+fn secret_file_is_named_only_if_it_is_a_path() {
+    let refused = |file: &str| load(&[("JWT_SECRET_FILE", file)]).unwrap_err();
+    assert!(refused("/etc/no-such-secret").contains("/etc/no-such-secret"));
+    assert!(refused("./no-such-secret").contains("./no-such-secret"));
+    for secret in ["Zk4vT0m1Yt3x8Q2cLw9aPd7RbU5nHs6E", "/Zk4vT0m1Yt3x8/Q2cLw9aPd7RbU5nHs6E"] {
+        assert!(!refused(secret).contains("Zk4v"), "{secret}");
+    }
+}
+
+#[test]
+fn file_that_is_not_toml_is_refused_with_line_and_column() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("muster.toml");
+    std::fs::write(&file, "[front]\nlisten = \n").unwrap();
+    let sources = Sources { file: Some(file.clone()), ..Sources::default() };
+    let refused = Settings::load(&sources).unwrap_err().to_string();
+    assert!(refused.contains(&format!("{}:2:", file.display())), "{refused}");
+    std::fs::write(&file, "\u{feff}[front]\nlisten = \"127.0.0.1:1\"\n").unwrap();
+    assert_eq!(Settings::load(&sources).unwrap().front.listen.port(), 1);
+}
+
+#[test]
+fn role_decides_which_settings_are_checked() {
+    let amqp = ("MUSTER_QUEUE", "amqp://broker");
+    let short =
+        [("MUSTER_FRONT_DEADLINE", "4s"), ("JWT_SECRET", "short"), ("MUSTER_BCRYPT_COST", "4")];
+    let front = [&[amqp, ("MUSTER_ROLE", "front")], &short[..]].concat();
+    assert!(load(&front).is_ok(), "a front stores, signs and hashes nothing");
+    let refused = load(&short).unwrap_err();
+    for key in ["token.secret", "password.cost"] {
+        assert!(refused.contains(key), "{refused}");
+    }
+    let slow = ("MUSTER_STORE_TIMEOUT", "9s");
+    assert!(load(&[slow]).unwrap_err().contains("store.timeout"));
+    let secret = ("JWT_SECRET", "0123456789abcdef0123456789abcdef");
+    assert!(load(&[amqp, ("MUSTER_ROLE", "worker"), secret, slow]).is_ok());
+}
+
+#[test]
+fn variables_of_opentelemetry_are_honoured_or_refused() {
+    let endpoint =
+        |variables: &[(&str, &str)]| load(variables).unwrap().trace.map(|trace| trace.endpoint);
+    let whole = "https://collector/custom/path";
+    for (name, url, expected) in [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318", "http://c:4318/v1/traces"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/v1/traces", "http://c:4318/v1/traces"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c/otlp/v1/traces/", "http://c/otlp/v1/traces"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", whole, whole),
+    ] {
+        assert_eq!(endpoint(&[(name, url)]).as_deref(), Some(expected), "{name}={url}");
+    }
+    let base = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318");
+    assert_eq!(
+        endpoint(&[base, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", whole)]).as_deref(),
+        Some(whole)
+    );
+    assert_eq!(endpoint(&[base, ("OTEL_SDK_DISABLED", "TRUE")]), None);
+    let trace = |name, value| load(&[base, (name, value)]).unwrap().trace.unwrap();
+    let sampler = trace("OTEL_TRACES_SAMPLER", "always_off").sampler;
+    assert_eq!((sampler.parent_based, sampler.root), (false, RootSampler::AlwaysOff));
+    assert_eq!(trace("OTEL_TRACES_SAMPLER_ARG", "0.25").ratio, 0.25);
+    let headers = trace("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2").headers;
+    assert_eq!(headers[0].1.expose_secret(), "Bearer hunter2");
+    for (name, bad) in [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+        ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+        ("OTEL_TRACES_SAMPLER_ARG", "2"),
+        ("OTEL_SDK_DISABLED", "perhaps"),
+    ] {
+        let refused = load(&[base, (name, bad)]).unwrap_err();
+        assert!(refused.contains(name), "{refused}");
     }
 }

@@ -1,7 +1,47 @@
 //! Reads `[trace]`: where spans go.
 
+use percent_encoding::percent_decode_str;
+use secrecy::SecretString;
+
 use super::Reader;
 use crate::config::Trace;
+
+/// Which traces are recorded, by the names that OpenTelemetry gives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampler {
+    /// Whether a `traceparent` that says whether it is recorded decides.
+    pub parent_based: bool,
+    /// Of the others.
+    pub root: RootSampler,
+}
+
+/// Which of the traces that begin here are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootSampler {
+    /// All.
+    AlwaysOn,
+    /// None.
+    AlwaysOff,
+    /// The part that `trace.ratio` says.
+    Ratio,
+}
+
+/// Where collectors take traces, below their address (OTLP 1.0, "OTLP/HTTP Request").
+const PATH: &str = "/v1/traces";
+
+/// The samplers that OpenTelemetry names, as far as muster has them.
+const SAMPLERS: [(&str, Sampler); 6] = [
+    ("always_on", sampler(false, RootSampler::AlwaysOn)),
+    ("always_off", sampler(false, RootSampler::AlwaysOff)),
+    ("traceidratio", sampler(false, RootSampler::Ratio)),
+    ("parentbased_always_on", sampler(true, RootSampler::AlwaysOn)),
+    ("parentbased_always_off", sampler(true, RootSampler::AlwaysOff)),
+    ("parentbased_traceidratio", sampler(true, RootSampler::Ratio)),
+];
+
+const fn sampler(parent_based: bool, root: RootSampler) -> Sampler {
+    Sampler { parent_based, root }
+}
 
 impl Reader<'_> {
     /// Outside: could it be read. Inside: is it set.
@@ -10,30 +50,60 @@ impl Reader<'_> {
         if !(0.0..=1.0).contains(&ratio) {
             self.problem::<()>("trace.ratio", "0 to 1 wanted");
         }
-        let mut headers = Vec::new();
-        for line in self.list("trace.headers") {
-            match line.split_once('=') {
-                Some((name, value)) => headers.push((name.trim().to_owned(), value.trim().into())),
-                None => self.problem("trace.headers", "NAME=VALUE wanted")?,
-            }
-        }
-        let Some(base) = self.given("trace.endpoint") else { return Some(None) };
-        let fits = url::Url::parse(&base).is_ok_and(|url| {
+        let sampler = self.choice("trace.sampler", &SAMPLERS);
+        self.choice("trace.protocol", &[("http/protobuf", ())])?;
+        let headers = self.trace_headers();
+        let whole = self.given("trace.traces_endpoint").map(|url| ("trace.traces_endpoint", url));
+        let base = self.given("trace.endpoint").map(|url| ("trace.endpoint", url));
+        let Some((key, url)) = whole.or(base).filter(|_| !self.flag("trace.disabled")) else {
+            return Some(None);
+        };
+        let fits = url::Url::parse(&url).is_ok_and(|url| {
             let has_login = !url.username().is_empty() || url.password().is_some();
             let is_bare = !has_login && url.query().is_none() && url.fragment().is_none();
             ["http", "https"].contains(&url.scheme()) && url.has_host() && is_bare
         });
         if !fits {
-            let wanted = "a collector such as http://localhost:4318 or https://… wanted; keys go \
-                          into trace.headers";
-            return self.problem("trace.endpoint", wanted);
+            let wanted = "expected a collector such as http://localhost:4318 or https://…; keys go into \
+                          trace.headers";
+            return self.problem(key, wanted);
         }
+        let base = url.trim_end_matches('/');
+        let endpoint = match key {
+            "trace.endpoint" if !base.ends_with(PATH) => format!("{base}{PATH}"),
+            "trace.endpoint" => base.to_owned(),
+            _ => url,
+        };
         Some(Some(Trace {
-            endpoint: format!("{}/v1/traces", base.trim_end_matches('/')),
+            endpoint,
             ca_file: self.path("trace.ca_file"),
-            headers,
+            headers: headers?,
+            sampler: sampler?,
             ratio,
             service: self.text("trace.service"),
         }))
+    }
+
+    fn trace_headers(&mut self) -> Option<Vec<(String, SecretString)>> {
+        let key = "trace.headers";
+        // OpenTelemetry has the values percent-encoded.
+        let origin = &self.layers.get(key).origin;
+        let encoded = origin.as_ref().is_some_and(|origin| origin.starts_with("OTEL_"));
+        let mut headers = Vec::new();
+        for line in self.list(key) {
+            let Some((name, value)) = line.split_once('=') else {
+                return self.problem(key, "expected NAME=VALUE");
+            };
+            let value = value.trim();
+            let value = match encoded {
+                true => match percent_decode_str(value).decode_utf8() {
+                    Ok(value) => value.into_owned(),
+                    Err(_) => return self.problem(key, "a value is not percent-encoded UTF-8"),
+                },
+                false => value.to_owned(),
+            };
+            headers.push((name.trim().to_owned(), value.into()));
+        }
+        Some(headers)
     }
 }

@@ -15,6 +15,8 @@ use crate::telemetry::finding::{Finding, Severity};
 
 /// Oldest version on which a message's own time limit works in a quorum queue.
 const OLDEST: (u32, u32) = (3, 10);
+/// Oldest series that its makers still correct.
+const SUPPORTED: (u32, u32) = (4, 1);
 /// From here on the delivery limit counts only deliveries that failed, and strangers' `x-death` is
 /// ignored.
 const COUNTS_RIGHT: (u32, u32) = (4, 0);
@@ -116,7 +118,14 @@ fn version(greeting: &Greeting) -> Vec<Finding> {
             "upgrade to 3.10 or newer",
         )];
     }
-    let mut findings = vec![Finding::ok(check, named)];
+    let mut findings = vec![Finding::ok(check, named.clone())];
+    if numbers < SUPPORTED {
+        findings.push(Finding::note(
+            check,
+            format!("{named}: this series gets no more corrections from its makers"),
+            "plan the upgrade to a supported series (https://www.rabbitmq.com/release-information)",
+        ));
+    }
     if numbers < COUNTS_RIGHT {
         findings.push(Finding::note(
             "delivery limit",

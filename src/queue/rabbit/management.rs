@@ -1,10 +1,10 @@
-//! What a broker tells over its HTTP API and AMQP keeps to itself: alarms, bindings, and what policies
-//! make of the queues. Whoever calls brings the way to ask, because `queue` speaks no HTTP.
+//! What a broker reports over its HTTP API and not over AMQP: alarms, bindings, members of queues, feature
+//! flags, and what policies change. The caller brings the HTTP client, because `queue` speaks no HTTP.
+
+use std::collections::BTreeSet;
 
 use anyhow::Context;
-use fancy_regex::Regex;
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Broker;
 use super::topology::{self, QueueSpec};
@@ -17,6 +17,12 @@ const TAKES_AWAY: [&str; 3] = ["message-ttl", "expires", "dead-letter-exchange"]
 /// counts. Of other keys in both, the argument does.
 const LIMITS: [&str; 5] =
     ["message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"];
+/// Deliveries that a worker needs to recognise a message that takes workers down and to dead-letter it.
+const DELIVERIES_NEEDED: i64 = 4;
+/// Members of a queue that survives the loss of a node.
+const MEMBERS: usize = 3;
+/// At-least-once dead-lettering depends on it.
+const STREAM_QUEUE: &str = "stream_queue";
 
 /// Looks at everything that these settings would use. An error if it cannot.
 pub(super) async fn inspect(
@@ -25,19 +31,76 @@ pub(super) async fn inspect(
 ) -> anyhow::Result<Vec<Finding>> {
     let vhost = broker.uri.vhost.as_str();
     let mut findings = vec![alarms(&there(api, &["health", "checks", "alarms"]).await?)];
-    let mut kinds = Vec::new();
-    for kind in ["policies", "operator-policies"] {
-        let told = there(api, &[kind, vhost]).await?;
-        kinds.push(serde_json::from_value::<Vec<Policy>>(told).context(kind)?);
-    }
+    findings.push(feature_flags(&there(api, &["feature-flags"]).await?));
+    // Only for an administrator or a monitoring user; without it the cluster's size is not known.
+    let nodes = api.get(&["nodes"]).await.ok().flatten();
+    let nodes = Nodes::read(nodes.as_ref());
+    let overview = there(api, &["overview"]).await?;
+    let here = overview["node"].as_str().unwrap_or_default();
+    findings.extend(nodes.finding());
+    let mut listed = None;
     for queue in topology::queues(&broker.names, &broker.settings) {
-        findings.push(policies(&queue, &kinds));
-        // A queue that is not there has been told of already.
+        // A queue that is not there has been reported already.
+        let Some(state) = api.get(&["queues", vhost, &queue.name]).await? else { continue };
+        if state.get("effective_policy_definition").is_some() {
+            findings.push(policies(&queue, &state));
+        } else {
+            // A broker that keeps no statistics says only in the list which policy applies.
+            let (all, operators) = match listed.take() {
+                Some(listed) => listed,
+                None => (
+                    there(api, &["queues", vhost]).await?,
+                    there(api, &["operator-policies", vhost]).await?,
+                ),
+            };
+            findings.push(policies(&queue, &combined(api, vhost, &queue.name, &all).await?));
+            findings.extend(unattributed(&queue, &operators));
+            listed = Some((all, operators));
+        }
+        findings.extend(members(&queue, &state, &nodes, here));
         if let Some(bindings) = api.get(&["queues", vhost, &queue.name, "bindings"]).await? {
             findings.extend(binding(&queue, &bindings));
         }
     }
     Ok(findings)
+}
+
+/// The policy that the list of queues names for one of them, with its definition.
+async fn combined(
+    api: &mut dyn Management,
+    vhost: &str,
+    name: &str,
+    all: &Value,
+) -> anyhow::Result<Value> {
+    let queue = all.as_array().and_then(|all| all.iter().find(|queue| queue["name"] == name));
+    let policy = queue.and_then(|queue| queue["policy"].as_str()).unwrap_or_default();
+    // One that was deleted since applies no longer.
+    let found =
+        if policy.is_empty() { None } else { api.get(&["policies", vhost, policy]).await? };
+    let effective = found.map_or(Value::Null, |mut found| found["definition"].take());
+    Ok(json!({ "policy": policy, "effective_policy_definition": effective }))
+}
+
+/// Operator policies that would change a queue, where the broker does not say which of them apply.
+fn unattributed(queue: &QueueSpec, operators: &Value) -> Option<Finding> {
+    let changes = |policy: &&Value| {
+        let definition = policy["definition"].as_object();
+        definition.is_some_and(|all| all.iter().any(|(key, value)| is_changed(queue, key, value)))
+    };
+    let policies = operators.as_array()?.iter().filter(changes);
+    let names: Vec<&str> = policies.filter_map(|policy| policy["name"].as_str()).collect();
+    (!names.is_empty()).then(|| {
+        Finding::warning(
+            "policies",
+            format!(
+                "{}: operator policies would change it if their patterns match: {}; this broker keeps no \
+                 statistics, and then does not say which apply",
+                queue.name,
+                names.join(", ")
+            ),
+            "rabbitmqctl list_operator_policies; leave muster's queues out of the patterns",
+        )
+    })
 }
 
 /// What RabbitMQ always has at a path.
@@ -59,71 +122,160 @@ fn alarms(checked: &Value) -> Finding {
     }
     Finding::error(
         check,
-        format!("{}: nobody can publish, and fronts refuse registrations", alarms.join(", ")),
+        format!("{}: nothing can be published, and fronts refuse registrations", alarms.join(", ")),
         "free memory or disk there; docs/operations.md has a runbook for a broker that is short of them",
     )
 }
 
-/// A policy, of users or of operators.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Policy {
-    name: String,
-    pattern: String,
-    apply_to: String,
-    priority: i64,
-    definition: Map<String, Value>,
+/// Stable flags that are disabled keep the next upgrade from starting.
+fn feature_flags(flags: &Value) -> Finding {
+    let check = "feature flags";
+    let disabled: Vec<&str> = flags
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|flag| flag["state"] == "disabled" && flag["stability"] != "experimental")
+        .filter_map(|flag| flag["name"].as_str())
+        .collect();
+    let remedy = "rabbitmqctl enable_feature_flag all";
+    if disabled.contains(&STREAM_QUEUE) {
+        let reason = format!("{STREAM_QUEUE} is disabled: dead letters are not kept reliably");
+        return Finding::error(check, reason, remedy);
+    }
+    if disabled.is_empty() {
+        return Finding::ok(check, "all stable ones are enabled");
+    }
+    let reason =
+        format!("disabled: {}; a later version does not start with them", disabled.join(", "));
+    Finding::warning(check, reason, remedy)
 }
 
-impl Policy {
-    /// Whether it is for a queue. The broker's patterns look ahead and back, as Perl's do.
-    fn covers(&self, queue: &QueueSpec) -> anyhow::Result<bool> {
-        let kind =
-            queue.arguments.inner().get("x-queue-type").and_then(|kind| kind.as_long_string());
-        let kind = kind.map(|kind| format!("{}_queues", String::from_utf8_lossy(kind.as_bytes())));
-        let apply_to = self.apply_to.as_str();
-        if !["all", "queues"].contains(&apply_to) && kind.as_deref() != Some(apply_to) {
-            return Ok(false);
+/// The nodes of the cluster by whether they run; none where this user may not see them.
+#[derive(Default)]
+struct Nodes {
+    running: BTreeSet<String>,
+    stopped: BTreeSet<String>,
+}
+
+impl Nodes {
+    fn read(nodes: Option<&Value>) -> Self {
+        let mut read = Self::default();
+        for node in nodes.and_then(Value::as_array).into_iter().flatten() {
+            let name = node["name"].as_str().unwrap_or("unknown").to_owned();
+            if node["running"] == true { &mut read.running } else { &mut read.stopped }
+                .insert(name);
         }
-        Ok(Regex::new(&self.pattern)?.is_match(&queue.name)?)
+        read
+    }
+
+    fn count(&self) -> usize {
+        self.running.len() + self.stopped.len()
+    }
+
+    fn finding(&self) -> Option<Finding> {
+        let check = "broker nodes";
+        if self.stopped.is_empty() {
+            return (self.count() > 0)
+                .then(|| Finding::ok(check, format!("{} running", self.count())));
+        }
+        let reason = format!(
+            "{} of {} do not run: {}",
+            self.stopped.len(),
+            self.count(),
+            listed(&self.stopped)
+        );
+        Some(Finding::warning(
+            check,
+            reason,
+            "start them again, or remove them: rabbitmqctl forget_cluster_node",
+        ))
     }
 }
 
-/// What policies change of a queue. Of each kind the one with the highest priority counts.
-fn policies(queue: &QueueSpec, kinds: &[Vec<Policy>]) -> Finding {
+fn listed(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether a quorum queue would survive the loss of a node. A classic queue has no members.
+///
+/// `here` is the node that answers.
+fn members(queue: &QueueSpec, state: &Value, nodes: &Nodes, here: &str) -> Option<Finding> {
+    let (check, name) = ("queue members", queue.name.as_str());
+    let names = |key: &str| -> Option<BTreeSet<String>> {
+        let names = state[key].as_array()?.iter();
+        Some(names.filter_map(|name| name.as_str().map(str::to_owned)).collect())
+    };
+    let (members, online) = (names("members")?, names("online")?);
+    let offline: BTreeSet<String> = members.difference(&online).cloned().collect();
+    if online.len() * 2 <= members.len() {
+        return Some(Finding::error(
+            check,
+            format!(
+                "{name}: {} of {} members are online, which is no majority: nothing goes in or out",
+                online.len(),
+                members.len()
+            ),
+            format!("start the nodes of the others: {}", listed(&offline)),
+        ));
+    }
+    if !offline.is_empty() {
+        return Some(Finding::warning(
+            check,
+            format!("{name}: members are offline: {}", listed(&offline)),
+            "start their nodes; losing more of them stops the queue",
+        ));
+    }
+    let wanted = nodes.count().min(MEMBERS);
+    if members.len() < wanted {
+        return Some(Finding::warning(
+            check,
+            format!("{name}: {} member(s) on a cluster of {} nodes", members.len(), nodes.count()),
+            "rabbitmq-queues grow NODE all, for each node without one",
+        ));
+    }
+    let leader = state["leader"].as_str().unwrap_or_default();
+    if !online.contains(leader) {
+        return Some(Finding::error(
+            check,
+            format!("{name}: it has no leader among its members"),
+            "see the broker's log; an election takes seconds where a majority is online",
+        ));
+    }
+    if leader != here {
+        return Some(Finding::note(
+            check,
+            format!(
+                "{name}: its leader is on {leader}, not on {here}: each message takes one more hop"
+            ),
+            "rabbitmq-queues rebalance all, if the nodes are unevenly loaded",
+        ));
+    }
+    Some(Finding::ok(check, format!("{name}: {} online", online.len())))
+}
+
+/// What policies change of a queue, by the broker's own word on which of them apply.
+fn policies(queue: &QueueSpec, state: &Value) -> Finding {
     let (check, name) = ("policies", queue.name.as_str());
-    let (mut changes, mut loses) = (Vec::new(), false);
-    for kind in kinds {
-        let mut highest: Option<&Policy> = None;
-        for policy in kind {
-            match policy.covers(queue) {
-                Ok(covers) if covers && highest.is_none_or(|h| h.priority < policy.priority) => {
-                    highest = Some(policy);
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    let reason = format!("{}: its pattern cannot be read: {error}", policy.name);
-                    let remedy =
-                        format!("see which it has: rabbitmqctl list_queues name policy; {name}");
-                    return Finding::note(check, reason, remedy);
-                }
-            }
-        }
-        let Some(policy) = highest else { continue };
-        for (key, value) in &policy.definition {
-            if is_changed(queue, key, value) {
-                changes.push(format!("{key} {value} of {}", policy.name));
-                loses |= TAKES_AWAY.contains(&key.as_str());
-            }
+    let none = Map::new();
+    let effective = state["effective_policy_definition"].as_object().unwrap_or(&none);
+    let (mut changes, mut severity) = (Vec::new(), Severity::Warning);
+    for (key, value) in effective {
+        if is_changed(queue, key, value) {
+            changes.push(format!("{key} {value}"));
+            let loses = TAKES_AWAY.contains(&key.as_str())
+                || (key == "delivery-limit" && value.as_i64() < Some(DELIVERIES_NEEDED));
+            severity = if loses { Severity::Error } else { severity };
         }
     }
     if changes.is_empty() {
         return Finding::ok(check, format!("{name}: none that changes it"));
     }
+    let made_by = ["policy", "operator_policy"].iter().filter_map(|key| state[*key].as_str());
+    let made_by: Vec<&str> = made_by.filter(|name| !name.is_empty()).collect();
     Finding::with(
-        if loses { Severity::Error } else { Severity::Warning },
+        severity,
         check,
-        format!("{name}: changed by {}", changes.join(", ")),
+        format!("{name}: changed to {} by {}", changes.join(", "), made_by.join(" and ")),
         "leave muster's queues out of the policy's pattern, or take these keys out of it",
     )
 }
@@ -160,90 +312,4 @@ fn binding(queue: &QueueSpec, bindings: &Value) -> Option<Finding> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::config::Settings;
-
-    fn queue(ending: &str) -> QueueSpec {
-        let settings = Settings::load_to_ask(&Default::default()).unwrap().queue;
-        let names = topology::Names::new("registration");
-        let queues = topology::queues(&names, &settings);
-        queues.into_iter().find(|queue| queue.name.ends_with(ending)).unwrap()
-    }
-
-    #[test]
-    fn an_alarm_names_its_node() {
-        assert_eq!(alarms(&json!({ "status": "ok" })).severity, Severity::Ok);
-        let alarm = json!({ "node": "rabbit@b", "resource": "disk" });
-        let found = alarms(&json!({ "status": "failed", "alarms": [alarm] }));
-        assert_eq!(found.severity, Severity::Error);
-        assert!(found.reason.starts_with("disk on rabbit@b: "), "{}", found.reason);
-    }
-
-    fn policy(pattern: &str, priority: i64, definition: Value) -> Policy {
-        let (name, apply_to) = (format!("p{priority}"), "queues");
-        serde_json::from_value(json!({
-            "vhost": "/", "name": name, "pattern": pattern, "apply-to": apply_to,
-            "priority": priority, "definition": definition,
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn a_policy_counts_where_it_changes_something() {
-        for (ending, definition, severity) in [
-            (".interactive", json!({}), Severity::Ok),
-            (".interactive", json!({ "queue-leader-locator": "balanced" }), Severity::Ok),
-            (".interactive", json!({ "max-length": 20_000 }), Severity::Ok),
-            (".interactive", json!({ "max-length": 5 }), Severity::Warning),
-            (".interactive", json!({ "overflow": "drop-head" }), Severity::Ok),
-            (".interactive", json!({ "dead-letter-exchange": "lost" }), Severity::Error),
-            (".bulk", json!({ "dead-letter-exchange": "lost" }), Severity::Ok),
-            (".bulk", json!({ "max-length": 5, "message-ttl": 1000 }), Severity::Error),
-            (".dead", json!({ "message-ttl": 1000 }), Severity::Error),
-            (".dead", json!({ "delivery-limit": 20 }), Severity::Warning),
-        ] {
-            let policy = policy("^registration", 0, definition.clone());
-            let found = policies(&queue(ending), &[vec![policy], vec![]]);
-            assert_eq!(found.severity, severity, "{ending} {definition}");
-        }
-    }
-
-    #[test]
-    fn of_several_policies_the_highest_of_each_kind_counts() {
-        let limit =
-            |pattern, priority, most: u64| policy(pattern, priority, json!({ "max-length": most }));
-        let found = |users: Vec<Policy>, operators: Vec<Policy>| {
-            policies(&queue(".bulk"), &[users, operators]).reason
-        };
-        let all = "registration.bulk: changed by max-length 5 of p2";
-        assert_eq!(found(vec![limit(".*", 1, 6), limit("bulk$", 2, 5)], vec![]), all);
-        assert_eq!(found(vec![limit("bulk$", 2, 5), limit(".*", 1, 6)], vec![]), all);
-        let both = format!("{all}, max-length 7 of p1");
-        assert_eq!(found(vec![limit(".*", 2, 5)], vec![limit("^(?!amq[.])", 1, 7)]), both);
-        let none = "registration.bulk: none that changes it";
-        assert_eq!(found(vec![limit("^amq[.]", 2, 5), limit("^bulk", 1, 6)], vec![]), none);
-        let mut classic = limit(".*", 1, 5);
-        classic.apply_to = "classic_queues".into();
-        assert_eq!(found(vec![classic], vec![]), none);
-        let mut quorum = limit(".*", 2, 5);
-        quorum.apply_to = "quorum_queues".into();
-        assert_eq!(found(vec![quorum], vec![]), all);
-        let odd = found(vec![limit("(", 1, 5)], vec![]);
-        assert!(odd.starts_with("p1: its pattern cannot be read"), "{odd}");
-    }
-
-    #[test]
-    fn a_binding_is_there_or_nothing_arrives() {
-        let bound = json!([
-            { "source": "", "routing_key": "registration.bulk" },
-            { "source": "registration", "routing_key": "bulk" },
-        ]);
-        let severity = |bindings| binding(&queue(".bulk"), bindings).map(|found| found.severity);
-        assert_eq!(severity(&bound), Some(Severity::Ok));
-        assert_eq!(severity(&json!([bound[0]])), Some(Severity::Error));
-        assert!(binding(&queue(".retry.1000"), &json!([])).is_none());
-    }
-}
+mod tests;

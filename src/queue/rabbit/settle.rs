@@ -247,14 +247,14 @@ impl Settle for RabbitHandle {
         let Some(delay) = broker.settings.retry_delays.get(message.attempt as usize) else {
             return self.bury(message, Reason::TooManyAttempts).await;
         };
-        broker.metrics.retried(&message);
+        broker.metrics.retried(&message.held());
         let queue = broker.names.retry_queue(*delay);
         let properties = properties::of_retry(&message, message.attempt + 1, broker.username());
         self.settler.move_to("", queue, properties, message.body, &self.ack).await;
     }
 
     async fn bury(self: Box<Self>, message: Message, reason: Reason) {
-        self.settler.broker.metrics.buried(&message, reason.as_str());
+        self.settler.broker.metrics.buried(&message.held(), reason.as_str());
         let kept = match message.kind {
             Kind::Register(_) => {
                 without_secrets(&message.body, seal::may_be_kept(&message, reason))

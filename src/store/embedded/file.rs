@@ -1,9 +1,8 @@
-//! The data file of the embedded store: making it, opening it, opening it again after a write that failed, and
-//! what can be seen of it without opening it.
+//! The data file of the embedded store: making it, opening it, and opening it again after a write that failed.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
@@ -12,7 +11,6 @@ use anyhow::{Context, bail, ensure};
 use redb::{Database, DatabaseError};
 
 use crate::config::secret_file;
-use crate::telemetry::finding::Finding;
 
 /// Bytes of pages kept in memory.
 const CACHE: usize = 16 << 20;
@@ -32,10 +30,9 @@ impl DataFile {
     /// Opens the file, or makes it if it has never been made.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let is_new = is_missing_or_empty(path);
-        if is_new {
+        if is_lost(path) {
             let secret = secret_file(path);
-            ensure!(
-                !secret.exists(),
+            bail!(
                 "{}: missing or empty, but {} is there, so it had users before; put the data file back, or \
                  remove {} to begin without users",
                 path.display(),
@@ -87,6 +84,11 @@ impl DataFile {
     }
 }
 
+/// Whether the file is gone: it is missing or empty, and the secret that is kept with it is there.
+pub(super) fn is_lost(path: &Path) -> bool {
+    is_missing_or_empty(path) && secret_file(path).exists()
+}
+
 fn is_missing_or_empty(path: &Path) -> bool {
     std::fs::metadata(path).map_or_else(
         |error| error.kind() == std::io::ErrorKind::NotFound,
@@ -133,48 +135,6 @@ fn begins_as_database(path: &Path) -> bool {
     let mut begin = [0; MAGIC.len()];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
     read.is_ok() && begin == MAGIC
-}
-
-/// What can be seen of the file without opening it, which a running muster would not allow.
-pub(in crate::store) fn inspect(path: &Path) -> Finding {
-    let check = "data file";
-    let shown = path.display();
-    let secret = secret_file(path);
-    if is_missing_or_empty(path) && secret.exists() {
-        let secret = secret.display();
-        return Finding::error(
-            check,
-            format!("{shown} is missing or empty, but {secret} is there: it had users before"),
-            format!("put the data file back, or remove {secret} to begin without users"),
-        );
-    }
-    match std::fs::metadata(path) {
-        Ok(file) if file.permissions().mode() & 0o077 != 0 => Finding::warning(
-            check,
-            format!("{shown} can be read by others, and holds password hashes"),
-            format!("chmod 600 {shown}"),
-        ),
-        Ok(file) if file.permissions().readonly() => Finding::error(
-            check,
-            format!("{shown} cannot be written"),
-            "make it writable, or set MUSTER_STORE to another place",
-        ),
-        Ok(file) => Finding::ok(check, format!("{shown}, {} KiB", file.len() / 1024)),
-        Err(_) => {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            let there = parent.is_none_or(Path::is_dir);
-            if there {
-                let remedy = "nothing: the first start makes it";
-                Finding::note(check, format!("{shown} is not there yet"), remedy)
-            } else {
-                Finding::error(
-                    check,
-                    format!("{shown}: its directory is not there"),
-                    "make the directory, or set MUSTER_STORE to another place",
-                )
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -243,7 +203,7 @@ mod tests {
             let told = DataFile::open(&path).err().unwrap().to_string();
             assert!(told.contains("users.redb: missing or empty"), "{told}");
             assert!(told.contains("remove") && told.contains("users.redb.secret"), "{told}");
-            assert_eq!(inspect(&path).severity, crate::telemetry::finding::Severity::Error);
+            assert!(is_lost(&path));
         }
         std::fs::remove_file(secret_file(&path)).unwrap();
         drop(DataFile::open(&path).unwrap());

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::tokens;
+use crate::support::muster::eventually;
 use crate::support::services::unique;
 use crate::support::{Answer, Client, Muster, Pair, Setup, muster::SECRET};
 
@@ -27,6 +29,10 @@ struct File {
     /// Whether another signup is under way all the time.
     #[serde(default)]
     busy: bool,
+    /// Whether all cases are asked at the same time, because each waits as long as the deadline is. That is long
+    /// enough for whatever a worker does before it hashes, however slow the machine is.
+    #[serde(default)]
+    together: bool,
     /// Path of the requests that name none.
     #[serde(default)]
     path: String,
@@ -93,19 +99,26 @@ pub(super) async fn run(name: &str, text: &str, pair: Pair) {
         .iter()
         .fold(Setup::new(pair), |setup, (name, value)| setup.with(name, value));
     let mut muster = setup.start().await;
-    let mut session = Session { client: muster.client().clone(), ..Session::default() };
     if file.busy {
         occupy(&mut muster).await;
     }
-    let mut wrong = Vec::new();
-    for case in &file.cases {
-        if let Err(difference) = session.play(&file, case).await {
-            wrong.push(format!("{}: {difference}", case.name));
-        }
-    }
+    let client = muster.client().clone();
+    let session = || Session { client: client.clone(), ..Session::default() };
+    let (sessions, wrong): (Vec<Session>, Vec<Vec<String>>) = if file.together {
+        // One after the other reaches the worker: what waits for one would have the next refused.
+        let cases = file.cases.iter().enumerate().map(async |(before, case)| {
+            let taken = || muster.output().matches("\"message\":\"taken\"").count();
+            eventually("the request before it to be taken", async || taken() > before).await;
+            session().play_all(&file, std::slice::from_ref(case)).await
+        });
+        join_all(cases).await.into_iter().unzip()
+    } else {
+        [session().play_all(&file, &file.cases).await].into_iter().unzip()
+    };
+    let wrong = wrong.concat();
     // A busy server would first finish what keeps it busy.
     let output = if file.busy { muster.output() } else { muster.output_at_end().await };
-    session.check_that_nothing_leaked(&output);
+    sessions.iter().for_each(|session| session.check_that_nothing_leaked(&output));
     assert!(wrong.is_empty(), "{name}, {} cases:\n{}", wrong.len(), wrong.join("\n"));
 }
 
@@ -145,6 +158,17 @@ impl Default for Session {
 }
 
 impl Session {
+    /// Plays cases one after the other, and gives the differences.
+    async fn play_all(mut self, file: &File, cases: &[Case]) -> (Self, Vec<String>) {
+        let mut wrong = Vec::new();
+        for case in cases {
+            if let Err(difference) = self.play(file, case).await {
+                wrong.push(format!("{}: {difference}", case.name));
+            }
+        }
+        (self, wrong)
+    }
+
     async fn play(&mut self, file: &File, case: &Case) -> Result<(), String> {
         let person = unique("p");
         self.people.push(person.clone());

@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
 use super::Setup;
+use super::log_lines::malformed_in;
 use super::muster::PATIENCE;
 use super::secrets::secrets_in;
 
@@ -54,6 +55,8 @@ pub async fn run_with(setup: &Setup, arguments: &[&str], input: &str) -> Ended {
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
     };
+    let malformed = malformed_in(&ended.stderr);
+    assert!(malformed.is_empty(), "lines of the log are not JSON:\n{}", malformed.join("\n"));
     // A specification has examples of everything, tokens and passwords too.
     let printed = if arguments.first() == Some(&"spec") { "" } else { &ended.stdout };
     for written in [printed, &ended.stderr] {

@@ -10,6 +10,7 @@ pub mod http;
 pub mod http2;
 pub mod importer;
 pub mod ledger;
+pub mod log_lines;
 pub mod muster;
 pub mod prometheus;
 pub mod proxy;

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::http::Client;
+use super::log_lines::malformed_in;
 use super::secrets::secrets_and_addresses_in;
 use super::services::{
     EMBEDDED, Pair, QueueKind, StoreKind, amqp_url, mongodb_database, mongodb_url, unique,
@@ -274,6 +275,11 @@ impl Drop for Muster {
         }
         let told = secrets_and_addresses_in(&self.output());
         assert!(told.is_empty(), "the program told secrets:\n{}", told.join("\n"));
+        // The last line of a program that was killed may be cut off.
+        let written = self.output();
+        let whole = written.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let malformed = malformed_in(whole);
+        assert!(malformed.is_empty(), "lines of the log are not JSON:\n{}", malformed.join("\n"));
     }
 }
 

@@ -1,0 +1,345 @@
+//! `doctor` and `serve` on the same set-ups: what `serve` refuses is an error to `doctor`, and with what `doctor`
+//! finds no error in, `serve` starts.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpListener;
+
+use crate::support::command::run;
+use crate::support::muster::PATIENCE;
+use crate::support::services::{PRODUCTION, amqp_url, mongodb_url, unique};
+use crate::support::{Pair, QueueKind, Setup, StoreKind};
+
+/// Whether it starts: it serves, or it ends with the exit code of wrong settings.
+async fn serves(setup: &Setup) -> bool {
+    let mut command = tokio::process::Command::from(setup.command(&["serve"]));
+    command.kill_on_drop(true).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let outcome = async {
+        let mut written = Vec::new();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("serving on http") || line.contains("probes on http") {
+                return true;
+            }
+            written.push(line);
+        }
+        assert_eq!(child.wait().await.unwrap().code(), Some(2), "{}", written.join("\n"));
+        false
+    };
+    tokio::time::timeout(PATIENCE, outcome).await.expect("it serves or ends")
+}
+
+/// Whether doctor finds no error.
+async fn is_sound(setup: &Setup) -> bool {
+    let ended = run(setup, &["doctor", "--json"]).await;
+    match ended.code {
+        Some(2) => false,
+        Some(0 | 3) => ended.json()["errors"] == 0,
+        code => panic!("doctor ended with {code:?}: {}", ended.stderr),
+    }
+}
+
+/// An embedded set-up, and a way to write files for it.
+struct Made(Setup);
+
+impl Made {
+    fn new() -> Self {
+        Self(Setup::embedded())
+    }
+
+    /// The file's path as text.
+    fn file(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.directory().join(name)
+    }
+
+    fn with(&self, name: &str, value: &str) -> Setup {
+        self.0.clone().with(name, value)
+    }
+
+    fn with_file(&self, name: &str, text: impl AsRef<[u8]>) -> Setup {
+        self.with(name, &self.file("file", text))
+    }
+
+    fn without_secret(mut self) -> Self {
+        self.0.environment.remove("JWT_SECRET");
+        self
+    }
+
+    async fn key(&self) -> String {
+        let path = self.path("key.pem").to_str().unwrap().to_owned();
+        run(&self.0, &["keys", "make", "--output", &path]).await.printed();
+        path
+    }
+
+    async fn certificate(&self) -> (String, String) {
+        let directory = self.path("certs");
+        let directory = directory.to_str().unwrap();
+        run(&self.0, &["cert", "--directory", directory]).await.printed();
+        (format!("{directory}/cert.pem"), format!("{directory}/key.pem"))
+    }
+}
+
+/// What needs no service, each with whether it starts.
+async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
+    let new = Made::new;
+    let key = new();
+    let private = key.key().await;
+    let jwks = run(&key.0, &["keys", "jwks", &private]).await.printed();
+    let tls = new();
+    let (certificate, certificate_key) = tls.certificate().await;
+    let other = new().certificate().await;
+    let with_tls = |certificate: &str, key: &str| {
+        tls.with("MUSTER_FRONT_TLS_CERT", certificate).with("MUSTER_FRONT_TLS_KEY", key)
+    };
+    let bom = |text: &str| format!("\u{feff}{text}");
+    let directory = |made: &Made| made.path(".").to_str().unwrap().to_owned();
+    let here = new();
+    let store = |made: &Made, path: &str| made.with("MUSTER_STORE", &format!("file:{path}"));
+    let text_file = here.file("notes.txt", "these are notes and no database at all".repeat(300));
+    let empty_file = here.file("empty.redb", "");
+    let weak_secret = new().without_secret();
+    weak_secret.file("users.redb.secret", "short");
+    let kept_secret = new().without_secret();
+    kept_secret.file("users.redb.secret", bom("0123456789012345678901234567890123456789\r\n"));
+    let secret = "0123456789012345678901234567890123456789";
+    vec![
+        ("as it should be", true, new().0),
+        ("an unknown setting", false, new().with("MUSTER_COLOUR", "red")),
+        ("a file of settings that is not TOML", false, new().with("MUSTER_LISTEN", "nowhere")),
+        ("a short secret", false, new().with("JWT_SECRET", "short")),
+        ("a carriage return in a secret", false, new().with("JWT_SECRET", &format!("{secret}\r"))),
+        ("a mark before a secret", false, new().with("JWT_SECRET", &bom(secret))),
+        ("a secret twice", false, new().with("JWT_SECRET_FILE", &new().file("s", secret))),
+        (
+            "a secret from a file that is missing",
+            false,
+            new().without_secret().with("JWT_SECRET_FILE", "/no/such"),
+        ),
+        (
+            "a secret from a file with a mark",
+            true,
+            new().without_secret().with_file("JWT_SECRET_FILE", bom(&format!("{secret}\r\n"))),
+        ),
+        ("a kept secret that is too short", false, weak_secret.0),
+        ("a kept secret", true, kept_secret.0),
+        ("a secret that is made", true, new().without_secret().0),
+        ("a log filter", false, new().with("MUSTER_LOG_FILTER", "muster=loud")),
+        (
+            "a collector's authority",
+            false,
+            new()
+                .with("MUSTER_TRACE_ENDPOINT", "https://127.0.0.1:1")
+                .with("MUSTER_TRACE_CA_FILE", "/no/such"),
+        ),
+        ("a collector's address", false, new().with("MUSTER_TRACE_ENDPOINT", "collector")),
+        (
+            "a collector's header",
+            false,
+            new()
+                .with("MUSTER_TRACE_ENDPOINT", "http://127.0.0.1:1")
+                .with("MUSTER_TRACE_HEADERS", "a b=c"),
+        ),
+        (
+            "a collector that is away",
+            true,
+            new().with("MUSTER_TRACE_ENDPOINT", "http://127.0.0.1:1"),
+        ),
+        (
+            "another protocol to a collector",
+            false,
+            new().with("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ),
+        ("a sampler that is unknown", false, new().with("OTEL_TRACES_SAMPLER", "jaeger_remote")),
+        ("a signing key that is missing", false, key.with("MUSTER_TOKEN_KEYS", "/no/such")),
+        ("a signing key that is none", false, key.with_file("MUSTER_TOKEN_KEYS", "no key")),
+        ("a signing key", true, key.with("MUSTER_TOKEN_KEYS", &private)),
+        (
+            "a signing key with a mark",
+            true,
+            key.with(
+                "MUSTER_TOKEN_KEYS",
+                &key.file("marked.pem", bom(&std::fs::read_to_string(&private).unwrap())),
+            ),
+        ),
+        (
+            "a path with a carriage return",
+            false,
+            key.with("MUSTER_STORE", &format!("file:{}\r", key.path("cr.redb").display())),
+        ),
+        ("published keys that are missing", false, key.with("MUSTER_FRONT_JWKS", "/no/such")),
+        (
+            "published keys that are private",
+            false,
+            key.with_file("MUSTER_FRONT_JWKS", r#"{"keys":[{"kty":"OKP","d":"x"}]}"#),
+        ),
+        ("published keys", true, key.with("MUSTER_FRONT_JWKS", &key.file("jwks.json", bom(&jwks)))),
+        ("a certificate", true, with_tls(&certificate, &certificate_key)),
+        (
+            "a certificate with a mark",
+            true,
+            with_tls(
+                &tls.file("marked.pem", bom(&std::fs::read_to_string(&certificate).unwrap())),
+                &certificate_key,
+            ),
+        ),
+        ("a certificate of another key", false, with_tls(&certificate, &other.1)),
+        ("a certificate that is missing", false, with_tls("/no/such", &certificate_key)),
+        ("a certificate that is none", false, with_tls(&text_file, &certificate_key)),
+        ("a certificate without its key", false, tls.with("MUSTER_FRONT_TLS_CERT", &certificate)),
+        (
+            "a list of passwords that is missing",
+            false,
+            new().with("MUSTER_PASSWORD_BLOCKLIST", "file:/no/such"),
+        ),
+        (
+            "a list of passwords that is empty",
+            false,
+            new().with("MUSTER_PASSWORD_BLOCKLIST", &format!("file:{empty_file}")),
+        ),
+        ("an address of another machine", false, new().with("MUSTER_LISTEN", "192.0.2.1:3000")),
+        ("a folder that is missing", false, store(&here, "/no/such/place/users.redb")),
+        ("a folder that takes no files", false, store(&here, "/proc/users.redb")),
+        ("a folder instead of a file", false, store(&here, &directory(&here))),
+        ("a file that is no data file", false, store(&here, &text_file)),
+        ("an empty file", true, store(&here, &empty_file)),
+        ("a front alone without a broker", false, new().with("MUSTER_ROLE", "front")),
+        ("a store that waits too long", false, new().with("MUSTER_STORE_TIMEOUT", "9s")),
+        (
+            "a database's address",
+            false,
+            new().with("MUSTER_STORE", "mongodb://127.0.0.1:1/?w=banana&tls=maybe"),
+        ),
+        (
+            "a database's authority",
+            false,
+            new().with("MUSTER_STORE", "mongodb://127.0.0.1:1/?tls=true&tlsCAFile=/no/such"),
+        ),
+    ]
+}
+
+/// What needs a broker or a database.
+async fn setups_with_services() -> Vec<(&'static str, bool, Setup)> {
+    let mut setups = Vec::new();
+    if let Some(url) = amqp_url() {
+        let new = || Setup::new(Pair(QueueKind::Rabbit, StoreKind::File));
+        let mut pairs = Vec::new();
+        for _ in 0..2 {
+            pairs.push(run(&new(), &["keygen", "--json"]).await.json());
+        }
+        let sealed = |public: usize, private: usize| {
+            let setup =
+                new().with("MUSTER_QUEUE_SEAL_TO", pairs[public]["seal_to"].as_str().unwrap());
+            setup.with("MUSTER_QUEUE_SEAL_KEYS", pairs[private]["seal_keys"][0].as_str().unwrap())
+        };
+        let mut wrong_password = url::Url::parse(&url).unwrap();
+        wrong_password.set_password(Some("another")).unwrap();
+        let mut wrong_vhost = url::Url::parse(&url).unwrap();
+        wrong_vhost.set_path(&unique("no-such-vhost"));
+        let deadline = new().with("MUSTER_ROLE", "front").with("MUSTER_FRONT_DEADLINE", "4s");
+        setups.extend([
+            ("a broker", true, new()),
+            ("sealing keys of one pair", true, sealed(0, 0)),
+            ("sealing keys of two pairs", false, sealed(0, 1)),
+            (
+                "sealing keys that are required",
+                false,
+                new().with("MUSTER_QUEUE_REQUIRE_SEALED", "1"),
+            ),
+            ("a broker's password", false, new().with("MUSTER_QUEUE", wrong_password.as_str())),
+            ("a broker's vhost", false, new().with("MUSTER_QUEUE", wrong_vhost.as_str())),
+            ("a broker's authority", false, new().with("MUSTER_QUEUE_CA_FILE", "/no/such")),
+            ("a front with a short deadline", true, deadline),
+            (
+                "a front with a worker's weak secret",
+                true,
+                new().with("MUSTER_ROLE", "front").with("JWT_SECRET", "short"),
+            ),
+        ]);
+    }
+    if mongodb_url().is_some() {
+        let setup = Setup::new(Pair(QueueKind::Local, StoreKind::Mongo));
+        setups.push(("a database", true, setup.clone()));
+        let unsigned = {
+            let mut setup = setup.clone();
+            setup.environment.remove("JWT_SECRET");
+            setup
+        };
+        setups.push(("a database without a secret", false, unsigned));
+        let index = Setup::new(Pair(QueueKind::Local, StoreKind::Mongo));
+        let client =
+            mongodb::Client::with_uri_str(&index.environment["MUSTER_STORE"]).await.unwrap();
+        let users = client.default_database().unwrap().collection::<bson::Document>("users");
+        let weak = mongodb::IndexModel::builder().keys(bson::doc! { "username": 1 }).build();
+        users.create_index(weak).await.unwrap();
+        setups.push(("an index that keeps nothing unique", false, index));
+    }
+    setups
+}
+
+#[tokio::test]
+async fn doctor_and_serve_agree() {
+    let mut setups = local_setups().await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for name in ["MUSTER_LISTEN", "MUSTER_ADMIN_LISTEN"] {
+        setups.push(("an address in use", false, Setup::embedded().with(name, &address)));
+    }
+    // Two settings, one address; found free by binding it.
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let twice = Setup::embedded().with("MUSTER_LISTEN", &free).with("MUSTER_ADMIN_LISTEN", &free);
+    setups.push(("one address twice", false, twice));
+    setups.extend(setups_with_services().await);
+    let broken = setups.iter().filter(|(_, starts, _)| !starts).count();
+    assert!(broken >= 25, "{broken}");
+    let mut wrong = Vec::new();
+    for (what, starts, setup) in setups {
+        // Before serve, which may create what is missing.
+        let found = (is_sound(&setup).await, serves(&setup).await);
+        if found != (starts, starts) {
+            wrong.push(format!(
+                "{what}: doctor finds it sound, serve starts: {found:?}, expected {starts}"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn running_muster_is_not_a_fault() {
+    let setup = Setup::embedded();
+    let muster = setup.start().await;
+    let running = setup.with("MUSTER_LISTEN", muster.client().address());
+    let ended = run(&running, &["doctor", "--json"]).await;
+    let document = ended.json();
+    assert_eq!(document["errors"], 0, "{document:#}");
+    let notes = document["findings"].to_string();
+    assert!(
+        notes.contains("a muster runs at") && notes.contains("in use by a running muster"),
+        "{notes}"
+    );
+    assert!(muster.stop().await.success());
+}
+
+#[tokio::test]
+async fn sealing_and_files_are_checked_without_changing_anything() {
+    let made = Made::new().without_secret();
+    let before = std::fs::read_dir(made.0.directory()).unwrap().count();
+    assert!(is_sound(&made.0).await);
+    assert_eq!(
+        std::fs::read_dir(made.0.directory()).unwrap().count(),
+        before,
+        "doctor left a file"
+    );
+    if PRODUCTION.is_there() {
+        assert!(is_sound(&Setup::new(PRODUCTION)).await);
+    }
+}
