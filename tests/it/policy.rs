@@ -178,7 +178,7 @@ async fn mixed_scripts_are_refused_by_the_worker_whatever_the_entry_point() {
                 .with_message_id(unique("message").into())
                 .with_reply_to(DIRECT_REPLY.into());
             if key == "interactive" {
-                properties = properties.with_expiration("60000".into());
+                properties = properties.with_expiration("30000".into());
             }
             let body = body.to_string();
             broker.publish(lenient.namespace(), key, properties, body.as_bytes()).await;

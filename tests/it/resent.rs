@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use crate::flow::five_requests;
 use crate::support::broker::{Broker, DIRECT_REPLY, registration};
 use crate::support::http::Answer;
+use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Client, Muster, PAIRS, Setup};
 
@@ -116,7 +117,14 @@ async fn double_click_makes_one_user_and_two_successes() {
 
 /// Registers with a muster whose clock differs by so many milliseconds, and stops it.
 async fn register_at(setup: &Setup, skew: i64, path: &str, body: &Value) -> Answer {
-    let app = App::start(&setup.settings(), Clock::skewed(skew)).await.unwrap();
+    // The data file of the one before is open until its last thread ends.
+    let mut app = None;
+    eventually("the data file is closed", async || {
+        app = App::start(&setup.settings(), Clock::skewed(skew)).await.ok();
+        app.is_some()
+    })
+    .await;
+    let app = app.unwrap();
     let client = Client::new(app.addresses().front.unwrap().to_string());
     let (stop, stopped) = oneshot::channel::<()>();
     let running = tokio::spawn(app.run_until(async { drop(stopped.await) }));
