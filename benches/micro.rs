@@ -8,8 +8,7 @@ use std::time::Duration;
 use divan::{Bencher, counter::ItemsCount};
 use muster::contract::{Answer, Document, Policy, contract, rules};
 use muster::password::Kernel;
-use muster::password::kernel::time_of;
-use muster::password::lanes::{LANES, Lanes};
+use muster::password::kernel::Hasher;
 use muster::signup::{
     Clock, ContractId, FullName, IdempotencyKey, MessageId, Millis, Origin, Outcome,
     RegistrationId, User, UserId,
@@ -35,12 +34,12 @@ fn user() -> User {
     }
 }
 
-/// A full batch at cost 5; items are passwords. 0 is the `bcrypt` crate, which takes one at a time.
-#[divan::bench(args = [0].into_iter().chain(LANES.iter().copied()))]
-fn hash(bencher: Bencher<'_, '_>, lanes: usize) {
-    let kernel = if lanes == 0 { Kernel::Crate } else { Kernel::Lanes(lanes) };
-    let mut state = Lanes::new();
-    bencher.counter(ItemsCount::new(kernel.width())).bench_local(|| time_of(kernel, &mut state, 5));
+/// A full batch at cost 5 of the kernel that a worker starts with, and one hash of the `bcrypt` crate;
+/// items are passwords.
+#[divan::bench(args = [Kernel::Scalar, Kernel::initial(None).0])]
+fn hash(bencher: Bencher<'_, '_>, kernel: Kernel) {
+    let mut hasher = Hasher::new(kernel);
+    bencher.counter(ItemsCount::new(kernel.width())).bench_local(|| hasher.time(5));
 }
 
 #[divan::bench]

@@ -1,14 +1,13 @@
 //! What one thread has under way: jobs in lanes, which begin and end one by one. Called by `slots`
 //! alone.
 
-use bcrypt::{HashParts, Version};
+use bcrypt::Version;
+use bcrypt_lanes::{Cost, Digest, Lanes, ParsedHash};
 use secrecy::ExposeSecret;
-use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::kernel::Kernel;
-use super::lanes::{self, Digest, Lanes};
 use super::line::{Done, Job, Room, Task};
 use super::{Class, HashError, Timed};
 
@@ -22,7 +21,8 @@ pub(super) struct Hasher {
     kernel: Kernel,
     /// Of a hash at the configured cost.
     iterations: u32,
-    lanes: Box<Lanes>,
+    /// None where the crate hashes.
+    lanes: Option<Box<Lanes>>,
     /// Whose each lane is.
     begun: Vec<Begun>,
     /// Iterations since a bulk job was begun.
@@ -31,7 +31,7 @@ pub(super) struct Hasher {
 
 /// A job in a lane.
 struct Begun {
-    cost: u32,
+    cost: Cost,
     salt: [u8; 16],
     arrived: Instant,
     started: Instant,
@@ -41,13 +41,22 @@ struct Begun {
 /// What its digest is for.
 enum Wanted {
     Hash(oneshot::Sender<Done<String>>),
-    Verify { hash: String, done: oneshot::Sender<Done<bool>> },
+    Verify { hash: ParsedHash, done: oneshot::Sender<Done<bool>> },
 }
 
 impl Hasher {
     pub(super) fn new(kernel: Kernel, cost: u32) -> Self {
-        let (lanes, begun) = (Lanes::new(), Vec::new());
-        Self { kernel, iterations: 1 << cost, lanes, begun, since_bulk: 0 }
+        let lanes = match kernel {
+            Kernel::Scalar => None,
+            Kernel::Lanes(backend, width) => Lanes::new(backend, width).ok(),
+        };
+        // A backend that this processor lacks, or a width that does not exist: never chosen.
+        let kernel = if lanes.is_some() { kernel } else { Kernel::Scalar };
+        Self { kernel, iterations: 1 << cost, lanes, begun: Vec::new(), since_bulk: 0 }
+    }
+
+    pub(super) fn kernel(&self) -> Kernel {
+        self.kernel
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -68,65 +77,68 @@ impl Hasher {
         Room { lanes, bulk, is_idle: self.is_idle() }
     }
 
-    /// Begins these, brings all forward by a stride, and tells those that are done. Returns how many
-    /// hashes at the configured cost that was.
+    /// Begins these jobs, advances all by a stride and finishes those that are done. Returns the work done
+    /// in hashes at the configured cost.
     pub(super) fn work(&mut self, jobs: Vec<Job>) -> f64 {
-        if self.kernel == Kernel::Crate {
-            return jobs.into_iter().map(at_once).count() as f64;
-        }
+        let Some(lanes) = &mut self.lanes else {
+            return jobs.into_iter().map(hash_alone).count() as f64;
+        };
         for job in jobs {
             if job.class == Class::Bulk {
                 self.since_bulk = 0;
             }
-            self.begin(job);
+            begin(lanes, &mut self.begun, job);
         }
-        let lanes = self.lanes.taken();
-        let done = self.lanes.advance((self.iterations / STRIDES).max(STRIDE_MIN));
+        let taken = lanes.taken();
+        let done = lanes.advance((self.iterations / STRIDES).max(STRIDE_MIN));
         self.since_bulk = self.since_bulk.saturating_add(done);
-        while let Some((lane, digest)) = self.lanes.end() {
-            self.begun.swap_remove(lane).tell(&digest);
+        while let Some((lane, digest)) = lanes.finish() {
+            self.begun.swap_remove(lane).finish(&digest);
         }
-        lanes as f64 * f64::from(done) / f64::from(self.iterations)
-    }
-
-    fn begin(&mut self, Job { password, task, arrived, .. }: Job) {
-        let mut salt = [0; 16];
-        let (cost, salt, wanted) = match task {
-            Task::Hash { done, .. } if getrandom::fill(&mut salt).is_err() => {
-                let _ = done.send(Err(HashError::Failed));
-                return;
-            }
-            Task::Hash { cost, done } => (cost, salt, Wanted::Hash(done)),
-            Task::Verify { hash, done } => match hash.parse::<HashParts>() {
-                Ok(parts) if lanes::COSTS.contains(&parts.get_cost()) => {
-                    (parts.get_cost(), parts.get_salt_raw(), Wanted::Verify { hash, done })
-                }
-                _ => {
-                    let _ = done.send(Err(HashError::Failed));
-                    return;
-                }
-            },
-        };
-        let password = password.expose_secret().as_bytes();
-        self.lanes.begin(cost, &lanes::Job { password, salt });
-        self.begun.push(Begun { cost, salt, arrived, started: Instant::now(), wanted });
+        taken as f64 * f64::from(done) / f64::from(self.iterations)
     }
 }
 
+/// Begins a job in a free lane, or fails it if it cannot be hashed.
+fn begin(lanes: &mut Lanes, begun: &mut Vec<Begun>, job: Job) {
+    let Job { password, task, arrived, .. } = job;
+    let mut salt = [0; 16];
+    let (cost, salt, wanted) = match task {
+        Task::Hash { cost, done } => match (getrandom::fill(&mut salt), Cost::new(cost)) {
+            (Ok(()), Ok(cost)) => (cost, salt, Wanted::Hash(done)),
+            _ => return fail(done),
+        },
+        Task::Verify { hash, done } => match hash.parse::<ParsedHash>() {
+            Ok(hash) => (hash.cost, hash.salt, Wanted::Verify { hash, done }),
+            Err(_) => return fail(done),
+        },
+    };
+    let password = password.expose_secret().as_bytes();
+    match lanes.begin(cost, &bcrypt_lanes::Job { password, salt }) {
+        Ok(()) => begun.push(Begun { cost, salt, arrived, started: Instant::now(), wanted }),
+        Err(_) => match wanted {
+            Wanted::Hash(done) => fail(done),
+            Wanted::Verify { done, .. } => fail(done),
+        },
+    }
+}
+
+/// A send fails when the requester is gone, who then needs no answer.
+fn fail<T>(done: oneshot::Sender<Done<T>>) {
+    let _ = done.send(Err(HashError::Failed));
+}
+
 impl Begun {
-    /// A send fails when the requester is gone, who then needs no answer.
-    fn tell(self, digest: &Digest) {
-        let computed = lanes::encode(self.cost, &self.salt, digest);
+    /// Sends the result; to no one when the requester is gone.
+    fn finish(self, digest: &Digest) {
         let (arrived, started) = (self.arrived, self.started);
         match self.wanted {
             Wanted::Hash(done) => {
-                let _ = done.send(Ok(timed(computed, arrived, started)));
+                let hash = ParsedHash { cost: self.cost, salt: self.salt, digest: *digest };
+                let _ = done.send(Ok(timed(hash.to_string(), arrived, started)));
             }
             Wanted::Verify { hash, done } => {
-                // The versions differ in their names only, for passwords that come this far.
-                let (held, computed) = (&hash.as_bytes()[3..], &computed.as_bytes()[3..]);
-                let is_same = held.ct_eq(computed).into();
-                let _ = done.send(Ok(timed(is_same, arrived, started)));
+                let _ = done.send(Ok(timed(hash.matches(digest), arrived, started)));
             }
         }
     }
@@ -136,8 +148,8 @@ fn timed<T>(value: T, arrived: Instant, started: Instant) -> Timed<T> {
     Timed { value, waited: started - arrived, worked: started.elapsed() }
 }
 
-/// Does a job from beginning to end, without lanes.
-fn at_once(Job { password, task, arrived, .. }: Job) {
+/// Hashes or verifies one password from beginning to end, without lanes.
+fn hash_alone(Job { password, task, arrived, .. }: Job) {
     let started = Instant::now();
     let password = password.expose_secret().as_bytes();
     match task {
@@ -163,6 +175,7 @@ fn at_once(Job { password, task, arrived, .. }: Job) {
 mod tests {
     use std::collections::VecDeque;
 
+    use bcrypt_lanes::Backend;
     use secrecy::SecretString;
     use tokio::time::Instant;
 
@@ -198,7 +211,7 @@ mod tests {
 
     #[test]
     fn in_a_flood_a_lane_comes_free_again_and_again() {
-        let mut hasher = Hasher::new(Kernel::Lanes(4), 9);
+        let mut hasher = Hasher::new(Kernel::Lanes(Backend::Portable, 4), 9);
         let ends = flood(&mut hasher, 9, 20);
         let gaps: Vec<usize> = ends.windows(2).skip(6).map(|ends| ends[1] - ends[0]).collect();
         assert!(gaps.iter().all(|gap| *gap <= STRIDES as usize / 2), "{gaps:?}");
@@ -208,14 +221,14 @@ mod tests {
 
     #[test]
     fn cheap_hashes_do_not_queue_up_for_that() {
-        let hasher = Hasher::new(Kernel::Lanes(6), 4);
+        let hasher = Hasher::new(Kernel::Lanes(Backend::Portable, 6), 4);
         assert_eq!((hasher.room().lanes, hasher.room().bulk), (6, 6));
-        assert_eq!(Hasher::new(Kernel::Crate, 12).room().bulk, 1);
+        assert_eq!(Hasher::new(Kernel::Scalar, 12).room().bulk, 1);
     }
 
     #[test]
     fn a_verification_shares_the_lanes() {
-        let mut hasher = Hasher::new(Kernel::Lanes(4), 4);
+        let mut hasher = Hasher::new(Kernel::Lanes(Backend::Portable, 4), 4);
         let known = bcrypt::hash_with_salt("secret-1", 5, [7; 16]).unwrap();
         for (version, right) in
             [(Version::TwoA, true), (Version::TwoY, true), (Version::TwoB, false)]

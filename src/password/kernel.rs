@@ -1,75 +1,105 @@
-//! What a thread hashes with: the lanes, as many as are fastest here, or the `bcrypt` crate.
+//! Chooses what a thread hashes with: a backend of `bcrypt-lanes` and a number of lanes.
 //!
-//! How many lanes pay depends on the processor, and now and then on where the linker happened to
-//! put a loop. So it is measured at start, and where the lanes are wrong or slower than the crate,
-//! the crate it is.
+//! A process starts with the usual kernel, after its self-test. Which one is fastest depends on the
+//! processor, and now and then on where the linker placed a loop. So the others are measured while the
+//! threads are idle, and one that is clearly faster replaces it. Where the lanes fail their self-test
+//! or are slower than the `bcrypt` crate, the crate hashes.
 
 use std::fmt;
 use std::hint::black_box;
 use std::time::Duration;
 
 use bcrypt::Version;
+use bcrypt_lanes::{Backend, Cost, Job, Lanes, MAX_LANES, Miscomputed};
 use rustix::time::{ClockId, clock_gettime};
-
-use super::lanes::{self, Job, LANES, Lanes, MAX};
 
 /// Cost of the hashes that are measured: a batch takes one or two milliseconds.
 const MEASURED_COST: u32 = 4;
-/// Rounds of measuring; the best of each counts, because other work only ever adds time.
+/// Batches measured before the start; they warm the processor up too.
+const FIRST_ROUNDS: u32 = 2;
+/// Batches of each kernel that are measured later; the best of each counts, because other work only ever
+/// adds time.
 const ROUNDS: u32 = 6;
-/// Between two rounds, so that a burst of other work, which slows this thread's core down without
-/// showing in its processor time, does not last for all of them.
-const BREATH: Duration = Duration::from_millis(15);
-/// Best, or within a twentieth of it, on every processor that was measured; see docs/performance.md.
-const USUAL: Kernel = Kernel::Lanes(6);
-/// Another must be faster than the usual by this much: while somebody else is on the same core, all
-/// look alike, and what is best then may be the slowest a second later.
+/// Fastest, or within a tenth of it, on every processor that was measured; see docs/performance.md.
+const USUAL_WIDTH: usize = 6;
+/// Numbers of lanes that are measured.
+const WIDTHS: [usize; 5] = [1, 4, 5, 6, 7];
+/// Another must be faster than the usual one by this much: while another process is on the same core,
+/// all look alike, and the fastest then may be the slowest a second later.
 const CLEARLY: f64 = 1.1;
 
 /// What to hash with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
     /// The `bcrypt` crate, one password at a time.
-    Crate,
-    /// Up to so many passwords at a time.
-    Lanes(usize),
+    Scalar,
+    /// Up to this many passwords at a time.
+    Lanes(Backend, usize),
 }
 
 impl Kernel {
-    /// Passwords it takes at once.
+    /// Passwords that it takes at the same time.
     pub fn width(self) -> usize {
         match self {
-            Self::Crate => 1,
-            Self::Lanes(lanes) => lanes,
+            Self::Scalar => 1,
+            Self::Lanes(_, width) => width,
         }
     }
 
-    /// The configured kernel, or the fastest here, and what it hashes. Takes about 60 ms of
-    /// processor time and as much again of pauses; a configured one 20 ms.
-    pub fn choose(configured: Option<usize>) -> (Self, Rate) {
-        // Unoptimised, the lanes take fourteen times as long as the crate, which the dev profile
-        // optimises; there they are used only on request.
-        let candidates: Vec<Self> = match configured {
-            Some(lanes) => vec![Self::Lanes(lanes)],
-            None if cfg!(debug_assertions) => {
-                tracing::info!(
-                    "a build that is not optimised: one password at a time with the bcrypt crate; \
-                     cargo build --release hashes several at once"
-                );
-                vec![Self::Crate]
-            }
-            None => {
-                [Self::Crate].into_iter().chain(LANES.iter().copied().map(Self::Lanes)).collect()
-            }
-        };
-        if candidates != [Self::Crate]
-            && let Err(error) = lanes::self_test()
-        {
-            tracing::error!(%error, "hashing with the bcrypt crate instead");
-            return fastest(&measure(&[Self::Crate]));
+    /// The configured number of lanes or the usual one, on the fastest backend that passes its self-test,
+    /// and its rate. Takes about 20 ms.
+    pub fn initial(configured: Option<usize>) -> (Self, Rate) {
+        let width = configured.unwrap_or(USUAL_WIDTH);
+        let kernel = tested_backends()
+            .pop()
+            .map_or(Self::Scalar, |backend| Self::Lanes(backend, width.clamp(1, MAX_LANES)));
+        let mut measurement = Measurement::of(&[kernel]);
+        for _ in 0..FIRST_ROUNDS {
+            measurement.round(|| true);
         }
-        fastest(&measure(&candidates))
+        (kernel, measurement.rates()[0].1)
     }
+
+    /// The fastest kernel of this processor, unless `usual` is about as fast. Calls `may_go_on`
+    /// before each batch of about 2 ms; when it returns false, nothing is chosen.
+    pub fn fastest(usual: Self, mut may_go_on: impl FnMut() -> bool) -> Option<(Self, Rate)> {
+        let others = tested_backends()
+            .into_iter()
+            .flat_map(|backend| WIDTHS.map(|width| Self::Lanes(backend, width)));
+        let mut kernels = vec![usual, Self::Scalar];
+        kernels.extend(others.filter(|kernel| *kernel != usual));
+        let mut measurement = Measurement::of(&kernels);
+        for _ in 0..ROUNDS {
+            if !measurement.round(&mut may_go_on) {
+                return None;
+            }
+        }
+        Some(clearly_fastest(&measurement.rates()))
+    }
+}
+
+/// Tests every backend that this processor can run.
+///
+/// # Errors
+/// Names the first kernel that does not compute bcrypt.
+pub fn self_test() -> Result<(), Miscomputed> {
+    available_backends().try_for_each(bcrypt_lanes::self_test)
+}
+
+fn available_backends() -> impl Iterator<Item = Backend> {
+    Backend::ALL.into_iter().filter(|backend| backend.is_available())
+}
+
+/// Backends that compute bcrypt here, the fastest last.
+fn tested_backends() -> Vec<Backend> {
+    let passes = |backend: &Backend| match bcrypt_lanes::self_test(*backend) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(event = "hash_self_test_failed", %error, "a hash kernel is not used");
+            false
+        }
+    };
+    available_backends().filter(passes).collect()
 }
 
 /// Hashes a second of one thread.
@@ -86,52 +116,74 @@ impl Rate {
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Crate => f.write_str("the bcrypt crate"),
-            Self::Lanes(lanes) => write!(f, "{lanes} lanes"),
+            Self::Scalar => f.write_str("the bcrypt crate"),
+            Self::Lanes(backend, width) => write!(f, "{width} lanes, {backend}"),
         }
     }
 }
 
-/// What each kernel hashes on one thread.
-fn measure(kernels: &[Kernel]) -> Vec<(Kernel, Rate)> {
-    let mut lanes = Lanes::new();
-    let mut best: Vec<(Kernel, Duration)> =
-        kernels.iter().map(|kernel| (*kernel, Duration::MAX)).collect();
-    for round in 0..ROUNDS {
-        if round > 0 && kernels.len() > 1 {
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "at start, before there are other tasks"
-            )]
-            std::thread::sleep(BREATH);
-        }
-        for (kernel, time) in &mut best {
-            *time = (*time).min(time_of(*kernel, &mut lanes, MEASURED_COST));
-        }
+/// Kernels in turn, and the best time of each so far.
+struct Measurement(Vec<(Kernel, Hasher, Duration)>);
+
+impl Measurement {
+    fn of(kernels: &[Kernel]) -> Self {
+        let hasher = |kernel: &Kernel| (*kernel, Hasher::new(*kernel), Duration::MAX);
+        Self(kernels.iter().map(hasher).collect())
     }
-    best.into_iter()
-        .map(|(kernel, time)| (kernel, Rate(kernel.width() as f64 / time.as_secs_f64())))
-        .collect()
+
+    /// One batch of each; false if `may_go_on` was false before any.
+    fn round(&mut self, mut may_go_on: impl FnMut() -> bool) -> bool {
+        self.0.iter_mut().all(|(_, hasher, best)| {
+            may_go_on() && {
+                *best = (*best).min(hasher.time(MEASURED_COST));
+                true
+            }
+        })
+    }
+
+    fn rates(&self) -> Vec<(Kernel, Rate)> {
+        let rate = |(kernel, _, best): &(Kernel, Hasher, Duration)| {
+            (*kernel, Rate(kernel.width() as f64 / best.as_secs_f64()))
+        };
+        self.0.iter().map(rate).collect()
+    }
 }
 
-/// The processor time of one full batch on this thread: on a busy machine, the clock on the wall
-/// measures the others.
-pub fn time_of(kernel: Kernel, lanes: &mut Lanes, cost: u32) -> Duration {
-    let jobs: [Job<'_>; MAX] = std::array::from_fn(|lane| Job {
-        password: &b"correct horse battery"[lane..],
-        salt: [lane as u8; 16],
-    });
-    let started = processor_time();
-    match kernel {
-        Kernel::Crate => {
-            let hashed = bcrypt::hash_with_salt(jobs[0].password, cost, jobs[0].salt);
-            let _ = black_box(hashed.map(|parts| parts.format_for_version(Version::TwoB)));
-        }
-        Kernel::Lanes(n) => {
-            black_box(lanes.hash(cost, &jobs[..n]));
-        }
+/// Hashes full batches of one kernel, to measure it.
+pub struct Hasher {
+    /// None for the crate.
+    lanes: Option<Box<Lanes>>,
+}
+
+impl Hasher {
+    /// A hasher of this kernel; of the crate where this processor cannot run the kernel.
+    pub fn new(kernel: Kernel) -> Self {
+        let lanes = match kernel {
+            Kernel::Scalar => None,
+            Kernel::Lanes(backend, width) => Lanes::new(backend, width).ok(),
+        };
+        Self { lanes }
     }
-    processor_time().saturating_sub(started)
+
+    /// The processor time of one full batch on this thread at a cost of 4 to 31: on a busy machine, the
+    /// wall clock measures the other processes.
+    pub fn time(&mut self, cost: u32) -> Duration {
+        const PASSWORD: &[u8] = b"correct horse battery";
+        let started = processor_time();
+        match (&mut self.lanes, Cost::new(cost)) {
+            (Some(lanes), Ok(cost)) => {
+                let job =
+                    |lane| (cost, Job { password: &PASSWORD[lane..], salt: [lane as u8; 16] });
+                let jobs: Vec<_> = (0..lanes.width()).map(job).collect();
+                let _ = black_box(lanes.hash_many(&jobs));
+            }
+            _ => {
+                let hashed = bcrypt::hash_with_salt(PASSWORD, cost, [0; 16]);
+                let _ = black_box(hashed.map(|parts| parts.format_for_version(Version::TwoB)));
+            }
+        }
+        processor_time().saturating_sub(started)
+    }
 }
 
 pub(super) fn processor_time() -> Duration {
@@ -139,44 +191,61 @@ pub(super) fn processor_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
-/// The usual one, or the fastest where that is clearly faster.
-fn fastest(rates: &[(Kernel, Rate)]) -> (Kernel, Rate) {
-    let usual = rates.iter().find(|(kernel, _)| *kernel == USUAL).or(rates.first());
-    let usual = usual.copied().unwrap_or((Kernel::Crate, Rate(0.0)));
+/// The first one, or the fastest where that is clearly faster.
+fn clearly_fastest(rates: &[(Kernel, Rate)]) -> (Kernel, Rate) {
+    let usual = rates.first().copied().unwrap_or((Kernel::Scalar, Rate(0.0)));
     let clearly = rates.iter().filter(|(_, rate)| rate.0 > usual.1.0 * CLEARLY);
-    let best = clearly.max_by(|(_, one), (_, other)| one.0.total_cmp(&other.0));
-    let best = best.copied().unwrap_or(usual);
-    if best.0 == Kernel::Crate && rates.len() > 1 {
-        tracing::warn!("the hash lanes are no faster than the bcrypt crate here; not used");
-    }
-    best
+    let fastest = clearly.max_by(|(_, one), (_, other)| one.0.total_cmp(&other.0));
+    fastest.copied().unwrap_or(usual)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const fn lanes(width: usize) -> Kernel {
+        Kernel::Lanes(Backend::Portable, width)
+    }
+
     #[test]
-    fn another_than_the_usual_must_be_clearly_faster() {
+    fn another_kernel_must_be_clearly_faster_than_the_usual_one() {
         let chosen = |four: f64, six: f64, eight: f64| {
             let rates = [
-                (Kernel::Crate, Rate(17.1)),
-                (Kernel::Lanes(1), Rate(18.5)),
-                (Kernel::Lanes(4), Rate(four)),
-                (Kernel::Lanes(6), Rate(six)),
-                (Kernel::Lanes(8), Rate(eight)),
+                (lanes(6), Rate(six)),
+                (Kernel::Scalar, Rate(17.1)),
+                (lanes(1), Rate(18.5)),
+                (lanes(4), Rate(four)),
+                (lanes(8), Rate(eight)),
             ];
-            fastest(&rates).0
+            clearly_fastest(&rates).0
         };
-        assert_eq!(chosen(56.0, 66.5, 66.0), Kernel::Lanes(6));
-        assert_eq!(chosen(68.0, 63.0, 69.0), Kernel::Lanes(6), "alike");
-        assert_eq!(chosen(56.0, 57.0, 66.0), Kernel::Lanes(8));
-        assert_eq!(chosen(56.0, 44.0, 51.0), Kernel::Lanes(4));
-        assert_eq!(chosen(16.0, 15.0, 14.0), Kernel::Lanes(1));
-        let slow = [(Kernel::Crate, Rate(17.0)), (Kernel::Lanes(6), Rate(15.0))];
-        assert_eq!(fastest(&slow), slow[0]);
-        let given = [(Kernel::Lanes(2), Rate(34.0))];
-        assert_eq!(fastest(&given), given[0]);
+        assert_eq!(chosen(56.0, 66.5, 66.0), lanes(6));
+        assert_eq!(chosen(68.0, 63.0, 69.0), lanes(6), "alike");
+        assert_eq!(chosen(56.0, 57.0, 66.0), lanes(8));
+        assert_eq!(chosen(56.0, 44.0, 51.0), lanes(4));
+        assert_eq!(chosen(16.0, 15.0, 14.0), lanes(1));
+        let slow = [(lanes(6), Rate(15.0)), (Kernel::Scalar, Rate(17.0))];
+        assert_eq!(clearly_fastest(&slow), slow[1]);
         assert_eq!(Rate(32.0).at(MEASURED_COST + 3), 4.0);
+    }
+
+    #[test]
+    fn initial_kernel_has_the_configured_lanes_and_a_rate() {
+        let (kernel, rate) = Kernel::initial(Some(4));
+        assert_eq!(kernel.width(), 4);
+        assert!(rate.0 > 0.0);
+        assert_eq!(Kernel::initial(None).0.width(), USUAL_WIDTH);
+    }
+
+    #[test]
+    fn measurement_that_is_interrupted_chooses_nothing() {
+        let (kernel, _) = Kernel::initial(None);
+        let mut batches = 0;
+        let chosen = Kernel::fastest(kernel, || {
+            batches += 1;
+            batches < 4
+        });
+        assert_eq!((chosen, batches), (None, 4));
+        assert!(Kernel::fastest(kernel, || true).is_some());
     }
 }

@@ -113,6 +113,11 @@ impl Line {
         self.arrived.notify_all();
     }
 
+    /// Whether the threads are to end.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// What a thread begins next. One that has nothing to do waits for it; one that has may get
     /// nothing. `None` when the line is closed and there is nothing to do.
     pub(super) fn next(&self, room: &Room) -> Option<Vec<Job>> {

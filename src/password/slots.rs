@@ -6,8 +6,8 @@
 //! midst of. Nobody waits for others to come or to end. A job whose deadline has passed, or whose
 //! requester is gone, is dropped before it starts.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -60,7 +60,7 @@ pub struct Slots {
     line: Arc<Line>,
     usage: Arc<Counters>,
     threads: usize,
-    kernel: Kernel,
+    kernel: Arc<Mutex<Kernel>>,
     cost: u32,
     _end: Arc<End>,
 }
@@ -82,32 +82,40 @@ pub struct Usage {
 struct End(Arc<Line>);
 
 impl Slots {
-    /// Chooses the kernel and starts the threads.
+    /// Starts the threads with the usual kernel, and measures in the background whether another one is
+    /// clearly faster here, unless the settings fix the number of lanes.
     pub fn start(settings: &config::Password) -> anyhow::Result<Self> {
-        let (kernel, rate) = Kernel::choose(settings.lanes);
+        let (kernel, rate) = Kernel::initial(settings.lanes);
         let (line, usage) = (Arc::new(Line::default()), Arc::new(Counters::default()));
         usage.rate.store((rate.at(settings.cost) * 1e6) as u64, Ordering::Relaxed);
         let cost = settings.cost;
+        let chosen = Arc::new(Mutex::new(kernel));
         for n in 0..settings.threads {
-            let (line, usage) = (line.clone(), usage.clone());
-            std::thread::Builder::new()
-                .name(format!("hash-{n}"))
-                .spawn(move || work(&line, &usage, Hasher::new(kernel, cost)))
-                .context("cannot start a hashing thread")?;
+            let (line, usage, chosen) = (line.clone(), usage.clone(), chosen.clone());
+            thread(format!("hash-{n}"), move || work(&line, &usage, &chosen, cost))?;
         }
-        tracing::info!(threads = settings.threads, kernel = %kernel, "hash slots");
+        if settings.lanes.is_none() {
+            let (line, chosen) = (line.clone(), chosen.clone());
+            thread("hash-measure".into(), move || choose(&line, &chosen))?;
+        }
+        tracing::info!(
+            event = "hashing_started",
+            threads = settings.threads,
+            kernel = %kernel,
+            "hashing threads started"
+        );
         let end = Arc::new(End(line.clone()));
-        Ok(Self { line, usage, threads: settings.threads, kernel, cost, _end: end })
+        Ok(Self { line, usage, threads: settings.threads, kernel: chosen, cost, _end: end })
     }
 
-    /// Jobs that can be worked on at once.
+    /// Jobs that can be worked on in parallel.
     pub fn capacity(&self) -> usize {
-        self.threads * self.kernel.width()
+        self.threads * self.kernel().width()
     }
 
-    /// What they hash with.
+    /// What the threads hash with at present.
     pub fn kernel(&self) -> Kernel {
-        self.kernel
+        *lock(&self.kernel)
     }
 
     /// Passwords that all threads together can hash in a second: as measured at the start, then as
@@ -189,10 +197,19 @@ impl Counters {
     }
 }
 
-/// One thread: takes jobs and brings them forward, until the line is closed.
-fn work(line: &Line, usage: &Counters, mut hasher: Hasher) {
-    let width = hasher.room().lanes;
+/// One thread: takes jobs and advances them, until the line is closed. Takes over another kernel when
+/// it has no job in progress.
+fn work(line: &Line, usage: &Counters, chosen: &Mutex<Kernel>, cost: u32) {
+    let mut hasher = Hasher::new(*lock(chosen), cost);
     while let Some(jobs) = line.next(&hasher.room()) {
+        if hasher.is_idle() && hasher.kernel() != *lock(chosen) {
+            let faster = Hasher::new(*lock(chosen), cost);
+            // Never narrower than the jobs just taken.
+            if faster.room().lanes >= jobs.len() {
+                hasher = faster;
+            }
+        }
+        let width = hasher.kernel().width();
         let (started, before) = (Instant::now(), processor_time());
         let waited: Duration = jobs.iter().map(|job| started - job.arrived).sum();
         usage.waited_us.fetch_add(micros(waited), Ordering::Relaxed);
@@ -207,6 +224,47 @@ fn work(line: &Line, usage: &Counters, mut hasher: Hasher) {
             usage.learn(hashes / took.as_secs_f64(), hashes / width as f64);
         }
     }
+}
+
+/// Between two batches of the measurement, so that it leaves the processor to requests, and so that a
+/// burst of other work does not meet all batches.
+const MEASURE_PAUSE: Duration = Duration::from_millis(15);
+
+/// Measures all kernels while the threads are idle, and makes the fastest the chosen one. Gives up when
+/// the line closes; waits as long as there are jobs.
+fn choose(line: &Line, chosen: &Mutex<Kernel>) {
+    let usual = *lock(chosen);
+    let measured = Kernel::fastest(usual, || {
+        loop {
+            #[expect(clippy::disallowed_methods, reason = "a thread of its own, without tasks")]
+            std::thread::sleep(MEASURE_PAUSE);
+            if line.is_closed() {
+                return false;
+            }
+            if line.load() == (0, 0) {
+                return true;
+            }
+        }
+    });
+    let Some((fastest, _)) = measured.filter(|(fastest, _)| *fastest != usual) else { return };
+    if fastest == Kernel::Scalar {
+        tracing::warn!(
+            event = "hash_lanes_slow",
+            "the hash lanes are slower than the bcrypt crate on this processor; not used"
+        );
+    } else {
+        tracing::info!(event = "hash_kernel_changed", kernel = %fastest, "a faster hash kernel is used");
+    }
+    *lock(chosen) = fastest;
+}
+
+fn thread(name: String, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    let started = std::thread::Builder::new().name(name).spawn(run);
+    started.map(drop).context("cannot start a hashing thread")
+}
+
+fn lock(kernel: &Mutex<Kernel>) -> MutexGuard<'_, Kernel> {
+    kernel.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -125,8 +125,7 @@ metrics! {
     hash_threads_busy: IntGaugeVec;
     /// Passwords each thread can hash at once.
     hash_lanes: IntGaugeVec;
-    /// Whether the bcrypt crate hashes because the lanes failed their test, are no faster here or are not
-    /// built: 1 or 0.
+    /// Whether the bcrypt crate hashes because the lanes failed their test or are slower here: 1 or 0.
     hash_fallback: IntGaugeVec;
     /// Passwords that wait for a hash slot.
     hash_waiting: IntGaugeVec;

@@ -19,7 +19,7 @@ pub fn show(metrics: &Metrics, slots: Slots) {
             threads: slots.threads(),
             busy,
             lanes: slots.kernel().width(),
-            fallback: slots.kernel() == Kernel::Crate,
+            fallback: slots.kernel() == Kernel::Scalar,
             waiting,
             jobs: usage.jobs,
             worked: usage.worked,

@@ -44,7 +44,7 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 29] = [
+const HOMES: [(&str, &[&str]); 30] = [
     ("async_rs", &["queue/rabbit/amqp/"]),
     ("lapin", &["queue/rabbit/"]),
     ("x509_parser", &["front/validity.rs"]),
@@ -55,6 +55,7 @@ const HOMES: [(&str, &[&str]); 29] = [
     ("hyper", &["front/", "app.rs"]),
     ("prometheus", &["telemetry/"]),
     ("bcrypt", &["password/"]),
+    ("bcrypt_lanes", &["password/"]),
     ("jsonwebtoken", &["token/"]),
     ("validator", &["contract/"]),
     ("crypto_box", &["queue/seal.rs"]),

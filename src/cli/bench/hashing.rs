@@ -11,8 +11,7 @@ use indicatif::ProgressBar;
 use super::report::Hashing;
 use crate::config;
 use crate::password::Kernel;
-use crate::password::kernel::time_of;
-use crate::password::lanes::Lanes;
+use crate::password::kernel::Hasher;
 
 /// Rounds; the best of each kernel counts, because other work only ever adds time.
 const ROUNDS: u64 = 5;
@@ -25,15 +24,21 @@ pub(super) struct Times {
 }
 
 pub(super) fn measure(chosen: Kernel, settings: &config::Password, bar: &ProgressBar) -> Times {
-    let kernels = [Kernel::Crate, Kernel::Lanes(1), chosen];
+    let lone = match chosen {
+        Kernel::Scalar => chosen,
+        Kernel::Lanes(backend, _) => Kernel::Lanes(backend, 1),
+    };
+    let mut hashers = [Kernel::Scalar, lone, chosen].map(|kernel| {
+        let hashers = (0..settings.threads).map(|_| Hasher::new(kernel));
+        hashers.collect::<Vec<_>>()
+    });
     let mut best = [Duration::MAX; 3];
-    let mut lanes: Vec<Box<Lanes>> = (0..settings.threads).map(|_| Lanes::new()).collect();
     bar.set_length(ROUNDS);
     bar.set_position(0);
     // In turns, so that a slow moment of the machine meets all of them alike.
     for _ in 0..ROUNDS {
-        for (kernel, best) in kernels.iter().zip(&mut best) {
-            *best = (*best).min(together(*kernel, &mut lanes, settings.cost));
+        for (hashers, best) in hashers.iter_mut().zip(&mut best) {
+            *best = (*best).min(in_parallel(hashers, settings.cost));
         }
         bar.inc(1);
     }
@@ -60,7 +65,7 @@ impl Hashing {
             cost: settings.cost,
             threads: settings.threads,
             kernel: chosen.to_string(),
-            crate_per_second: rate(Kernel::Crate, one_of_crate),
+            crate_per_second: rate(Kernel::Scalar, one_of_crate),
             ceiling_per_second: rate(chosen, batch),
             ceiling_before: rate(chosen, before.batch),
             ceiling_after: rate(chosen, after.batch),
@@ -71,18 +76,18 @@ impl Hashing {
     }
 }
 
-/// The slowest of all threads doing one batch each at the same time, by the clock on the wall, as
-/// signups are measured too.
-fn together(kernel: Kernel, lanes: &mut [Box<Lanes>], cost: u32) -> Duration {
-    let start = Barrier::new(lanes.len());
+/// The slowest of all threads doing one batch each in parallel, by the wall clock, as signups are
+/// measured too.
+fn in_parallel(hashers: &mut [Hasher], cost: u32) -> Duration {
+    let start = Barrier::new(hashers.len());
     thread::scope(|scope| {
-        let running: Vec<_> = lanes
+        let running: Vec<_> = hashers
             .iter_mut()
-            .map(|lanes| {
+            .map(|hasher| {
                 scope.spawn(|| {
                     start.wait();
                     let started = Instant::now();
-                    time_of(kernel, lanes, cost);
+                    hasher.time(cost);
                     started.elapsed()
                 })
             })

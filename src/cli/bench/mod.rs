@@ -98,10 +98,11 @@ fn own(cost: Option<u32>) -> Vec<Flag> {
 }
 
 fn measure(flags: &Flags, mut settings: Settings) -> anyhow::Result<Report> {
-    let (kernel, _) = Kernel::choose(settings.password.lanes);
-    if let Kernel::Lanes(lanes) = kernel {
-        // The muster that is driven would choose anew.
-        settings.password.lanes = Some(lanes);
+    let (mut kernel, _) = Kernel::initial(settings.password.lanes);
+    if settings.password.lanes.is_none() {
+        kernel = Kernel::fastest(kernel, || true).map_or(kernel, |(fastest, _)| fastest);
+        // The muster that is driven would measure again.
+        settings.password.lanes = Some(kernel.width());
     }
     let bar = bar();
     bar.set_prefix("hashing");

@@ -19,7 +19,7 @@ use crate::config::{self, CertificateFiles, QueueUrl, Role, Settings, StoreUrl};
 use crate::front::tls::Tls;
 use crate::front::validity::Validity;
 use crate::front::{self, probe};
-use crate::password::lanes;
+use crate::password::kernel;
 use crate::signup::Clock;
 use crate::telemetry::finding::Finding;
 use crate::token::{Key, public_keys};
@@ -283,7 +283,7 @@ fn cost(cost: u32) -> Finding {
 
 fn hashing() -> Finding {
     let check = "hashing";
-    match lanes::self_test() {
+    match kernel::self_test() {
         Ok(()) => Finding::ok(check, "several at once agree with bcrypt one by one"),
         Err(wrong) => Finding::error(
             check,

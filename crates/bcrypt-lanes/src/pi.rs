@@ -1,11 +1,10 @@
-//! The state every Blowfish cipher starts from: the first 33,344 bits of pi after the point.
+//! The initial state of every Blowfish cipher: the first 33,344 bits of the fractional part of pi.
 //!
-//! Numbers only; what they are for is said in `lanes`, their one reader. The test below computes
-//! them again, so nobody has to trust the table.
+//! The test below computes the table again with Machin's formula, so it need not be trusted.
 
 /// 18 words for the round keys, then four substitution boxes of 256.
 #[rustfmt::skip]
-pub(super) const PI: [u32; 18 + 4 * 256] = [
+pub(crate) const PI: [u32; 18 + 4 * 256] = [
     0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0, 0x082efa98, 0xec4e6c89,
     0x452821e6, 0x38d01377, 0xbe5466cf, 0x34e90c6c, 0xc0ac29b7, 0xc97c50dd, 0x3f84d5b5, 0xb5470917,
     0x9216d5d9, 0x8979fb1b, 0xd1310ba6, 0x98dfb5ac, 0x2ffd72db, 0xd01adfb7, 0xb8e1afed, 0x6a267e96,
@@ -156,7 +155,7 @@ mod tests {
         }
     }
 
-    /// Adds one number to another or takes it away; two's complement serves for both.
+    /// Adds one number to another or subtracts it, in two's complement.
     fn add(sum: &mut Fixed, term: &Fixed, negative: bool) {
         let mut carry = u64::from(negative);
         for (word, &term) in sum.iter_mut().zip(term).rev() {
