@@ -4,6 +4,7 @@ mod limits;
 mod mounts;
 mod origins;
 mod password;
+mod token;
 mod trace;
 
 pub use trace::{RootSampler, Sampler};
@@ -21,12 +22,10 @@ use zeroize::Zeroizing;
 use super::layers::{Layers, is_secret, long_name};
 use super::{
     Admission, CertificateFiles, Events, Front, Log, Problems, Queue, QueueUrl, Role, Settings,
-    Store, StoreUrl, Token,
+    Store, StoreUrl,
 };
 use crate::config::redact::{HIDDEN, splits_login, without_credentials};
 
-/// Shortest signing secret in bytes: as long as the digest (RFC 7518, 3.2).
-const SECRET_MIN: usize = 32;
 /// Shortest key of the bulk path, in bytes: nobody guesses 192 random bits, and nobody types them.
 const BULK_KEY_MIN: usize = 32;
 /// Longest window in which a signup may be sent again: as long as an idempotency key counts.
@@ -252,25 +251,6 @@ impl Reader<'_> {
         let database = self.text("store.database");
         let timeout = self.duration("store.timeout");
         Some(Store { url: url?, database, timeout: timeout? })
-    }
-
-    fn token(&mut self) -> Option<Token> {
-        let secret = self.text("token.secret");
-        if self.is_worker && !secret.is_empty() && secret.len() < SECRET_MIN {
-            self.problem::<()>(
-                "token.secret",
-                "at least 32 bytes wanted; make one with: openssl rand -base64 48",
-            );
-        }
-        let lifetime = self.duration("token.lifetime");
-        let secret = (!secret.is_empty()).then(|| SecretString::from(secret));
-        Some(Token {
-            secret,
-            keys: self.list("token.keys").into_iter().map(PathBuf::from).collect(),
-            issuer: self.given("token.issuer"),
-            audience: self.given("token.audience"),
-            lifetime: lifetime?,
-        })
     }
 
     fn log(&mut self) -> Option<Log> {

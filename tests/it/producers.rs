@@ -275,11 +275,14 @@ async fn a_time_stamp_of_one_system_expires_nothing_of_another() {
             producer.publish("interactive", forged, &json!({})).await;
         }
     }
-    let _worker = setup.start_role("worker").await;
+    let mut worker = setup.start_role("worker").await;
     for _ in 0..5 {
         let answer = front.client().post("/users/register", &document()).await;
         assert_eq!(answer.status, 201, "{:?}", answer.json());
     }
+    // It could be a front's account that the settings forgot.
+    let is_warned = |line: &str| line.contains("untrusted_front") && line.contains(&account);
+    worker.wait_for_log(is_warned).await;
     producer.account.remove().await;
 }
 

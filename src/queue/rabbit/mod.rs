@@ -31,8 +31,9 @@ mod tls;
 mod topology;
 mod waiting;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lapin::tcp::OwnedTLSConfig;
@@ -57,6 +58,9 @@ const FIRST_TRY: Duration = Duration::from_secs(2);
 
 /// Seconds after which a silent connection counts as lost, unless the URL says otherwise.
 const HEARTBEAT: u16 = 5;
+
+/// Accounts for which a worker warns that they are not trusted.
+const WARNED_MAX: usize = 16;
 
 /// The modules of the client that log whole messages, with passwords and tokens in them, and what it logs in
 /// to the broker with.
@@ -171,6 +175,24 @@ impl Broker {
         !account.is_empty()
             && (account == self.username()
                 || self.settings.trusted_accounts.iter().any(|trusted| trusted == account))
+    }
+}
+
+impl Broker {
+    /// Warns once of each account that asks for replies on a front's queue and is not trusted, because its
+    /// registrations count as another system's. At most [`WARNED_MAX`] accounts, since producers choose theirs.
+    fn warn_of_untrusted_front(&self, account: &str) {
+        static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.len() < WARNED_MAX && warned.insert(account.to_owned()) {
+            tracing::warn!(
+                event = "untrusted_front",
+                account,
+                "this account publishes like a front and is not trusted: its registrations count as another \
+                 system's; if it is a front's, name it in queue.trusted_accounts (MUSTER_QUEUE_TRUSTED_ACCOUNTS) of \
+                 every worker"
+            );
+        }
     }
 }
 

@@ -299,7 +299,12 @@ pub(super) fn read(
         Some("http") => Origin::Http,
         Some("import") => Origin::Import,
         _ if is_own => Origin::Amqp { producer: producer.unwrap_or_default().to_owned() },
-        _ => Origin::Amqp { producer: account.to_owned() },
+        _ => {
+            if reply_to.is_some_and(|queue| queue.starts_with(&broker.names.reply_prefix())) {
+                broker.warn_of_untrusted_front(account);
+            }
+            Origin::Amqp { producer: account.to_owned() }
+        }
     };
     let sealed = headers.typed_text(header::SEALED)?;
     if sealed.is_some_and(|key_id| key_id.len() > KEY_ID_MAX) {

@@ -1,0 +1,32 @@
+//! `[token]`: the keys of tokens, and what tokens claim.
+
+use std::path::PathBuf;
+
+use secrecy::SecretString;
+
+use super::Reader;
+use crate::config::Token;
+
+/// Shortest signing secret in bytes: as long as the digest (RFC 7518, 3.2).
+const SECRET_MIN: usize = 32;
+
+impl Reader<'_> {
+    pub(super) fn token(&mut self) -> Option<Token> {
+        let secret = self.text("token.secret");
+        if self.is_worker && !secret.is_empty() && secret.len() < SECRET_MIN {
+            self.problem::<()>(
+                "token.secret",
+                "expected at least 32 bytes; make one with: openssl rand -base64 48",
+            );
+        }
+        let lifetime = self.duration("token.lifetime");
+        let secret = (!secret.is_empty()).then(|| SecretString::from(secret));
+        Some(Token {
+            secret,
+            keys: self.list("token.keys").into_iter().map(PathBuf::from).collect(),
+            issuer: self.given("token.issuer"),
+            audience: self.given("token.audience"),
+            lifetime: lifetime?,
+        })
+    }
+}
