@@ -99,10 +99,10 @@ impl Slots {
             thread("hash-measure".into(), move || choose(&line, &chosen))?;
         }
         tracing::info!(
-            event = "hashing_started",
+            event = "hash_pool_started",
             threads = settings.threads,
             kernel = %kernel,
-            "hashing threads started"
+            "hash pool started"
         );
         let end = Arc::new(End(line.clone()));
         Ok(Self { line, usage, threads: settings.threads, kernel: chosen, cost, _end: end })
