@@ -35,11 +35,11 @@ struct Begun {
     salt: [u8; 16],
     arrived: Instant,
     started: Instant,
-    wanted: Wanted,
+    purpose: Purpose,
 }
 
 /// What its digest is for.
-enum Wanted {
+enum Purpose {
     Hash(oneshot::Sender<Done<String>>),
     Verify { hash: ParsedHash, done: oneshot::Sender<Done<bool>> },
 }
@@ -103,22 +103,22 @@ impl Hasher {
 fn begin(lanes: &mut Lanes, begun: &mut Vec<Begun>, job: Job) {
     let Job { password, task, arrived, .. } = job;
     let mut salt = [0; 16];
-    let (cost, salt, wanted) = match task {
+    let (cost, salt, purpose) = match task {
         Task::Hash { cost, done } => match (getrandom::fill(&mut salt), Cost::new(cost)) {
-            (Ok(()), Ok(cost)) => (cost, salt, Wanted::Hash(done)),
+            (Ok(()), Ok(cost)) => (cost, salt, Purpose::Hash(done)),
             _ => return fail(done),
         },
         Task::Verify { hash, done } => match hash.parse::<ParsedHash>() {
-            Ok(hash) => (hash.cost, hash.salt, Wanted::Verify { hash, done }),
+            Ok(hash) => (hash.cost, hash.salt, Purpose::Verify { hash, done }),
             Err(_) => return fail(done),
         },
     };
     let password = password.expose_secret().as_bytes();
     match lanes.begin(cost, &bcrypt_lanes::Job { password, salt }) {
-        Ok(()) => begun.push(Begun { cost, salt, arrived, started: Instant::now(), wanted }),
-        Err(_) => match wanted {
-            Wanted::Hash(done) => fail(done),
-            Wanted::Verify { done, .. } => fail(done),
+        Ok(()) => begun.push(Begun { cost, salt, arrived, started: Instant::now(), purpose }),
+        Err(_) => match purpose {
+            Purpose::Hash(done) => fail(done),
+            Purpose::Verify { done, .. } => fail(done),
         },
     }
 }
@@ -132,12 +132,12 @@ impl Begun {
     /// Sends the result; to no one when the requester is gone.
     fn finish(self, digest: &Digest) {
         let (arrived, started) = (self.arrived, self.started);
-        match self.wanted {
-            Wanted::Hash(done) => {
+        match self.purpose {
+            Purpose::Hash(done) => {
                 let hash = ParsedHash { cost: self.cost, salt: self.salt, digest: *digest };
                 let _ = done.send(Ok(timed(hash.to_string(), arrived, started)));
             }
-            Wanted::Verify { hash, done } => {
+            Purpose::Verify { hash, done } => {
                 let _ = done.send(Ok(timed(hash.matches(digest), arrived, started)));
             }
         }

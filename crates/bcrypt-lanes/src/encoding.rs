@@ -41,7 +41,7 @@ impl fmt::Display for ParsedHash {
     }
 }
 
-/// Shows the cost only: salt and digest are nobody's business in a log.
+/// Shows the cost only: salt and digest stay out of logs.
 impl fmt::Debug for ParsedHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ParsedHash").field("cost", &self.cost).finish_non_exhaustive()
@@ -84,7 +84,7 @@ fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     let (mut bits, mut length, mut at) = (0_u32, 0, 0);
     for character in text {
-        let value = ALPHABET.iter().position(|letter| letter == character)?;
+        let value = ALPHABET.iter().position(|symbol| symbol == character)?;
         bits = bits << 6 | value as u32;
         length += 6;
         if length >= 8 && at < N {
