@@ -106,10 +106,15 @@ async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
     let store = |made: &Made, path: &str| made.with("MUSTER_STORE", &format!("file:{path}"));
     let text_file = here.file("notes.txt", "these are notes and no database at all".repeat(300));
     let empty_file = here.file("empty.redb", "");
-    let weak_secret = new().without_secret();
+    let (weak_secret, kept_secret) = (new().without_secret(), new().without_secret());
+    for made in [&weak_secret, &kept_secret] {
+        // The data file, without which a secret shows that the file is lost.
+        assert!(made.0.start().await.stop().await.success());
+    }
     weak_secret.file("users.redb.secret", "short");
-    let kept_secret = new().without_secret();
     kept_secret.file("users.redb.secret", bom("0123456789012345678901234567890123456789\r\n"));
+    let lost_data = new().without_secret();
+    lost_data.file("users.redb.secret", "0123456789012345678901234567890123456789");
     let secret = "0123456789012345678901234567890123456789";
     vec![
         ("as it should be", true, new().0),
@@ -131,6 +136,7 @@ async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
         ),
         ("a kept secret that is too short", false, weak_secret.0),
         ("a kept secret", true, kept_secret.0),
+        ("a kept secret without its data file", false, lost_data.0),
         ("a secret that is made", true, new().without_secret().0),
         ("a log filter", false, new().with("MUSTER_LOG_FILTER", "muster=loud")),
         (
