@@ -46,10 +46,7 @@ enum Purpose {
 
 impl Hasher {
     pub(super) fn new(kernel: Kernel, cost: u32) -> Self {
-        let lanes = match kernel {
-            Kernel::Scalar => None,
-            Kernel::Lanes(backend, width) => Lanes::new(backend, width).ok(),
-        };
+        let lanes = kernel.lanes();
         // A backend that this processor lacks, or a width that does not exist: never chosen.
         let kernel = if lanes.is_some() { kernel } else { Kernel::Scalar };
         Self { kernel, iterations: 1 << cost, lanes, begun: Vec::new(), since_bulk: 0 }

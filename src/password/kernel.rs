@@ -46,6 +46,14 @@ impl Kernel {
         }
     }
 
+    /// New lanes of this kernel; `None` for the crate, and where this processor cannot run the backend.
+    pub(super) fn lanes(self) -> Option<Box<Lanes>> {
+        match self {
+            Self::Scalar => None,
+            Self::Lanes(backend, width) => Lanes::new(backend, width).ok(),
+        }
+    }
+
     /// The configured number of lanes or the usual one, on the fastest backend that passes its self-test,
     /// and its rate. Takes about 20 ms.
     pub fn initial(configured: Option<usize>) -> (Self, Rate) {
@@ -158,11 +166,7 @@ pub struct Hasher {
 impl Hasher {
     /// A hasher of this kernel; of the crate where this processor cannot run the kernel.
     pub fn new(kernel: Kernel) -> Self {
-        let lanes = match kernel {
-            Kernel::Scalar => None,
-            Kernel::Lanes(backend, width) => Lanes::new(backend, width).ok(),
-        };
-        Self { lanes }
+        Self { lanes: kernel.lanes() }
     }
 
     /// The processor time of one full batch on this thread at a cost of 4 to 31: on a busy machine, the
