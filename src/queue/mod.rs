@@ -4,7 +4,7 @@
 //! scheme picks one, in [`open`]. Whoever changes one extends the conformance suite that both pass.
 
 mod age;
-pub mod dead;
+pub mod dead_letters;
 pub mod event;
 pub mod local;
 pub mod message;
@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::Value;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -29,6 +30,8 @@ use crate::telemetry::trace::Span;
 use crate::telemetry::{Stages, Telemetry};
 pub use message::{Call, Door, Kind, Message, Unsettled};
 pub use producer::{Answer, NoAnswer, Producer, Row, Window, room};
+use rabbit::admin;
+pub use rabbit::admin::DeadLetters;
 
 /// The sending end, held by the front.
 #[async_trait]
@@ -188,40 +191,31 @@ pub async fn open(
     })
 }
 
-/// The dead letters of the queue that the settings name. `None` where the queue keeps none.
-pub async fn dead_letters(
-    settings: &config::Queue,
-) -> anyhow::Result<Option<Box<dyn dead::DeadLetters>>> {
+/// Opens the dead letters of the configured queue. `None` for the local queue, which keeps none.
+pub async fn open_dead_letters(settings: &config::Queue) -> anyhow::Result<Option<DeadLetters>> {
     Ok(match &settings.url {
         config::QueueUrl::Local => None,
-        config::QueueUrl::Amqp(url) => Some(Box::new(rabbit::dead_letters(url, settings).await?)),
+        config::QueueUrl::Amqp(url) => Some(admin::open_dead_letters(url, settings).await?),
     })
 }
 
-/// A broker's HTTP API, for what AMQP does not show. `queue` speaks no HTTP, so whoever calls does.
-#[async_trait]
-pub trait Management: Send {
-    /// What there is below `/api/` at these segments of a path, a check that failed included; `None`
-    /// if nothing. An error if it cannot be asked, or refuses.
-    async fn get(&mut self, path: &[&str]) -> anyhow::Result<Option<serde_json::Value>>;
-}
-
-/// What can be seen of the queue that the settings name, changing nothing there.
+/// Checks the configured queue without changing it.
 pub async fn inspect(settings: &config::Queue) -> anyhow::Result<Vec<Finding>> {
     match &settings.url {
         config::QueueUrl::Local => Ok(vec![Finding::ok("queue", "in this process")]),
-        config::QueueUrl::Amqp(url) => rabbit::inspect(url, settings).await,
+        config::QueueUrl::Amqp(url) => admin::inspect(url, settings).await,
     }
 }
 
-/// What only the broker's HTTP API shows of it.
-pub async fn inspect_by(
+/// Checks what only the broker's HTTP API shows. `queue` has no HTTP client, so the caller passes `get`: it requests a path
+/// below `/api/`, given by its segments, and returns the document, a failed check included, or `None` on 404.
+pub async fn inspect_management(
     settings: &config::Queue,
-    api: &mut dyn Management,
+    get: impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,
 ) -> anyhow::Result<Vec<Finding>> {
     match &settings.url {
         config::QueueUrl::Local => Ok(Vec::new()),
-        config::QueueUrl::Amqp(url) => rabbit::inspect_by(url, settings, api).await,
+        config::QueueUrl::Amqp(url) => admin::inspect_management(url, settings, get).await,
     }
 }
 
@@ -230,7 +224,7 @@ pub async fn inspect_by(
 pub async fn remove(settings: &config::Queue) -> anyhow::Result<()> {
     match &settings.url {
         config::QueueUrl::Local => Ok(()),
-        config::QueueUrl::Amqp(url) => rabbit::remove(url, settings).await,
+        config::QueueUrl::Amqp(url) => admin::remove(url, settings).await,
     }
 }
 

@@ -10,7 +10,8 @@ use serde_json::json;
 
 use super::choice::{Choice, Filters, no_letter};
 use super::{EXIT_CONFIGURATION, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, complain, look, show};
-use crate::queue::dead::{DeadLetters, Letter};
+use crate::queue::DeadLetters;
+use crate::queue::dead_letters::DeadLetter;
 use crate::signup::Millis;
 use crate::telemetry::stderr;
 
@@ -78,7 +79,7 @@ impl Deed {
         }
     }
 
-    fn may(self, letter: &Letter) -> bool {
+    fn may(self, letter: &DeadLetter) -> bool {
         self == Self::Discard || letter.obstacle.is_none()
     }
 }
@@ -86,12 +87,12 @@ impl Deed {
 /// What a look found.
 struct Found {
     choice: Choice,
-    letters: Vec<Letter>,
+    letters: Vec<DeadLetter>,
     missing: Vec<String>,
 }
 
 impl Which {
-    async fn find(&self, letters: &mut dyn DeadLetters, now: Millis) -> anyhow::Result<Found> {
+    async fn find(&self, letters: &mut DeadLetters, now: Millis) -> anyhow::Result<Found> {
         let choice = Choice::new(self.filters.clone(), now);
         let (choice, missing) = if self.ids.is_empty() {
             (choice, Vec::new())
@@ -109,22 +110,14 @@ impl Which {
 }
 
 impl Requeue {
-    pub(super) async fn run(
-        self,
-        letters: &mut dyn DeadLetters,
-        now: Millis,
-    ) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, letters: &mut DeadLetters, now: Millis) -> anyhow::Result<u8> {
         let found = self.which.find(letters, now).await?;
         carry_out(letters, Deed::Requeue, &self.which, found, self.rate.unwrap_or_default()).await
     }
 }
 
 impl Discard {
-    pub(super) async fn run(
-        self,
-        letters: &mut dyn DeadLetters,
-        now: Millis,
-    ) -> anyhow::Result<u8> {
+    pub(super) async fn run(self, letters: &mut DeadLetters, now: Millis) -> anyhow::Result<u8> {
         let found = self.which.find(letters, now).await?;
         let ask = !(self.yes || self.which.dry_run || found.letters.is_empty());
         if ask && !io::stdin().is_terminal() {
@@ -152,7 +145,7 @@ fn agreed(count: usize) -> io::Result<bool> {
 
 /// Deals with the letters that were found, or only tells what would be done.
 async fn carry_out(
-    letters: &mut dyn DeadLetters,
+    letters: &mut DeadLetters,
     deed: Deed,
     which: &Which,
     found: Found,
@@ -181,7 +174,7 @@ async fn carry_out(
 }
 
 async fn deal(
-    letters: &mut dyn DeadLetters,
+    letters: &mut DeadLetters,
     deed: Deed,
     choice: &Choice,
     pause: Duration,
@@ -218,16 +211,16 @@ struct Tally {
 
 impl Tally {
     /// A closed output stops nothing: what was begun is carried through.
-    fn tell(&mut self, letter: &Letter, done: bool) {
+    fn tell(&mut self, letter: &DeadLetter, done: bool) {
         *(if done { &mut self.done } else { &mut self.kept }) += 1;
         let what = if done { self.deed.done() } else { "kept" };
         let id = show::id(letter);
         let line = if self.json {
-            let Letter { id, obstacle, .. } = letter;
+            let DeadLetter { id, obstacle, .. } = letter;
             let dry_run = self.dry_run;
             json!({ "id": id, "done": what, "obstacle": obstacle, "dry_run": dry_run }).to_string()
         } else if let Some(obstacle) = letter.obstacle.filter(|_| !done) {
-            stderr::line(&format!("muster: {id} stays: {}", obstacle.told()));
+            stderr::line(&format!("muster: {id} stays: {}", obstacle.text()));
             return;
         } else if self.dry_run {
             format!("{id} would be {what}")

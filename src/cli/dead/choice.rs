@@ -8,7 +8,8 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use super::look;
-use crate::queue::dead::{DeadLetters, Letter, REASONS};
+use crate::queue::DeadLetters;
+use crate::queue::dead_letters::{DeadLetter, REASONS};
 use crate::signup::{ContractId, Millis};
 
 #[derive(Clone, Debug, Default, Args)]
@@ -46,7 +47,7 @@ impl Choice {
     /// refused before anything is done.
     pub(super) async fn of_ids(
         mut self,
-        letters: &mut dyn DeadLetters,
+        letters: &mut DeadLetters,
         given: &[String],
     ) -> anyhow::Result<(Self, Vec<String>)> {
         let mut there = BTreeSet::new();
@@ -68,7 +69,7 @@ impl Choice {
     }
 
     /// Of these only: somebody may have been asked about them. As many, because several may have one id.
-    pub(super) fn only(mut self, letters: &[Letter]) -> Self {
+    pub(super) fn only(mut self, letters: &[DeadLetter]) -> Self {
         self.ids = Some(letters.iter().map(|letter| letter.id.clone()).collect());
         self.filters.limit = Some(letters.len());
         self
@@ -80,7 +81,7 @@ impl Choice {
     }
 
     /// Whether this letter is meant.
-    pub(super) fn takes(&self, letter: &Letter) -> bool {
+    pub(super) fn takes(&self, letter: &DeadLetter) -> bool {
         let Filters { reason, contract, older_than, limit: _ } = &self.filters;
         let id_fits = self.ids.as_ref().is_none_or(|ids| ids.contains(&letter.id));
         let reason_fits = reason.is_empty() || reason.iter().any(|reason| reason == letter.reason);
@@ -99,7 +100,7 @@ impl Choice {
 }
 
 /// How long ago it died, if that is known. By a clock that is behind the worker's, just now.
-pub(super) fn age(letter: &Letter, now: Millis) -> Option<Duration> {
+pub(super) fn age(letter: &DeadLetter, now: Millis) -> Option<Duration> {
     letter.died.map(|died| Duration::from_millis(u64::try_from(now.0 - died.0).unwrap_or(0)))
 }
 
@@ -156,7 +157,7 @@ mod tests {
         assert!(!takes(Filters { reason: vec!["poison".into()], ..filters() }));
         assert!(!takes(Filters { contract: Some(ContractId::Username), ..filters() }));
         assert!(!takes(Filters { older_than: Some(Duration::from_secs(61)), ..filters() }));
-        let unknown = Letter { died: None, ..letter() };
+        let unknown = DeadLetter { died: None, ..letter() };
         assert!(!Choice::new(filters(), Millis(60_000)).takes(&unknown), "of unknown age");
     }
 }

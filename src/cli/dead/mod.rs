@@ -16,8 +16,8 @@ use clap::{Args, Subcommand};
 use super::{
     EXIT_CONFIGURATION, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, complain, runtime,
 };
-use crate::queue;
-use crate::queue::dead::{DeadLetters, Letter};
+use crate::queue::dead_letters::DeadLetter;
+use crate::queue::{self, DeadLetters};
 use crate::signup::{Clock, Millis};
 use crate::telemetry::stderr;
 use choice::{Choice, Filters};
@@ -94,14 +94,14 @@ pub(super) fn run(command: Command) -> u8 {
     };
     let done = runtime().and_then(|runtime| {
         runtime.block_on(async {
-            let Some(mut letters) = queue::dead_letters(&settings.queue).await? else {
+            let Some(mut letters) = queue::open_dead_letters(&settings.queue).await? else {
                 complain(&anyhow::anyhow!(
                     "queue.url (MUSTER_QUEUE) is local:, the queue within one process, which keeps \
                      no dead letters; name the broker's amqp:// URL"
                 ));
                 return Ok(EXIT_CONFIGURATION);
             };
-            carry_out(command, &mut *letters).await
+            carry_out(command, &mut letters).await
         })
     });
     done.unwrap_or_else(|error| {
@@ -115,7 +115,7 @@ pub(super) fn run(command: Command) -> u8 {
     })
 }
 
-async fn carry_out(command: Command, letters: &mut dyn DeadLetters) -> anyhow::Result<u8> {
+async fn carry_out(command: Command, letters: &mut DeadLetters) -> anyhow::Result<u8> {
     let now = Clock::system().now();
     match command {
         Command::List(list) => list.run(letters, now).await,
@@ -128,9 +128,9 @@ async fn carry_out(command: Command, letters: &mut dyn DeadLetters) -> anyhow::R
 
 /// Gives every chosen letter to `see` and leaves all where they are. How many there were.
 async fn look(
-    letters: &mut dyn DeadLetters,
+    letters: &mut DeadLetters,
     choice: &Choice,
-    mut see: impl FnMut(Letter) -> anyhow::Result<()>,
+    mut see: impl FnMut(DeadLetter) -> anyhow::Result<()>,
 ) -> anyhow::Result<usize> {
     let mut seen = 0;
     let looked = async {
@@ -152,7 +152,7 @@ async fn look(
 }
 
 impl List {
-    async fn run(self, letters: &mut dyn DeadLetters, now: Millis) -> anyhow::Result<u8> {
+    async fn run(self, letters: &mut DeadLetters, now: Millis) -> anyhow::Result<u8> {
         let choice = Choice::new(self.filters, now);
         let mut output = io::stdout().lock();
         if self.json {
@@ -175,7 +175,7 @@ impl List {
 }
 
 impl Show {
-    async fn run(self, letters: &mut dyn DeadLetters, now: Millis) -> anyhow::Result<u8> {
+    async fn run(self, letters: &mut DeadLetters, now: Millis) -> anyhow::Result<u8> {
         let (choice, missing) =
             Choice::new(Filters::default(), now).of_ids(letters, &[self.id]).await?;
         if let Some(missing) = missing.first() {
@@ -195,7 +195,7 @@ impl Show {
 }
 
 impl Export {
-    async fn run(self, letters: &mut dyn DeadLetters, now: Millis) -> anyhow::Result<u8> {
+    async fn run(self, letters: &mut DeadLetters, now: Millis) -> anyhow::Result<u8> {
         let choice = Choice::new(self.filters, now);
         if self.output.as_os_str() == "-" {
             let mut output = io::stdout().lock();

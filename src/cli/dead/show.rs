@@ -9,7 +9,7 @@ use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
 use super::choice::age;
 use crate::queue::Door;
-use crate::queue::dead::Letter;
+use crate::queue::dead_letters::DeadLetter;
 use crate::signup::{ContractId, Millis};
 
 /// Shortest beginning of an id that a table shows.
@@ -17,7 +17,7 @@ const ID_MIN: usize = 12;
 const COLUMNS: [&str; 7] = ["AGE", "REASON", "DOOR", "CONTRACT", "ATTEMPT", "ADDRESS", "ID"];
 
 /// One JSON object on a line of its own.
-pub(super) fn json_line(output: &mut impl Write, letter: &Letter) -> io::Result<()> {
+pub(super) fn json_line(output: &mut impl Write, letter: &DeadLetter) -> io::Result<()> {
     serde_json::to_writer(&mut *output, letter)?;
     output.write_all(b"\n")
 }
@@ -28,12 +28,12 @@ pub(super) fn letters(count: usize) -> String {
 }
 
 /// The whole id.
-pub(super) fn id(letter: &Letter) -> String {
+pub(super) fn id(letter: &DeadLetter) -> String {
     printable(if letter.id.is_empty() { "(no id)" } else { &letter.id })
 }
 
 /// One line a letter under a heading.
-pub(super) fn table(rows: &[Letter], now: Millis) -> String {
+pub(super) fn table(rows: &[DeadLetter], now: Millis) -> String {
     let length = id_length(rows);
     let mut lines = vec![COLUMNS.map(str::to_owned)];
     lines.extend(rows.iter().map(|letter| {
@@ -60,7 +60,7 @@ pub(super) fn table(rows: &[Letter], now: Millis) -> String {
 }
 
 /// Everything, a line each.
-pub(super) fn whole(letter: &Letter, now: Millis) -> String {
+pub(super) fn whole(letter: &DeadLetter, now: Millis) -> String {
     let died = match letter.died {
         Some(died) => format!("{} ({} ago)", died.to_rfc3339(), age_text(age(letter, now))),
         None => "unknown".to_owned(),
@@ -78,13 +78,13 @@ pub(super) fn whole(letter: &Letter, now: Millis) -> String {
             if letter.producer.is_empty() { "-".to_owned() } else { printable(&letter.producer) },
         ),
         ("body", printable(&letter.body.to_string())),
-        ("requeue", letter.obstacle.map_or("possible", |obstacle| obstacle.told()).to_owned()),
+        ("requeue", letter.obstacle.map_or("possible", |obstacle| obstacle.text()).to_owned()),
     ];
     lines.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
 }
 
 /// As many characters as it takes for different ids to look different.
-fn id_length(rows: &[Letter]) -> usize {
+fn id_length(rows: &[DeadLetter]) -> usize {
     let mut ids: Vec<&str> = rows.iter().map(|letter| letter.id.as_str()).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -95,7 +95,7 @@ fn id_length(rows: &[Letter]) -> usize {
 }
 
 /// A beginning by which the letter can be chosen; nothing marks the cut, so that it can be copied.
-fn short_id(letter: &Letter, length: usize) -> String {
+fn short_id(letter: &DeadLetter, length: usize) -> String {
     if letter.id.is_empty() {
         "-".to_owned()
     } else {
@@ -130,8 +130,8 @@ pub(super) mod tests {
 
     use super::*;
 
-    pub(in crate::cli::dead) fn letter() -> Letter {
-        Letter {
+    pub(in crate::cli::dead) fn letter() -> DeadLetter {
+        DeadLetter {
             id: "0123456789abcdef".into(),
             reason: "expired",
             detail: None,
@@ -147,7 +147,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_table_for_people() {
-        let other = Letter {
+        let other = DeadLetter {
             id: String::new(),
             died: None,
             door: None,
@@ -165,7 +165,7 @@ AGE  REASON   DOOR  CONTRACT  ATTEMPT  ADDRESS           ID
 
     #[test]
     fn ids_are_as_long_as_they_differ() {
-        let of = |id: &str| Letter { id: id.into(), ..letter() };
+        let of = |id: &str| DeadLetter { id: id.into(), ..letter() };
         let rows = [of("import-2024-0001"), of("import-2024-0002"), of("x")];
         assert!(table(&rows, Millis(0)).contains("import-2024-0001\n"));
         assert_eq!(id_length(&[of("a"), of("a")]), ID_MIN);
@@ -173,7 +173,7 @@ AGE  REASON   DOOR  CONTRACT  ATTEMPT  ADDRESS           ID
 
     #[test]
     fn a_terminal_obeys_no_letter() {
-        let hostile = Letter { id: "\u{1b}[2J\u{9b}m\u{202e}\n".into(), ..letter() };
+        let hostile = DeadLetter { id: "\u{1b}[2J\u{9b}m\u{202e}\n".into(), ..letter() };
         for text in [table(std::slice::from_ref(&hostile), Millis(0)), whole(&hostile, Millis(0))] {
             let obeyed = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
             assert!(!text.contains(obeyed), "{text:?}");

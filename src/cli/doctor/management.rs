@@ -1,7 +1,6 @@
-//! The way to RabbitMQ's HTTP API, which `queue` asks.
+//! Requests to RabbitMQ's HTTP API. `queue` decides which, and what the responses mean.
 
 use anyhow::{Context, bail, ensure};
-use async_trait::async_trait;
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
@@ -10,7 +9,7 @@ use url::Url;
 use crate::config::{self, QueueUrl};
 use crate::front::client::Connection;
 use crate::front::trust;
-use crate::queue::{self, Management};
+use crate::queue;
 use crate::telemetry::finding::Finding;
 
 /// What to do where it cannot be asked.
@@ -23,7 +22,10 @@ pub(super) async fn look(
     url: Option<&Url>,
 ) -> anyhow::Result<Vec<Finding>> {
     match (url, &settings.url) {
-        (Some(url), _) => queue::inspect_by(settings, &mut Api::open(url, settings).await?).await,
+        (Some(url), _) => {
+            let mut api = Api::open(url, settings).await?;
+            queue::inspect_management(settings, async |path| api.get(path).await).await
+        }
         (None, QueueUrl::Local) => Ok(Vec::new()),
         (None, QueueUrl::Amqp(_)) => Ok(vec![Finding::note(
             "bindings, policies, alarms",
@@ -77,8 +79,8 @@ fn login(url: &Url) -> anyhow::Result<Option<(String, SecretString)>> {
     Ok(Some((text(url.username())?, SecretString::from(text(password)?))))
 }
 
-#[async_trait]
-impl Management for Api {
+impl Api {
+    /// The document at these segments of a path below `/api/`; `None` on 404.
     async fn get(&mut self, path: &[&str]) -> anyhow::Result<Option<Value>> {
         let mut url = self.base.clone();
         let segments = url.path_segments_mut();

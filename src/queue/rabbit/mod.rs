@@ -6,21 +6,17 @@
 //! and the reply queue are as they should be.
 
 mod acks;
+pub mod admin;
 mod amqp;
 pub mod asyncapi;
 mod caller;
-mod dead;
 mod dead_room;
 mod doorway;
 mod events;
-mod greeting;
 mod header;
 mod inbox;
-mod inspect;
 mod known;
-mod letter;
 mod link;
-mod management;
 mod producer;
 mod properties;
 mod publisher;
@@ -42,11 +38,10 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 use super::seal::Sealer;
-use super::{Caller, Door, Inbox, Management, PaceNow, Prefetch, Producer, Queue, Window};
+use super::{Caller, Door, Inbox, PaceNow, Prefetch, Producer, Queue, Window};
 use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
-use crate::telemetry::finding::Finding;
 use crate::telemetry::{Health, Metrics, Telemetry};
 use dead_room::DeadRoom;
 use known::Known;
@@ -222,43 +217,6 @@ impl Queue for Rabbit {
             &self.tasks,
         )
     }
-}
-
-/// The dead letters of a namespace.
-pub(super) async fn dead_letters(
-    url: &SecretString,
-    settings: &config::Queue,
-) -> anyhow::Result<impl super::dead::DeadLetters + use<>> {
-    dead::RabbitDead::open(Broker::new(url, settings.clone(), Clock::system(), Arc::default())?)
-        .await
-}
-
-/// What can be seen of the broker and of a namespace's queues.
-pub(super) async fn inspect(
-    url: &SecretString,
-    settings: &config::Queue,
-) -> anyhow::Result<Vec<Finding>> {
-    let broker = Broker::new(url, settings.clone(), Clock::system(), Arc::default())?;
-    Ok(inspect::inspect(&broker).await)
-}
-
-/// What its HTTP API shows besides.
-pub(super) async fn inspect_by(
-    url: &SecretString,
-    settings: &config::Queue,
-    api: &mut dyn Management,
-) -> anyhow::Result<Vec<Finding>> {
-    let broker = Broker::new(url, settings.clone(), Clock::system(), Arc::default())?;
-    management::inspect(&broker, api).await
-}
-
-/// Removes all that a namespace has on the broker.
-pub(super) async fn remove(url: &SecretString, settings: &config::Queue) -> anyhow::Result<()> {
-    let broker = Broker::new(url, settings.clone(), Clock::system(), Arc::default())?;
-    let link = Link::open(&broker, "removal").await?;
-    topology::remove(link.connection(), &broker.names, settings).await?;
-    link.close().await;
-    Ok(())
 }
 
 /// Pauses between attempts to reach the broker: doubling from 100 ms to 5 s, each cut short at

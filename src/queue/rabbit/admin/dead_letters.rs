@@ -1,80 +1,82 @@
-//! Goes through the queue of dead letters. Letters are fetched one by one and held unacked, so that
-//! looking takes nothing away: what is not acked comes back when it is returned, or when this process
-//! ends, however that happens. Opened by `queue::dead_letters`.
+//! Iterates over the dead-letter queue. Messages are fetched one by one and held unacked, so that reading removes
+//! nothing: the broker redelivers what is not acked after a nack, or when this process ends in any way.
+//! Opened by `queue::open_dead_letters`.
 
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use async_trait::async_trait;
 use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use tokio::time::Instant;
 
-use super::link::{Link, LinkError};
-use super::publisher::{PublishError, Publisher};
-use super::{Broker, letter, properties};
-use crate::queue::dead::{DeadLetters, Letter, Obstacle};
+use super::dead_letter;
+use crate::queue::dead_letters::{DeadLetter, Obstacle};
+use crate::queue::rabbit::link::{Link, LinkError};
+use crate::queue::rabbit::publisher::{PublishError, Publisher};
+use crate::queue::rabbit::{Broker, properties};
 use crate::queue::{Door, Message};
 
-/// Longest wait for a confirm. A broker with an alarm takes nothing and says so to nobody who begins
-/// to publish then.
+/// Longest wait for a confirm. A broker with an alarm confirms nothing, and does not send `connection.blocked` to a
+/// connection that was opened after the alarm began.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Letters returned before the broker is asked whether they have arrived. With 32 on their way a
-/// quorum queue begins to gather them, and what it gathers comes back in any order.
+/// Messages requeued before the queue's count is awaited. From 32 pending requeues on a quorum queue batches them, and
+/// a batch comes back in any order.
 const RETURNED_AT_ONCE: usize = 16;
-/// Longest wait for them, and between two questions.
+/// Longest wait for the count, and the pause between two samples.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
 const RETURN_PAUSE: Duration = Duration::from_millis(2);
 
-/// AMQP's reply code for a queue that is not there.
+/// AMQP's reply code for a missing queue.
 const NOT_FOUND: u16 = 404;
 
-/// The dead letters of one namespace.
-pub(super) struct RabbitDead {
+/// The dead letters of one namespace, the oldest first: those that are there when the iteration begins. A dead letter that
+/// is neither requeued nor discarded is kept.
+pub struct DeadLetters {
     broker: Broker,
     link: Link,
-    /// A connection of its own, made when it is first needed: if the broker stops reading what is
-    /// published, letters can still be returned.
+    /// A connection of its own, opened at the first requeue: while the broker blocks publishers, held messages can still
+    /// be returned.
     publish: Option<(Link, Publisher)>,
     round: Option<Round>,
 }
 
-/// One going-through.
+/// One iteration over the queue.
 struct Round {
     channel: Channel,
-    /// Letters still to be fetched. Those that arrive meanwhile are not among them, or what is
-    /// requeued and dies again would keep it going for ever.
+    /// Messages still to be fetched. Later arrivals are not counted: a requeued message that is dead-lettered again would
+    /// keep the iteration going for ever.
     left: u32,
     current: Option<Held>,
     /// Delivery tags, in the order of the queue.
     kept: Vec<u64>,
 }
 
-/// The letter that was given last.
+/// The dead letter returned last.
 struct Held {
     tag: u64,
-    /// What would be sent.
+    /// The message that a requeue publishes.
     message: Result<Message, Obstacle>,
 }
 
-impl RabbitDead {
+impl DeadLetters {
     pub(super) async fn open(broker: Broker) -> anyhow::Result<Self> {
-        let link =
-            Link::open(&broker, "dead letters").await.map_err(|error| away(&broker, error))?;
+        let link = Link::open(&broker, "dead letters")
+            .await
+            .map_err(|error| unavailable(&broker, error))?;
         Ok(Self { broker, link, publish: None, round: None })
     }
 
     async fn begin(&self) -> anyhow::Result<Round> {
         let channel = self.link.connection().create_channel().await;
-        let channel = channel.map_err(|error| away(&self.broker, error.into()))?;
+        let channel = channel.map_err(|error| unavailable(&self.broker, error.into()))?;
         let left = self.count(&channel).await?;
         Ok(Round { channel, left, current: None, kept: Vec::new() })
     }
 
-    /// The next letter of this round as it is. The one before is kept.
+    /// Fetches the next message of this round. The one before is kept.
     async fn fetch(&mut self) -> anyhow::Result<Option<Delivery>> {
         let Some(round) = &mut self.round else { return Ok(None) };
         round.kept.extend(round.current.take().map(|held| held.tag));
@@ -85,11 +87,11 @@ impl RabbitDead {
         let queue = self.broker.names.dead_queue();
         let fetched =
             round.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await;
-        let fetched = fetched.map_err(|error| away(&self.broker, error.into()))?;
+        let fetched = fetched.map_err(|error| unavailable(&self.broker, error.into()))?;
         Ok(fetched.map(|fetched| fetched.delivery))
     }
 
-    /// Letters that are there and held by nobody.
+    /// Messages in the queue that no consumer holds.
     async fn count(&self, channel: &Channel) -> anyhow::Result<u32> {
         let queue = self.broker.names.dead_queue();
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
@@ -100,7 +102,7 @@ impl RabbitDead {
                  queue.namespace (MUSTER_QUEUE_NAMESPACE)",
                 self.broker.address
             ),
-            Err(error) => Err(away(&self.broker, error.into())),
+            Err(error) => Err(unavailable(&self.broker, error.into())),
         }
     }
 
@@ -109,7 +111,7 @@ impl RabbitDead {
             Some((_, publisher)) => publisher.clone(),
             None => {
                 let link = Link::open(&self.broker, "dead letters' publisher").await;
-                let link = link.map_err(|error| away(&self.broker, error))?;
+                let link = link.map_err(|error| unavailable(&self.broker, error))?;
                 let publisher = link.publisher().await?;
                 self.publish.insert((link, publisher)).1.clone()
             }
@@ -120,27 +122,27 @@ impl RabbitDead {
         let published = tokio::time::timeout(CONFIRM_TIMEOUT, published).await;
         published.unwrap_or(Err(PublishError::Unknown)).map_err(|error| match error {
             PublishError::NotAccepted => anyhow!(
-                "RabbitMQ at {} refused the letter, which stays where it was: the bulk queue is full \
-                 or gone, or the broker has raised an alarm; run this again when that is over",
+                "RabbitMQ at {} refused the message, and the dead letter is kept: the bulk queue is full \
+                 or missing, or the broker has raised an alarm; run this again when that is over",
                 self.broker.address
             ),
             PublishError::Unknown => anyhow!(
-                "RabbitMQ at {} did not confirm the letter, so it stays and may be in the bulk queue \
-                 too; run this again: one registration has one effect, however often it is sent",
+                "RabbitMQ at {} did not confirm the message; the dead letter is kept and may be in the bulk \
+                 queue too; run this again: one registration has one effect, however often it is sent",
                 self.broker.address
             ),
         })
     }
 
-    /// Acks the letter that was given last.
-    async fn take_away(&mut self, tag: u64) -> anyhow::Result<()> {
-        let round = self.round.as_ref().context("no letter was given")?;
+    /// Acks the dead letter returned last.
+    async fn ack(&mut self, tag: u64) -> anyhow::Result<()> {
+        let round = self.round.as_ref().context("no current dead letter")?;
         Ok(round.channel.basic_ack(tag, BasicAckOptions::default()).await?)
     }
 
     fn current(&mut self) -> anyhow::Result<Held> {
         let current = self.round.as_mut().and_then(|round| round.current.take());
-        current.context("no letter was given")
+        current.context("no current dead letter")
     }
 
     fn keep(&mut self, tag: u64) {
@@ -150,28 +152,33 @@ impl RabbitDead {
     }
 }
 
-#[async_trait]
-impl DeadLetters for RabbitDead {
-    async fn next(&mut self) -> anyhow::Result<Option<Letter>> {
+impl DeadLetters {
+    /// The next dead letter; `None` after the last.
+    ///
+    /// Ends even if requeued messages come back. Until [`DeadLetters::put_back`] no other consumer sees what was
+    /// fetched; if this process ends, all of it is back in the queue.
+    pub async fn next(&mut self) -> anyhow::Result<Option<DeadLetter>> {
         if self.round.is_none() {
             self.round = Some(self.begin().await?);
         }
         let Some(delivery) = self.fetch().await? else { return Ok(None) };
-        let (letter, message) = letter::read(&delivery, &self.broker);
+        let (letter, message) = dead_letter::read(&delivery, &self.broker);
         if let Some(round) = &mut self.round {
             round.current = Some(Held { tag: delivery.delivery_tag, message });
         }
         Ok(Some(letter))
     }
 
-    async fn requeue(&mut self) -> anyhow::Result<()> {
+    /// Publishes the dead letter returned last to the bulk queue: under its registration id, as a first attempt, without
+    /// `reply_to`. It is acked after the confirm; after an error, or where there is an obstacle, it is kept.
+    pub async fn requeue(&mut self) -> anyhow::Result<()> {
         let Held { tag, message } = self.current()?;
         let published = match message {
             Ok(message) => self.publish(message).await,
-            Err(obstacle) => Err(anyhow!(obstacle.told())),
+            Err(obstacle) => Err(anyhow!(obstacle.text())),
         };
         match published {
-            Ok(()) => self.take_away(tag).await,
+            Ok(()) => self.ack(tag).await,
             Err(error) => {
                 self.keep(tag);
                 Err(error)
@@ -179,14 +186,17 @@ impl DeadLetters for RabbitDead {
         }
     }
 
-    async fn discard(&mut self) -> anyhow::Result<()> {
+    /// Removes the dead letter returned last for good.
+    pub async fn discard(&mut self) -> anyhow::Result<()> {
         let Held { tag, .. } = self.current()?;
-        self.take_away(tag).await
+        self.ack(tag).await
     }
 
-    async fn put_back(&mut self) -> anyhow::Result<()> {
-        // What was returned before stands in front, so a letter returned now would go behind those
-        // that were not looked at. All of them are taken, and all are returned.
+    /// Requeues the dead letters that are kept, in their old order as far as the queue allows, and starts over. Takes as
+    /// long as an iteration over all of them.
+    pub async fn put_back(&mut self) -> anyhow::Result<()> {
+        // A requeued message goes behind those requeued before and in front of the rest only if nothing else was
+        // requeued. So all are fetched, and all are requeued.
         while let Some(delivery) = self.fetch().await? {
             self.keep(delivery.delivery_tag);
         }
@@ -197,8 +207,8 @@ impl DeadLetters for RabbitDead {
                 let options = BasicNackOptions { requeue: true, multiple: false };
                 round.channel.basic_nack(*tag, options).await?;
             }
-            // They have arrived when they are counted. Letters may also leave meanwhile, so this
-            // wait has its end; what it protects is the order, not the letters.
+            // They have arrived when they are counted. Messages may also be consumed meanwhile, so this wait is
+            // limited: it protects the order, not the messages.
             let until = Instant::now() + RETURN_TIMEOUT;
             while self.count(&round.channel).await? < before + group.len() as u32
                 && Instant::now() < until
@@ -210,10 +220,10 @@ impl DeadLetters for RabbitDead {
     }
 }
 
-fn away(broker: &Broker, error: LinkError) -> anyhow::Error {
+fn unavailable(broker: &Broker, error: LinkError) -> anyhow::Error {
     anyhow!(
-        "RabbitMQ at {}: {error}; letters that were not yet dealt with are still there, see whether \
-         it runs and whether queue.url (MUSTER_QUEUE) is right",
+        "RabbitMQ at {}: {error}; dead letters that were not yet requeued or discarded are kept; check that it \
+         runs there and that queue.url (MUSTER_QUEUE) is right",
         broker.address
     )
 }

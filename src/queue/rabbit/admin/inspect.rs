@@ -6,11 +6,11 @@ use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, ErrorKind, ExchangeKind};
 
-use super::Broker;
-use super::greeting::{self, Greeting};
-use super::link::Link;
-use super::topology::{self, QueueSpec};
+use super::server_properties::{self, ServerProperties};
 use crate::queue::Door;
+use crate::queue::rabbit::Broker;
+use crate::queue::rabbit::link::Link;
+use crate::queue::rabbit::topology::{self, QueueSpec};
 use crate::telemetry::finding::{Finding, Severity};
 
 /// Oldest version on which a message's own time limit works in a quorum queue.
@@ -43,8 +43,8 @@ const NEARLY_FULL: f64 = 0.8;
 /// Looks at everything that these settings would use.
 pub(super) async fn inspect(broker: &Broker) -> Vec<Finding> {
     let mut findings = vec![encryption(broker)];
-    match greeting::listen(broker).await {
-        Ok(greeting) => findings.extend(version(&greeting)),
+    match server_properties::read(broker).await {
+        Ok(properties) => findings.extend(version(&properties)),
         Err(error) => {
             findings.push(away(broker, &format!("{error:#}")));
             return findings;
@@ -94,17 +94,17 @@ fn encryption(broker: &Broker) -> Finding {
     }
 }
 
-fn version(greeting: &Greeting) -> Vec<Finding> {
+fn version(server: &ServerProperties) -> Vec<Finding> {
     let check = "broker version";
-    let named = format!("{} {}", greeting.product, greeting.version);
-    if greeting.product != "RabbitMQ" {
+    let named = format!("{} {}", server.product, server.version);
+    if server.product != "RabbitMQ" {
         return vec![Finding::warning(
             check,
             format!("{named}: not RabbitMQ, with which muster is tested"),
             "expect differences in quorum queues, confirms and dead letters",
         )];
     }
-    let Some(numbers) = greeting.numbers() else {
+    let Some(numbers) = server.numbers() else {
         return vec![Finding::note(
             check,
             named,
@@ -258,8 +258,8 @@ mod tests {
             ("RabbitMQ", "unknown", Severity::Note),
             ("LavinMQ", "2.0.0", Severity::Warning),
         ] {
-            let greeting = Greeting { product: product.into(), version: number.into() };
-            let found = version(&greeting).into_iter().map(|finding| finding.severity).max();
+            let server = ServerProperties { product: product.into(), version: number.into() };
+            let found = version(&server).into_iter().map(|finding| finding.severity).max();
             assert_eq!(found, Some(worst), "{product} {number}");
         }
     }

@@ -1,5 +1,5 @@
-//! What a broker says of itself before anybody logs in: its name and version. The client keeps that to
-//! itself, so `doctor` listens on a connection of its own.
+//! Reads the server properties that a broker sends before the login: product and version. lapin 4.12 does not expose
+//! them, so `doctor` reads them on a connection of its own.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use futures_util::io::{AsyncReadExt, AsyncWriteExt};
 use lapin::types::parsing::parse_field_table;
 use lapin::types::{AMQPValue, FieldTable};
 
-use super::{Broker, amqp};
+use crate::queue::rabbit::{Broker, amqp};
 
-/// Longest wait for all of it.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for connect and reading together.
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How a client opens a connection (AMQP 0-9-1, 4.2.2).
 const PROTOCOL: &[u8] = b"AMQP\x00\x00\x09\x01";
 /// Type, channel and length of a frame (4.2.3).
@@ -19,18 +19,18 @@ const FRAME_HEADER: usize = 7;
 /// Class and method `connection.start`, then the protocol's version in two bytes (1.4.2.1).
 const START: [u8; 4] = [0, 10, 0, 10];
 const VERSION: usize = 2;
-/// Largest greeting that is read in bytes; RabbitMQ's has some 500.
-const GREETING_MAX: usize = 64 << 10;
+/// Largest frame that is read, in bytes; RabbitMQ's has some 500.
+const FRAME_MAX: usize = 64 << 10;
 
-/// What a broker says of itself.
-pub(super) struct Greeting {
-    /// What it is called, such as `RabbitMQ`.
+/// Product and version of a broker.
+pub(super) struct ServerProperties {
+    /// Such as `RabbitMQ`.
     pub(super) product: String,
-    /// Its version as it writes it.
+    /// As the broker writes it.
     pub(super) version: String,
 }
 
-impl Greeting {
+impl ServerProperties {
     /// Major and minor version.
     pub(super) fn numbers(&self) -> Option<(u32, u32)> {
         let mut parts = self.version.split(['.', '-', '+']);
@@ -38,27 +38,29 @@ impl Greeting {
     }
 }
 
-/// Connects, listens and hangs up.
-pub(super) async fn listen(broker: &Broker) -> anyhow::Result<Greeting> {
-    tokio::time::timeout(PATIENCE, greeting(broker)).await.context("no greeting in time")?
+/// Connects, reads the properties and closes.
+pub(super) async fn read(broker: &Broker) -> anyhow::Result<ServerProperties> {
+    tokio::time::timeout(TIMEOUT, connect_and_read(broker))
+        .await
+        .context("no connection.start within 5 s")?
 }
 
-async fn greeting(broker: &Broker) -> anyhow::Result<Greeting> {
+async fn connect_and_read(broker: &Broker) -> anyhow::Result<ServerProperties> {
     let mut stream = amqp::dial(&broker.uri, &broker.tls).await?;
     stream.write_all(PROTOCOL).await?;
     stream.flush().await?;
     let mut header = [0; FRAME_HEADER];
     stream.read_exact(&mut header).await?;
     let length = u32::from_be_bytes([header[3], header[4], header[5], header[6]]) as usize;
-    ensure!(length <= GREETING_MAX, "its greeting is no AMQP 0-9-1");
+    ensure!(length <= FRAME_MAX, "its first frame is not connection.start of AMQP 0-9-1");
     let mut frame = vec![0; length];
     stream.read_exact(&mut frame).await?;
     let table = frame.strip_prefix(&START).and_then(|rest| rest.get(VERSION..));
-    let table = table.context("its greeting is no AMQP 0-9-1")?;
+    let table = table.context("its first frame is not connection.start of AMQP 0-9-1")?;
     let Ok((_, table)) = parse_field_table(table) else {
-        anyhow::bail!("its greeting cannot be read")
+        anyhow::bail!("its server properties cannot be parsed")
     };
-    Ok(Greeting { product: text(&table, "product"), version: text(&table, "version") })
+    Ok(ServerProperties { product: text(&table, "product"), version: text(&table, "version") })
 }
 
 fn text(table: &FieldTable, name: &str) -> String {
@@ -74,8 +76,9 @@ mod tests {
 
     #[test]
     fn a_version_has_numbers() {
-        let of =
-            |version: &str| Greeting { product: String::new(), version: version.into() }.numbers();
+        let of = |version: &str| {
+            ServerProperties { product: String::new(), version: version.into() }.numbers()
+        };
         assert_eq!(of("3.10.8"), Some((3, 10)));
         assert_eq!(of("4.0-beta"), Some((4, 0)));
         assert_eq!(of("x"), None);

@@ -1,22 +1,23 @@
-//! Reads one dead letter: what may be shown of it, and what would be sent if it is requeued. Knows how
-//! muster's own letters look and how those do that the broker moved by itself. `dead` calls this.
+//! Reads one dead letter: its redacted view, and the message that is sent if it is requeued. Knows the headers that
+//! muster writes and those that the broker writes when it dead-letters by itself. Called by `dead_letters`.
 
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 
-use super::Broker;
-use super::amqp;
-use super::header::{self, Headers};
-use super::properties;
-use super::topology::Names;
 use crate::contract::Document;
 use crate::queue::age::Ages;
-use crate::queue::dead::{Letter, Obstacle, reason, shown};
+use crate::queue::dead_letters::{DeadLetter, Obstacle, reason, shown};
+use crate::queue::rabbit::header::{self, Headers};
+use crate::queue::rabbit::topology::Names;
+use crate::queue::rabbit::{Broker, amqp, properties};
 use crate::queue::{Door, Message, Reason, Unsettled};
 use crate::signup::Millis;
 
-/// What may be shown of a letter, and what would be sent if it is requeued.
-pub(super) fn read(delivery: &Delivery, broker: &Broker) -> (Letter, Result<Message, Obstacle>) {
+/// The redacted view of a dead letter, and the message that is sent if it is requeued.
+pub(super) fn read(
+    delivery: &Delivery,
+    broker: &Broker,
+) -> (DeadLetter, Result<Message, Obstacle>) {
     let properties = &delivery.properties;
     let headers = Headers(properties.headers().as_ref());
     let death = Death::of(&headers, &broker.names);
@@ -33,7 +34,7 @@ pub(super) fn read(delivery: &Delivery, broker: &Broker) -> (Letter, Result<Mess
             Err,
         ),
     };
-    let letter = Letter {
+    let letter = DeadLetter {
         id: properties.message_id().as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
         reason: match &death {
             // The headers by which the broker says why it moved it were replaced with the others.
@@ -72,7 +73,7 @@ fn obstacle(body: &[u8], password_removed: bool) -> Option<Obstacle> {
     (password_removed && !has_password).then_some(Obstacle::PasswordRemoved)
 }
 
-/// What the broker wrote into a letter that it moved itself. muster's own have nothing of it.
+/// The broker's header of a message that it dead-lettered by itself. muster's own dead letters have none.
 struct Death<'a> {
     reason: &'a str,
     time: Option<Millis>,
@@ -80,8 +81,8 @@ struct Death<'a> {
 }
 
 impl<'a> Death<'a> {
-    /// A message that waited for another attempt has "died" in that queue too, so the entry of a
-    /// door's queue comes before the latest one.
+    /// A message that waited in a retry queue has an entry of that queue too, so the entry of an interactive, bulk or
+    /// profile queue comes before the latest one.
     fn of(headers: &Headers<'a>, names: &Names) -> Option<Self> {
         let Some(AMQPValue::FieldArray(entries)) = headers.get("x-death") else { return None };
         let entries = entries.as_slice().iter().filter_map(|entry| match entry {
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_before_an_attempt_is_not_how_a_letter_died() {
+    fn retry_queue_is_not_where_a_message_died() {
         let mut table = FieldTable::default();
         let entries = vec![entry("r.retry.1000", "expired"), entry("r.bulk", "delivery_limit")];
         table.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(entries)));
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_body_with_all_it_needs_is_sent_again() {
+    fn body_without_password_is_not_requeued() {
         assert_eq!(obstacle(br#"{"email":"a@b.co"}"#, true), Some(Obstacle::PasswordRemoved));
         assert_eq!(obstacle(br#"{"email":"a@b.co","password":"p"}"#, false), None);
         assert_eq!(obstacle(br#"{"email":"a@b.co","passwordHash":"p"}"#, false), None);

@@ -1,9 +1,7 @@
-//! Dead letters as people see them: how they are gone through, and what may be shown of one. Everything
-//! here is redacted already; the letter itself, which may hold a password, stays with the adapter.
+//! The redacted view of a dead letter. The message itself, which may hold a password, stays with the adapter.
 //!
-//! Read by `rabbit::dead` from the broker, shown by the `dead` commands.
+//! Made by `rabbit::admin` from what the broker delivers, shown by the `dead` commands.
 
-use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -11,62 +9,36 @@ use super::Door;
 use super::redact::without_secrets;
 use crate::signup::{ContractId, Millis, email};
 
-/// Where dead letters are kept, gone through one by one: the oldest first, each of those that are
-/// there when it begins. A letter that is neither requeued nor discarded is kept.
-#[async_trait]
-pub trait DeadLetters: Send {
-    /// The next letter; `None` after the last.
-    ///
-    /// MUST end even if requeued letters come back. While they are gone through, letters are held:
-    /// nobody else sees them, and if this process dies they are all back.
-    async fn next(&mut self) -> anyhow::Result<Option<Letter>>;
-
-    /// Sends the letter that [`DeadLetters::next`] gave last through the bulk door once more: under
-    /// its registration's identity, as a first attempt, replying to nobody.
-    ///
-    /// MUST NOT take the letter away before its copy is confirmed; after an error it is kept. MUST
-    /// be an error where there is an [`Letter::obstacle`].
-    async fn requeue(&mut self) -> anyhow::Result<()>;
-
-    /// Removes the letter that [`DeadLetters::next`] gave last, for good.
-    async fn discard(&mut self) -> anyhow::Result<()>;
-
-    /// Lets go of the letters that are kept, in their old order as far as the queue can. The next one
-    /// given is the first again. This takes as long as going through all of them.
-    async fn put_back(&mut self) -> anyhow::Result<()>;
-}
-
-/// What may be shown of a dead letter: no password, hash, sealed text, token or reply queue, and no
-/// whole address.
+/// A dead letter without password, hash, sealed text, token or reply queue; addresses are masked.
 #[derive(Clone, Debug, Serialize)]
-pub struct Letter {
-    /// The message's id, by which the letter is chosen; empty if the message brought none.
+pub struct DeadLetter {
+    /// The message's id; empty if the message has none. Commands select dead letters by it.
     pub id: String,
     /// One of [`REASONS`].
     pub reason: &'static str,
-    /// What could not be read.
+    /// Why it could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// When it died, if that is known.
+    /// When it was dead-lettered, if that is known.
     #[serde(serialize_with = "as_rfc3339")]
     pub died: Option<Millis>,
-    /// Through which door it came.
+    /// The queue that it was published to.
     #[serde(serialize_with = "as_door")]
     pub door: Option<Door>,
-    /// Under which contract; none if it named none of them.
+    /// The contract named in its headers, if there is such a contract.
     pub contract: Option<ContractId>,
-    /// Who published it, as far as the broker vouches for it.
+    /// The account that published it, as validated by the broker.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub producer: String,
-    /// How often muster had put it back.
+    /// How often muster had retried it.
     pub attempt: u32,
-    /// What identifies the user, addresses masked; null where the body cannot be read.
+    /// The fields that identify the user; null where the body cannot be read.
     pub body: Value,
     /// Why it cannot be requeued; null if it can.
     pub obstacle: Option<Obstacle>,
 }
 
-/// Every reason a letter can have: muster's own, then the broker's.
+/// Every reason a dead letter can have: muster's own, then the broker's.
 pub const REASONS: [&str; 10] = [
     "unreadable",
     "poison",
@@ -80,8 +52,8 @@ pub const REASONS: [&str; 10] = [
     "unknown",
 ];
 
-/// The reason code of what stands in a letter. The broker speaks of `rejected` and `maxlen`, which
-/// muster's own queues never cause, and a letter from elsewhere may say anything.
+/// The reason code for a reason as written in a header. The broker writes `rejected` and `maxlen`, which muster's own
+/// queues never cause; the header of another producer's message may hold any text.
 pub(super) fn reason(written: &str) -> &'static str {
     match written {
         "rejected" | "maxlen" => "refused",
@@ -89,23 +61,23 @@ pub(super) fn reason(written: &str) -> &'static str {
     }
 }
 
-/// Why a letter cannot be requeued.
+/// Why a dead letter cannot be requeued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Obstacle {
-    /// It was put aside without its password.
+    /// It was dead-lettered without its password.
     PasswordRemoved,
-    /// Its body is no JSON object, or was not kept.
+    /// Its body is not a JSON object, or was not kept.
     NoBody,
     /// It has no usable id or contract.
     Unreadable,
-    /// It was put aside under another account of the broker, for whose headers nobody here vouches.
+    /// It was dead-lettered by another account of the broker, whose headers are not trusted.
     OtherAccount,
 }
 
 impl Obstacle {
-    /// For a person: what is the matter, and what to do instead.
-    pub fn told(self) -> &'static str {
+    /// The obstacle in words, and what to do instead.
+    pub fn text(self) -> &'static str {
         match self {
             Self::PasswordRemoved => {
                 "its password was removed; have it published again under the same message id, then \
@@ -118,19 +90,19 @@ impl Obstacle {
                 "its properties cannot be read; have it published again, then discard it"
             }
             Self::OtherAccount => {
-                "it was put aside under another account of the broker; run this with the account \
-                 of the workers"
+                "it was dead-lettered by another account of the broker; run this with the account of the \
+                 workers"
             }
         }
     }
 }
 
-/// What stands in the body besides secrets, addresses masked. Null where it cannot be read.
+/// The body without secrets, addresses masked. Null where it cannot be read.
 pub(super) fn shown(body: &[u8]) -> Value {
     serde_json::from_slice(&without_secrets(body, false).body).map_or(Value::Null, masked)
 }
 
-/// A user name may be an address too, so every text is looked at.
+/// A user name may be an address too, so every text is masked.
 fn masked(value: Value) -> Value {
     match value {
         Value::String(text) => Value::String(email::masked(&text)),
@@ -141,7 +113,7 @@ fn masked(value: Value) -> Value {
     }
 }
 
-impl Letter {
+impl DeadLetter {
     /// The masked address, if it has one.
     pub fn address(&self) -> Option<&str> {
         self.body.get("email")?.as_str()
@@ -167,7 +139,7 @@ mod tests {
     use crate::queue::Reason;
 
     #[test]
-    fn addresses_are_masked_wherever_they_stand() {
+    fn addresses_are_masked_in_every_field() {
         assert_eq!(email::masked("john.doe@example.com"), "j***@example.com");
         assert_eq!(email::masked("\"a@b\"@example.com"), "\"***@example.com");
         assert_eq!(email::masked("@example.com"), "***@example.com");
@@ -183,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_letter_says_of_itself_is_one_of_the_reasons() {
+    fn reason_header_maps_to_one_of_the_reasons() {
         for own in Reason::ALL {
             assert_eq!(reason(own.as_str()), own.as_str());
         }

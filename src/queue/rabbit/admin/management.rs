@@ -1,14 +1,13 @@
-//! What a broker reports over its HTTP API and not over AMQP: alarms, bindings, members of queues, feature
-//! flags, and what policies change. The caller brings the HTTP client, because `queue` speaks no HTTP.
+//! Reads from RabbitMQ's HTTP API what AMQP does not show: alarms, bindings, members of queues, feature flags, and
+//! policies. The caller passes a function that sends the requests, because `queue` has no HTTP client.
 
 use std::collections::BTreeSet;
 
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 
-use super::Broker;
-use super::topology::{self, QueueSpec};
-use crate::queue::Management;
+use crate::queue::rabbit::Broker;
+use crate::queue::rabbit::topology::{self, QueueSpec};
 use crate::telemetry::finding::{Finding, Severity};
 
 /// Keys of a policy that take messages away from where muster looks for them.
@@ -24,24 +23,24 @@ const MEMBERS: usize = 3;
 /// At-least-once dead-lettering depends on it.
 const STREAM_QUEUE: &str = "stream_queue";
 
-/// Looks at everything that these settings would use. An error if it cannot.
+/// Checks everything that these settings use. An error if a request fails. See `queue::inspect_management` for `get`.
 pub(super) async fn inspect(
     broker: &Broker,
-    api: &mut dyn Management,
+    mut get: impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,
 ) -> anyhow::Result<Vec<Finding>> {
     let vhost = broker.uri.vhost.as_str();
-    let mut findings = vec![alarms(&there(api, &["health", "checks", "alarms"]).await?)];
-    findings.push(feature_flags(&there(api, &["feature-flags"]).await?));
+    let mut findings = vec![alarms(&there(&mut get, &["health", "checks", "alarms"]).await?)];
+    findings.push(feature_flags(&there(&mut get, &["feature-flags"]).await?));
     // Only for an administrator or a monitoring user; without it the cluster's size is not known.
-    let nodes = api.get(&["nodes"]).await.ok().flatten();
+    let nodes = get(&["nodes"]).await.ok().flatten();
     let nodes = Nodes::read(nodes.as_ref());
-    let overview = there(api, &["overview"]).await?;
+    let overview = there(&mut get, &["overview"]).await?;
     let here = overview["node"].as_str().unwrap_or_default();
     findings.extend(nodes.finding());
     let mut listed = None;
     for queue in topology::queues(&broker.names, &broker.settings) {
         // A queue that is not there has been reported already.
-        let Some(state) = api.get(&["queues", vhost, &queue.name]).await? else { continue };
+        let Some(state) = get(&["queues", vhost, &queue.name]).await? else { continue };
         if state.get("effective_policy_definition").is_some() {
             findings.push(policies(&queue, &state));
         } else {
@@ -49,16 +48,16 @@ pub(super) async fn inspect(
             let (all, operators) = match listed.take() {
                 Some(listed) => listed,
                 None => (
-                    there(api, &["queues", vhost]).await?,
-                    there(api, &["operator-policies", vhost]).await?,
+                    there(&mut get, &["queues", vhost]).await?,
+                    there(&mut get, &["operator-policies", vhost]).await?,
                 ),
             };
-            findings.push(policies(&queue, &combined(api, vhost, &queue.name, &all).await?));
+            findings.push(policies(&queue, &combined(&mut get, vhost, &queue.name, &all).await?));
             findings.extend(unattributed(&queue, &operators));
             listed = Some((all, operators));
         }
         findings.extend(members(&queue, &state, &nodes, here));
-        if let Some(bindings) = api.get(&["queues", vhost, &queue.name, "bindings"]).await? {
+        if let Some(bindings) = get(&["queues", vhost, &queue.name, "bindings"]).await? {
             findings.extend(binding(&queue, &bindings));
         }
     }
@@ -67,7 +66,7 @@ pub(super) async fn inspect(
 
 /// The policy that the list of queues names for one of them, with its definition.
 async fn combined(
-    api: &mut dyn Management,
+    get: &mut impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,
     vhost: &str,
     name: &str,
     all: &Value,
@@ -75,8 +74,7 @@ async fn combined(
     let queue = all.as_array().and_then(|all| all.iter().find(|queue| queue["name"] == name));
     let policy = queue.and_then(|queue| queue["policy"].as_str()).unwrap_or_default();
     // One that was deleted since applies no longer.
-    let found =
-        if policy.is_empty() { None } else { api.get(&["policies", vhost, policy]).await? };
+    let found = if policy.is_empty() { None } else { get(&["policies", vhost, policy]).await? };
     let effective = found.map_or(Value::Null, |mut found| found["definition"].take());
     Ok(json!({ "policy": policy, "effective_policy_definition": effective }))
 }
@@ -103,10 +101,13 @@ fn unattributed(queue: &QueueSpec, operators: &Value) -> Option<Finding> {
     })
 }
 
-/// What RabbitMQ always has at a path.
-async fn there(api: &mut dyn Management, path: &[&str]) -> anyhow::Result<Value> {
-    let told = api.get(path).await?;
-    told.with_context(|| format!("there is no /api/{}, as RabbitMQ would have", path.join("/")))
+/// The document at a path that every RabbitMQ has.
+async fn there(
+    get: &mut impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,
+    path: &[&str],
+) -> anyhow::Result<Value> {
+    let document = get(path).await?;
+    document.with_context(|| format!("there is no /api/{}, as RabbitMQ would have", path.join("/")))
 }
 
 /// A node whose memory or disk is short stops every publisher of the cluster.

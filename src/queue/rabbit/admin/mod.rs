@@ -1,0 +1,62 @@
+//! What commands do on a broker: findings for `doctor`, dead letters, and the removal of a namespace. Serving processes use
+//! nothing of it. Called by `queue`, which picks the adapter.
+
+mod dead_letter;
+mod dead_letters;
+mod inspect;
+mod management;
+mod server_properties;
+
+use std::sync::Arc;
+
+use secrecy::SecretString;
+use serde_json::Value;
+
+use super::link::Link;
+use super::{Broker, topology};
+use crate::config;
+use crate::signup::Clock;
+use crate::telemetry::finding::Finding;
+pub use dead_letters::DeadLetters;
+
+fn broker(url: &SecretString, settings: &config::Queue) -> anyhow::Result<Broker> {
+    Broker::new(url, settings.clone(), Clock::system(), Arc::default())
+}
+
+/// Opens the dead letters of a namespace.
+pub(in crate::queue) async fn open_dead_letters(
+    url: &SecretString,
+    settings: &config::Queue,
+) -> anyhow::Result<DeadLetters> {
+    DeadLetters::open(broker(url, settings)?).await
+}
+
+/// Checks the broker and a namespace's queues over AMQP.
+pub(in crate::queue) async fn inspect(
+    url: &SecretString,
+    settings: &config::Queue,
+) -> anyhow::Result<Vec<Finding>> {
+    Ok(inspect::inspect(&broker(url, settings)?).await)
+}
+
+/// Checks what only the HTTP API shows. `get` requests a path below `/api/`, given by its segments; it returns `None` on
+/// 404.
+pub(in crate::queue) async fn inspect_management(
+    url: &SecretString,
+    settings: &config::Queue,
+    get: impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,
+) -> anyhow::Result<Vec<Finding>> {
+    management::inspect(&broker(url, settings)?, get).await
+}
+
+/// Removes everything that a namespace has on the broker.
+pub(in crate::queue) async fn remove(
+    url: &SecretString,
+    settings: &config::Queue,
+) -> anyhow::Result<()> {
+    let broker = broker(url, settings)?;
+    let link = Link::open(&broker, "removal").await?;
+    topology::remove(link.connection(), &broker.names, settings).await?;
+    link.close().await;
+    Ok(())
+}
