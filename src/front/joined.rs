@@ -138,7 +138,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    use crate::queue::{Backlog, Kind};
+    use crate::queue::{Backlog, BulkBacklog, Kind};
     use crate::signup::ContractId;
     use crate::telemetry::TraceContext;
     use async_trait::async_trait;
@@ -164,6 +164,9 @@ mod tests {
         }
         fn backlog(&self) -> Backlog {
             Backlog::default()
+        }
+        fn bulk_backlog(&self) -> Option<BulkBacklog> {
+            None
         }
         fn dead_letters(&self) -> Option<u64> {
             None
@@ -223,6 +226,9 @@ mod tests {
         }
         fn backlog(&self) -> Backlog {
             Backlog::default()
+        }
+        fn bulk_backlog(&self) -> Option<BulkBacklog> {
+            None
         }
         fn dead_letters(&self) -> Option<u64> {
             None

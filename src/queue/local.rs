@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::message::publish;
 use super::producer::{Ends, Taken};
 use super::{
-    Backlog, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Pace, PaceNow,
-    Prefetch, Producer, Queue, Reason, Reply, Settle, Unsettled, Window,
+    Backlog, BulkBacklog, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Pace,
+    PaceNow, Prefetch, Producer, Queue, Reason, Reply, Settle, Unsettled, Window,
 };
 use crate::shutdown::contained;
 use crate::signup::{FailureCode, Origin};
@@ -231,6 +231,11 @@ impl Caller for Doors {
     fn backlog(&self) -> Backlog {
         let consumers = self.paces().len() as u32;
         Backlog { waiting: self.interactive.waiting(), consumers, pace: self.pace() }
+    }
+
+    fn bulk_backlog(&self) -> Option<BulkBacklog> {
+        let consumers = self.paces().len() as u32;
+        Some(BulkBacklog { ready: self.bulk.waiting(), retrying: 0, consumers })
     }
 
     fn dead_letters(&self) -> Option<u64> {

@@ -45,6 +45,9 @@ pub trait Caller: Send + Sync {
     /// What stands between a call made now and its answer.
     fn backlog(&self) -> Backlog;
 
+    /// Depth of the bulk queue; none while that is unknown. MUST NOT wait.
+    fn bulk_backlog(&self) -> Option<BulkBacklog>;
+
     /// How many dead letters there were when it was last seen; none where the queue keeps none, or
     /// while nothing is known. MUST NOT wait.
     fn dead_letters(&self) -> Option<u64>;
@@ -136,6 +139,17 @@ impl Backlog {
         let time = self.pace.time(self.waiting).or_else(|| otherwise.time(self.waiting));
         time.unwrap_or_default()
     }
+}
+
+/// Depth of the bulk queue and of the queues in which its rows wait for another attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BulkBacklog {
+    /// Rows ready for a worker.
+    pub ready: u64,
+    /// Rows that failed and wait for another attempt.
+    pub retrying: u64,
+    /// Consumers of the bulk queue.
+    pub consumers: u32,
 }
 
 /// How many unsettled deliveries a worker may hold, for each door.

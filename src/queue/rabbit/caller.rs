@@ -19,7 +19,7 @@ use super::waiting::Waiting;
 use super::{Backoff, Broker, properties};
 use crate::queue::message::publish;
 use crate::queue::seal::Letter;
-use crate::queue::{Backlog, Call, CallError, Caller, Door, Kind, Reply};
+use crate::queue::{Backlog, BulkBacklog, Call, CallError, Caller, Door, Kind, Reply};
 use crate::shutdown::Tasks;
 use crate::signup::Millis;
 use crate::telemetry::Part;
@@ -151,6 +151,7 @@ impl Opened {
             tokio::join!(
                 sample(Watched::Door(Door::Interactive)),
                 sample(Watched::Door(Door::Bulk)),
+                sample(Watched::Retries),
                 sample(Watched::Dead),
             )
         };
@@ -276,6 +277,10 @@ impl Caller for RabbitCaller {
 
     fn backlog(&self) -> Backlog {
         self.known.backlog()
+    }
+
+    fn bulk_backlog(&self) -> Option<BulkBacklog> {
+        self.known.bulk_backlog()
     }
 
     fn dead_letters(&self) -> Option<u64> {

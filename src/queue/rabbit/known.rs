@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::link::{Link, LinkError};
 use super::{Backoff, Broker};
-use crate::queue::{Backlog, Door, Pace, PaceNow};
+use crate::queue::{Backlog, BulkBacklog, Door, Pace, PaceNow};
 use crate::telemetry::Metrics;
 
 /// How often a queue is looked at: is it there, how much waits in it, how many consume it.
@@ -29,6 +29,7 @@ const FRESH_FOR: Duration = Duration::from_secs(10);
 pub(super) struct Known {
     interactive: Seen,
     bulk: Seen,
+    retries: Seen,
     dead: Seen,
     /// Sent and answered here since the last look; another front's are seen with the next.
     sent: AtomicU64,
@@ -46,15 +47,21 @@ pub(super) struct Known {
 pub(super) enum Watched {
     /// A door's.
     Door(Door),
+    /// The queues in which bulk rows wait for another attempt, taken together.
+    Retries,
     /// Of the dead letters.
     Dead,
 }
 
 impl Watched {
-    fn queue(self, broker: &Broker) -> String {
+    fn queues(self, broker: &Broker) -> Vec<String> {
         match self {
-            Self::Door(door) => broker.names.queue(door),
-            Self::Dead => broker.names.dead_queue(),
+            Self::Door(door) => vec![broker.names.queue(door)],
+            Self::Retries => {
+                let delays = broker.settings.retry_delays.iter();
+                delays.map(|delay| broker.names.retry_queue(*delay)).collect()
+            }
+            Self::Dead => vec![broker.names.dead_queue()],
         }
     }
 }
@@ -112,7 +119,7 @@ impl Known {
 
     /// Forgets the samples: the connection that they came by is gone.
     pub(super) fn forget_samples(&self) {
-        for seen in [&self.interactive, &self.bulk, &self.dead] {
+        for seen in [&self.interactive, &self.bulk, &self.retries, &self.dead] {
             *lock(&seen.at) = None;
         }
     }
@@ -132,6 +139,14 @@ impl Known {
         };
         let waiting = sent.saturating_sub(self.answered.load(Ordering::Relaxed));
         Backlog { waiting, consumers, pace }
+    }
+
+    /// Depth of the bulk queue. Without a recent sample it is unknown.
+    pub(super) fn bulk_backlog(&self) -> Option<BulkBacklog> {
+        let ready = self.waiting_lately(Watched::Door(Door::Bulk))?;
+        let retrying = self.waiting_lately(Watched::Retries).unwrap_or_default();
+        let consumers = self.bulk.consumers.load(Ordering::Relaxed);
+        Some(BulkBacklog { ready, retrying, consumers })
     }
 
     /// Exports the samples that are fresh, of a broker that holds so many dead letters; 0 is unknown.
@@ -171,7 +186,8 @@ impl Known {
             let is_connected = link.connection().status().connected();
             if is_connected && logged.is_none_or(|at| at.elapsed() >= LOG_AGAIN_AFTER) {
                 logged = Some(Instant::now());
-                tracing::warn!(queue = watched.queue(broker), %error, "sampling a queue failed");
+                let queue = watched.queues(broker).join(", ");
+                tracing::warn!(queue, %error, "sampling a queue failed");
             }
             backoff.pause().await;
             // If that fails too, the next sample says why.
@@ -186,26 +202,31 @@ impl Known {
         broker: &Broker,
         watched: Watched,
     ) -> LinkError {
-        let queue = watched.queue(broker);
+        let queues = watched.queues(broker);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             look.tick().await;
             let options = QueueDeclareOptions { passive: true, ..Default::default() };
-            let looked =
-                channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
-            match looked.await {
-                Ok(queue) => {
-                    self.looked(watched, queue.message_count(), queue.consumer_count());
-                    match watched {
-                        Watched::Dead => {
-                            let max = broker.dead_letters_max.load(Ordering::Relaxed);
-                            broker.dead_room.sampled(max > 0 && queue.message_count() >= max);
-                        }
-                        Watched::Door(_) => broker.dead_room.refresh(),
+            let (mut waiting, mut consumers) = (0_u32, 0);
+            for queue in &queues {
+                let looked =
+                    channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
+                match looked.await {
+                    Ok(queue) => {
+                        waiting = waiting.saturating_add(queue.message_count());
+                        consumers += queue.consumer_count();
                     }
+                    Err(error) => return error.into(),
                 }
-                Err(error) => return error.into(),
+            }
+            self.looked(watched, waiting, consumers);
+            match watched {
+                Watched::Dead => {
+                    let max = broker.dead_letters_max.load(Ordering::Relaxed);
+                    broker.dead_room.sampled(max > 0 && waiting >= max);
+                }
+                Watched::Door(_) | Watched::Retries => broker.dead_room.refresh(),
             }
         }
     }
@@ -225,6 +246,7 @@ impl Known {
         match watched {
             Watched::Door(Door::Interactive | Door::Profile) => &self.interactive,
             Watched::Door(Door::Bulk) => &self.bulk,
+            Watched::Retries => &self.retries,
             Watched::Dead => &self.dead,
         }
     }
@@ -255,7 +277,13 @@ mod tests {
         let backlog = known.backlog();
         assert_eq!((backlog.waiting, backlog.consumers), (250, 2));
         assert!(known.is_backlogged(Door::Interactive));
+        known.looked(Watched::Retries, 7, 0);
+        assert_eq!(known.bulk_backlog(), None, "the bulk queue was not sampled");
+        known.looked(Watched::Door(Door::Bulk), 500, 3);
+        let bulk = BulkBacklog { ready: 500, retrying: 7, consumers: 3 };
+        assert_eq!(known.bulk_backlog(), Some(bulk));
         known.forget_samples();
+        assert_eq!(known.bulk_backlog(), None);
         assert_eq!(known.backlog(), Backlog::default());
         assert!(!known.is_backlogged(Door::Interactive));
         let call = known.sent();
