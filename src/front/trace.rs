@@ -31,7 +31,7 @@ pub(super) fn begin<B>(found: Found<'_>, request: &Request<B>) -> Span {
 pub(super) fn answered(span: &mut Span, response: &Response) {
     span.number("http.response.status_code", response.status().as_u16().into());
     if response.status().is_server_error() {
-        span.fail("answered with a failure");
+        span.fail(response.status().as_str());
     }
 }
 

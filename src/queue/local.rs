@@ -9,11 +9,11 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
-use super::message::publish;
 use super::producer::{Ends, Taken};
+use super::spans::publish;
 use super::{
     Backlog, BulkBacklog, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Pace,
-    PaceNow, Prefetch, Producer, Queue, Reason, Reply, Settle, Unsettled, Window,
+    PaceNow, Prefetch, Producer, Queue, Reason, Reply, Settle, Undelivered, Unsettled, Window,
 };
 use crate::shutdown::contained;
 use crate::signup::{FailureCode, Origin};
@@ -161,7 +161,7 @@ impl Doors {
         let pass_on = async {
             while let Some(taken) = ends.take().await {
                 let row = &taken.row;
-                let publish = publish(&row.trace, Door::Bulk, &row.id);
+                let publish = publish(&row.trace, None, Door::Bulk, &row.id);
                 let message = Message {
                     door: Door::Bulk,
                     kind: Kind::Register(row.contract),
@@ -198,7 +198,7 @@ impl Caller for Doors {
             return Err(CallError::NotAccepted);
         }
         let (reply, answer) = oneshot::channel();
-        let publish = publish(&call.trace, call.kind.door(), &call.id);
+        let publish = publish(&call.trace, None, call.kind.door(), &call.id);
         let message = Message {
             door: call.kind.door(),
             kind: call.kind,
@@ -269,7 +269,7 @@ impl Inbox for LocalInbox {
         };
         let handle =
             LocalHandle { doors: self.doors.clone(), asker: waiting.asker, _permit: permit };
-        Some(Delivery::new(waiting.message, Box::new(handle)))
+        Some(Delivery::new(waiting.message, Box::new(handle), None))
     }
 
     async fn stop(&mut self) {
@@ -289,10 +289,12 @@ struct LocalHandle {
 
 #[async_trait]
 impl Settle for LocalHandle {
-    async fn reply(self: Box<Self>, _message: Message, reply: Reply) {
-        if !self.asker.tell(Ok(reply)) {
-            self.doors.metrics.reply_late();
+    async fn reply(self: Box<Self>, _message: Message, reply: Reply) -> Result<(), Undelivered> {
+        if self.asker.tell(Ok(reply)) {
+            return Ok(());
         }
+        self.doors.metrics.reply_late();
+        Err(Undelivered)
     }
 
     // Nothing here outlives the request, so there is no later to retry in.

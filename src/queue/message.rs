@@ -8,7 +8,6 @@ use tokio::time::Instant;
 use crate::signup::{ContractId, MessageId, Origin};
 use crate::telemetry::TraceContext;
 use crate::telemetry::events::Held;
-use crate::telemetry::trace::{Kind as SpanKind, Span};
 
 /// Through which door a message came: its routing key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,17 +59,6 @@ impl Kind {
             Self::Profile => Door::Profile,
         }
     }
-}
-
-/// Begins the span of sending a message through a door.
-pub(super) fn publish(trace: &TraceContext, door: Door, id: &MessageId) -> Span {
-    about(trace.span(SpanKind::Producer, format_args!("publish {}", door.as_str())), door, id)
-}
-
-fn about(mut span: Span, door: Door, id: &MessageId) -> Span {
-    span.text("messaging.destination.name", door.as_str());
-    span.text("messaging.message.id", id.as_str());
-    span
 }
 
 /// A message to be sent.
@@ -150,26 +138,6 @@ impl Message {
     /// Whether nobody waits for it any more.
     pub fn is_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= Instant::now())
-    }
-
-    /// Begins the span of its delivery, below which it stands from now on.
-    pub(super) fn begin(&mut self) -> Span {
-        let (door, attempt) = (self.door, self.attempt);
-        let span = self.trace.span(SpanKind::Consumer, format_args!("process {}", door.as_str()));
-        self.trace = span.context().clone();
-        let mut span = about(span, door, &self.id);
-        if let Kind::Register(contract) = self.kind {
-            span.text("muster.contract", contract.as_str());
-        }
-        span.number("muster.attempt", attempt.into());
-        span
-    }
-
-    /// Begins the span of its end, below which stands what is sent then.
-    pub(super) fn end(&mut self, how: &'static str) -> Span {
-        let span = self.trace.span(SpanKind::Producer, how);
-        self.trace = span.context().clone();
-        span
     }
 
     /// Whether a front sent it and waits for its reply.

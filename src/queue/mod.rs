@@ -13,6 +13,7 @@ pub mod rabbit;
 mod redact;
 pub mod schema;
 pub mod seal;
+pub mod spans;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,7 @@ pub use message::{Call, Door, Kind, Message, Unsettled};
 pub use producer::{Answer, NoAnswer, Producer, Row, Window, room};
 use rabbit::admin;
 pub use rabbit::admin::DeadLetters;
+use spans::{End, SpanNames};
 
 /// The sending end, held by the front.
 #[async_trait]
@@ -249,12 +251,13 @@ pub struct Delivery {
     message: Message,
     handle: Box<dyn Settle>,
     span: Span,
+    broker: Option<Arc<SpanNames>>,
 }
 
 impl Delivery {
-    /// A delivery whose end is carried out by `handle`.
-    pub fn new(message: Message, handle: Box<dyn Settle>) -> Self {
-        Self { message, handle, span: Span::default() }
+    /// A delivery whose end is carried out by `handle`; its spans are about `broker`, if it came from one.
+    pub fn new(message: Message, handle: Box<dyn Settle>, broker: Option<Arc<SpanNames>>) -> Self {
+        Self { message, handle, span: Span::default(), broker }
     }
 
     /// What was delivered.
@@ -264,7 +267,7 @@ impl Delivery {
 
     /// Begins its span, which ends with it; whatever it causes stands below.
     pub fn begin(&mut self) {
-        self.span = self.message.begin();
+        self.span = self.message.begin(self.broker.as_deref());
     }
 
     /// Its span, to tell something about it.
@@ -275,24 +278,28 @@ impl Delivery {
     /// Tells the outcome to whoever waits for it, then acks. A reply that cannot be delivered does
     /// not bring the message back.
     pub async fn reply(mut self, reply: impl Into<Reply>) {
-        let end = self.message.end("reply");
-        self.handle.reply(self.message, reply.into()).instrument(end.log()).await;
+        let mut end = self.message.end(End::Reply, self.broker.as_deref());
+        let replied = self.handle.reply(self.message, reply.into()).instrument(end.log()).await;
+        if let Err(Undelivered) = replied {
+            end.fail("undelivered");
+        }
     }
 
     /// Puts the message back with one more attempt counted, to be delivered after a pause.
     pub async fn retry(mut self) {
-        let end = self.message.end("retry");
+        let end = self.message.end(End::Retry, self.broker.as_deref());
         self.handle.retry(self.message).instrument(end.log()).await;
     }
 
     /// Puts the message among the dead letters, without its password unless that is sealed.
     pub async fn bury(mut self, reason: Reason) {
-        let end = self.message.end("bury");
+        let end = self.message.end(End::DeadLetter, self.broker.as_deref());
         self.handle.bury(self.message, reason).instrument(end.log()).await;
     }
 
     /// Returns the message to the queue as if it had never been taken.
-    pub async fn hand_back(self) {
+    pub async fn hand_back(mut self) {
+        let _end = self.message.end(End::Requeue, self.broker.as_deref());
         self.handle.hand_back(self.message).await;
     }
 }
@@ -304,7 +311,7 @@ impl Delivery {
 #[async_trait]
 pub trait Settle: Send {
     /// See [`Delivery::reply`].
-    async fn reply(self: Box<Self>, message: Message, reply: Reply);
+    async fn reply(self: Box<Self>, message: Message, reply: Reply) -> Result<(), Undelivered>;
     /// See [`Delivery::retry`].
     async fn retry(self: Box<Self>, message: Message);
     /// See [`Delivery::bury`].
@@ -312,6 +319,10 @@ pub trait Settle: Send {
     /// See [`Delivery::hand_back`].
     async fn hand_back(self: Box<Self>, message: Message);
 }
+
+/// A reply did not reach its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Undelivered;
 
 /// Why a message is among the dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

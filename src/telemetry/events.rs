@@ -187,6 +187,16 @@ impl Metrics {
         tracing::info!(id, %error, "a reply was not delivered");
     }
 
+    /// An event may be refused: shown from now on, so that the first refusal is seen as a change.
+    pub fn may_refuse_event(&self, event: &'static str) {
+        self.events_refused_total.with_label_values(&[event]);
+    }
+
+    /// The broker did not accept an event. It is published again, and its message is held until then.
+    pub fn event_refused(&self, event: &'static str) {
+        self.events_refused_total.with_label_values(&[event]).inc();
+    }
+
     /// A message is put back, to be tried again.
     pub fn retried(&self, message: &Held<'_>) {
         self.retries_total.inc();

@@ -99,6 +99,9 @@ metrics! {
     profiles_total: IntCounterVec ["outcome"];
     /// Messages a worker is handling, by door.
     deliveries_in_flight: IntGaugeVec ["door"];
+    /// Times that the broker did not accept an event, by event; the event is published again every second and
+    /// its message is held.
+    events_refused_total: IntCounterVec ["event"];
     /// Messages a worker put back to be tried again.
     retries_total: IntCounter;
     /// Messages a worker put among the dead letters or, where there are none, gave up, by reason.

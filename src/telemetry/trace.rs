@@ -11,13 +11,14 @@ use std::fmt::Display;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
+use opentelemetry::Context;
 use opentelemetry::trace::{
-    Span as _, SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
-    Tracer,
+    Span as _, SpanBuilder, SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId,
+    TraceState, Tracer,
 };
-use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, Span as Recorded};
 
+pub use opentelemetry::KeyValue as Attribute;
 pub use opentelemetry::trace::SpanKind as Kind;
 
 /// The header that names trace and parent, over HTTP and AMQP alike.
@@ -73,10 +74,21 @@ impl TraceContext {
 
     /// Begins a span below this place; the first of a trace where this is in none.
     pub fn span(&self, kind: Kind, name: impl Display) -> Span {
-        match TRACER.get() {
-            Some(tracer) => self.begin(tracer, kind, name.to_string(), None),
-            None => Span { recorded: None, context: self.clone() },
-        }
+        self.span_with(kind, || (name.to_string(), Vec::new()))
+    }
+
+    /// Begins a span with attributes that a sampler may decide by. `describe` returns its name and them, and is
+    /// called only where spans are made.
+    pub fn span_with(
+        &self,
+        kind: Kind,
+        describe: impl FnOnce() -> (String, Vec<Attribute>),
+    ) -> Span {
+        let Some(tracer) = TRACER.get() else {
+            return Span { recorded: None, context: self.clone() };
+        };
+        let (name, attributes) = describe();
+        self.begin(tracer, tracer.span_builder(name).with_kind(kind).with_attributes(attributes))
     }
 
     /// Does some work within a span of its own.
@@ -89,22 +101,15 @@ impl TraceContext {
     pub fn was(&self, name: &'static str, ago: Duration, took: Duration) {
         if let Some(tracer) = TRACER.get() {
             let ended = now() - ago;
-            let mut span = self.begin(tracer, Kind::Internal, name.to_owned(), Some(ended - took));
+            let builder = tracer.span_builder(name).with_kind(Kind::Internal);
+            let mut span = self.begin(tracer, builder.with_start_time(ended - took));
             if let Some(recorded) = &mut span.recorded {
                 recorded.end_with_timestamp(ended);
             }
         }
     }
 
-    fn begin(
-        &self,
-        tracer: &SdkTracer,
-        kind: Kind,
-        name: String,
-        began: Option<SystemTime>,
-    ) -> Span {
-        let mut builder = tracer.span_builder(name).with_kind(kind);
-        builder.start_time = began;
+    fn begin(&self, tracer: &SdkTracer, builder: SpanBuilder) -> Span {
         // A parent that is none would count as one that is not recorded.
         let parent = match self.0.is_valid() {
             true => Context::new().with_remote_span_context(self.0.clone()),
@@ -132,21 +137,23 @@ impl Span {
     /// Tells a word about it; never what a user wrote.
     pub fn text(&mut self, key: &'static str, text: &str) {
         if let Some(recorded) = &mut self.recorded {
-            recorded.set_attribute(KeyValue::new(key, text.to_owned()));
+            recorded.set_attribute(Attribute::new(key, text.to_owned()));
         }
     }
 
     /// Tells a number about it.
     pub fn number(&mut self, key: &'static str, number: i64) {
         if let Some(recorded) = &mut self.recorded {
-            recorded.set_attribute(KeyValue::new(key, number));
+            recorded.set_attribute(Attribute::new(key, number));
         }
     }
 
-    /// Marks it as failed, for this reason.
-    pub fn fail(&mut self, reason: &'static str) {
+    /// Marks it as failed. `error_type` is one of few words, such as an outcome's code: the attribute
+    /// `error.type`.
+    pub fn fail(&mut self, error_type: &str) {
         if let Some(recorded) = &mut self.recorded {
-            recorded.set_status(Status::error(reason));
+            recorded.set_attribute(Attribute::new("error.type", error_type.to_owned()));
+            recorded.set_status(Status::error(""));
         }
     }
 

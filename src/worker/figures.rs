@@ -2,7 +2,7 @@
 //! asks for it.
 
 use crate::password::{Kernel, Slots};
-use crate::queue::{Door, Reason};
+use crate::queue::{Door, Reason, event};
 use crate::telemetry::Metrics;
 use crate::telemetry::figures::Hashing;
 
@@ -10,6 +10,9 @@ use crate::telemetry::figures::Hashing;
 pub fn show(metrics: &Metrics, slots: Slots) {
     for reason in Reason::ALL {
         metrics.may_bury(reason.as_str());
+    }
+    for event in event::NAMES {
+        metrics.may_refuse_event(event);
     }
     metrics.may_drop(Door::Interactive.as_str());
     metrics.may_drop(Door::Profile.as_str());

@@ -197,6 +197,14 @@ async fn nothing_is_acked_before_it_is_announced() {
     // Whoever asked is told at once; whoever listens has to be.
     assert_eq!(body(&broker.fetch(&replies).await)["replayed"], false);
     worker.wait_for_log(|line| line.contains("an event is refused")).await;
+    let metrics = worker.client().get("/metrics", &[]).await.bytes;
+    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    let refused = |event: &str| {
+        let name = format!("muster_events_refused_total{{event=\"{event}\"}} ");
+        let count = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        count.unwrap().parse::<u32>().unwrap()
+    };
+    assert!(refused("user.registered") > 0 && refused("registration.rejected") == 0, "{metrics}");
     worker.signal("KILL");
     assert!(!worker.ended().await.success());
 

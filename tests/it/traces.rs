@@ -1,6 +1,9 @@
 //! One trace a signup, through the real broker and store into a collector, and what becomes of signups
 //! when that is away.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use lapin::types::AMQPValue;
 use muster::signup::ContractId;
@@ -9,18 +12,39 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::support::broker::{Broker, DIRECT_REPLY, registration, text_header};
-use crate::support::collector::Collector;
+use crate::support::collector::{Collector, Span, SpanKind};
 use crate::support::importer::{ndjson, outcomes, reports, user};
 use crate::support::secrets::secrets_in;
-use crate::support::services::{EMBEDDED, PRODUCTION, unique};
+use crate::support::services::{EMBEDDED, PRODUCTION, amqp_url, unique};
 use crate::support::{Client, Pair, Setup};
 
 const PASSWORD: &str = "correct horse 7";
-const PUBLISH: &str = "publish interactive";
-const PROCESS: &str = "process interactive";
-/// Every span of a signup.
-const STAGES: [&str; 7] =
-    ["POST /signup", PUBLISH, PROCESS, "hash slot wait", "hash", "insert", "reply"];
+
+/// The names of a signup's spans, with those of its publish and its processing.
+struct Names {
+    publish: String,
+    process: String,
+}
+
+impl Names {
+    /// In one process; the queue's name is its routing key too.
+    fn local(queue: &str) -> Self {
+        Self { publish: format!("publish {queue}"), process: format!("process {queue}") }
+    }
+
+    fn broker(namespace: &str, queue: &str) -> Self {
+        Self {
+            publish: format!("publish {namespace}:{queue}"),
+            process: format!("process {namespace}:{queue}:{namespace}.{queue}"),
+        }
+    }
+
+    /// All of them.
+    fn stages(&self) -> [&str; 7] {
+        let (publish, process) = (&*self.publish, &*self.process);
+        ["POST /signup", publish, process, "hash slot wait", "hash", "insert", "reply"]
+    }
+}
 
 /// A setup whose spans come to a collector, soon.
 async fn traced(pair: Pair) -> Option<(Setup, Collector)> {
@@ -57,25 +81,27 @@ async fn one_signup_is_one_trace_through_both_processes() {
     let (parent, trace, span) = context("01");
     let headers = [("traceparent", &*parent), ("tracestate", "vendor=1")];
     let username = sign_up(front.client(), &headers).await;
-    let spans = collector.trace(&trace, &STAGES).await;
+    let names = Names::broker(setup.namespace(), "interactive");
+    let spans = collector.trace(&trace, &names.stages()).await;
+    let (publish, process) = (&*names.publish, &*names.process);
     let below = |child: &str, parent: &str| {
         assert_eq!(spans[child].parent, spans[parent].id, "{child} below {parent}");
     };
     assert_eq!(spans["POST /signup"].parent, span, "it goes on with what was sent");
-    below(PUBLISH, "POST /signup");
-    below(PROCESS, PUBLISH);
+    below(publish, "POST /signup");
+    below(process, publish);
     for stage in ["hash slot wait", "hash", "insert", "reply"] {
-        below(stage, PROCESS);
-        let (outer, inner) = (spans[PROCESS].time, spans[stage].time);
+        below(stage, process);
+        let (outer, inner) = (spans[process].time, spans[stage].time);
         assert!(outer.0 <= inner.0 && inner.0 <= inner.1 && inner.1 <= outer.1, "{stage}");
     }
     for (name, span) in &spans {
         assert_eq!((&*span.state, span.failed), ("vendor=1", false), "{name}");
         assert_eq!(span.resource["service.name"], "muster");
-        let role = if ["POST /signup", PUBLISH].contains(&&**name) { "front" } else { "worker" };
+        let role = if ["POST /signup", publish].contains(&&**name) { "front" } else { "worker" };
         assert_eq!(span.resource["muster.role"], role, "{name}");
     }
-    for name in ["POST /signup", PROCESS] {
+    for name in ["POST /signup", process] {
         assert_eq!(spans[name].attributes["muster.outcome"], "registered");
         assert_eq!(spans[name].attributes["muster.contract"], "username");
     }
@@ -102,8 +128,172 @@ async fn log_lines_of_a_signup_name_its_trace() {
     assert_eq!(line["span"]["trace_id"], *trace);
     // The queue within the process makes the same spans, the last of them at the stop.
     assert!(muster.stop().await.success());
-    let spans = collector.trace(&trace, &STAGES).await;
-    assert_eq!(spans[PROCESS].parent, spans[PUBLISH].id);
+    let names = Names::local("interactive");
+    let spans = collector.trace(&trace, &names.stages()).await;
+    assert_eq!(spans[&names.process].parent, spans[&names.publish].id);
+    // It is no messaging system, and there is no server.
+    for (name, span) in &spans {
+        let is_foreign = |key: &String| key.starts_with("messaging.") || key.starts_with("server.");
+        assert!(!span.attributes.keys().any(is_foreign), "{name}: {:?}", span.attributes);
+        let kind = match &**name {
+            "POST /signup" => SpanKind::Server,
+            "publish interactive" => SpanKind::Producer,
+            "process interactive" => SpanKind::Consumer,
+            _ => SpanKind::Internal,
+        };
+        assert_eq!(span.kind, kind, "{name}");
+    }
+}
+
+/// The attributes of a span on the broker of the tests, by the conventions for RabbitMQ.
+fn expect_conventions(span: &Span, kind: SpanKind, expected: &[(&str, &str)]) {
+    let url = url::Url::parse(&amqp_url().unwrap()).unwrap();
+    let port = url.port().unwrap_or(5672).to_string();
+    let everywhere = [
+        ("messaging.system", "rabbitmq"),
+        ("server.address", url.host_str().unwrap()),
+        ("server.port", &*port),
+    ];
+    let expected: BTreeMap<&str, &str> = everywhere.iter().chain(expected).copied().collect();
+    let is_meant = |key: &str| {
+        let is_messaging = key.starts_with("messaging.") && key != "messaging.message.id";
+        is_messaging || key.starts_with("server.") || key == "error.type"
+    };
+    let attributes = span.attributes.iter().map(|(key, value)| (&**key, &**value));
+    let found: BTreeMap<&str, &str> = attributes.filter(|(key, _)| is_meant(key)).collect();
+    assert_eq!((span.kind, found), (kind, expected), "{}", span.name);
+    assert!(!span.attributes["messaging.message.id"].is_empty(), "{}", span.name);
+}
+
+const TYPE: &str = "messaging.operation.type";
+const OPERATION: &str = "messaging.operation.name";
+const DESTINATION: &str = "messaging.destination.name";
+const ROUTING_KEY: &str = "messaging.rabbitmq.destination.routing_key";
+const TEMPORARY: &str = "messaging.destination.temporary";
+
+#[tokio::test]
+async fn spans_of_messages_follow_the_conventions_for_rabbitmq() {
+    let Some((setup, collector)) = traced(PRODUCTION).await else { return };
+    let (namespace, names) = (setup.namespace(), Names::broker(setup.namespace(), "interactive"));
+    let (front, worker) = (setup.start_role("front").await, setup.start_role("worker").await);
+    let (parent, trace, _) = context("01");
+    sign_up(front.client(), &[("traceparent", &parent)]).await;
+    let event = format!("publish {namespace}.events:user.registered");
+    let expected = [&names.stages()[..], &[&event]].concat();
+    let spans = collector.trace(&trace, &expected).await;
+    let published = format!("{namespace}:interactive");
+    expect_conventions(
+        &spans[&names.publish],
+        SpanKind::Producer,
+        &[
+            (TYPE, "send"),
+            (OPERATION, "publish"),
+            (DESTINATION, &published),
+            (ROUTING_KEY, "interactive"),
+        ],
+    );
+    let consumed = format!("{published}:{namespace}.interactive");
+    expect_conventions(
+        &spans[&names.process],
+        SpanKind::Consumer,
+        &[
+            (TYPE, "process"),
+            (OPERATION, "process"),
+            (DESTINATION, &consumed),
+            (ROUTING_KEY, "interactive"),
+        ],
+    );
+    // Whoever knows the name of the reply queue could send replies.
+    expect_conventions(
+        &spans["reply"],
+        SpanKind::Producer,
+        &[(TYPE, "send"), (OPERATION, "reply"), (DESTINATION, "amq.default"), (TEMPORARY, "true")],
+    );
+    let announced = format!("{namespace}.events:user.registered");
+    expect_conventions(
+        &spans[&event],
+        SpanKind::Producer,
+        &[
+            (TYPE, "send"),
+            (OPERATION, "publish"),
+            (DESTINATION, &announced),
+            (ROUTING_KEY, "user.registered"),
+        ],
+    );
+    assert_eq!(spans[&event].parent, spans["reply"].id);
+    assert_eq!(spans["POST /signup"].kind, SpanKind::Server);
+    for inner in ["hash slot wait", "hash", "insert"] {
+        assert_eq!(spans[inner].kind, SpanKind::Internal, "{inner}");
+    }
+    assert!(front.stop().await.success() && worker.stop().await.success());
+}
+
+#[tokio::test]
+async fn row_without_a_reply_ends_with_the_span_of_its_ack() {
+    let Some((setup, collector)) = traced(PRODUCTION).await else { return };
+    let setup = setup.with("MUSTER_QUEUE_EVENTS", "none");
+    let worker = setup.start_role("worker").await;
+    let namespace = setup.namespace();
+    let (parent, trace, _) = context("01");
+    let properties = with_parent("register", &parent).with_message_id(unique("row").into());
+    let body = user(ContractId::Register, 1).to_string();
+    Broker::connect().await.publish(namespace, "bulk", properties, body.as_bytes()).await;
+    let consumed = format!("{namespace}:bulk:{namespace}.bulk");
+    let ack = format!("ack {consumed}");
+    let spans = collector.trace(&trace, &[&ack]).await;
+    expect_conventions(
+        &spans[&ack],
+        SpanKind::Client,
+        &[(TYPE, "settle"), (OPERATION, "ack"), (DESTINATION, &consumed), (ROUTING_KEY, "bulk")],
+    );
+    assert!(worker.stop().await.success());
+}
+
+#[tokio::test]
+async fn reply_without_a_queue_fails_its_span() {
+    let Some((setup, collector)) = traced(PRODUCTION).await else { return };
+    let worker = setup.start_role("worker").await;
+    let namespace = setup.namespace();
+    let (parent, trace, _) = context("01");
+    let gone = format!("{namespace}.reply.gone");
+    let properties = with_parent("register", &parent)
+        .with_message_id(unique("row").into())
+        .with_reply_to(gone.as_str().into());
+    let body = user(ContractId::Register, 1).to_string();
+    Broker::connect().await.publish(namespace, "bulk", properties, body.as_bytes()).await;
+    let spans = collector.trace(&trace, &["reply"]).await;
+    assert!(spans["reply"].failed);
+    assert_eq!(spans["reply"].attributes["error.type"], "undelivered");
+    assert!(!collector.was_told(&gone));
+    assert!(worker.stop().await.success());
+}
+
+#[tokio::test]
+async fn full_queue_fails_the_span_of_the_publish() {
+    let Some((setup, collector)) = traced(PRODUCTION).await else { return };
+    let setup = setup.with("MUSTER_QUEUE_MAX_LENGTH", "1");
+    let front = setup.start_role("front").await;
+    let names = Names::broker(setup.namespace(), "interactive");
+    // No worker answers, and a quorum queue accepts some messages more than its length.
+    let mut refused = None;
+    for _ in 0..200 {
+        let (parent, trace, _) = context("01");
+        let body = json!({ "username": unique("ann"), "password": PASSWORD }).to_string();
+        let headers = [("content-type", "application/json"), ("traceparent", &*parent)];
+        let sent = front.client().send("POST", "/signup", &headers, body);
+        if let Ok(response) = tokio::time::timeout(Duration::from_millis(250), sent).await {
+            assert_eq!(response.unwrap().status, 503);
+            refused = Some(trace);
+            break;
+        }
+    }
+    let trace = refused.expect("the queue accepts any number");
+    let spans = collector.trace(&trace, &["POST /signup", &names.publish]).await;
+    for (name, error) in [(&*names.publish, "rejected"), ("POST /signup", "503")] {
+        assert!(spans[name].failed, "{name}");
+        assert_eq!(spans[name].attributes["error.type"], error, "{name}");
+    }
+    assert!(front.stop().await.success());
 }
 
 #[tokio::test]
@@ -152,9 +342,10 @@ async fn a_producers_trace_goes_on_to_its_reply() {
     let body = user(ContractId::Register, 1).to_string();
     broker.publish(setup.namespace(), "bulk", properties, body.as_bytes()).await;
     let reply = replies.next().await.unwrap().unwrap();
-    let spans = collector.trace(&trace, &["process bulk", "insert", "reply"]).await;
-    assert_eq!(spans["process bulk"].parent, span);
-    assert_eq!(spans["reply"].parent, spans["process bulk"].id);
+    let process = Names::broker(setup.namespace(), "bulk").process;
+    let spans = collector.trace(&trace, &[&process, "insert", "reply"]).await;
+    assert_eq!(spans[&process].parent, span);
+    assert_eq!(spans["reply"].parent, spans[&process].id);
     let carried = text_header(&reply.properties, "traceparent").unwrap();
     assert_eq!(carried, format!("00-{trace}-{}-01", spans["reply"].id));
     assert!(worker.stop().await.success());
@@ -182,13 +373,36 @@ async fn a_trace_goes_on_through_retries_to_the_dead_letter() {
         named.collect::<Vec<_>>()
     };
     // There is no other delay, so to retry the second time is to give up.
-    let (attempts, retries) = (of_it("process bulk"), of_it("retry"));
-    assert_eq!((attempts.len(), retries.len()), (2, 2));
+    let namespace = setup.namespace();
+    let retry_queue = format!("{namespace}.retry.1000");
+    let attempts = of_it(&Names::broker(namespace, "bulk").process);
+    let retries = of_it(&format!("retry {retry_queue}"));
+    let dead_letters = of_it(&format!("dead-letter {namespace}.dlx"));
+    assert_eq!((attempts.len(), retries.len(), dead_letters.len()), (2, 1, 1));
     assert_eq!((&attempts[0].parent, &retries[0].parent), (&span, &attempts[0].id));
-    assert_eq!((&attempts[1].parent, &retries[1].parent), (&retries[0].id, &attempts[1].id));
-    assert!(attempts.iter().all(|attempt| attempt.failed));
+    assert_eq!((&attempts[1].parent, &dead_letters[0].parent), (&retries[0].id, &attempts[1].id));
+    for attempt in attempts {
+        assert!(attempt.failed);
+        assert_eq!(attempt.attributes["error.type"], "unknown_key");
+    }
+    expect_conventions(
+        retries[0],
+        SpanKind::Producer,
+        &[
+            (TYPE, "send"),
+            (OPERATION, "retry"),
+            (DESTINATION, &retry_queue),
+            (ROUTING_KEY, &retry_queue),
+        ],
+    );
+    let dead_exchange = format!("{namespace}.dlx");
+    expect_conventions(
+        dead_letters[0],
+        SpanKind::Producer,
+        &[(TYPE, "send"), (OPERATION, "dead-letter"), (DESTINATION, &dead_exchange)],
+    );
     let carried = text_header(&letter.properties, "traceparent").unwrap();
-    assert_eq!(carried, format!("00-{trace}-{}-01", retries[1].id));
+    assert_eq!(carried, format!("00-{trace}-{}-01", dead_letters[0].id));
 }
 
 fn with_parent(contract: &str, parent: &str) -> lapin::BasicProperties {
@@ -203,6 +417,10 @@ async fn an_uploads_rows_are_in_its_trace() {
     const KEY: &str = "an-api-key-of-thirty-two-characters";
     for pair in [EMBEDDED, PRODUCTION] {
         let Some((setup, collector)) = traced(pair).await else { continue };
+        let names = match pair {
+            EMBEDDED => Names::local("bulk"),
+            _ => Names::broker(setup.namespace(), "bulk"),
+        };
         let muster = setup.with("MUSTER_FRONT_BULK_KEY", KEY).start().await;
         let (parent, trace, _) = context("01");
         let bearer = format!("Bearer {KEY}");
@@ -220,10 +438,10 @@ async fn an_uploads_rows_are_in_its_trace() {
         let spans = collector.spans();
         assert!(spans.iter().all(|span| span.trace == trace));
         let upload = spans.iter().find(|span| span.name == "POST /registrations").unwrap();
-        for name in ["publish bulk", "process bulk"] {
-            assert_eq!(spans.iter().filter(|span| span.name == name).count(), 3, "{name}");
+        for name in [&names.publish, &names.process] {
+            assert_eq!(spans.iter().filter(|span| span.name == *name).count(), 3, "{name}");
         }
-        let published = spans.iter().filter(|span| span.name == "publish bulk");
+        let published = spans.iter().filter(|span| span.name == names.publish);
         assert!(published.into_iter().all(|span| span.parent == upload.id));
     }
 }

@@ -17,8 +17,8 @@ use super::publisher::Publisher;
 use super::replies::Replies;
 use super::waiting::Waiting;
 use super::{Backoff, Broker, properties};
-use crate::queue::message::publish;
 use crate::queue::seal::Letter;
+use crate::queue::spans::publish;
 use crate::queue::{Backlog, BulkBacklog, Call, CallError, Caller, Door, Kind, Reply};
 use crate::shutdown::Tasks;
 use crate::signup::Millis;
@@ -296,7 +296,7 @@ impl RabbitCaller {
     /// Publishes a call and waits for its reply, both on the connections of this session.
     async fn call_on(&self, session: &Session, mut call: Call) -> Result<Reply, CallError> {
         let entered = session.waiting.enter(call.kind.door(), &call.id);
-        let span = publish(&call.trace, call.kind.door(), &call.id);
+        let span = publish(&call.trace, Some(&self.broker.spans), call.kind.door(), &call.id);
         call.trace = span.context().clone();
         let (body, sealed) = self.sealed(&call, &session.reply_queue)?;
         let envelope = properties::Envelope {
@@ -313,8 +313,8 @@ impl RabbitCaller {
             let mut span = span;
             let exchange = self.broker.names.exchange();
             let published = session.publisher.publish(exchange, key, properties, body).await;
-            if published.is_err() {
-                span.fail("not confirmed");
+            if let Err(error) = published {
+                span.fail(error.word());
             }
             published
         };

@@ -269,7 +269,8 @@ impl Session<'_> {
                     }
                 }
                 let handle = RabbitHandle::new(settler, ack);
-                Some(Delivery::new(message, Box::new(handle)))
+                let spans = Some(shared.broker.spans.clone());
+                Some(Delivery::new(message, Box::new(handle), spans))
             }
             Err(what) => {
                 tokio::spawn(

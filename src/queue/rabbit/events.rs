@@ -26,7 +26,8 @@ pub(super) async fn announce(
     let now = broker.clock.now();
     let Some(event) = Event::of(message, outcome, broker.settings.events, now) else { return true };
     let exchange = broker.names.events_exchange();
-    let properties = properties::of_event(&event, now, &message.trace);
+    let mut span = broker.spans.publish_event(&message.trace, event.name(), event.id().as_str());
+    let properties = properties::of_event(&event, now, span.context());
     let body = serde_json::to_vec(&event).expect("an event is JSON");
     let mut told = false;
     loop {
@@ -35,8 +36,12 @@ pub(super) async fn announce(
             publisher.announce(&exchange, event.name(), properties.clone(), body.clone().into());
         match announced.await {
             Ok(()) => return true,
-            Err(_) if publisher.is_lost() => return false,
+            Err(error) if publisher.is_lost() => {
+                span.fail(error.word());
+                return false;
+            }
             Err(error) => {
+                broker.metrics.event_refused(event.name());
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(
                         id = message.id.as_str(),

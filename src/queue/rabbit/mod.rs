@@ -38,6 +38,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 use super::seal::Sealer;
+use super::spans::SpanNames;
 use super::{Caller, Door, Inbox, PaceNow, Prefetch, Producer, Queue, Window};
 use crate::config;
 use crate::shutdown::Tasks;
@@ -82,6 +83,7 @@ struct Broker {
     /// Host and port, for people.
     address: String,
     names: Names,
+    spans: Arc<SpanNames>,
     /// Seals the passwords of calls; none where they travel in clear.
     sealer: Option<Sealer>,
     settings: config::Queue,
@@ -138,6 +140,7 @@ impl Broker {
         let address =
             if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let names = Names::new(&settings.namespace);
+        let spans = Arc::new(names.for_spans((host.clone(), port), &settings));
         let sealer = settings.seal_to.map(Sealer::new);
         let tls = tls::load(&settings)?;
         let (dead_letters_max, dead_room) = (Arc::default(), DeadRoom::default());
@@ -146,6 +149,7 @@ impl Broker {
             tls,
             address,
             names,
+            spans,
             sealer,
             settings,
             clock,

@@ -18,11 +18,12 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::link::{Link, LinkError, State};
+use super::publisher::PublishError;
 use super::replies::Replies;
 use super::{Backoff, Broker, properties, reply_body};
-use crate::queue::message::publish;
 use crate::queue::producer::{Ends, Taken};
 use crate::queue::seal::{Letter, Sealer};
+use crate::queue::spans::publish;
 use crate::queue::{Door, NoAnswer, Producer, Row, Window};
 use crate::shutdown::{Tasks, contained};
 use crate::signup::{FailureCode, Millis, Outcome, id::random_hex};
@@ -257,7 +258,8 @@ impl Session {
         (row.number, row.passed) = (rows.sent, None);
         let correlation_id = format!("{}{tag}", self.correlation);
         let fresh = !row.again;
-        let span = publish(&row.taken.row.trace, Door::Bulk, &row.taken.row.id);
+        let (trace, id) = (&row.taken.row.trace, &row.taken.row.id);
+        let mut span = publish(trace, Some(&broker.spans), Door::Bulk, id);
         let envelope = properties::Envelope {
             username: broker.username(),
             reply_to: &self.replies.queue,
@@ -269,6 +271,11 @@ impl Session {
         let exchange = broker.names.exchange().to_owned();
         self.confirms.push(Box::pin(async move {
             let confirmation = confirmed(&channel, exchange, properties, &body).await;
+            match &confirmation {
+                Ok(Confirmation::Ack(None)) => {}
+                Ok(_) => span.fail(PublishError::NotAccepted.word()),
+                Err(_) => span.fail(PublishError::Unknown.word()),
+            }
             drop(span);
             Published { tag, number, confirmation }
         }));

@@ -47,6 +47,16 @@ pub(super) enum PublishError {
     Unknown,
 }
 
+impl PublishError {
+    /// The error type in spans.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::NotAccepted => "rejected",
+            Self::Unknown => "indeterminate",
+        }
+    }
+}
+
 impl Publisher {
     pub(super) fn new(channel: Channel, state: watch::Sender<State>) -> Self {
         Self(Arc::new(Inner { channel, state, order: Mutex::new(()), turn: None }))

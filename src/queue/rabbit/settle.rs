@@ -19,7 +19,7 @@ use super::properties;
 use super::publisher::{PublishError, Publisher};
 use crate::queue::redact::{Kept, without_secrets};
 use crate::queue::seal;
-use crate::queue::{Door, Kind, Message, PaceNow, Reason, Reply, Settle};
+use crate::queue::{Door, Kind, Message, PaceNow, Reason, Reply, Settle, Undelivered};
 use crate::signup::MessageId;
 
 /// Between two attempts to put a message aside.
@@ -217,8 +217,9 @@ impl RabbitHandle {
 
 #[async_trait]
 impl Settle for RabbitHandle {
-    async fn reply(self: Box<Self>, message: Message, reply: Reply) {
+    async fn reply(self: Box<Self>, message: Message, reply: Reply) -> Result<(), Undelivered> {
         let Reply { outcome, stages, .. } = reply;
+        let mut replied = Ok(());
         if let Some(reply_to) = message.unsettled.reply_to.clone() {
             // The outcome is known and somebody waits for it: an alarm delays it, and no more. Who asked
             // for rows has no deadline.
@@ -231,8 +232,9 @@ impl Settle for RabbitHandle {
                     // Somebody may wait for it still. Not acked, the message goes to another, who
                     // finds the outcome and can tell it.
                     tracing::info!(id = message.id.as_str(), %error, "a reply is left to another");
-                    return;
+                    return Err(Undelivered);
                 }
+                replied = Err(Undelivered);
                 self.settler.broker.metrics.reply_undelivered(message.id.as_str(), &error);
             }
         }
@@ -240,6 +242,7 @@ impl Settle for RabbitHandle {
         if events::announce(broker, publisher, &message, &outcome).await {
             self.ack.ack().await;
         }
+        replied
     }
 
     async fn retry(self: Box<Self>, message: Message) {

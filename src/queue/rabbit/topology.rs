@@ -14,6 +14,7 @@ use lapin::{Connection, ErrorKind, ExchangeKind};
 
 use crate::config;
 use crate::queue::Door;
+use crate::queue::spans::SpanNames;
 
 /// The names of everything on the broker; all begin with the namespace.
 #[derive(Clone, Debug)]
@@ -58,6 +59,24 @@ impl Names {
     /// queue's arguments cannot be changed.
     pub(super) fn retry_queue(&self, delay: Duration) -> String {
         format!("{}.retry.{}", self.0, delay.as_millis())
+    }
+
+    /// The names in spans of this broker.
+    pub(super) fn for_spans(
+        &self,
+        (host, port): (String, u16),
+        settings: &config::Queue,
+    ) -> SpanNames {
+        let delays = settings.retry_delays.iter();
+        SpanNames {
+            host,
+            port,
+            exchange: self.exchange().to_owned(),
+            dead_exchange: self.dead_exchange(),
+            events_exchange: self.events_exchange(),
+            queues: Door::ALL.map(|queue| self.queue(queue)),
+            retry_queues: delays.map(|delay| self.retry_queue(*delay)).collect(),
+        }
     }
 
     /// Whether a queue is one of these.

@@ -11,6 +11,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
+pub use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message;
 use tokio::net::TcpListener;
 
@@ -24,6 +25,7 @@ pub struct Span {
     /// Empty where it has none.
     pub parent: String,
     pub name: String,
+    pub kind: SpanKind,
     pub state: String,
     pub attributes: BTreeMap<String, String>,
     /// Of whoever made it.
@@ -119,6 +121,7 @@ fn spans(sent: &ExportTraceServiceRequest) -> Vec<Span> {
                 id: hex(&span.span_id),
                 parent: hex(&span.parent_span_id),
                 name: span.name.clone(),
+                kind: span.kind(),
                 state: span.trace_state.clone(),
                 attributes: attributes(&span.attributes),
                 resource: resource.clone(),
@@ -133,6 +136,8 @@ fn spans(sent: &ExportTraceServiceRequest) -> Vec<Span> {
 fn attributes(list: &[KeyValue]) -> BTreeMap<String, String> {
     let text = |value: &Value| match value {
         Value::StringValue(text) => text.clone(),
+        Value::IntValue(number) => number.to_string(),
+        Value::BoolValue(is) => is.to_string(),
         other => format!("{other:?}"),
     };
     let value = |entry: &KeyValue| entry.value.as_ref()?.value.as_ref().map(text);
