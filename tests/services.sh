@@ -1,15 +1,17 @@
 # shellcheck shell=bash
-# The two services the tests talk to: a RabbitMQ and a server of the MongoDB protocol, both private to
-# one run: own data, own free ports, loopback only. Neither knows nor disturbs one that runs already.
+# The services the tests talk to: RabbitMQ (tests/services/rabbitmq.sh) and a server of the MongoDB protocol,
+# private to one run: own data, own free ports, loopback only. None knows or disturbs one that runs already.
 #
 # Sourced by tests/run, which calls services_start and services_stop, and by the small scripts written
 # for the tests below. On start it exports:
 #
 #   AMQP_URL, MONGODB_URL      where the services are; given from outside, that service is not started
-#   RABBITMQCTL                rabbitmqctl for the private broker
+#   RABBITMQCTL         rabbitmqctl for the private broker
 #   MANAGEMENT_URL      the HTTP API of the private broker
 #   EXAMPLES_PYTHON, EXAMPLES_NODE_PATH   a Python with pika, a folder of Node packages with amqplib
 #   TEST_BROKER         `start`, `stop` (graceful) or `kill` the broker's process
+#   AMQP_URL_4 and so on           the same for RabbitMQ 4 (rabbitmq4_start)
+#   AMQP_CLUSTER_URLS, TEST_CLUSTER ...   three nodes (cluster_start)
 #   TEST_STORE          `start` or `stop` the store's process (stop is a kill: a store that crashes)
 #   TEST_STORE_PROGRAM  the store's program, for a test that starts one with settings of its own
 #   TEST_PYTHON         a Python that knows PyJWT, with which somebody else's tokens are verified
@@ -22,7 +24,6 @@
 # Those of a service exist only if it was started here. Start and stop keep port and data.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-rabbitmq=/usr/lib/rabbitmq/bin
 venv=$root/target/venv
 # GPL, and therefore used from outside, by the tests, and never shipped.
 secantus=0.6.0b17
@@ -37,6 +38,8 @@ axe=4.14.1
 schemas=(check-jsonschema==0.39.0 kubernetes-validate==1.37.0)
 # Hold the OpenAPI document against its standard and muster against the document, and make a client of it.
 openapi=(openapi-spec-validator==0.9.0 schemathesis==4.32.5 openapi-python-client==0.29.1)
+# shellcheck source-path=SCRIPTDIR
+. "$root/tests/services/rabbitmq.sh"
 # This run's folder and the first of its ports; set by services_prepare.
 services='' ports=''
 # Where both services keep their data: a temporary folder, which a run may have put into memory.
@@ -48,19 +51,24 @@ fail() {
     exit 1
 }
 
+# left_out WHAT: listed at the end of the run, or a failure where everything is required.
+left_out() {
+    [[ ${TEST_SERVICES:-} != required ]] || fail "left out: $1"
+    say "left out: $1"
+    [[ -z ${TEST_LEFT_OUT:-} ]] || echo "$1" >>"$TEST_LEFT_OUT"
+}
+
 # --- start and stop everything ---
 
 services_start() {
     if [[ -n ${AMQP_URL:-} ]]; then
         say "RabbitMQ: the one in AMQP_URL"
+    elif [[ ${TEST_RABBITMQ:-} == 4 ]]; then
+        rabbitmq4_install || fail "RabbitMQ 4 cannot be had"
+        broker_up broker4 ''
     else
         broker_install
-        services_prepare
-        broker_start
-        export AMQP_URL="amqp://guest:guest@127.0.0.1:$((ports + 2))/%2f"
-        export RABBITMQCTL=$services/rabbitmqctl TEST_BROKER=$services/broker-control
-        export MANAGEMENT_URL="http://guest:guest@127.0.0.1:$((ports + 4))"
-        say "RabbitMQ: $("$RABBITMQCTL" version) at $AMQP_URL"
+        broker_up broker ''
     fi
 
     if [[ -n ${MONGODB_URL:-} ]]; then
@@ -72,7 +80,7 @@ services_start() {
         # A direct connection, so that a test can put a proxy in front: the server calls itself a
         # replica set (majority writes work), and a client that follows the set's own list of
         # addresses would go round the proxy.
-        export MONGODB_URL="mongodb://127.0.0.1:$((ports + 3))/?directConnection=true"
+        export MONGODB_URL="mongodb://127.0.0.1:$((ports + 20))/?directConnection=true"
         export TEST_STORE=$services/store-control TEST_STORE_PROGRAM=$venv/bin/secantusd-rs
         say "MongoDB: SecantusDB $secantus at $MONGODB_URL"
     fi
@@ -105,8 +113,10 @@ services_stop() {
     trap '' INT TERM HUP
     [[ -n ${services:-} ]] || return 0
     local name
-    for name in broker epmd store; do
-        halt "$name" KILL
+    for name in "$services"/*.pid; do
+        [[ -e $name ]] || continue
+        name=${name##*/}
+        halt "${name%.pid}" KILL
     done
     rm -rf "$data"
     if (($1 == 0 || $1 > 128)); then
@@ -122,21 +132,12 @@ services_prepare() {
     mkdir -p "$root/target/services"
     services=$(mktemp -d "$root/target/services/XXXXXX")
     data=$(mktemp -d "${TMPDIR:-$services}/data.XXXXXX")
-    mkdir "$services/log" "$data/broker" "$data/store"
-    ln -s "$data/broker" "$data/store" "$services/"
+    mkdir "$services/log" "$data/store"
+    ln -s "$data/store" "$services/"
     ports=$(free_ports)
-    printf 'listeners.tcp.local = 127.0.0.1:%s\n' "$((ports + 2))" >"$services/broker/rabbitmq.conf"
-    # The HTTP API is there for the example that uses nothing else; its statistics would cost.
-    echo '[rabbitmq_management].' >"$services/broker/enabled_plugins"
-    printf '%s\n' '[{rabbitmq_management_agent, [{disable_metrics_collector, true}]},' \
-        " {rabbitmq_management, [{listener, [{ip, \"127.0.0.1\"}, {port, $((ports + 4))}]}]}]." \
-        >"$services/broker/advanced.config"
-    # Empty files in the place of the machine's own settings.
-    : >"$services/broker/env.conf"
+    # Empty, in the place of the machine's own settings.
     : >"$services/store.toml"
-    # shellcheck disable=SC2016 # the scripts expand these, not this function
-    script rabbitmqctl 'broker_environment; exec "${broker_environment[@]}" "$rabbitmq/rabbitmqctl" "$@"'
-    script broker-control 'control broker "$@"'
+    # shellcheck disable=SC2016 # the script expands these, not this function
     script store-control 'control store "$@"'
 }
 
@@ -146,7 +147,7 @@ script() {
         echo '#!/usr/bin/env bash'
         echo 'set -euo pipefail'
         printf '. %q\n' "$root/tests/services.sh"
-        printf 'services=%q ports=%q\n' "$services" "$ports"
+        printf 'services=%q ports=%q data=%q\n' "$services" "$ports" "$data"
         echo "$2"
     } >"$services/$1"
     chmod +x "$services/$1"
@@ -154,53 +155,12 @@ script() {
 
 control() {
     case "$1 ${2:-}" in
-    'broker start' | 'store start') "$1_start" ;;
-    'broker stop') halt broker TERM ;;
-    'broker kill' | 'store stop') halt "$1" KILL ;;
+    'store start') store_start ;;
+    *' start') broker_start "$1" ;;
+    'store stop' | *' kill') halt "$1" KILL ;;
+    *' stop') halt "$1" TERM ;;
     *) fail "$1: no such verb: '${2:-}' (see tests/services.sh)" ;;
     esac
-}
-
-# --- RabbitMQ ---
-
-broker_install() {
-    [[ -x $rabbitmq/rabbitmq-server ]] || apt_install rabbitmq-server AMQP_URL
-    [[ -x $rabbitmq/rabbitmq-server ]] || fail "no $rabbitmq/rabbitmq-server: give AMQP_URL instead"
-}
-
-# A clean environment: nothing set on this machine for another broker leaks in.
-broker_environment() {
-    local home=$services/broker loopback='-kernel inet_dist_use_interface {127,0,0,1}'
-    broker_environment=(env -i "PATH=$PATH" LC_ALL=C.UTF-8
-        "HOME=$home" # where Erlang keeps the cookie
-        ERL_EPMD_ADDRESS=127.0.0.1 "ERL_EPMD_PORT=$ports"
-        "RABBITMQ_NODENAME=muster-$ports@localhost"
-        "RABBITMQ_DIST_PORT=$((ports + 1))"
-        "RABBITMQ_CONF_ENV_FILE=$home/env.conf"
-        "RABBITMQ_CONFIG_FILE=$home/rabbitmq.conf"
-        "RABBITMQ_CONFIG_FILES=$home/conf.d"
-        "RABBITMQ_ADVANCED_CONFIG_FILE=$home/advanced.config"
-        "RABBITMQ_ENABLED_PLUGINS_FILE=$home/enabled_plugins"
-        "RABBITMQ_MNESIA_BASE=$home/data"
-        "RABBITMQ_LOG_BASE=$services/log/broker"
-        # Only this makes the start script become the server instead of waiting beside it, so that
-        # there is one process to stop; -noinput then takes the promised input back.
-        RABBITMQ_ALLOW_INPUT=true
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-noinput $loopback"
-        "RABBITMQ_CTL_ERL_ARGS=$loopback"
-        # Eleven ports by default, shared with every other rabbitmqctl on the machine.
-        RABBITMQ_CTL_DIST_PORT_MIN=30000 RABBITMQ_CTL_DIST_PORT_MAX=32000)
-}
-
-broker_start() {
-    broker_environment
-    # The Erlang port mapper outlives the broker's stops, as a real one does. Started here, because
-    # one that Erlang starts by itself would be a daemon nobody stops.
-    alive epmd || launch epmd epmd -address 127.0.0.1 -port "$ports"
-    alive broker || launch broker "${broker_environment[@]}" "$rabbitmq/rabbitmq-server"
-    await_port broker $((ports + 2))
-    "$services/rabbitmqctl" await_startup --timeout 60 >>"$services/log/broker.out" 2>&1 ||
-        fail_with_log broker "is not ready"
 }
 
 # --- the server of the MongoDB protocol ---
@@ -225,9 +185,9 @@ store_start() {
     # A majority write must survive the kill that tests stop it with: MongoDB's journal does that by
     # itself, here it has to be asked for. The server sets a whole log file aside at once, 2 GB unless told otherwise.
     alive store || launch store "$venv/bin/secantusd-rs" --config "$services/store.toml" \
-        --host 127.0.0.1 --port $((ports + 3)) --storage-path "$services/store" \
+        --host 127.0.0.1 --port $((ports + 20)) --storage-path "$services/store" \
         --log-level WARNING --sync-on-commit --log-file-max 64MB --cache-size 256MB
-    await_port store $((ports + 3))
+    await_port store $((ports + 20))
 }
 
 # --- the examples' client libraries ---
@@ -237,7 +197,7 @@ examples_install() {
     export EXAMPLES_PYTHON=$root/target/pika/bin/python
 
     if ! command -v npm >/dev/null; then
-        say "left out: the example in JavaScript (no npm)"
+        left_out "the example in JavaScript (no npm)"
         return
     fi
     if [[ ! -e $node/amqplib-$amqplib ]]; then
@@ -256,7 +216,7 @@ examples_install() {
 axe_install() {
     local script=$root/target/axe/node_modules/axe-core/axe.min.js
     if ! command -v npm >/dev/null; then
-        say "left out: the accessibility of the pages (no npm)"
+        left_out "the accessibility of the pages (no npm)"
         return
     fi
     if [[ ! -e $root/target/axe/axe-core-$axe ]]; then
@@ -311,7 +271,9 @@ apt_install() {
     command -v apt-get >/dev/null || fail "$1 is missing, and there is no apt-get: install it, or give $2"
     # One broken source among many is no reason to give up: whether it matters, the next line tells.
     as_root apt-get update -qq || true
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >&2 ||
+    # Another program may be installing something just now.
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 "$1" >&2 ||
         fail "$1 cannot be installed: install it, or give $2"
 }
 
@@ -319,15 +281,14 @@ as_root() {
     if ((EUID == 0)); then "$@"; else sudo "$@"; fi
 }
 
-# The first of five free ports in a row: port mapper, Erlang distribution, broker, store, the broker's HTTP
-# API. They lie below
-# the range from which the system serves outgoing connections, so that none is gone when a stopped
-# service comes back to it.
+# The first of 22 free ports in a row: four for each broker and node (see tests/services/rabbitmq.sh), the store,
+# and the control of the cluster's connections. They lie below the range from which the
+# system serves outgoing connections, so that none is gone when a stopped service comes back to it.
 free_ports() {
     local first port
     while :; do
-        first=$((20000 + RANDOM % 2000 * 5))
-        for port in "$first" $((first + 1)) $((first + 2)) $((first + 3)) $((first + 4)); do
+        first=$((20000 + RANDOM % 400 * 25))
+        for ((port = first; port < first + 22; port++)); do
             accepts "$port" && continue 2
         done
         echo "$first"
@@ -359,7 +320,9 @@ halt() {
     local tries=0
     while alive "$1"; do
         ((tries < 300)) || set -- "$1" KILL
-        ((tries++ % 300)) || kill -s "$2" "$(<"$services/$1.pid")" 2>/dev/null || true
+        ((tries++ % 300)) || {
+            kill -s "$2" "$(<"$services/$1.pid")" && kill -s CONT "$(<"$services/$1.pid")"
+        } 2>/dev/null || true
         sleep 0.1
     done
     rm -f "$services/$1.pid"

@@ -5,12 +5,13 @@ mod kubernetes;
 mod systemd;
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_norway::Value;
+
+use crate::support::services::provided;
 
 /// A place in the package.
 fn path(path: &str) -> PathBuf {
@@ -41,11 +42,7 @@ fn image_environment() -> BTreeMap<String, String> {
 
 /// A program that knows a published schema, or nothing where `./tests/run` did not bring it.
 fn schema_tool(name: &str) -> Option<Command> {
-    let Some(folder) = env::var_os("TEST_SCHEMAS") else {
-        assert!(env::var("TEST_SERVICES").as_deref() != Ok("required"), "TEST_SCHEMAS is not set");
-        eprintln!("left out: TEST_SCHEMAS is not set");
-        return None;
-    };
+    let folder = provided("TEST_SCHEMAS")?;
     let mut command = Command::new(PathBuf::from(folder).join(name));
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     Some(command)

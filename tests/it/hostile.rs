@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::muster::{Muster, PATIENCE};
-use crate::support::services::unique;
+use crate::support::services::{lacking, unique};
 use crate::support::{Raw, Setup};
 
 /// More than one process of this size would be a leak.
@@ -259,7 +259,7 @@ async fn ten_thousand_connections_are_held_in_little_memory() {
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
     let files: usize = files.split_whitespace().next().unwrap().parse().unwrap_or(usize::MAX);
     if files < MANY + 200 {
-        println!("left out: {files} files may be open; ulimit -n {} allows enough", MANY + 200);
+        lacking(&format!("{files} files may be open; ulimit -n {} allows enough", MANY + 200));
         return;
     }
     let setup =

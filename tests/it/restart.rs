@@ -13,8 +13,7 @@ use crate::support::services::{command, provided};
 const LONG: (&str, &str) = ("MUSTER_FRONT_DEADLINE", "60s");
 
 async fn the_broker_goes_and_comes(how: &str) {
-    if std::env::var_os("TEST_BROKER").is_none() {
-        println!("left out: TEST_BROKER is not set, so the broker cannot be stopped");
+    if provided("TEST_BROKER").is_none() {
         return;
     }
     let Some(mut rig) = Rig::new(1, 2, &[LONG]).await else { return };
@@ -63,8 +62,7 @@ async fn a_broker_that_is_killed_keeps_what_it_took() {
 #[tokio::test]
 #[ignore = "kills the store: ./tests/run runs it alone"]
 async fn a_store_that_is_killed_comes_back_with_every_user() {
-    if std::env::var_os("TEST_STORE").is_none() {
-        println!("left out: TEST_STORE is not set, so the store cannot be stopped");
+    if provided("TEST_STORE").is_none() {
         return;
     }
     let Some(rig) = Rig::running(&[LONG]).await else { return };
@@ -81,8 +79,7 @@ async fn a_store_that_is_killed_comes_back_with_every_user() {
 #[tokio::test]
 #[ignore = "raises the broker's alarm: ./tests/run runs it alone"]
 async fn a_broker_with_an_alarm_is_told_at_once_and_waited_for() {
-    if std::env::var_os("RABBITMQCTL").is_none() {
-        println!("left out: RABBITMQCTL is not set, so no alarm can be raised");
+    if provided("RABBITMQCTL").is_none() {
         return;
     }
     let Some(rig) = Rig::running(&[LONG]).await else { return };

@@ -13,7 +13,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::muster::{PATIENCE, SECRET, eventually};
 use crate::support::proxy::Proxy;
-use crate::support::services::{PRODUCTION, amqp_url, mongodb_url, unique, unique_address};
+use crate::support::services::{
+    PRODUCTION, amqp_url, lacking, mongodb_url, unique, unique_address,
+};
 use crate::support::{Client, Pair, QueueKind, Setup, StoreKind};
 
 /// Stands in every secret of these tests, and so must stand in nothing that is written.
@@ -618,7 +620,7 @@ impl SmallDisk {
         let options = ["-t", "tmpfs", "-o", "size=8m", "tmpfs"];
         let mounted = std::process::Command::new("mount").args(options).arg(&path).status();
         if !mounted.is_ok_and(|status| status.success()) {
-            eprintln!("left out: no file system can be mounted");
+            lacking("no file system can be mounted");
             return None;
         }
         Some(Self(path))

@@ -25,7 +25,7 @@ use crate::support::broker::rabbitmqctl;
 use crate::support::collector::Collector;
 use crate::support::command::run;
 use crate::support::muster::{PATIENCE, eventually};
-use crate::support::services::{PRODUCTION, amqp_url, unique};
+use crate::support::services::{PRODUCTION, amqp_url, provided, unique};
 use crate::support::{Muster, Pair, QueueKind, Raw, Setup, StoreKind};
 
 /// Certificates that `muster cert` has made.
@@ -370,10 +370,7 @@ async fn the_database_over_tls_that_asks_who_one_is() {
     if !PRODUCTION.is_there() {
         return;
     }
-    let Some(program) = std::env::var_os("TEST_STORE_PROGRAM") else {
-        eprintln!("left out: TEST_STORE_PROGRAM is not set");
-        return;
-    };
+    let Some(program) = provided("TEST_STORE_PROGRAM") else { return };
     let setup = Setup::embedded();
     let certificates = Certificates::made(&setup, "certs").await;
     let (port, data) = (free_port().to_string(), setup.directory().join("data"));

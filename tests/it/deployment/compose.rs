@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_norway::Value;
 
 use super::{file, is_a_command_of_the_image, schema_tool, settings_of, succeeds, yaml};
+use crate::support::services::lacking;
 
 const PROFILES: [&str; 3] = ["minimal", "full", "observability"];
 
@@ -246,7 +247,7 @@ fn docker_compose_takes_every_profile() {
         .output()
         .is_ok_and(|done| done.status.success())
     {
-        eprintln!("left out: no docker compose");
+        lacking("no docker compose");
         return;
     }
     for name in PROFILES {

@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_norway::Value;
 
 use super::{file, path, schema_tool, settings_of, succeeds, yaml};
+use crate::support::services::lacking;
 
 const FOLDER: &str = "docs/deploy/kubernetes";
 
@@ -230,7 +231,7 @@ fn they_are_what_the_schemas_say() {
 fn kubectl_builds_them() {
     let built = Command::new("kubectl").arg("kustomize").arg(path(FOLDER)).output();
     let Ok(built) = built else {
-        eprintln!("left out: no kubectl");
+        lacking("no kubectl");
         return;
     };
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));

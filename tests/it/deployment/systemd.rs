@@ -7,6 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::{file, path, settings_of, succeeds};
+use crate::support::services::lacking;
 
 const FOLDER: &str = "docs/deploy/systemd";
 const PROGRAM: &str = "/usr/local/bin/muster";
@@ -77,7 +78,7 @@ fn muster_knows_every_variable_it_is_given() {
 #[test]
 fn systemd_takes_it() {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        eprintln!("left out: no systemd-analyze");
+        lacking("no systemd-analyze");
         return;
     }
     let folder = TempDir::new().unwrap();

@@ -9,13 +9,17 @@ use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
     QueueDeclareOptions,
 };
+use lapin::types::parsing::parse_field_table;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use muster::signup::Outcome;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::ledger::PASSWORD;
 use super::muster::eventually;
+use super::proxy::authority;
 use super::secrets;
 use super::services::{amqp_url, command, unique};
 use super::spec::{Seen, assert_came_to};
@@ -251,6 +255,25 @@ pub fn number_header(properties: &BasicProperties, name: &str) -> Option<i64> {
         AMQPValue::LongLongInt(number) => Some(*number),
         _ => None,
     }
+}
+
+/// Major and minor version of a broker, which it announces before the login.
+pub async fn version(url: &str) -> (u32, u32) {
+    let mut stream = TcpStream::connect(authority(url)).await.unwrap();
+    stream.write_all(b"AMQP\x00\x00\x09\x01").await.unwrap();
+    // A frame's header is its type, channel and length; then come class, method and protocol version.
+    let mut header = [0; 7];
+    stream.read_exact(&mut header).await.unwrap();
+    let length = u32::from_be_bytes(header[3..].try_into().unwrap());
+    let mut frame = vec![0; length as usize];
+    stream.read_exact(&mut frame).await.unwrap();
+    let (_, properties) = parse_field_table(&frame[6..]).unwrap();
+    let version = match properties.inner().get("version") {
+        Some(AMQPValue::LongString(version)) => version.to_string(),
+        other => panic!("no version: {other:?}"),
+    };
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
 /// Runs `rabbitmqctl` on the private broker and gives what it printed; nothing where the broker is

@@ -127,7 +127,8 @@ impl Drop for Proxy {
     }
 }
 
-fn authority(url: &str) -> String {
+/// `host:port` of a URL.
+pub fn authority(url: &str) -> String {
     let url = Url::parse(url).unwrap();
     let port = url.port().unwrap_or(if url.scheme() == "mongodb" { 27017 } else { 5672 });
     format!("{}:{port}", url.host_str().unwrap())

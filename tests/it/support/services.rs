@@ -52,41 +52,51 @@ pub fn mongodb_url() -> Option<String> {
     service("MONGODB_URL")
 }
 
-/// What a variable names, which `./tests/run` always provides.
+/// The value of a variable that `./tests/run` always sets; without it a test leaves itself out.
 pub fn service(name: &str) -> Option<String> {
     let url = env::var(name).ok().filter(|url| !url.is_empty());
     if url.is_none() {
-        assert!(env::var("TEST_SERVICES").as_deref() != Ok("required"), "{name} is not set");
-        tell_left_out(name);
+        assert!(env::var_os("TEST_SERVICES").is_none(), "{name} is not set");
+        left_out(&format!("{name} is not set; ./tests/run starts the services"));
     }
     url
 }
 
-/// What a variable names, which `./tests/run` provides where it can.
+/// The value of a variable that `./tests/run` sets where it can.
 pub fn provided(name: &str) -> Option<String> {
-    let value = env::var(name).ok();
+    let value = env::var(name).ok().filter(|value| !value.is_empty());
     if value.is_none() {
-        tell_left_out(name);
+        left_out(&format!("{name} is not set"));
     }
     value
 }
 
-/// Says what a test leaves out, and where. Written past the test runner, which keeps what passing
-/// tests print to itself.
-fn tell_left_out(name: &str) {
+/// Reports that the current test does not test something, or fails where everything is required.
+pub fn left_out(reason: &str) {
+    assert!(env::var("TEST_SERVICES").as_deref() != Ok("required"), "left out: {reason}");
+    lacking(reason);
+}
+
+/// Reports that this machine cannot run a test: it lacks a program or a permission.
+pub fn lacking(reason: &str) {
     let current = std::thread::current();
-    let test = current.name().unwrap_or("a test");
-    let told = format!("left out of {test}: {name} is not set; ./tests/run starts the services\n");
-    let _ = std::io::stderr().write_all(told.as_bytes());
+    let line = format!("{}: {reason}\n", current.name().unwrap_or("a test"));
+    // Past the test runner, which keeps the output of passing tests to itself.
+    let _ = std::io::stderr().write_all(format!("left out of {line}").as_bytes());
+    append("TEST_LEFT_OUT", &line);
+}
+
+/// Appends a line to the file that a variable names, if it does.
+fn append(variable: &str, line: &str) {
+    let Some(path) = env::var_os(variable) else { return };
+    let mut file = std::fs::OpenOptions::new().append(true).open(path).unwrap();
+    file.write_all(line.as_bytes()).unwrap();
 }
 
 /// Runs the program that a variable names, on a private service, and gives what it printed; nothing
 /// where the service is not ours to command.
 pub async fn command(variable: &str, arguments: &[&str]) -> Option<String> {
-    let Some(program) = env::var_os(variable) else {
-        tell_left_out(variable);
-        return None;
-    };
+    let program = provided(variable)?;
     let mut command = Command::new(program);
     // A service that it starts keeps what it inherits open, so nothing is read from a pipe that
     // would then never end.
