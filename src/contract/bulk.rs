@@ -211,6 +211,36 @@ mod tests {
         assert!(fields(ContractId::Username).contains(&field("username", true)));
     }
 
+    fn schema_accepts(document: &Value) -> bool {
+        let schema = bulk_schema(contract(ContractId::Username));
+        jsonschema::validator_for(&schema).unwrap().is_valid(document)
+    }
+
+    #[test]
+    fn schema_accepts_one_form_of_hash() {
+        // A hash of this beginning, of the right length.
+        let hash = |start: &str| format!("{start:.<width$}", width = rules::HASH_LENGTH);
+        let accepts =
+            |hash: &str| schema_accepts(&json!({ "username": "ann", "passwordHash": hash }));
+        for start in ["$2a$08$", "$2b$10$", "$2y$14$"] {
+            assert!(accepts(&hash(start)), "{start}");
+        }
+        for bad in ["$2x$10$", "$2b$07$", "$2b$15$", "$2b$9$", "$argon2id$v=19$", "$2b$10$-"] {
+            assert!(!accepts(&hash(bad)), "{bad}");
+        }
+        assert!(!accepts(&hash("$2b$10$")[1..]));
+        assert!(!accepts(&format!("{}.", hash("$2b$10$"))));
+    }
+
+    #[test]
+    fn schema_requires_either_a_password_or_a_hash() {
+        assert!(schema_accepts(&json!({ "username": "ann", "password": "secret-1" })));
+        assert!(schema_accepts(&json!({ "username": "ann", "passwordHash": HASH })));
+        let both = json!({ "username": "ann", "password": "secret-1", "passwordHash": HASH });
+        assert!(!schema_accepts(&both));
+        assert!(!schema_accepts(&json!({ "username": "ann" })));
+    }
+
     #[test]
     fn every_contract_refuses_a_hash_as_password_unless_it_is_allowed() {
         let fields =

@@ -10,8 +10,6 @@ use serde_json::{Map, Value, json};
 
 use crate::config;
 use crate::contract::{bulk_schema, contract, problem, samples, shape};
-use crate::queue::schema;
-use crate::rows::Report;
 use crate::signup::ContractId;
 
 const ABOUT: &str = "Registers users. Five published signup contracts are served at once, each with the \
@@ -80,11 +78,50 @@ fn schemas(mounts: &[config::Mount]) -> Map<String, Value> {
         all.insert(doors::profile_name(id), shape::of(&profiles.iter().collect::<Vec<_>>()));
         all.insert(doors::row_name(id), bulk_schema(contract(id)));
     }
-    all.insert("report".to_owned(), schema::of::<Report>());
+    all.insert("report".to_owned(), report());
     all.insert("problem".to_owned(), shape::of(&[&problem::problem(404, "title", "detail")]));
     all.insert("message".to_owned(), shape::of(&[&problem::message("text")]));
     all.extend(doors::schemas());
     all
+}
+
+/// One line of a bulk response, as `rows::Report` writes it.
+fn report() -> Value {
+    let text = |description: &str| json!({ "type": "string", "description": description });
+    let id = |digits: u8, description: &str| {
+        let pattern = format!("^[0-9a-f]{{{digits}}}$");
+        json!({ "type": "string", "pattern": pattern, "description": description })
+    };
+    let count =
+        |description: &str| json!({ "type": "integer", "minimum": 1, "description": description });
+    let error = json!({
+        "type": "object",
+        "required": ["code", "message"],
+        "properties": {
+            "field": text("The field; absent if the error is about the whole row."),
+            "code": text("A stable code."),
+            "message": text("A text that repeats no value."),
+            "column": count("The byte of the line at which parsing failed, counted from 1."),
+        },
+    });
+    json!({
+        "type": "object",
+        "description": "One line of a report.",
+        "required": ["line", "outcome"],
+        "properties": {
+            "line": count("The line at which the row begins, counted from 1."),
+            "registrationId":
+                id(64, "The identity under which the user is stored; absent if the row could not be read."),
+            "outcome": { "enum": ["registered", "rejected", "failed"] },
+            "code": text("Why it was not registered."),
+            "userId": id(24, "The user."),
+            "replayed": {
+                "type": "boolean",
+                "description": "true if the same row was registered before, under the same id.",
+            },
+            "errors": { "type": "array", "description": "One entry for each violation.", "items": error },
+        },
+    })
 }
 
 fn headers() -> Value {

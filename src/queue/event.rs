@@ -6,7 +6,6 @@
 //! store by the id, by whoever may. The texts of broken rules are left out because one of them repeats
 //! the address.
 
-use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Door, Kind, Message};
@@ -33,7 +32,7 @@ pub enum Event {
 }
 
 /// Somebody was registered. The event is the same however often it comes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UserRegistered {
     /// The registration.
@@ -46,7 +45,7 @@ pub struct UserRegistered {
 }
 
 /// A bulk registration that asked for no reply was refused. Repeated unchanged, it ends the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistrationRejected {
     /// The registration.
@@ -62,7 +61,7 @@ pub struct RegistrationRejected {
 }
 
 /// Which registration an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Registration {
     /// What makes two messages the same registration: a digest of entry point, contract, producer and id.
@@ -77,7 +76,7 @@ pub struct Registration {
 }
 
 /// A field and the code of the rule that it breaks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BrokenRule {
     /// The field, as the contract spells it; empty where it is about several.
     pub field: String,

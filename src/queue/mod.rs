@@ -11,7 +11,6 @@ pub mod message;
 pub mod producer;
 pub mod rabbit;
 mod redact;
-pub mod schema;
 pub mod seal;
 pub mod spans;
 

@@ -7,9 +7,9 @@ use serde_json::{Map, Value};
 use super::seal::looks_sealed;
 
 /// Fields of the contracts that identify a user and open nothing.
-pub(super) const KEPT: [&str; 4] = ["username", "email", "firstname", "lastname"];
+const KEPT: [&str; 4] = ["username", "email", "firstname", "lastname"];
 /// The one field that nests others.
-pub(super) const NESTED: &str = "fullname";
+const NESTED: &str = "fullname";
 
 /// The field that stays if it is sealed: then the dead letter can be tried again as it is.
 const PASSWORD: &str = "password";

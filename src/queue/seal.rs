@@ -36,6 +36,7 @@ const PASSWORD: &str = "password";
 /// Bytes of the shortest box there is: no text below, with its names and its digest, is shorter.
 const SHORTEST: usize = SEALBYTES + 128;
 /// Characters of the same in base64.
+#[cfg(test)]
 pub(super) const SHORTEST_TEXT: usize = SHORTEST.div_ceil(3) * 4;
 
 /// What a sealed password belongs to, besides the identity in its document.

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::signup::{FieldError, Outcome, RegistrationId, RejectionCode, UserId};
@@ -11,7 +10,7 @@ use crate::signup::{FieldError, Outcome, RegistrationId, RejectionCode, UserId};
 pub const EARLIER_FAILED: &str = "earlier_row_failed";
 
 /// One line of a report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// Where the row begins, counted from 1.
@@ -36,7 +35,7 @@ pub struct Report {
 }
 
 /// What is wrong with a row.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RowError {
     /// The field; empty where it is the whole row.
     #[serde(skip_serializing_if = "str::is_empty")]

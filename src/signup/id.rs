@@ -6,7 +6,6 @@
 
 use std::fmt;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -131,9 +130,9 @@ impl Origin {
 
 /// The identity of a registration, stored with the user under a unique index: 64 hexadecimal
 /// digits. Equal ids mean the same registration, however often and over whatever it was delivered.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct RegistrationId(#[schemars(regex(pattern = "^[0-9a-f]{64}$"))] String);
+pub struct RegistrationId(String);
 
 impl RegistrationId {
     /// The identity of what came from `origin` under `message`. Entry point and producer are part of

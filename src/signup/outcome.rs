@@ -5,7 +5,6 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::User;
@@ -14,7 +13,7 @@ use super::User;
 const UNRECOGNIZED: &str = "unrecognized";
 
 /// The end of one message.
-#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
     /// The user exists, made by this registration.
@@ -60,7 +59,7 @@ impl fmt::Debug for Outcome {
 }
 
 /// Why a request was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejection {
     /// The kind of refusal.
     pub code: RejectionCode,
@@ -70,7 +69,7 @@ pub struct Rejection {
 }
 
 /// Kinds of refusal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RejectionCode {
     /// A rule of the contract is broken.
@@ -83,12 +82,11 @@ pub enum RejectionCode {
     Unauthorized,
     /// A code that this version does not know, from a newer worker. Never written.
     #[serde(other)]
-    #[schemars(skip)]
     Unrecognized,
 }
 
 /// What is wrong with one field.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FieldError {
     /// The field, as the contract spells it.
     pub field: Cow<'static, str>,
@@ -99,7 +97,7 @@ pub struct FieldError {
 }
 
 /// A failure of ours. What is logged of it is logged where it happens; only the code travels.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What failed.
     pub code: FailureCode,
@@ -108,7 +106,7 @@ pub struct Failure {
 }
 
 /// Kinds of failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureCode {
     /// The store did not answer, or its answer was lost and the outcome could not be read.
@@ -125,7 +123,6 @@ pub enum FailureCode {
     Internal,
     /// A code that this version does not know, from a newer worker. Never written.
     #[serde(other)]
-    #[schemars(skip)]
     Unrecognized,
 }
 

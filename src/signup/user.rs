@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Candidate, ContractId, Email, Millis, RegistrationId};
@@ -50,22 +49,8 @@ impl<'de> Deserialize<'de> for UserId {
     }
 }
 
-impl JsonSchema for UserId {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "UserId".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "type": "string",
-            "pattern": "^[0-9a-f]{24}$",
-            "description": "A user's id: 24 hexadecimal digits.",
-        })
-    }
-}
-
 /// First and last name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FullName {
     /// Always there where a contract has names.
     pub firstname: String,
@@ -75,7 +60,7 @@ pub struct FullName {
 }
 
 /// What may be shown of a user. Holds neither the password nor its hash.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct User {
     /// The user's id.

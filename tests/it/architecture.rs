@@ -44,7 +44,7 @@ const BELOW: &[&str] = &[
 const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
 
 /// Where each heavy crate may be named: paths under `src` that begin so.
-const HOMES: [(&str, &[&str]); 30] = [
+const HOMES: [(&str, &[&str]); 29] = [
     ("async_rs", &["queue/rabbit/amqp/"]),
     ("lapin", &["queue/rabbit/"]),
     ("x509_parser", &["front/validity.rs"]),
@@ -60,7 +60,6 @@ const HOMES: [(&str, &[&str]); 30] = [
     ("validator", &["contract/"]),
     ("crypto_box", &["queue/seal.rs"]),
     ("clap", &["cli/", "main.rs"]),
-    ("serde_norway", &["cli/spec.rs"]),
     ("encoding_rs", &["import/encoding.rs"]),
     ("clap_complete", &["cli/manual.rs"]),
     ("clap_mangen", &["cli/manual.rs"]),

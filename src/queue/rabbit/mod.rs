@@ -8,7 +8,6 @@
 mod acks;
 pub mod admin;
 mod amqp;
-pub mod asyncapi;
 mod caller;
 mod dead_room;
 mod doorway;
@@ -23,6 +22,8 @@ mod publisher;
 mod replies;
 mod reply_body;
 mod settle;
+#[cfg(test)]
+mod specification;
 mod tls;
 mod topology;
 mod waiting;

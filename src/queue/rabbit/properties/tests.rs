@@ -1,16 +1,14 @@
 //! The codec under random input: what is written is read back the same, and what is not ours is
 //! refused in words, never with a panic.
 
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use jsonschema::Validator;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Flag, Settings, Sources};
-use crate::queue::rabbit::asyncapi;
+use crate::queue::rabbit::specification;
 use crate::signup::{Clock, ContractId};
 use crate::telemetry::Stage;
 
@@ -250,7 +248,7 @@ proptest! {
             Door::Profile => door.as_str().to_owned(),
             _ => format!("{}.{}", door.as_str(), contract.as_deref().unwrap_or_default()),
         };
-        let described = DESCRIBED.get(&name).is_some_and(|(of_properties, of_headers)| {
+        let described = specification::message(&name).is_some_and(|(of_properties, of_headers)| {
             let headers = json!({ "contract": contract, "sealed": sealed });
             let is_there = |(name, value): (&String, &Value)| {
                 (!value.is_null()).then(|| (name.clone(), value.clone()))
@@ -287,15 +285,3 @@ fn a_reply_tells_what_its_worker_can_do_and_what_took_it_how_long() {
     assert_eq!((pace(&nothing), stages(&nothing)), (None, Stages::default()));
     assert_eq!(stages(&BasicProperties::default()), Stages::default());
 }
-
-/// What the printed specification says of properties and headers.
-static DESCRIBED: LazyLock<HashMap<String, (Validator, Validator)>> = LazyLock::new(|| {
-    let spec = asyncapi::document(&broker().settings);
-    let messages = spec["components"]["messages"].as_object().unwrap();
-    let validator = |schema: &Value| jsonschema::validator_for(schema).unwrap();
-    let described = messages.iter().map(|(name, message)| {
-        let headers = message.get("headers").unwrap_or(&Value::Bool(true));
-        (name.clone(), (validator(&message["x-properties"]), validator(headers)))
-    });
-    described.collect()
-});
