@@ -8,18 +8,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Settings};
+use crate::contract::Policy;
 use crate::front::{Files, Front, Limits, ops};
 use crate::password::Slots;
-use crate::queue::{self, Caller, Queue};
+use crate::queue::seal::Opener;
+use crate::queue::{self, Caller, Prefetch, Queue};
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::store::{self, PrepareError, Store};
 use crate::telemetry::{Part, Telemetry};
+use crate::token::Signer;
 use crate::worker::{self, Worker};
 
 pub use policy::policy;
@@ -77,80 +80,30 @@ pub enum End {
 }
 
 impl App {
-    /// Starts everything that the settings ask for. Returns when the addresses are bound; a broker
-    /// or a database that is away is waited for in the background, and `/ready` tells.
+    /// Starts everything that the settings ask for. Returns when the addresses are bound; a broker or a database that
+    /// is unavailable is waited for in the background, and `/ready` shows it.
     pub async fn start(settings: &Settings, clock: Clock) -> anyhow::Result<Self> {
         let Ready { signer, files, policy, opener } = preflight::require(settings, &clock)?;
+        let telemetry = Telemetry::default();
+        let process = telemetry.health.part("process");
+        let (serving, working) = (Tasks::default(), Tasks::default());
+        let connections = Tasks::default();
+        // Everything that can refuse the start comes before the first address is bound.
+        let queue = queue::open(&settings.queue, clock.clone(), &telemetry, &connections).await?;
+        let consumer = match settings.role.has_worker() {
+            true => {
+                Some(Consumer::open(settings, clock, &telemetry, &policy, opener, signer).await?)
+            }
+            false => None,
+        };
         let Listeners { front: front_listener, admin: admin_listener } =
             preflight::bind(settings).await?;
-        let telemetry = Telemetry::default();
-        let health = &telemetry.health;
-        let process = health.part("process");
-        let (serving, working) = (Tasks::default(), Tasks::default());
         let (tell_unfit, unfit) = watch::channel(None);
-        let connections = Tasks::default();
-        let queue = queue::open(&settings.queue, clock.clone(), &telemetry, &connections).await?;
-        // Before the signing secret, which is kept with the data file: a secret without a file shows that the
-        // file is lost.
-        let part = settings.role.has_worker().then(|| health.part("store"));
-        let stores = match &part {
-            Some(part) => Some(store::open_with_bulk(&settings.store, part).await?),
-            None => None,
-        };
-        let signer = match signer {
-            None if settings.role.has_worker() => {
-                preflight::signer(settings, &clock, Secret::Create)?
-            }
-            signer => signer,
-        };
-        let mut hashing = None;
-        if let (Some(signer), Some((store, bulk_store)), Some(part)) = (signer, stores, part) {
-            let slots = Slots::start(&settings.password)?;
-            hashing = Some(slots.clone());
-            worker::show(&telemetry.metrics, slots.clone());
-            let metrics = telemetry.metrics.clone();
-            let worker = Arc::new(Worker {
-                store,
-                bulk_store,
-                slots,
-                policy: policy.clone(),
-                opener,
-                signer,
-                replay_window: settings.front.replay_window,
-                retries: !settings.queue.retry_delays.is_empty(),
-                expiration_max: settings.front.deadline.saturating_mul(worker::EXPIRATION_MAX),
-                clock,
-                metrics,
-            });
-            let prefetch = worker.prefetch(settings.queue.prefetch, reply_within(settings));
-            let slots = worker.slots.clone();
-            let pace: queue::PaceNow = Arc::new(move || queue::Pace {
-                per_second: slots.per_second(),
-                threads: slots.threads() as u32,
-            });
-            // The embedded store is ready when the first request comes; a database that is unavailable
-            // is waited for.
-            let first = tokio::time::timeout(FIRST_TRY, prepare_once(&worker.store, &part)).await;
-            let prepared = first.unwrap_or(Ok(false))?;
-            let (tasks, consuming) = (working.clone(), health.part("worker"));
-            let queue = queue.clone();
-            working.spawn(async move {
-                if !prepared {
-                    match wait_for_store(&worker.store, &part, tasks.stopping()).await {
-                        Ok(true) => {}
-                        Ok(false) => return,
-                        Err(error) => {
-                            tell_unfit.send_replace(Some(format!("{error:#}")));
-                            return;
-                        }
-                    }
-                }
-                let inbox = queue.inbox(prefetch, pace);
-                consuming.up();
-                worker::consume(worker, inbox, tasks).await;
-            });
+        let slots = consumer.as_ref().map(|consumer| consumer.worker.slots.clone());
+        if let Some(consumer) = consumer {
+            let (queue, tasks) = (queue.clone(), working.clone());
+            working.spawn(consumer.run(queue, tasks, tell_unfit));
         }
-        // Nothing is served before all of the above has been accepted.
         let (mut addresses, mut caller) = (Addresses::default(), None);
         if let Some(listener) = front_listener {
             addresses.front = Some(listener.local_addr()?);
@@ -183,7 +136,7 @@ impl App {
             unfit,
             queue,
             caller,
-            slots: hashing,
+            slots,
             health: process,
             stop_delay,
             drain,
@@ -255,6 +208,82 @@ impl App {
             tracing::warn!("stopped with connections that were not closed in time");
         }
         end
+    }
+}
+
+/// A worker that is ready to consume, or will be when its store is available.
+struct Consumer {
+    worker: Arc<Worker>,
+    prefetch: Prefetch,
+    /// Whether the store has been prepared.
+    is_prepared: bool,
+    store: Part,
+    consuming: Part,
+}
+
+impl Consumer {
+    /// Opens what the worker needs. An error if the store or a file will never do.
+    async fn open(
+        settings: &Settings,
+        clock: Clock,
+        telemetry: &Telemetry,
+        policy: &Policy,
+        opener: Opener,
+        signer: Option<Signer>,
+    ) -> anyhow::Result<Self> {
+        let part = telemetry.health.part("store");
+        // Before the signing secret, which is kept with the data file: a secret without a file shows that the
+        // file is lost.
+        let (store, bulk_store) = store::open_with_bulk(&settings.store, &part).await?;
+        // The embedded store is ready when the first request comes; a database that is unavailable is waited
+        // for.
+        let first = tokio::time::timeout(FIRST_TRY, prepare_once(&store, &part)).await;
+        let is_prepared = first.unwrap_or(Ok(false))?;
+        let signer = match signer {
+            None => preflight::signer(settings, &clock, Secret::Create)?,
+            signer => signer,
+        };
+        let signer = signer.context("no signing key")?;
+        let slots = Slots::start(&settings.password)?;
+        worker::show(&telemetry.metrics, slots.clone());
+        let worker = Arc::new(Worker {
+            store,
+            bulk_store,
+            slots,
+            policy: policy.clone(),
+            opener,
+            signer,
+            replay_window: settings.front.replay_window,
+            retries: !settings.queue.retry_delays.is_empty(),
+            expiration_max: settings.front.deadline.saturating_mul(worker::EXPIRATION_MAX),
+            clock,
+            metrics: telemetry.metrics.clone(),
+        });
+        let prefetch = worker.prefetch(settings.queue.prefetch, reply_within(settings));
+        let consuming = telemetry.health.part("worker");
+        Ok(Self { worker, prefetch, is_prepared, store: part, consuming })
+    }
+
+    /// Consumes until the stop. A store that turns out not to do is reported through `unfit`.
+    async fn run(self, queue: Arc<dyn Queue>, tasks: Tasks, unfit: watch::Sender<Option<String>>) {
+        if !self.is_prepared {
+            match wait_for_store(&self.worker.store, &self.store, tasks.stopping()).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    unfit.send_replace(Some(format!("{error:#}")));
+                    return;
+                }
+            }
+        }
+        let slots = self.worker.slots.clone();
+        let pace: queue::PaceNow = Arc::new(move || queue::Pace {
+            per_second: slots.per_second(),
+            threads: slots.threads() as u32,
+        });
+        let inbox = queue.inbox(self.prefetch, pace);
+        self.consuming.up();
+        worker::consume(self.worker, inbox, tasks).await;
     }
 }
 

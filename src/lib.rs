@@ -38,8 +38,9 @@
 //! | [`store`] | users, in a file or in MongoDB | those above but `queue` |
 //! | [`password`] | hashing on a bounded number of threads | the same |
 //! | [`token`] | signing and verifying | the same |
-//! | [`front`] | HTTP | all above but `store`, `password`, `token` |
-//! | [`worker`] | the consumer and the use case | all above but `front` and `rows` |
+//! | [`http_client`] | an HTTP client for commands and the exporter of traces | `config` |
+//! | [`front`] | the HTTP server | all above but `store`, `password`, `token`, `http_client` |
+//! | [`worker`] | the consumer and the use case | all above but `front`, `http_client` and `rows` |
 //! | [`import`] | a file's rows through the queue, resumable | those above `password`, and `rows` |
 //! | [`app`] | puts the parts together | all but `cli` |
 //! | [`cli`] | the commands | all |
@@ -55,6 +56,7 @@ pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod front;
+pub mod http_client;
 pub mod import;
 pub mod password;
 pub mod queue;

@@ -1,7 +1,7 @@
 //! `muster healthcheck`: for containers, whose images hold no other client.
 
 use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain, reachable, runtime};
-use crate::front::probe;
+use crate::http_client::probe;
 
 pub(super) fn run(flags: SettingFlags) -> u8 {
     let settings = match flags.load_to_ask() {

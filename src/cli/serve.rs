@@ -11,7 +11,7 @@ use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, begin, compl
 use crate::app::{App, End};
 use crate::config::Settings;
 use crate::front::Files;
-use crate::front::collector::Collector;
+use crate::http_client::collector::Collector;
 use crate::signup::Clock;
 use crate::telemetry::export::Export;
 

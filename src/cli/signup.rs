@@ -14,8 +14,7 @@ use zeroize::Zeroizing;
 
 use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain, reachable, runtime};
 use crate::config::Settings;
-use crate::front::client::Connection;
-use crate::front::trust;
+use crate::http_client::{Connection, trust};
 use crate::signup::ContractId;
 
 /// Longest wait for the answer: more than any muster lets a client wait by default.

@@ -5,8 +5,6 @@
 mod answer;
 mod body;
 mod bulk;
-pub mod client;
-pub mod collector;
 mod cors;
 mod files;
 mod joined;
@@ -15,15 +13,15 @@ mod limits;
 pub mod openapi;
 pub mod ops;
 mod pages;
-pub mod probe;
+mod paths;
 mod profile;
+mod protocol;
 mod recent;
 mod router;
 mod server;
 mod signup;
 pub mod tls;
 mod trace;
-pub mod trust;
 pub mod validity;
 
 use std::convert::Infallible;
@@ -47,6 +45,7 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::trace::Span;
 use answer::Response;
 use limits::RateLimits;
+use openapi::Specification;
 use router::{Found, Routes, Served};
 
 pub use files::Files;
@@ -73,7 +72,7 @@ pub struct Front {
     settings: config::Front,
     routes: Routes,
     /// The OpenAPI document.
-    specification: Bytes,
+    specification: Specification,
     /// The page that shows it.
     docs: OnceLock<Bytes>,
     cors: cors::Cors,
@@ -119,7 +118,7 @@ impl Front {
                     metrics: admin.is_none(),
                 },
             ),
-            specification: Bytes::from(openapi::document(settings).to_string()),
+            specification: Specification::new(settings),
             docs: OnceLock::new(),
             cors: cors::Cors::new(&settings.cors_origins),
             limits: RateLimits::new(limits),
@@ -227,7 +226,7 @@ impl Front {
                 None => answer::empty(StatusCode::NOT_FOUND),
             },
             (Found::Specification, &Method::GET | &Method::HEAD) => {
-                answer::json_bytes(StatusCode::OK, self.specification.clone())
+                answer::json_bytes(StatusCode::OK, self.specification.bytes.clone())
             }
             (Found::Live, &Method::GET | &Method::HEAD) => ops::live(),
             (Found::Ready, &Method::GET | &Method::HEAD) => {

@@ -6,6 +6,7 @@ mod answers;
 mod doors;
 mod registration;
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::config;
@@ -17,6 +18,19 @@ const ABOUT: &str = "Registers users. Five published signup contracts are served
     password, stores the user and signs the token; the answer comes when that is done. Fields that a \
     contract does not know are ignored, of equal keys the last one counts, and null is the same as \
     absent. Every answer says which pages may read it (CORS), and every path answers OPTIONS with 204, those too where nothing is.";
+
+/// The document of one front, built once: for programs as bytes, for the page as a value.
+pub(super) struct Specification {
+    pub(super) document: Value,
+    pub(super) bytes: Bytes,
+}
+
+impl Specification {
+    pub(super) fn new(settings: &config::Front) -> Self {
+        let document = document(settings);
+        Self { bytes: Bytes::from(document.to_string()), document }
+    }
+}
 
 /// The document, for these mounts and limits.
 pub fn document(settings: &config::Front) -> Value {

@@ -1,20 +1,14 @@
 //! Which path is what.
 
 use super::pages::{self, Page};
+use super::paths::{BULK, KEYS, LIVE, METRICS, READY, SPECIFICATION, profiles};
 use crate::config::{Mount, Place};
-
-pub(super) const BULK: &str = "/registrations";
-pub(super) const PROFILE: &str = "/users/profile";
-pub(super) const KEYS: &str = "/.well-known/jwks.json";
-pub(super) const SPECIFICATION: &str = "/openapi.json";
-pub(super) const LIVE: &str = "/live";
-pub(super) const READY: &str = "/ready";
 
 /// The paths that are served.
 pub(super) struct Routes {
     exact: Vec<Mount>,
     patterns: Vec<Mount>,
-    /// [`PROFILE`], and those of the mounts.
+    /// The documented path, and those of the mounts.
     profiles: Vec<Place>,
     served: Served,
 }
@@ -96,7 +90,7 @@ impl Routes {
             SPECIFICATION => return Some(Found::Specification),
             LIVE => return Some(Found::Live),
             READY => return Some(Found::Ready),
-            "/metrics" if self.served.metrics => return Some(Found::Metrics),
+            METRICS if self.served.metrics => return Some(Found::Metrics),
             _ => {}
         }
         if let Some(mount) = self.patterns.iter().find(|mount| path.ends_with(&mount.path)) {
@@ -109,20 +103,6 @@ impl Routes {
         }
         pages::find(path).filter(|_| self.served.pages).map(Found::Page)
     }
-}
-
-/// The paths of profiles: the documented one, and those of the mounts, each once.
-pub(super) fn profiles(mounts: &[Mount]) -> Vec<Place> {
-    let mut profiles = vec![Place { path: PROFILE.to_owned(), any_prefix: false }];
-    for place in mounts.iter().filter_map(|mount| mount.profile.as_ref()) {
-        let is_mounted = mounts
-            .iter()
-            .any(|mount| (&mount.path, mount.any_prefix) == (&place.path, place.any_prefix));
-        if !is_mounted && !profiles.contains(place) {
-            profiles.push(place.clone());
-        }
-    }
-    profiles
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::answer::{self, Response};
+use super::protocol::{HTTP2_PREFACE, Protocol};
 use super::tls::{Encrypted, Tls};
 use crate::shutdown::contained;
 use activity::{Patience, Turn};
@@ -34,8 +35,6 @@ use exchange::Exchange;
 use places::{Place, Places};
 use watched::Watched;
 
-/// What an HTTP/2 client says first (RFC 9113, 3.4).
-pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Between two looks at a preface that comes in pieces.
 const PEEK_AGAIN: Duration = Duration::from_millis(10);
 /// After an accept that failed for want of file descriptors, which only time can mend.
@@ -240,12 +239,6 @@ where
         Ok(response) => response,
         Err(never) => match never {},
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
-    Http1,
-    Http2,
 }
 
 /// A connection of which is known what it speaks.

@@ -16,7 +16,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
-use super::server::{HTTP2_PREFACE, Protocol};
+use super::protocol::{HTTP2_PREFACE, Protocol};
 use crate::config::{CertificateFiles, file};
 use crate::contract::problem;
 

@@ -35,9 +35,6 @@ use crate::signup::{Candidate, ContractId, MessageId, Millis, Password};
 const PASSWORD: &str = "password";
 /// Bytes of the shortest box there is: no text below, with its names and its digest, is shorter.
 const SHORTEST: usize = SEALBYTES + 128;
-/// Characters of the same in base64.
-#[cfg(test)]
-pub(super) const SHORTEST_TEXT: usize = SHORTEST.div_ceil(3) * 4;
 
 /// What a sealed password belongs to, besides the identity in its document.
 #[derive(Clone, Copy, Debug)]
@@ -286,6 +283,10 @@ fn key_id(key: &PublicKey) -> String {
     let digest = Sha256::digest(key.as_bytes());
     digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// Characters of the shortest box in base64.
+#[cfg(test)]
+pub(super) const SHORTEST_TEXT: usize = SHORTEST.div_ceil(3) * 4;
 
 #[cfg(test)]
 mod tests;

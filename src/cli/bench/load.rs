@@ -12,8 +12,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::Signups;
-use crate::front::client::Connection;
-use crate::front::probe;
+use crate::http_client::{Connection, probe};
 use crate::signup::id::random_hex;
 
 /// Longest wait for the muster under test.

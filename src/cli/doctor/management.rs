@@ -7,8 +7,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::config::{self, QueueUrl};
-use crate::front::client::Connection;
-use crate::front::trust;
+use crate::http_client::{Connection, trust};
 use crate::queue;
 use crate::telemetry::finding::Finding;
 

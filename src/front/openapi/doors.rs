@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{answers, reference, registration};
 use crate::config::Mount;
 use crate::contract::{Fault, contract, samples};
-use crate::front::{NOT_FOUND, bulk, jwks, profile, router};
+use crate::front::{NOT_FOUND, bulk, jwks, paths, profile};
 use crate::signup::ContractId;
 
 pub(super) const USERS: &str = "users";
@@ -29,23 +29,23 @@ pub(super) fn paths(mounts: &[Mount]) -> Map<String, Value> {
     let path = |path: &str, method: &str, operation: Value| {
         (path.to_owned(), json!({ method: operation }))
     };
-    let mut paths = Map::new();
-    for place in router::profiles(mounts) {
+    let mut all = Map::new();
+    for place in paths::profiles(mounts) {
         let exact = if place.path.is_empty() { "/" } else { &place.path };
-        paths.insert(exact.to_owned(), json!({ "get": profile(exact) }));
+        all.insert(exact.to_owned(), json!({ "get": profile(exact) }));
         if place.any_prefix {
             let path = registration::prefixed(exact);
             let operation = profile(&path);
-            paths.insert(path, json!({ "parameters": [registration::prefix()], "get": operation }));
+            all.insert(path, json!({ "parameters": [registration::prefix()], "get": operation }));
         }
     }
-    paths.extend([
-        path(router::BULK, "post", bulk()),
-        path(router::KEYS, "get", keys()),
-        path(router::LIVE, "get", live()),
-        path(router::READY, "get", ready()),
+    all.extend([
+        path(paths::BULK, "post", bulk()),
+        path(paths::KEYS, "get", keys()),
+        path(paths::LIVE, "get", live()),
+        path(paths::READY, "get", ready()),
     ]);
-    paths
+    all
 }
 
 /// Schemas of what is written here and nowhere as a type.
@@ -113,7 +113,7 @@ pub(super) fn schemas() -> Map<String, Value> {
 fn profile(path: &str) -> Value {
     // The documented path has the plain name.
     let id = match path {
-        router::PROFILE => "getProfile".to_owned(),
+        paths::PROFILE => "getProfile".to_owned(),
         path => registration::operation_id("getProfileAt", path),
     };
     let shown: Vec<(ContractId, Value)> = ContractId::ALL

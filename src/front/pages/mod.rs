@@ -13,8 +13,8 @@ use hyper::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 
+use super::Front;
 use super::answer::{self, Response};
-use super::{Front, openapi};
 use asset::{Asset, html, script, style, svg};
 
 /// Everything from here, nothing inline, framed by nobody.
@@ -86,7 +86,7 @@ impl Front {
 
     /// Written when it is asked for first.
     fn docs(&self) -> Bytes {
-        let write = || Bytes::from(docs::page(&openapi::document(&self.settings)));
+        let write = || Bytes::from(docs::page(&self.specification.document));
         self.docs.get_or_init(write).clone()
     }
 }

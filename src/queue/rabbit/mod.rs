@@ -22,8 +22,6 @@ mod publisher;
 mod replies;
 mod reply_body;
 mod settle;
-#[cfg(test)]
-mod specification;
 mod tls;
 mod topology;
 mod waiting;
@@ -272,6 +270,8 @@ impl Backoff {
     }
 }
 
+#[cfg(test)]
+mod specification;
 #[cfg(test)]
 mod tests {
     use super::*;

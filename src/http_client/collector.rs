@@ -1,4 +1,4 @@
-//! The way to a collector of traces: HTTP for `telemetry`, which speaks none itself.
+//! Sends spans to a collector of traces over HTTP. `telemetry` exports them and has no HTTP client itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_rustls::rustls::ClientConfig;
 
-use super::client::Connection;
-use super::trust;
+use super::{Connection, trust};
 use crate::config;
 
 /// Longest time for one batch, as OTLP exporters have it.
@@ -36,7 +35,7 @@ impl Collector {
 
 #[async_trait]
 impl HttpClient for Collector {
-    // Who asks is a thread without a runtime.
+    // Called on a thread without a runtime.
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let trust = self.trust.clone();
         let sending = async move { timeout(WITHIN, send(request, trust)).await };

@@ -1,5 +1,9 @@
-//! An HTTP/1.1 client on one connection, plain or over TLS, for the commands that ask a muster or a
-//! broker's HTTP API, and for `collector`.
+//! An HTTP/1.1 client on one connection, plain or over TLS. Used by commands, which call a muster or a broker's HTTP API,
+//! and by the exporter of traces (`collector`). The front serves HTTP and never uses it.
+
+pub mod collector;
+pub mod probe;
+pub mod trust;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,13 +44,13 @@ impl Connection {
         Self::on(stream, address.to_string()).await
     }
 
-    /// Connects to a host by its name or address; with TLS, to one that `trust` takes for it.
+    /// Connects to a host by its name or address; with TLS if `trust` says which certificates are accepted.
     pub async fn open_to(
         host: &str,
         port: u16,
         trust: Option<Arc<ClientConfig>>,
     ) -> anyhow::Result<Self> {
-        // An address of IPv6 stands in brackets, but only in a URL.
+        // An IPv6 address has brackets only in a URL.
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((bare, port))
             .await
@@ -68,7 +72,7 @@ impl Connection {
         Ok(Self { sender, host, authorization: None })
     }
 
-    /// Says with every request who asks (HTTP Basic, RFC 7617).
+    /// Adds credentials to every request (HTTP Basic, RFC 7617).
     pub fn log_in(&mut self, user: &str, password: &SecretString) -> anyhow::Result<()> {
         let login = STANDARD.encode(format!("{user}:{}", password.expose_secret()));
         let mut value = HeaderValue::from_str(&format!("Basic {login}"))?;
@@ -79,15 +83,15 @@ impl Connection {
 
     /// Gets a path: status and body.
     pub async fn get(&mut self, path: &str) -> anyhow::Result<(u16, Bytes)> {
-        self.ask(Method::GET, path, Bytes::new()).await
+        self.request(Method::GET, path, Bytes::new()).await
     }
 
     /// Posts JSON: status and body.
     pub async fn post(&mut self, path: &str, body: Bytes) -> anyhow::Result<(u16, Bytes)> {
-        self.ask(Method::POST, path, body).await
+        self.request(Method::POST, path, body).await
     }
 
-    async fn ask(
+    async fn request(
         &mut self,
         method: Method,
         path: &str,
@@ -102,7 +106,7 @@ impl Connection {
         Ok((response.status().as_u16(), response.into_body()))
     }
 
-    /// Sends a request as it is, but for what only the connection knows, and reads all of the response.
+    /// Sends a request with the connection's `Host` and credentials, and reads the whole response.
     pub async fn send(&mut self, request: Request<Bytes>) -> anyhow::Result<Response<Bytes>> {
         let mut request = request.map(Full::new);
         request.headers_mut().insert(HOST, HeaderValue::from_str(&self.host)?);

@@ -1,4 +1,4 @@
-//! Whom a client of https takes for the server it wants.
+//! Which server certificates a TLS client accepts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio_rustls::rustls::{
 
 use crate::config::file;
 
-/// Takes servers whose certificate a well-known authority has signed, or one of those in `ca_file`.
+/// Accepts certificates signed by a well-known authority or by one in `ca_file`.
 pub fn authorities(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = ca_file {
@@ -34,22 +34,22 @@ pub fn authorities(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> 
     Ok(Arc::new(config))
 }
 
-/// Takes any server. Only for asking whether one is ready: the certificate names the host that
-/// clients know, which is not the loopback address that is asked here, and nothing secret is sent.
-pub(super) fn anybody() -> anyhow::Result<Arc<ClientConfig>> {
+/// Accepts any certificate. Only for the readiness probe: the certificate names the public host, not the loopback address
+/// that is probed, and nothing secret is sent.
+pub(super) fn any_server() -> anyhow::Result<Arc<ClientConfig>> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
         .with_no_client_auth();
     Ok(Arc::new(config))
 }
 
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AnyServer(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AnyServer {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
