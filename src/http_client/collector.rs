@@ -1,6 +1,5 @@
 //! Sends spans to a collector of traces over HTTP. `telemetry` exports them and has no HTTP client itself.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,9 +9,9 @@ use hyper::{Request, Response};
 use opentelemetry_http::{HttpClient, HttpError};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
-use tokio_rustls::rustls::ClientConfig;
 
-use super::{Connection, trust};
+use super::Connection;
+use super::trust::{self, Trust};
 use crate::config;
 
 /// Longest time for one batch, as OTLP exporters have it.
@@ -22,7 +21,7 @@ const WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Collector {
     runtime: Handle,
-    trust: Arc<ClientConfig>,
+    trust: Trust,
 }
 
 impl Collector {
@@ -44,10 +43,7 @@ impl HttpClient for Collector {
     }
 }
 
-async fn send(
-    request: Request<Bytes>,
-    trust: Arc<ClientConfig>,
-) -> anyhow::Result<Response<Bytes>> {
+async fn send(request: Request<Bytes>, trust: Trust) -> anyhow::Result<Response<Bytes>> {
     let uri = request.uri();
     let is_https = uri.scheme_str() == Some("https");
     let host = uri.host().context("no host")?;

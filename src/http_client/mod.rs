@@ -6,7 +6,6 @@ pub mod probe;
 pub mod trust;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use anyhow::Context;
 use base64::Engine;
@@ -21,8 +20,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
+use trust::Trust;
 
 /// Largest body of a response, in bytes.
 const RESPONSE_MAX: usize = 4 << 20;
@@ -45,11 +44,7 @@ impl Connection {
     }
 
     /// Connects to a host by its name or address; with TLS if `trust` says which certificates are accepted.
-    pub async fn open_to(
-        host: &str,
-        port: u16,
-        trust: Option<Arc<ClientConfig>>,
-    ) -> anyhow::Result<Self> {
+    pub async fn open_to(host: &str, port: u16, trust: Option<Trust>) -> anyhow::Result<Self> {
         // An IPv6 address has brackets only in a URL.
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((bare, port))

@@ -16,8 +16,11 @@ use tokio_rustls::rustls::{
 
 use crate::config::file;
 
+/// The server certificates that a client accepts.
+pub type Trust = Arc<ClientConfig>;
+
 /// Accepts certificates signed by a well-known authority or by one in `ca_file`.
-pub fn authorities(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
+pub fn authorities(ca_file: Option<&Path>) -> anyhow::Result<Trust> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = ca_file {
         let unreadable = || format!("{}: no certificates in PEM", path.display());
@@ -36,7 +39,7 @@ pub fn authorities(ca_file: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> 
 
 /// Accepts any certificate. Only for the readiness probe: the certificate names the public host, not the loopback address
 /// that is probed, and nothing secret is sent.
-pub(super) fn any_server() -> anyhow::Result<Arc<ClientConfig>> {
+pub(super) fn any_server() -> anyhow::Result<Trust> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?

@@ -31,7 +31,7 @@ use crate::telemetry::{Stages, Telemetry};
 pub use message::{Call, Door, Kind, Message, Unsettled};
 pub use producer::{Answer, NoAnswer, Producer, Row, Window, room};
 use rabbit::admin;
-pub use rabbit::admin::DeadLetters;
+pub use rabbit::admin::{DeadLetters, MANAGEMENT_REMEDY};
 use spans::{End, SpanNames};
 
 /// The sending end, held by the front.

@@ -15,8 +15,8 @@ use crate::telemetry::events::Handled;
 use crate::telemetry::{Stage, Stages};
 
 /// Earlier deliveries after which a message is given up. Well above those that make it possible poison,
-/// because brokers also count what was no fault of the message: lost connections, and up to 3.13 every
-/// return.
+/// because brokers also count lost connections and, over AMQP 0-9-1, every nack, reject, recover and closed channel (in
+/// 4.0.5 too).
 const GIVE_UP: u32 = 8;
 
 /// Handles deliveries until the stop; then hands back what was not begun. What was begun is among

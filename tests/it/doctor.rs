@@ -186,6 +186,8 @@ async fn what_only_the_http_api_shows() {
         return;
     };
     let setup = sealed(sound(Setup::new(PRODUCTION))).await;
+    let fresh = doctor(&setup, &["--management", &url]).await;
+    assert!(!fresh.stdout.contains("not bound"), "{}", fresh.stdout);
     assert!(setup.start().await.stop().await.success());
     // The user is the queue's, unless the URL names one.
     let bare = url.replace("guest:guest@", "");

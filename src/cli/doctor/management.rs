@@ -1,84 +1,90 @@
-//! Requests to RabbitMQ's HTTP API. `queue` decides which, and what the responses mean.
+//! Sends requests to RabbitMQ's HTTP API. `queue` decides which, and what the responses mean.
+
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use crate::config::{self, QueueUrl};
-use crate::http_client::{Connection, trust};
+use crate::http_client::Connection;
+use crate::http_client::trust::{self, Trust};
 use crate::queue;
 use crate::telemetry::finding::Finding;
 
-/// What to do where it cannot be asked.
-pub(super) const MEND: &str = "see whether the plugin rabbitmq_management runs there, whether the URL is \
-    right, and whether its user has the tag management";
+/// Longest wait for one response, and for all of them.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What only this API shows; without its URL, what that would be.
+/// Checks what only the HTTP API shows; without its URL, names what is not checked.
 pub(super) async fn look(
     settings: &config::Queue,
     url: Option<&Url>,
 ) -> anyhow::Result<Vec<Finding>> {
     match (url, &settings.url) {
         (Some(url), _) => {
-            let mut api = Api::open(url, settings).await?;
+            let mut api = Api::new(url, settings)?;
             queue::inspect_management(settings, async |path| api.get(path).await).await
         }
         (None, QueueUrl::Local) => Ok(Vec::new()),
         (None, QueueUrl::Amqp(_)) => Ok(vec![Finding::note(
-            "bindings, policies, alarms",
-            "AMQP does not show them; every front and worker makes the bindings when it connects, but a \
-             policy of somebody else can still change a queue",
+            "cluster, bindings, policies, alarms",
+            "AMQP does not show them; every front and worker makes the bindings when it connects, but another \
+             system's policy can still change a queue",
             "muster doctor --management http://HOST:15672; or rabbitmqctl list_policies, rabbitmqctl status",
         )]),
     }
 }
 
-/// One connection to it, logged in.
+/// The HTTP API, with a connection that is opened again after a failure.
 struct Api {
     base: Url,
-    connection: Connection,
+    host: String,
+    port: u16,
+    trust: Option<Trust>,
+    user: String,
+    password: SecretString,
+    connection: Option<Connection>,
+    deadline: Instant,
 }
 
 impl Api {
-    /// Connects. Who asks is in `url`, or else the user of the queue.
-    async fn open(url: &Url, settings: &config::Queue) -> anyhow::Result<Self> {
-        let host = url.host_str().context("--management: a host wanted")?;
-        let port = url.port_or_known_default().context("--management: a port wanted")?;
+    /// Checks the URL. The credentials are those in `url`, or else the queue's.
+    fn new(url: &Url, settings: &config::Queue) -> anyhow::Result<Self> {
+        let host = url.host_str().context("--management: expected a host")?.to_owned();
+        let port = url.port_or_known_default().context("--management: expected a port")?;
         let encrypted = url.scheme() == "https";
-        ensure!(encrypted || url.scheme() == "http", "--management: http:// or https:// wanted");
+        ensure!(
+            encrypted || url.scheme() == "http",
+            "--management: expected http:// or https://, got {}://",
+            url.scheme()
+        );
         let ca_file = settings.ca_file.as_deref();
         let trust = encrypted.then(|| trust::authorities(ca_file)).transpose()?;
         let (user, password) = match (login(url)?, &settings.url) {
             (Some(login), _) => login,
             (None, QueueUrl::Amqp(amqp)) => {
-                let amqp = Url::parse(amqp.expose_secret())?;
+                let amqp = credentials(amqp.expose_secret())?;
                 ensure!(
                     encrypted || amqp.scheme() == "amqp",
                     "--management: the password of an amqps:// queue is not sent over http://; \
                      take https://, or name a user in the URL"
                 );
-                let wanted =
-                    "--management: user and password wanted, as in http://user:password@host";
-                login(&amqp)?.context(wanted)?
+                let expected =
+                    "--management: expected user and password, as in http://user:password@host";
+                login(&amqp)?.context(expected)?
             }
             (None, QueueUrl::Local) => bail!("--management: the queue is local:, not RabbitMQ"),
         };
-        let mut connection = Connection::open_to(host, port, trust).await?;
-        connection.log_in(&user, &password)?;
-        Ok(Self { base: url.clone(), connection })
+        let deadline = Instant::now() + TOTAL_TIMEOUT;
+        let base = url.clone();
+        Ok(Self { base, host, port, trust, user, password, connection: None, deadline })
     }
-}
 
-/// Who is named in a URL.
-fn login(url: &Url) -> anyhow::Result<Option<(String, SecretString)>> {
-    let text = |encoded| anyhow::Ok(percent_decode_str(encoded).decode_utf8()?.into_owned());
-    let Some(password) = url.password() else { return Ok(None) };
-    Ok(Some((text(url.username())?, SecretString::from(text(password)?))))
-}
-
-impl Api {
     /// The document at these segments of a path below `/api/`; `None` on 404.
     async fn get(&mut self, path: &[&str]) -> anyhow::Result<Option<Value>> {
         let mut url = self.base.clone();
@@ -86,16 +92,66 @@ impl Api {
         let mut segments = segments.map_err(|()| anyhow::anyhow!("--management: not a base"))?;
         segments.pop_if_empty().push("api").extend(path);
         drop(segments);
-        let (status, body) = self.connection.get(url.path()).await?;
-        let host = self.base.host_str().unwrap_or_default();
+        let until = self.deadline.min(Instant::now() + REQUEST_TIMEOUT);
+        let (status, body) = match timeout_at(until, self.request(url.path())).await {
+            Ok(response) => response?,
+            Err(_) => bail!("{}: no response to /api/{} in time", self.host, path.join("/")),
+        };
+        let host = &self.host;
         match status {
-            // A check that failed answers 503, and says what it found.
-            200 | 503 => Ok(Some(serde_json::from_slice(&body).context("its answer is no JSON")?)),
-            404 => Ok(None),
-            401 | 403 => {
-                bail!("{host} answers {status}: this user may not ask for /api/{}", path[0])
+            // A check that failed is answered 503, with what it found.
+            200 | 503 => {
+                let document = serde_json::from_slice(&body);
+                Ok(Some(document.with_context(|| format!("{host}: expected JSON"))?))
             }
+            404 => Ok(None),
+            401 | 403 => bail!("{host} answers {status}: this user may not read /api/{}", path[0]),
             _ => bail!("{host} answers {status} to /api/{}", path[0]),
         }
+    }
+
+    /// Sends a request on the open connection, or on a new one. The connection is kept if the response is complete.
+    async fn request(&mut self, path: &str) -> anyhow::Result<(u16, Bytes)> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => {
+                let trust = self.trust.clone();
+                let mut connection = Connection::open_to(&self.host, self.port, trust).await?;
+                connection.log_in(&self.user, &self.password)?;
+                connection
+            }
+        };
+        let response = connection.get(path).await?;
+        self.connection = Some(connection);
+        Ok(response)
+    }
+}
+
+/// A URL with the scheme and credentials of `amqp`, which may name several hosts.
+fn credentials(amqp: &str) -> anyhow::Result<Url> {
+    let before_hosts = amqp.split('@').next().filter(|_| amqp.contains('@'));
+    Ok(Url::parse(
+        &before_hosts.map_or_else(|| amqp.to_owned(), |before| format!("{before}@host")),
+    )?)
+}
+
+/// The credentials in a URL.
+fn login(url: &Url) -> anyhow::Result<Option<(String, SecretString)>> {
+    let text = |encoded| anyhow::Ok(percent_decode_str(encoded).decode_utf8()?.into_owned());
+    let Some(password) = url.password() else { return Ok(None) };
+    Ok(Some((text(url.username())?, SecretString::from(text(password)?))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_of_several_hosts_are_read() {
+        for amqp in ["amqp://ann:p%40ss@a:5672,b,c/vhost", "amqp://ann:p%40ss@a/%2f"] {
+            let (user, password) = login(&credentials(amqp).unwrap()).unwrap().unwrap();
+            assert_eq!((&*user, password.expose_secret()), ("ann", "p@ss"), "{amqp}");
+        }
+        assert!(login(&credentials("amqp://a/%2f").unwrap()).unwrap().is_none());
     }
 }

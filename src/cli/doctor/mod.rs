@@ -23,8 +23,8 @@ use crate::telemetry::finding::{Finding, Severity};
 use crate::{queue, store};
 use show::Style;
 
-/// Longest wait for the broker, for its HTTP API, and for the database. All answer within milliseconds,
-/// or something is wrong with them.
+/// Longest wait for the broker, and for the database. Both respond within milliseconds unless something is wrong; their
+/// checks have shorter limits of their own, so that one that hangs does not hide the others.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What to do about settings with which nothing can be asked.
 const MEND: &str = "mend the setting that is named";
@@ -40,8 +40,8 @@ const MEND: &str = "mend the setting that is named";
 pub(super) struct Flags {
     #[command(flatten)]
     settings: SettingFlags,
-    /// Ask RabbitMQ's HTTP API too: for bindings, policies and alarms, which AMQP does not show. As the
-    /// user of the queue unless the URL names another; it needs the tag management.
+    /// Check RabbitMQ's HTTP API too: the cluster, bindings, policies and alarms, which AMQP does not show.
+    /// With the user of the queue unless the URL names another; it needs the tag monitoring.
     #[arg(long, value_name = "URL")]
     management: Option<Url>,
     /// Print one JSON document.
@@ -51,7 +51,7 @@ pub(super) struct Flags {
 
 pub(super) fn run(flags: Flags) -> u8 {
     if let Some(url) = &flags.management {
-        let instead = "give the user of the queue the tag management, and leave it out";
+        let instead = "give the user of the queue the tag monitoring, and leave it out";
         super::warn_of_credentials("--management", url.as_str(), instead);
     }
     let start = flags.settings.clone().load();
@@ -84,8 +84,8 @@ async fn look(settings: &Settings, management: Option<&Url>) -> Vec<Finding> {
     let mut findings = here::look(settings).await;
     let found = timeout(PATIENCE, queue::inspect(&settings.queue)).await;
     findings.extend(or_unusable("broker", MEND, found));
-    let found = timeout(PATIENCE, management::look(&settings.queue, management)).await;
-    findings.extend(or_unusable("management", management::MEND, found));
+    let found = management::look(&settings.queue, management).await;
+    findings.extend(or_unusable("management", queue::MANAGEMENT_REMEDY, Ok(found)));
     if settings.role.has_worker() {
         let found = timeout(PATIENCE, store::inspect(&settings.store)).await;
         findings.extend(or_unusable("database", MEND, found));

@@ -1,7 +1,9 @@
-//! What can be seen of a broker without changing anything there. AMQP shows little: whether something
-//! is there, and whether a declaration with these settings would be the same. A queue that is missing
-//! is therefore never declared, only asked for.
+//! Checks a broker over AMQP without changing anything there. AMQP shows little: whether an exchange or a queue exists,
+//! and whether a declaration with these settings is equivalent. A missing queue is therefore only declared passively.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, ErrorKind, ExchangeKind};
@@ -17,9 +19,14 @@ use crate::telemetry::finding::{Finding, Severity};
 const OLDEST: (u32, u32) = (3, 10);
 /// Oldest series that its makers still correct.
 const SUPPORTED: (u32, u32) = (4, 1);
-/// From here on the delivery limit counts only deliveries that failed, and strangers' `x-death` is
-/// ignored.
-const COUNTS_RIGHT: (u32, u32) = (4, 0);
+/// From here on an `x-death` header written by a producer is ignored.
+const IGNORES_X_DEATH: (u32, u32) = (4, 0);
+
+/// Longest wait for one exchange or queue. The declaration of a classic queue whose node is down is answered after minutes
+/// (110 s on RabbitMQ 4.0.5).
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for the close of the connection, which a declaration without a response delays.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// AMQP's reply codes: not this user's to do, not there, there and different.
 const ACCESS_REFUSED: u16 = 403;
@@ -40,7 +47,7 @@ const GRAVE: [&str; 7] = [
 /// From this part of their room on, dead letters are worth a warning.
 const NEARLY_FULL: f64 = 0.8;
 
-/// Looks at everything that these settings would use.
+/// Checks everything that these settings use.
 pub(super) async fn inspect(broker: &Broker) -> Vec<Finding> {
     let mut findings = vec![encryption(broker)];
     match server_properties::read(broker).await {
@@ -57,13 +64,15 @@ pub(super) async fn inspect(broker: &Broker) -> Vec<Finding> {
             return findings;
         }
     };
-    for (name, kind) in topology::exchanges(&broker.names) {
-        findings.push(exchange(link.connection(), &name, kind).await);
-    }
-    for spec in topology::queues(&broker.names, &broker.settings) {
-        findings.extend(queue(broker, link.connection(), &spec).await);
-    }
-    link.close().await;
+    let connection = link.connection();
+    let exchanges = topology::exchanges(&broker.names);
+    let checks = exchanges.iter().map(|(name, kind)| exchange(connection, name, kind.clone()));
+    findings.extend(join_all(checks).await);
+    // In parallel, so that those without a response together take no longer than one.
+    let queues = topology::queues(&broker.names, &broker.settings);
+    let checks = queues.iter().map(|spec| queue(broker, connection, spec));
+    findings.extend(join_all(checks).await.into_iter().flatten());
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, link.close()).await;
     findings
 }
 
@@ -126,11 +135,10 @@ fn version(server: &ServerProperties) -> Vec<Finding> {
             "plan the upgrade to a supported series (https://www.rabbitmq.com/release-information)",
         ));
     }
-    if numbers < COUNTS_RIGHT {
+    if numbers < IGNORES_X_DEATH {
         findings.push(Finding::note(
-            "delivery limit",
-            "before 4.0 every return of a message counts as a delivery, and a producer may forge \
-             x-death; muster allows for both",
+            "dead letters",
+            "before 4.0 a producer may forge the header x-death; muster does not rely on it",
             "nothing, or upgrade to 4.x",
         ));
     }
@@ -147,8 +155,10 @@ async fn exchange(connection: &Connection, name: &str, kind: ExchangeKind) -> Fi
             channel.exchange_declare(name.into(), kind.clone(), options, table).await?;
             channel.close(200, "seen".into()).await
         };
-        if let Err(error) = declared.await {
-            return refused(check, name, &error);
+        match tokio::time::timeout(DECLARE_TIMEOUT, declared).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return refused(check, name, &error),
+            Err(_) => return no_response(check, name),
         }
     }
     Finding::ok(check, name)
@@ -166,13 +176,14 @@ async fn queue(broker: &Broker, connection: &Connection, spec: &QueueSpec) -> Ve
             channel.close(200, "seen".into()).await?;
             Ok::<_, lapin::Error>((declared.message_count(), declared.consumer_count()))
         };
-        match declared.await {
-            Ok(counted) => (waiting, consumers) = counted,
-            Err(error) => return vec![refused(check, name, &error)],
+        match tokio::time::timeout(DECLARE_TIMEOUT, declared).await {
+            Ok(Ok(counted)) => (waiting, consumers) = counted,
+            Ok(Err(error)) => return vec![refused(check, name, &error)],
+            Err(_) => return vec![no_response(check, name)],
         }
     }
-    let told = format!("{name}: as these settings declare it, {waiting} waiting");
-    let mut findings = vec![Finding::ok(check, told)];
+    let as_declared = format!("{name}: as these settings declare it, {waiting} waiting");
+    let mut findings = vec![Finding::ok(check, as_declared)];
     if name == broker.names.dead_queue() && waiting > 0 {
         findings.push(dead_letters(name, waiting, broker.settings.bulk_max_length));
     }
@@ -202,6 +213,14 @@ fn dead_letters(name: &str, waiting: u32, room: u32) -> Finding {
     )
 }
 
+fn no_response(check: &'static str, name: &str) -> Finding {
+    Finding::error(
+        check,
+        format!("{name}: no response within 5 s; the nodes that hold it may be down"),
+        "muster doctor --management shows which nodes run; docs/cluster.md",
+    )
+}
+
 /// What the broker's refusal of a declaration means.
 fn refused(check: &'static str, name: &str, error: &lapin::Error) -> Finding {
     let ErrorKind::ProtocolError(told) = error.kind() else {
@@ -228,11 +247,10 @@ fn different(check: &'static str, name: &str, told: &str) -> Finding {
     let argument = told.split('\'').nth(1).unwrap_or("an argument");
     let values = told.rsplit_once("': ").map_or(told, |(_, values)| values);
     let severity = if GRAVE.contains(&argument) { Severity::Error } else { Severity::Warning };
+    let is_to_be_quorum = argument == "x-queue-type" && values.starts_with("received 'quorum'");
     let why = match argument {
         "x-overflow" => "; without reject-publish a full queue drops its oldest message unseen",
-        "x-queue-type" if values.starts_with("received 'quorum'") => {
-            "; only a quorum queue survives the loss of a machine"
-        }
+        "x-queue-type" if is_to_be_quorum => "; only a quorum queue survives the loss of its node",
         argument if argument.starts_with("x-dead-letter") => "; what the broker gives up is lost",
         _ => "",
     };
@@ -240,8 +258,13 @@ fn different(check: &'static str, name: &str, told: &str) -> Finding {
         severity,
         check,
         format!("{name} is there with another {argument}: {values}{why}"),
-        "set what made it to the same values, or stop fronts and workers, let the queue run empty, and \
-         delete it: it is made again at the next start",
+        if is_to_be_quorum {
+            "stop fronts and workers, let the queue run empty, and delete it (rabbitmqctl delete_queue): the next \
+             start declares it as a quorum queue; docs/cluster.md has the step for the profile queue"
+        } else {
+            "set what made it to the same values, or stop fronts and workers, let the queue run empty, and \
+             delete it: it is made again at the next start"
+        },
     )
 }
 
@@ -254,6 +277,7 @@ mod tests {
         for (product, number, worst) in [
             ("RabbitMQ", "3.9.29", Severity::Error),
             ("RabbitMQ", "3.13.7", Severity::Note),
+            ("RabbitMQ", "4.0.5", Severity::Note),
             ("RabbitMQ", "4.1.0", Severity::Ok),
             ("RabbitMQ", "unknown", Severity::Note),
             ("LavinMQ", "2.0.0", Severity::Warning),
@@ -276,5 +300,11 @@ mod tests {
         assert_eq!(found.severity, Severity::Warning);
         assert!(found.reason.contains("x-max-length: received '5' but current is '6'"));
         assert_eq!(different("queue", "r.bulk", &told("x-overflow")).severity, Severity::Error);
+        let classic = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'r.profile' in vhost '/': \
+                       received 'quorum' but current is 'classic'";
+        let found = different("queue", "r.profile", classic);
+        assert_eq!(found.severity, Severity::Error);
+        assert!(found.reason.contains("survives the loss of its node"), "{}", found.reason);
+        assert!(found.remedy.unwrap().contains("docs/cluster.md"));
     }
 }

@@ -18,6 +18,7 @@ use crate::config;
 use crate::signup::Clock;
 use crate::telemetry::finding::Finding;
 pub use dead_letters::DeadLetters;
+pub use management::REMEDY as MANAGEMENT_REMEDY;
 
 fn broker(url: &SecretString, settings: &config::Queue) -> anyhow::Result<Broker> {
     Broker::new(url, settings.clone(), Clock::system(), Arc::default())
@@ -46,7 +47,7 @@ pub(in crate::queue) async fn inspect_management(
     settings: &config::Queue,
     get: impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,
 ) -> anyhow::Result<Vec<Finding>> {
-    management::inspect(&broker(url, settings)?, get).await
+    Ok(management::inspect(&broker(url, settings)?, get).await)
 }
 
 /// Removes everything that a namespace has on the broker.
