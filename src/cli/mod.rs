@@ -92,7 +92,7 @@ enum Command {
     /// Look at dead letters, send them once more, or discard them.
     #[command(subcommand)]
     Dead(dead::Command),
-    /// Print what other systems have to know: OpenAPI, AsyncAPI, JSON Schemas.
+    /// Print what other systems have to know: OpenAPI and AsyncAPI.
     #[command(subcommand)]
     Spec(spec::Command),
     /// Recompute the keys by which addresses are unique, after their rule has changed.

@@ -256,3 +256,6 @@ fn class(door: Door) -> Class {
         Door::Bulk => Class::Bulk,
     }
 }
+
+#[cfg(test)]
+mod tests;
