@@ -4,9 +4,8 @@
 
 mod access;
 mod ending;
+mod tracker;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,19 +26,14 @@ use super::Front;
 use super::answer::{self, Response};
 use super::body;
 use super::signup::idempotency_key;
-use crate::queue::{Answer, Producer, Row, Window, room};
-use crate::rows::{
-    self, Checked, EARLIER_FAILED, HashColumn, Line, Lines, Order, Report, RowError, Rules,
-};
-use crate::signup::{IdempotencyKey, MessageId, Origin, Outcome, RegistrationId};
+use crate::queue::{Producer, Window, room};
+use crate::rows::Rules;
+use crate::signup::IdempotencyKey;
 use crate::telemetry::trace::Span;
-use crate::telemetry::{Metrics, TraceContext};
+use tracker::{RowIdentity, Tracker};
 
 /// Uploads at once. Each has connections of its own to the broker.
 pub(super) const UPLOADS_MAX: usize = 8;
-/// Rows of one upload that are in memory: sent and not answered, or answered and waiting for one that
-/// stands before them.
-const WINDOW: usize = 512;
 /// Pieces of the answer that may wait for a client that does not read.
 const PIECES: usize = 4;
 /// Longest silence of a response whose rows wait: a proxy in between cuts what is silent for longer. Then an
@@ -101,32 +95,18 @@ impl Front {
         };
         let (pieces, streamed) = mpsc::channel(PIECES);
         let last_piece = pieces.clone();
+        let rules =
+            Rules { contract, id_field: None, policy: self.policy.clone(), allow_hash_like: false };
+        let identity = RowIdentity { key: key.clone(), fresh, trace: span.context().clone() };
+        let metrics = self.telemetry.metrics.clone();
         let upload = Upload {
-            lines: Lines::new(self.settings.body_limit),
-            limit: self.settings.body_limit,
-            rules: Rules {
-                contract,
-                id_field: None,
-                policy: self.policy.clone(),
-                allow_hash_like: false,
-            },
-            key: key.clone(),
-            fresh,
+            rows: Tracker::new(rules, self.settings.body_limit, identity, metrics),
             pieces,
             sent_at: Instant::now(),
-            is_array: false,
-            column: HashColumn::default(),
-            order: Order::default(),
-            unsent: VecDeque::new(),
-            taken: 0,
-            told: 0,
-            reports: BTreeMap::new(),
             stop: self.stopping.clone(),
-            metrics: self.telemetry.metrics.clone(),
-            trace: span.context().clone(),
             _permit: permit,
         };
-        let producer = self.queue.producer(Window::of(WINDOW));
+        let producer = self.queue.producer(Window::of(tracker::WINDOW));
         // The answer begins now, and the span ends with it.
         span.text("muster.contract", contract.as_str());
         span.number("http.response.status_code", StatusCode::OK.as_u16().into());
@@ -146,43 +126,15 @@ impl Front {
 /// The client neither reads nor sends any more.
 struct Gone;
 
-/// One request's rows.
+/// One request: its rows, and the response.
 struct Upload {
-    lines: Lines,
-    limit: usize,
-    rules: Rules,
-    key: IdempotencyKey,
-    fresh: bool,
+    rows: Tracker,
     pieces: mpsc::Sender<Bytes>,
     /// When the client was last sent something.
     sent_at: Instant,
-    /// Whether the body turned out to be a JSON array, whose last line might look like a row.
-    is_array: bool,
-    /// Holds the first rows back while all their passwords look like digests.
-    column: HashColumn<(u64, Cut)>,
-    /// Holds rows back behind earlier ones of the same user name or address.
-    order: Order<Row>,
-    /// Rows that may be sent now, under their places among the rows.
-    unsent: VecDeque<Row>,
-    /// Rows taken out of the body, and rows whose report has been given to the client.
-    taken: u64,
-    told: u64,
-    /// Reports that wait for one before them, and the lines of rows without one.
-    reports: BTreeMap<u64, Waiting>,
     stop: CancellationToken,
-    metrics: Arc<Metrics>,
-    /// Where all its rows stand.
-    trace: TraceContext,
     _permit: OwnedSemaphorePermit,
 }
-
-enum Waiting {
-    Answer { line: u64 },
-    Turn(Report),
-}
-
-/// The line and what the check found.
-type Cut = (u64, Result<Checked, Vec<RowError>>);
 
 /// Why no more rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,50 +150,46 @@ enum Over {
 
 impl Upload {
     async fn run(mut self, mut body: Incoming, producer: Producer) -> Result<(), Gone> {
-        let Producer { rows, mut answers, .. } = producer;
-        let mut rows = Some(rows);
+        let Producer { rows: sender, mut answers, .. } = producer;
+        let mut sender = Some(sender);
         let mut over: Option<Over> = None;
         let mut give_up_at = None;
         let stop = self.stop.clone();
         loop {
             let no_lines = loop {
                 let is_stopped = matches!(over, Some(Over::Stopping | Over::NotNdjson));
-                let no_lines = is_stopped || self.take_rows();
-                if self.is_array {
+                let no_lines = is_stopped || self.rows.read();
+                if self.rows.is_array() {
                     over = Some(Over::NotNdjson);
                 }
-                // What was told makes room for more.
-                let told = self.told;
-                self.tell().await?;
-                if no_lines || !self.unsent.is_empty() || self.told == told {
+                // Reports that were sent make room for more rows.
+                let reported = self.report().await?;
+                if no_lines || self.rows.has_unsent() || !reported {
                     break no_lines;
                 }
             };
             if no_lines && matches!(over, Some(Over::Whole | Over::Broken | Over::Idle)) {
-                for ((place, cut), is_hash) in self.column.end() {
-                    self.take(place, cut, is_hash);
-                }
-                self.tell().await?;
+                self.rows.release_column();
+                self.report().await?;
             }
-            let nothing_left =
-                no_lines && self.unsent.is_empty() && self.order.held() == 0 && over.is_some();
+            let nothing_left = no_lines && self.rows.all_sent() && over.is_some();
             if nothing_left {
-                rows = None;
+                sender = None;
             }
-            if nothing_left && self.told == self.taken {
+            if nothing_left && self.rows.all_reported() {
                 return self.finish(over).await;
             }
-            let wants_more = over.is_none() && no_lines && self.has_room();
+            let wants_more = over.is_none() && no_lines && self.rows.has_room();
             tokio::select! {
                 answer = answers.recv() => match answer {
-                    Some(answer) => self.answered(answer),
+                    Some(answer) => self.rows.answered(answer),
                     // A stop leaves rows that were not sent.
                     None if over == Some(Over::Stopping) => return self.finish(over).await,
                     // It cannot end before the rows do, unless it failed.
                     None => return self.finish(Some(Over::Failed)).await,
                 },
-                room = room(rows.clone()), if rows.is_some() && !self.unsent.is_empty() => {
-                    let (Some(room), Some(row)) = (room, self.unsent.pop_front()) else {
+                room = room(sender.clone()), if sender.is_some() && self.rows.has_unsent() => {
+                    let (Some(room), Some(row)) = (room, self.rows.next_unsent()) else {
                         return self.finish(Some(Over::Failed)).await;
                     };
                     room.send(row);
@@ -249,27 +197,26 @@ impl Upload {
                 frame = timeout(IDLE, body.frame()), if wants_more => match frame {
                     Ok(Some(Ok(frame))) => {
                         if let Some(data) = frame.data_ref() {
-                            self.lines.push(data);
+                            self.rows.push(data);
                         }
                     }
                     Ok(Some(Err(_))) => over = Some(Over::Broken),
                     Ok(None) => {
-                        self.lines.end();
+                        self.rows.end();
                         over = Some(Over::Whole);
                     }
-                    Err(_) if !self.is_waiting() => over = Some(Over::Idle),
+                    Err(_) if !self.rows.is_waiting() => over = Some(Over::Idle),
                     Err(_) => {}
                 },
                 () = stop.cancelled(), if over.is_none() => {
                     over = Some(Over::Stopping);
                     give_up_at = Some(Instant::now() + GRACE);
-                    self.unsent.clear();
-                    self.order.clear_held();
+                    self.rows.drop_unsent();
                 }
                 () = sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
                     return self.finish(over).await;
                 }
-                () = sleep_until(self.sent_at + KEEP_ALIVE), if self.is_waiting() => {
+                () = sleep_until(self.sent_at + KEEP_ALIVE), if self.rows.is_waiting() => {
                     // A client that has lines to read needs no more of them.
                     let _ = self.pieces.try_send(Bytes::from_static(b"\n"));
                     self.sent_at = Instant::now();
@@ -279,92 +226,15 @@ impl Upload {
         }
     }
 
-    fn has_room(&self) -> bool {
-        self.taken - self.told < WINDOW as u64
-    }
-
-    /// Whether the next row to report is without an answer.
-    fn is_waiting(&self) -> bool {
-        matches!(self.reports.get(&self.told), Some(Waiting::Answer { .. }))
-    }
-
-    /// Takes rows out of what came, until one has to be sent or the window is full. Whether there are
-    /// no more.
-    fn take_rows(&mut self) -> bool {
-        while self.unsent.is_empty() && self.has_room() {
-            let (line, checked) = match self.lines.next_line() {
-                None => return true,
-                Some(Line::Text { bytes: [b'[', ..], .. }) if self.taken == 0 => {
-                    self.is_array = true;
-                    return true;
-                }
-                Some(Line::Text { number, bytes }) => (number, rows::check(&self.rules, bytes)),
-                Some(Line::TooLong { number }) => {
-                    (number, Err(vec![RowError::too_long(self.limit)]))
-                }
-            };
-            let place = self.taken;
-            self.taken += 1;
-            let hash_like = checked.as_ref().ok().and_then(|checked| checked.hash_like);
-            for ((place, cut), is_hash) in self.column.add((place, (line, checked)), hash_like) {
-                self.take(place, cut, is_hash);
-            }
+    /// Sends the reports that are due. Waits while the client does not read, and with it everything else of this upload.
+    /// Returns whether there were any.
+    async fn report(&mut self) -> Result<bool, Gone> {
+        let piece = self.rows.due_reports();
+        if piece.is_empty() {
+            return Ok(false);
         }
-        false
-    }
-
-    /// Prepares a row to be sent, or its report if it is refused.
-    fn take(&mut self, place: u64, (line, checked): Cut, is_hash: bool) {
-        let waiting = match checked {
-            Ok(checked) if is_hash => self.refused(line, checked.as_hash()),
-            Err(errors) => self.refused(line, errors),
-            Ok(Checked { body, identity, .. }) => {
-                let contract = self.rules.contract;
-                let id = MessageId::of_bulk(contract, &self.key, line);
-                let (fresh, trace) = (self.fresh, self.trace.clone());
-                let row = Row { tag: place, contract, id, fresh, body, trace };
-                self.unsent.extend(self.order.add(place, identity, row));
-                Waiting::Answer { line }
-            }
-        };
-        self.reports.insert(place, waiting);
-    }
-
-    fn refused(&self, line: u64, errors: Vec<RowError>) -> Waiting {
-        self.metrics.row_answered("invalid");
-        Waiting::Turn(Report::invalid(line, None, errors))
-    }
-
-    fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
-        let Some(Waiting::Answer { line }) = self.reports.get(&tag) else { return };
-        self.metrics.row_answered(outcome.as_ref().map_or("no_answer", Outcome::word));
-        let id = RegistrationId::of(&Origin::Import, self.rules.contract, &id);
-        let report = Report::answered(*line, id, outcome.ok());
-        let has_failed = report.outcome == "failed";
-        self.reports.insert(tag, Waiting::Turn(report));
-        if !has_failed {
-            self.unsent.extend(self.order.finish(tag).into_iter().map(|(_, row)| row));
-            return;
-        }
-        for tag in self.order.fail(tag) {
-            if let Some(Waiting::Answer { line }) = self.reports.get(&tag) {
-                self.metrics.row_answered(EARLIER_FAILED);
-                self.reports.insert(tag, Waiting::Turn(Report::earlier_failed(*line)));
-            }
-        }
-    }
-
-    /// Gives the client the reports whose turn it is. Waits while it does not read, and with it
-    /// everything else of this upload.
-    async fn tell(&mut self) -> Result<(), Gone> {
-        let mut piece = Vec::new();
-        while let Some(Waiting::Turn(report)) = self.reports.get(&self.told) {
-            serde_json::to_writer(&mut piece, report).expect("a report is JSON");
-            piece.push(b'\n');
-            self.reports.remove(&self.told);
-            self.told += 1;
-        }
-        if piece.is_empty() { Ok(()) } else { self.send(piece.into()).await }
+        self.send(piece.into()).await?;
+        Ok(true)
     }
 
     async fn send(&mut self, piece: Bytes) -> Result<(), Gone> {

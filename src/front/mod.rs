@@ -2,6 +2,7 @@
 //! the contract's shape. It never sees the store, a hash or a signing key, so nothing here can
 //! register a user by itself.
 
+mod admission;
 mod answer;
 mod body;
 mod bulk;
@@ -27,7 +28,6 @@ pub mod validity;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
@@ -40,9 +40,10 @@ use tracing::Instrument;
 
 use crate::config;
 use crate::contract::Policy;
-use crate::queue::{Caller, Pace, Queue};
+use crate::queue::{Caller, Queue};
 use crate::telemetry::Telemetry;
 use crate::telemetry::trace::Span;
+use admission::Admission;
 use answer::Response;
 use limits::RateLimits;
 use openapi::Specification;
@@ -51,17 +52,11 @@ use router::{Found, Routes, Served};
 pub use files::Files;
 pub use server::{Limits, bind};
 
-/// Longest time a client is asked to stay away because of a backlog, whose length is an estimate.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
-
 /// Largest header block that is served, in bytes; ten times what a browser usually sends.
 const HEADERS_MAX: usize = 16 << 10;
 
 /// What is said of a header block that is larger.
 const LARGE_HEADERS: &str = "The headers are larger than 16 KiB; are there many cookies?";
-/// How long one hash at [`ASSUMED_COST`] takes on a slow machine.
-const ASSUMED_HASH: Duration = Duration::from_millis(250);
-const ASSUMED_COST: i32 = 12;
 
 /// What is said of a path at which nothing is served.
 const NOT_FOUND: &str =
@@ -86,12 +81,10 @@ pub struct Front {
     asker: ops::Asker,
     stopping: CancellationToken,
     uploads: Arc<Semaphore>,
-    in_flight: Arc<Semaphore>,
+    admission: Admission,
     /// Counted apart: a flood of look-ups must not close registration.
     profiles_in_flight: Semaphore,
     in_flight_calls: joined::Calls,
-    /// What workers are taken for until one has said its rate.
-    assumed: Pace,
     recent: recent::Recent,
 }
 
@@ -123,10 +116,9 @@ impl Front {
             cors: cors::Cors::new(&settings.cors_origins),
             limits: RateLimits::new(limits),
             policy,
-            in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
+            admission: Admission::new(settings, password.cost),
             profiles_in_flight: Semaphore::new(settings.max_in_flight),
             in_flight_calls: joined::Calls::default(),
-            assumed: assumed(password.cost),
             recent: recent::Recent::new(),
             uploads: Arc::new(Semaphore::new(bulk::UPLOADS_MAX)),
             settings: settings.clone(),
@@ -154,11 +146,6 @@ impl Front {
         server::serve(listener, limits, tls, stop, opened, answer).await;
     }
 
-    /// How long a registration sent now would wait for a worker.
-    fn wait(&self) -> Duration {
-        self.caller.backlog().wait(self.assumed)
-    }
-
     async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
@@ -176,7 +163,7 @@ impl Front {
             self.route(request, peer).await
         };
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-            let wait = self.wait().min(RETRY_AFTER_MAX);
+            let wait = self.admission.retry_after(&self.caller.backlog());
             response = answer::with_retry_after(response, wait);
         }
         if is_for_pages {
@@ -244,30 +231,4 @@ fn size_of_headers<B>(request: &Request<B>) -> usize {
     let uri = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
     let fields = request.headers().iter();
     uri + fields.map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
-}
-
-/// One slow worker that hashes one password at a time at this cost. A front that admitted more before it
-/// knows better would answer them too late.
-fn assumed(cost: u32) -> Pace {
-    let doublings = i32::try_from(cost).unwrap_or(i32::MAX).saturating_sub(ASSUMED_COST);
-    let per_second = 1.0 / ASSUMED_HASH.as_secs_f64() / 2f64.powi(doublings);
-    Pace { per_second, threads: 1 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::queue::Backlog;
-
-    #[test]
-    fn a_backlog_counts_before_any_worker_has_said_its_rate() {
-        let seconds = Duration::from_secs;
-        let cold = Backlog { waiting: 250, consumers: 1, pace: Pace::default() };
-        assert_eq!(cold.wait(assumed(12)), Duration::from_millis(62_500));
-        assert_eq!(cold.wait(assumed(14)), seconds(250));
-        assert!(cold.wait(assumed(4)) < seconds(1));
-        let warm = Backlog { pace: Pace { per_second: 50.0, threads: 2 }, ..cold };
-        assert_eq!(warm.wait(assumed(12)), seconds(5));
-        assert_eq!(Backlog::default().wait(assumed(12)), Duration::ZERO, "nothing waits");
-    }
 }

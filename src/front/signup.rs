@@ -7,7 +7,6 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Request, StatusCode};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::Front;
@@ -20,11 +19,6 @@ use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RejectionCod
 use crate::telemetry::events::Answered;
 use crate::telemetry::trace::Span;
 use crate::telemetry::{Stage, Stages, TraceContext};
-
-/// A registration may be expected to wait for a worker this part of its deadline. The rest is for its
-/// hash and for machines that slow down meanwhile: a longer line would not make workers faster, only
-/// answers late.
-const WAIT_PART: u32 = 3;
 
 /// What is said of a body that did not come in time.
 pub(super) const SLOW_BODY: &str = "The body took too long.";
@@ -127,10 +121,10 @@ impl Front {
         if let Err(TooMany(wait)) = self.limits.email(candidate.email.as_ref()) {
             return ("too_many", too_many(contract, wait));
         }
-        let permit = match self.admitted() {
+        let permit = match self.admission.admit(&self.caller.backlog()) {
             Ok(permit) => permit,
             Err(reason) => {
-                self.telemetry.metrics.refused(reason);
+                self.telemetry.metrics.refused(reason.label());
                 let refused = fault(contract, Fault::NotAccepted);
                 return ("not_accepted", answer::with_key(refused, &key));
             }
@@ -165,15 +159,6 @@ impl Front {
         } else {
             (outcome, response)
         }
-    }
-
-    /// Room for one more registration; else why it is refused before it is queued: what cannot be
-    /// answered in time would only make others late.
-    fn admitted(&self) -> Result<OwnedSemaphorePermit, &'static str> {
-        let permit = self.in_flight.clone().try_acquire_owned().map_err(|_| "in_flight")?;
-        // Begun with time to spare for its hash.
-        let is_in_time = self.wait() <= self.settings.deadline / WAIT_PART;
-        if is_in_time { Ok(permit) } else { Err("backlog") }
     }
 
     fn told(&self, contract: &dyn Contract, called: Result<&Outcome, &CallError>) -> Ended {

@@ -124,3 +124,6 @@ async fn settle(
 fn word(result: &Result<Outcome, Reason>) -> &'static str {
     result.as_ref().map_or_else(|reason| reason.as_str(), Outcome::word)
 }
+
+#[cfg(test)]
+mod tests;

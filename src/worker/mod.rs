@@ -122,6 +122,8 @@ fn hashed_in_time(per_second: f64, deadline: Duration) -> u16 {
 }
 
 #[cfg(test)]
+mod fake_store;
+#[cfg(test)]
 mod tests {
     use super::*;
 

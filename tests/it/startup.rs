@@ -554,7 +554,11 @@ async fn without_mongodb_it_waits_and_recovers() {
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     assert_eq!(muster.client().post("/signup", &body).await.status, 500);
     waits_for(&muster, "MongoDB", &proxy).await;
-    assert!(muster.output().contains("an insert did not end in time"));
+    // Two time limits of the same length end it, and either may be the first.
+    let output = muster.output();
+    assert!(
+        output.contains("an insert did not end in time") || output.contains(r#""what":"insert""#)
+    );
     proxy.heal();
     let muster = muster.ready().await;
     token(muster.client()).await;
@@ -697,7 +701,7 @@ async fn a_lost_or_damaged_data_file_stops_the_start() {
     assert!(!file.exists());
     std::fs::write(&file, "").unwrap();
     names(&refusal(&setup, &["serve"]).await, &told);
-    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    std::fs::write(&file, &whole[..whole.len() / 16]).unwrap();
     names(&refusal(&setup, &["serve"]).await, &["users.redb", "damaged", "backup"]);
     std::fs::write(&file, &whole).unwrap();
     let muster = setup.start().await;

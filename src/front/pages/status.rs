@@ -22,7 +22,7 @@ pub(super) fn told(front: &Front) -> Value {
         "warnings": front.telemetry.health.warnings(),
         "workers": backlog.consumers,
         "waiting": backlog.waiting,
-        "waitMs": backlog.wait(front.assumed).as_millis() as u64,
+        "waitMs": front.admission.wait(&backlog).as_millis() as u64,
         "perSecond": backlog.pace.per_second,
         "deadLetters": front.caller.dead_letters(),
         "minute": { "p50": rounded(minute.within(0.5)), "p95": rounded(minute.within(0.95)) },

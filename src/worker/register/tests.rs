@@ -8,21 +8,14 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use super::*;
-use crate::config::{self, Settings};
 use crate::contract::Policy;
-use crate::password::Slots;
-use crate::queue::seal::Opener;
 use crate::queue::{Kind, Unsettled};
-use crate::signup::{Clock, MessageId, Millis, Origin};
-use crate::store::{ForeignIndex, Store};
-use crate::telemetry::{Metrics, TraceContext};
-use crate::token::{Key, Signer, Terms};
-use fake_store::{FakeStore, Insert};
-
-mod fake_store;
+use crate::signup::{MessageId, Millis, Origin};
+use crate::store::ForeignIndex;
+use crate::telemetry::TraceContext;
+use crate::worker::fake_store::{FakeStore, Insert, NOW, slots, worker};
 
 const PASSWORD: &str = "secret-1";
-const NOW: Millis = Millis(1_700_000_000_000);
 /// Time until the deadline of a message.
 const REMAINING: Duration = Duration::from_secs(2);
 
@@ -33,27 +26,8 @@ struct Bench {
 
 impl Bench {
     fn new(store: FakeStore) -> Self {
-        let (clock, _) = Clock::fixed(NOW);
-        let settings = Settings::load_to_ask(&Default::default()).unwrap();
-        let key = Key::secret(&SecretString::from("0123456789abcdef0123456789abcdef"));
-        let lifetime = Duration::from_secs(3600);
-        let terms = Terms { lifetime, issuer: None, audience: None };
-        let slots = config::Password { cost: 4, threads: 1, lanes: Some(1) };
         let store = Arc::new(store);
-        let worker = Worker {
-            store: store.clone() as Arc<dyn Store>,
-            bulk_store: store.clone() as Arc<dyn Store>,
-            slots: Slots::start(&slots).unwrap(),
-            policy: Policy::default(),
-            opener: Opener::new(&settings.queue),
-            signer: Signer::new(key, Vec::new(), terms, clock.clone()),
-            replay_window: Some(Duration::from_secs(60)),
-            retries: true,
-            expiration_max: Duration::from_secs(30),
-            clock,
-            metrics: Arc::new(Metrics::default()),
-        };
-        Self { worker, store }
+        Self { worker: worker(store.clone()), store }
     }
 
     async fn register(&self, message: &Message) -> Outcome {
@@ -62,7 +36,7 @@ impl Bench {
     }
 }
 
-/// A registration of `ann` from another system, which has been delivered before.
+/// A first registration of `ann`, from another system.
 fn message(door: Door) -> Message {
     let body = json!({ "username": "ann", "email": "ann@example.com", "password": PASSWORD });
     Message {
@@ -93,9 +67,7 @@ fn registration_id(message: &Message) -> RegistrationId {
 
 /// The user that an earlier delivery of this message stored, with this password.
 async fn earlier(message: &Message, password: &str) -> Record {
-    let slots = config::Password { cost: 4, threads: 1, lanes: Some(1) };
-    let hashed = Slots::start(&slots).unwrap();
-    let hashed = hashed.hash(&SecretString::from(password), Class::Bulk, None).await.unwrap();
+    let hashed = slots().hash(&SecretString::from(password), Class::Bulk, None).await.unwrap();
     Record::new(&candidate(message), registration_id(message), hashed.value, NOW)
 }
 

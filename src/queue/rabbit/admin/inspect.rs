@@ -137,7 +137,7 @@ fn version(server: &ServerProperties) -> Vec<Finding> {
     }
     if numbers < IGNORES_X_DEATH {
         findings.push(Finding::note(
-            "dead letters",
+            "x-death",
             "before 4.0 a producer may forge the header x-death; muster does not rely on it",
             "nothing, or upgrade to 4.x",
         ));

@@ -1,12 +1,52 @@
-//! A store that responds as a test says, without an index, a file or a server.
+//! A store that responds as a test says, without an index, a file or a server; and a worker that uses it.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use secrecy::SecretString;
+use tokio::sync::Semaphore;
 
+use super::Worker;
+use crate::config::{self, Settings};
+use crate::contract::Policy;
+use crate::password::Slots;
+use crate::queue::seal::Opener;
+use crate::signup::{Clock, Millis};
 use crate::signup::{Record, RegistrationId, User, UserId};
 use crate::store::{ForeignIndex, Inserted, PrepareError, Store, StoreError, Taken};
+use crate::telemetry::Metrics;
+use crate::token::{Key, Signer, Terms};
+
+/// The time of the worker's clock.
+pub(super) const NOW: Millis = Millis(1_700_000_000_000);
+
+/// One hashing thread at the lowest cost.
+pub(super) fn slots() -> Slots {
+    Slots::start(&config::Password { cost: 4, threads: 1, lanes: Some(1) }).unwrap()
+}
+
+/// A worker with this store, whose clock stands still.
+pub(super) fn worker(store: Arc<FakeStore>) -> Worker {
+    let (clock, _) = Clock::fixed(NOW);
+    let settings = Settings::load_to_ask(&Default::default()).unwrap();
+    let key = Key::secret(&SecretString::from("0123456789abcdef0123456789abcdef"));
+    let terms = Terms { lifetime: Duration::from_secs(3600), issuer: None, audience: None };
+    Worker {
+        store: store.clone(),
+        bulk_store: store,
+        slots: slots(),
+        policy: Policy::default(),
+        opener: Opener::new(&settings.queue),
+        signer: Signer::new(key, Vec::new(), terms, clock.clone()),
+        replay_window: Some(Duration::from_secs(60)),
+        retries: true,
+        expiration_max: Duration::from_secs(30),
+        clock,
+        metrics: Arc::new(Metrics::default()),
+    }
+}
 
 /// What an insert does.
 pub(super) enum Insert {
@@ -29,7 +69,11 @@ pub(super) struct FakeStore {
     pub(super) taken: Taken,
     /// The index of another program that refuses.
     pub(super) foreign: Option<ForeignIndex>,
+    /// Inserts wait for a permit.
+    pub(super) gate: Semaphore,
     inserted: Mutex<Option<Record>>,
+    /// User names of the inserts under way.
+    inserting: Mutex<Vec<String>>,
     look_ups: AtomicUsize,
 }
 
@@ -41,7 +85,9 @@ impl FakeStore {
             look_up_fails: false,
             taken: Taken::default(),
             foreign: None,
+            gate: Semaphore::new(1000),
             inserted: Mutex::default(),
+            inserting: Mutex::default(),
             look_ups: AtomicUsize::new(0),
         }
     }
@@ -49,6 +95,13 @@ impl FakeStore {
     /// The record of the last insert, whether it was stored or not.
     pub(super) fn inserted(&self) -> Option<Record> {
         self.inserted.lock().unwrap().clone()
+    }
+
+    /// User names of the inserts under way, sorted.
+    pub(super) fn inserting(&self) -> Vec<String> {
+        let mut names = self.inserting.lock().unwrap().clone();
+        names.sort();
+        names
     }
 
     /// Look-ups by registration id so far.
@@ -64,6 +117,10 @@ impl Store for FakeStore {
     }
 
     async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
+        let name = record.user.username.clone().unwrap_or_default();
+        self.inserting.lock().unwrap().push(name.clone());
+        self.gate.acquire().await.unwrap().forget();
+        self.inserting.lock().unwrap().retain(|other| *other != name);
         *self.inserted.lock().unwrap() = Some(record);
         match self.insert {
             Insert::Stores => Ok(Inserted::Done),

@@ -1,0 +1,216 @@
+//! The rows of one upload, without the connection and the queue: which row is sent when, and which report is due. Rows of one
+//! identity are sent one after the other, reports are given in the order of the rows, and only [`WINDOW`] rows are held.
+//! Driven by `bulk`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use crate::queue::{Answer, Row};
+use crate::rows::{
+    self, Checked, EARLIER_FAILED, HashColumn, Line, Lines, Order, Report, RowError, Rules,
+};
+use crate::signup::{IdempotencyKey, MessageId, Origin, Outcome, RegistrationId};
+use crate::telemetry::{Metrics, TraceContext};
+
+/// Rows of one upload that are in memory: sent and without an outcome, or waiting for the report of an earlier row.
+pub(super) const WINDOW: usize = 512;
+
+/// What rows have in common besides their rules.
+pub(super) struct RowIdentity {
+    pub(super) key: IdempotencyKey,
+    /// Whether the key is new, so that no row can be registered yet.
+    pub(super) fresh: bool,
+    /// The parent span of all rows.
+    pub(super) trace: TraceContext,
+}
+
+/// The rows of one upload.
+pub(super) struct Tracker {
+    lines: Lines,
+    limit: usize,
+    rules: Rules,
+    identity: RowIdentity,
+    /// Whether the body is a JSON array, whose last line might look like a row.
+    is_array: bool,
+    /// Holds the first rows back while all their passwords look like digests.
+    column: HashColumn<(u64, Cut)>,
+    /// Holds rows back behind earlier ones of the same user name or address.
+    order: Order<Row>,
+    /// Rows that may be sent now; their tags are their places among the rows.
+    unsent: VecDeque<Row>,
+    /// Rows read from the body, and rows whose report has been given.
+    read: u64,
+    reported: u64,
+    /// By place: reports that wait for an earlier one, and the lines of rows without an outcome.
+    reports: BTreeMap<u64, State>,
+    metrics: Arc<Metrics>,
+}
+
+enum State {
+    Sent { line: u64 },
+    Done(Report),
+}
+
+/// The line of a row and the result of its check.
+type Cut = (u64, Result<Checked, Vec<RowError>>);
+
+impl Tracker {
+    pub(super) fn new(
+        rules: Rules,
+        limit: usize,
+        identity: RowIdentity,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            lines: Lines::new(limit),
+            limit,
+            rules,
+            identity,
+            is_array: false,
+            column: HashColumn::default(),
+            order: Order::default(),
+            unsent: VecDeque::new(),
+            read: 0,
+            reported: 0,
+            reports: BTreeMap::new(),
+            metrics,
+        }
+    }
+
+    /// Adds a part of the body.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.lines.push(bytes);
+    }
+
+    /// Ends the body; the last line may have no line end.
+    pub(super) fn end(&mut self) {
+        self.lines.end();
+    }
+
+    /// Whether the body turned out to be a JSON array.
+    pub(super) fn is_array(&self) -> bool {
+        self.is_array
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.read - self.reported < WINDOW as u64
+    }
+
+    /// Whether the next row to report has no outcome yet.
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self.reports.get(&self.reported), Some(State::Sent { .. }))
+    }
+
+    /// Whether a row can be sent now.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    pub(super) fn next_unsent(&mut self) -> Option<Row> {
+        self.unsent.pop_front()
+    }
+
+    /// Whether no row that was read still has to be sent.
+    pub(super) fn all_sent(&self) -> bool {
+        self.unsent.is_empty() && self.order.held() == 0
+    }
+
+    /// Whether the report of every row that was read has been given.
+    pub(super) fn all_reported(&self) -> bool {
+        self.reported == self.read
+    }
+
+    /// Drops the rows that have not been sent.
+    pub(super) fn drop_unsent(&mut self) {
+        self.unsent.clear();
+        self.order.clear_held();
+    }
+
+    /// Reads rows until one has to be sent or the window is full. Returns whether the body has no further line yet.
+    pub(super) fn read(&mut self) -> bool {
+        while self.unsent.is_empty() && self.has_room() {
+            let (line, checked) = match self.lines.next_line() {
+                None => return true,
+                Some(Line::Text { bytes: [b'[', ..], .. }) if self.read == 0 => {
+                    self.is_array = true;
+                    return true;
+                }
+                Some(Line::Text { number, bytes }) => (number, rows::check(&self.rules, bytes)),
+                Some(Line::TooLong { number }) => {
+                    (number, Err(vec![RowError::too_long(self.limit)]))
+                }
+            };
+            let place = self.read;
+            self.read += 1;
+            let hash_like = checked.as_ref().ok().and_then(|checked| checked.hash_like);
+            for ((place, cut), is_hash) in self.column.add((place, (line, checked)), hash_like) {
+                self.add(place, cut, is_hash);
+            }
+        }
+        false
+    }
+
+    /// Releases the rows that the check for a column of digests holds, when no more rows follow.
+    pub(super) fn release_column(&mut self) {
+        for ((place, cut), is_hash) in self.column.end() {
+            self.add(place, cut, is_hash);
+        }
+    }
+
+    /// Prepares a row to be sent, or its report if it is invalid.
+    fn add(&mut self, place: u64, (line, checked): Cut, is_hash: bool) {
+        let state = match checked {
+            Ok(checked) if is_hash => self.invalid(line, checked.as_hash()),
+            Err(errors) => self.invalid(line, errors),
+            Ok(Checked { body, identity, .. }) => {
+                let contract = self.rules.contract;
+                let id = MessageId::of_bulk(contract, &self.identity.key, line);
+                let (fresh, trace) = (self.identity.fresh, self.identity.trace.clone());
+                let row = Row { tag: place, contract, id, fresh, body, trace };
+                self.unsent.extend(self.order.add(place, identity, row));
+                State::Sent { line }
+            }
+        };
+        self.reports.insert(place, state);
+    }
+
+    fn invalid(&self, line: u64, errors: Vec<RowError>) -> State {
+        self.metrics.row_answered("invalid");
+        State::Done(Report::invalid(line, None, errors))
+    }
+
+    /// Takes the outcome of a row. A failure fails the rows that wait behind it.
+    pub(super) fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
+        let Some(State::Sent { line }) = self.reports.get(&tag) else { return };
+        self.metrics.row_answered(outcome.as_ref().map_or("no_answer", Outcome::word));
+        let id = RegistrationId::of(&Origin::Import, self.rules.contract, &id);
+        let report = Report::answered(*line, id, outcome.ok());
+        let has_failed = report.outcome == "failed";
+        self.reports.insert(tag, State::Done(report));
+        if !has_failed {
+            self.unsent.extend(self.order.finish(tag).into_iter().map(|(_, row)| row));
+            return;
+        }
+        for tag in self.order.fail(tag) {
+            if let Some(State::Sent { line }) = self.reports.get(&tag) {
+                self.metrics.row_answered(EARLIER_FAILED);
+                self.reports.insert(tag, State::Done(Report::earlier_failed(*line)));
+            }
+        }
+    }
+
+    /// The reports that are due, as lines: those of the next rows, up to the first without an outcome.
+    pub(super) fn due_reports(&mut self) -> Vec<u8> {
+        let mut lines = Vec::new();
+        while let Some(State::Done(report)) = self.reports.get(&self.reported) {
+            serde_json::to_writer(&mut lines, report).expect("a report is JSON");
+            lines.push(b'\n');
+            self.reports.remove(&self.reported);
+            self.reported += 1;
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! How deliveries are scheduled and settled, with a fake queue and a fake store. Bulk rows with a hash need no thread, so the
+//! paused clock advances only while every task waits.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::json;
+
+use super::*;
+use crate::queue::{Reply, Settle, Undelivered, Unsettled};
+use crate::signup::{ContractId, MessageId, Origin};
+use crate::telemetry::TraceContext;
+use crate::worker::fake_store::{FakeStore, Insert, worker};
+
+const HASH: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
+
+/// How each message was settled, in that order: its id and the verb.
+type Settled = Arc<Mutex<Vec<(String, String)>>>;
+
+struct FakeQueue {
+    deliveries: VecDeque<Delivery>,
+}
+
+#[async_trait]
+impl Inbox for FakeQueue {
+    async fn next(&mut self) -> Option<Delivery> {
+        match self.deliveries.pop_front() {
+            Some(delivery) => Some(delivery),
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn stop(&mut self) {}
+}
+
+struct Recorder(Settled);
+
+impl Recorder {
+    fn record(&self, message: &Message, verb: &str) {
+        self.0.lock().unwrap().push((message.id.as_str().to_owned(), verb.to_owned()));
+    }
+}
+
+#[async_trait]
+impl Settle for Recorder {
+    async fn reply(self: Box<Self>, message: Message, _: Reply) -> Result<(), Undelivered> {
+        self.record(&message, "reply");
+        Ok(())
+    }
+
+    async fn retry(self: Box<Self>, message: Message) {
+        self.record(&message, "retry");
+    }
+
+    async fn bury(self: Box<Self>, message: Message, reason: Reason) {
+        self.record(&message, reason.as_str());
+    }
+
+    async fn hand_back(self: Box<Self>, message: Message) {
+        self.record(&message, "hand_back");
+    }
+}
+
+/// A bulk row with a hash, which has been delivered so often.
+fn row(id: &str, deliveries: u32) -> Message {
+    let body = json!({ "username": id, "passwordHash": HASH });
+    Message {
+        door: Door::Bulk,
+        kind: Kind::Register(ContractId::Username),
+        id: MessageId::parse(id).unwrap(),
+        origin: Origin::Amqp { producer: "crm".to_owned() },
+        fresh: true,
+        sealed: None,
+        body: Bytes::from(body.to_string()),
+        expires: None,
+        waits_for: None,
+        deliveries,
+        // It had its second chance.
+        attempt: 1,
+        trace: TraceContext::default(),
+        unsettled: Unsettled::default(),
+    }
+}
+
+/// A worker that consumes these messages.
+struct Bench {
+    store: Arc<FakeStore>,
+    settled: Settled,
+    tasks: Tasks,
+}
+
+impl Bench {
+    /// Consumes; inserts wait until the test lets them go on.
+    async fn start(messages: Vec<Message>) -> Self {
+        let mut store = FakeStore::new(Insert::Stores);
+        store.gate = Semaphore::new(0);
+        let (store, settled, tasks) = (Arc::new(store), Settled::default(), Tasks::default());
+        let deliveries = messages
+            .into_iter()
+            .map(|message| Delivery::new(message, Box::new(Recorder(settled.clone())), None));
+        let queue = Box::new(FakeQueue { deliveries: deliveries.collect() });
+        let worker = Arc::new(worker(store.clone()));
+        tasks.spawn(consume(worker, queue, tasks.clone()));
+        let bench = Self { store, settled, tasks };
+        bench.idle().await;
+        bench
+    }
+
+    /// Waits until every task waits.
+    async fn idle(&self) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    async fn release_one(&self) {
+        self.store.gate.add_permits(1);
+        self.idle().await;
+    }
+
+    fn settled(&self) -> Vec<(String, String)> {
+        let mut settled = self.settled.lock().unwrap().clone();
+        settled.sort();
+        settled
+    }
+
+    async fn stop(self) -> Vec<(String, String)> {
+        self.tasks.stop();
+        self.store.gate.add_permits(1000);
+        self.tasks.ended().await;
+        self.settled()
+    }
+}
+
+fn each(ids: &[&str], verb: &str) -> Vec<(String, String)> {
+    ids.iter().map(|id| ((*id).to_owned(), verb.to_owned())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn possible_poison_is_handled_one_at_a_time_next_to_the_others() {
+    let messages = vec![row("p1", 2), row("p2", 3), row("a", 0), row("p3", 2), row("b", 1)];
+    let bench = Bench::start(messages).await;
+    assert_eq!(bench.store.inserting(), ["a", "b", "p1"]);
+    // Permits go to the inserts in the order in which they wait.
+    for expected in [["a", "b", "p2"], ["b", "p2", ""], ["p2", "", ""], ["p3", "", ""]] {
+        bench.release_one().await;
+        let expected: Vec<&str> = expected.into_iter().filter(|id| !id.is_empty()).collect();
+        assert_eq!(bench.store.inserting(), expected);
+    }
+    bench.release_one().await;
+    assert_eq!(bench.stop().await, each(&["a", "b", "p1", "p2", "p3"], "reply"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bulk_row_is_retried_once_before_it_counts_as_possible_poison() {
+    let held = Message { attempt: 0, ..row("held", 2) };
+    let bench = Bench::start(vec![held, row("again", 2)]).await;
+    assert_eq!(bench.settled(), each(&["held"], "retry"));
+    assert_eq!(bench.store.inserting(), ["again"]);
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn message_that_is_delivered_too_often_is_dead_lettered() {
+    let bench = Bench::start(vec![row("often", GIVE_UP - 1), row("too-often", GIVE_UP)]).await;
+    assert_eq!(bench.settled(), each(&["too-often"], Reason::Poison.as_str()));
+    assert_eq!(bench.store.inserting(), ["often"]);
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_hands_back_what_has_not_begun() {
+    let bench = Bench::start(vec![row("p1", 2), row("p2", 2), row("a", 0)]).await;
+    let mut expected = each(&["a", "p1"], "reply");
+    expected.extend(each(&["p2"], "hand_back"));
+    assert_eq!(bench.stop().await, expected);
+}
