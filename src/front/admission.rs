@@ -21,14 +21,14 @@ const ASSUMED_COST: i32 = 12;
 
 /// Why a registration is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum ShedReason {
     /// As many requests as `front.max_in_flight` are under way.
     InFlight,
     /// The backlog takes too long.
     Backlog,
 }
 
-impl Refused {
+impl ShedReason {
     /// The reason label in metrics and logs.
     pub(super) fn label(self) -> &'static str {
         match self {
@@ -56,10 +56,11 @@ impl Admission {
     }
 
     /// A permit for one registration, held until its response.
-    pub(super) fn admit(&self, backlog: &Backlog) -> Result<OwnedSemaphorePermit, Refused> {
-        let permit = self.in_flight.clone().try_acquire_owned().map_err(|_| Refused::InFlight)?;
+    pub(super) fn admit(&self, backlog: &Backlog) -> Result<OwnedSemaphorePermit, ShedReason> {
+        let permit =
+            self.in_flight.clone().try_acquire_owned().map_err(|_| ShedReason::InFlight)?;
         if self.wait(backlog) > self.wait_max {
-            return Err(Refused::Backlog);
+            return Err(ShedReason::Backlog);
         }
         Ok(permit)
     }
@@ -107,11 +108,11 @@ mod tests {
         let admission = admission(10);
         assert!(admission.admit(&backlog(0)).is_ok());
         assert!(admission.admit(&backlog(150)).is_ok(), "3 s");
-        assert_eq!(admission.admit(&backlog(151)).unwrap_err(), Refused::Backlog);
+        assert_eq!(admission.admit(&backlog(151)).unwrap_err(), ShedReason::Backlog);
         assert!(admission.admit(&backlog(0)).is_ok(), "a refusal keeps no permit");
         let cold = |waiting| Backlog { waiting, ..Backlog::default() };
         assert!(admission.admit(&cold(12)).is_ok(), "four a second are assumed at cost 12");
-        assert_eq!(admission.admit(&cold(13)).unwrap_err(), Refused::Backlog);
+        assert_eq!(admission.admit(&cold(13)).unwrap_err(), ShedReason::Backlog);
     }
 
     #[test]
@@ -119,7 +120,7 @@ mod tests {
         let admission = admission(2);
         let first = admission.admit(&backlog(0)).unwrap();
         let _second = admission.admit(&backlog(0)).unwrap();
-        assert_eq!(admission.admit(&backlog(0)).unwrap_err(), Refused::InFlight);
+        assert_eq!(admission.admit(&backlog(0)).unwrap_err(), ShedReason::InFlight);
         assert_eq!(admission.admit(&backlog(1000)).unwrap_err().label(), "in_flight");
         drop(first);
         assert_eq!(admission.admit(&backlog(1000)).unwrap_err().label(), "backlog");

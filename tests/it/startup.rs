@@ -703,6 +703,8 @@ async fn a_lost_or_damaged_data_file_stops_the_start() {
     names(&refusal(&setup, &["serve"]).await, &told);
     std::fs::write(&file, &whole[..whole.len() / 16]).unwrap();
     names(&refusal(&setup, &["serve"]).await, &["users.redb", "damaged", "backup"]);
+    // The store is checked before an address is bound.
+    names(&refusal(&busy, &["serve"]).await, &["users.redb", "damaged"]);
     std::fs::write(&file, &whole).unwrap();
     let muster = setup.start().await;
     assert!(muster.stop().await.success());

@@ -18,7 +18,7 @@ use crate::worker::fake_store::{FakeStore, Insert, worker};
 const HASH: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
 
 /// How each message was settled, in that order: its id and the verb.
-type Settled = Arc<Mutex<Vec<(String, String)>>>;
+type SettleLog = Arc<Mutex<Vec<(String, String)>>>;
 
 struct FakeQueue {
     deliveries: VecDeque<Delivery>,
@@ -36,7 +36,7 @@ impl Inbox for FakeQueue {
     async fn stop(&mut self) {}
 }
 
-struct Recorder(Settled);
+struct Recorder(SettleLog);
 
 impl Recorder {
     fn record(&self, message: &Message, verb: &str) {
@@ -88,7 +88,7 @@ fn row(id: &str, deliveries: u32) -> Message {
 /// A worker that consumes these messages.
 struct Bench {
     store: Arc<FakeStore>,
-    settled: Settled,
+    settled: SettleLog,
     tasks: Tasks,
 }
 
@@ -97,7 +97,7 @@ impl Bench {
     async fn start(messages: Vec<Message>) -> Self {
         let mut store = FakeStore::new(Insert::Stores);
         store.gate = Semaphore::new(0);
-        let (store, settled, tasks) = (Arc::new(store), Settled::default(), Tasks::default());
+        let (store, settled, tasks) = (Arc::new(store), SettleLog::default(), Tasks::default());
         let deliveries = messages
             .into_iter()
             .map(|message| Delivery::new(message, Box::new(Recorder(settled.clone())), None));
