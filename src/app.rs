@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Settings};
 use crate::contract::Policy;
+use crate::front::validity::Validity;
 use crate::front::{Files, Front, Limits, ops};
 use crate::password::Slots;
 use crate::queue::seal::Opener;
@@ -21,7 +22,7 @@ use crate::queue::{self, Caller, Prefetch, Queue};
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::store::{self, PrepareError, Store};
-use crate::telemetry::{Part, Telemetry};
+use crate::telemetry::{Metrics, Part, Telemetry};
 use crate::token::Signer;
 use crate::worker::{self, Worker};
 
@@ -85,6 +86,8 @@ impl App {
     pub async fn start(settings: &Settings, clock: Clock) -> anyhow::Result<Self> {
         let Ready { signer, files, policy, opener } = preflight::require(settings, &clock)?;
         let telemetry = Telemetry::default();
+        files.show(&telemetry.metrics);
+        show_client_certificate(settings, &telemetry.metrics);
         let process = telemetry.health.part("process");
         let (serving, working) = (Tasks::default(), Tasks::default());
         let connections = Tasks::default();
@@ -302,6 +305,16 @@ fn limits(settings: &Settings) -> Limits {
         header_timeout: front.header_timeout,
         write_timeout: front.write_timeout,
         idle_timeout: front.idle_timeout,
+    }
+}
+
+/// Reports when the certificate expires by which this process is known to the broker. It is read once, so that
+/// a later one needs a restart.
+fn show_client_certificate(settings: &Settings, metrics: &Metrics) {
+    let certificate = settings.queue.certificate.as_ref();
+    let validity = certificate.and_then(|files| Validity::read(&files.certificate).ok());
+    if let Some(validity) = validity {
+        metrics.certificate_expires("queue", validity.until);
     }
 }
 

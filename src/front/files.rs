@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::jwks::PublicKeys;
 use super::tls::Tls;
 use crate::config;
+use crate::telemetry::Metrics;
 
 /// What they hold. Clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,16 @@ impl Files {
     /// Whether the settings name any: then SIGHUP reads them again.
     pub fn are_named(settings: &config::Front) -> bool {
         settings.tls.is_some() || settings.jwks.is_some()
+    }
+
+    /// Reports the expiry of the certificate in use at each scrape from now on.
+    pub fn show(&self, metrics: &Metrics) {
+        let Some(tls) = self.tls.clone() else { return };
+        metrics.at_scrape(move |metrics| {
+            if let Some(at) = tls.expires() {
+                metrics.certificate_expires("front", at);
+            }
+        });
     }
 
     /// Reads them again. What cannot be used is told in the log, and the old one stays.

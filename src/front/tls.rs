@@ -17,6 +17,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
 use super::protocol::{HTTP2_PREFACE, Protocol};
+use super::validity::Validity;
 use crate::config::{CertificateFiles, file};
 use crate::contract::problem;
 
@@ -33,21 +34,38 @@ pub struct Tls(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     files: CertificateFiles,
-    config: RwLock<Arc<ServerConfig>>,
+    loaded: RwLock<Loaded>,
+}
+
+/// What the files held when they were last read.
+#[derive(Clone, Debug)]
+struct Loaded {
+    config: Arc<ServerConfig>,
+    /// When the first certificate of the chain expires, in seconds since 1970.
+    expires: Option<i64>,
 }
 
 impl Tls {
     /// Reads the certificate and its key.
     pub fn read(files: &CertificateFiles) -> anyhow::Result<Self> {
-        let config = RwLock::new(load(files)?);
-        Ok(Self(Arc::new(Inner { files: files.clone(), config })))
+        let loaded = RwLock::new(load(files)?);
+        Ok(Self(Arc::new(Inner { files: files.clone(), loaded })))
     }
 
     /// Reads both again, for connections made from now on. After an error the old ones stay.
     pub fn reload(&self) -> anyhow::Result<()> {
-        let config = load(&self.0.files)?;
-        *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        let loaded = load(&self.0.files)?;
+        *self.0.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
         Ok(())
+    }
+
+    /// When the certificate in use expires, in seconds since 1970.
+    pub(super) fn expires(&self) -> Option<i64> {
+        self.loaded().expires
+    }
+
+    fn loaded(&self) -> Loaded {
+        self.0.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Does the handshake, and reads as far as to know that the client speaks what it said.
@@ -57,7 +75,7 @@ impl Tls {
             refuse_plain(stream, first[0]).await?;
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let config = self.loaded().config;
         let mut stream = TlsAcceptor::from(config).accept(stream).await?;
         if stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
             return Ok((Protocol::Http1, Box::new(stream)));
@@ -77,11 +95,12 @@ pub(super) type Encrypted = Box<dyn Duplex>;
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-fn load(files: &CertificateFiles) -> anyhow::Result<Arc<ServerConfig>> {
+fn load(files: &CertificateFiles) -> anyhow::Result<Loaded> {
     let CertificateFiles { certificate, key } = files;
     let shown = |setting: &str, path: &Path| format!("{setting}: {}", path.display());
     let chain = certificates(certificate)
         .with_context(|| shown("front.tls_cert (MUSTER_FRONT_TLS_CERT)", certificate))?;
+    let expires = Validity::of(&chain).ok().map(|validity| validity.until);
     let private = file::read_text(key).map(Zeroizing::new).map_err(anyhow::Error::new);
     let private = private.and_then(|pem| Ok(PrivateKeyDer::from_pem_slice(pem.as_bytes())?));
     let private = private.with_context(|| shown("front.tls_key (MUSTER_FRONT_TLS_KEY)", key))?;
@@ -97,7 +116,7 @@ fn load(files: &CertificateFiles) -> anyhow::Result<Arc<ServerConfig>> {
         )
     })?;
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
-    Ok(Arc::new(config))
+    Ok(Loaded { config: Arc::new(config), expires })
 }
 
 /// The certificates of a PEM file; at least one.

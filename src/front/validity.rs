@@ -23,11 +23,16 @@ impl Validity {
     /// Reads a PEM file: when all certificates in it are valid.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let pem = file::read_text(path)?;
+        let chain = CertificateDer::pem_slice_iter(pem.as_bytes());
+        Self::of(&chain.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    /// When all certificates of a chain are valid.
+    pub(super) fn of(chain: &[CertificateDer<'_>]) -> anyhow::Result<Self> {
         let mut all: Option<Self> = None;
-        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-            let certificate = certificate?;
+        for certificate in chain {
             let (_, certificate) =
-                X509Certificate::from_der(&certificate).context("not an X.509 certificate")?;
+                X509Certificate::from_der(certificate).context("not an X.509 certificate")?;
             let validity = certificate.validity();
             let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
             let all = all.get_or_insert(Self { from, until });

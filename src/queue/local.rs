@@ -298,7 +298,10 @@ impl Settle for LocalHandle {
     }
 
     // Nothing here outlives the request, so there is no later to retry in.
-    async fn retry(self: Box<Self>, _message: Message) {
+    async fn retry(self: Box<Self>, message: Message) {
+        if message.door == Door::Bulk {
+            self.doors.metrics.bulk_row("store_unavailable");
+        }
         self.asker.tell(Ok(FailureCode::StoreUnavailable.into()));
     }
 

@@ -8,6 +8,9 @@ use super::metrics::Metrics;
 use super::stages::{Stage, Stages};
 use crate::signup::ContractId;
 
+/// Label of the queue of bulk rows.
+const BULK: &str = "bulk";
+
 /// A registration that was answered over HTTP.
 #[derive(Debug)]
 pub struct Answered<'a> {
@@ -106,11 +109,6 @@ impl Metrics {
     /// A registration was refused with 503 and is in no queue.
     pub fn refused(&self, reason: &'static str) {
         self.refused_total.with_label_values(&[reason]).inc();
-    }
-
-    /// A row of a bulk upload was answered.
-    pub fn row_answered(&self, outcome: &'static str) {
-        self.bulk_rows_total.with_label_values(&[outcome]).inc();
     }
 
     /// A connection was opened; it is, until what this returns is dropped.
@@ -217,7 +215,7 @@ impl Metrics {
 
     /// A message is put among the dead letters.
     pub fn buried(&self, message: &Held<'_>, reason: &'static str) {
-        self.dead_letters_total.with_label_values(&[reason]).inc();
+        self.dead_letter(message.queue, reason);
         let Held { id, queue, contract, deliveries, attempt } = *message;
         tracing::warn!(
             id,
@@ -239,13 +237,25 @@ impl Metrics {
     /// The same with one whose properties cannot be read.
     pub fn buried_unreadable(&self, queue: &'static str, what: &str) {
         let reason = "unreadable";
-        self.dead_letters_total.with_label_values(&[reason]).inc();
+        self.dead_letter(queue, reason);
         tracing::warn!(queue, reason, what, "an unreadable message was put aside");
     }
 }
 
 /// At both.
 impl Metrics {
+    /// A bulk row has its final outcome.
+    pub fn bulk_row(&self, outcome: &'static str) {
+        self.bulk_rows_total.with_label_values(&[outcome]).inc();
+    }
+
+    fn dead_letter(&self, queue: &'static str, reason: &'static str) {
+        self.dead_letters_total.with_label_values(&[reason]).inc();
+        if queue == BULK {
+            self.bulk_row("dead_letter");
+        }
+    }
+
     /// A connection to the broker was made again after one was lost.
     pub fn reconnected(&self, connection: &'static str) {
         self.broker_reconnects_total.with_label_values(&[connection]).inc();

@@ -52,6 +52,16 @@ impl Metrics {
         }
     }
 
+    /// Reports whether a component can work.
+    pub(super) fn component_ready(&self, component: &str, is_ready: bool) {
+        self.component_ready.with_label_values(&[component]).set(i64::from(is_ready));
+    }
+
+    /// Reports when a certificate expires, in seconds since 1970.
+    pub fn certificate_expires(&self, certificate: &'static str, at: i64) {
+        self.tls_certificate_expiry_timestamp_seconds.with_label_values(&[certificate]).set(at);
+    }
+
     /// Reports how many log lines were lost since the start.
     pub(super) fn log_lines_lost(&self, lost: u64) {
         let lines = &self.log_lines_lost_total;

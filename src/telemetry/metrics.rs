@@ -13,6 +13,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+pub use super::described::Described;
+use super::process::Process;
 use crate::signup::ContractId;
 
 /// What the text that [`Metrics::render`] gives is called in HTTP.
@@ -23,19 +25,6 @@ const SECONDS: [f64; 16] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0,
 ];
-
-/// A metric as people are told of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Described {
-    /// Its name in full.
-    pub name: &'static str,
-    /// counter, gauge or histogram.
-    pub kind: &'static str,
-    /// What it is told apart by.
-    pub labels: &'static [&'static str],
-    /// What it says.
-    pub help: &'static str,
-}
 
 /// Reads figures that somebody else keeps.
 type Source = Box<dyn Fn(&Metrics) + Send + Sync>;
@@ -61,6 +50,9 @@ macro_rules! metrics {
             fn default() -> Self {
                 let (registry, mut described) = (Registry::new(), DESCRIBED.iter());
                 $(let $name: $kind = registered(&registry, described.next());)+
+                if let Some(process) = Process::new() {
+                    registry.register(Box::new(process)).expect("each name is there once");
+                }
                 let metrics = Self { registry, sources: Mutex::default(), $($name),+ };
                 metrics.begin();
                 metrics
@@ -81,7 +73,8 @@ metrics! {
     stage_seconds: HistogramVec ["stage"];
     /// Registrations refused with 503 before they were queued, by reason: in_flight, backlog or queue.
     refused_total: IntCounterVec ["reason"];
-    /// Rows of POST /registrations that were answered, by outcome.
+    /// Bulk rows by final outcome, from any entry point: AMQP, POST /registrations or an import. Fronts count the
+    /// rows that they refuse, workers all others; dead_letter counts those that became dead letters.
     bulk_rows_total: IntCounterVec ["outcome"];
     /// Open HTTP connections.
     connections: IntGauge;
@@ -141,6 +134,11 @@ metrics! {
     hash_lane_seconds_total: Counter;
     /// Passwords that all threads together can hash in a second at present.
     hash_capacity_per_second: GaugeVec;
+    /// Whether a component can work, as in /ready: 1 or 0, by component.
+    component_ready: IntGaugeVec ["component"];
+    /// Time at which a TLS certificate expires, in seconds since 1970: front is that of front.tls_cert as it is in
+    /// use, queue that of queue.cert_file.
+    tls_certificate_expiry_timestamp_seconds: IntGaugeVec ["certificate"];
     /// Log lines that were lost, because standard error could not be written or was not read.
     log_lines_lost_total: IntCounter;
 }
@@ -152,6 +150,7 @@ impl Metrics {
         for contract in ContractId::ALL {
             self.signups_total.with_label_values(&[contract.as_str(), "registered"]);
         }
+        self.bulk_rows_total.with_label_values(&["registered"]);
         for reason in ["in_flight", "backlog", "queue"] {
             self.refused_total.with_label_values(&[reason]);
         }

@@ -114,7 +114,7 @@ async fn settle(
     mut stages: Stages,
 ) {
     let (started, kind) = (Instant::now(), delivery.message().kind);
-    settle::settle(delivery, result, stages).await;
+    settle::settle(&worker.metrics, delivery, result, stages).await;
     stages.add(Stage::Settle, started.elapsed());
     if kind != Kind::Profile {
         worker.metrics.settled(&stages);

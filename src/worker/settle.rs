@@ -2,7 +2,7 @@
 
 use crate::queue::{Delivery, Door, Reason, Reply};
 use crate::signup::{FailureCode, Outcome};
-use crate::telemetry::Stages;
+use crate::telemetry::{Metrics, Stages};
 
 /// One of a delivery's ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,11 +13,21 @@ enum End {
 }
 
 /// Settles a delivery by its door and its outcome.
-pub(super) async fn settle(delivery: Delivery, result: Result<Outcome, Reason>, stages: Stages) {
+pub(super) async fn settle(
+    metrics: &Metrics,
+    delivery: Delivery,
+    result: Result<Outcome, Reason>,
+    stages: Stages,
+) {
     let message = delivery.message();
     let end = end(message.door, message.unsettled.reply_to.is_some(), &result);
     match (end, result) {
-        (End::Reply, Ok(outcome)) => delivery.reply(Reply::new(outcome, stages)).await,
+        (End::Reply, Ok(outcome)) => {
+            if message.door == Door::Bulk {
+                metrics.bulk_row(outcome.word());
+            }
+            delivery.reply(Reply::new(outcome, stages)).await;
+        }
         (End::Retry, _) => delivery.retry().await,
         (End::Bury(reason), _) => delivery.bury(reason).await,
         (End::Reply, Err(reason)) => delivery.bury(reason).await,

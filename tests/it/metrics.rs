@@ -1,11 +1,14 @@
 //! What fronts and workers tell Prometheus, and the times of a signup's stages.
 
+mod operation;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use lapin::BasicProperties;
-use muster::telemetry::metrics::{DESCRIBED, Metrics};
+use muster::telemetry::metrics::{self, Described, Metrics};
+use muster::telemetry::process;
 use serde_json::{Value, json};
 
 use crate::support::broker::Broker;
@@ -218,16 +221,21 @@ fn alerts() -> Vec<(String, String)> {
     rules.iter().map(|rule| (text(rule, "alert"), text(rule, "expr"))).collect()
 }
 
-/// The names of muster's metrics in a query.
+/// The names of muster's metrics and of those of its process in a query.
 fn named(query: &str) -> BTreeSet<&str> {
     let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    words.filter(|word| word.starts_with("muster_")).collect()
+    words.filter(|word| word.starts_with("muster_") || word.starts_with("process_")).collect()
+}
+
+/// Every metric there is.
+fn described() -> impl Iterator<Item = &'static Described> {
+    metrics::DESCRIBED.iter().chain(process::DESCRIBED)
 }
 
 #[test]
 fn every_metric_that_dashboard_and_alerts_name_is_there() {
     let mut known = BTreeSet::new();
-    for metric in DESCRIBED {
+    for metric in described() {
         let ends: &[&str] =
             if metric.kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
         known.extend(ends.iter().map(|end| format!("{}{end}", metric.name)));
@@ -243,7 +251,7 @@ fn every_metric_that_dashboard_and_alerts_name_is_there() {
 fn the_dashboard_shows_every_metric() {
     let queries = dashboard();
     let shown: BTreeSet<&str> = queries.iter().flat_map(|(_, query)| named(query)).collect();
-    for metric in DESCRIBED {
+    for metric in described() {
         let is_shown = shown.iter().any(|name| name.starts_with(metric.name));
         assert!(is_shown, "{} is nowhere on the dashboard", metric.name);
     }
@@ -252,7 +260,7 @@ fn the_dashboard_shows_every_metric() {
 #[test]
 fn the_documentation_has_every_metric_as_the_code_has_it() {
     let mut table = String::from("| metric | kind | labels | what it says |\n|---|---|---|---|\n");
-    for metric in DESCRIBED {
+    for metric in described() {
         let labels = metric.labels.iter().map(|label| format!("`{label}`"));
         let labels = labels.collect::<Vec<_>>().join(", ");
         table += &format!("| `{}` | {} | {labels} | {} |\n", metric.name, metric.kind, metric.help);

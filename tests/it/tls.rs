@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use muster::front::validity::Validity;
 use muster::http_client::{Connection, trust};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -32,8 +33,13 @@ struct Certificates(PathBuf);
 
 impl Certificates {
     async fn made(setup: &Setup, name: &str) -> Self {
+        Self::valid_for(setup, name, "90").await
+    }
+
+    async fn valid_for(setup: &Setup, name: &str, days: &str) -> Self {
         let directory = setup.directory().join(name);
-        run(setup, &["cert", "--directory", directory.to_str().unwrap()]).await.printed();
+        let arguments = ["cert", "--directory", directory.to_str().unwrap(), "--days", days];
+        run(setup, &arguments).await.printed();
         Self(directory)
     }
 
@@ -223,12 +229,13 @@ async fn ends(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
 #[tokio::test]
 async fn a_new_certificate_is_shown_after_sighup_and_nobody_is_cut_off() {
     let setup = Setup::embedded();
-    let [certificates, new] =
-        [Certificates::made(&setup, "certs").await, Certificates::made(&setup, "new").await];
+    let certificates = Certificates::made(&setup, "certs").await;
+    let new = Certificates::valid_for(&setup, "new", "30").await;
     let (old_trust, new_trust) = (certificates.trust(), new.trust());
     let mut muster = served(setup, &certificates).await;
     let mut open = connect(&muster, old_trust.clone()).await.unwrap();
     assert_eq!(open.get("/live").await.unwrap().0, 200);
+    assert_eq!(expiry_metric(&mut open).await, expiry(&certificates));
 
     certificates.replace_with(&new);
     muster.signal("HUP");
@@ -239,13 +246,30 @@ async fn a_new_certificate_is_shown_after_sighup_and_nobody_is_cut_off() {
     assert_eq!(shown, CertificateDer::from_pem_file(new.path("cert.pem")).unwrap());
     assert!(connect(&muster, old_trust).await.is_err(), "the old one is no longer shown");
     assert_eq!(open.post("/register", registration()).await.unwrap().0, 201, "the open connection");
+    let expires = expiry(&new);
+    assert_eq!(expiry_metric(&mut open).await, expires);
 
     // One that does not fit is told, and the one before stays.
     std::fs::copy(certificates.path("ca.pem"), certificates.path("cert.pem")).unwrap();
     muster.signal("HUP");
     muster.wait_for_log(|line| line.contains("do not fit") && line.contains("stays in use")).await;
     assert_eq!(connect(&muster, new_trust).await.unwrap().get("/live").await.unwrap().0, 200);
+    assert_eq!(expiry_metric(&mut open).await, expires, "that of the certificate in use");
     assert!(muster.stop().await.success());
+}
+
+/// When certificates expire, in seconds since 1970.
+fn expiry(certificates: &Certificates) -> i64 {
+    Validity::read(Path::new(&certificates.path("cert.pem"))).unwrap().until
+}
+
+/// The same as the metrics say it.
+async fn expiry_metric(connection: &mut Connection) -> i64 {
+    let (status, metrics) = connection.get("/metrics").await.unwrap();
+    assert_eq!(status, 200);
+    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    let name = "muster_tls_certificate_expiry_timestamp_seconds{certificate=\"front\"} ";
+    metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap()
 }
 
 #[tokio::test]

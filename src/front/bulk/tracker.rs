@@ -9,7 +9,7 @@ use crate::queue::{Answer, Row};
 use crate::rows::{
     self, Checked, EARLIER_FAILED, HashColumn, Line, Lines, Order, Report, RowError, Rules,
 };
-use crate::signup::{IdempotencyKey, MessageId, Origin, Outcome, RegistrationId};
+use crate::signup::{IdempotencyKey, MessageId, Origin, RegistrationId};
 use crate::telemetry::{Metrics, TraceContext};
 
 /// Rows of one upload that are in memory: sent and without an outcome, or waiting for the report of an earlier row.
@@ -175,14 +175,13 @@ impl Tracker {
     }
 
     fn invalid(&self, line: u64, errors: Vec<RowError>) -> State {
-        self.metrics.row_answered("invalid");
+        self.metrics.bulk_row("invalid");
         State::Done(Report::invalid(line, None, errors))
     }
 
     /// Takes the outcome of a row. A failure fails the rows that wait behind it.
     pub(super) fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
         let Some(State::Sent { line }) = self.reports.get(&tag) else { return };
-        self.metrics.row_answered(outcome.as_ref().map_or("no_answer", Outcome::word));
         let id = RegistrationId::of(&Origin::Import, self.rules.contract, &id);
         let report = Report::answered(*line, id, outcome.ok());
         let has_failed = report.outcome == "failed";
@@ -193,7 +192,7 @@ impl Tracker {
         }
         for tag in self.order.fail(tag) {
             if let Some(State::Sent { line }) = self.reports.get(&tag) {
-                self.metrics.row_answered(EARLIER_FAILED);
+                self.metrics.bulk_row(EARLIER_FAILED);
                 self.reports.insert(tag, State::Done(Report::earlier_failed(*line)));
             }
         }

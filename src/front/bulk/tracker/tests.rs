@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::contract::Policy;
 use crate::queue::NoAnswer;
-use crate::signup::{ContractId, FailureCode, Millis, RejectionCode, User, UserId};
+use crate::signup::{ContractId, FailureCode, Millis, Outcome, RejectionCode, User, UserId};
 
 fn tracker() -> Tracker {
     let contract = ContractId::Username;

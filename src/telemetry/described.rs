@@ -1,0 +1,14 @@
+//! What documentation and dashboards are held against: a metric's name, kind, labels and HELP.
+
+/// A metric as it is documented.
+#[derive(Clone, Copy, Debug)]
+pub struct Described {
+    /// Its name in full.
+    pub name: &'static str,
+    /// counter, gauge or histogram.
+    pub kind: &'static str,
+    /// The names of its labels.
+    pub labels: &'static [&'static str],
+    /// Its HELP.
+    pub help: &'static str,
+}
