@@ -1,7 +1,7 @@
 //! `muster cert`: a certificate for development, with an authority of its own that nobody else can
 //! use, because its private key is thrown away. Not for the internet.
 
-use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::keys::write_private;
-use super::{EXIT_FAILED, EXIT_OK, complain};
+use super::{EXIT_FAILED, complain, stdout};
 use crate::signup::Clock;
 
 /// Clocks of development machines differ too.
@@ -35,7 +35,7 @@ pub(super) struct Flags {
     #[arg(long, default_value = ".", value_name = "DIRECTORY")]
     directory: PathBuf,
     /// A host name or address besides localhost, 127.0.0.1 and ::1; may be given several times.
-    #[arg(long = "name", value_name = "NAME")]
+    #[arg(long = "name", value_name = "NAME", value_parser = host)]
     names: Vec<String>,
     /// How many days it is valid.
     #[arg(long, default_value_t = 90, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX as i64))]
@@ -44,15 +44,32 @@ pub(super) struct Flags {
 
 pub(super) fn run(flags: &Flags) -> u8 {
     match make(flags) {
-        Ok(told) => match io::stdout().write_all(told.as_bytes()) {
-            Ok(()) => EXIT_OK,
-            Err(_) => EXIT_FAILED,
-        },
+        Ok(told) => stdout::printed(&told),
         Err(error) => {
             complain(&error);
             EXIT_FAILED
         }
     }
+}
+
+/// Accepts what clients compare with the host of a URL.
+fn host(text: &str) -> Result<String, &'static str> {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    let is_label = |label: &str| {
+        let may_be_in = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        (1..=63).contains(&label.len())
+            && label.bytes().all(may_be_in)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_name = name.len() <= 253 && name.split('.').all(is_label);
+    if is_name || text.parse::<IpAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err(
+        "expected a host name such as muster.test or *.muster.test (an international one in its xn-- form), or an \
+         IP address",
+    )
 }
 
 fn make(flags: &Flags) -> anyhow::Result<String> {

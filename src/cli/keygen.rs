@@ -1,14 +1,12 @@
 //! `muster keygen`: a new pair of keys for sealed passwords. It reads no settings and writes no file;
 //! where the private half goes is for whoever called it to decide.
 
-use std::io::Write;
-
 use clap::Args;
 use secrecy::ExposeSecret;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{EXIT_FAILED, EXIT_OK};
+use super::stdout;
 use crate::queue::seal::KeyPair;
 
 /// How to print it.
@@ -25,10 +23,7 @@ pub(super) struct Flags {
 pub(super) fn run(flags: Flags) -> u8 {
     let pair = KeyPair::generate();
     let printed = Zeroizing::new(if flags.json { as_json(&pair) } else { as_settings(&pair) });
-    match std::io::stdout().write_all(printed.as_bytes()) {
-        Ok(()) => EXIT_OK,
-        Err(_) => EXIT_FAILED,
-    }
+    stdout::printed(&printed)
 }
 
 /// Lines that a shell, a container's environment file and a person can read.

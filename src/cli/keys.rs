@@ -2,7 +2,7 @@
 //! A private key is printed only by `make --output -`.
 
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain};
+use super::{EXIT_CONFIGURATION, EXIT_OK, SettingFlags, UsageError, complain, failed, stdout};
 use crate::telemetry::stderr;
 use crate::token::key::{self, Algorithm};
 use crate::token::{Key, public_keys};
@@ -73,10 +73,7 @@ pub(super) fn run(command: Command) -> u8 {
         Command::List(which) => which.run(list),
         Command::Jwks(which) => which.run(jwks),
     };
-    done.unwrap_or_else(|error| {
-        complain(&error);
-        EXIT_FAILED
-    })
+    done.unwrap_or_else(|error| failed(&error))
 }
 
 impl Make {
@@ -89,7 +86,7 @@ impl Make {
         let pem = key::generate(algorithm)?;
         let id = Key::from_pem(&pem)?.id().unwrap_or_default().to_owned();
         if self.output.as_os_str() == "-" {
-            return Ok(io::stdout().write_all(pem.as_bytes())?);
+            return stdout::print(&pem);
         }
         write_private(&self.output, pem.as_bytes())?;
         let path = self.output.display();
@@ -97,7 +94,7 @@ impl Make {
             "{path}: a private {} key with the id {id}\nMUSTER_TOKEN_KEYS={path}\n",
             algorithm.as_str()
         );
-        Ok(io::stdout().write_all(told.as_bytes())?)
+        stdout::print(&told)
     }
 }
 
@@ -139,7 +136,7 @@ fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
     if found.is_empty() {
         stderr::line("muster: no keys: token.keys (MUSTER_TOKEN_KEYS) and JWT_SECRET are not set");
     }
-    let mut output = io::stdout().lock();
+    let mut lines = String::new();
     for (at, Found { key, path }) in found.iter().enumerate() {
         let (id, algorithm) = match key {
             Some(key) => (key.id().unwrap_or_default(), key.algorithm()),
@@ -156,17 +153,20 @@ fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
         } else {
             format!("{id:<43}  {algorithm:<5}  {use_:<8}  {place}")
         };
-        writeln!(output, "{line}")?;
+        lines += &line;
+        lines.push('\n');
     }
-    Ok(())
+    stdout::print(&lines)
 }
 
 fn jwks(found: &[Found], _: bool) -> anyhow::Result<()> {
     let keys: Option<Value> = public_keys(found.iter().filter_map(|found| found.key.as_ref()));
     let Some(keys) = keys else {
-        bail!("no keys with a public half: name their files, or set token.keys (MUSTER_TOKEN_KEYS)")
+        let wrong =
+            "no keys with a public half: name their files, or set token.keys (MUSTER_TOKEN_KEYS)";
+        bail!(UsageError(wrong.to_owned()))
     };
-    Ok(writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&keys)?)?)
+    stdout::print(&(serde_json::to_string_pretty(&keys)? + "\n"))
 }
 
 /// Writes a new file that only its owner can read; never over one that is there.

@@ -1,16 +1,19 @@
-//! `muster completions` and `muster man`: made from the command line itself, so that they cannot be
-//! out of date.
+//! `muster completions` and `muster man`: made from the command line itself, so that they cannot be out of date.
 
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::{Args, CommandFactory};
+use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
+use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{Cli, EXIT_FAILED, EXIT_OK, complain};
+use super::{Cli, EXIT_FAILED, EXIT_OK, complain, stdout};
 
 const NAME: &str = "muster";
+/// How the paragraphs of a command's help begin that have sections of their own.
+const EXAMPLES: &str = "Examples:\n";
+const EXIT_CODES: &str = "Exit codes: ";
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -35,28 +38,107 @@ pub(super) struct Man {
 pub(super) fn completions(flags: &Completions) -> u8 {
     let mut script = Vec::new();
     clap_complete::generate(flags.shell, &mut Cli::command(), NAME, &mut script);
-    ended(io::stdout().write_all(&script).map_err(Into::into))
+    stdout::printed(&String::from_utf8_lossy(&script))
 }
 
 pub(super) fn man(flags: &Man) -> u8 {
-    ended(match &flags.directory {
-        None => {
-            let mut page = Vec::new();
-            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
-            rendered.and_then(|()| io::stdout().write_all(&page)).map_err(Into::into)
-        }
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    let written = match &flags.directory {
+        None => page(&command)
+            .map_err(anyhow::Error::from)
+            .and_then(|page| stdout::print(&String::from_utf8_lossy(&page))),
         Some(directory) => std::fs::create_dir_all(directory)
-            .and_then(|()| clap_mangen::generate_to(Cli::command(), directory))
+            .and_then(|()| write_pages(&command, directory))
             .with_context(|| format!("{}: cannot be written", directory.display())),
-    })
-}
-
-fn ended(done: anyhow::Result<()>) -> u8 {
-    match done {
+    };
+    match written {
         Ok(()) => EXIT_OK,
         Err(error) => {
             complain(&error);
             EXIT_FAILED
         }
+    }
+}
+
+/// Writes the page of a command and those of the commands in it.
+fn write_pages(command: &Command, directory: &Path) -> io::Result<()> {
+    for inner in command.get_subcommands() {
+        write_pages(inner, directory)?;
+    }
+    let name = command.get_display_name().unwrap_or(NAME);
+    std::fs::write(directory.join(format!("{name}.1")), page(command)?)
+}
+
+/// The page of a command. The generator would put all that comes after the options into one section.
+fn page(command: &Command) -> io::Result<Vec<u8>> {
+    let man = clap_mangen::Man::new(command.clone());
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let (mut examples, mut exit_codes) = (None, None);
+    let mut notes = Roff::default();
+    for paragraph in help.split("\n\n") {
+        if let Some(lines) = paragraph.strip_prefix(EXAMPLES) {
+            examples = Some(lines);
+        } else if let Some(codes) = paragraph.strip_prefix(EXIT_CODES) {
+            exit_codes = Some(codes);
+        } else {
+            notes.control("PP", []).text([roman(paragraph)]);
+        }
+    }
+    notes.to_writer(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    let mut ending = Roff::default();
+    ending.control("SH", ["EXIT STATUS"]);
+    let all = exit_codes.unwrap_or(super::EXIT_CODES);
+    for (code, meaning) in exit_statuses(all) {
+        ending.control("TP", []).text([bold(code)]).text([roman(meaning)]);
+    }
+    if let Some(examples) = examples {
+        ending.control("SH", ["EXAMPLES"]).control("nf", []);
+        for line in examples.lines() {
+            ending.text([roman(line.trim_start())]);
+        }
+        ending.control("fi", []);
+    }
+    ending.to_writer(&mut page)?;
+    Ok(page)
+}
+
+/// Cuts `0 done, 1 failed` into its codes and their meanings, which may hold commas too.
+fn exit_statuses(text: &str) -> Vec<(&str, String)> {
+    let mut statuses: Vec<(&str, String)> = Vec::new();
+    for part in text.trim_end_matches('.').split(", ") {
+        match part.split_once(' ') {
+            Some((code, meaning)) if code.bytes().all(|byte| byte.is_ascii_digit()) => {
+                statuses.push((code, meaning.to_owned()));
+            }
+            _ => {
+                if let Some((_, meaning)) = statuses.last_mut() {
+                    meaning.push_str(", ");
+                    meaning.push_str(part);
+                }
+            }
+        }
+    }
+    statuses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_statuses_may_hold_commas() {
+        let statuses = exit_statuses("0 done, 3 keys would change, or users conflict.");
+        let expected = [("0", "done"), ("3", "keys would change, or users conflict")];
+        assert_eq!(statuses, expected.map(|(code, meaning)| (code, meaning.to_owned())));
     }
 }

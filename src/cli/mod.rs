@@ -14,6 +14,7 @@ mod reindex;
 mod serve;
 mod signup;
 mod spec;
+mod stdout;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 use std::sync::Once;
 
 use clap::{Args, Parser, Subcommand};
+use url::Url;
 
 use crate::config::{Flag, Settings, Sources, has_credentials};
 use crate::queue::rabbit::NEVER_LOGGED;
@@ -40,6 +42,12 @@ pub const EXIT_FINDINGS: u8 = 3;
 /// A fault in muster itself (`EX_SOFTWARE` of sysexits.h).
 pub const EXIT_CRASHED: u8 = 70;
 
+/// Heading of the settings in the help of a command, after its own options.
+const SETTINGS: &str = "Settings";
+/// Exit codes of commands that name none of their own, as the manual lists them.
+const EXIT_CODES: &str = "0 done, 1 failed, 2 usage or settings are wrong, 3 done in part or something found, \
+    70 a fault in muster.";
+
 /// Registration through a queue: five documented signup endpoints, one pipeline, nobody lost.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = false, args_conflicts_with_subcommands = true)]
@@ -49,7 +57,7 @@ pub const EXIT_CRASHED: u8 = 70;
     muster\n  \
     muster serve --role worker --queue amqp://broker --store mongodb://database\n  \
     muster doctor\n\n\
-    Exit codes: 0 done, 1 failed, 2 settings are wrong, 3 done in part or something found, 70 a fault in \
+    Exit codes: 0 done, 1 failed, 2 usage or settings are wrong, 3 done in part or something found, 70 a fault in \
     muster.")]
 pub struct Cli {
     #[command(subcommand)]
@@ -69,10 +77,7 @@ enum Command {
         again.")]
     Serve(SettingFlags),
     /// Print the effective settings, secrets redacted.
-    #[command(after_help = "Examples:\n  \
-        muster config\n  \
-        muster config --config muster.toml --role front")]
-    Config(SettingFlags),
+    Config(config::Flags),
     /// Ask a running muster with the same settings whether it is ready; exit 0 if it is.
     #[command(after_help = "Examples:\n  \
         muster healthcheck\n  \
@@ -111,19 +116,19 @@ enum Command {
 #[derive(Clone, Args)]
 struct SettingFlags {
     /// A file of settings, over the defaults and under the environment.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = SETTINGS)]
     config: Option<PathBuf>,
     /// Which part to play: front, worker or all.
-    #[arg(long, value_name = "ROLE")]
+    #[arg(long, value_name = "ROLE", help_heading = SETTINGS)]
     role: Option<String>,
     /// Where to serve HTTP.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", help_heading = SETTINGS)]
     listen: Option<String>,
     /// Where the queue is: local: or amqp://…
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help_heading = SETTINGS)]
     queue: Option<String>,
     /// Where users are kept: file:PATH or mongodb://…
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help_heading = SETTINGS)]
     store: Option<String>,
 }
 
@@ -177,7 +182,7 @@ pub fn refuse(error: &clap::Error) -> ExitCode {
         stderr::line(error.to_string().trim_end());
         ExitCode::from(EXIT_CONFIGURATION)
     } else {
-        ExitCode::from(if error.print().is_ok() { EXIT_OK } else { EXIT_FAILED })
+        ExitCode::from(stdout::printed(&error.to_string()))
     }
 }
 
@@ -218,6 +223,24 @@ fn warn_of_credentials(name: &str, url: &str, instead: &str) {
              `ps`; {instead}"
         ));
     }
+}
+
+/// A command line that asks for what cannot be, which the parser does not see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
+/// Reports why a command failed, and returns its exit code.
+fn failed(error: &anyhow::Error) -> u8 {
+    complain(error);
+    if error.is::<UsageError>() { EXIT_CONFIGURATION } else { EXIT_FAILED }
+}
+
+/// Reads the URL of an HTTP server.
+fn http_url(text: &str) -> Result<Url, &'static str> {
+    let url = Url::parse(text).ok();
+    let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    url.ok_or("expected http://HOST:PORT or https://HOST:PORT")
 }
 
 /// Tells a person what went wrong, on one line where that is possible.

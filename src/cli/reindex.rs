@@ -1,13 +1,14 @@
 //! `muster reindex`: recomputes the keys by which addresses are unique after their rule has changed. Without
 //! `--apply` it shows what would change. The work is done by `store::reindex`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     EXIT_CONFIGURATION, EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, SettingFlags, complain, runtime,
+    stdout,
 };
 use crate::store::reindex::{Report, reindex};
 
@@ -48,7 +49,7 @@ pub(super) fn run(flags: Flags) -> u8 {
         let report = runtime.block_on(reindex(&settings.store, flags.apply, progress));
         bar.finish_and_clear();
         let report = report?;
-        io::stdout().write_all(shown(&report, flags.json)?.as_bytes())?;
+        stdout::print(&shown(&report, flags.json)?)?;
         Ok(report)
     });
     match ended {

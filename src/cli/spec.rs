@@ -1,9 +1,8 @@
 //! `muster spec`: prints the descriptions of the HTTP and the AMQP interface. Connects to no service.
 
-use std::io::Write;
-
 use clap::Subcommand;
 
+use super::stdout::print;
 use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain};
 use crate::config::Settings;
 use crate::front::openapi;
@@ -48,8 +47,4 @@ fn settings(flags: SettingFlags) -> Result<Settings, u8> {
         complain(&error);
         EXIT_CONFIGURATION
     })
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
 use toml::{Table, Value};
 
 use super::file::BYTE_ORDER_MARK;
@@ -111,6 +112,31 @@ impl Layers {
             };
         }
         root.to_string()
+    }
+
+    /// Every setting by its key: its value as `show` has it, its environment variables, and where its value comes
+    /// from.
+    pub(super) fn to_json(&self, show: impl Fn(&str, &Value) -> Value) -> serde_json::Value {
+        let described = self.0.iter().map(|(key, layer)| {
+            let short = SHORT_NAMES.iter().filter(|(_, of)| of == key);
+            let names: Vec<String> = short.map(|(name, _)| (*name).to_owned()).collect();
+            let variable = long_name(key);
+            let all = std::iter::once(&variable).chain(&names);
+            let files: Vec<String> = if is_secret(key) {
+                all.map(|name| format!("{name}_FILE")).collect()
+            } else {
+                Vec::new()
+            };
+            let others = [names, files].concat();
+            let described = json!({
+                "value": show(key, &layer.value),
+                "variable": variable,
+                "other_variables": others,
+                "from": layer.origin.as_deref().unwrap_or("default"),
+            });
+            (key.clone(), described)
+        });
+        described.collect::<serde_json::Map<_, _>>().into()
     }
 
     fn add_file(&mut self, sources: &Sources, problems: &mut Problems) {

@@ -86,6 +86,7 @@ pub struct Settings {
     /// Where spans go; none: no spans are made.
     pub trace: Option<Trace>,
     shown: String,
+    described: serde_json::Value,
 }
 
 /// `[front]`
@@ -385,6 +386,11 @@ impl Settings {
     /// The effective settings as TOML, secrets redacted.
     pub fn to_toml(&self) -> &str {
         &self.shown
+    }
+
+    /// Each setting by its key: value, secrets redacted, environment variables, and where the value comes from.
+    pub fn to_json(&self) -> &serde_json::Value {
+        &self.described
     }
 
     /// Whether everything stays in this process and its data file.

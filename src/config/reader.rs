@@ -66,6 +66,7 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
         log: log?,
         trace: trace?,
         shown: layers.to_toml(shown),
+        described: layers.to_json(shown),
     })
 }
 

@@ -111,8 +111,18 @@ impl Connection {
         if let Some(path) = request.uri().path_and_query() {
             *request.uri_mut() = path.clone().into();
         }
-        self.sender.ready().await?;
-        let (head, body) = self.sender.send_request(request).await?.into_parts();
+        let ready = self.sender.ready().await;
+        ready.with_context(|| {
+            format!("{}: the server ended the connection; does it speak HTTP?", self.host)
+        })?;
+        let sent = self.sender.send_request(request).await;
+        let sent = sent.map_err(|error| {
+            if error.is_parse() {
+                return anyhow::anyhow!("{}: the server there does not speak HTTP", self.host);
+            }
+            error.into()
+        });
+        let (head, body) = sent?.into_parts();
         let body = Limited::new(body, RESPONSE_MAX).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
         Ok(Response::from_parts(head, body))

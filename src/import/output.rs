@@ -83,8 +83,13 @@ impl Output {
             To::Nowhere => Ok(None),
             To::Stdout => {
                 let mut stdout = io::stdout().lock();
-                let written = stdout.write_all(&waiting).and_then(|()| stdout.flush());
-                written.context("standard output cannot be written")?;
+                match stdout.write_all(&waiting).and_then(|()| stdout.flush()) {
+                    // Its reader has stopped reading, as `head` does. The rows go on without their reports.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                        self.to = To::Nowhere;
+                    }
+                    written => written.context("standard output cannot be written")?,
+                }
                 Ok(None)
             }
             To::File { file, name, length, is_regular } => {

@@ -108,6 +108,9 @@ impl Key {
         let Ok((label, document)) = SecretDocument::from_pem(pem) else {
             bail!("no PEM file with one private key; `muster keys make` makes one")
         };
+        if label.ends_with("PUBLIC KEY") {
+            bail!("holds a public key ({label}); expected the private key that belongs to it");
+        }
         if label != PEM_LABEL {
             bail!(
                 "holds {label}, and {PEM_LABEL} (PKCS#8, not encrypted) is wanted; convert it with: \

@@ -42,6 +42,17 @@ async fn every_command_helps_as_it_is_written_down() {
         arguments.push("--help");
         let help = run(&setup, &arguments).await.printed();
         let has_commands = help.contains("\nCommands:\n");
+        // A command's own options come before the settings that all have.
+        if let Some((options, settings)) = help.split_once("\nSettings:\n") {
+            let has_own = options.contains("\nOptions:\n") && options.contains("--help");
+            assert!(has_own && !options.contains("--store "), "{arguments:?}: {help}");
+            let settings = settings.split("\nExamples:\n").next().unwrap().lines();
+            let flags = settings.filter_map(|line| line.trim().split(' ').next());
+            let flags: Vec<&str> = flags.filter(|word| word.starts_with("--")).collect();
+            assert_eq!(flags, ["--config", "--role", "--listen", "--queue", "--store"], "{help}");
+        } else {
+            assert!(!help.contains("--store "), "{arguments:?}: {help}");
+        }
         assert!(help.contains("Examples:\n") || has_commands, "{arguments:?} shows no example");
         let name =
             ["muster".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join("-") + ".txt";
@@ -87,6 +98,12 @@ async fn completions_and_manual_name_every_command() {
     run(&setup, &["man", "--directory", directory.to_str().unwrap()]).await.printed();
     for words in commands() {
         let name = ["muster".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join("-");
-        assert!(directory.join(format!("{name}.1")).exists(), "{name} has no page");
+        let page = std::fs::read_to_string(directory.join(format!("{name}.1"))).unwrap();
+        let status = page.split(".SH \"EXIT STATUS\"\n").nth(1);
+        let status = status.unwrap_or_else(|| panic!("{name} has no exit status"));
+        for code in ["\\fB0\\fR", "\\fB1\\fR", "\\fB2\\fR"] {
+            assert!(status.contains(code), "{name} does not say what {code} means:\n{status}");
+        }
+        assert!(!page.contains("Exit codes:") && !page.contains(".SH EXTRA"), "{name}");
     }
 }

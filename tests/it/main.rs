@@ -12,6 +12,7 @@ mod support;
 mod architecture;
 mod bulk;
 mod clients;
+mod commands;
 mod contracts;
 mod crash;
 mod dead;

@@ -27,19 +27,116 @@ async fn every_contract_can_be_signed_up_for() {
         let arguments: Vec<&str> = base.iter().chain(who).copied().collect();
         let input = format!("{PASSWORD}\n");
         let printed = run_with(&setup, &arguments, &input).await.printed();
-        assert!(printed.starts_with(&format!("registered under {contract}")), "{printed}");
+        let sentence = format!("under the contract {contract}");
+        assert!(printed.starts_with("Registered ") && printed.contains(&sentence), "{printed}");
+        assert!(printed.contains(&name) && printed.ends_with(".\n"), "{printed}");
         assert!(!printed.contains("token") && !printed.contains(PASSWORD));
 
         let again = run_with(&setup, &arguments, &input).await;
         assert_eq!(again.code, Some(1), "{contract}: the second time");
-        assert!(again.stderr.starts_with("muster: not registered"), "{}", again.stderr);
-        assert!(!again.stderr.contains(PASSWORD));
+        let reason = again.stderr.strip_prefix("muster: not registered: ").unwrap();
+        let is_word = ["exist", "taken"].iter().any(|word| reason.contains(word));
+        assert!(is_word && reason.contains("(HTTP 4"), "{}", again.stderr);
+        assert!(!reason.contains(['{', '"']) && !reason.contains(PASSWORD), "{}", again.stderr);
     }
 }
 
 #[tokio::test]
+async fn json_is_printed_on_request() {
+    let muster = Setup::embedded().start().await;
+    let (url, email) =
+        (format!("http://{}", muster.client().address()), format!("{}@example.com", unique("u")));
+    let setup = Setup::embedded();
+    let arguments = [
+        "signup",
+        "--url",
+        &url,
+        "--firstname",
+        "Ann",
+        "--email",
+        &email,
+        "--password-stdin",
+        "--json",
+    ];
+    for (code, field) in [(0, "user"), (1, "errors")] {
+        let mut command = setup.command(&arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), PASSWORD.as_bytes()).unwrap();
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(code));
+        let printed: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+        assert!(printed.get(field).is_some(), "{printed}");
+    }
+}
+
+#[tokio::test]
+async fn everything_is_checked_before_the_password_is_read() {
+    let setup = Setup::embedded();
+    for (who, reason) in [
+        (&["--firstname", "Ann", "--email", "ann@"][..], "email: "),
+        (&["--email", "ann@example.com"], "All fields are required"),
+        (&["--contract", "username", "--username", "a", "--email", "ann@"], "email: "),
+    ] {
+        let ended = run(&setup, &[&["signup"][..], who].concat()).await;
+        assert_eq!(ended.code, Some(2), "{who:?}");
+        assert!(ended.stderr.contains(reason), "{who:?}: {}", ended.stderr);
+        assert!(!ended.stderr.contains("password"), "{who:?}: {}", ended.stderr);
+    }
+    // A server that is not there, on a terminal.
+    let program = env!("CARGO_BIN_EXE_muster");
+    let line =
+        format!("{program} signup --url http://127.0.0.1:1 --firstname Ann --email a@example.com");
+    let ended = Command::new("script")
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let ended = tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap();
+    let shown = String::from_utf8_lossy(&ended.stdout);
+    assert!(shown.contains("127.0.0.1:1: cannot be reached"), "{shown}");
+    assert!(!shown.contains("Password") && ended.status.code() == Some(1), "{shown}");
+}
+
+#[tokio::test]
+async fn server_of_another_protocol_is_named() {
+    // A broker answers so to a request; other servers speak first.
+    for waits in [true, false] {
+        expect_no_http(waits).await;
+    }
+}
+
+async fn expect_no_http(waits: bool) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if waits {
+                let _ = stream.read(&mut [0; 64]).await;
+            }
+            let _ = stream.write_all(b"AMQP\0\0\x09\x01").await;
+        }
+    });
+    let arguments = [
+        "signup",
+        "--url",
+        &url,
+        "--firstname",
+        "Ann",
+        "--email",
+        "a@example.com",
+        "--password-stdin",
+    ];
+    let ended = run_with(&Setup::embedded(), &arguments, PASSWORD).await;
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("speak HTTP"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("version"), "{}", ended.stderr);
+    assert!(!waits || ended.stderr.contains("the server there does not speak HTTP"));
+}
+
+#[tokio::test]
 async fn without_a_terminal_it_does_not_ask() {
-    let ended = run(&Setup::embedded(), &["signup", "--email", "ann@example.com"]).await;
+    let who = ["signup", "--firstname", "Ann", "--email", "ann@example.com"];
+    let ended = run(&Setup::embedded(), &who).await;
     assert_eq!(ended.code, Some(2));
     assert!(ended.stderr.contains("--password-stdin"), "{}", ended.stderr);
 }
@@ -68,7 +165,7 @@ async fn what_is_typed_is_not_shown() {
         eventually("the terminal to show nothing", async || is_silent(&email)).await;
         keys.write_all(format!("{PASSWORD}\n").as_bytes()).await.unwrap();
     }
-    read_until(&mut screen, &mut shown, "registered under register").await;
+    read_until(&mut screen, &mut shown, "under the contract register").await;
     assert!(!shown.contains(PASSWORD), "{shown}");
     assert!(terminal.wait().await.unwrap().success());
 }

@@ -61,11 +61,10 @@ pub(super) fn run(flags: Flags) -> u8 {
             return EXIT_CONFIGURATION;
         }
     };
-    match measure(&flags, settings) {
-        Ok(report) => {
-            report.print(flags.json);
-            if report.other() == 0 { EXIT_OK } else { EXIT_FAILED }
-        }
+    let measured = measure(&flags, settings);
+    match measured.and_then(|report| report.print(flags.json).map(|()| report.other())) {
+        Ok(0) => EXIT_OK,
+        Ok(_) => EXIT_FAILED,
         Err(error) => {
             complain(&error);
             EXIT_FAILED

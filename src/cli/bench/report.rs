@@ -1,11 +1,11 @@
 //! What was measured, for people and as JSON.
 
-use std::io::Write;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::Flags;
+use crate::cli::stdout;
 use crate::config::{QueueUrl, Settings, StoreUrl};
 use crate::password::Usage;
 
@@ -140,14 +140,14 @@ impl Report {
         self.signups.other + self.isolation.as_ref().map_or(0, |isolation| isolation.other)
     }
 
-    /// To standard output; a closed one is no fault of the measurement.
-    pub(super) fn print(&self, json: bool) {
+    /// Writes it to standard output.
+    pub(super) fn print(&self, json: bool) -> anyhow::Result<()> {
         let text = if json {
             serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
         } else {
             self.text()
         };
-        let _ = std::io::stdout().write_all(text.as_bytes());
+        stdout::print(&text)
     }
 
     fn text(&self) -> String {

@@ -1,7 +1,7 @@
 //! `muster dead requeue` and `discard`: look first, so that what is asked can be told and agreed to,
 //! then deal with as many letters as were seen.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::choice::{Choice, Filters, no_letter};
 use super::{EXIT_CONFIGURATION, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, complain, look, show};
+use crate::cli::stdout;
 use crate::queue::DeadLetters;
 use crate::queue::dead_letters::DeadLetter;
 use crate::signup::Millis;
@@ -155,7 +156,8 @@ async fn carry_out(
         complain(&no_letter(id));
     }
     let wanted = found.letters.len();
-    let mut tally = Tally { deed, json: which.json, dry_run: which.dry_run, done: 0, kept: 0 };
+    let (json, dry_run) = (which.json, which.dry_run);
+    let mut tally = Tally { deed, json, dry_run, done: 0, kept: 0, written: Ok(()) };
     let dealt = if which.dry_run {
         found.letters.iter().for_each(|letter| tally.tell(letter, deed.may(letter)));
         Ok(())
@@ -168,6 +170,7 @@ async fn carry_out(
     };
     tally.sum_up(wanted);
     dealt.with_context(|| format!("{} {} of {wanted}, then it failed", deed.done(), tally.done))?;
+    tally.written?;
     // Fewer than were found: somebody else was here meanwhile.
     let complete = tally.done == wanted && found.missing.is_empty();
     Ok(if complete { EXIT_OK } else { EXIT_INCOMPLETE })
@@ -207,10 +210,12 @@ struct Tally {
     dry_run: bool,
     done: usize,
     kept: usize,
+    /// Whether every line was written.
+    written: anyhow::Result<()>,
 }
 
 impl Tally {
-    /// A closed output stops nothing: what was begun is carried through.
+    /// An output that cannot be written stops nothing: what was begun is carried through.
     fn tell(&mut self, letter: &DeadLetter, done: bool) {
         *(if done { &mut self.done } else { &mut self.kept }) += 1;
         let what = if done { self.deed.done() } else { "kept" };
@@ -227,7 +232,9 @@ impl Tally {
         } else {
             format!("{id} {what}")
         };
-        let _ = writeln!(io::stdout(), "{line}");
+        if self.written.is_ok() {
+            self.written = stdout::print(&(line + "\n"));
+        }
     }
 
     fn sum_up(&self, wanted: usize) {

@@ -15,12 +15,14 @@ use clap::{Args, Subcommand};
 
 use super::{
     EXIT_CONFIGURATION, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, complain, runtime,
+    stdout,
 };
 use crate::queue::dead_letters::DeadLetter;
 use crate::queue::{self, DeadLetters};
 use crate::signup::{Clock, Millis};
 use crate::telemetry::stderr;
 use choice::{Choice, Filters};
+use stdout::Stdout;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -105,9 +107,7 @@ pub(super) fn run(command: Command) -> u8 {
         })
     });
     done.unwrap_or_else(|error| {
-        // Whoever reads may stop reading, as `head` does.
-        let closed = error.downcast_ref::<io::Error>().map(io::Error::kind);
-        if closed == Some(io::ErrorKind::BrokenPipe) {
+        if stdout::is_closed(&error) {
             return EXIT_OK;
         }
         complain(&error);
@@ -154,9 +154,10 @@ async fn look(
 impl List {
     async fn run(self, letters: &mut DeadLetters, now: Millis) -> anyhow::Result<u8> {
         let choice = Choice::new(self.filters, now);
-        let mut output = io::stdout().lock();
         if self.json {
+            let mut output = Stdout::lock();
             look(letters, &choice, |letter| Ok(show::json_line(&mut output, &letter)?)).await?;
+            output.flush()?;
             return Ok(EXIT_OK);
         }
         let mut rows = Vec::new();
@@ -168,7 +169,7 @@ impl List {
         if rows.is_empty() {
             stderr::line(&format!("muster: no dead letters{}", choice.told()));
         } else {
-            output.write_all(show::table(&rows, now).as_bytes())?;
+            stdout::print(&show::table(&rows, now))?;
         }
         Ok(EXIT_OK)
     }
@@ -182,7 +183,7 @@ impl Show {
             complain(&choice::no_letter(missing));
             return Ok(EXIT_FAILED);
         }
-        let mut output = io::stdout().lock();
+        let mut output = Stdout::lock();
         look(letters, &choice, |letter| {
             if self.json {
                 return Ok(show::json_line(&mut output, &letter)?);
@@ -190,6 +191,7 @@ impl Show {
             Ok(output.write_all(show::whole(&letter, now).as_bytes())?)
         })
         .await?;
+        output.flush()?;
         Ok(EXIT_OK)
     }
 }
@@ -198,8 +200,9 @@ impl Export {
     async fn run(self, letters: &mut DeadLetters, now: Millis) -> anyhow::Result<u8> {
         let choice = Choice::new(self.filters, now);
         if self.output.as_os_str() == "-" {
-            let mut output = io::stdout().lock();
+            let mut output = Stdout::lock();
             look(letters, &choice, |letter| Ok(show::json_line(&mut output, &letter)?)).await?;
+            output.flush()?;
             return Ok(EXIT_OK);
         }
         let path = self.output.display().to_string();

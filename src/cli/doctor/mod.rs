@@ -6,7 +6,6 @@ mod here;
 mod management;
 mod show;
 
-use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::Args;
@@ -17,6 +16,7 @@ use url::Url;
 
 use super::{
     EXIT_CONFIGURATION, EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, SettingFlags, complain, runtime,
+    stdout,
 };
 use crate::config::Settings;
 use crate::telemetry::finding::{Finding, Severity};
@@ -42,7 +42,7 @@ pub(super) struct Flags {
     settings: SettingFlags,
     /// Check RabbitMQ's HTTP API too: the cluster, bindings, policies and alarms, which AMQP does not show.
     /// With the user of the queue unless the URL names another; it needs the tag monitoring.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = super::http_url)]
     management: Option<Url>,
     /// Print one JSON document.
     #[arg(long)]
@@ -67,7 +67,7 @@ pub(super) fn run(flags: Flags) -> u8 {
         runtime().map(|runtime| runtime.block_on(look(&settings, flags.management.as_ref())));
     let printed = found.and_then(|found| {
         findings.extend(found);
-        io::stdout().write_all(shown(&findings, flags.json).as_bytes())?;
+        stdout::print(&shown(&findings, flags.json))?;
         Ok(findings.iter().map(|finding| finding.severity).max())
     });
     match printed {

@@ -19,7 +19,8 @@ use work::Work;
 
 use super::serve::Signals;
 use super::{
-    EXIT_CONFIGURATION, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, begin, complain,
+    EXIT_CONFIGURATION, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, UsageError, begin,
+    complain, failed,
 };
 use crate::app;
 use crate::config::{Flag, Role, Settings};
@@ -142,10 +143,7 @@ pub(super) fn run(flags: Flags) -> u8 {
         Ok(begun) => begun,
         Err(code) => return code,
     };
-    let code = runtime.block_on(import(&flags, settings)).unwrap_or_else(|error| {
-        complain(&error);
-        EXIT_FAILED
-    });
+    let code = runtime.block_on(import(&flags, settings)).unwrap_or_else(|error| failed(&error));
     runtime.shutdown_background();
     code
 }
@@ -287,7 +285,8 @@ impl Flags {
         }
         match (self.checkpoint_path(), self.resume) {
             (None, true) => {
-                bail!("standard input is resumed only with the --checkpoint it began with")
+                let wrong = "standard input is resumed only with the --checkpoint it began with";
+                bail!(UsageError(wrong.to_owned()))
             }
             (None, false) => Ok((job, None, None)),
             (Some(path), false) => {
@@ -315,7 +314,10 @@ impl Flags {
             (None, Some("csv")) => Format::Csv,
             // One JSON array would be refused with the command that converts it.
             (None, Some("ndjson" | "jsonl" | "json")) => Format::Ndjson,
-            (None, _) => bail!("{}: give --format ndjson or --format csv", self.file.display()),
+            (None, _) => {
+                let file = self.file.display();
+                bail!(UsageError(format!("{file}: give --format ndjson or --format csv")))
+            }
         };
         Ok(match format {
             Format::Ndjson => import::Format::Ndjson,
