@@ -11,7 +11,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use super::{Cli, EXIT_FAILED, EXIT_OK, complain, stdout};
 
 const NAME: &str = "muster";
-/// How the paragraphs of a command's help begin that have sections of their own.
+/// Prefixes of the help paragraphs that become sections.
 const EXAMPLES: &str = "Examples:\n";
 const EXIT_CODES: &str = "Exit codes: ";
 

@@ -225,7 +225,7 @@ fn warn_of_credentials(name: &str, url: &str, instead: &str) {
     }
 }
 
-/// A command line that asks for what cannot be, which the parser does not see.
+/// A usage error that the argument parser does not detect.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct UsageError(String);

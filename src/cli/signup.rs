@@ -22,7 +22,7 @@ use crate::http_client::{Connection, trust};
 use crate::signup::ContractId;
 use crate::telemetry::stderr;
 
-/// Stands for the password while the other fields are checked; no contract refuses it.
+/// Password in the document while the other fields are checked; every contract accepts it.
 const PLACEHOLDER: &str = "Asked-for-later-1";
 /// Longest part of a response that is shown as it is, in characters.
 const REASON_MAX: usize = 200;
@@ -78,7 +78,7 @@ pub(super) fn run(flags: &Flags) -> u8 {
     register(flags, &settings).unwrap_or_else(|error| failed(&error))
 }
 
-/// Registers the user. Whatever can be wrong apart from the password is checked before that is asked for.
+/// Registers the user. Checks all other input first, so that a mistake is reported before the password prompt.
 fn register(flags: &Flags, settings: &Settings) -> anyhow::Result<u8> {
     let target = target(flags, settings).map_err(usage)?;
     flags.check()?;

@@ -1,5 +1,5 @@
-//! Standard output of all commands. A reader may stop reading, as `head` does, which ends the output and is no
-//! failure. Whatever else keeps it from being written, such as a full disk, is an error.
+//! Standard output of all commands. A reader may stop reading, as `head` does: the output ends, and the command does not
+//! fail. Any other write error, such as a full disk, is an error of the command.
 
 use std::io::{self, StdoutLock, Write};
 

@@ -37,7 +37,7 @@ struct Inner {
     loaded: RwLock<Loaded>,
 }
 
-/// What the files held when they were last read.
+/// Contents of the files when they were last read.
 #[derive(Clone, Debug)]
 struct Loaded {
     config: Arc<ServerConfig>,

@@ -38,7 +38,7 @@ pub(super) enum End {
     Requeue,
 }
 
-/// What a span is about, as the conventions name it.
+/// An operation as the conventions describe it.
 struct Operation<'a> {
     /// `messaging.operation.type`, and with it the kind of the span.
     kind: OperationType,
@@ -67,7 +67,7 @@ impl OperationType {
         }
     }
 
-    /// What is sent carries the context of its span, so that the span is a producer's.
+    /// A sent message carries the context of its span, which makes the span a producer's.
     fn span_kind(self) -> SpanKind {
         match self {
             Self::Send => SpanKind::Producer,
@@ -151,7 +151,7 @@ fn local(trace: &TraceContext, kind: SpanKind, name: &str, queue: Door, id: &Mes
 }
 
 impl Message {
-    /// Begins the span of its delivery, below which it stands from now on.
+    /// Begins the span of its delivery, the parent of all later spans.
     pub(super) fn begin(&mut self, broker: Option<&SpanNames>) -> Span {
         let (name, queue) = ("process", self.door);
         let mut span = match broker {
@@ -173,7 +173,7 @@ impl Message {
         span
     }
 
-    /// Begins the span of its end, below which stands what is sent then.
+    /// Begins the span of its end, the parent of what is sent then.
     pub(super) fn end(&mut self, end: End, broker: Option<&SpanNames>) -> Span {
         let span = match broker {
             None => self.trace.span(SpanKind::Internal, end.name()),
@@ -201,7 +201,7 @@ impl Message {
         };
         let dead_letter = send(End::DeadLetter.name(), broker.dead_exchange.as_str(), "", false);
         let operation = match end {
-            // Whoever knows the name of a reply queue can send replies, so that it is left out.
+            // A client that knows the name of a reply queue can send replies, so the name is left out.
             End::Reply if self.unsettled.reply_to.is_some() => {
                 send(end.name(), "amq.default", "", true)
             }

@@ -1,4 +1,4 @@
-//! What documentation and dashboards are held against: a metric's name, kind, labels and HELP.
+//! The description of a metric, with which tests compare the documentation and the dashboard.
 
 /// A metric as it is documented.
 #[derive(Clone, Copy, Debug)]

@@ -185,7 +185,7 @@ impl Metrics {
         tracing::info!(id, %error, "a reply was not delivered");
     }
 
-    /// An event may be refused: shown from now on, so that the first refusal is seen as a change.
+    /// Exports the counter of refused events from now on, so that the first refusal is a change.
     pub fn may_refuse_event(&self, event: &'static str) {
         self.events_refused_total.with_label_values(&[event]);
     }

@@ -42,7 +42,7 @@ pub(super) struct Process {
     boot_time: u64,
 }
 
-/// What the system reports now.
+/// The values at one time.
 #[derive(Debug, PartialEq)]
 struct Sample {
     cpu_seconds: f64,

@@ -68,11 +68,11 @@ fn survives(setup: &Setup, arguments: &[&str]) {
     };
     let usual = ended("usual", Stdio::null());
     assert_eq!(ended("head", closed_pipe()), usual, "{arguments:?}");
-    let (code, told) = ended("full", full_disk());
-    assert_eq!(code, Some(1), "{arguments:?}: {told}");
+    let (code, stderr) = ended("full", full_disk());
+    assert_eq!(code, Some(1), "{arguments:?}: {stderr}");
     let expected = "standard output cannot be written: No space left on device";
-    assert!(told.contains(expected), "{arguments:?}: {told}");
-    assert!(!told.contains("panicked"), "{arguments:?}: {told}");
+    assert!(stderr.contains(expected), "{arguments:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
 }
 
 #[tokio::test]
@@ -114,14 +114,14 @@ async fn import_goes_on_without_a_reader_of_its_report() {
     file("one.ndjson", 0);
     let import = |file| ["import", file, "--contract", "register"];
     let ended = run_into(&setup, &import("one.ndjson"), closed_pipe());
-    let told = String::from_utf8(ended.stderr).unwrap();
-    assert_eq!(ended.status.code(), Some(0), "{told}");
-    assert!(told.contains("20 created") && !told.contains("cannot be written"), "{told}");
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{stderr}");
+    assert!(stderr.contains("20 created") && !stderr.contains("cannot be written"), "{stderr}");
     file("two.ndjson", 20);
     let ended = run_into(&setup, &import("two.ndjson"), full_disk());
-    let told = String::from_utf8(ended.stderr).unwrap();
-    assert_eq!(ended.status.code(), Some(1), "{told}");
-    assert!(told.contains("standard output cannot be written: No space left"), "{told}");
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("standard output cannot be written: No space left"), "{stderr}");
 }
 
 #[tokio::test]

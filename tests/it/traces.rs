@@ -203,7 +203,7 @@ async fn spans_of_messages_follow_the_conventions_for_rabbitmq() {
             (ROUTING_KEY, "interactive"),
         ],
     );
-    // Whoever knows the name of the reply queue could send replies.
+    // A client that knows the name of the reply queue could send replies.
     expect_conventions(
         &spans["reply"],
         SpanKind::Producer,
