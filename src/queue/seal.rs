@@ -49,6 +49,18 @@ pub struct Letter<'a> {
     pub not_after: Millis,
 }
 
+/// A token's box, as JSON.
+#[derive(Serialize, Deserialize)]
+struct TokenText<'a> {
+    #[serde(borrow)]
+    token: Cow<'a, str>,
+    #[serde(borrow)]
+    message_id: Cow<'a, str>,
+    #[serde(borrow)]
+    reply_to: Cow<'a, str>,
+    not_after: Millis,
+}
+
 /// What is in the box, as JSON. Other systems write it too: its names never change meaning.
 #[derive(Serialize, Deserialize)]
 struct Text<'a> {
@@ -104,6 +116,23 @@ impl Sealer {
             document[ALLOW_HASH_LIKE] = true.into();
         }
         serde_json::to_vec(&document).ok()
+    }
+
+    /// A bearer token sealed for one look-up: nobody else's message, reply queue or time. `None` if it is not
+    /// text or the system has no randomness.
+    pub fn seal_token(
+        &self,
+        id: &MessageId,
+        reply_to: &str,
+        not_after: Millis,
+        token: &[u8],
+    ) -> Option<Vec<u8>> {
+        let token = std::str::from_utf8(token).ok()?.into();
+        let (message_id, reply_to) = (id.as_str().into(), reply_to.into());
+        let text = TokenText { token, message_id, reply_to, not_after };
+        let mut plain = Zeroizing::new(Vec::new());
+        serde_json::to_writer(&mut *plain, &text).ok()?;
+        Some(BASE64.encode(self.key.seal(&mut OsRng, &plain).ok()?).into_bytes())
     }
 
     fn seal_password(&self, letter: &Letter<'_>, candidate: &Candidate) -> Option<String> {
@@ -186,15 +215,10 @@ impl Opener {
             let clear = self.required && document.has(PASSWORD);
             return if clear { Err(NotOpened::Clear) } else { Ok(None) };
         };
-        let (_, key) =
-            self.keys.iter().find(|(known, _)| known == key_id).ok_or(NotOpened::UnknownKey)?;
         let Field::Text(sealed) = document.text(PASSWORD) else {
             return Err(NotOpened::Bad("no sealed password in it"));
         };
-        let sealed = BASE64.decode(sealed.as_bytes());
-        let sealed = sealed.map_err(|_| NotOpened::Bad("its password is not base64"))?;
-        let plain = key.unseal(&sealed).map_err(|_| NotOpened::Bad("its seal is broken"))?;
-        let plain = Zeroizing::new(plain);
+        let plain = self.unseal(key_id, sealed.as_bytes())?;
         let text: Text<'_> = serde_json::from_slice(&plain)
             .map_err(|_| NotOpened::Bad("what was sealed cannot be read"))?;
         text.belongs_to(message, now)?;
@@ -202,6 +226,44 @@ impl Opener {
             password: Zeroizing::new(text.password.get().to_owned()),
             identity: text.identity.into_owned(),
         }))
+    }
+}
+
+impl Opener {
+    /// Opens the bearer token in a look-up's body. A clear one is returned as it is: the queue that carries it
+    /// refuses no message that muster's older fronts send.
+    pub fn open_token(
+        &self,
+        message: &Message,
+        now: Millis,
+    ) -> Result<Zeroizing<String>, NotOpened> {
+        let Some(key_id) = &message.sealed else {
+            let token = std::str::from_utf8(&message.body);
+            let token = token.map_err(|_| NotOpened::Bad("its token is not text"))?;
+            return Ok(Zeroizing::new(token.to_owned()));
+        };
+        let plain = self.unseal(key_id, &message.body)?;
+        let text: TokenText<'_> = serde_json::from_slice(&plain)
+            .map_err(|_| NotOpened::Bad("what was sealed cannot be read"))?;
+        if text.message_id != message.id.as_str() {
+            return Err(NotOpened::Bad("sealed for another message_id"));
+        }
+        if Some(text.reply_to.as_ref()) != message.unsettled.reply_to.as_deref() {
+            return Err(NotOpened::Bad("sealed for another reply_to"));
+        }
+        if text.not_after < now {
+            return Err(NotOpened::Bad("its seal has expired"));
+        }
+        Ok(Zeroizing::new(text.token.into_owned()))
+    }
+
+    fn unseal(&self, key_id: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, NotOpened> {
+        let (_, key) =
+            self.keys.iter().find(|(known, _)| known == key_id).ok_or(NotOpened::UnknownKey)?;
+        let sealed = BASE64.decode(sealed);
+        let sealed = sealed.map_err(|_| NotOpened::Bad("what is sealed is not base64"))?;
+        let plain = key.unseal(&sealed).map_err(|_| NotOpened::Bad("its seal is broken"))?;
+        Ok(Zeroizing::new(plain))
     }
 }
 

@@ -217,6 +217,36 @@ fn only_a_rows_box_that_may_open_outlives_its_message() {
 }
 
 #[test]
+fn token_opens_in_its_own_look_up_alone() {
+    let ((sealer, private), (_, other)) = (pair(), pair());
+    let body = sealer.seal_token(&id("row-1"), REPLY_TO, NOW, b"header.claims.signature").unwrap();
+    assert!(!String::from_utf8_lossy(&body).contains("claims"));
+    let sealed = Message {
+        door: Door::Profile,
+        kind: Kind::Profile,
+        body: body.into(),
+        ..message(&sealer, &json!({}))
+    };
+    let opener = opener(&[&private]);
+    let open = |message: &Message, now| {
+        opener.open_token(message, now).map(|token| token.as_str().to_owned())
+    };
+    assert_eq!(open(&sealed, NOW), Ok("header.claims.signature".to_owned()));
+    assert!(matches!(open(&sealed, Millis(NOW.0 + 1)), Err(NotOpened::Bad(_))), "too late");
+    let copied = Message { id: id("row-2"), ..sealed.clone() };
+    assert!(matches!(open(&copied, NOW), Err(NotOpened::Bad(_))));
+    let diverted = Unsettled { reply_to: Some("another".into()), correlation_id: None };
+    let diverted = Message { unsettled: diverted, ..sealed.clone() };
+    assert!(matches!(open(&diverted, NOW), Err(NotOpened::Bad(_))));
+    let broken = Message { body: "AAAA".into(), ..sealed.clone() };
+    assert!(matches!(open(&broken, NOW), Err(NotOpened::Bad(_))));
+    let unknown = Message { sealed: Some(key_id(&other.public_key())), ..sealed.clone() };
+    assert_eq!(open(&unknown, NOW), Err(NotOpened::UnknownKey));
+    let clear = Message { sealed: None, body: "a.b.c".into(), ..sealed };
+    assert_eq!(open(&clear, NOW), Ok("a.b.c".to_owned()));
+}
+
+#[test]
 fn a_new_pair_fits_itself() {
     let pair = KeyPair::generate();
     let public = BASE64.decode(&pair.public).unwrap();
