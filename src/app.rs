@@ -113,15 +113,8 @@ impl App {
             let sender = queue.caller();
             caller = Some(sender.clone());
             let (limits, stop) = (limits(settings), serving.stopping().clone());
-            let front = Front::new(
-                settings,
-                policy,
-                sender,
-                queue.clone(),
-                &files,
-                telemetry.clone(),
-                stop.clone(),
-            );
+            let front =
+                Front::new(settings, policy, sender, &files, telemetry.clone(), stop.clone());
             serving.spawn(async move { front.serve(listener, limits, stop).await });
         }
         if let Some(listener) = admin_listener {

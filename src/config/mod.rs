@@ -4,6 +4,7 @@
 //! documented. All problems of all sources are reported together. Only `app` and `cli` call this.
 
 pub mod file;
+mod hosts;
 mod layers;
 mod problems;
 mod reader;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use secrecy::{SecretSlice, SecretString};
 
+pub use hosts::each_host;
 pub use layers::{Flag, Sources};
 pub use problems::Problems;
 pub use reader::{RootSampler, Sampler};

@@ -24,6 +24,7 @@ use super::{
     Admission, CertificateFiles, Events, Front, Log, Problems, Queue, QueueUrl, Role, Settings,
     Store, StoreUrl,
 };
+use crate::config::hosts::each_host;
 use crate::config::redact::{HIDDEN, splits_login, without_credentials};
 
 /// Shortest key of the bulk path, in bytes: nobody guesses 192 random bits, and nobody types them.
@@ -345,12 +346,15 @@ impl Reader<'_> {
     fn parsed_url(&mut self, key: &str) -> Option<SecretString> {
         let text = self.text(key);
         self.whole_login(key, &text)?;
-        match url::Url::parse(&text) {
-            Ok(url) if url.has_host() => Some(SecretString::from(text)),
-            Ok(_) => self.problem(key, "the URL names no host"),
-            // The parser's text does not repeat the URL, which may hold a password.
-            Err(error) => self.problem(key, &format!("not a URL: {error}")),
+        for url in each_host(&text) {
+            match url::Url::parse(&url) {
+                Ok(url) if url.has_host() => {}
+                Ok(_) => return self.problem(key, "the URL names no host"),
+                // The parser's text does not repeat the URL, which may hold a password.
+                Err(error) => return self.problem(key, &format!("not a URL: {error}")),
+            }
         }
+        Some(SecretString::from(text))
     }
 
     /// Refuses a URL of which a part of the password would be taken for the host, and shown as that.

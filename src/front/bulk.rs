@@ -32,7 +32,7 @@ use crate::signup::IdempotencyKey;
 use crate::telemetry::trace::Span;
 use tracker::{RowIdentity, Tracker};
 
-/// Uploads at once. Each has connections of its own to the broker.
+/// Uploads at once. Each has a window of rows on the front's connection to the broker.
 pub(super) const UPLOADS_MAX: usize = 8;
 /// Pieces of the answer that may wait for a client that does not read.
 const PIECES: usize = 4;
@@ -106,7 +106,7 @@ impl Front {
             stop: self.stopping.clone(),
             _permit: permit,
         };
-        let producer = self.queue.producer(Window::of(tracker::WINDOW));
+        let producer = self.caller.producer(Window::of(tracker::WINDOW));
         // The answer begins now, and the span ends with it.
         span.text("muster.contract", contract.as_str());
         span.number("http.response.status_code", StatusCode::OK.as_u16().into());

@@ -138,7 +138,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    use crate::queue::{Backlog, BulkBacklog, Kind};
+    use crate::queue::{Backlog, BulkBacklog, Kind, Producer, Window};
     use crate::signup::ContractId;
     use crate::telemetry::TraceContext;
     use async_trait::async_trait;
@@ -162,6 +162,10 @@ mod tests {
             }
             Ok(FailureCode::Internal.into())
         }
+        fn producer(&self, _: Window) -> Producer {
+            unreachable!("no rows are sent here")
+        }
+
         fn backlog(&self) -> Backlog {
             Backlog::default()
         }
@@ -224,6 +228,10 @@ mod tests {
             tokio::task::yield_now().await;
             panic!("a fault in a call");
         }
+        fn producer(&self, _: Window) -> Producer {
+            unreachable!("no rows are sent here")
+        }
+
         fn backlog(&self) -> Backlog {
             Backlog::default()
         }

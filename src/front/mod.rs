@@ -40,7 +40,7 @@ use tracing::Instrument;
 
 use crate::config;
 use crate::contract::Policy;
-use crate::queue::{Caller, Queue};
+use crate::queue::Caller;
 use crate::telemetry::Telemetry;
 use crate::telemetry::trace::Span;
 use admission::Admission;
@@ -74,7 +74,6 @@ pub struct Front {
     limits: RateLimits,
     policy: Policy,
     caller: Arc<dyn Caller>,
-    queue: Arc<dyn Queue>,
     files: Files,
     telemetry: Telemetry,
     /// Who asks for the state of the parts here.
@@ -89,13 +88,12 @@ pub struct Front {
 }
 
 impl Front {
-    /// A front end that asks of passwords what `policy` does, and sends through `caller`, and bulk rows
-    /// through producers of `queue`, of which it takes no more when it is `stopping`.
+    /// A front end that asks of passwords what `policy` does and sends everything through `caller`. It takes no
+    /// more bulk rows when it is `stopping`.
     pub fn new(
         settings: &config::Settings,
         policy: Policy,
         caller: Arc<dyn Caller>,
-        queue: Arc<dyn Queue>,
         files: &Files,
         telemetry: Telemetry,
         stopping: CancellationToken,
@@ -123,7 +121,6 @@ impl Front {
             uploads: Arc::new(Semaphore::new(bulk::UPLOADS_MAX)),
             settings: settings.clone(),
             caller,
-            queue,
             files: files.clone(),
             telemetry,
             // Operators ask at an address of their own where there is one.

@@ -112,13 +112,7 @@ impl Local {
 
 impl Queue for Local {
     fn caller(&self) -> Arc<dyn Caller> {
-        self.doors.clone()
-    }
-
-    fn producer(&self, window: Window) -> Producer {
-        let (producer, ends) = Producer::new(window);
-        tokio::spawn(contained(self.doors.clone().produce(ends)));
-        producer
+        Arc::new(LocalCaller(self.doors.clone()))
     }
 
     fn inbox(&self, prefetch: Prefetch, pace: PaceNow) -> Box<dyn Inbox> {
@@ -191,8 +185,41 @@ impl Doors {
     }
 }
 
+/// The requesting end.
+struct LocalCaller(Arc<Doors>);
+
 #[async_trait]
-impl Caller for Doors {
+impl Caller for LocalCaller {
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+        self.0.call(call).await
+    }
+
+    fn producer(&self, window: Window) -> Producer {
+        let (producer, ends) = Producer::new(window);
+        tokio::spawn(contained(self.0.clone().produce(ends)));
+        producer
+    }
+
+    fn backlog(&self) -> Backlog {
+        let consumers = self.0.paces().len() as u32;
+        Backlog { waiting: self.0.interactive.waiting(), consumers, pace: self.0.pace() }
+    }
+
+    fn bulk_backlog(&self) -> Option<BulkBacklog> {
+        let consumers = self.0.paces().len() as u32;
+        Some(BulkBacklog { ready: self.0.bulk.waiting(), retrying: 0, consumers })
+    }
+
+    fn dead_letters(&self) -> Option<u64> {
+        None
+    }
+
+    async fn close(&self) {
+        self.0.closed.cancel();
+    }
+}
+
+impl Doors {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         if self.closed.is_cancelled() {
             return Err(CallError::NotAccepted);
@@ -226,24 +253,6 @@ impl Caller for Doors {
             },
             () = self.closed.cancelled() => Err(CallError::Unknown),
         }
-    }
-
-    fn backlog(&self) -> Backlog {
-        let consumers = self.paces().len() as u32;
-        Backlog { waiting: self.interactive.waiting(), consumers, pace: self.pace() }
-    }
-
-    fn bulk_backlog(&self) -> Option<BulkBacklog> {
-        let consumers = self.paces().len() as u32;
-        Some(BulkBacklog { ready: self.bulk.waiting(), retrying: 0, consumers })
-    }
-
-    fn dead_letters(&self) -> Option<u64> {
-        None
-    }
-
-    async fn close(&self) {
-        self.closed.cancel();
     }
 }
 

@@ -43,6 +43,9 @@ pub trait Caller: Send + Sync {
     /// message certainly is in no queue. Dropping the future gives up waiting and MUST NOT leak.
     async fn call(&self, call: Call) -> Result<Reply, CallError>;
 
+    /// Sends bulk rows over the same client, so that a producer opens no connection of its own.
+    fn producer(&self, window: Window) -> Producer;
+
     /// What stands between a call made now and its answer.
     fn backlog(&self) -> Backlog;
 
@@ -166,11 +169,8 @@ pub struct Prefetch {
 
 /// A queue: both ends of it.
 pub trait Queue: Send + Sync {
-    /// The sending end.
+    /// A requesting end, with a reply queue of its own where there is a broker.
     fn caller(&self) -> Arc<dyn Caller>;
-
-    /// A sending end for bulk rows, with a reply queue of its own where there is a broker.
-    fn producer(&self, window: Window) -> Producer;
 
     /// A receiving end. Every inbox competes with the others for messages.
     fn inbox(&self, prefetch: Prefetch, pace: PaceNow) -> Box<dyn Inbox>;

@@ -349,7 +349,7 @@ async fn bulk_rows_that_find_the_dead_letter_queue_full_are_kept_until_there_is_
         // Its own queue is as small.
         eventually("the worker to hold it", async || broker.count(&bulk).await == 0).await;
     }
-    worker.wait_for_log(|line| line.contains("a message was not put aside")).await;
+    worker.wait_for_log(|line| line.contains("republish_failed")).await;
     let (queue, mut seen) = (format!("{}.dead", setup.namespace()), 0);
     eventually("all letters", async || {
         let purge = broker.channel.queue_purge(queue.as_str().into(), Default::default());

@@ -150,16 +150,16 @@ async fn queues_that_differ() {
     }
     channel.queue_delete(bulk.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
 
-    // The one queue that is not a quorum queue.
+    // As earlier versions declared it.
     let profile = format!("{}.profile", setup.namespace());
     channel.queue_delete(profile.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    let quorum = table([
-        ("x-queue-type", text("quorum")),
+    let classic = table([
+        ("x-queue-type", text("classic")),
         ("x-max-length", AMQPValue::LongLongInt(10_000)),
         ("x-overflow", text("reject-publish")),
         ("x-message-ttl", AMQPValue::LongLongInt(60_000)),
     ]);
-    channel.queue_declare(profile.as_str().into(), options, quorum).await.unwrap();
+    channel.queue_declare(profile.as_str().into(), options, classic).await.unwrap();
     is(
         &found(&setup, "queue").await,
         "error",

@@ -340,7 +340,7 @@ async fn a_queue_for_retries_that_is_deleted_is_made_again() {
     for _ in 0..ROWS {
         broker.publish_row(rig.setup.namespace()).await;
     }
-    rig.workers[0].says("a message was not put aside").await;
+    rig.workers[0].says("republish_failed").await;
     rig.workers[0].store.heal();
     for _ in 0..ROWS {
         let reply = replies.next().await.unwrap().unwrap();

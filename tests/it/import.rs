@@ -511,7 +511,7 @@ async fn a_second_stop_does_not_wait_for_rows_nobody_answers() {
     fs::write(rig.setup.directory().join("users.ndjson"), users).unwrap();
     let arguments = ["users.ndjson", "--contract", "username", "--output", "report.ndjson"];
     let importer = Importer::start(&rig.setup, &arguments);
-    eventually("rows in the queue", async || importer.told().contains("nobody consumes")).await;
+    eventually("rows in the queue", async || importer.told().contains("has no consumer")).await;
     eventually("rows in the queue", async || rig.messages("bulk").await == 20).await;
     importer.signal("TERM");
     eventually("a soft stop", async || importer.told().contains("stopping")).await;

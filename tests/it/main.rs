@@ -20,6 +20,7 @@ mod deployment;
 mod doctor;
 mod events;
 mod examples;
+mod failover;
 mod faults;
 mod flow;
 mod foreign;

@@ -321,7 +321,7 @@ async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
     // A bulk row is kept until there is room.
     let nameless = registration("flat-name");
     producer.publish("bulk", nameless, &json!({})).await;
-    worker.wait_for_log(|line| line.contains("a message was not put aside")).await;
+    worker.wait_for_log(|line| line.contains("republish_failed")).await;
     let warns = async |client: &Client, path: &str, expected: bool| {
         eventually(&format!("{path}: {expected}"), async || {
             let answer = client.get(path, &[]).await;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
+use crate::flow::five_requests;
 use crate::support::broker::{
     Broker, DIRECT_REPLY, number_header, own_account, own_replies, registration, text_header,
 };
@@ -276,6 +277,33 @@ async fn the_broker_holds_no_clear_password() {
     let left = text["not_after"].as_i64().unwrap() - before;
     assert!((600_000..=670_000).contains(&left), "the deadline and ten minutes: {left}");
     waiting.abort();
+}
+
+#[tokio::test]
+async fn bearer_token_of_a_look_up_is_sealed() {
+    let Some(mut bench) = Bench::new(PRODUCTION).await else { return };
+    let keys = Keys::new();
+    let front = bench.front(&keys).await;
+    let worker = bench.worker(&[&keys]).await;
+    let (path, body, _) = five_requests().remove(0);
+    let created = front.client().post(path, &body).await;
+    let token = created.json()["token"].as_str().unwrap().to_owned();
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str())];
+    assert_eq!(front.client().get("/users/profile", &headers).await.status, 200);
+
+    assert!(worker.stop().await.success());
+    let (client, bearer) = (front.client().clone(), bearer.clone());
+    let asked = tokio::spawn(async move {
+        client.get("/users/profile", &[("authorization", bearer.as_str())]).await
+    });
+    let message = bench.broker.fetch_unseen(&bench.named("profile")).await;
+    asked.abort();
+    assert_eq!(text_header(&message.properties, "sealed"), Some(keys.id.clone()));
+    let seen = format!("{} {:?}", String::from_utf8_lossy(&message.data), message.properties);
+    for part in token.split('.') {
+        assert!(!seen.contains(part), "{part} in {seen}");
+    }
 }
 
 #[tokio::test]

@@ -33,7 +33,8 @@ pub(super) async fn measure(
     let load = Load { pace: Some(capacity / 2.0), ..load };
     bar.set_prefix("half the load");
     let alone = drive_apart(address, load, bar).await?;
-    let Producer { rows: sender, mut answers, .. } = queue.producer(Window::of(rows));
+    let client = queue.caller();
+    let Producer { rows: sender, mut answers, .. } = client.producer(Window::of(rows));
     let done = Arc::new(AtomicU64::new(0));
     let counted = done.clone();
     let counting = tokio::spawn(async move {

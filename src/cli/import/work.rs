@@ -48,22 +48,18 @@ impl Work {
         }
         if matches!(settings.queue.url, QueueUrl::Local) {
             let app = App::start(settings, Clock::system()).await?;
-            let producer = app.queue().producer(window);
+            let producer = app.queue().caller().producer(window);
             let worker = Box::pin(app.run_until(stop.clone().cancelled_owned()));
             return Ok(Self { producer, worker, stop });
         }
         let (telemetry, tasks) = (Telemetry::default(), Tasks::default());
         let queue = queue::open(&settings.queue, Clock::system(), &telemetry, &tasks).await?;
-        if settings.queue.seal_to.is_none() {
-            tracing::warn!(
-                "passwords travel through RabbitMQ and rest on its disk in clear: set queue.seal_to \
-                 (MUSTER_QUEUE_SEAL_TO); `muster keygen` makes the keys"
-            );
-        }
-        let producer = queue.producer(window);
+        let client = queue.caller();
+        let producer = client.producer(window);
         let stopped = stop.clone();
         let worker: Worker = Box::pin(async move {
             stopped.cancelled_owned().await;
+            client.close().await;
             // Its connections are closed properly, if that does not take long.
             let _ = tokio::time::timeout(Duration::from_secs(2), tasks.ended()).await;
             app::End::Stopped

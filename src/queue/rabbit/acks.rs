@@ -52,6 +52,11 @@ impl Acks {
         Self { open, settled }
     }
 
+    /// Whether every delivery of the channel is acked or returned.
+    pub(super) fn are_settled(&self) -> bool {
+        self.open.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// The ack of a delivery. Deliveries MUST come here in the order in which the channel gave them.
     pub(super) fn delivered(&self, received: &Received) -> Ack {
         self.open.add(received.delivery_tag);

@@ -4,15 +4,16 @@
 
 use std::time::Duration;
 
-use super::Broker;
-use super::properties;
-use super::publisher::Publisher;
+use super::amqp::{Outgoing, Publisher};
+use super::{Broker, properties};
 use crate::queue::Message;
 use crate::queue::event::Event;
 use crate::signup::Outcome;
 
 /// Between two attempts, while the broker refuses.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for a confirm before the event is published again.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Announces the outcome of a message, if it is to be. Whether the message may be acked now: not if the
 /// connection is gone without a confirm. An alarm of the broker's delays it; as long as a listener's queue
@@ -25,19 +26,20 @@ pub(super) async fn announce(
 ) -> bool {
     let now = broker.clock.now();
     let Some(event) = Event::of(message, outcome, broker.settings.events, now) else { return true };
-    let exchange = broker.names.events_exchange();
     let mut span = broker.spans.publish_event(&message.trace, event.name(), event.id().as_str());
-    let properties = properties::of_event(&event, now, span.context());
-    let body = serde_json::to_vec(&event).expect("an event is JSON");
+    let announcement = Outgoing {
+        exchange: broker.names.events_exchange(),
+        routing_key: event.name().to_owned(),
+        properties: properties::of_event(&event, now, span.context()),
+        body: serde_json::to_vec(&event).expect("an event is JSON").into(),
+    };
     let mut told = false;
     loop {
         publisher.unblocked(None).await;
-        let announced =
-            publisher.announce(&exchange, event.name(), properties.clone(), body.clone().into());
-        match announced.await {
+        match publisher.announce(announcement.clone(), CONFIRM_TIMEOUT).await {
             Ok(()) => return true,
-            Err(error) if publisher.is_lost() => {
-                span.fail(error.word());
+            Err(error) if publisher.is_closed() => {
+                span.fail(error.label());
                 return false;
             }
             Err(error) => {
@@ -46,7 +48,7 @@ pub(super) async fn announce(
                     tracing::warn!(
                         id = message.id.as_str(),
                         event = event.name(),
-                        exchange,
+                        exchange = announcement.exchange,
                         %error,
                         "an event is refused, so its message is held; is a queue bound there full?"
                     );

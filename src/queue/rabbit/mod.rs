@@ -1,52 +1,42 @@
 //! The queue on RabbitMQ 3.10 to 4.x.
 //!
-//! Publishing and consuming use separate connections, so that a broker that blocks publishers does
-//! not also keep acks from it. A connection that is lost is not repaired: everything that hung on it
-//! is given up and built anew from nothing, which is the one way to be sure that prefetch, confirms
-//! and the reply queue are as they should be.
+//! Three rooms: `amqp` is the AMQP client, on lapin, and knows nothing of muster; here is muster's protocol,
+//! with the requesting end in `rpc_client` and the worker's in `consumer`; `admin` is what only commands use.
 
 mod acks;
 pub mod admin;
 mod amqp;
-mod caller;
+mod consumer;
 mod dead_room;
-mod doorway;
 mod events;
 mod header;
-mod inbox;
-mod known;
-mod link;
-mod producer;
+mod probe;
 mod properties;
-mod publisher;
-mod replies;
-mod reply_body;
+mod queue_stats;
+mod rpc_client;
 mod settle;
 mod tls;
 mod topology;
-mod waiting;
 
-use std::collections::BTreeSet;
-use std::sync::atomic::AtomicU32;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lapin::tcp::OwnedTLSConfig;
-use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::time::Instant;
 
 use super::seal::Sealer;
 use super::spans::SpanNames;
-use super::{Caller, Door, Inbox, PaceNow, Prefetch, Producer, Queue, Window};
+use super::{Caller, Door, Inbox, PaceNow, Prefetch, Queue};
 use crate::config;
 use crate::shutdown::Tasks;
 use crate::signup::Clock;
 use crate::telemetry::{Health, Metrics, Telemetry};
+use amqp::{Connection, ConnectionError, Endpoints};
 use dead_room::DeadRoom;
-use known::Known;
-use link::Link;
-use topology::Names;
+use queue_stats::QueueStats;
+use topology::{Declared, Names};
 
 /// How long the start waits to hear whether the broker takes this user.
 const FIRST_TRY: Duration = Duration::from_secs(2);
@@ -70,17 +60,14 @@ pub const NEVER_LOGGED: [&str; 5] = [
 /// A queue on a broker.
 pub struct Rabbit {
     broker: Arc<Broker>,
-    known: Arc<Known>,
+    stats: Arc<QueueStats>,
     health: Health,
     tasks: Tasks,
 }
 
 /// How to reach the broker, and what to find there.
 struct Broker {
-    uri: AMQPUri,
-    tls: OwnedTLSConfig,
-    /// Host and port, for people.
-    address: String,
+    endpoints: Arc<Endpoints>,
     names: Names,
     spans: Arc<SpanNames>,
     /// Seals the passwords of calls; none where they travel in clear.
@@ -91,12 +78,14 @@ struct Broker {
     /// How many dead letters their queue holds, as it is on the broker; 0 while that is not known.
     dead_letters_max: Arc<AtomicU32>,
     dead_room: DeadRoom,
+    /// Queues that could not be declared, and why.
+    unavailable: Mutex<BTreeMap<String, String>>,
     /// Where connections are closed in order, when nothing uses them any more.
     closing: Tasks,
 }
 
 impl Rabbit {
-    /// Reads the URL and tries it once, because a wrong password is better told now than never.
+    /// Reads the URL and connects once, so that bad credentials fail the start.
     pub async fn open(
         url: &SecretString,
         settings: config::Queue,
@@ -109,18 +98,18 @@ impl Rabbit {
         broker.dead_room = DeadRoom::new(telemetry.health.clone());
         broker.closing = tasks.clone();
         let broker = Arc::new(broker);
-        match tokio::time::timeout(FIRST_TRY, Link::open(&broker, "start")).await {
-            Ok(Ok(link)) => link.close().await,
+        match tokio::time::timeout(FIRST_TRY, broker.connect("start")).await {
+            Ok(Ok(connection)) => connection.close().await,
             Ok(Err(error)) if error.is_refusal() => {
-                anyhow::bail!("queue.url (MUSTER_QUEUE): RabbitMQ at {}: {error}", broker.address)
+                anyhow::bail!("queue.url (MUSTER_QUEUE): {}: {error}", broker.waiting_for())
             }
-            // Away; both ends wait for it.
+            // Unavailable; both ends wait for it.
             Ok(Err(_)) | Err(_) => {}
         }
-        let known = Arc::new(Known::default());
-        let (shown, limit) = (known.clone(), broker.dead_letters_max.clone());
-        telemetry.metrics.at_scrape(move |metrics| shown.show(&limit, metrics));
-        Ok(Self { broker, known, health: telemetry.health.clone(), tasks: tasks.clone() })
+        let stats = Arc::new(QueueStats::default());
+        let (exported, limit) = (stats.clone(), broker.dead_letters_max.clone());
+        telemetry.metrics.at_scrape(move |metrics| exported.export(&limit, metrics));
+        Ok(Self { broker, stats, health: telemetry.health.clone(), tasks: tasks.clone() })
     }
 }
 
@@ -131,22 +120,20 @@ impl Broker {
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let uri = amqp::parse_url(url.expose_secret());
-        let mut uri = uri.map_err(|wrong| anyhow::anyhow!("queue.url (MUSTER_QUEUE): {wrong}"))?;
-        uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        let (host, port) = (&uri.authority.host, uri.authority.port);
-        // An IPv6 address has colons of its own.
-        let address =
-            if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let uris = config::each_host(url.expose_secret()).into_iter().map(|url| {
+            let mut uri = amqp::parse_url(&url)?;
+            uri.query.heartbeat.get_or_insert(HEARTBEAT);
+            Ok(uri)
+        });
+        let uris: Result<Vec<_>, String> = uris.collect();
+        let uris = uris.map_err(|wrong| anyhow::anyhow!("queue.url (MUSTER_QUEUE): {wrong}"))?;
         let names = Names::new(&settings.namespace);
-        let spans = Arc::new(names.for_spans((host.clone(), port), &settings));
+        let endpoints = Arc::new(Endpoints::new(uris, tls::load(&settings)?));
+        let spans = Arc::new(names.for_spans(endpoints.first(), &settings));
         let sealer = settings.seal_to.map(Sealer::new);
-        let tls = tls::load(&settings)?;
         let (dead_letters_max, dead_room) = (Arc::default(), DeadRoom::default());
         Ok(Self {
-            uri,
-            tls,
-            address,
+            endpoints,
             names,
             spans,
             sealer,
@@ -155,17 +142,71 @@ impl Broker {
             metrics,
             dead_letters_max,
             dead_room,
+            unavailable: Mutex::default(),
             closing: Tasks::default(),
         })
     }
 
+    /// The broker and its addresses, for people.
     fn waiting_for(&self) -> String {
-        format!("RabbitMQ at {}", self.address)
+        format!("RabbitMQ at {}", self.endpoints.names())
+    }
+
+    /// Connects; `purpose` tells the connections apart in the broker's list.
+    async fn connect(&self, purpose: &str) -> Result<Connection, ConnectionError> {
+        self.connect_elsewhere(purpose, None).await
+    }
+
+    /// As [`Self::connect`], at another address than this one.
+    async fn connect_elsewhere(
+        &self,
+        purpose: &str,
+        avoid: Option<SocketAddr>,
+    ) -> Result<Connection, ConnectionError> {
+        Connection::open(&self.endpoints, &format!("muster {purpose}"), avoid).await
+    }
+
+    /// Binds all queues, because a binding may have been removed.
+    async fn bind(&self, connection: &Connection) {
+        topology::bind(connection.client(), &self.names, &self.settings).await;
+    }
+
+    /// Declares everything that every process needs. Returns the names of the queues that cannot be used at
+    /// present, and why.
+    async fn declare(
+        &self,
+        connection: &Connection,
+    ) -> Result<BTreeMap<String, String>, ConnectionError> {
+        let declared = topology::declare(connection.client(), &self.names, &self.settings);
+        let declared = connection.unless_lost(declared).await?;
+        let Declared { dead_letters_max, unavailable } = declared;
+        self.dead_letters_max.store(dead_letters_max.unwrap_or(0), Ordering::Relaxed);
+        self.log_unavailable(&unavailable);
+        Ok(unavailable)
+    }
+
+    /// Logs queues that cannot be declared, when that is news.
+    fn log_unavailable(&self, unavailable: &BTreeMap<String, String>) {
+        let mut logged = self.unavailable.lock().unwrap_or_else(PoisonError::into_inner);
+        for (queue, reason) in unavailable {
+            if logged.get(queue) != Some(reason) {
+                tracing::warn!(
+                    event = "queue_unavailable",
+                    queue,
+                    reason,
+                    "a queue cannot be declared; what needs it waits, everything else goes on"
+                );
+            }
+        }
+        for queue in logged.keys().filter(|queue| !unavailable.contains_key(*queue)) {
+            tracing::info!(event = "queue_available", queue, "a queue can be used again");
+        }
+        logged.clone_from(unavailable);
     }
 
     /// The name under which this process is known to the broker.
     fn username(&self) -> &str {
-        &self.uri.authority.userinfo.username
+        self.endpoints.username()
     }
 
     /// Whether a broker-validated account is one of muster's own, whose headers are believed.
@@ -202,94 +243,20 @@ impl Queue for Rabbit {
                  queue.seal_to (MUSTER_QUEUE_SEAL_TO); `muster keygen` makes the keys"
             );
         }
-        let (broker, part) = (self.broker.clone(), self.health.part("queue"));
-        caller::start(broker, part, self.known.clone(), &self.tasks)
-    }
-
-    fn producer(&self, window: Window) -> Producer {
-        producer::start(self.broker.clone(), window, &self.tasks)
+        rpc_client::start(self.broker.clone(), &self.health, self.stats.clone(), &self.tasks)
     }
 
     fn inbox(&self, prefetch: Prefetch, pace: PaceNow) -> Box<dyn Inbox> {
-        inbox::start(
+        consumer::start(
             self.broker.clone(),
             prefetch,
             pace,
-            self.known.clone(),
+            self.stats.clone(),
             Door::ALL.map(|door| self.health.part(door.as_str())),
             &self.tasks,
         )
     }
 }
 
-/// Pauses between attempts to reach the broker: doubling from 100 ms to 5 s, each cut short at
-/// random so that many processes do not come back at the same moment.
-struct Backoff {
-    next: Duration,
-    /// Since when there is a connection.
-    connected: Option<Instant>,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(100);
-    const LAST: Duration = Duration::from_secs(5);
-    /// A connection that lasts so long did work. The broker may also accept it and refuse what is asked
-    /// on it each time, which must not start the pauses over.
-    const STEADY: Duration = Duration::from_secs(5);
-
-    fn new() -> Self {
-        Self { next: Self::FIRST, connected: None }
-    }
-
-    /// There is a connection, of which it is not known yet whether it is of use.
-    fn connected(&mut self) {
-        self.connected = Some(Instant::now());
-    }
-
-    async fn pause(&mut self) {
-        if self.connected.take().is_some_and(|since| since.elapsed() >= Self::STEADY) {
-            self.reset();
-        }
-        tokio::time::sleep(self.next()).await;
-    }
-
-    /// How long the next pause is.
-    fn next(&mut self) -> Duration {
-        let mut random = [0u8];
-        // Without randomness the pause is merely less spread.
-        let _ = getrandom::fill(&mut random);
-        let share = 0.5 + f64::from(random[0]) / 512.0;
-        let pause = self.next.mul_f64(share);
-        self.next = (self.next * 2).min(Self::LAST);
-        pause
-    }
-
-    /// The connection is of use: something was delivered.
-    fn reset(&mut self) {
-        self.next = Self::FIRST;
-    }
-}
-
 #[cfg(test)]
 mod specification;
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn only_a_connection_that_is_of_use_starts_the_pauses_over() {
-        let mut backoff = Backoff::new();
-        for _ in 0..20 {
-            backoff.connected();
-            backoff.pause().await;
-        }
-        let long = Instant::now();
-        backoff.pause().await;
-        assert!(long.elapsed() >= Backoff::LAST / 2, "{:?}", long.elapsed());
-        backoff.connected();
-        tokio::time::sleep(Backoff::STEADY).await;
-        let short = Instant::now();
-        backoff.pause().await;
-        assert!(short.elapsed() <= Backoff::FIRST, "{:?}", short.elapsed());
-    }
-}

@@ -145,11 +145,6 @@ pub(super) fn of_event(event: &Event, now: Millis, trace: &TraceContext) -> Basi
         .with_timestamp(u64::try_from(now.seconds()).unwrap_or(0))
 }
 
-/// The properties of a message to oneself, which only shows that the broker takes messages.
-pub(super) fn of_probe() -> BasicProperties {
-    BasicProperties::default().with_type("probe".into()).with_delivery_mode(TRANSIENT)
-}
-
 /// What the worker of a reply can do.
 pub(super) fn pace(reply: &BasicProperties) -> Option<Pace> {
     let headers = Headers(reply.headers().as_ref());

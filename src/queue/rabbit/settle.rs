@@ -11,19 +11,21 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Broker;
 use super::acks::Ack;
-use super::events;
-use super::link::{Link, State};
-use super::properties;
-use super::publisher::{PublishError, Publisher};
+use super::amqp::{Connection, Outgoing, PublishError, Publisher, State};
+use super::{Broker, events, probe, properties};
 use crate::queue::redact::{Kept, without_secrets};
 use crate::queue::seal;
 use crate::queue::{Door, Kind, Message, PaceNow, Reason, Reply, Settle, Undelivered};
 use crate::signup::MessageId;
 
-/// Between two attempts to put a message aside.
+/// Between two attempts to publish a message that is retried or dead-lettered.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for a confirm. A node that holds the queue may be frozen while this one works; a queue of a front
+/// that does not confirm for so long has no front any more.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between two warnings of reply queues that are unknown.
+const WARN_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// What all deliveries of one session share.
 pub(super) struct Settler {
@@ -34,11 +36,13 @@ pub(super) struct Settler {
     publisher: Arc<Publisher>,
     /// For messages that are moved to another queue, which are gone from theirs once it says so.
     mover: Arc<Publisher>,
-    publish: Arc<Link>,
+    publish: Arc<Connection>,
     /// Consuming ends, kept after a soft stop until the last delivery is settled.
-    kept: Mutex<Vec<(Link, Vec<Channel>)>>,
-    /// When everything was declared anew for the last time.
+    kept: Mutex<Vec<(Connection, Vec<Channel>)>>,
+    /// When everything was last declared again.
     declared: tokio::sync::Mutex<Option<Instant>>,
+    /// When an unknown reply queue was last logged.
+    warned: Mutex<Option<Instant>>,
 }
 
 impl Settler {
@@ -47,7 +51,7 @@ impl Settler {
         pace: PaceNow,
         publisher: Publisher,
         mover: Publisher,
-        publish: Link,
+        publish: Connection,
     ) -> Self {
         Self {
             broker,
@@ -57,6 +61,7 @@ impl Settler {
             publish: Arc::new(publish),
             kept: Mutex::default(),
             declared: Default::default(),
+            warned: Mutex::default(),
         }
     }
 
@@ -64,7 +69,7 @@ impl Settler {
         self.publish.state()
     }
 
-    pub(super) fn keep(&self, consume: Link, channels: Vec<Channel>) {
+    pub(super) fn keep(&self, consume: Connection, channels: Vec<Channel>) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((consume, channels));
     }
 
@@ -91,20 +96,22 @@ impl Settler {
     async fn dead_letter(&self, queue: Door, properties: BasicProperties, body: Bytes, ack: &Ack) {
         let exchange = self.broker.names.dead_exchange();
         if queue == Door::Bulk {
-            return self.move_to(&exchange, String::new(), properties, body, ack).await;
+            let message = Outgoing { exchange, routing_key: String::new(), properties, body };
+            return self.republish_then_ack(message, ack).await;
         }
+        let message = Outgoing { exchange, routing_key: String::new(), properties, body };
         let mut declared = false;
         // Otherwise the broker delivers it to another worker.
         while ack.usable() && !self.is_lost() {
             self.mover.unblocked(None).await;
-            let published =
-                self.mover.publish(&exchange, String::new(), properties.clone(), body.clone());
-            match published.await {
+            match self.mover.publish(message.clone(), CONFIRM_TIMEOUT).await {
                 Ok(()) => {
                     self.broker.dead_room.accepted();
                     return ack.ack().await;
                 }
-                Err(PublishError::NotAccepted) if declared && !self.is_lost() => {
+                Err(PublishError::Rejected | PublishError::Unroutable)
+                    if declared && !self.is_lost() =>
+                {
                     self.broker.dead_room.refused();
                     self.broker.metrics.dead_letter_dropped(queue.as_str());
                     return ack.ack().await;
@@ -112,33 +119,23 @@ impl Settler {
                 // The queue may have been deleted.
                 Err(_) => {
                     declared = true;
-                    self.declare_anew().await;
+                    self.declare_again().await;
                 }
             }
         }
     }
 
-    /// Publishes, then acks. While the broker refuses, or owes the confirm because of an alarm, the
-    /// delivery is kept and it is tried again: what then comes twice is recognised by its id. When the
-    /// connection is gone, the broker delivers the message anew.
-    async fn move_to(
-        &self,
-        exchange: &str,
-        routing_key: String,
-        properties: BasicProperties,
-        body: Bytes,
-        ack: &Ack,
-    ) {
-        let mut told = false;
+    /// Publishes, then acks. While the broker refuses, or owes the confirm, the delivery is kept and published
+    /// again: what then comes twice is recognised by its id. When the connection is gone, the broker delivers
+    /// the message again.
+    async fn republish_then_ack(&self, message: Outgoing, ack: &Ack) {
+        let mut logged = false;
+        let exchange = message.exchange.as_str();
         let is_dead = exchange == self.broker.names.dead_exchange();
-        // Otherwise the broker has delivered it to another.
+        // Otherwise the broker has delivered it to another worker.
         while ack.usable() && !self.is_lost() {
             self.mover.unblocked(None).await;
-            let published = self
-                .mover
-                .publish(exchange, routing_key.clone(), properties.clone(), body.clone())
-                .await;
-            match published {
+            match self.mover.publish(message.clone(), CONFIRM_TIMEOUT).await {
                 Ok(()) => {
                     if is_dead {
                         self.broker.dead_room.accepted();
@@ -147,27 +144,80 @@ impl Settler {
                 }
                 Err(_) if self.is_lost() => {}
                 Err(error) => {
-                    if is_dead {
+                    if is_dead && error != PublishError::Indeterminate {
                         self.broker.dead_room.refused();
                     }
-                    if !std::mem::replace(&mut told, true) {
-                        tracing::warn!(exchange, %error, "a message was not put aside; trying again");
+                    if !std::mem::replace(&mut logged, true) {
+                        let queue = message.routing_key.as_str();
+                        tracing::warn!(
+                            event = "republish_failed",
+                            exchange,
+                            queue,
+                            %error,
+                            "publishing a message that is retried or dead-lettered failed; retrying every second"
+                        );
                     }
-                    self.declare_anew().await;
+                    self.declare_again().await;
                     tokio::time::sleep(PAUSE).await;
                 }
             }
         }
     }
 
-    /// Makes what somebody may have deleted, once for all deliveries that wait for it. Not while an alarm
+    /// Answers a front's probe, which shows that its reply queue is known here.
+    pub(super) async fn answer_probe(&self, received: &BasicProperties, ack: Ack) {
+        if let Some((reply_to, properties)) = probe::reply(received, &self.broker) {
+            let sent = self.send_reply(reply_to, properties, Bytes::new()).await;
+            if let Err(error) = sent.map_err(|error| error.to_string())
+                && !self.is_lost()
+            {
+                self.broker.metrics.reply_undelivered("probe", &error);
+            }
+        }
+        ack.ack().await;
+    }
+
+    async fn send_reply(
+        &self,
+        reply_to: String,
+        properties: BasicProperties,
+        body: Bytes,
+    ) -> Result<(), PublishError> {
+        let exchange = String::new();
+        let message = Outgoing { exchange, routing_key: reply_to.clone(), properties, body };
+        let sent = self.publisher.publish(message, CONFIRM_TIMEOUT).await;
+        if sent == Err(PublishError::Unroutable) {
+            self.warn_of_unroutable(&reply_to);
+        }
+        sent
+    }
+
+    /// Warns of a reply queue of a front that is unknown here, at most once a minute. One such reply is what a
+    /// front leaves behind that has ended.
+    fn warn_of_unroutable(&self, reply_to: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if reply_to.starts_with(&self.broker.names.reply_prefix())
+            && warned.is_none_or(|at| at.elapsed() >= WARN_AGAIN_AFTER)
+        {
+            *warned = Some(Instant::now());
+            tracing::warn!(
+                event = "reply_queue_unknown",
+                reply_to,
+                "the broker does not know the reply queue of a front: the front has ended, or a network \
+                 partition separated the broker's nodes; a running front makes a new one"
+            );
+        }
+    }
+
+    /// Declares what may have been deleted, once for all deliveries that wait for it. Not while an alarm
     /// keeps the broker from reading.
-    async fn declare_anew(&self) {
+    async fn declare_again(&self) {
         let mut declared = self.declared.lock().await;
         let is_open = *self.publish.state().borrow() == State::Open;
         if is_open && declared.is_none_or(|at| at.elapsed() >= PAUSE) {
             // What is wrong shows in the next attempt.
-            let _ = self.publish.declare(&self.broker).await;
+            let _ = self.broker.declare(&self.publish).await;
+            let _ = tokio::time::timeout(PAUSE, self.bind()).await;
             *declared = Some(Instant::now());
         }
     }
@@ -177,8 +227,13 @@ impl Settler {
         u64::try_from(self.broker.clock.now().seconds()).unwrap_or(0)
     }
 
+    /// Binds all queues.
+    pub(super) async fn bind(&self) {
+        self.broker.bind(&self.publish).await;
+    }
+
     fn is_lost(&self) -> bool {
-        *self.publish.state().borrow() == State::Lost
+        *self.publish.state().borrow() == State::Closed
     }
 }
 
@@ -221,17 +276,21 @@ impl Settle for RabbitHandle {
         let Reply { outcome, stages, .. } = reply;
         let mut replied = Ok(());
         if let Some(reply_to) = message.unsettled.reply_to.clone() {
-            // The outcome is known and somebody waits for it: an alarm delays it, and no more. Who asked
-            // for rows has no deadline.
+            // The outcome is known and a caller waits for it: an alarm delays it, and no more. Bulk rows have no
+            // deadline.
             self.settler.publisher.unblocked(message.expires).await;
             let body = serde_json::to_vec(&outcome).expect("an outcome is JSON");
             let properties = properties::of_reply(&message, &stages, (self.settler.pace)());
-            let sent = self.settler.publisher.publish("", reply_to, properties, body.into()).await;
+            let sent = self.settler.send_reply(reply_to, properties, body.into()).await;
             if let Err(error) = sent {
                 if self.settler.is_lost() {
-                    // Somebody may wait for it still. Not acked, the message goes to another, who
-                    // finds the outcome and can tell it.
-                    tracing::info!(id = message.id.as_str(), %error, "a reply is left to another");
+                    // Not acked, the message goes to another worker, which finds the outcome and replies.
+                    tracing::info!(
+                        event = "reply_left",
+                        id = message.id.as_str(),
+                        %error,
+                        "connection lost before the reply was sent; the message will be redelivered"
+                    );
                     return Err(Undelivered);
                 }
                 replied = Err(Undelivered);
@@ -253,7 +312,9 @@ impl Settle for RabbitHandle {
         broker.metrics.retried(&message.held());
         let queue = broker.names.retry_queue(*delay);
         let properties = properties::of_retry(&message, message.attempt + 1, broker.username());
-        self.settler.move_to("", queue, properties, message.body, &self.ack).await;
+        let (exchange, body) = (String::new(), message.body);
+        let message = Outgoing { exchange, routing_key: queue, properties, body };
+        self.settler.republish_then_ack(message, &self.ack).await;
     }
 
     async fn bury(self: Box<Self>, message: Message, reason: Reason) {

@@ -112,7 +112,7 @@ fn limits_and_codes_are_those_of_the_code() {
     assert_eq!(schema("messageId")["maxLength"], MessageId::MAX);
     assert_eq!(schema("replyTo")["maxLength"], properties::NAME_MAX);
     assert_eq!(schema("sealedPassword")["minLength"], seal::SHORTEST_TEXT);
-    let sealed = &schema("registrationHeaders")["properties"]["sealed"];
+    let sealed = &schema("sealedHeader")["properties"]["sealed"];
     assert_eq!(sealed["maxLength"], properties::KEY_ID_MAX);
     assert_eq!(schema("contract")["enum"], json!(ContractId::ALL));
     let dead = &schema("deadLetterHeaders")["properties"];

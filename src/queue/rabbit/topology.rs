@@ -1,17 +1,15 @@
-//! The exchanges and queues, declared by whoever connects. Declaring what is there already changes
-//! nothing; where it is there with other arguments, it is used as it is.
+//! The exchanges and queues of a namespace. Every process declares them when it connects.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lapin::options::{
-    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
-};
+use futures_util::future::join_all;
+use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Connection, ErrorKind, ExchangeKind};
+use lapin::{Connection, ExchangeKind};
+use tokio::time::timeout;
 
+use super::amqp::{ConnectionError, QueueSpec, bind_queue, declare_exchange, declare_queue};
 use crate::config;
 use crate::queue::Door;
 use crate::queue::spans::SpanNames;
@@ -88,37 +86,67 @@ impl Names {
 /// Deliveries after which the broker itself gives a message up. A backstop: muster decides far
 /// earlier, but without it a message that kills every worker would do so for ever.
 const DELIVERY_LIMIT: i64 = 100;
-/// The same for dead letters, where merely looking at one counts as a delivery.
+/// As [`DELIVERY_LIMIT`], for dead letters, where showing one counts as a delivery.
 const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
 
-/// AMQP's reply code for a declaration that differs from what is there.
-const PRECONDITION_FAILED: u16 = 406;
+/// Longest wait for the declaration of one queue. A classic queue whose node is down takes 110 s
+/// (RabbitMQ 4.0.5).
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Milliseconds that a token may wait in the profile queue at most. Quorum queues keep messages on disk.
+const PROFILE_TTL: i64 = 60_000;
 
-/// Most arguments that may differ before the queue is used without knowing them.
-const LEARNT_MAX: usize = 16;
+/// What [`declare`] found.
+#[derive(Default)]
+pub(super) struct Declared {
+    /// How many messages the dead-letter queue holds at most, if the broker says so.
+    pub(super) dead_letters_max: Option<u32>,
+    /// Names of the queues that cannot be used at present, and why.
+    pub(super) unavailable: BTreeMap<String, String>,
+}
 
-/// What has been told to be different; once for each is enough.
-static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-
-/// Declares everything that every process needs. Returns how many messages the dead-letter queue holds,
-/// as it is there, if the broker says so.
+/// Declares everything that every process needs. A queue that cannot be declared is reported and stops nothing
+/// else: a queue whose node is down keeps a declaration waiting for minutes, or refuses it.
+///
+/// # Errors
+/// The exchanges cannot be declared, so nothing can be published.
 pub(super) async fn declare(
     connection: &Connection,
     names: &Names,
     settings: &config::Queue,
-) -> Result<Option<u32>, lapin::Error> {
+) -> Result<Declared, ConnectionError> {
     for (name, kind) in exchanges(names) {
-        declare_exchange(connection, &name, kind).await?;
+        let declared = timeout(DECLARE_TIMEOUT, declare_exchange(connection, &name, kind));
+        declared.await.map_err(|_| ConnectionError::Silent)??;
     }
-    let mut dead_letters_max = None;
-    for queue in queues(names, settings) {
+    let queues = queues(names, settings);
+    let declarations = queues.iter().map(|queue| async move {
         let is_dead_queue = queue.name == names.dead_queue();
-        let arguments = declare_queue(connection, &queue, is_dead_queue).await?;
-        if is_dead_queue {
-            dead_letters_max = max_length(&arguments);
+        let declared = timeout(DECLARE_TIMEOUT, declare_queue(connection, queue, is_dead_queue));
+        let declared = declared.await.map_err(|_| ConnectionError::Silent);
+        (queue, declared.and_then(|declared| Ok(declared?)))
+    });
+    let mut found = Declared::default();
+    for (queue, declared) in join_all(declarations).await {
+        match declared {
+            Ok(arguments) if queue.name == names.dead_queue() => {
+                found.dead_letters_max = max_length(&arguments);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                found.unavailable.insert(queue.name.clone(), error.to_string());
+            }
         }
     }
-    Ok(dead_letters_max)
+    Ok(found)
+}
+
+/// Binds all queues, because a binding may have been removed.
+pub(super) async fn bind(connection: &Connection, names: &Names, settings: &config::Queue) {
+    for queue in queues(names, settings) {
+        if let Err(error) = bind_queue(connection, &queue).await {
+            tracing::debug!(queue = queue.name, %error, "binding a queue failed");
+        }
+    }
 }
 
 /// Removes everything that [`declare`] makes.
@@ -143,13 +171,6 @@ pub(super) fn exchanges(names: &Names) -> [(String, ExchangeKind); 3] {
         (names.dead_exchange(), ExchangeKind::Fanout),
         (names.events_exchange(), ExchangeKind::Topic),
     ]
-}
-
-/// A queue and how it is bound.
-pub(super) struct QueueSpec {
-    pub(super) name: String,
-    pub(super) arguments: FieldTable,
-    pub(super) bound_to: Option<(String, &'static str)>,
 }
 
 pub(super) fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> {
@@ -185,12 +206,14 @@ pub(super) fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> 
         },
         QueueSpec {
             name: names.queue(Door::Profile),
-            // Classic and unmirrored: the bearer tokens in it are not worth a disk.
+            // A quorum queue, because a durable classic queue is gone with its node, and the bearer tokens in
+            // it are sealed like passwords. No dead-letter exchange: what expires is dropped.
             arguments: table([
-                ("x-queue-type", text("classic")),
+                ("x-queue-type", text("quorum")),
                 ("x-max-length", number(max_length)),
                 ("x-overflow", text("reject-publish")),
-                ("x-message-ttl", number(60_000)),
+                ("x-delivery-limit", number(DELIVERY_LIMIT)),
+                ("x-message-ttl", number(PROFILE_TTL)),
             ]),
             bound_to: bound(Door::Profile),
         },
@@ -222,121 +245,10 @@ pub(super) fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> 
     queues
 }
 
-async fn declare_exchange(
-    connection: &Connection,
-    name: &str,
-    kind: ExchangeKind,
-) -> Result<(), lapin::Error> {
-    let options = |passive| ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
-    for passive in [false, true] {
-        let channel = connection.create_channel().await?;
-        let declared = channel
-            .exchange_declare(name.into(), kind.clone(), options(passive), FieldTable::default())
-            .await;
-        match declared {
-            Err(error) if !passive && is_different(&error) => tell_different(name),
-            declared => {
-                close(&channel).await;
-                return declared;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Declares a queue, and one with other arguments passively. With `learn` these are found out first: each
-/// refusal names one of them. Returns the arguments in effect, as far as they were found out.
-async fn declare_queue(
-    connection: &Connection,
-    spec: &QueueSpec,
-    learn: bool,
-) -> Result<FieldTable, lapin::Error> {
-    let options = |passive| QueueDeclareOptions { passive, durable: true, ..Default::default() };
-    let (mut arguments, mut learnt) = (spec.arguments.clone(), 0);
-    let mut passive = false;
-    loop {
-        let channel = connection.create_channel().await?;
-        let declared = channel
-            .queue_declare(spec.name.as_str().into(), options(passive), arguments.clone())
-            .await;
-        match declared {
-            Err(error) if !passive && is_different(&error) => {
-                tell_different(&spec.name);
-                learnt += 1;
-                passive = !learn || learnt > LEARNT_MAX || !adopt(&mut arguments, &error);
-                if passive {
-                    arguments = FieldTable::default();
-                }
-            }
-            Err(error) => return Err(error),
-            Ok(_) => {
-                if let Some((exchange, key)) = &spec.bound_to {
-                    let (name, table) = (spec.name.as_str(), FieldTable::default());
-                    let options = QueueBindOptions::default();
-                    channel
-                        .queue_bind(
-                            name.into(),
-                            exchange.as_str().into(),
-                            (*key).into(),
-                            options,
-                            table,
-                        )
-                        .await?;
-                }
-                close(&channel).await;
-                return Ok(arguments);
-            }
-        }
-    }
-}
-
-/// Takes over the argument that the broker says is another. Returns false if it does not say which.
-fn adopt(arguments: &mut FieldTable, error: &lapin::Error) -> bool {
-    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
-    let Some((name, current)) = difference(error.get_message().as_str()) else { return false };
-    let mut adopted = FieldTable::default();
-    for (other, value) in arguments.inner().iter().filter(|(other, _)| other.as_str() != name) {
-        adopted.insert(other.clone(), value.clone());
-    }
-    if let Some(current) = current {
-        let value = current.parse().map_or_else(|_| text(current), number);
-        adopted.insert(name.into(), value);
-    }
-    *arguments = adopted;
-    true
-}
-
-/// The argument and its value on the broker in "inequivalent arg 'x-max-length' for queue 'a' in vhost '/':
-/// received '5' but current is '6'", or "... but current is the value '6' of type 'long'", or "none".
-fn difference(message: &str) -> Option<(&str, Option<&str>)> {
-    let name = message.split('\'').nth(1).filter(|name| name.starts_with("x-"))?;
-    let (_, current) = message.rsplit_once("but current is ")?;
-    let value = current.split('\'').nth(1);
-    (value.is_some() || current.starts_with("none")).then_some((name, value))
-}
-
 fn max_length(arguments: &FieldTable) -> Option<u32> {
     match arguments.inner().get("x-max-length")? {
         AMQPValue::LongLongInt(max) => u32::try_from(*max).ok(),
         _ => None,
-    }
-}
-
-async fn close(channel: &lapin::Channel) {
-    let _ = channel.close(200, "declared".into()).await;
-}
-
-/// Whether the broker has it with other arguments.
-fn is_different(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == PRECONDITION_FAILED)
-}
-
-fn tell_different(name: &str) {
-    if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
-        tracing::warn!(
-            name,
-            "declared on the broker with other arguments than these settings give; used as it is"
-        );
     }
 }
 
@@ -358,30 +270,4 @@ fn number(value: i64) -> AMQPValue {
 
 fn millis(duration: Duration) -> AMQPValue {
     number(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn broker_says_which_argument_differs() {
-        let message = |rest: &str| {
-            format!(
-                "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'r.dead' in vhost '/': {rest}"
-            )
-        };
-        for (rest, current) in [
-            ("received '5' but current is '6'", Some("6")),
-            ("received none but current is the value '6' of type 'signedint'", Some("6")),
-            ("received the value '5' of type 'long' but current is none", None),
-        ] {
-            assert_eq!(difference(&message(rest)), Some(("x-max-length", current)), "{rest}");
-        }
-        assert_eq!(
-            difference("inequivalent arg 'durable' for queue 'r': received 'a' but current is 'b'"),
-            None
-        );
-        assert_eq!(difference("something else"), None);
-    }
 }

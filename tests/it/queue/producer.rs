@@ -50,7 +50,7 @@ async fn exchange(producer: &mut Producer, rows: Vec<Row>) {
 async fn every_row_gets_its_own_answer_and_then_it_ends() {
     on_both(&[], async |bench| {
         let (answering, seen) = answering(bench.inbox(ROOM).await);
-        let mut producer = bench.queue.producer(Window::of(8));
+        let mut producer = bench.queue.caller().producer(Window::of(8));
         exchange(&mut producer, (0..200).map(row).collect()).await;
         let Producer { rows, mut answers, .. } = producer;
         rows.send(row(1000)).await.unwrap();
@@ -67,7 +67,7 @@ async fn every_row_gets_its_own_answer_and_then_it_ends() {
 async fn a_row_is_a_bulk_message_nobody_times_out() {
     on_both(&[], async |bench| {
         let mut inbox = bench.inbox(ROOM).await;
-        let producer = bench.queue.producer(Window::of(8));
+        let producer = bench.queue.caller().producer(Window::of(8));
         for fresh in [true, false] {
             let sent = Row { fresh, ..row(u64::from(fresh)) };
             producer.rows.send(sent.clone()).await.unwrap();
@@ -86,7 +86,7 @@ async fn a_row_is_a_bulk_message_nobody_times_out() {
 async fn the_window_counts_answers_nobody_has_received() {
     on_both(&[], async |bench| {
         let mut inbox = bench.inbox(ROOM).await;
-        let mut producer = bench.queue.producer(Window::of(3));
+        let mut producer = bench.queue.caller().producer(Window::of(3));
         for tag in 0..6 {
             producer.rows.send(row(tag)).await.unwrap();
         }
@@ -105,7 +105,7 @@ async fn the_window_counts_answers_nobody_has_received() {
 async fn a_row_handed_back_is_answered_by_another() {
     on_both(&[], async |bench| {
         let mut first = bench.inbox(ROOM).await;
-        let mut producer = bench.queue.producer(Window::of(8));
+        let mut producer = bench.queue.caller().producer(Window::of(8));
         producer.rows.send(row(1)).await.unwrap();
         let delivery = next(&mut first).await;
         first.stop().await;
@@ -121,7 +121,7 @@ async fn a_row_handed_back_is_answered_by_another() {
 async fn a_producer_nobody_listens_to_takes_no_more() {
     on_both(&[], async |bench| {
         let mut inbox = bench.inbox(ROOM).await;
-        let Producer { rows, answers, .. } = bench.queue.producer(Window::of(8));
+        let Producer { rows, answers, .. } = bench.queue.caller().producer(Window::of(8));
         rows.send(row(1)).await.unwrap();
         let delivery = next(&mut inbox).await;
         drop(answers);
@@ -136,7 +136,7 @@ async fn a_producer_nobody_listens_to_takes_no_more() {
 async fn two_rows_under_one_id_have_an_answer_each() {
     on_both(&[], async |bench| {
         let (answering, _) = answering(bench.inbox(ROOM).await);
-        let mut producer = bench.queue.producer(Window::of(8));
+        let mut producer = bench.queue.caller().producer(Window::of(8));
         let one = row(1);
         exchange(&mut producer, vec![one.clone(), Row { tag: 2, ..one }]).await;
         answering.abort();
@@ -153,7 +153,7 @@ async fn on_rabbit(settings: &[(&str, &str)]) -> Option<Bench> {
 #[tokio::test]
 async fn a_full_queue_is_waited_for() {
     let Some(bench) = on_rabbit(&[("MUSTER_QUEUE_BULK_MAX_LENGTH", "5")]).await else { return };
-    let mut producer = bench.queue.producer(Window::of(100));
+    let mut producer = bench.queue.caller().producer(Window::of(100));
     let sender = producer.rows.clone();
     let rows: Vec<Row> = (0..60).map(row).collect();
     let sent = rows.clone();
@@ -186,7 +186,7 @@ async fn rows_on_a_lost_connection_are_sent_again_under_their_ids() {
     let tasks = Tasks::default();
     let telemetry = Telemetry::default();
     let queue = queue::open(&settings, Clock::system(), &telemetry, &tasks).await.unwrap();
-    let mut producer = queue.producer(Window::of(8));
+    let mut producer = queue.caller().producer(Window::of(8));
     let mut inbox = bench.inbox(ROOM).await;
     let rows: Vec<Row> = (0..4).map(row).collect();
     for row in &rows {
@@ -218,7 +218,7 @@ async fn a_row_among_the_dead_letters_is_given_up_in_the_end() {
     let Some(bench) = on_rabbit(&[]).await else { return };
     let mut inbox = bench.inbox(ROOM).await;
     let window = Window { rows: 8, patience: Some(Duration::from_millis(1)) };
-    let mut producer = bench.queue.producer(window);
+    let mut producer = bench.queue.caller().producer(window);
     producer.rows.send(row(1)).await.unwrap();
     next(&mut inbox).await.bury(Reason::Failed).await;
     let given_up = answer(&mut producer).await;
@@ -232,7 +232,7 @@ async fn rows_are_sealed_for_as_long_as_they_may_lie() {
     let setup = bench.setup.clone().with("MUSTER_QUEUE_SEAL_TO", &keys.public);
     let sealing = Bench::open(setup).await;
     sealing.caller().await;
-    let producer = sealing.queue.producer(Window::of(8));
+    let producer = sealing.queue.caller().producer(Window::of(8));
     let sent = row(1);
     producer.rows.send(sent).await.unwrap();
     let broker = Broker::connect().await;

@@ -101,7 +101,7 @@ async fn a_look_up_of_a_tokens_owner_on_the_wire() {
     assert_eq!(message.routing_key.as_str(), "profile");
     assert_eq!(message.data, b"a.b.c");
     assert_eq!(properties.kind().as_ref().unwrap().as_str(), "profile");
-    assert_eq!(*properties.delivery_mode(), Some(1), "a token never rests on a disk");
+    assert_eq!(*properties.delivery_mode(), Some(1));
     assert!(properties.expiration().is_some() && properties.reply_to().is_some());
     assert_eq!(text_header(properties, "contract"), None);
     sent.result.abort();

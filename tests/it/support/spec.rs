@@ -103,6 +103,9 @@ impl<'a> Seen<'a> {
         if door == "profile" {
             return self.is_a(door);
         }
+        if self.properties["type"] == "probe" {
+            return self.is_a("probe");
+        }
         let contract = self.headers["contract"].as_str().unwrap_or_default();
         let name = format!("{door}.{contract}");
         self.is_a(&name)?;
@@ -131,6 +134,7 @@ impl<'a> Seen<'a> {
         }
         match self.properties["type"].as_str() {
             Some("outcome") => self.is_whole("reply"),
+            Some("probe") => self.is_a("probe"),
             Some(event) => self.is_whole(event),
             None => Err(format!("a message without a type in {queue}")),
         }

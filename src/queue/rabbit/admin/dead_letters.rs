@@ -13,8 +13,7 @@ use tokio::time::Instant;
 
 use super::dead_letter;
 use crate::queue::dead_letters::{DeadLetter, Obstacle};
-use crate::queue::rabbit::link::{Link, LinkError};
-use crate::queue::rabbit::publisher::{PublishError, Publisher};
+use crate::queue::rabbit::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher};
 use crate::queue::rabbit::{Broker, properties};
 use crate::queue::{Door, Message};
 
@@ -36,10 +35,10 @@ const NOT_FOUND: u16 = 404;
 /// is neither requeued nor discarded is kept.
 pub struct DeadLetters {
     broker: Broker,
-    link: Link,
+    connection: Connection,
     /// A connection of its own, opened at the first requeue: while the broker blocks publishers, held messages can still
     /// be returned.
-    publish: Option<(Link, Publisher)>,
+    publish: Option<(Connection, Publisher)>,
     round: Option<Round>,
 }
 
@@ -63,14 +62,13 @@ struct Held {
 
 impl DeadLetters {
     pub(super) async fn open(broker: Broker) -> anyhow::Result<Self> {
-        let link = Link::open(&broker, "dead letters")
-            .await
-            .map_err(|error| unavailable(&broker, error))?;
-        Ok(Self { broker, link, publish: None, round: None })
+        let connection =
+            broker.connect("dead letters").await.map_err(|error| unavailable(&broker, error))?;
+        Ok(Self { broker, connection, publish: None, round: None })
     }
 
     async fn begin(&self) -> anyhow::Result<Round> {
-        let channel = self.link.connection().create_channel().await;
+        let channel = self.connection.client().create_channel().await;
         let channel = channel.map_err(|error| unavailable(&self.broker, error.into()))?;
         let left = self.count(&channel).await?;
         Ok(Round { channel, left, current: None, kept: Vec::new() })
@@ -100,7 +98,7 @@ impl DeadLetters {
             Err(error) if is_missing(&error) => bail!(
                 "RabbitMQ at {} has no queue {queue}: no muster has run there under this \
                  queue.namespace (MUSTER_QUEUE_NAMESPACE)",
-                self.broker.address
+                self.broker.endpoints.names()
             ),
             Err(error) => Err(unavailable(&self.broker, error.into())),
         }
@@ -110,26 +108,26 @@ impl DeadLetters {
         let publisher = match &self.publish {
             Some((_, publisher)) => publisher.clone(),
             None => {
-                let link = Link::open(&self.broker, "dead letters' publisher").await;
-                let link = link.map_err(|error| unavailable(&self.broker, error))?;
-                let publisher = link.publisher().await?;
-                self.publish.insert((link, publisher)).1.clone()
+                let connection = self.broker.connect("dead letters' publisher").await;
+                let connection = connection.map_err(|error| unavailable(&self.broker, error))?;
+                let publisher = connection.publisher().await?;
+                self.publish.insert((connection, publisher)).1.clone()
             }
         };
         let properties = properties::of_retry(&message, 0, self.broker.username());
-        let (exchange, key) = (self.broker.names.exchange(), Door::Bulk.as_str().to_owned());
-        let published = publisher.publish(exchange, key, properties, message.body);
-        let published = tokio::time::timeout(CONFIRM_TIMEOUT, published).await;
-        published.unwrap_or(Err(PublishError::Unknown)).map_err(|error| match error {
-            PublishError::NotAccepted => anyhow!(
+        let (exchange, routing_key) =
+            (self.broker.names.exchange().to_owned(), Door::Bulk.as_str().to_owned());
+        let message = Outgoing { exchange, routing_key, properties, body: message.body };
+        publisher.publish(message, CONFIRM_TIMEOUT).await.map_err(|error| match error {
+            PublishError::Rejected | PublishError::Unroutable => anyhow!(
                 "RabbitMQ at {} refused the message, and the dead letter is kept: the bulk queue is full \
                  or missing, or the broker has raised an alarm; run this again when that is over",
-                self.broker.address
+                self.broker.endpoints.names()
             ),
-            PublishError::Unknown => anyhow!(
+            PublishError::Indeterminate => anyhow!(
                 "RabbitMQ at {} did not confirm the message; the dead letter is kept and may be in the bulk \
                  queue too; run this again: one registration has one effect, however often it is sent",
-                self.broker.address
+                self.broker.endpoints.names()
             ),
         })
     }
@@ -220,11 +218,11 @@ impl DeadLetters {
     }
 }
 
-fn unavailable(broker: &Broker, error: LinkError) -> anyhow::Error {
+fn unavailable(broker: &Broker, error: ConnectionError) -> anyhow::Error {
     anyhow!(
         "RabbitMQ at {}: {error}; dead letters that were not yet requeued or discarded are kept; check that it \
          runs there and that queue.url (MUSTER_QUEUE) is right",
-        broker.address
+        broker.endpoints.names()
     )
 }
 

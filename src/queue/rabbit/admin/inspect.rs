@@ -6,13 +6,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
+use lapin::uri::AMQPScheme;
 use lapin::{Connection, ErrorKind, ExchangeKind};
 
 use super::server_properties::{self, ServerProperties};
 use crate::queue::Door;
 use crate::queue::rabbit::Broker;
-use crate::queue::rabbit::link::Link;
-use crate::queue::rabbit::topology::{self, QueueSpec};
+use crate::queue::rabbit::amqp::QueueSpec;
+use crate::queue::rabbit::topology;
 use crate::telemetry::finding::{Finding, Severity};
 
 /// Oldest version on which a message's own time limit works in a quorum queue.
@@ -57,49 +58,48 @@ pub(super) async fn inspect(broker: &Broker) -> Vec<Finding> {
             return findings;
         }
     }
-    let link = match Link::open(broker, "doctor").await {
-        Ok(link) => link,
+    let connection = match broker.connect("doctor").await {
+        Ok(connection) => connection,
         Err(error) => {
             findings.push(away(broker, &error.to_string()));
             return findings;
         }
     };
-    let connection = link.connection();
+    let client = connection.client();
     let exchanges = topology::exchanges(&broker.names);
-    let checks = exchanges.iter().map(|(name, kind)| exchange(connection, name, kind.clone()));
+    let checks = exchanges.iter().map(|(name, kind)| exchange(client, name, kind.clone()));
     findings.extend(join_all(checks).await);
     // In parallel, so that those without a response together take no longer than one.
     let queues = topology::queues(&broker.names, &broker.settings);
-    let checks = queues.iter().map(|spec| queue(broker, connection, spec));
+    let checks = queues.iter().map(|spec| queue(broker, client, spec));
     findings.extend(join_all(checks).await.into_iter().flatten());
-    let _ = tokio::time::timeout(CLOSE_TIMEOUT, link.close()).await;
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
     findings
 }
 
 fn away(broker: &Broker, why: &str) -> Finding {
     Finding::error(
         "broker",
-        format!("RabbitMQ at {}: {why}", broker.address),
+        format!("{}: {why}", broker.waiting_for()),
         "see whether it runs there, and whether queue.url (MUSTER_QUEUE) and its authority \
          (queue.ca_file) are right",
     )
 }
 
-/// Whether what goes to the broker can be read on the way.
+/// Whether the connections are encrypted, or stay on this machine.
 fn encryption(broker: &Broker) -> Finding {
     let check = "broker connection";
-    let host = broker.uri.authority.host.as_str();
-    let local = host == "localhost" || host.starts_with("127.") || host == "[::1]" || host == "::1";
-    if broker.uri.scheme == lapin::uri::AMQPScheme::AMQPS {
-        Finding::ok(check, "encrypted")
-    } else if local {
-        Finding::ok(check, "not encrypted, and does not leave this machine")
-    } else {
-        Finding::warning(
+    let is_local = |host: &str| host == "localhost" || host.starts_with("127.") || host == "::1";
+    let clear = broker.endpoints.uris().iter().filter(|uri| uri.scheme == AMQPScheme::AMQP);
+    let hosts: Vec<&str> = clear.map(|uri| uri.authority.host.as_str()).collect();
+    match hosts.iter().find(|host| !is_local(host)) {
+        Some(host) => Finding::warning(
             check,
             format!("not encrypted: the broker's password travels to {host} in clear"),
             "use amqps:// in queue.url (MUSTER_QUEUE), and queue.ca_file for an authority of your own",
-        )
+        ),
+        None if hosts.is_empty() => Finding::ok(check, "encrypted"),
+        None => Finding::ok(check, "not encrypted, and does not leave this machine"),
     }
 }
 

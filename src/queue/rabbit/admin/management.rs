@@ -27,7 +27,7 @@ pub(super) async fn inspect(
     get: impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,
 ) -> Vec<Finding> {
     let mut api = Api { get, findings: Vec::new(), failures: 0 };
-    let vhost = broker.uri.vhost.as_str();
+    let vhost = broker.endpoints.vhost();
     let Some(alarms) = api.require(&["health", "checks", "alarms"]).await else {
         return api.findings;
     };

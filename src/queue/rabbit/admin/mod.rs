@@ -12,7 +12,6 @@ use std::sync::Arc;
 use secrecy::SecretString;
 use serde_json::Value;
 
-use super::link::Link;
 use super::{Broker, topology};
 use crate::config;
 use crate::signup::Clock;
@@ -56,8 +55,8 @@ pub(in crate::queue) async fn remove(
     settings: &config::Queue,
 ) -> anyhow::Result<()> {
     let broker = broker(url, settings)?;
-    let link = Link::open(&broker, "removal").await?;
-    topology::remove(link.connection(), &broker.names, settings).await?;
-    link.close().await;
+    let connection = broker.connect("removal").await?;
+    topology::remove(connection.client(), &broker.names, settings).await?;
+    connection.close().await;
     Ok(())
 }

@@ -45,8 +45,21 @@ pub(super) async fn read(broker: &Broker) -> anyhow::Result<ServerProperties> {
         .context("no connection.start within 5 s")?
 }
 
+/// Connects to the first address that accepts.
+async fn dial(broker: &Broker) -> anyhow::Result<amqp::Stream> {
+    let mut failure = None;
+    for endpoint in broker.endpoints.in_order().await? {
+        match tokio::time::timeout(endpoint.timeout, amqp::dial(&endpoint)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failure = Some(error.into()),
+            Err(timeout) => failure = Some(timeout.into()),
+        }
+    }
+    Err(failure.context("no address to connect to")?)
+}
+
 async fn connect_and_read(broker: &Broker) -> anyhow::Result<ServerProperties> {
-    let mut stream = amqp::dial(&broker.uri, &broker.tls).await?;
+    let mut stream = dial(broker).await?;
     stream.write_all(PROTOCOL).await?;
     stream.flush().await?;
     let mut header = [0; FRAME_HEADER];

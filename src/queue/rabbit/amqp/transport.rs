@@ -6,74 +6,55 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use super::endpoints::Endpoint;
+use super::frame_filter::FrameFilter;
 use async_rs::traits::Reactor;
 use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
-use futures_util::Stream;
 use futures_util::io::{AsyncRead, AsyncWrite};
-use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use futures_util::stream;
+use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
-use tokio::time::timeout;
 
-use super::frame_filter::FrameFilter;
-
-/// How long all addresses of a host together may take to accept a connection. A URL may say otherwise.
-const CONNECT_WITHIN: Duration = Duration::from_secs(8);
 /// How long sent data may stay unacknowledged before the system gives the connection up. Heartbeats
 /// notice a silent peer sooner; this ends what is left of such a connection.
-const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(30);
+const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(10);
 /// Bytes read from the socket at a time.
 const READ_SIZE: usize = 16 << 10;
 
 /// A TCP connection.
 type Socket = <Tokio as Reactor>::TcpStream;
 /// A connection to the broker, encrypted or not.
-type Wire = AsyncTcpStream<Socket>;
+pub(in super::super) type Stream = AsyncTcpStream<Socket>;
 
-/// Connects the client. `uri.query.frame_max` is the largest frame it takes.
-pub(in super::super) async fn connect(
-    uri: AMQPUri,
-    tls: OwnedTLSConfig,
+/// Connects the client. `uri.query.frame_max` of the endpoint is the largest frame it takes.
+pub(super) async fn connect(
+    endpoint: Endpoint,
     properties: ConnectionProperties,
 ) -> lapin::Result<Connection> {
     let runtime = RuntimeParts::new(Tokio::current(), FilteringReactor(Tokio::current()));
+    let uri = endpoint.uri.clone();
     let frame_max = uri.query.frame_max.unwrap_or_default();
-    let connect = async move |uri: AMQPUri, _: Runtime<_>| {
-        let wire = dial(&uri, &tls).await?;
+    let connect = async move |_: AMQPUri, _: Runtime<_>| {
+        let wire = dial(&endpoint).await?;
         Ok(AsyncTcpStream::Plain(FilteredStream::new(wire, frame_max)))
     };
     Connection::connector(uri, Runtime::new(runtime), connect, properties).await
 }
 
-/// Connects to the first address of the host that accepts.
-pub(in super::super) async fn dial(uri: &AMQPUri, tls: &OwnedTLSConfig) -> io::Result<Wire> {
-    let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
-    let within = uri.query.connection_timeout.map_or(CONNECT_WITHIN, Duration::from_millis);
-    let stream = first_to_accept(&addresses, within).await?;
+/// Opens a TCP connection to a broker's address, encrypted where its URL says so.
+pub(in super::super) async fn dial(endpoint: &Endpoint) -> io::Result<Stream> {
+    let uri = &endpoint.uri;
+    // The reactor sets TCP_NODELAY.
+    let stream = Tokio::current().tcp_connect_addr(endpoint.address).await?;
     #[cfg(target_os = "linux")]
     limit_unacknowledged(stream.get_ref(), uri)?;
     let wire = AsyncTcpStream::Plain(stream);
     match uri.scheme {
         AMQPScheme::AMQP => Ok(wire),
-        AMQPScheme::AMQPS => wire.into_tls(host, tls.as_ref()).await,
+        AMQPScheme::AMQPS => wire.into_tls(&uri.authority.host, endpoint.tls.as_ref()).await,
     }
-}
-
-/// Tries one address after the other, each for an equal part of the time.
-async fn first_to_accept(addresses: &[SocketAddr], within: Duration) -> io::Result<Socket> {
-    let each = within / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in addresses {
-        // The reactor sets TCP_NODELAY.
-        match timeout(each, Tokio::current().tcp_connect_addr(*address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => failed = error,
-            Err(_) => failed = io::ErrorKind::TimedOut.into(),
-        }
-    }
-    Err(failed)
 }
 
 #[cfg(target_os = "linux")]
@@ -86,7 +67,7 @@ fn limit_unacknowledged(stream: &tokio::net::TcpStream, uri: &AMQPUri) -> io::Re
 
 /// Frames from the broker as the client may read them; what it writes goes through as it is.
 struct FilteredStream {
-    wire: Wire,
+    wire: Stream,
     filter: FrameFilter,
     /// Read from the wire.
     unfiltered: Box<[u8]>,
@@ -96,7 +77,7 @@ struct FilteredStream {
 }
 
 impl FilteredStream {
-    fn new(wire: Wire, frame_max: u32) -> Self {
+    fn new(wire: Stream, frame_max: u32) -> Self {
         Self {
             wire,
             filter: FrameFilter::new(frame_max),
@@ -178,7 +159,7 @@ impl Reactor for FilteringReactor {
         self.0.sleep(duration)
     }
 
-    fn interval(&self, duration: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+    fn interval(&self, duration: Duration) -> impl stream::Stream<Item = Instant> + Send + 'static {
         self.0.interval(duration)
     }
 
@@ -187,27 +168,5 @@ impl Reactor for FilteringReactor {
         _: SocketAddr,
     ) -> impl Future<Output = io::Result<FilteredStream>> + Send + 'static {
         std::future::ready(Err(io::ErrorKind::Unsupported.into()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn every_address_is_tried_in_turn() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let accepting = listener.local_addr().unwrap();
-        // Closed again at once.
-        let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let within = Duration::from_secs(60);
-        let stream = first_to_accept(&[refusing, accepting], within).await.unwrap();
-        assert_eq!(stream.get_ref().peer_addr().unwrap(), accepting);
-        assert!(stream.get_ref().nodelay().unwrap());
-        let error = first_to_accept(&[refusing], within).await.map(drop).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert!(first_to_accept(&[], within).await.is_err());
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::cluster::{Cluster, listed, names};
-use crate::queue::rabbit::topology::QueueSpec;
+use crate::queue::rabbit::amqp::QueueSpec;
 use crate::telemetry::finding::{Finding, Severity};
 
 /// Keys of a policy that remove messages from where muster expects them.

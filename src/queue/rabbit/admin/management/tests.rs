@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::config::Settings;
-use crate::queue::rabbit::topology::QueueSpec;
+use crate::queue::rabbit::amqp::QueueSpec;
 use crate::signup::Clock;
 use crate::telemetry::finding::Severity;
 

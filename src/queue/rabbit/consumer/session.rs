@@ -1,5 +1,4 @@
-//! One door's consuming end, on a connection of its own: what ends that leaves the other doors alone.
-//! `inbox` keeps one for each door.
+//! The consumer of one queue, and its sessions: a connection and what is consumed on it.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,48 +13,45 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::acks::Acks;
-use super::known::{Known, Watched};
-use super::link::{Link, LinkError, State};
-use super::settle::{RabbitHandle, Settler};
-use super::{Backoff, Broker, properties};
+use super::slow_start::SlowStart;
 use crate::queue::age::Ages;
+use crate::queue::rabbit::acks::Acks;
+use crate::queue::rabbit::amqp::{Backoff, Connection, ConnectionError, State};
+use crate::queue::rabbit::queue_stats::{QueueStats, Watched, sampling};
+use crate::queue::rabbit::settle::{RabbitHandle, Settler};
+use crate::queue::rabbit::{Broker, probe, properties};
 use crate::queue::{Delivery, Door};
 use crate::telemetry::Part;
 
-/// How long a queue is consumed one message at a time after a suspect. Whatever is held when a connection
-/// is lost counts as delivered once more, so as little as possible is held while a suspect may still come.
-const CAREFUL_FOR: Duration = Duration::from_secs(30);
-/// How long a new session of bulk rows waits for the first before it takes hundreds at once. Suspects
-/// come first, and at once, because what was held goes back to where it stood.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// The client ends a consumer a moment before it says why.
-const TOLD_WITHIN: Duration = Duration::from_secs(1);
+/// lapin ends a consumer a moment before it reports why (4.12.3; no issue found).
+const CLOSE_REASON_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What all doors of a worker share.
+/// Samples in a row without a consumer after which a session is given up.
+const UNCONSUMED_SAMPLES: u32 = 3;
+
+/// What all queues of a worker share.
 pub(super) struct Shared {
     pub(super) broker: Arc<Broker>,
-    pub(super) known: Arc<Known>,
+    pub(super) stats: Arc<QueueStats>,
     pub(super) deliveries: mpsc::Sender<Delivery>,
     pub(super) stop: CancellationToken,
-    /// What was learnt of senders' clocks.
+    /// Differences between the clocks of senders and this one.
     pub(super) ages: Mutex<Ages>,
 }
 
-/// A door as a worker consumes it.
-pub(super) struct Doorway {
+/// A queue as a worker consumes it.
+pub(super) struct QueueConsumer {
     door: Door,
-    /// What may be held of it at once.
-    limit: u16,
+    prefetch: u16,
     part: Part,
 }
 
-impl Doorway {
-    pub(super) fn new(door: Door, limit: u16, part: Part) -> Self {
-        Self { door, limit, part }
+impl QueueConsumer {
+    pub(super) fn new(door: Door, prefetch: u16, part: Part) -> Self {
+        Self { door, prefetch, part }
     }
 
-    /// Says what it waits for.
+    /// Reports what it waits for.
     pub(super) fn down(&self, waiting_for: &str) {
         self.part.down(waiting_for);
     }
@@ -76,12 +72,17 @@ impl Doorway {
                     if std::mem::replace(&mut was_connected, true) {
                         shared.broker.metrics.reconnected(self.door.as_str());
                     }
-                    session.run(shared, settler, &mut backoff).await
+                    let address = session.connection.address();
+                    let ended = session.run(shared, settler, &mut backoff).await;
+                    if let Err(ConnectionError::NotConsuming(_)) = ended {
+                        shared.broker.endpoints.failed(address);
+                    }
+                    ended
                 }
                 Err(error) => Err(error),
             };
             if let Err(error) = ended {
-                refused = matches!(error, LinkError::Amqp(_));
+                refused = matches!(error, ConnectionError::Amqp(_));
                 self.down(&format!("{}: {error}", shared.broker.waiting_for()));
                 tokio::select! {
                     () = backoff.pause() => {}
@@ -96,21 +97,26 @@ impl Doorway {
         broker: &Broker,
         declare: bool,
         backoff: &mut Backoff,
-    ) -> Result<Session<'_>, LinkError> {
-        let link = Link::open(broker, &format!("worker {}", self.door.as_str())).await?;
+    ) -> Result<Session<'_>, ConnectionError> {
+        let connection = broker.connect(&format!("worker {}", self.door.as_str())).await?;
         backoff.connected();
         if declare {
-            link.declare(broker).await?;
+            broker.declare(&connection).await?;
         }
         let queue = broker.names.queue(self.door);
-        let looks = link.prepared(async { Ok(link.connection().create_channel().await?) }).await?;
+        let samples = async { Ok(connection.client().create_channel().await?) };
+        let samples = connection.prepared(samples).await?;
         let mut session = Session {
-            doorway: self,
+            consumer: self,
             queue,
-            link,
-            looks,
-            careful_until: (self.door == Door::Bulk).then(|| Instant::now() + FIRST_LOOK),
+            connection,
+            samples,
+            slow_start: match self.door {
+                Door::Bulk => SlowStart::new(),
+                Door::Interactive | Door::Profile => SlowStart::Over,
+            },
             channels: Vec::new(),
+            acks: None,
             received: SelectAll::new(),
         };
         session.subscribe().await?;
@@ -123,38 +129,40 @@ type Item = Option<(Received, Acks)>;
 
 /// One connection and what is consumed on it.
 struct Session<'a> {
-    doorway: &'a Doorway,
+    consumer: &'a QueueConsumer,
     queue: String,
-    link: Link,
-    /// For looks at the queue: an answer of the broker's that ends a channel ends only this one.
-    looks: Channel,
-    /// Until when it takes one message at a time; `None` once it takes as many as it may.
-    careful_until: Option<Instant>,
-    /// A channel with the tag of the consumer on it. Two while care gives way to the whole prefetch,
-    /// which counts by channel; the last one consumes.
+    connection: Connection,
+    /// For samples of the queue: an error of the broker that ends a channel ends only this one.
+    samples: Channel,
+    slow_start: SlowStart,
+    /// A channel with the tag of the consumer on it. Two after a slow start, because the prefetch counts by
+    /// channel; the last one consumes.
     channels: Vec<(Channel, String)>,
+    /// The acks of the last channel.
+    acks: Option<Acks>,
     received: SelectAll<stream::BoxStream<'static, Item>>,
 }
 
 impl Session<'_> {
-    /// Consumes on a channel of its own, with care if there is reason.
-    async fn subscribe(&mut self) -> Result<(), LinkError> {
-        let careful = self.careful_until.is_some();
+    /// Consumes on a channel of its own, one message at a time during a slow start.
+    async fn subscribe(&mut self) -> Result<(), ConnectionError> {
+        let is_slow = self.slow_start.is_active();
         let subscribed = async {
-            let channel = self.link.connection().create_channel().await?;
-            let limit = if careful { 1 } else { self.doorway.limit };
+            let channel = self.connection.client().create_channel().await?;
+            let limit = if is_slow { 1 } else { self.consumer.prefetch };
             channel.basic_qos(limit, BasicQosOptions::default()).await?;
             let (queue, options) = (self.queue.as_str(), BasicConsumeOptions::default());
             let table = FieldTable::default();
             let consumer = channel.basic_consume(queue.into(), "".into(), options, table).await?;
             Ok((channel, consumer))
         };
-        let (channel, consumer) = self.link.prepared(subscribed).await?;
+        let (channel, consumer) = self.connection.prepared(subscribed).await?;
         let acks = Acks::of(channel.clone());
+        self.acks = Some(acks.clone());
         self.channels.push((channel, consumer.tag().to_string()));
         let items = consumer.map(move |item| Some((item.ok()?, acks.clone())));
-        self.received.push(if careful {
-            // It ends when the care does.
+        self.received.push(if is_slow {
+            // It ends with the slow start.
             items.boxed()
         } else {
             items.chain(stream::once(async { None })).boxed()
@@ -162,24 +170,26 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Care has lasted long enough: consumes as always, and no more on the careful channel. That stays,
+    /// After a slow start consumes as many messages as it may, and no more on the channel so far. That stays,
     /// because what was delivered on it is settled there.
-    async fn end_care(&mut self) -> Result<(), LinkError> {
-        self.careful_until = None;
-        let careful = self.channels.len();
+    async fn end_slow_start(&mut self) -> Result<(), ConnectionError> {
+        if !self.slow_start.elapsed(self.acks.as_ref().is_none_or(Acks::are_settled)) {
+            return Ok(());
+        }
+        let slow = self.channels.len();
         self.subscribe().await?;
-        self.cancel(0..careful).await
+        self.cancel(0..slow).await
     }
 
     /// Cancels what is consumed on these channels.
-    async fn cancel(&mut self, channels: Range<usize>) -> Result<(), LinkError> {
+    async fn cancel(&mut self, channels: Range<usize>) -> Result<(), ConnectionError> {
         let cancelled = async {
             for (channel, tag) in &self.channels[channels] {
                 channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()).await?;
             }
             Ok(())
         };
-        self.link.prepared(cancelled).await
+        self.connection.prepared(cancelled).await
     }
 
     /// Hands out deliveries until the connection is lost (an error) or the end is asked for. What was
@@ -190,29 +200,29 @@ impl Session<'_> {
         shared: &Shared,
         settler: &Arc<Settler>,
         backoff: &mut Backoff,
-    ) -> Result<(), LinkError> {
-        let (mut publishing, mut consuming) = (settler.state(), self.link.state());
+    ) -> Result<(), ConnectionError> {
+        let (mut publishing, mut consuming) = (settler.state(), self.connection.state());
         // Read, and not yet taken by anybody.
         let mut next: Option<Delivery> = None;
-        let mut looks = std::pin::pin!(self.looks(shared));
+        let mut unconsumed = std::pin::pin!(self.unconsumed(shared));
         loop {
             let is_blocked = *publishing.borrow_and_update() == State::Blocked;
-            if *consuming.borrow_and_update() == State::Lost {
-                return Err(LinkError::Lost);
+            if *consuming.borrow_and_update() == State::Closed {
+                return Err(ConnectionError::Lost);
             }
             if is_blocked {
                 // Nothing could be replied, so nothing is begun.
-                self.doorway.down("RabbitMQ to clear its alarm: it takes no replies");
+                self.consumer.down("RabbitMQ to clear its alarm: it takes no replies");
             } else {
-                self.doorway.part.up();
+                self.consumer.part.up();
             }
             tokio::select! {
                 biased;
                 () = shared.stop.cancelled() => return self.stop(next, settler).await,
                 _ = publishing.changed() => {}
                 _ = consuming.changed() => {}
-                () = sleep_until(self.careful_until.unwrap_or_else(Instant::now)),
-                    if self.careful_until.is_some() => self.end_care().await?,
+                () = sleep_until(self.slow_start.until().unwrap_or_else(Instant::now)),
+                    if self.slow_start.is_active() => self.end_slow_start().await?,
                 // The receiver lives until this task has ended.
                 room = shared.deliveries.reserve(), if next.is_some() => {
                     if let (Ok(room), Some(delivery)) = (room, next.take()) {
@@ -225,29 +235,40 @@ impl Session<'_> {
                         next = self.read(received, &acks, shared, settler);
                     }
                     Some(None) | None => {
-                        let told = consuming.wait_for(|state| *state == State::Lost);
-                        let _ = timeout(TOLD_WITHIN, told).await;
-                        return Err(LinkError::ConsumerEnded);
+                        let closed = consuming.wait_for(|state| *state == State::Closed);
+                        let _ = timeout(CLOSE_REASON_TIMEOUT, closed).await;
+                        return Err(ConnectionError::ConsumerEnded);
                     }
                 },
-                () = &mut looks => {}
+                error = &mut unconsumed => return Err(error),
             }
         }
     }
 
-    /// Keeps what is known of the queue fresh. Never ends: when the queue is gone, so is its consumer.
-    fn looks<'s>(&self, shared: &'s Shared) -> impl Future<Output = ()> + use<'s> {
-        let (channel, door) = (self.looks.clone(), self.doorway.door);
+    /// Samples the queue. Resolves when the broker counts no consumer of it, again and again: a node that has
+    /// lost its cluster reports an empty queue without consumers and delivers nothing. If sampling itself
+    /// fails, that is all: when the queue is gone, so is its consumer.
+    fn unconsumed<'s>(
+        &self,
+        shared: &'s Shared,
+    ) -> impl Future<Output = ConnectionError> + use<'s> {
+        let (channel, queue) = (self.samples.clone(), self.queue.clone());
+        let watched = Watched::Door(self.consumer.door);
         async move {
-            if door != Door::Profile {
-                let Shared { broker, known, .. } = shared;
-                known.look_again_and_again(&channel, broker, Watched::Door(door)).await;
+            let (mut tick, mut missing) = (sampling(), 0);
+            while missing < UNCONSUMED_SAMPLES {
+                tick.tick().await;
+                match shared.stats.sample(&channel, &shared.broker, watched).await {
+                    Ok(sample) if sample.consumers > 0 => missing = 0,
+                    Ok(_) | Err(ConnectionError::Silent) => missing += 1,
+                    Err(_) => std::future::pending().await,
+                }
             }
-            std::future::pending().await
+            ConnectionError::NotConsuming(queue)
         }
     }
 
-    /// A delivery to be handed out, unless it has to be put aside.
+    /// A delivery to be handed out, unless it is a probe or unreadable.
     fn read(
         &mut self,
         received: Received,
@@ -256,18 +277,16 @@ impl Session<'_> {
         settler: &Arc<Settler>,
     ) -> Option<Delivery> {
         let ack = acks.delivered(&received);
-        let (door, settler) = (self.doorway.door, settler.clone());
-        let backlogged = shared.known.is_backlogged(door);
+        let (door, settler) = (self.consumer.door, settler.clone());
+        if probe::is_probe(&received.properties) {
+            tokio::spawn(async move { settler.answer_probe(&received.properties, ack).await });
+            return None;
+        }
+        let backlogged = shared.stats.is_backlogged(door);
         let mut ages = shared.ages.lock().unwrap_or_else(PoisonError::into_inner);
         match properties::read(door, &received, &shared.broker, &mut ages, backlogged) {
             Ok(message) => {
-                if let Some(until) = &mut self.careful_until {
-                    if message.is_suspect() {
-                        *until = Instant::now() + CAREFUL_FOR;
-                    } else {
-                        *until = Instant::now();
-                    }
-                }
+                self.slow_start.delivered(message.is_suspect());
                 let handle = RabbitHandle::new(settler, ack);
                 let spans = Some(shared.broker.spans.clone());
                 Some(Delivery::new(message, Box::new(handle), spans))
@@ -282,7 +301,11 @@ impl Session<'_> {
     }
 
     /// Cancels consuming and returns what was fetched ahead.
-    async fn stop(mut self, next: Option<Delivery>, settler: &Settler) -> Result<(), LinkError> {
+    async fn stop(
+        mut self,
+        next: Option<Delivery>,
+        settler: &Settler,
+    ) -> Result<(), ConnectionError> {
         self.cancel(self.channels.len() - 1..self.channels.len()).await?;
         if let Some(delivery) = next {
             delivery.hand_back().await;
@@ -296,11 +319,11 @@ impl Session<'_> {
             }
             Ok(())
         };
-        self.link.prepared(returned).await?;
+        self.connection.prepared(returned).await?;
         // A channel that is closed gives back what was delivered on it, so these live as long as
         // there is something to settle.
         let channels = self.channels.into_iter().map(|(channel, _)| channel).collect();
-        settler.keep(self.link, channels);
+        settler.keep(self.connection, channels);
         Ok(())
     }
 }

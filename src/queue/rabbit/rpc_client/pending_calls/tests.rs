@@ -62,10 +62,10 @@ fn reply() -> Vec<u8> {
 }
 
 /// One call as its client sees it; `None` when the client has gone.
-async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Reply, CallError>> {
+async fn call(calls: &PendingCalls, n: usize, fate: Fate) -> Option<Result<Reply, CallError>> {
     let id = MessageId::random();
-    let entered = waiting.enter(Door::Interactive, &id);
-    let correlation = entered.correlation_id().to_owned();
+    let pending = calls.add(Door::Interactive, &id);
+    let correlation = pending.correlation_id().to_owned();
     let (id, correlation) = (id.as_str(), correlation.as_str());
     let moment = Duration::from_millis(n as u64 % 1000);
     let deadline = match fate {
@@ -74,11 +74,11 @@ async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Reply, C
     };
     let publish = async {
         match fate {
-            NotAccepted => return Err(PublishError::NotAccepted),
-            NoConfirm => return Err(PublishError::Unknown),
+            NotAccepted => return Err(PublishError::Rejected),
+            NoConfirm => return Err(PublishError::Indeterminate),
             NeverPublished | DroppedPublishing | LostPublishing => std::future::pending().await,
             RepliedEarly => {
-                assert!(waiting.settle(correlation, id, &reply(), Stages::default()).is_some())
+                assert!(calls.settle(correlation, id, &reply(), Stages::default()).is_some())
             }
             _ => {}
         }
@@ -87,22 +87,22 @@ async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Reply, C
     };
     let answers = async {
         tokio::time::sleep(moment * 2).await;
-        let right = || waiting.settle(correlation, id, &reply(), Stages::default());
+        let right = || calls.settle(correlation, id, &reply(), Stages::default());
         match fate {
             Replied => assert!(right().is_some()),
             RepliedTwice => assert!(right().is_some() && right().is_none()),
             OthersFirst => {
-                assert!(waiting.settle(&random_hex(), id, &reply(), Stages::default()).is_none());
+                assert!(calls.settle(&random_hex(), id, &reply(), Stages::default()).is_none());
                 assert!(
-                    waiting.settle(correlation, "another", &reply(), Stages::default()).is_none()
+                    calls.settle(correlation, "another", &reply(), Stages::default()).is_none()
                 );
                 assert!(right().is_some());
             }
-            WrongId => assert!(
-                waiting.settle(correlation, "another", &reply(), Stages::default()).is_none()
-            ),
+            WrongId => {
+                assert!(calls.settle(correlation, "another", &reply(), Stages::default()).is_none())
+            }
             Unreadable => assert!(
-                waiting.settle(correlation, id, b"{\"outcome\":", Stages::default()).is_some()
+                calls.settle(correlation, id, b"{\"outcome\":", Stages::default()).is_some()
             ),
             Late => {
                 tokio::time::sleep_until(deadline + moment + TICK).await;
@@ -111,7 +111,7 @@ async fn call(waiting: &Waiting, n: usize, fate: Fate) -> Option<Result<Reply, C
             _ => {}
         }
     };
-    let answer = entered.answer(publish, deadline);
+    let answer = pending.reply(publish, Some(deadline));
     let answer = async {
         match fate {
             DroppedPublishing | DroppedWaiting => {
@@ -139,31 +139,31 @@ fn is_right(fate: Fate, answer: &Option<Result<Reply, CallError>>) -> bool {
 #[tokio::test(start_paused = true)]
 async fn a_hundred_thousand_calls_that_end_in_every_way_leave_nothing() {
     for session in 0..SESSIONS {
-        let waiting = Waiting::default();
+        let calls = PendingCalls::default();
         let fates = || FATES.into_iter().cycle().take(CALLS);
-        let calls = fates().enumerate().map(async |(n, fate)| {
-            let answer = call(&waiting, n, fate).await;
+        let all = fates().enumerate().map(async |(n, fate)| {
+            let answer = call(&calls, n, fate).await;
             assert!(is_right(fate, &answer), "{fate:?}: {answer:?}");
         });
         let loss = async {
             // By then every other call has come to its end.
             tokio::time::sleep(DEADLINE + Duration::from_secs(2)).await;
             let left = fates().filter(|fate| matches!(fate, LostPublishing | LostWaiting)).count();
-            assert_eq!(waiting.lock().by_correlation_id.len(), left);
+            assert_eq!(calls.lock().by_correlation_id.len(), left);
             // For an alarm, or with the connection.
-            if session % 2 == 0 { waiting.give_up() } else { waiting.lose() }
+            if session % 2 == 0 { calls.fail_interactive() } else { calls.close() }
         };
-        tokio::join!(join_all(calls), loss);
-        assert!(waiting.lock().by_correlation_id.is_empty(), "nothing is kept");
+        tokio::join!(join_all(all), loss);
+        assert!(calls.lock().by_correlation_id.is_empty(), "nothing is kept");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_comes_when_the_connection_is_lost_ends_at_once() {
-    let waiting = Waiting::default();
-    waiting.lose();
+    let calls = PendingCalls::default();
+    calls.close();
     let started = Instant::now();
-    let answer = call(&waiting, 1, LostWaiting).await;
+    let answer = call(&calls, 1, LostWaiting).await;
     assert_eq!(answer, Some(Err(CallError::Unknown)));
-    assert!(started.elapsed() < DEADLINE && waiting.lock().by_correlation_id.is_empty());
+    assert!(started.elapsed() < DEADLINE && calls.lock().by_correlation_id.is_empty());
 }

@@ -1,5 +1,10 @@
-//! The worker's end: keeps a connection to publish on and a `doorway` for each door, and hands out
-//! what comes through them.
+//! The worker's end: a connection to publish on, a `session` for each queue, and the deliveries of all.
+//!
+//! Each queue is consumed on a connection of its own: what ends one leaves the other queues alone, and what is
+//! held on it counts as delivered once more when it ends.
+
+mod session;
+mod slow_start;
 
 use std::sync::{Arc, Mutex};
 
@@ -8,26 +13,26 @@ use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::doorway::{Doorway, Shared};
-use super::known::Known;
-use super::link::{Link, LinkError, State};
+use super::Broker;
+use super::amqp::{Backoff, ConnectionError, State};
+use super::queue_stats::QueueStats;
 use super::settle::Settler;
-use super::{Backoff, Broker};
 use crate::queue::{Delivery, Door, Inbox, PaceNow, Prefetch};
 use crate::shutdown::Tasks;
 use crate::telemetry::Part;
+use session::{QueueConsumer, Shared};
 
 struct RabbitInbox {
     deliveries: mpsc::Receiver<Delivery>,
     stop: CancellationToken,
 }
 
-/// Starts a receiving end; each door has its part.
+/// Starts a receiving end; each queue has its part.
 pub(super) fn start(
     broker: Arc<Broker>,
     prefetch: Prefetch,
     pace: PaceNow,
-    known: Arc<Known>,
+    stats: Arc<QueueStats>,
     parts: [Part; Door::ALL.len()],
     tasks: &Tasks,
 ) -> Box<dyn Inbox> {
@@ -41,11 +46,11 @@ pub(super) fn start(
             Door::Bulk => prefetch.bulk,
             Door::Profile => prefetch.profile,
         };
-        Doorway::new(door, limit, part)
+        QueueConsumer::new(door, limit, part)
     });
     let (stopped, ages) = (stop.clone(), Mutex::default());
-    known.has_worker(pace.clone());
-    let shared = Shared { broker, known, deliveries: sender, stop: stopped, ages };
+    stats.set_own(pace.clone());
+    let shared = Shared { broker, stats, deliveries: sender, stop: stopped, ages };
     tasks.spawn(supervise(shared, pace, doors.collect()));
     Box::new(RabbitInbox { deliveries, stop })
 }
@@ -71,9 +76,9 @@ impl Inbox for RabbitInbox {
     }
 }
 
-/// Keeps a connection to publish on, and beside it one for each door to consume. They are given up
-/// together when the first is lost: what was delivered could not be answered.
-async fn supervise(shared: Shared, pace: PaceNow, doors: Vec<Doorway>) {
+/// Keeps a connection to publish on and, next to it, one for each queue. All are dropped together when the
+/// first is lost: what was delivered could not be answered.
+async fn supervise(shared: Shared, pace: PaceNow, queues: Vec<QueueConsumer>) {
     let (broker, stop) = (&shared.broker, &shared.stop);
     let mut backoff = Backoff::new();
     let mut was_connected = false;
@@ -89,17 +94,21 @@ async fn supervise(shared: Shared, pace: PaceNow, doors: Vec<Doorway>) {
                     broker.metrics.reconnected("worker");
                 }
                 let mut publishing = settler.state();
-                let consumed = join_all(doors.iter().map(|door| door.consume(&shared, &settler)));
+                let consumed =
+                    join_all(queues.iter().map(|queue| queue.consume(&shared, &settler)));
+                let consumed = async { tokio::join!(consumed, settler.bind()) };
                 tokio::select! {
                     _ = consumed => Ok(()),
-                    _ = publishing.wait_for(|state| *state == State::Lost) => Err(LinkError::Lost),
+                    _ = publishing.wait_for(|state| *state == State::Closed) => {
+                        Err(ConnectionError::Lost)
+                    }
                 }
             }
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
-            for door in &doors {
-                door.down(&format!("{}: {error}", broker.waiting_for()));
+            for queue in &queues {
+                queue.down(&format!("{}: {error}", broker.waiting_for()));
             }
             tokio::select! {
                 () = backoff.pause() => {}
@@ -109,11 +118,12 @@ async fn supervise(shared: Shared, pace: PaceNow, doors: Vec<Doorway>) {
     }
 }
 
-/// The publishing end, by which deliveries are settled.
-async fn open(broker: &Arc<Broker>, pace: &PaceNow) -> Result<Arc<Settler>, LinkError> {
-    let publish = Link::open(broker, "worker publisher").await?;
-    publish.declare(broker).await?;
+/// The publishing end, by which deliveries are settled. A queue that cannot be declared shows where it is
+/// consumed.
+async fn open(broker: &Arc<Broker>, pace: &PaceNow) -> Result<Arc<Settler>, ConnectionError> {
+    let publish = broker.connect("worker publisher").await?;
+    broker.declare(&publish).await?;
     let publisher = publish.prepared(publish.publisher()).await?;
-    let mover = publish.prepared(publish.careful_publisher()).await?;
+    let mover = publish.prepared(publish.serial_publisher()).await?;
     Ok(Arc::new(Settler::new(broker.clone(), pace.clone(), publisher, mover, publish)))
 }

@@ -1,0 +1,75 @@
+//! Pauses between attempts to reach the broker.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Pauses that double from 100 ms to 5 s. Each is cut short at random by up to a half, so that many processes
+/// do not come back at the same moment.
+pub(in super::super) struct Backoff {
+    next: Duration,
+    /// When the connection was made, if there is one.
+    connected: Option<Instant>,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LAST: Duration = Duration::from_secs(5);
+    /// A connection that lasts so long was of use. The broker may also accept each connection and refuse what
+    /// is asked on it, which must not start the pauses over.
+    const STEADY: Duration = Duration::from_secs(5);
+
+    pub(in super::super) fn new() -> Self {
+        Self { next: Self::FIRST, connected: None }
+    }
+
+    /// A connection was made; whether it is of use is not known yet.
+    pub(in super::super) fn connected(&mut self) {
+        self.connected = Some(Instant::now());
+    }
+
+    pub(in super::super) async fn pause(&mut self) {
+        if self.connected.take().is_some_and(|since| since.elapsed() >= Self::STEADY) {
+            self.reset();
+        }
+        tokio::time::sleep(self.next()).await;
+    }
+
+    /// The length of the next pause.
+    pub(in super::super) fn next(&mut self) -> Duration {
+        let mut random = [0u8];
+        // Without randomness the pause is merely less spread.
+        let _ = getrandom::fill(&mut random);
+        let share = 0.5 + f64::from(random[0]) / 512.0;
+        let pause = self.next.mul_f64(share);
+        self.next = (self.next * 2).min(Self::LAST);
+        pause
+    }
+
+    /// The connection is of use: something was delivered or confirmed.
+    pub(in super::super) fn reset(&mut self) {
+        self.next = Self::FIRST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_steady_connection_starts_the_pauses_over() {
+        let mut backoff = Backoff::new();
+        for _ in 0..20 {
+            backoff.connected();
+            backoff.pause().await;
+        }
+        let long = Instant::now();
+        backoff.pause().await;
+        assert!(long.elapsed() >= Backoff::LAST / 2, "{:?}", long.elapsed());
+        backoff.connected();
+        tokio::time::sleep(Backoff::STEADY).await;
+        let short = Instant::now();
+        backoff.pause().await;
+        assert!(short.elapsed() <= Backoff::FIRST, "{:?}", short.elapsed());
+    }
+}

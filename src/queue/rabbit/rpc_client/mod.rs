@@ -1,0 +1,178 @@
+//! The requesting end: publishes calls and bulk rows, and matches the replies in its own exclusive queue to
+//! them. The front has one for all its requests and uploads, an import has one.
+//!
+//! `supervisor` keeps the connections, `rows` sends a window of bulk rows over the same client.
+
+mod pending_calls;
+mod reply_body;
+mod reply_check;
+mod reply_queue;
+mod rows;
+mod session;
+mod standby;
+mod supervisor;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::queue_stats::QueueStats;
+use super::{Broker, properties};
+use crate::queue::seal::Letter;
+use crate::queue::spans::publish;
+use crate::queue::{Backlog, BulkBacklog, Call, CallError, Caller, Kind, Producer, Reply, Window};
+use crate::shutdown::{Tasks, contained};
+use crate::signup::Millis;
+use crate::telemetry::Health;
+use session::{Session, Status};
+
+/// How long a registration waits for a connection before it is refused.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two attempts at a look-up, because a connection may be lost before its session ends.
+const LOOK_UP_PAUSE: Duration = Duration::from_millis(50);
+/// How long after a call's deadline its password may still be opened. Nothing waits for it any more by then;
+/// it only has to cover clocks of front and worker that are minutes apart.
+const SEAL_MARGIN: Duration = Duration::from_secs(600);
+
+/// The requesting end; its connections are made and remade in the background.
+#[derive(Clone)]
+struct RabbitRpcClient {
+    broker: Arc<Broker>,
+    status: watch::Receiver<Status>,
+    stats: Arc<QueueStats>,
+    tasks: Tasks,
+    /// Closes the connections; so does dropping the last clone.
+    stop: Arc<DropGuard>,
+}
+
+/// Starts a requesting end.
+pub(super) fn start(
+    broker: Arc<Broker>,
+    health: &Health,
+    stats: Arc<QueueStats>,
+    tasks: &Tasks,
+) -> Arc<dyn Caller> {
+    let (sender, status) = watch::channel(Status::Down(broker.waiting_for()));
+    let stop = CancellationToken::new();
+    let supervisor = supervisor::supervise(
+        broker.clone(),
+        health.part("queue"),
+        health.clone(),
+        sender,
+        stats.clone(),
+        stop.clone(),
+    );
+    tasks.spawn(supervisor);
+    let stop = Arc::new(stop.drop_guard());
+    Arc::new(RabbitRpcClient { broker, status, stats, tasks: tasks.clone(), stop })
+}
+
+impl RabbitRpcClient {
+    /// The current session, once there is one.
+    async fn session(&self, until: Instant) -> Result<Arc<Session>, CallError> {
+        let mut status = self.status.clone();
+        let status =
+            timeout_at(until, status.wait_for(|status| matches!(status, Status::Up(_)))).await;
+        match status.ok().and_then(|status| Some(status.ok()?.clone())) {
+            Some(Status::Up(session)) => Ok(session),
+            Some(Status::Down(_)) | None => Err(CallError::NotAccepted),
+        }
+    }
+
+    /// Publishes a call and waits for its reply, both on the connections of this session.
+    async fn call_on(&self, session: &Session, mut call: Call) -> Result<Reply, CallError> {
+        let pending = session.pending.add(call.kind.door(), &call.id);
+        let span = publish(&call.trace, Some(&self.broker.spans), call.kind.door(), &call.id);
+        call.trace = span.context().clone();
+        let (body, sealed) = self.sealed(&call, session.reply_queue())?;
+        let envelope = properties::Envelope {
+            username: self.broker.username(),
+            reply_to: session.reply_queue(),
+            correlation_id: pending.correlation_id(),
+        };
+        let now = self.broker.clock.now().0;
+        let properties = properties::of_call(&call, envelope, now, sealed);
+        let _unanswered = matches!(call.kind, Kind::Register(_)).then(|| self.stats.sent());
+        let published = async {
+            // It ends with the confirm.
+            let mut span = span;
+            let published = session.publish(call.kind.door(), properties, body).await;
+            if let Err(error) = published {
+                span.fail(error.label());
+            }
+            published
+        };
+        pending.reply(published, Some(call.deadline)).await
+    }
+
+    /// The body with its password or token sealed, and the id of the key. What cannot be sealed is not sent.
+    fn sealed(&self, call: &Call, reply_to: &str) -> Result<(Bytes, Option<&str>), CallError> {
+        let Some(sealer) = &self.broker.sealer else { return Ok((call.body.clone(), None)) };
+        let left = call.deadline.saturating_duration_since(Instant::now()) + SEAL_MARGIN;
+        let left = i64::try_from(left.as_millis()).unwrap_or(i64::MAX);
+        let not_after = Millis(self.broker.clock.now().0.saturating_add(left));
+        let sealed = match call.kind {
+            Kind::Register(contract) => {
+                let letter = Letter { contract, id: &call.id, reply_to: Some(reply_to), not_after };
+                sealer.seal(&letter, &call.body)
+            }
+            Kind::Profile => sealer.seal_token(&call.id, reply_to, not_after, &call.body),
+        };
+        match sealed {
+            Some(body) => Ok((body.into(), Some(sealer.key_id()))),
+            None => {
+                tracing::error!(event = "sealing_failed", id = call.id.as_str(), "sealing failed");
+                Err(CallError::NotAccepted)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Caller for RabbitRpcClient {
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+        if call.kind != Kind::Profile {
+            let until = call.deadline.min(Instant::now() + CONNECTION_TIMEOUT);
+            let session = self.session(until).await?;
+            return self.call_on(&session, call).await;
+        }
+        // A look-up changes nothing, so it waits for a connection until its deadline, and is sent again
+        // when one was lost.
+        while Instant::now() < call.deadline {
+            let session = self.session(call.deadline).await?;
+            match self.call_on(&session, call.clone()).await {
+                Err(CallError::Unknown) => sleep(LOOK_UP_PAUSE).await,
+                ended => return ended,
+            }
+        }
+        Err(CallError::NotAccepted)
+    }
+
+    fn producer(&self, window: Window) -> Producer {
+        let (producer, rows) = rows::Rows::new(self.clone(), window);
+        // A panic in it ends the upload or the import whose rows these are.
+        self.tasks.spawn(contained(rows.run()));
+        producer
+    }
+
+    fn backlog(&self) -> Backlog {
+        self.stats.backlog()
+    }
+
+    fn bulk_backlog(&self) -> Option<BulkBacklog> {
+        self.stats.bulk_backlog()
+    }
+
+    fn dead_letters(&self) -> Option<u64> {
+        self.stats.dead_letters()
+    }
+
+    async fn close(&self) {
+        self.stop.token().cancel();
+    }
+}

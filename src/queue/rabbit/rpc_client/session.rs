@@ -1,0 +1,109 @@
+//! A session of the requesting end: what calls and rows need of one pair of connections.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::message::Delivery;
+use tokio::sync::{Notify, watch};
+
+use super::pending_calls::PendingCalls;
+use super::reply_check::ReplyCheck;
+use crate::queue::Door;
+use crate::queue::rabbit::amqp::{Outgoing, PublishError, Publisher};
+use crate::queue::rabbit::properties;
+
+/// A confirm of a call has no limit of its own: the call's deadline ends the wait, or the session's end.
+const UNLIMITED: Duration = Duration::from_secs(24 * 3600);
+
+/// Whether there is a session.
+#[derive(Clone)]
+pub(super) enum Status {
+    /// What the client waits for.
+    Down(String),
+    Up(Arc<Session>),
+}
+
+/// One pair of connections and all that hangs on it.
+pub(super) struct Session {
+    exchange: String,
+    publisher: Publisher,
+    reply_queue: String,
+    pub(super) pending: PendingCalls,
+    /// Whether confirms are overdue.
+    pub(super) is_stalled: watch::Sender<bool>,
+    /// A queue may be gone.
+    pub(super) declare: Notify,
+    replies: Arc<Mutex<ReplyCheck>>,
+}
+
+impl Session {
+    pub(super) fn new(
+        exchange: &str,
+        publisher: Publisher,
+        reply_queue: &str,
+        replies: Arc<Mutex<ReplyCheck>>,
+    ) -> Self {
+        Self {
+            exchange: exchange.to_owned(),
+            publisher,
+            reply_queue: reply_queue.to_owned(),
+            pending: PendingCalls::default(),
+            is_stalled: watch::Sender::new(false),
+            declare: Notify::new(),
+            replies,
+        }
+    }
+
+    pub(super) fn reply_queue(&self) -> &str {
+        &self.reply_queue
+    }
+
+    /// Whether the broker takes messages now.
+    pub(super) fn is_open(&self) -> bool {
+        self.publisher.is_open() && !*self.is_stalled.borrow()
+    }
+
+    /// Publishes to a queue. Its confirm is waited for as long as the session lasts.
+    pub(super) async fn publish(
+        &self,
+        queue: Door,
+        properties: BasicProperties,
+        body: Bytes,
+    ) -> Result<(), PublishError> {
+        if *self.is_stalled.borrow() {
+            return Err(PublishError::Rejected);
+        }
+        self.send(queue, properties, body, UNLIMITED).await
+    }
+
+    /// As [`Self::publish`], whether confirms are overdue or not, with a limit for this one.
+    pub(super) async fn send(
+        &self,
+        queue: Door,
+        properties: BasicProperties,
+        body: Bytes,
+        overdue_after: Duration,
+    ) -> Result<(), PublishError> {
+        let (exchange, routing_key) = (self.exchange.clone(), queue.as_str().to_owned());
+        let message = Outgoing { exchange, routing_key, properties, body };
+        let published = self.publisher.publish(message, overdue_after).await;
+        if published == Err(PublishError::Unroutable) {
+            self.declare.notify_one();
+        }
+        published
+    }
+
+    pub(super) fn reply_check(&self) -> MutexGuard<'_, ReplyCheck> {
+        self.replies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands a reply to its call, if that is still there.
+    pub(super) fn settle(&self, reply: &Delivery) -> Option<Door> {
+        let correlation_id = reply.properties.correlation_id().as_ref()?;
+        let message_id = reply.properties.message_id().as_ref()?;
+        let stages = properties::stages(&reply.properties);
+        self.pending.settle(correlation_id.as_str(), message_id.as_str(), &reply.data, stages)
+    }
+}

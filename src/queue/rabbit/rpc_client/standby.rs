@@ -1,0 +1,69 @@
+//! A second reply queue, on another node of a cluster, for the next session.
+//!
+//! While a node is frozen or cut off, the others declare no queue until they give that node up, after `net_ticktime`
+//! (60 s by default; RabbitMQ up to 4.0 without Khepri). Queues that are there go on working.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::reply_queue::ReplyQueue;
+use crate::queue::rabbit::Broker;
+use crate::queue::rabbit::amqp::{Backoff, ConnectionError};
+
+/// Between two checks of the standby's connection.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Outlives sessions. Empty where the broker has one address.
+#[derive(Default)]
+pub(super) struct Standby(Mutex<Option<ReplyQueue>>);
+
+impl Standby {
+    /// The standby, or a new reply queue where there is none.
+    pub(super) async fn take_or_open(
+        &self,
+        broker: &Broker,
+    ) -> Result<ReplyQueue, ConnectionError> {
+        let standby = self.lock().take().filter(ReplyQueue::is_open);
+        match standby {
+            Some(standby) => Ok(standby),
+            None => ReplyQueue::open(broker, "front replies", None).await,
+        }
+    }
+
+    /// Keeps a standby at another address than the reply queue in use.
+    pub(super) async fn keep(&self, broker: &Broker, in_use: SocketAddr) -> Infallible {
+        let mut backoff = Backoff::new();
+        loop {
+            let is_kept = self.lock().as_ref().is_some_and(ReplyQueue::is_open);
+            if is_kept || !broker.endpoints.are_several() {
+                sleep(CHECK_INTERVAL).await;
+                continue;
+            }
+            match ReplyQueue::open(broker, "front standby", Some(in_use)).await {
+                Ok(standby) => {
+                    *self.lock() = Some(standby);
+                    backoff.reset();
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "there is no standby for the reply queue");
+                    backoff.pause().await;
+                }
+            }
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        let standby = self.lock().take();
+        if let Some(standby) = standby {
+            standby.connection.close().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<ReplyQueue>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

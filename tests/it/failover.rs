@@ -1,0 +1,214 @@
+//! Several addresses for one broker, queues that cannot be used, and reply queues that are unknown to the workers. Proxies
+//! stand in for the nodes of a cluster; `cluster` runs real ones.
+
+use futures_util::StreamExt;
+use lapin::BasicProperties;
+use lapin::options::{BasicConsumeOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::flow::five_requests;
+use crate::support::broker::Broker;
+use crate::support::muster::{Muster, eventually};
+use crate::support::proxy::Proxy;
+use crate::support::services::amqp_url;
+use crate::support::{Client, Pair, QueueKind, Setup, StoreKind};
+
+const PAIR: Pair = Pair(QueueKind::Rabbit, StoreKind::File);
+
+/// Settings whose broker URL names these addresses, in no order.
+fn setup(addresses: &[String]) -> Setup {
+    let setup = Setup::new(PAIR);
+    let mut url = url::Url::parse(&setup.environment["MUSTER_QUEUE"]).unwrap();
+    let replaced = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5672));
+    url.set_port(Some(url.port().unwrap_or(5672))).unwrap();
+    let url = url.to_string().replace(&replaced, &addresses.join(","));
+    setup.with("MUSTER_QUEUE", &url)
+}
+
+async fn is_ready(client: &Client) -> bool {
+    client.get("/ready", &[]).await.status == 200
+}
+
+/// Signs up under one key until that succeeds.
+async fn signs_up(client: &Client) {
+    let (path, body, _) = five_requests().remove(0);
+    let key = crate::support::services::unique("a-key-of-16-signs");
+    let mut body = body;
+    if let Some(email) = body.get_mut("email") {
+        *email = json!(format!("{key}@example.com"));
+    }
+    if let Some(name) = body.get_mut("username") {
+        *name = json!(format!("u{}", &muster::signup::id::random_hex()[..12]));
+    }
+    eventually("a signup", async || client.post_with_key(path, &body, &key).await.status == 201)
+        .await;
+}
+
+/// Breaks the wire that the process uses, whichever it is: signups succeed by way of the other one.
+async fn moves_to_the_other_address(break_wire: impl Fn(&Proxy)) {
+    let Some(url) = amqp_url() else { return };
+    let wires = [Proxy::to(&url).await, Proxy::to(&url).await];
+    let muster = setup(&wires.each_ref().map(Proxy::address)).start().await;
+    signs_up(muster.client()).await;
+    for wire in &wires {
+        let other = wires.iter().find(|other| other.address() != wire.address()).unwrap();
+        let (own, before) = (wire.accepted(), other.accepted());
+        assert!(own + before > 0);
+        break_wire(wire);
+        signs_up(muster.client()).await;
+        eventually("a front and a worker on the other address", async || {
+            other.accepted() > 0 && is_ready(muster.client()).await
+        })
+        .await;
+        signs_up(muster.client()).await;
+        wire.heal();
+    }
+}
+
+#[tokio::test]
+async fn connection_that_is_cut_is_replaced_at_the_other_address() {
+    moves_to_the_other_address(Proxy::cut).await;
+}
+
+#[tokio::test]
+async fn broker_that_neither_reads_nor_writes_is_left_for_the_other_address() {
+    moves_to_the_other_address(Proxy::stall).await;
+}
+
+#[tokio::test]
+async fn broker_that_reads_and_answers_nothing_is_left_for_the_other_address() {
+    moves_to_the_other_address(Proxy::mute).await;
+}
+
+#[tokio::test]
+async fn address_that_accepts_and_is_silent_delays_the_start_and_no_more() {
+    let Some(url) = amqp_url() else { return };
+    // Nobody accepts: the system completes the connections, as it does for a frozen node.
+    let frozen = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let wire = Proxy::to(&url).await;
+    let addresses = [frozen.local_addr().unwrap().to_string(), refused.to_string(), wire.address()];
+    let muster = setup(&addresses).start().await;
+    signs_up(muster.client()).await;
+}
+
+async fn ready_report(muster: &Muster) -> serde_json::Value {
+    muster.client().get("/ready", &[]).await.json()
+}
+
+#[tokio::test]
+async fn signups_go_on_while_the_profile_queue_cannot_be_declared() {
+    if !PAIR.is_there() {
+        return;
+    }
+    let setup = Setup::new(PAIR);
+    let broker = Broker::connect().await;
+    let profile = format!("{}.profile", setup.namespace());
+    // Exclusive to another connection, it refuses every declaration and every consumer.
+    broker.own_queue(&profile).await;
+    let muster = setup.start_with(&["serve"]).await;
+    let client = muster.client();
+    signs_up(client).await;
+    let report = ready_report(&muster).await;
+    assert!(report["warnings"]["profile"].is_string(), "{report}");
+    assert_ne!(report["parts"]["profile"], json!("up"), "{report}");
+    assert_eq!(report["parts"]["queue"], json!("up"), "{report}");
+    assert_eq!(report["parts"]["interactive"], json!("up"), "{report}");
+    let headers = [("authorization", "Bearer a.b.c")];
+    assert!(client.get("/users/profile", &headers).await.status >= 500);
+
+    broker
+        .channel
+        .queue_delete(profile.as_str().into(), QueueDeleteOptions::default())
+        .await
+        .unwrap();
+    eventually("the profile queue", async || is_ready(client).await).await;
+    eventually("no warning", async || ready_report(&muster).await.get("warnings").is_none()).await;
+    assert_eq!(client.get("/users/profile", &headers).await.status, 401);
+}
+
+#[tokio::test]
+async fn front_is_not_ready_while_the_interactive_queue_cannot_be_declared() {
+    if !PAIR.is_there() {
+        return;
+    }
+    let setup = Setup::new(PAIR);
+    let broker = Broker::connect().await;
+    let interactive = format!("{}.interactive", setup.namespace());
+    broker.own_queue(&interactive).await;
+    let muster = setup.start_with(&["serve"]).await;
+    let client = muster.client();
+    eventually("the reason", async || {
+        let report = ready_report(&muster).await;
+        report["parts"]["queue"].to_string().contains("RESOURCE_LOCKED")
+    })
+    .await;
+    let (path, body, _) = five_requests().remove(0);
+    assert_eq!(client.post(path, &body).await.status, 503);
+    broker
+        .channel
+        .queue_delete(interactive.as_str().into(), QueueDeleteOptions::default())
+        .await
+        .unwrap();
+    signs_up(client).await;
+    eventually("all parts", async || is_ready(client).await).await;
+}
+
+#[tokio::test]
+async fn worker_answers_probes_on_reply_queues_of_fronts_alone() {
+    if !PAIR.is_there() {
+        return;
+    }
+    let setup = Setup::new(PAIR);
+    let _worker = setup.start_role("worker").await;
+    let broker = Broker::connect().await;
+    let (own, foreign) = (
+        format!("{}.reply.a-test", setup.namespace()),
+        crate::support::services::unique("no-reply-queue"),
+    );
+    for queue in [&foreign, &own] {
+        broker.own_queue(queue).await;
+        let probe = BasicProperties::default()
+            .with_type("probe".into())
+            .with_reply_to(queue.as_str().into());
+        broker.publish_anything(setup.namespace(), "interactive", probe, b"").await;
+    }
+    // In their order, so the first has been handled by now.
+    let reply = broker.fetch_unseen(&own).await;
+    assert_eq!(reply.properties.kind().as_ref().unwrap().as_str(), "probe");
+    assert_eq!(broker.count(&foreign).await, 0);
+    let dead = format!("{}.dead", setup.namespace());
+    assert_eq!(broker.count(&dead).await, 0);
+}
+
+#[tokio::test]
+async fn reply_queue_is_made_anew_when_probes_stay_unanswered() {
+    if !PAIR.is_there() {
+        return;
+    }
+    let setup = Setup::new(PAIR);
+    let mut front = setup.start_role("front").await;
+    let broker = Broker::connect().await;
+    let queue = format!("{}.interactive", setup.namespace());
+    // Takes everything and answers nothing, like a worker that does not know the reply queue.
+    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let table = FieldTable::default();
+    let mut consumer = broker
+        .channel
+        .basic_consume(queue.as_str().into(), "".into(), options, table)
+        .await
+        .unwrap();
+    let mut reply_queues = std::collections::BTreeSet::new();
+    while reply_queues.len() < 2 {
+        let probe = consumer.next().await.unwrap().unwrap();
+        if let Some(queue) = probe.properties.reply_to() {
+            reply_queues.insert(queue.to_string());
+        }
+    }
+    front.wait_for_log(|line| line.contains("replies do not arrive")).await;
+    broker.channel.basic_cancel(consumer.tag().as_str().into(), Default::default()).await.unwrap();
+    let _worker = setup.start_role("worker").await;
+    signs_up(front.client()).await;
+}
