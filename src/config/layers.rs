@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::file::BYTE_ORDER_MARK;
@@ -151,8 +152,12 @@ impl Layers {
         };
         match text.parse::<Table>() {
             Ok(table) => {
+                let places = places(&text);
                 for (key, value) in flatten(table) {
-                    self.set(&key, value, origin.clone(), problems);
+                    let at = places.get(&key).map_or(origin.clone(), |(line, column)| {
+                        format!("{origin}:{line}:{column}")
+                    });
+                    self.set(&key, value, at, problems);
                 }
             }
             Err(error) => {
@@ -280,6 +285,22 @@ fn flaw_in(value: &Value) -> Option<&'static str> {
         Value::Array(items) => items.iter().find_map(flaw_in),
         _ => None,
     }
+}
+
+/// Line and column of every key, under the names that [`flatten`] gives.
+fn places(text: &str) -> BTreeMap<String, (usize, usize)> {
+    let mut found = BTreeMap::new();
+    let Ok(table) = DeTable::parse(text) else { return found };
+    for (key, value) in table.get_ref() {
+        found.insert(key.get_ref().to_string(), place(text, key.span().start));
+        if let DeValue::Table(section) = value.get_ref() {
+            for inner in section.keys() {
+                let name = format!("{}.{}", key.get_ref(), inner.get_ref());
+                found.insert(name, place(text, inner.span().start));
+            }
+        }
+    }
+    found
 }
 
 /// Line and column, from 1, of a byte in a text.

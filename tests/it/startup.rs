@@ -146,10 +146,13 @@ async fn a_file_of_settings_that_cannot_be_used_is_refused() {
         names(&refusal(&setup, &[command, "--config", file]).await, &[file, "--config"]);
     }
     for (text, parts) in [
-        ("[token]\nsecret = \"hunter2", &["not TOML"][..]),
-        ("[token]\nsecret = 2\n[front]\ncolour = \"red\"", &["token.secret", "front.colour"]),
-        ("colour = \"red\"", &["no such setting: colour"]),
-        ("[queue]\nurl = \"hunter2\"", &["queue.url", "local:"]),
+        ("[token]\nsecret = \"hunter2", &[":2:", ": not TOML"][..]),
+        (
+            "[token]\nsecret = 2\n[front]\n  colour = \"red\"",
+            &[":2:1: token.secret", ":4:3: no such setting: front.colour"],
+        ),
+        ("colour = \"red\"", &[":1:1: no such setting: colour"]),
+        ("[queue]\nurl = \"hunter2\"", &["queue.url", "local:", ":2:1)"]),
         ("front = 3", &["front"]),
     ] {
         std::fs::write(&path, text).unwrap();
