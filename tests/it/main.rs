@@ -29,6 +29,7 @@ mod hashed;
 mod help;
 mod hostile;
 mod import;
+mod import_exports;
 mod import_files;
 mod keys;
 mod limits;
