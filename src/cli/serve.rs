@@ -1,5 +1,7 @@
 //! `muster serve`: runs until it is asked to stop, softly the first time, at once the second.
 
+mod summary;
+
 use std::sync::mpsc::SyncSender;
 
 use anyhow::Context;
@@ -8,12 +10,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, begin, complain};
-use crate::app::{App, End};
-use crate::config::Settings;
+use crate::app::{Addresses, App, End};
+use crate::config::{Role, Settings};
 use crate::front::Files;
 use crate::http_client::collector::Collector;
 use crate::signup::Clock;
 use crate::telemetry::export::Export;
+use crate::telemetry::{stderr, terminal};
 
 pub(super) fn run(flags: SettingFlags) -> u8 {
     let (runtime, settings) = match begin(flags.load(), None) {
@@ -97,8 +100,21 @@ async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
     if settings.role.has_front() && Files::are_named(&settings.front) {
         signals.take_reload()?;
     }
-    let app = App::start(settings, Clock::system()).await?;
-    let addresses = app.addresses();
+    let is_new = summary::is_new(settings);
+    terminal::starting();
+    let app = App::start(settings, Clock::system()).await;
+    let addresses = app.as_ref().map(App::addresses).unwrap_or_default();
+    report(settings, addresses);
+    terminal::started(settings.role == Role::All);
+    let app = app?;
+    if terminal::is_active() {
+        stderr::text(&stderr::printable(&summary::text(settings, addresses, is_new)));
+    }
+    Ok((app, signals))
+}
+
+/// Logs where the process can be reached.
+fn report(settings: &Settings, addresses: Addresses) {
     if let Some(front) = addresses.front {
         let scheme = if settings.front.tls.is_some() { "https" } else { "http" };
         tracing::info!("serving on {scheme}://{front}");
@@ -106,7 +122,6 @@ async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
     if let Some(admin) = addresses.admin {
         tracing::info!("probes on http://{admin}");
     }
-    Ok((app, signals))
 }
 
 /// Reads files again on a thread of its own: a file system that hangs must not delay a stop.

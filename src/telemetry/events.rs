@@ -6,6 +6,7 @@ use std::fmt::Display;
 
 use super::metrics::Metrics;
 use super::stages::{Stage, Stages};
+use super::terminal;
 use crate::signup::ContractId;
 
 /// Label of the queue of bulk rows.
@@ -52,6 +53,8 @@ pub struct Handled<'a> {
     pub contract: ContractId,
     /// One word: the outcome, or why it was put aside.
     pub outcome: &'static str,
+    /// Whether a front sent it, and logs it when it answers.
+    pub is_from_front: bool,
     /// What is known of its times.
     pub stages: &'a Stages,
 }
@@ -139,21 +142,30 @@ impl Metrics {
 
     /// A registration came to its outcome. The one line it has at a worker.
     pub fn handled(&self, registration: &Handled<'_>) {
-        let Handled { id, door, contract, outcome, stages } = *registration;
+        let Handled { id, door, contract, outcome, is_from_front, stages } = *registration;
         self.registrations_total.with_label_values(&[door, contract.as_str(), outcome]).inc();
         self.observe(stages, &[Stage::Slot, Stage::Hash, Stage::Insert, Stage::Work]);
-        tracing::info!(
-            target: "muster::registration",
-            id,
-            queue = door,
-            contract = contract.as_str(),
-            outcome,
-            slot_ms = stages.ms(Stage::Slot),
-            hash_ms = stages.ms(Stage::Hash),
-            insert_ms = stages.ms(Stage::Insert),
-            work_ms = stages.ms(Stage::Work),
-            "handled"
-        );
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "muster::registration",
+                    id,
+                    queue = door,
+                    contract = contract.as_str(),
+                    outcome,
+                    slot_ms = stages.ms(Stage::Slot),
+                    hash_ms = stages.ms(Stage::Hash),
+                    insert_ms = stages.ms(Stage::Insert),
+                    work_ms = stages.ms(Stage::Work),
+                    "handled"
+                )
+            };
+        }
+        if is_from_front && terminal::has_one_line_per_signup() {
+            log!(debug);
+        } else {
+            log!(info);
+        }
     }
 
     /// A unique index of another program refused a user. Its name comes from the database's operator, and a

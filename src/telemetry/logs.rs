@@ -11,6 +11,16 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::stderr;
+use super::terminal::{self, Terminal};
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Json,
+    /// For a file that people read.
+    Text,
+    Terminal,
+}
 
 /// Sends log lines to standard error: as text or as JSON or, where that is left open, as text for
 /// a terminal and JSON otherwise. What the modules of `never` say is not logged, whatever the filter asks for.
@@ -19,10 +29,17 @@ pub fn init(
     as_text: Option<bool>,
     never: &'static [&'static str],
 ) -> anyhow::Result<()> {
-    let terminal = std::io::stderr().is_terminal();
-    let as_text = as_text.unwrap_or(terminal);
+    let is_terminal = std::io::stderr().is_terminal();
+    let format = match (as_text.unwrap_or(is_terminal), is_terminal) {
+        (false, _) => Format::Json,
+        (true, false) => Format::Text,
+        (true, true) => Format::Terminal,
+    };
     let lines = stderr::start().context("cannot start the thread that writes the log")?;
-    log_to(lines, filter, as_text, terminal, never)?.init();
+    log_to(lines, filter, format, never)?.init();
+    if format == Format::Terminal {
+        terminal::activate();
+    }
     Ok(())
 }
 
@@ -35,8 +52,7 @@ pub fn filter(text: &str) -> anyhow::Result<EnvFilter> {
 fn log_to<W>(
     writer: W,
     filter: &str,
-    as_text: bool,
-    colours: bool,
+    format: Format,
     never: &'static [&'static str],
 ) -> anyhow::Result<Dispatch>
 where
@@ -51,11 +67,17 @@ where
         .log_internal_errors(false)
         .with_env_filter(filter)
         .with_writer(writer);
-    Ok(if as_text {
-        builder.with_ansi(colours).with_target(false).finish().with(may_be_logged).into()
-    } else {
-        let builder = builder.json().flatten_event(true).with_span_list(false);
-        builder.finish().with(may_be_logged).into()
+    Ok(match format {
+        Format::Json => {
+            let builder = builder.json().flatten_event(true).with_span_list(false);
+            builder.finish().with(may_be_logged).into()
+        }
+        Format::Text => {
+            builder.with_ansi(false).with_target(false).finish().with(may_be_logged).into()
+        }
+        Format::Terminal => {
+            builder.event_format(Terminal::new()).finish().with(may_be_logged).into()
+        }
     })
 }
 
@@ -67,10 +89,10 @@ mod tests {
     use super::*;
 
     /// What is written when a client of the broker talks, within a span of its own.
-    fn written(filter: &str, as_text: bool) -> String {
+    fn written(filter: &str, format: Format) -> String {
         let file = Arc::new(tempfile::tempfile().unwrap());
         let never = &["client::messages"];
-        let log = log_to(file.clone(), filter, as_text, false, never).unwrap();
+        let log = log_to(file.clone(), filter, format, never).unwrap();
         tracing::dispatcher::with_default(&log, || {
             let span = tracing::error_span!(target: "client::messages", "reading", frame = 1);
             let _within = span.enter();
@@ -93,8 +115,8 @@ mod tests {
             "trace,client::messages[reading{frame=1}]=trace",
             "trace,[reading]=trace",
         ] {
-            for as_text in [true, false] {
-                let written = written(filter, as_text);
+            for format in [Format::Json, Format::Text, Format::Terminal] {
+                let written = written(filter, format);
                 assert!(written.contains("connected"), "{filter}: {written}");
                 assert!(!written.contains("password"), "{filter}: {written}");
             }
@@ -103,9 +125,42 @@ mod tests {
 
     #[test]
     fn a_filter_still_chooses_among_the_rest() {
-        assert_eq!(written("info", false), "");
-        let line: serde_json::Value = serde_json::from_str(&written("trace", false)).unwrap();
+        assert_eq!(written("info", Format::Json), "");
+        let line: serde_json::Value =
+            serde_json::from_str(&written("trace", Format::Json)).unwrap();
         assert_eq!((&line["message"], &line["target"]), (&"connected".into(), &"client".into()));
-        assert!(log_to(std::io::sink, "muster=loud", true, false, &[]).is_err());
+        assert!(log_to(std::io::sink, "muster=loud", Format::Text, &[]).is_err());
+    }
+
+    #[test]
+    fn line_for_a_terminal_is_short_and_free_of_control_characters() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let log = log_to(file.clone(), "info", Format::Terminal, &[]).unwrap();
+        tracing::dispatcher::with_default(&log, || {
+            tracing::info!(
+                id = "0123",
+                event = "answered",
+                outcome = "registered",
+                read_ms = 0.2,
+                hash_ms = 207.8,
+                what = "two words\u{1b}[31m",
+                none = None::<u64>,
+                "answered"
+            );
+        });
+        let (mut file, mut written) = (&*file, String::new());
+        file.rewind().unwrap();
+        file.read_to_string(&mut written).unwrap();
+        let line = written.strip_suffix('\n').unwrap();
+        let plain: String = line
+            .split('\u{1b}')
+            .map(|part| part.split_once('m').map_or(part, |(_, rest)| rest))
+            .collect();
+        let (time, rest) = plain.split_once(' ').unwrap();
+        assert!(time.ends_with('Z') && time.len() == "12:00:00Z".len(), "{line:?}");
+        assert_eq!(
+            rest,
+            "INFO  answered outcome=registered hash=208ms what=\"two words\\u{1b}[31m\" id=0123"
+        );
     }
 }

@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod process;
 pub mod stages;
 pub mod stderr;
+pub mod terminal;
 pub mod trace;
 
 use std::sync::Arc;

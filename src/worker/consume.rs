@@ -10,7 +10,7 @@ use super::outage::Outage;
 use super::{Worker, settle};
 use crate::queue::{Delivery, Door, Inbox, Kind, Message, Reason};
 use crate::shutdown::Tasks;
-use crate::signup::Outcome;
+use crate::signup::{Origin, Outcome};
 use crate::telemetry::events::Handled;
 use crate::telemetry::{Stage, Stages};
 
@@ -98,8 +98,9 @@ async fn work(worker: &Worker, message: &Message) -> (Result<Outcome, Reason>, S
     let (id, door) = (message.id.as_str(), message.door.as_str());
     match message.kind {
         Kind::Register(contract) => {
-            let stages = &stages;
-            worker.metrics.handled(&Handled { id, door, contract, outcome, stages });
+            let (stages, is_from_front) = (&stages, message.origin == Origin::Http);
+            let handled = Handled { id, door, contract, outcome, is_from_front, stages };
+            worker.metrics.handled(&handled);
         }
         Kind::Profile => worker.metrics.looked_up(id, outcome),
     }

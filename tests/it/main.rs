@@ -55,6 +55,7 @@ mod soak;
 mod spec;
 mod startup;
 mod store;
+mod terminal;
 mod tls;
 mod traces;
 mod unread;

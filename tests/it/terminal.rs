@@ -1,0 +1,163 @@
+//! `muster serve` as a person starts it on a terminal: five lines with the addresses to open, and one line for each
+//! signup. `script` makes the terminal.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use serde_json::json;
+
+use crate::support::muster::PATIENCE;
+use crate::support::services::{PRODUCTION, unique};
+use crate::support::{Client, Setup};
+
+/// A program on a terminal of its own.
+struct Terminal {
+    script: Child,
+    lines: Receiver<String>,
+    pid: String,
+}
+
+impl Terminal {
+    /// Runs `muster serve` with these arguments.
+    fn start(setup: &Setup, arguments: &str) -> Self {
+        let typed = format!("echo $$; exec '{}' serve {arguments}", env!("CARGO_BIN_EXE_muster"));
+        let mut terminal = Command::new("script");
+        terminal.args(["-qec", &typed, "/dev/null"]).current_dir(setup.directory()).env_clear();
+        for (name, value) in &setup.environment {
+            // As on the first start: the filter of the tests shows more.
+            if name != "MUSTER_LOG_FILTER" {
+                terminal.env(name, value);
+            }
+        }
+        terminal.env("PATH", std::env::var_os("PATH").unwrap()).env("SHELL", "/bin/sh");
+        let mut script =
+            terminal.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("script");
+        let (sender, lines) = channel();
+        let output = script.stdout.take().unwrap();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let _ = sender.send(without_colours(line.trim_end_matches('\r')));
+            }
+        });
+        let pid = lines.recv_timeout(PATIENCE).unwrap();
+        Self { script, lines, pid }
+    }
+
+    fn line(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("a line")
+    }
+
+    /// The five lines of the start, without warnings.
+    fn start_lines(&self) -> Vec<String> {
+        let lines = std::iter::from_fn(|| Some(self.line()));
+        lines.filter(|line| !line.contains(" WARN ")).take(5).collect()
+    }
+
+    /// Asks it to stop, and gives the lines that are left.
+    fn stop(mut self) -> Vec<String> {
+        assert!(Command::new("kill").args(["-TERM", &self.pid]).status().unwrap().success());
+        let rest = self.lines.iter().collect();
+        self.script.wait().unwrap();
+        rest
+    }
+}
+
+fn without_colours(line: &str) -> String {
+    let mut parts = line.split('\u{1b}');
+    let first = parts.next().unwrap_or_default();
+    let rest = parts.map(|part| part.split_once('m').map_or(part, |(_, rest)| rest));
+    std::iter::once(first).chain(rest).collect()
+}
+
+/// The address behind a word of a line.
+fn address(line: &str) -> String {
+    let (_, rest) = line.split_once("http://").unwrap();
+    rest.split(['/', ' ']).next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn start_on_a_terminal_is_five_lines_and_a_signup_is_one() {
+    let setup = Setup::embedded().with("MUSTER_LOG_FORMAT", "auto");
+    let terminal = Terminal::start(&setup, "");
+    let lines = terminal.start_lines();
+    let file = setup.directory().join("users.redb");
+    let address = address(&lines[1]);
+    let expected = [
+        format!(
+            "muster {} is running: front and worker in this process",
+            env!("CARGO_PKG_VERSION")
+        ),
+        format!("  sign up   http://{address}/"),
+        format!("  status    http://{address}/status   docs  http://{address}/docs"),
+        format!("  users     {} (new)   queue  in this process", file.display()),
+        "  stop      Ctrl-C finishes what is under way, a second Ctrl-C does not".to_owned(),
+    ];
+    assert_eq!(lines, expected);
+
+    let client = Client::new(&address);
+    let body = json!({ "username": unique("ann"), "password": "secret-1" });
+    assert_eq!(client.post("/signup", &body).await.status, 201);
+    assert_eq!(client.post("/signup", &body).await.status, 403);
+    for (outcome, status) in [("registered", 201), ("duplicate", 403)] {
+        let line = terminal.line();
+        let shown = format!("INFO  answered contract=username outcome={outcome} status={status} ");
+        assert!(line.contains(&shown) && line.contains(" id="), "{line}");
+        assert!(line.chars().count() <= 180, "{line}");
+    }
+    let rest = terminal.stop();
+    assert_eq!(rest.len(), 1, "{rest:?}");
+    assert!(rest[0].contains("INFO  stopping; a second signal stops at once"), "{rest:?}");
+
+    // The data file is there now.
+    let terminal = Terminal::start(&setup, "");
+    let lines = terminal.start_lines();
+    assert!(!lines[3].contains("(new)") && lines[3].contains("users.redb"), "{lines:?}");
+    terminal.stop();
+}
+
+#[tokio::test]
+async fn roles_on_terminals_show_what_each_of_them_serves() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION).with("MUSTER_LOG_FORMAT", "auto");
+    let front = Terminal::start(&setup, "--role front");
+    let lines = front.start_lines();
+    assert!(lines[0].ends_with("the front; workers are other processes"), "{lines:?}");
+    let address = address(&lines[1]);
+    let paths = "/signup, /users/register, /register, …/auth/signup";
+    assert_eq!(lines[1], format!("  sign up   http://{address}{paths}"));
+    assert!(lines[2].contains(&format!("http://{address}/ready   API  http://{address}/openapi")));
+    assert!(lines[3].contains(setup.namespace()) && !lines[3].contains("guest:guest"), "{lines:?}");
+
+    let worker = Terminal::start(&setup, "--role worker");
+    let lines = worker.start_lines();
+    assert!(lines[0].ends_with("a worker; fronts are other processes"), "{lines:?}");
+    assert!(lines[1].contains("threads, cost 4"), "{lines:?}");
+    let client = Client::new(&address);
+    let body = json!({ "username": unique("ann"), "password": "secret-1" });
+    assert_eq!(client.post("/signup", &body).await.status, 201);
+    // In processes of their own each has its line.
+    let shows = |terminal: &Terminal, text: &str| {
+        std::iter::from_fn(|| Some(terminal.line())).find(|line| line.contains(text)).unwrap()
+    };
+    shows(&front, "answered contract=username");
+    shows(&worker, "handled queue=interactive contract=username outcome=registered");
+    front.stop();
+    worker.stop();
+}
+
+#[test]
+fn json_on_a_terminal_is_as_elsewhere() {
+    let setup = Setup::embedded().with("MUSTER_LOG_FORMAT", "json");
+    let terminal = Terminal::start(&setup, "");
+    let mut messages = Vec::new();
+    while !messages.iter().any(|message: &String| message.starts_with("serving on http://")) {
+        let line: serde_json::Value = serde_json::from_str(&terminal.line()).unwrap();
+        messages.push(line["message"].as_str().unwrap().to_owned());
+    }
+    assert!(messages.contains(&"ready".to_owned()), "{messages:?}");
+    let rest = terminal.stop();
+    assert!(rest.iter().all(|line| line.starts_with('{')), "{rest:?}");
+}
