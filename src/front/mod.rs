@@ -17,7 +17,7 @@ mod pages;
 mod paths;
 mod profile;
 mod protocol;
-mod recent;
+mod rolling_stats;
 mod router;
 mod server;
 mod signup;
@@ -34,7 +34,6 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -84,7 +83,7 @@ pub struct Front {
     /// Counted apart: a flood of look-ups must not close registration.
     profiles_in_flight: Semaphore,
     in_flight_calls: joined::Calls,
-    recent: recent::Recent,
+    rolling_stats: rolling_stats::RollingStats,
 }
 
 impl Front {
@@ -117,7 +116,7 @@ impl Front {
             admission: Admission::new(settings, password.cost),
             profiles_in_flight: Semaphore::new(settings.max_in_flight),
             in_flight_calls: joined::Calls::default(),
-            recent: recent::Recent::new(),
+            rolling_stats: rolling_stats::RollingStats::new(),
             uploads: Arc::new(Semaphore::new(bulk::UPLOADS_MAX)),
             settings: settings.clone(),
             caller,
@@ -139,8 +138,18 @@ impl Front {
         let tls = self.files.tls.clone();
         let metrics = self.telemetry.metrics.clone();
         let opened = move || metrics.connected();
-        let answer = move |request, peer| self.clone().answer(request, peer);
-        server::serve(listener, limits, tls, stop, opened, answer).await;
+        let front = self.clone();
+        let answer = move |request, peer| front.clone().answer(request, peer);
+        tokio::select! {
+            () = server::serve(listener, limits, tls, stop, opened, answer) => {}
+            () = self.sample(), if self.settings.pages => {}
+        }
+    }
+
+    /// Keeps the figures of the status page. Never returns.
+    async fn sample(&self) {
+        let (caller, metrics) = (&*self.caller, &self.telemetry.metrics);
+        self.rolling_stats.sample_every_second(caller, metrics).await;
     }
 
     async fn answer(
@@ -193,10 +202,7 @@ impl Front {
     ) -> Response {
         match (found, request.method()) {
             (Found::Signup(mount), &Method::POST) => {
-                let began = Instant::now();
-                let response = self.sign_up(&mount.contracts, request, peer, span).await;
-                self.recent.note(response.status(), began.elapsed());
-                response
+                self.sign_up(&mount.contracts, request, peer, span).await
             }
             (Found::Bulk, &Method::POST) => match &self.settings.bulk_key {
                 Some(key) => self.bulk(request, key, span).await,

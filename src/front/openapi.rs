@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::config;
 use crate::contract::{bulk_schema, contract, problem, samples, shape};
 use crate::signup::ContractId;
+pub(in crate::front) use registration::prefixed;
 
 const ABOUT: &str = "Registers users. Five published signup contracts are served at once, each with the \
     answers its document prescribes. A registration goes through a queue to a worker that hashes the \

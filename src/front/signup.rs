@@ -54,6 +54,7 @@ impl Front {
         span.text("muster.contract", contract.as_str());
         span.text("muster.outcome", outcome);
         stages.add(Stage::Total, started.elapsed());
+        self.rolling_stats.note(outcome, response.status(), started.elapsed());
         let status = response.status().as_u16();
         let id = id.as_ref().map(MessageId::as_str);
         let stages = &stages;

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use prometheus::IntCounterVec;
+use prometheus::core::Collector;
+
 use super::metrics::Metrics;
 
 const UNLABELLED: [&str; 0] = [];
@@ -29,7 +32,27 @@ pub struct Hashing {
     pub per_second: f64,
 }
 
+/// Bulk rows that came to their outcome in this process since its start, without those that will come again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BulkRows {
+    /// Rows of its uploads that it answered.
+    pub answered: u64,
+    /// Rows that its worker handled.
+    pub handled: u64,
+}
+
+/// The outcomes of rows that passed the queue and will not come again.
+const FINISHED: [&str; 4] = ["registered", "replayed", "duplicate", "key_reused"];
+
 impl Metrics {
+    /// Counts bulk rows.
+    pub fn bulk_rows(&self) -> BulkRows {
+        BulkRows {
+            answered: finished(&self.bulk_rows_total, None),
+            handled: finished(&self.registrations_total, Some("bulk")),
+        }
+    }
+
     /// Tells of the hash slots.
     pub fn hashing(&self, hashing: &Hashing) {
         for (gauge, n) in [
@@ -92,5 +115,34 @@ impl Metrics {
             Some(used) => ratio.with_label_values(&UNLABELLED).set(used),
             None => drop(ratio.remove_label_values(&UNLABELLED)),
         }
+    }
+}
+
+/// Sums a counter over the outcomes of [`FINISHED`] and, if one is given, a queue.
+fn finished(counter: &IntCounterVec, queue: Option<&str>) -> u64 {
+    let families = counter.collect();
+    let counted = families.iter().flat_map(|family| family.get_metric()).filter(|metric| {
+        let has = |value: &str| metric.get_label().iter().any(|label| label.value() == value);
+        FINISHED.into_iter().any(has) && queue.is_none_or(has)
+    });
+    counted.map(|metric| metric.get_counter().get_value() as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bulk_rows_are_those_that_do_not_come_again() {
+        let metrics = Metrics::default();
+        for outcome in ["registered", "registered", "duplicate", "invalid", "no_answer"] {
+            metrics.row_answered(outcome);
+        }
+        for (queue, outcome) in
+            [("bulk", "registered"), ("bulk", "store_unavailable"), ("interactive", "registered")]
+        {
+            metrics.registrations_total.with_label_values(&[queue, "register", outcome]).inc();
+        }
+        assert_eq!(metrics.bulk_rows(), BulkRows { answered: 3, handled: 1 });
     }
 }

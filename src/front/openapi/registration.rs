@@ -58,7 +58,7 @@ pub(super) fn paths(mount: &Mount, settings: &config::Front) -> Map<String, Valu
 }
 
 /// A path with the parameter that [`prefix`] describes before it.
-pub(super) fn prefixed(path: &str) -> String {
+pub(in crate::front) fn prefixed(path: &str) -> String {
     format!("/{{prefix}}{path}")
 }
 

@@ -1,17 +1,47 @@
-//! The page that shows the OpenAPI document to people. Written once, on this side, and without a script:
-//! what a browser gets is text and a style sheet.
+//! The page that shows the OpenAPI document to people. Written once, by the server; its script only copies
+//! samples, and the page says the same without it.
 
 mod example;
 mod fields;
+mod samples;
 
 use maud::{DOCTYPE, Markup, html};
 use serde_json::{Map, Value};
 
+use crate::config;
+use crate::front::{openapi, paths};
 use fields::Field;
 
-/// The page that shows this document.
-pub(super) fn page(document: &Value) -> String {
-    let groups = groups(document);
+/// The page that shows the document of these settings.
+pub(super) fn page(document: &Value, settings: &config::Front) -> String {
+    write(document, &paths_in_order(settings), &origin(settings))
+}
+
+/// Paths in the order in which the contracts are mounted, which is theirs; the document sorts by name.
+fn paths_in_order(settings: &config::Front) -> Vec<String> {
+    let mounted = settings.mounts.iter().map(|mount| (mount.path.clone(), mount.any_prefix));
+    let profiles = paths::profiles(&settings.mounts);
+    let profiles = profiles.into_iter().map(|place| (place.path, place.any_prefix));
+    let both = mounted.chain(profiles).flat_map(|(path, any_prefix)| {
+        let path = if path.is_empty() { "/".to_owned() } else { path };
+        let prefixed = any_prefix.then(|| openapi::prefixed(&path));
+        [Some(path), prefixed]
+    });
+    both.flatten().collect()
+}
+
+/// The address of the server, as `curl` takes it, as far as the server knows it.
+fn origin(settings: &config::Front) -> String {
+    let scheme = if settings.tls.is_some() { "https://" } else { "" };
+    let mut address = settings.listen;
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    format!("{scheme}{address}")
+}
+
+fn write(document: &Value, order: &[String], origin: &str) -> String {
+    let groups = groups(document, order);
     let title = text(&document["info"]["title"]);
     html! {
         (DOCTYPE)
@@ -24,6 +54,7 @@ pub(super) fn page(document: &Value) -> String {
                 link rel="icon" href="/pages/icon.svg" type="image/svg+xml";
                 link rel="stylesheet" href="/pages/style.css";
                 link rel="stylesheet" href="/pages/docs.css";
+                script type="module" src="/pages/docs.js" {}
             }
             body {
                 a.skip href="#operations" { "To the operations" }
@@ -45,8 +76,9 @@ pub(super) fn page(document: &Value) -> String {
                             h1 { "HTTP interface " small { (text(&document["info"]["version"])) } }
                             p { (prose(text(&document["info"]["description"]))) }
                             p { "For programs: " a href="/openapi.json" { "openapi.json" } ", OpenAPI 3.1." }
+                            p.unseen id="copied" role="status" {}
                         }
-                        @for group in &groups { (section(group, document)) }
+                        @for group in &groups { (section(group, document, origin)) }
                     }
                 }
                 footer { "Written by this server from what it serves. Nothing here comes from elsewhere." }
@@ -71,17 +103,18 @@ struct Operation<'a> {
     told: &'a Value,
 }
 
-fn groups(document: &Value) -> Vec<Group<'_>> {
+fn groups<'a>(document: &'a Value, order: &[String]) -> Vec<Group<'a>> {
     let tags = document["tags"].as_array().into_iter().flatten();
     tags.map(|tag| Group {
         name: text(&tag["name"]),
         about: text(&tag["description"]),
-        operations: operations(document, &tag["name"]),
+        operations: operations(document, &tag["name"], order),
     })
     .collect()
 }
 
-fn operations<'a>(document: &'a Value, tag: &Value) -> Vec<Operation<'a>> {
+/// The operations of a tag, those of `order` in that order and before the others.
+fn operations<'a>(document: &'a Value, tag: &Value, order: &[String]) -> Vec<Operation<'a>> {
     let listed = |value: &'a Value| value["parameters"].as_array().into_iter().flatten();
     let mut found = Vec::new();
     for (path, item) in members(&document["paths"]) {
@@ -95,6 +128,8 @@ fn operations<'a>(document: &'a Value, tag: &Value) -> Vec<Operation<'a>> {
             });
         }
     }
+    let place = |path: &str| order.iter().position(|one| one == path).unwrap_or(order.len());
+    found.sort_by_key(|operation| place(operation.path));
     found
 }
 
@@ -115,19 +150,19 @@ fn contents(groups: &[Group<'_>]) -> Markup {
     }
 }
 
-fn section(group: &Group<'_>, document: &Value) -> Markup {
+fn section(group: &Group<'_>, document: &Value, origin: &str) -> Markup {
     html! {
         section aria-labelledby={ "group-" (group.name) } {
             div.group {
                 h2 id={ "group-" (group.name) } { (group.name) }
                 p { (group.about) }
             }
-            @for operation in &group.operations { (article(operation, document)) }
+            @for operation in &group.operations { (article(operation, document, origin)) }
         }
     }
 }
 
-fn article(operation: &Operation<'_>, document: &Value) -> Markup {
+fn article(operation: &Operation<'_>, document: &Value, origin: &str) -> Markup {
     let Operation { method, path, parameters, told } = operation;
     let id = text(&told["operationId"]);
     html! {
@@ -143,15 +178,15 @@ fn article(operation: &Operation<'_>, document: &Value) -> Markup {
             }
             @if !parameters.is_empty() {
                 h4 { "Parameters" }
-                (table(&parameters.iter().map(|one| Field::of_parameter(one)).collect::<Vec<_>>()))
+                (table(&parameters.iter().map(|one| Field::of_parameter(one)).collect::<Vec<_>>(), Use::Sent))
             }
             @for (media, body) in members(&told["requestBody"]["content"]) {
                 h4 { "Body " code { (media) } }
                 p { (prose(text(&told["requestBody"]["description"]))) }
-                (schemas(&body["schema"], document))
-                (example::all(body))
+                (schemas(&body["schema"], document, Use::Sent))
             }
-            h4 { "Answers" }
+            (samples::all(operation, origin))
+            h4 { "Responses" }
             @for (status, answer) in members(&told["responses"]) {
                 (response(status, answer, document))
             }
@@ -176,27 +211,35 @@ fn response(status: &str, answer: &Value, document: &Value) -> Markup {
             }
             @for (media, body) in members(&answer["content"]) {
                 p.empty { code { (media) } }
-                (schemas(&body["schema"], document))
+                (schemas(&body["schema"], document, Use::Received))
                 (example::all(body))
             }
         }
     }
 }
 
+/// Whether a client sends what a table lists, or receives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    Sent,
+    Received,
+}
+
 /// The fields of a schema; of one after the other where a body is one of several.
-fn schemas(schema: &Value, document: &Value) -> Markup {
+fn schemas(schema: &Value, document: &Value, usage: Use) -> Markup {
     html! {
         @for (name, schema) in fields::choices(schema, document) {
             @let listed = fields::of(schema);
             @if !listed.is_empty() {
                 @if let Some(name) = name { h5 { code { (name) } } }
-                (table(&listed))
+                (table(&listed, usage))
             }
         }
     }
 }
 
-fn table(fields: &[Field]) -> Markup {
+/// Fields to send are marked where they are required; of those received, the ones that may be absent are.
+fn table(fields: &[Field], usage: Use) -> Markup {
     html! {
         table {
             thead.unseen { tr { th { "Name" } th { "Type" } th { "Meaning" } } }
@@ -204,7 +247,11 @@ fn table(fields: &[Field]) -> Markup {
                 @for field in fields {
                     tr {
                         th scope="row" { code { (field.name) } }
-                        td { (field.kind) @if !field.required { span.optional { "optional" } } }
+                        td {
+                            (field.kind)
+                            @if !field.required { span.optional { "optional" } }
+                            @else if usage == Use::Sent { span.required { "required" } }
+                        }
                         td { (prose(&field.about)) }
                     }
                 }
@@ -243,8 +290,8 @@ mod tests {
             "tags": [{ "name": "t" }],
             "paths": { "/<i>": { "get": { "tags": ["t"], "responses": {} } } },
         });
-        let page = page(&document);
-        for raw in ["<script", "<b>", "<i>", "& more"] {
+        let page = write(&document, &[], "");
+        for raw in ["<script>", "<b>", "<i>", "& more"] {
             assert!(!page.contains(raw), "{raw}");
         }
         assert!(page.contains("<code>&lt;b&gt;</code> &amp; more"), "{page}");

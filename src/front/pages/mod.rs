@@ -22,9 +22,9 @@ const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
 );
-/// The same of a page that has no script and sends nothing.
+/// The policy of a page that sends nothing.
 const POLICY_OF_TEXT: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'none'; \
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'none'; \
      frame-ancestors 'none'; base-uri 'none'",
 );
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
@@ -32,15 +32,18 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// The files and where they are, without a trailing slash.
-static ASSETS: [Asset; 9] = [
+static ASSETS: [Asset; 12] = [
     html("", include_str!("signup.html")),
     html("/status", include_str!("status.html")),
     script("/pages/signup.js", include_str!("signup.js")),
     script("/pages/exchange.js", include_str!("exchange.js")),
     script("/pages/trip.js", include_str!("trip.js")),
     script("/pages/status.js", include_str!("status.js")),
+    script("/pages/chart.js", include_str!("chart.js")),
+    script("/pages/docs.js", include_str!("docs.js")),
     style("/pages/style.css", include_str!("style.css")),
     style("/pages/docs.css", include_str!("docs.css")),
+    style("/pages/status.css", include_str!("status.css")),
     svg("/pages/icon.svg", include_str!("icon.svg")),
 ];
 
@@ -73,7 +76,7 @@ impl Front {
             Page::Asset(asset) => asset.answer(asked),
             Page::Docs => answer::bytes(self.docs(), HTML),
             Page::Mounts => answer::json(StatusCode::OK, &mounts::listed(&self.settings.mounts)),
-            Page::Status => answer::json(StatusCode::OK, &status::told(self)),
+            Page::Status => answer::json(StatusCode::OK, &status::snapshot(self)),
         };
         let headers = response.headers_mut();
         let policy = if page == Page::Docs { POLICY_OF_TEXT } else { POLICY };
@@ -86,7 +89,7 @@ impl Front {
 
     /// Written when it is asked for first.
     fn docs(&self) -> Bytes {
-        let write = || Bytes::from(docs::page(&self.specification.document));
+        let write = || Bytes::from(docs::page(&self.specification.document, &self.settings));
         self.docs.get_or_init(write).clone()
     }
 }

@@ -1,60 +1,70 @@
-// The operator's page: asks for the figures every two seconds and draws them.
+// The operator's page: fetches the figures every two seconds and draws them.
+
+import { draw, ceiling } from "/pages/chart.js";
 
 const $ = (id) => document.getElementById(id);
 const EVERY = 2000;
-/** Size of a chart; the server tells as many seconds as it is wide. */
-const [WIDTH, HEIGHT] = [120, 40];
+const MINUTE = 60000;
 
-/** How many were waiting, by the second; this page remembers, the server does not. */
-const waiting = [];
+/** What the badge says in each state of the server. */
+const STATES = {
+  ready: ["ready", "good"],
+  warning: ["ready, with a warning", "warning"],
+  failed: ["not ready", "failed"],
+};
 
 function number(value) {
-  return value >= 100 ? String(Math.round(value)) : value.toFixed(value && value < 10 ? 1 : 0);
+  if (value >= 10000) return `${(value / 1000).toFixed(value < 100000 ? 1 : 0)}k`;
+  return value >= 100 ? String(Math.round(value)) : String(Number(value.toFixed(value < 10 ? 1 : 0)));
 }
 
-function line(points, kind) {
-  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  path.setAttribute("d", points);
-  path.setAttribute("class", kind);
-  return path;
+/** A figure, or a dash where it is unknown. */
+function figure(value) {
+  return value === null || value === undefined ? "–" : number(value);
 }
 
-/** Draws series of values, oldest first, the last at the right edge; null is a gap. */
-function draw(chart, top, series) {
-  const height = (value) => (HEIGHT - (value / (top || 1)) * (HEIGHT - 2)).toFixed(2);
-  const paths = [line(`M0 ${HEIGHT}H${WIDTH}`, "base")];
-  for (const [values, kind] of series) {
-    const start = WIDTH - values.length + 1;
-    let points = "";
-    let open = false;
-    values.forEach((value, at) => {
-      if (value !== null) points += `${open ? "L" : "M"}${start + at} ${height(value)}`;
-      open = value !== null;
-    });
-    if (kind.includes("filled") && values.length) {
-      paths.push(line(`${points.replaceAll("M", "L").replace("L", "M")}V${HEIGHT}H${start}Z`, "area"));
-    }
-    paths.push(line(points, kind));
-  }
-  chart.replaceChildren(...paths);
+function milliseconds(value) {
+  return value >= 1000 ? `${number(value / 1000)} s` : `${number(value)} ms`;
 }
 
-function highest(values) {
-  return values.reduce((top, value) => Math.max(top, value ?? 0), 0);
+function duration(value) {
+  if (value < MINUTE) return `${Math.ceil(value / 1000)} s`;
+  const minutes = Math.round(value / MINUTE);
+  return minutes < 120 ? `${minutes} min` : `${number(minutes / 60)} h`;
 }
 
-/** Draws, and says beside the picture and instead of it what it shows. */
-function chart(id, told, top, series) {
-  $(`${id}-told`).textContent = told;
+function sum(values) {
+  return values.reduce((all, one) => all + (one ?? 0), 0);
+}
+
+function highest(...series) {
+  return series.flat().reduce((top, value) => Math.max(top, value ?? 0), 0);
+}
+
+/** Sets a text only where it changes, so that nothing is laid out or announced again. */
+function say(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
+}
+
+/** Draws series over an axis, with a sentence next to the picture that also stands for it. */
+function chart(id, told, top, label, series) {
+  say(`${id}-told`, told);
   $(`${id}-chart`).setAttribute("aria-label", told);
+  const labels = [label(top), label(top / 2), "0"];
+  [...$(`${id}-scale`).children].forEach((item, at) => {
+    if (item.textContent !== labels[at]) item.textContent = labels[at];
+  });
   draw($(`${id}-chart`), top, series);
 }
 
-function remember(count) {
-  const now = Math.floor(Date.now() / 1000);
-  const last = waiting.at(-1);
-  for (let at = last ? Math.max(last.at + 1, now - WIDTH) : now; at <= now; at += 1) waiting.push({ at, count });
-  while (waiting.length > WIDTH) waiting.shift();
+/** A series, unless all of it is zero: its line would only hide the axis. */
+function some(series) {
+  return highest(series[0]) > 0 ? [series] : [];
+}
+
+/** The top of an axis that counts, with a whole number in its middle. */
+function counts(value) {
+  return Math.max(2, ceiling(value));
 }
 
 function part([name, state]) {
@@ -63,47 +73,78 @@ function part([name, state]) {
   label.textContent = name;
   badge.textContent = up ? "up" : "down";
   badge.className = up ? "badge" : "badge failed";
-  // Why it is down is not told to everybody.
+  // Only operators are shown why it is down.
   told.textContent = state.waitingFor ? `waits for ${state.waitingFor}` : "";
   item.append(label, badge, told);
   return item;
 }
 
-function show(status) {
-  const { seconds, minute } = status;
+function showSignups({ seconds, minute, ...status }) {
   const recent = seconds.registered.slice(-10);
-  $("rate").textContent = number(recent.reduce((sum, one) => sum + one, 0) / recent.length);
-  $("p50").textContent = minute.p50 === null ? "–" : number(minute.p50);
-  $("p95").textContent = minute.p95 === null ? "–" : number(minute.p95);
-  $("waiting").textContent = status.waiting;
-  $("wait").textContent = status.waitMs > 0 ? `${number(status.waitMs / 1000)} s to go` : "for a worker";
-  $("workers").textContent = status.workers;
-  $("capacity").textContent = status.perSecond > 0 ? `can do ${number(status.perSecond)} a second` : "";
-  $("workers-card").classList.toggle("alarm", status.workers === 0);
-  $("dead").textContent = status.deadLetters ?? "–";
-  const none = status.deadLetters === null ? "none kept here" : "";
-  $("dead-told").textContent = status.warnings.deadLetters ?? none;
-  $("dead-card").classList.toggle("alarm", status.deadLetters > 0);
-  $("parts").replaceChildren(...Object.entries(status.parts).map(part));
+  say("rate", number(sum(recent) / recent.length));
+  say("p50", figure(minute.p50));
+  say("p95", figure(minute.p95));
+  say("waiting", figure(status.waiting));
+  say("wait", status.waitMs > 0 ? `${milliseconds(status.waitMs)} to go` : "for a worker");
+  say("workers", figure(status.workers));
+  say("capacity", status.perSecond > 0 ? `up to ${number(status.perSecond)}/s` : "rate unknown");
+  $("workers-card").classList.toggle("warning", status.workers === 0);
 
-  const sum = (values) => values.reduce((all, one) => all + one, 0);
-  const told = `${sum(seconds.registered)} done, ${sum(seconds.refused)} refused, ${sum(seconds.failed)} failed`;
-  const top = Math.max(highest(seconds.registered), highest(seconds.refused), highest(seconds.failed));
-  const failures = sum(seconds.failed) ? [[seconds.failed, "bad"]] : [];
-  chart("rate", told, top, [[seconds.registered, "filled"], [seconds.refused, "second"], ...failures]);
+  const perSecond = (value) => `${number(value)}/s`;
+  chart("rate",
+    `${sum(seconds.registered)} done, ${sum(seconds.refused)} refused, ${sum(seconds.failed)} failed in two minutes`,
+    counts(highest(seconds.registered, seconds.refused, seconds.failed)), perSecond,
+    [[seconds.registered, "done area"], ...some([seconds.refused, "refused"]), ...some([seconds.failed, "failed"])]);
   const slowest = highest(seconds.p95);
-  chart("time", slowest ? `p50 and p95, at most ${number(slowest)} ms` : "no signup in two minutes",
-    slowest, [[seconds.p95, "second"], [seconds.p50, "first"]]);
-  remember(status.waiting);
-  const counts = waiting.map(({ count }) => count);
-  chart("waiting", `at most ${highest(counts)}`, highest(counts), [[counts, "filled"]]);
+  chart("time", slowest ? `p50 and p95, at most ${milliseconds(slowest)}` : "no signup in two minutes",
+    slowest ? ceiling(slowest) : 100, milliseconds, [[seconds.p95, "p95"], [seconds.p50, "p50"]]);
+  chart("waiting", `at most ${number(highest(seconds.waiting))} in two minutes`,
+    counts(highest(seconds.waiting)), number, [[seconds.waiting, "waiting area"]]);
 }
 
-/** Whether all is well, said once and again only when it changes: it is read aloud. */
-function tell(text, kind) {
-  if ($("ready").textContent === text) return;
-  $("ready").textContent = text;
+/** What happens to bulk rows, in one sentence. */
+function bulkSentence({ isActive, uploads, workers }) {
+  if (!isActive) return "No bulk rows wait.";
+  const sent = ["Under way", "One upload to this front"][uploads] ?? `${uploads} uploads to this front`;
+  const names = ["no worker", "one worker"];
+  return workers === null ? `${sent}.` : `${sent}; ${names[workers] ?? `${workers} workers`}.`;
+}
+
+function showBulk({ bulk, seconds, deadLetters, warnings }) {
+  say("bulk-told", bulkSentence(bulk));
+  say("bulk-ready", figure(bulk.ready));
+  say("bulk-rate", bulk.isActive || bulk.perSecond !== null ? figure(bulk.perSecond) : "0");
+  const unknown = bulk.isActive && bulk.perSecond === null;
+  say("bulk-rate-told", unknown ? "unknown here" : "rows/s");
+  say("bulk-left", bulk.leftMs ? duration(bulk.leftMs) : "–");
+  say("retrying", figure(bulk.retrying));
+  $("retrying-card").classList.toggle("warning", bulk.retrying > 0);
+  say("dead", figure(deadLetters));
+  const kept = deadLetters === null ? "none kept here" : deadLetters ? "muster dead list" : "none";
+  say("dead-told", warnings.deadLetters ? "no room left" : kept);
+  $("dead-card").classList.toggle("warning", deadLetters > 0);
+
+  const perSecond = (value) => `${number(value)}/s`;
+  chart("bulk-rows", `${sum(seconds.bulkRows)} finished in two minutes`,
+    counts(highest(seconds.bulkRows)), perSecond, [[seconds.bulkRows, "done area"]]);
+  chart("backlog", `at most ${number(highest(seconds.bulkReady))} ready, ${number(highest(seconds.bulkRetrying))} to retry`,
+    counts(highest(seconds.bulkReady, seconds.bulkRetrying)), number,
+    [[seconds.bulkReady, "waiting area"], ...some([seconds.bulkRetrying, "retrying"])]);
+}
+
+/** The badge and the reasons change only with the state: they are read aloud. */
+function showState(text, kind, reasons) {
+  say("ready", text);
   $("ready").className = `badge ${kind}`;
+  $("state").className = `card state ${kind}`;
+  document.title = `${kind === "good" ? "Status" : `${text} · Status`} · muster`;
+  const shown = [...$("reasons").children].map((item) => item.textContent);
+  if (shown.join("\n") === reasons.join("\n")) return;
+  $("reasons").replaceChildren(...reasons.map((reason) => {
+    const item = document.createElement("li");
+    item.textContent = reason;
+    return item;
+  }));
 }
 
 async function refresh() {
@@ -111,16 +152,20 @@ async function refresh() {
     const response = await fetch("/status.json");
     if (!response.ok) throw new Error(response.statusText);
     const status = await response.json();
-    show(status);
-    tell(status.ready ? "ready" : "not ready", status.ready ? "good" : "failed");
+    showSignups(status);
+    showBulk(status);
+    $("parts").replaceChildren(...Object.entries(status.parts).map(part));
+    const [text, kind] = STATES[status.state];
+    const reasons = status.reasons.length ? status.reasons : ["Every part works, and nothing needs attention."];
+    showState(status.ready ? text : "not ready", kind, reasons);
     $("figures").className = "";
   } catch {
-    tell("does not answer", "failed");
+    showState("does not answer", "failed", ["The server cannot be reached; the figures are the last ones received."]);
     $("figures").className = "stale";
   }
 }
 
-/** While nobody looks, nobody asks. */
+/** Nothing is fetched while the page is hidden. */
 async function again() {
   if (!document.hidden) await refresh();
   setTimeout(again, EVERY);

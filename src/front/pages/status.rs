@@ -1,30 +1,42 @@
-//! The figures of the status page: what this front has answered lately, and what its queue tells. No
-//! user is among them.
+//! The figures of the status page: what this front answered lately, the depth of the queues, and what needs an
+//! operator's attention. They name no user.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::front::Front;
-use crate::front::ops;
-use crate::front::recent::{SECONDS, Second, Times};
+use crate::front::rolling_stats::{SECONDS, Second, Times, bulk_rate, bulk_rows, has_bulk_rows};
+use crate::front::{Front, bulk, ops};
+use crate::queue::{Backlog, BulkBacklog};
+use crate::telemetry::health::State;
 
-/// Over how many of the last seconds the two times in figures are taken.
+/// Seconds over which the two quantiles of the figures are taken.
 const FIGURES_OVER: usize = 60;
+/// Seconds for which a failure of the store is shown as a reason.
+const FAILURES_OVER: usize = 10;
 
 /// Everything the page shows, times in milliseconds, series from the oldest second to the last that is
 /// over.
-pub(super) fn told(front: &Front) -> Value {
-    let seconds = front.recent.seconds();
+pub(super) fn snapshot(front: &Front) -> Value {
+    let seconds = front.rolling_stats.seconds();
     let minute = Times::of(&seconds[SECONDS - FIGURES_OVER..]);
-    let backlog = front.caller.backlog();
+    let health = &front.telemetry.health;
+    let (backlog, bulk) = (front.caller.backlog(), front.caller.bulk_backlog());
+    let parts = health.report();
+    let reasons =
+        Observed { front, parts: &parts, seconds: &seconds, backlog: &backlog, bulk }.reasons();
     json!({
-        "ready": front.telemetry.health.is_ready(),
-        "parts": ops::parts(&front.telemetry.health, front.asker),
-        "warnings": front.telemetry.health.warnings(),
+        "state": state(&parts, &reasons),
+        "reasons": reasons,
+        "ready": health.is_ready(),
+        "parts": ops::parts(health, front.asker),
+        "warnings": health.warnings(),
         "workers": backlog.consumers,
         "waiting": backlog.waiting,
         "waitMs": front.admission.wait(&backlog).as_millis() as u64,
         "perSecond": backlog.pace.per_second,
         "deadLetters": front.caller.dead_letters(),
+        "bulk": bulk_figures(front, &seconds, bulk),
         "minute": { "p50": rounded(minute.within(0.5)), "p95": rounded(minute.within(0.95)) },
         "seconds": {
             "registered": each(&seconds, |second| json!(second.registered)),
@@ -32,15 +44,130 @@ pub(super) fn told(front: &Front) -> Value {
             "failed": each(&seconds, |second| json!(second.failed)),
             "p50": each(&seconds, |second| rounded(second.times.within(0.5))),
             "p95": each(&seconds, |second| rounded(second.times.within(0.95))),
+            "waiting": each(&seconds, |second| json!(second.sample.map(|sample| sample.waiting))),
+            "bulkRows": bulk_rows(&seconds),
+            "bulkReady": each(&seconds, |second| json!(bulk_in(second).map(|bulk| bulk.ready))),
+            "bulkRetrying": each(&seconds, |second| json!(bulk_in(second).map(|bulk| bulk.retrying))),
         },
     })
+}
+
+/// Bulk rows: how many wait, how fast they are finished, and how long that takes; null where it is unknown.
+fn bulk_figures(front: &Front, seconds: &[Second], queued: Option<BulkBacklog>) -> Value {
+    let uploads = bulk::UPLOADS_MAX - front.uploads.available_permits();
+    let rate = bulk_rate(seconds);
+    let waiting = queued.map(|bulk| bulk.ready + bulk.retrying);
+    let left = match (waiting, rate) {
+        (Some(0), _) => Some(0),
+        (Some(waiting), Some(rate)) => Some((waiting as f64 / rate * 1e3) as u64),
+        _ => None,
+    };
+    json!({
+        "isActive": uploads > 0 || has_bulk_rows(seconds),
+        "uploads": uploads,
+        "ready": queued.map(|bulk| bulk.ready),
+        "retrying": queued.map(|bulk| bulk.retrying),
+        "workers": queued.map(|bulk| bulk.consumers),
+        "perSecond": rounded(rate),
+        "leftMs": left,
+    })
+}
+
+/// Red, amber or green: `failed` where requests cannot be accepted, `warning` where something needs attention.
+fn state(parts: &BTreeMap<&'static str, State>, reasons: &[String]) -> &'static str {
+    // A front accepts requests without them; workers finish what waits when they are back.
+    let spared = |name: &str| name == "store" || name == "worker";
+    if parts.iter().any(|(name, state)| *state != State::Up && !spared(name)) {
+        "failed"
+    } else if reasons.is_empty() {
+        "ready"
+    } else {
+        "warning"
+    }
+}
+
+/// What the reasons are derived from.
+struct Observed<'a> {
+    front: &'a Front,
+    parts: &'a BTreeMap<&'static str, State>,
+    seconds: &'a [Second],
+    backlog: &'a Backlog,
+    bulk: Option<BulkBacklog>,
+}
+
+impl Observed<'_> {
+    /// Why the state is not `ready`, one sentence each.
+    fn reasons(&self) -> Vec<String> {
+        let mut reasons: Vec<String> =
+            self.parts.iter().filter_map(|(name, state)| self.part(name, state)).collect();
+        reasons.extend(self.workers());
+        reasons.extend(self.store());
+        let warnings = self.front.telemetry.health.warnings();
+        reasons.extend(warnings.into_values().map(|text| capitalized(text) + "."));
+        reasons
+    }
+
+    /// Why a part is down. What it waits for names addresses, which are for operators only.
+    fn part(&self, name: &str, state: &State) -> Option<String> {
+        let State::Down(waiting_for) = state else { return None };
+        let name = capitalized(name);
+        Some(match self.front.asker {
+            ops::Asker::Operator => format!("{name} is not ready: it waits for {waiting_for}."),
+            ops::Asker::Anybody => format!("{name} is not ready."),
+        })
+    }
+
+    /// Nothing is said before the queues were sampled.
+    fn workers(&self) -> Option<String> {
+        let bulk = self.bulk?;
+        if self.backlog.consumers == 0 {
+            return Some(
+                "No worker consumes the queue: signups wait until they time out. Start a worker, or see its \
+                 log."
+                    .to_owned(),
+            );
+        }
+        let waiting = bulk.ready;
+        (bulk.consumers == 0 && waiting > 0)
+            .then(|| format!("No worker consumes the bulk queue: {waiting} rows wait."))
+    }
+
+    /// Workers in other processes report failures of the store only by what they reply and retry.
+    fn store(&self) -> Option<String> {
+        let late = &self.seconds[SECONDS - FAILURES_OVER..];
+        let failures: u32 = late.iter().map(|second| second.store_failures).sum();
+        if failures > 0 {
+            return Some(format!(
+                "Workers do not reach the store: {failures} signups failed in the last {FAILURES_OVER} \
+                 seconds."
+            ));
+        }
+        let retrying = self.bulk?.retrying;
+        (retrying > 0 && bulk_rate(self.seconds).is_none()).then(|| {
+            format!(
+                "{retrying} bulk rows failed and wait for another attempt, and none is finished: see the \
+                 workers' logs."
+            )
+        })
+    }
+}
+
+fn bulk_in(second: &Second) -> Option<BulkBacklog> {
+    second.sample?.bulk
+}
+
+fn capitalized(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next()
+        .map(|first| first.to_uppercase().collect::<String>() + rest.as_str())
+        .unwrap_or_default()
 }
 
 fn each(seconds: &[Second], figure: impl Fn(&Second) -> Value) -> Value {
     seconds.iter().map(figure).collect()
 }
 
-/// A time with one decimal; what is not known is null.
-fn rounded(time: Option<f64>) -> Value {
-    json!(time.map(|time| (time * 10.0).round() / 10.0))
+/// A figure with one decimal; null where it is unknown.
+fn rounded(figure: Option<f64>) -> Value {
+    json!(figure.map(|figure| (figure * 10.0).round() / 10.0))
 }

@@ -133,6 +133,13 @@ impl Browser {
         self.devtools("Emulation.setEmulatedMedia", features).await;
     }
 
+    /// Lets scripts read the clipboard, as a person would when asked.
+    pub async fn allow_clipboard(&self) {
+        let permissions =
+            json!({ "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"] });
+        self.devtools("Browser.grantPermissions", permissions).await;
+    }
+
     /// The size of the page, in CSS pixels.
     pub async fn resize(&self, width: u32, height: u32) {
         let size =

@@ -1,0 +1,231 @@
+//! Samples of an operation as commands and code to copy: `curl` for a shell, `fetch` for a script.
+
+use std::fmt::Write;
+
+use maud::{Markup, html};
+use serde_json::Value;
+
+use super::{Operation, members, text};
+use crate::contract::contract;
+use crate::signup::ContractId;
+
+/// A name under which the samples of one body are shown, and the request that they send.
+struct Sample<'a> {
+    name: Option<&'a str>,
+    path: String,
+    body: Body,
+    /// The variable of a shell that holds the bearer token, and its name in a script.
+    bearer: Option<(&'static str, &'static str)>,
+}
+
+enum Body {
+    None,
+    Json(Value),
+    /// One JSON object a line.
+    Rows(Value),
+}
+
+/// The samples of an operation, each under a heading if there are several. `origin` is where this server is
+/// reached; the page's script replaces it with the address the page was loaded from.
+pub(super) fn all(operation: &Operation<'_>, origin: &str) -> Markup {
+    let method = operation.method.as_str();
+    html! {
+        h4 { "Samples" }
+        @for sample in samples(operation) {
+            @if let Some(name) = sample.name { h5 { code { (name) } } }
+            div.samples {
+                (block("curl", operation, curl(method, &sample), Some(origin)))
+                (block("fetch", operation, fetch(method, &sample), None))
+            }
+        }
+    }
+}
+
+/// A sample with its button, which the page's script shows. The text stands behind the first space of `written`
+/// where an address belongs.
+fn block(kind: &str, operation: &Operation<'_>, written: String, origin: Option<&str>) -> Markup {
+    let label = format!("Copy the {kind} sample of {} {}", operation.method, operation.path);
+    html! {
+        div.sample {
+            div.title {
+                span.kind { (kind) }
+                button.copy type="button" aria-label=(label) hidden { "Copy" }
+            }
+            pre tabindex="0" {
+                code {
+                    @if let (Some(origin), Some((command, rest))) = (origin, written.split_once(ORIGIN)) {
+                        (command) span.origin { (origin) } (rest)
+                    } @else {
+                        (written)
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Stands for the address of the server in a command.
+const ORIGIN: char = '\u{fffc}';
+
+fn samples<'a>(operation: &Operation<'a>) -> Vec<Sample<'a>> {
+    let path = filled(operation);
+    let bearer = operation.told["security"].as_array().and_then(|schemes| {
+        let named = |name: &str| schemes.iter().any(|scheme| scheme.get(name).is_some());
+        match (named("token"), named("bulkKey")) {
+            (true, _) => Some(("TOKEN", "token")),
+            (_, true) => Some(("MUSTER_FRONT_BULK_KEY", "bulkKey")),
+            _ => None,
+        }
+    });
+    let content = &operation.told["requestBody"]["content"];
+    let sample = |name, body| Sample { name, path: path.clone(), body, bearer };
+    if content.get("application/x-ndjson").is_some() {
+        return vec![sample(None, Body::Rows(contract(ContractId::ALL[0]).example()))];
+    }
+    let json = &content["application/json"];
+    if let Some(example) = json.get("example") {
+        return vec![sample(None, Body::Json(example.clone()))];
+    }
+    let named: Vec<Sample<'_>> = members(&json["examples"])
+        .map(|(name, example)| sample(Some(name), Body::Json(example["value"].clone())))
+        .collect();
+    if named.is_empty() { vec![sample(None, Body::None)] } else { named }
+}
+
+/// The path with its parameters, and the query parameters that it needs.
+fn filled(operation: &Operation<'_>) -> String {
+    let mut path = operation.path.to_owned();
+    let mut query = Vec::new();
+    for parameter in operation.parameters.iter().filter(|one| one["required"] == true) {
+        let name = text(&parameter["name"]);
+        let value = text(parameter.get("example").unwrap_or(&parameter["schema"]["enum"][0]));
+        match text(&parameter["in"]) {
+            "path" => path = path.replace(&format!("{{{name}}}"), value),
+            "query" => query.push(format!("{name}={value}")),
+            _ => {}
+        }
+    }
+    if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
+}
+
+fn curl(method: &str, sample: &Sample<'_>) -> String {
+    let Sample { path, body, bearer, .. } = sample;
+    let url = format!("{ORIGIN}{path}");
+    // A shell would read a question mark as a pattern.
+    let url = if path.contains('?') { format!("'{url}'") } else { url };
+    let mut written = match (method, body) {
+        ("GET", _) | (_, Body::Json(_)) => format!("curl {url}"),
+        _ => format!("curl -X {method} {url}"),
+    };
+    let mut option = |option: &str| {
+        // A String takes everything.
+        let _ = write!(written, " \\\n  {option}");
+    };
+    if let Some((variable, _)) = bearer {
+        option(&format!("-H \"Authorization: Bearer ${variable}\""));
+    }
+    match body {
+        Body::None => {}
+        Body::Json(body) => {
+            option("-H 'Content-Type: application/json'");
+            option(&format!("-d '{}'", format!("{body:#}").replace('\'', r"'\''")));
+        }
+        Body::Rows(_) => {
+            option("-H 'Content-Type: application/x-ndjson'");
+            option("-N -T users.ndjson");
+        }
+    }
+    written
+}
+
+fn fetch(method: &str, sample: &Sample<'_>) -> String {
+    let Sample { path, body, bearer, .. } = sample;
+    let mut headers = Vec::new();
+    if let Some((_, variable)) = bearer {
+        headers.push(format!("Authorization: `Bearer ${{{variable}}}`"));
+    }
+    let (media_type, body) = match body {
+        Body::None => (None, None),
+        Body::Json(body) => {
+            (Some("application/json"), Some(format!("JSON.stringify({})", indented(body))))
+        }
+        Body::Rows(row) => (
+            Some("application/x-ndjson"),
+            Some(format!(
+                "[{}]\n    .map((row) => JSON.stringify(row)).join(\"\\n\")",
+                indented(row)
+            )),
+        ),
+    };
+    headers.extend(media_type.map(|media_type| format!("\"Content-Type\": \"{media_type}\"")));
+    let mut options = Vec::new();
+    if method != "GET" {
+        options.push(format!("  method: \"{method}\",\n"));
+    }
+    if !headers.is_empty() {
+        options.push(format!("  headers: {{ {} }},\n", headers.join(", ")));
+    }
+    options.extend(body.map(|body| format!("  body: {body},\n")));
+    let options =
+        if options.is_empty() { String::new() } else { format!(", {{\n{}}}", options.concat()) };
+    let read = if media_type == Some("application/x-ndjson") { "text" } else { "json" };
+    format!(
+        "const response = await fetch(\"{path}\"{options});\n\
+         console.log(response.status, await response.{read}());"
+    )
+}
+
+/// A value as a script has it, within a call that is indented by two.
+fn indented(value: &Value) -> String {
+    format!("{value:#}").replace('\n', "\n  ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn operation<'a>(method: &str, told: &'a Value, parameters: Vec<&'a Value>) -> Operation<'a> {
+        Operation { method: method.into(), path: "/{prefix}/x", parameters, told }
+    }
+
+    #[test]
+    fn sample_of_a_post_sends_the_example() {
+        let prefix = json!({ "name": "prefix", "in": "path", "required": true, "example": "id" });
+        let told = json!({ "requestBody": { "content": { "application/json": {
+            "example": { "name": "O'Neil" },
+        } } } });
+        let operation = operation("POST", &told, vec![&prefix]);
+        let samples = samples(&operation);
+        let expected = "curl \u{fffc}/id/x \\\n  -H 'Content-Type: application/json' \\\n  \
+                        -d '{\n  \"name\": \"O'\\''Neil\"\n}'";
+        assert_eq!(curl("POST", &samples[0]), expected);
+        let expected = "const response = await fetch(\"/id/x\", {\n  method: \"POST\",\n  \
+             headers: { \"Content-Type\": \"application/json\" },\n  \
+             body: JSON.stringify({\n    \"name\": \"O'Neil\"\n  }),\n});\n\
+             console.log(response.status, await response.json());";
+        assert_eq!(fetch("POST", &samples[0]), expected);
+        assert!(
+            all(&operation, "host:1")
+                .into_string()
+                .contains("<span class=\"origin\">host:1</span>/id/x")
+        );
+    }
+
+    #[test]
+    fn sample_of_a_query_with_a_key_is_quoted() {
+        let query = json!({ "name": "c", "in": "query", "required": true, "schema": { "enum": ["a", "b"] } });
+        let told = json!({
+            "security": [{ "bulkKey": [] }],
+            "requestBody": { "content": { "application/x-ndjson": {} } },
+        });
+        let operation = Operation { path: "/rows", ..operation("POST", &told, vec![&query]) };
+        let samples = samples(&operation);
+        let expected = "curl -X POST '\u{fffc}/rows?c=a' \\\n  \
+                        -H \"Authorization: Bearer $MUSTER_FRONT_BULK_KEY\" \\\n  \
+                        -H 'Content-Type: application/x-ndjson' \\\n  -N -T users.ndjson";
+        assert_eq!(curl("POST", &samples[0]), expected);
+        assert!(fetch("POST", &samples[0]).contains("Authorization: `Bearer ${bulkKey}`"));
+    }
+}
