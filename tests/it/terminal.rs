@@ -103,7 +103,7 @@ async fn start_on_a_terminal_is_five_lines_and_a_signup_is_one() {
         let line = terminal.line();
         let shown = format!("INFO  answered contract=username outcome={outcome} status={status} ");
         assert!(line.contains(&shown) && line.contains(" id="), "{line}");
-        assert!(line.chars().count() <= 180, "{line}");
+        assert!(line.chars().count() <= 200, "{line}");
     }
     let rest = terminal.stop();
     assert_eq!(rest.len(), 1, "{rest:?}");
