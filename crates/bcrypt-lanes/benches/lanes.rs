@@ -1,4 +1,5 @@
-//! Hashes per second of one thread: `cargo bench -p bcrypt-lanes`. One job per lane, cost 5.
+//! Hashes per second of one thread: `cargo bench -p bcrypt-lanes`. One job per lane, cost 5. Fails first if
+//! the compiler did not give the kernels their shape.
 
 #![allow(missing_docs, reason = "a benchmark has no callers")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
@@ -7,9 +8,16 @@ use bcrypt_lanes::{Backend, Cost, Job, Lanes, MAX_LANES};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
+#[path = "../tests/shape.rs"]
+mod shape;
+
 const COST: u32 = 5;
 
 fn main() {
+    // `cargo test --benches` runs this too, without optimisation.
+    if std::env::args().any(|argument| argument == "--bench") {
+        shape::check();
+    }
     divan::main();
 }
 
