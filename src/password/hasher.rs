@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::kernel::Kernel;
-use super::line::{Done, Job, Room, Task};
+use super::waiting::{Capacity, Done, Job, Task};
 use super::{Class, HashError, Timed};
 
 /// A hash is brought forward by this part of it at a time, and between two strides others may join it.
@@ -60,10 +60,10 @@ impl Hasher {
         self.begun.is_empty()
     }
 
-    /// What could begin now. Bulk jobs begin one by one, a lane's part of a hash apart: then lanes come
-    /// free one soon after the other, and whoever arrives during a flood waits for the next of them
+    /// The jobs that could begin now. Bulk jobs begin one by one, a lane's part of a hash apart: then lanes
+    /// come free one soon after the other, and a job that arrives during a flood waits for the next of them
     /// instead of a whole hash.
-    pub(super) fn room(&self) -> Room {
+    pub(super) fn capacity(&self) -> Capacity {
         let lanes = self.kernel.width() - self.begun.len();
         let apart = self.iterations / (self.kernel.width() as u32 + 1);
         let bulk = if self.iterations < STRIDES * STRIDE_MIN {
@@ -71,7 +71,7 @@ impl Hasher {
         } else {
             lanes.min(usize::from(self.is_idle() || self.since_bulk >= apart))
         };
-        Room { lanes, bulk, is_idle: self.is_idle() }
+        Capacity { lanes, bulk, is_idle: self.is_idle() }
     }
 
     /// Begins these jobs, advances all by a stride and finishes those that are done. Returns the work done
@@ -192,7 +192,7 @@ mod tests {
         let (mut waiting, mut ends) = (VecDeque::new(), Vec::new());
         for stride in 0.. {
             let (jobs_now, hashed): (Vec<_>, Vec<_>) =
-                (0..hasher.room().bulk).map(|_| job(Class::Bulk, cost)).unzip();
+                (0..hasher.capacity().bulk).map(|_| job(Class::Bulk, cost)).unzip();
             waiting.extend(hashed);
             hasher.work(jobs_now);
             while waiting.front_mut().is_some_and(|hashed: &mut Hashed| hashed.try_recv().is_ok()) {
@@ -219,8 +219,8 @@ mod tests {
     #[test]
     fn cheap_hashes_do_not_queue_up_for_that() {
         let hasher = Hasher::new(Kernel::Lanes(Backend::Portable, 6), 4);
-        assert_eq!((hasher.room().lanes, hasher.room().bulk), (6, 6));
-        assert_eq!(Hasher::new(Kernel::Scalar, 12).room().bulk, 1);
+        assert_eq!((hasher.capacity().lanes, hasher.capacity().bulk), (6, 6));
+        assert_eq!(Hasher::new(Kernel::Scalar, 12).capacity().bulk, 1);
     }
 
     #[test]

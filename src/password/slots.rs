@@ -1,4 +1,4 @@
-//! A few threads that hash, and the line of jobs before them.
+//! A few threads that hash, and the queue of jobs before them.
 //!
 //! Hashing takes a core for tens to hundreds of milliseconds, so it happens on as many threads as
 //! there are cores and never on those that serve the network. Jobs spread over idle threads first; when
@@ -16,8 +16,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::hasher::Hasher;
+use super::job_queue::JobQueue;
 use super::kernel::{Kernel, processor_time};
-use super::line::{Job, Line, Task};
+use super::waiting::{Job, Task};
 use crate::config;
 
 /// Who waits for a job.
@@ -48,7 +49,7 @@ pub enum HashError {
 pub struct Timed<T> {
     /// The result.
     pub value: T,
-    /// In the line.
+    /// In the queue.
     pub waited: Duration,
     /// In a lane, beside others perhaps.
     pub worked: Duration,
@@ -57,7 +58,7 @@ pub struct Timed<T> {
 /// The hashing threads. Clones are the same threads, which end with the last of them.
 #[derive(Clone)]
 pub struct Slots {
-    line: Arc<Line>,
+    queue: Arc<JobQueue>,
     usage: Arc<Counters>,
     threads: usize,
     kernel: Arc<Mutex<Kernel>>,
@@ -70,7 +71,7 @@ pub struct Slots {
 pub struct Usage {
     /// Passwords hashed or verified.
     pub jobs: u64,
-    /// All jobs' time in the line together.
+    /// All jobs' time in the queue together.
     pub waited: Duration,
     /// All threads' time at work together.
     pub worked: Duration,
@@ -78,25 +79,25 @@ pub struct Usage {
     pub hashed: Duration,
 }
 
-/// Closes the line when the last handle is dropped.
-struct End(Arc<Line>);
+/// Closes the queue when the last handle is dropped.
+struct End(Arc<JobQueue>);
 
 impl Slots {
     /// Starts the threads with the usual kernel, and measures in the background whether another one is
     /// clearly faster here, unless the settings fix the number of lanes.
     pub fn start(settings: &config::Password) -> anyhow::Result<Self> {
         let (kernel, rate) = Kernel::initial(settings.lanes);
-        let (line, usage) = (Arc::new(Line::default()), Arc::new(Counters::default()));
+        let (queue, usage) = (Arc::new(JobQueue::default()), Arc::new(Counters::default()));
         usage.rate.store((rate.at(settings.cost) * 1e6) as u64, Ordering::Relaxed);
         let cost = settings.cost;
         let chosen = Arc::new(Mutex::new(kernel));
         for n in 0..settings.threads {
-            let (line, usage, chosen) = (line.clone(), usage.clone(), chosen.clone());
-            thread(format!("hash-{n}"), move || work(&line, &usage, &chosen, cost))?;
+            let (queue, usage, chosen) = (queue.clone(), usage.clone(), chosen.clone());
+            thread(format!("hash-{n}"), move || work(&queue, &usage, &chosen, cost))?;
         }
         if settings.lanes.is_none() {
-            let (line, chosen) = (line.clone(), chosen.clone());
-            thread("hash-measure".into(), move || choose(&line, &chosen))?;
+            let (queue, chosen) = (queue.clone(), chosen.clone());
+            thread("hash-measure".into(), move || choose(&queue, &chosen))?;
         }
         tracing::info!(
             event = "hash_pool_started",
@@ -104,8 +105,8 @@ impl Slots {
             kernel = %kernel,
             "hash pool started"
         );
-        let end = Arc::new(End(line.clone()));
-        Ok(Self { line, usage, threads: settings.threads, kernel: chosen, cost, _end: end })
+        let end = Arc::new(End(queue.clone()));
+        Ok(Self { queue, usage, threads: settings.threads, kernel: chosen, cost, _end: end })
     }
 
     /// Jobs that can be worked on in parallel.
@@ -129,9 +130,9 @@ impl Slots {
         self.threads
     }
 
-    /// Jobs that wait in the line, and threads that are at work.
+    /// Jobs that wait in the queue, and threads that are at work.
     pub fn load(&self) -> (usize, usize) {
-        self.line.load()
+        self.queue.load()
     }
 
     /// What they have done so far.
@@ -155,7 +156,7 @@ impl Slots {
         let (done, hashed) = oneshot::channel();
         let task = Task::Hash { cost: self.cost, done };
         let (password, arrived) = (password.clone(), Instant::now());
-        self.line.push(Job { class, password, task, expires, arrived })?;
+        self.queue.push(Job { class, password, task, expires, arrived })?;
         hashed.await.unwrap_or(Err(HashError::Failed))
     }
 
@@ -170,7 +171,7 @@ impl Slots {
         let (done, verified) = oneshot::channel();
         let task = Task::Verify { hash: hash.to_owned(), done };
         let (password, arrived) = (password.clone(), Instant::now());
-        self.line.push(Job { class, password, task, expires, arrived })?;
+        self.queue.push(Job { class, password, task, expires, arrived })?;
         verified.await.unwrap_or(Err(HashError::Failed))
     }
 }
@@ -197,15 +198,15 @@ impl Counters {
     }
 }
 
-/// One thread: takes jobs and advances them, until the line is closed. Takes over another kernel when
+/// One thread: takes jobs and advances them, until the queue is closed. Takes over another kernel when
 /// it has no job in progress.
-fn work(line: &Line, usage: &Counters, chosen: &Mutex<Kernel>, cost: u32) {
+fn work(queue: &JobQueue, usage: &Counters, chosen: &Mutex<Kernel>, cost: u32) {
     let mut hasher = Hasher::new(*lock(chosen), cost);
-    while let Some(jobs) = line.next(&hasher.room()) {
+    while let Some(jobs) = queue.next(&hasher.capacity()) {
         if hasher.is_idle() && hasher.kernel() != *lock(chosen) {
             let faster = Hasher::new(*lock(chosen), cost);
             // Never narrower than the jobs just taken.
-            if faster.room().lanes >= jobs.len() {
+            if faster.capacity().lanes >= jobs.len() {
                 hasher = faster;
             }
         }
@@ -214,10 +215,10 @@ fn work(line: &Line, usage: &Counters, chosen: &Mutex<Kernel>, cost: u32) {
         let waited: Duration = jobs.iter().map(|job| started - job.arrived).sum();
         usage.waited_us.fetch_add(micros(waited), Ordering::Relaxed);
         usage.jobs.fetch_add(jobs.len() as u64, Ordering::Relaxed);
-        let lanes = width - hasher.room().lanes + jobs.len();
+        let lanes = width - hasher.capacity().lanes + jobs.len();
         let hashes = hasher.work(jobs);
         let took = started.elapsed();
-        line.worked(took, processor_time().saturating_sub(before), hasher.is_idle());
+        queue.worked(took, processor_time().saturating_sub(before), hasher.is_idle());
         usage.worked_us.fetch_add(micros(took), Ordering::Relaxed);
         usage.hashed_us.fetch_add(lanes as u64 * micros(took), Ordering::Relaxed);
         if lanes == width {
@@ -231,17 +232,17 @@ fn work(line: &Line, usage: &Counters, chosen: &Mutex<Kernel>, cost: u32) {
 const MEASURE_PAUSE: Duration = Duration::from_millis(15);
 
 /// Measures all kernels while the threads are idle, and makes the fastest the chosen one. Gives up when
-/// the line closes; waits as long as there are jobs.
-fn choose(line: &Line, chosen: &Mutex<Kernel>) {
+/// the queue closes; waits as long as there are jobs.
+fn choose(queue: &JobQueue, chosen: &Mutex<Kernel>) {
     let usual = *lock(chosen);
     let measured = Kernel::fastest(usual, || {
         loop {
             #[expect(clippy::disallowed_methods, reason = "a thread of its own, without tasks")]
             std::thread::sleep(MEASURE_PAUSE);
-            if line.is_closed() {
+            if queue.is_closed() {
                 return false;
             }
-            if line.load() == (0, 0) {
+            if queue.load() == (0, 0) {
                 return true;
             }
         }
