@@ -182,6 +182,12 @@ impl Ledger {
 
     /// So many clients, each with one registration after the other until it is told to stop.
     pub fn drive(&self, fronts: &Fronts, clients: usize) -> Load {
+        // Not a load test: what counts is that somebody is always waiting.
+        self.drive_with(fronts, clients, PAUSE / 5)
+    }
+
+    /// As [`Self::drive`], each client waiting so long between two registrations.
+    pub fn drive_with(&self, fronts: &Fronts, clients: usize, pause: Duration) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let clients = (0..clients).map(|_| {
             let (ledger, fronts, stop) = (self.clone(), fronts.clone(), stop.clone());
@@ -189,8 +195,7 @@ impl Ledger {
                 while !stop.load(Ordering::Relaxed) {
                     let asked = ledger.registration();
                     ledger.insist(&fronts, &asked).await;
-                    // Not a load test: what counts is that somebody is always waiting.
-                    tokio::time::sleep(PAUSE / 5).await;
+                    tokio::time::sleep(pause).await;
                 }
             })
         });

@@ -3,6 +3,7 @@
 
 pub mod broker;
 pub mod browser;
+pub mod cluster;
 pub mod collector;
 pub mod command;
 pub mod generate;

@@ -38,6 +38,12 @@ pub struct Setup {
 impl Setup {
     /// A fresh queue and store of this kind, cheap passwords.
     pub fn new(pair: Pair) -> Self {
+        let broker = (pair.0 == QueueKind::Rabbit).then(|| amqp_url().unwrap());
+        Self::on(pair, broker.unwrap_or_default())
+    }
+
+    /// As [`Self::new`], on this broker.
+    pub fn on(pair: Pair, broker: String) -> Self {
         let directory = TempDir::new().unwrap();
         let mut environment = BTreeMap::new();
         let mut set = |name: &str, value: String| environment.insert(name.to_owned(), value);
@@ -52,10 +58,10 @@ impl Setup {
         match pair.0 {
             QueueKind::Local => set("MUSTER_QUEUE", "local:".into()),
             QueueKind::Rabbit => {
-                let (url, namespace) = (amqp_url().unwrap(), unique("test"));
-                cleanup.namespace = Some((url.clone(), namespace.clone()));
+                let namespace = unique("test");
+                cleanup.namespace = Some((broker.clone(), namespace.clone()));
                 set("MUSTER_QUEUE_NAMESPACE", namespace);
-                set("MUSTER_QUEUE", url)
+                set("MUSTER_QUEUE", broker)
             }
         };
         match pair.1 {
@@ -344,7 +350,9 @@ impl Drop for Cleanup {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
                 if let Some((url, namespace)) = namespace {
-                    let _ = remove_queues(&url, &namespace).await;
+                    // A broker that a failed test left frozen answers nothing.
+                    let removing = remove_queues(&url, &namespace);
+                    let _ = tokio::time::timeout(PATIENCE, removing).await;
                 }
                 if let Some(url) = database
                     && let Ok(client) = mongodb::Client::with_uri_str(url).await

@@ -70,6 +70,11 @@ impl Proxy {
         self.accepted.load(Ordering::Relaxed)
     }
 
+    /// How many connections are open now.
+    pub fn open(&self) -> usize {
+        self.accepted() - self.endings.lock().unwrap().len()
+    }
+
     /// What the service sent last on each connection that has ended.
     pub fn endings(&self) -> Vec<Vec<u8>> {
         self.endings.lock().unwrap().clone()

@@ -86,6 +86,12 @@ pub fn lacking(reason: &str) {
     append("TEST_LEFT_OUT", &line);
 }
 
+/// Reports a figure that the current test measured; `./tests/run` lists them at its end.
+pub fn report(line: &str) {
+    println!("{line}");
+    append("TEST_REPORT", &format!("{line}\n"));
+}
+
 /// Appends a line to the file that a variable names, if it does.
 fn append(variable: &str, line: &str) {
     let Some(path) = env::var_os(variable) else { return };
@@ -96,7 +102,14 @@ fn append(variable: &str, line: &str) {
 /// Runs the program that a variable names, on a private service, and gives what it printed; nothing
 /// where the service is not ours to command.
 pub async fn command(variable: &str, arguments: &[&str]) -> Option<String> {
-    let program = provided(variable)?;
+    provided(variable)?;
+    let printed = try_command(variable, arguments).await;
+    Some(printed.unwrap_or_else(|| panic!("{variable} {arguments:?}")))
+}
+
+/// As [`command`]; nothing where the program fails.
+pub async fn try_command(variable: &str, arguments: &[&str]) -> Option<String> {
+    let program = env::var_os(variable)?;
     let mut command = Command::new(program);
     // A service that it starts keeps what it inherits open, so nothing is read from a pipe that
     // would then never end.
@@ -106,8 +119,7 @@ pub async fn command(variable: &str, arguments: &[&str]) -> Option<String> {
     let (done, status) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || done.send(command.status().unwrap()));
     let status = status.await.unwrap();
-    assert!(status.success(), "{variable} {arguments:?}");
-    Some(std::fs::read_to_string(printed.path()).unwrap())
+    status.success().then(|| std::fs::read_to_string(printed.path()).unwrap())
 }
 
 /// The URL of one database of the server.
