@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
 
 use super::seal::Sealer;
 use super::spans::SpanNames;
@@ -43,6 +44,9 @@ const FIRST_TRY: Duration = Duration::from_secs(2);
 
 /// Seconds after which a silent connection counts as lost, unless the URL says otherwise.
 const HEARTBEAT: u16 = 5;
+
+/// For how long a queue is not declared whose declaration ended a connection.
+const SKIPPED_FOR: Duration = Duration::from_secs(30);
 
 /// Accounts for which a worker warns that they are not trusted.
 const WARNED_MAX: usize = 16;
@@ -80,6 +84,8 @@ struct Broker {
     dead_room: DeadRoom,
     /// Queues that could not be declared, and why.
     unavailable: Mutex<BTreeMap<String, String>>,
+    /// Queues that are not declared for a while, since when, and why.
+    skipped: Mutex<BTreeMap<String, (Instant, String)>>,
     /// Where connections are closed in order, when nothing uses them any more.
     closing: Tasks,
 }
@@ -143,6 +149,7 @@ impl Broker {
             dead_letters_max,
             dead_room,
             unavailable: Mutex::default(),
+            skipped: Mutex::default(),
             closing: Tasks::default(),
         })
     }
@@ -173,16 +180,39 @@ impl Broker {
 
     /// Declares everything that every process needs. Returns the names of the queues that cannot be used at
     /// present, and why.
+    ///
+    /// A queue whose declaration ends the connection is left out for a while, so that it does not keep the others
+    /// away: a cluster without a majority of its metadata store answers so (541, RabbitMQ 4.0.5).
     async fn declare(
         &self,
         connection: &Connection,
     ) -> Result<BTreeMap<String, String>, ConnectionError> {
-        let declared = topology::declare(connection.client(), &self.names, &self.settings);
-        let declared = connection.unless_lost(declared).await?;
-        let Declared { dead_letters_max, unavailable } = declared;
+        let skipped = self.skipped();
+        let declare = topology::declare(connection.client(), &self.names, &self.settings, &skipped);
+        let Declared { dead_letters_max, unavailable } = declare.await?;
+        if !connection.client().status().connected() {
+            self.skip(&unavailable);
+            return Err(ConnectionError::Lost);
+        }
         self.dead_letters_max.store(dead_letters_max.unwrap_or(0), Ordering::Relaxed);
         self.log_unavailable(&unavailable);
         Ok(unavailable)
+    }
+
+    /// Queues that are not declared at present, and why.
+    fn skipped(&self) -> BTreeMap<String, String> {
+        let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        skipped.retain(|_, (since, _)| since.elapsed() < SKIPPED_FOR);
+        skipped.iter().map(|(queue, (_, reason))| (queue.clone(), reason.clone())).collect()
+    }
+
+    /// Leaves out the queues that an error of the whole connection names.
+    fn skip(&self, unavailable: &BTreeMap<String, String>) {
+        let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = |(queue, reason): &(&String, &String)| reason.contains(&format!("'{queue}'"));
+        for (queue, reason) in unavailable.iter().filter(named) {
+            skipped.insert(queue.clone(), (Instant::now(), reason.clone()));
+        }
     }
 
     /// Logs queues that cannot be declared, when that is news.
@@ -260,3 +290,24 @@ impl Queue for Rabbit {
 
 #[cfg(test)]
 mod specification;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn queue_that_ended_a_connection_is_not_declared_for_a_while() {
+        let settings = config::Settings::load_to_ask(&Default::default()).unwrap().queue;
+        let url = SecretString::from("amqp://broker");
+        let broker = Broker::new(&url, settings, Clock::system(), Arc::default()).unwrap();
+        let (retry, bulk) =
+            (broker.names.retry_queue(Duration::from_secs(1)), broker.names.queue(Door::Bulk));
+        let reason =
+            format!("INTERNAL_ERROR - Cannot declare quorum queue '{retry}': cluster_not_formed");
+        // Every declaration under way reports the error that ended the connection.
+        broker.skip(&BTreeMap::from([(bulk, reason.clone()), (retry.clone(), reason.clone())]));
+        assert_eq!(broker.skipped(), BTreeMap::from([(retry, reason)]));
+        tokio::time::advance(SKIPPED_FOR).await;
+        assert!(broker.skipped().is_empty());
+    }
+}

@@ -1,14 +1,83 @@
-//! A front's probes of the interactive queue, and a worker's replies to them: messages without a body that register nothing.
+//! Probes of the interactive queue: messages without a body that register nothing. Their confirms show that the
+//! broker has the majority of its cluster; a front's probe may also ask a worker for a reply.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use lapin::BasicProperties;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Broker;
+use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher, State};
 use super::properties::{NAME_MAX, TRANSIENT};
+use crate::queue::Door;
 
 /// The `type` of a probe and of the reply to it.
 const PROBE: &str = "probe";
 /// Milliseconds that a probe for a worker waits in its queue.
 const PROBE_TTL: u32 = 5_000;
+
+/// Between two probes.
+pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+/// A confirm that takes longer shows that the broker has no majority of its cluster, or is stuck.
+pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
+/// As [`CONFIRM_TIMEOUT`], for the first message of a connection to one of several hosts. One that is published before
+/// the queue has elected a leader may never be confirmed, and a new attempt is confirmed at once.
+const FIRST_CONFIRM_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long a connection to the only host may confirm nothing: a new one may lead nowhere else.
+const CONFIRM_TIMEOUT_OF_ONE: Duration = Duration::from_secs(15);
+
+/// How long probes may stay unconfirmed before the connection is given up.
+pub(super) fn patience(broker: &Broker) -> Duration {
+    if broker.endpoints.are_several() { CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE }
+}
+
+/// Whether the broker confirms a probe on a new connection: on a node without a majority everything else succeeds.
+/// Under an alarm it need not.
+pub(super) async fn is_confirmed(
+    broker: &Broker,
+    connection: &Connection,
+    publisher: &Publisher,
+) -> bool {
+    let several = broker.endpoints.are_several();
+    let limit = if several { FIRST_CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE };
+    let mut state = connection.state();
+    let is_confirmed = tokio::select! {
+        probed = publisher.publish(message(broker), limit) => {
+            probed != Err(PublishError::Indeterminate)
+        }
+        _ = state.wait_for(|state| *state == State::Blocked) => true,
+    };
+    if !is_confirmed {
+        broker.endpoints.failed(connection.address());
+    }
+    is_confirmed
+}
+
+/// Probes every second. Resolves when the broker confirms nothing any more.
+pub(super) async fn unconfirmed(broker: &Broker, publisher: &Publisher) -> ConnectionError {
+    let mut tick = interval(INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut confirmed = Instant::now();
+    loop {
+        tick.tick().await;
+        let probed = publisher.publish(message(broker), CONFIRM_TIMEOUT).await;
+        if probed != Err(PublishError::Indeterminate) {
+            confirmed = Instant::now();
+        } else if confirmed.elapsed() >= patience(broker) {
+            return ConnectionError::Unconfirmed;
+        }
+    }
+}
+
+fn message(broker: &Broker) -> Outgoing {
+    Outgoing {
+        exchange: broker.names.exchange().to_owned(),
+        routing_key: Door::Interactive.as_str().to_owned(),
+        properties: properties(None),
+        body: Bytes::new(),
+    }
+}
 
 /// The properties of a front's probe of the interactive queue. With a reply queue it asks a worker for a reply;
 /// without, it is dropped as soon as the queue has confirmed it, unless a worker happens to take it.

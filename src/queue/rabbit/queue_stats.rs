@@ -20,6 +20,8 @@ use crate::telemetry::Metrics;
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for a sample.
 const SAMPLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// An empty sample that takes longer may be of a queue whose leader does not answer.
+const LEADER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two log lines about samples that go on failing.
 const LOG_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// Samples older than this are not used.
@@ -222,7 +224,10 @@ impl QueueStats {
             sample.ready += u64::from(queue.message_count());
             sample.consumers += queue.consumer_count();
         }
-        self.sampled(watched, sample);
+        // RabbitMQ reports an empty queue without consumers when its leader does not answer (4.0.5).
+        if sample.ready > 0 || sample.consumers > 0 || sample.at.elapsed() < LEADER_TIMEOUT {
+            self.sampled(watched, sample);
+        }
         match watched {
             Watched::DeadLetters => {
                 let max = u64::from(broker.dead_letters_max.load(Ordering::Relaxed));

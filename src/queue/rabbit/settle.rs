@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::acks::Ack;
-use super::amqp::{Connection, Outgoing, PublishError, Publisher, State};
+use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher, State};
 use super::{Broker, events, probe, properties};
 use crate::queue::redact::{Kept, without_secrets};
 use crate::queue::seal;
@@ -225,6 +225,13 @@ impl Settler {
     /// The time as AMQP writes it.
     fn now(&self) -> u64 {
         u64::try_from(self.broker.clock.now().seconds()).unwrap_or(0)
+    }
+
+    /// Resolves when the broker confirms nothing any more; its address is tried last then.
+    pub(super) async fn unconfirmed(&self) -> ConnectionError {
+        let error = probe::unconfirmed(&self.broker, &self.publisher).await;
+        self.broker.endpoints.failed(self.publish.address());
+        error
     }
 
     /// Binds all queues.

@@ -96,7 +96,6 @@ const DECLARE_TIMEOUT: Duration = Duration::from_secs(2);
 const PROFILE_TTL: i64 = 60_000;
 
 /// What [`declare`] found.
-#[derive(Default)]
 pub(super) struct Declared {
     /// How many messages the dead-letter queue holds at most, if the broker says so.
     pub(super) dead_letters_max: Option<u32>,
@@ -105,7 +104,8 @@ pub(super) struct Declared {
 }
 
 /// Declares everything that every process needs. A queue that cannot be declared is reported and stops nothing
-/// else: a queue whose node is down keeps a declaration waiting for minutes, or refuses it.
+/// else: a queue whose node is down keeps a declaration waiting for minutes, or refuses it. Those in `skipped` are
+/// reported with their reason and not declared.
 ///
 /// # Errors
 /// The exchanges cannot be declared, so nothing can be published.
@@ -113,19 +113,21 @@ pub(super) async fn declare(
     connection: &Connection,
     names: &Names,
     settings: &config::Queue,
+    skipped: &BTreeMap<String, String>,
 ) -> Result<Declared, ConnectionError> {
     for (name, kind) in exchanges(names) {
         let declared = timeout(DECLARE_TIMEOUT, declare_exchange(connection, &name, kind));
         declared.await.map_err(|_| ConnectionError::Silent)??;
     }
     let queues = queues(names, settings);
-    let declarations = queues.iter().map(|queue| async move {
+    let declared = queues.iter().filter(|queue| !skipped.contains_key(&queue.name));
+    let declarations = declared.map(|queue| async move {
         let is_dead_queue = queue.name == names.dead_queue();
         let declared = timeout(DECLARE_TIMEOUT, declare_queue(connection, queue, is_dead_queue));
         let declared = declared.await.map_err(|_| ConnectionError::Silent);
         (queue, declared.and_then(|declared| Ok(declared?)))
     });
-    let mut found = Declared::default();
+    let mut found = Declared { dead_letters_max: None, unavailable: skipped.clone() };
     for (queue, declared) in join_all(declarations).await {
         match declared {
             Ok(arguments) if queue.name == names.dead_queue() => {

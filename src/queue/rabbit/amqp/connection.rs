@@ -155,7 +155,7 @@ impl Connection {
 
     /// Does what needs this connection, unless it is lost meanwhile: lapin never answers what is asked after that
     /// (4.12.3; no issue found).
-    pub(in super::super) async fn unless_lost<T>(
+    async fn unless_lost<T>(
         &self,
         work: impl Future<Output = Result<T, ConnectionError>>,
     ) -> Result<T, ConnectionError> {
@@ -258,8 +258,6 @@ pub(in super::super) enum ConnectionError {
     Unconfirmed,
     #[error("replies do not arrive: the reply queue is unknown to the broker of the workers")]
     NoReplies,
-    #[error("the broker at this address counts no consumer of {0} although this process is one")]
-    NotConsuming(String),
 }
 
 impl ConnectionError {

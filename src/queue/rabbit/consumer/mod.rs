@@ -13,10 +13,10 @@ use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::Broker;
 use super::amqp::{Backoff, ConnectionError, State};
 use super::queue_stats::QueueStats;
 use super::settle::Settler;
+use super::{Broker, probe};
 use crate::queue::{Delivery, Door, Inbox, PaceNow, Prefetch};
 use crate::shutdown::Tasks;
 use crate::telemetry::Part;
@@ -102,6 +102,8 @@ async fn supervise(shared: Shared, pace: PaceNow, queues: Vec<QueueConsumer>) {
                     _ = publishing.wait_for(|state| *state == State::Closed) => {
                         Err(ConnectionError::Lost)
                     }
+                    // An idle worker would not notice that its node has lost the majority: nothing is delivered there.
+                    error = settler.unconfirmed() => Err(error),
                 }
             }
             Err(error) => Err(error),
@@ -124,6 +126,9 @@ async fn open(broker: &Arc<Broker>, pace: &PaceNow) -> Result<Arc<Settler>, Conn
     let publish = broker.connect("worker publisher").await?;
     broker.declare(&publish).await?;
     let publisher = publish.prepared(publish.publisher()).await?;
+    if !probe::is_confirmed(broker, &publish, &publisher).await {
+        return Err(ConnectionError::Unconfirmed);
+    }
     let mover = publish.prepared(publish.serial_publisher()).await?;
     Ok(Arc::new(Settler::new(broker.clone(), pace.clone(), publisher, mover, publish)))
 }

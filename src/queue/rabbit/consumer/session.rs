@@ -26,9 +26,6 @@ use crate::telemetry::Part;
 /// lapin ends a consumer a moment before it reports why (4.12.3; no issue found).
 const CLOSE_REASON_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Samples in a row without a consumer after which a session is given up.
-const UNCONSUMED_SAMPLES: u32 = 3;
-
 /// What all queues of a worker share.
 pub(super) struct Shared {
     pub(super) broker: Arc<Broker>,
@@ -72,12 +69,7 @@ impl QueueConsumer {
                     if std::mem::replace(&mut was_connected, true) {
                         shared.broker.metrics.reconnected(self.door.as_str());
                     }
-                    let address = session.connection.address();
-                    let ended = session.run(shared, settler, &mut backoff).await;
-                    if let Err(ConnectionError::NotConsuming(_)) = ended {
-                        shared.broker.endpoints.failed(address);
-                    }
-                    ended
+                    session.run(shared, settler, &mut backoff).await
                 }
                 Err(error) => Err(error),
             };
@@ -204,7 +196,7 @@ impl Session<'_> {
         let (mut publishing, mut consuming) = (settler.state(), self.connection.state());
         // Read, and not yet taken by anybody.
         let mut next: Option<Delivery> = None;
-        let mut unconsumed = std::pin::pin!(self.unconsumed(shared));
+        let mut samples = std::pin::pin!(self.sample(shared));
         loop {
             let is_blocked = *publishing.borrow_and_update() == State::Blocked;
             if *consuming.borrow_and_update() == State::Closed {
@@ -240,31 +232,23 @@ impl Session<'_> {
                         return Err(ConnectionError::ConsumerEnded);
                     }
                 },
-                error = &mut unconsumed => return Err(error),
+                () = &mut samples => {}
             }
         }
     }
 
-    /// Samples the queue. Resolves when the broker counts no consumer of it, again and again: a node that has
-    /// lost its cluster reports an empty queue without consumers and delivers nothing. If sampling itself
-    /// fails, that is all: when the queue is gone, so is its consumer.
-    fn unconsumed<'s>(
-        &self,
-        shared: &'s Shared,
-    ) -> impl Future<Output = ConnectionError> + use<'s> {
-        let (channel, queue) = (self.samples.clone(), self.queue.clone());
-        let watched = Watched::Door(self.consumer.door);
+    /// Samples the queue. Never ends: when the queue is gone, so is its consumer.
+    fn sample<'s>(&self, shared: &'s Shared) -> impl Future<Output = ()> + use<'s> {
+        let (channel, door) = (self.samples.clone(), self.consumer.door);
         async move {
-            let (mut tick, mut missing) = (sampling(), 0);
-            while missing < UNCONSUMED_SAMPLES {
+            let (mut tick, watched) = (sampling(), Watched::Door(door));
+            let mut is_sampled = door != Door::Profile;
+            while is_sampled {
                 tick.tick().await;
-                match shared.stats.sample(&channel, &shared.broker, watched).await {
-                    Ok(sample) if sample.consumers > 0 => missing = 0,
-                    Ok(_) | Err(ConnectionError::Silent) => missing += 1,
-                    Err(_) => std::future::pending().await,
-                }
+                let sample = shared.stats.sample(&channel, &shared.broker, watched).await;
+                is_sampled = sample.is_ok();
             }
-            ConnectionError::NotConsuming(queue)
+            std::future::pending().await
         }
     }
 

@@ -17,22 +17,11 @@ use super::reply_queue::ReplyQueue;
 use super::session::{Session, Status};
 use super::standby::Standby;
 use crate::queue::Door;
-use crate::queue::rabbit::amqp::{
-    Backoff, Connection, ConnectionError, Outgoing, PublishError, Publisher, State,
-};
+use crate::queue::rabbit::amqp::{Backoff, Connection, ConnectionError, PublishError, State};
 use crate::queue::rabbit::queue_stats::{QueueStats, Watched};
 use crate::queue::rabbit::{Broker, probe, properties};
 use crate::telemetry::{Health, Part};
 
-/// Between two probes.
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// A confirm that takes longer shows that the broker has no majority of its cluster, or is stuck.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
-/// As [`CONFIRM_TIMEOUT`], for the first message of a connection to one of several hosts. One that is published before
-/// the queue has elected a leader may never be confirmed, and a new attempt is confirmed at once.
-const FIRST_CONFIRM_TIMEOUT: Duration = Duration::from_millis(1500);
-/// As [`CONFIRM_TIMEOUT`], where the URL names one host alone, so that a new connection may lead nowhere else.
-const CONFIRM_TIMEOUT_OF_ONE: Duration = Duration::from_secs(15);
 /// How long calls go on waiting once the broker has raised an alarm: workers cannot reply while it lasts, and
 /// that may be long.
 const ALARM_TIMEOUT: Duration = Duration::from_secs(2);
@@ -125,36 +114,13 @@ impl Opened {
         let publish = broker.connect("front publisher").await?;
         let unavailable = Unavailable::declare(broker, &publish).await?;
         let publisher = publish.prepared(publish.publisher()).await?;
-        // Not ready before a message has crossed a quorum queue: on a node without a majority all of the
-        // above succeeds.
-        if !Self::is_confirmed(broker, &publish, &publisher).await {
-            broker.endpoints.failed(publish.address());
+        if !probe::is_confirmed(broker, &publish, &publisher).await {
             return Err(ConnectionError::Unconfirmed);
         }
         let replies = standby.take_or_open(broker).await?;
         let (exchange, reply_check) = (broker.names.exchange(), reply_check.clone());
         let session = Arc::new(Session::new(exchange, publisher, &replies.name, reply_check));
         Ok(Self { session, publish, replies, unavailable })
-    }
-
-    /// Whether the broker confirms a probe. Under an alarm it need not; that is reported later on.
-    async fn is_confirmed(broker: &Broker, connection: &Connection, publisher: &Publisher) -> bool {
-        let probe = Outgoing {
-            exchange: broker.names.exchange().to_owned(),
-            routing_key: Door::Interactive.as_str().to_owned(),
-            properties: probe::properties(None),
-            body: Bytes::new(),
-        };
-        let limit = if broker.endpoints.are_several() {
-            FIRST_CONFIRM_TIMEOUT
-        } else {
-            CONFIRM_TIMEOUT_OF_ONE
-        };
-        let mut state = connection.state();
-        tokio::select! {
-            probed = publisher.publish(probe, limit) => probed != Err(PublishError::Indeterminate),
-            _ = state.wait_for(|state| *state == State::Blocked) => true,
-        }
     }
 }
 
@@ -277,12 +243,7 @@ impl Context<'_> {
     /// confirm it, and tells of an alarm. Every second one asks a worker for a reply. Returns why the session
     /// is of no use.
     async fn probe(&self, session: &Session) -> ConnectionError {
-        let limit = if self.broker.endpoints.are_several() {
-            CONFIRM_TIMEOUT
-        } else {
-            CONFIRM_TIMEOUT_OF_ONE
-        };
-        let mut tick = interval(PROBE_INTERVAL);
+        let mut tick = interval(probe::INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut confirmed = Instant::now();
         loop {
@@ -291,7 +252,8 @@ impl Context<'_> {
             let is_idle = sample.is_some_and(|sample| sample.consumers > 0 && sample.ready == 0);
             let asks = session.reply_check().ping(is_idle && session.is_open());
             let properties = probe::properties(asks.then(|| session.reply_queue()));
-            let probed = session.send(Door::Interactive, properties, Bytes::new(), CONFIRM_TIMEOUT);
+            let probed =
+                session.send(Door::Interactive, properties, Bytes::new(), probe::CONFIRM_TIMEOUT);
             let probed = probed.await;
             if asks && probed.is_err() {
                 session.reply_check().not_sent();
@@ -302,7 +264,7 @@ impl Context<'_> {
             });
             if !is_overdue {
                 confirmed = Instant::now();
-            } else if confirmed.elapsed() >= limit {
+            } else if confirmed.elapsed() >= probe::patience(self.broker) {
                 return ConnectionError::Unconfirmed;
             }
             if session.reply_check().is_broken() {
@@ -334,7 +296,7 @@ impl Context<'_> {
                     is_news
                 });
             }
-            sleep(PROBE_INTERVAL).await;
+            sleep(probe::INTERVAL).await;
         }
     }
 }
