@@ -13,12 +13,13 @@ mod together;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use secrecy::{SecretSlice, SecretString};
 
+pub use file::secret_file;
 pub use hosts::each_host;
 pub use layers::{Flag, Sources};
 pub use problems::Problems;
@@ -280,13 +281,6 @@ pub enum StoreUrl {
     File(PathBuf),
     /// MongoDB.
     Mongo(SecretString),
-}
-
-/// The file next to a data file that holds the signing secret made for it.
-pub fn secret_file(data_file: &Path) -> PathBuf {
-    let mut name = data_file.as_os_str().to_owned();
-    name.push(".secret");
-    name.into()
 }
 
 /// `[password]`

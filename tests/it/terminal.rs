@@ -63,6 +63,15 @@ impl Terminal {
     }
 }
 
+/// A test that fails leaves nothing running.
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-KILL", &self.pid]).stderr(Stdio::null()).status();
+        let _ = self.script.kill();
+        let _ = self.script.wait();
+    }
+}
+
 fn without_colours(line: &str) -> String {
     let mut parts = line.split('\u{1b}');
     let first = parts.next().unwrap_or_default();
