@@ -239,3 +239,11 @@ async fn two_old_users_of_one_mailbox_conflict_in_a_dry_run_too() {
     let (_, report) = reindex(&setup, &["--apply"]).await;
     assert_eq!((&report["changed"], report["conflicts"].as_array().unwrap().len()), (&json!(1), 1));
 }
+
+#[tokio::test]
+async fn data_file_that_a_stopped_process_left_can_be_read() {
+    let setup = Setup::embedded();
+    assert!(setup.start().await.stop().await.success());
+    let (ended, report) = reindex(&setup, &[]).await;
+    assert_eq!((ended.code, &report["outdated"]), (Some(0), &json!(0)), "{report}");
+}

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::Context;
 use async_trait::async_trait;
 use redb::{
-    Database, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
-    WriteTransaction,
+    Database, DatabaseError, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable,
+    TableDefinition, WriteTransaction,
 };
 
 use super::{EMAILS, Key, USERS, encode, unreadable};
@@ -47,7 +47,7 @@ pub(in crate::store) fn inspect(path: &Path) -> Option<Finding> {
     })
 }
 
-/// The file, opened for the command alone; without `apply` it is only read.
+/// The file, opened for the command alone; without `apply` its users are only read.
 pub(in crate::store) enum File {
     Read(ReadOnlyDatabase),
     Written(Database),
@@ -58,7 +58,11 @@ impl File {
         let opened = if apply {
             Database::open(path).map(Self::Written)
         } else {
-            ReadOnlyDatabase::open(path).map(Self::Read)
+            match ReadOnlyDatabase::open(path) {
+                // A process that ends does not close the file. Opening it repairs it, as each start does.
+                Err(DatabaseError::RepairAborted) => Database::open(path).map(Self::Written),
+                opened => opened.map(Self::Read),
+            }
         };
         opened.with_context(|| {
             format!(
