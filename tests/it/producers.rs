@@ -209,7 +209,8 @@ async fn a_front_without_a_reply_yet_counts_what_others_keep_waiting() {
         producer.publish("interactive", waiting(&unique("crowd"), "60000"), &document()).await;
     }
     eventually("the backlog to be sampled", async || {
-        front.client().get("/ready", &[]).await.json()["waiting"].as_u64() == Some(WAITING)
+        // A probe of the front may have got in between.
+        front.client().get("/ready", &[]).await.json()["waiting"].as_u64() >= Some(WAITING)
     })
     .await;
     let answer = front.client().post("/users/register", &document()).await;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::Broker;
 use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher, State};
 use super::properties::{NAME_MAX, TRANSIENT};
+use super::queue_stats::QueueStats;
 use crate::queue::Door;
 
 /// The `type` of a probe and of the reply to it.
@@ -43,7 +44,7 @@ pub(super) async fn is_confirmed(
     let limit = if several { FIRST_CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE };
     let mut state = connection.state();
     let is_confirmed = tokio::select! {
-        probed = publisher.publish(message(broker), limit) => {
+        probed = publisher.publish(message(broker, Door::Interactive), limit) => {
             probed != Err(PublishError::Indeterminate)
         }
         _ = state.wait_for(|state| *state == State::Blocked) => true,
@@ -54,14 +55,24 @@ pub(super) async fn is_confirmed(
     is_confirmed
 }
 
+/// The queue for the next probe. Behind a backlog a probe would wait and count as a registration, because a quorum
+/// queue drops what has expired at its head alone; then the profile queue takes it.
+pub(super) fn queue(stats: &QueueStats) -> Door {
+    if stats.is_backlogged(Door::Interactive) { Door::Profile } else { Door::Interactive }
+}
+
 /// Probes every second. Resolves when the broker confirms nothing any more.
-pub(super) async fn unconfirmed(broker: &Broker, publisher: &Publisher) -> ConnectionError {
+pub(super) async fn unconfirmed(
+    broker: &Broker,
+    publisher: &Publisher,
+    stats: &QueueStats,
+) -> ConnectionError {
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut confirmed = Instant::now();
     loop {
         tick.tick().await;
-        let probed = publisher.publish(message(broker), CONFIRM_TIMEOUT).await;
+        let probed = publisher.publish(message(broker, queue(stats)), CONFIRM_TIMEOUT).await;
         if probed != Err(PublishError::Indeterminate) {
             confirmed = Instant::now();
         } else if confirmed.elapsed() >= patience(broker) {
@@ -70,10 +81,10 @@ pub(super) async fn unconfirmed(broker: &Broker, publisher: &Publisher) -> Conne
     }
 }
 
-fn message(broker: &Broker) -> Outgoing {
+fn message(broker: &Broker, queue: Door) -> Outgoing {
     Outgoing {
         exchange: broker.names.exchange().to_owned(),
-        routing_key: Door::Interactive.as_str().to_owned(),
+        routing_key: queue.as_str().to_owned(),
         properties: properties(None),
         body: Bytes::new(),
     }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::acks::Ack;
 use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher, State};
+use super::queue_stats::QueueStats;
 use super::{Broker, events, probe, properties};
 use crate::queue::redact::{Kept, without_secrets};
 use crate::queue::seal;
@@ -228,8 +229,8 @@ impl Settler {
     }
 
     /// Resolves when the broker confirms nothing any more; its address is tried last then.
-    pub(super) async fn unconfirmed(&self) -> ConnectionError {
-        let error = probe::unconfirmed(&self.broker, &self.publisher).await;
+    pub(super) async fn unconfirmed(&self, stats: &QueueStats) -> ConnectionError {
+        let error = probe::unconfirmed(&self.broker, &self.publisher, stats).await;
         self.broker.endpoints.failed(self.publish.address());
         error
     }

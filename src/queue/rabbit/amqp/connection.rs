@@ -10,9 +10,11 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::options::{BasicQosOptions, ConfirmSelectOptions};
 use lapin::{Channel, ConnectionProperties, ErrorKind, Event};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::endpoints::{Endpoint, Endpoints};
 use super::publisher::Publisher;
@@ -39,9 +41,11 @@ const FRAME_MAX: u32 = 32 << 10;
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
 
-/// A connection. It is closed when this and the last channel on it are dropped.
+/// A connection. It is closed when this is dropped, whatever is still on it.
 pub(in super::super) struct Connection {
-    client: lapin::Connection,
+    client: Arc<lapin::Connection>,
+    /// Ends the wire.
+    cut: CancellationToken,
     address: SocketAddr,
     /// Longest wait for what it needs before it is of use.
     prepare_timeout: Duration,
@@ -52,11 +56,19 @@ pub(in super::super) struct Connection {
     _pings: Channel,
 }
 
-/// What is on the connection learns that nobody watches it any more.
+/// An orderly close first, so that what was written before arrives; then the wire is cut.
 impl Drop for Connection {
     fn drop(&mut self) {
         self.watch.abort();
         self.state.send_replace(State::Closed);
+        // Without a runtime it ends with the process.
+        if let Ok(runtime) = Handle::try_current() {
+            let (client, cut) = (self.client.clone(), self.cut.clone());
+            runtime.spawn(async move {
+                close(&client).await;
+                cut.cancel();
+            });
+        }
     }
 }
 
@@ -96,7 +108,11 @@ impl Connection {
         endpoint.uri.query.frame_max.get_or_insert(FRAME_MAX);
         let (address, prepare_timeout) = (endpoint.address, endpoint.timeout);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let client = transport::connect(endpoint, properties).await?;
+        let cut = CancellationToken::new();
+        // An attempt that is given up half-way leaves nothing behind either.
+        let unfinished = cut.clone().drop_guard();
+        let client = transport::connect(endpoint, properties, cut.clone()).await?;
+        let client = Arc::new(client);
         let pings = client.create_channel().await?;
         let state = watch::Sender::new(State::Open);
         let (until_closed, is_answered) =
@@ -110,7 +126,8 @@ impl Connection {
             closing.send_replace(State::Closed);
             endpoints.failed(address);
         });
-        Ok(Self { client, address, prepare_timeout, state, watch, _pings: pings })
+        unfinished.disarm();
+        Ok(Self { client, cut, address, prepare_timeout, state, watch, _pings: pings })
     }
 
     pub(in super::super) fn client(&self) -> &lapin::Connection {
@@ -168,8 +185,14 @@ impl Connection {
 
     pub(in super::super) async fn close(&self) {
         self.watch.abort();
-        let _ = timeout(CLOSE_TIMEOUT, self.client.close(200, "done".into())).await;
+        close(&self.client).await;
         self.state.send_replace(State::Closed);
+    }
+}
+
+async fn close(client: &lapin::Connection) {
+    if client.status().connected() {
+        let _ = timeout(CLOSE_TIMEOUT, client.close(200, "done".into())).await;
     }
 }
 

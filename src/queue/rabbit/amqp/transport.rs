@@ -16,6 +16,7 @@ use futures_util::stream;
 use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// How long sent data may stay unacknowledged before the system gives the connection up. Heartbeats
 /// notice a silent peer sooner; this ends what is left of such a connection.
@@ -29,16 +30,21 @@ type Socket = <Tokio as Reactor>::TcpStream;
 pub(in super::super) type Stream = AsyncTcpStream<Socket>;
 
 /// Connects the client. `uri.query.frame_max` of the endpoint is the largest frame it takes.
+///
+/// When `cut` is cancelled the client finds the wire closed. Otherwise it would keep a connection that is dropped until
+/// the broker answers its goodbye, and what was asked on it could still happen: a consumer that nobody reads gets half
+/// of the messages.
 pub(super) async fn connect(
     endpoint: Endpoint,
     properties: ConnectionProperties,
+    cut: CancellationToken,
 ) -> lapin::Result<Connection> {
     let runtime = RuntimeParts::new(Tokio::current(), FilteringReactor(Tokio::current()));
     let uri = endpoint.uri.clone();
     let frame_max = uri.query.frame_max.unwrap_or_default();
     let connect = async move |_: AMQPUri, _: Runtime<_>| {
         let wire = dial(&endpoint).await?;
-        Ok(AsyncTcpStream::Plain(FilteredStream::new(wire, frame_max)))
+        Ok(AsyncTcpStream::Plain(FilteredStream::new(wire, frame_max, cut.clone())))
     };
     Connection::connector(uri, Runtime::new(runtime), connect, properties).await
 }
@@ -74,16 +80,18 @@ struct FilteredStream {
     /// For the client, from `position` on.
     filtered: Vec<u8>,
     position: usize,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl FilteredStream {
-    fn new(wire: Stream, frame_max: u32) -> Self {
+    fn new(wire: Stream, frame_max: u32, cut: CancellationToken) -> Self {
         Self {
             wire,
             filter: FrameFilter::new(frame_max),
             unfiltered: vec![0; READ_SIZE].into(),
             filtered: Vec::new(),
             position: 0,
+            cut: Box::pin(cut.cancelled_owned()),
         }
     }
 }
@@ -95,6 +103,9 @@ impl AsyncRead for FilteredStream {
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.cut.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         while this.position == this.filtered.len() {
             this.filtered.clear();
             this.position = 0;

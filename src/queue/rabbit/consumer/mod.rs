@@ -103,7 +103,7 @@ async fn supervise(shared: Shared, pace: PaceNow, queues: Vec<QueueConsumer>) {
                         Err(ConnectionError::Lost)
                     }
                     // An idle worker would not notice that its node has lost the majority: nothing is delivered there.
-                    error = settler.unconfirmed() => Err(error),
+                    error = settler.unconfirmed(&shared.stats) => Err(error),
                 }
             }
             Err(error) => Err(error),

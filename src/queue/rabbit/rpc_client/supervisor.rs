@@ -239,7 +239,7 @@ impl Context<'_> {
         }
     }
 
-    /// Sends a message through the interactive queue every second, which shows whether the broker can
+    /// Sends a probe through the interactive queue every second, which shows whether the broker can
     /// confirm it, and tells of an alarm. Every second one asks a worker for a reply. Returns why the session
     /// is of no use.
     async fn probe(&self, session: &Session) -> ConnectionError {
@@ -252,8 +252,12 @@ impl Context<'_> {
             let is_idle = sample.is_some_and(|sample| sample.consumers > 0 && sample.ready == 0);
             let asks = session.reply_check().ping(is_idle && session.is_open());
             let properties = probe::properties(asks.then(|| session.reply_queue()));
-            let probed =
-                session.send(Door::Interactive, properties, Bytes::new(), probe::CONFIRM_TIMEOUT);
+            let probed = session.send(
+                probe::queue(self.stats),
+                properties,
+                Bytes::new(),
+                probe::CONFIRM_TIMEOUT,
+            );
             let probed = probed.await;
             if asks && probed.is_err() {
                 session.reply_check().not_sent();
