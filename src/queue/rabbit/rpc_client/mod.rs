@@ -25,7 +25,9 @@ use super::queue_stats::QueueStats;
 use super::{Broker, properties};
 use crate::queue::seal::Letter;
 use crate::queue::spans::publish;
-use crate::queue::{Backlog, BulkBacklog, Call, CallError, Caller, Kind, Producer, Reply, Window};
+use crate::queue::{
+    Backlog, BulkBacklog, Call, CallError, Caller, Door, Kind, Producer, Reply, Window,
+};
 use crate::shutdown::{Tasks, contained};
 use crate::signup::Millis;
 use crate::telemetry::Health;
@@ -35,6 +37,8 @@ use session::{Session, Status};
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two attempts at a look-up, because a connection may be lost before its session ends.
 const LOOK_UP_PAUSE: Duration = Duration::from_millis(50);
+/// How long a registration waits for its reply before it is sent again, soon after a node was lost.
+const RESEND_AFTER: Duration = Duration::from_secs(3);
 /// How long after a call's deadline its password may still be opened. Nothing waits for it any more by then;
 /// it only has to cover clocks of front and worker that are minutes apart.
 const SEAL_MARGIN: Duration = Duration::from_secs(600);
@@ -84,8 +88,29 @@ impl RabbitRpcClient {
         }
     }
 
-    /// Publishes a call and waits for its reply, both on the connections of this session.
-    async fn call_on(&self, session: &Session, mut call: Call) -> Result<Reply, CallError> {
+    /// Registers on this session. Soon after a node of a cluster was lost, a call without a reply is sent again
+    /// under its id: a queue still gives messages to the consumers of a frozen node, as many as their prefetch.
+    async fn register_on(&self, session: &Session, mut call: Call) -> Result<Reply, CallError> {
+        loop {
+            let again = Instant::now() + RESEND_AFTER;
+            // Behind a backlog it is merely not its turn.
+            let is_backlogged = self.stats.is_backlogged(Door::Interactive);
+            let is_last = !session.is_recovering() || is_backlogged || again >= call.deadline;
+            let until = if is_last { call.deadline } else { again };
+            match self.call_on(session, call.clone(), until).await {
+                Err(CallError::NoAnswer) if !is_last => call.fresh = false,
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Publishes a call and waits for its reply until then, both on the connections of this session.
+    async fn call_on(
+        &self,
+        session: &Session,
+        mut call: Call,
+        until: Instant,
+    ) -> Result<Reply, CallError> {
         let pending = session.pending.add(call.kind.door(), &call.id);
         let span = publish(&call.trace, Some(&self.broker.spans), call.kind.door(), &call.id);
         call.trace = span.context().clone();
@@ -107,7 +132,7 @@ impl RabbitRpcClient {
             }
             published
         };
-        pending.reply(published, Some(call.deadline)).await
+        pending.reply(published, Some(until)).await
     }
 
     /// The body with its password or token sealed, and the id of the key. What cannot be sealed is not sent.
@@ -139,13 +164,13 @@ impl Caller for RabbitRpcClient {
         if call.kind != Kind::Profile {
             let until = call.deadline.min(Instant::now() + CONNECTION_TIMEOUT);
             let session = self.session(until).await?;
-            return self.call_on(&session, call).await;
+            return self.register_on(&session, call).await;
         }
         // A look-up changes nothing, so it waits for a connection until its deadline, and is sent again
         // when one was lost.
         while Instant::now() < call.deadline {
             let session = self.session(call.deadline).await?;
-            match self.call_on(&session, call.clone()).await {
+            match self.call_on(&session, call.clone(), call.deadline).await {
                 Err(CallError::Unknown) => sleep(LOOK_UP_PAUSE).await,
                 ended => return ended,
             }

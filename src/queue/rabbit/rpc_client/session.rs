@@ -7,6 +7,7 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::pending_calls::PendingCalls;
 use super::reply_check::ReplyCheck;
@@ -16,6 +17,9 @@ use crate::queue::rabbit::properties;
 
 /// A confirm of a call has no limit of its own: the call's deadline ends the wait, or the session's end.
 const UNLIMITED: Duration = Duration::from_secs(24 * 3600);
+
+/// RabbitMQ gives a silent node up after `net_ticktime`, 60 s by default, to 75 s.
+const RECOVERY: Duration = Duration::from_secs(75);
 
 /// Whether there is a session.
 #[derive(Clone)]
@@ -36,6 +40,8 @@ pub(super) struct Session {
     /// A queue may be gone.
     pub(super) declare: Notify,
     replies: Arc<Mutex<ReplyCheck>>,
+    /// Until when a node of the cluster may be lost that the others have not given up.
+    recovering_until: Option<Instant>,
 }
 
 impl Session {
@@ -44,8 +50,10 @@ impl Session {
         publisher: Publisher,
         reply_queue: &str,
         replies: Arc<Mutex<ReplyCheck>>,
+        recovers: bool,
     ) -> Self {
         Self {
+            recovering_until: recovers.then(|| Instant::now() + RECOVERY),
             exchange: exchange.to_owned(),
             publisher,
             reply_queue: reply_queue.to_owned(),
@@ -58,6 +66,11 @@ impl Session {
 
     pub(super) fn reply_queue(&self) -> &str {
         &self.reply_queue
+    }
+
+    /// Whether a node of the cluster was lost a short time ago.
+    pub(super) fn is_recovering(&self) -> bool {
+        self.recovering_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Whether the broker takes messages now.

@@ -48,7 +48,7 @@ pub(super) async fn supervise(
     let mut was_connected = false;
     while !stop.is_cancelled() {
         let opened = tokio::select! {
-            opened = Opened::new(&broker, &replies, &standby) => opened,
+            opened = Opened::new(&broker, &replies, &standby, was_connected) => opened,
             () = stop.cancelled() => break,
         };
         let ended = match opened {
@@ -110,6 +110,7 @@ impl Opened {
         broker: &Broker,
         reply_check: &Arc<Mutex<ReplyCheck>>,
         standby: &Standby,
+        was_connected: bool,
     ) -> Result<Self, ConnectionError> {
         let publish = broker.connect("front publisher").await?;
         let unavailable = Unavailable::declare(broker, &publish).await?;
@@ -118,8 +119,10 @@ impl Opened {
             return Err(ConnectionError::Unconfirmed);
         }
         let replies = standby.take_or_open(broker).await?;
-        let (exchange, reply_check) = (broker.names.exchange(), reply_check.clone());
-        let session = Arc::new(Session::new(exchange, publisher, &replies.name, reply_check));
+        let (exchange, checked) = (broker.names.exchange(), reply_check.clone());
+        let recovers = was_connected && broker.endpoints.are_several();
+        let session = Session::new(exchange, publisher, &replies.name, checked, recovers);
+        let session = Arc::new(session);
         Ok(Self { session, publish, replies, unavailable })
     }
 }
