@@ -11,6 +11,7 @@ use super::Broker;
 use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher, State};
 use super::properties::{NAME_MAX, TRANSIENT};
 use super::queue_stats::QueueStats;
+use super::topology;
 use crate::queue::Door;
 
 /// The `type` of a probe and of the reply to it.
@@ -33,13 +34,14 @@ pub(super) fn patience(broker: &Broker) -> Duration {
     if broker.endpoints.are_several() { CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE }
 }
 
-/// Whether the broker confirms a probe on a new connection: on a node without a majority everything else succeeds.
-/// Under an alarm it need not.
-pub(super) async fn is_confirmed(
+/// Waits until the broker confirms a probe on a new connection: on a node without a majority everything else succeeds.
+/// Under an alarm it need not. Before the queues are declared, because while they elect leaders that takes seconds.
+pub(super) async fn require_confirm(
     broker: &Broker,
     connection: &Connection,
     publisher: &Publisher,
-) -> bool {
+) -> Result<(), ConnectionError> {
+    topology::declare_exchanges(connection.client(), &broker.names).await?;
     let several = broker.endpoints.are_several();
     let limit = if several { FIRST_CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE };
     let mut state = connection.state();
@@ -49,10 +51,11 @@ pub(super) async fn is_confirmed(
         }
         _ = state.wait_for(|state| *state == State::Blocked) => true,
     };
-    if !is_confirmed {
-        broker.endpoints.failed(connection.address());
+    if is_confirmed {
+        return Ok(());
     }
-    is_confirmed
+    broker.endpoints.failed(connection.address());
+    Err(ConnectionError::Unconfirmed)
 }
 
 /// The queue for the next probe. Behind a backlog a probe would wait and count as a registration, because a quorum

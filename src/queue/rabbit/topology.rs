@@ -115,10 +115,7 @@ pub(super) async fn declare(
     settings: &config::Queue,
     skipped: &BTreeMap<String, String>,
 ) -> Result<Declared, ConnectionError> {
-    for (name, kind) in exchanges(names) {
-        let declared = timeout(DECLARE_TIMEOUT, declare_exchange(connection, &name, kind));
-        declared.await.map_err(|_| ConnectionError::Silent)??;
-    }
+    declare_exchanges(connection, names).await?;
     let queues = queues(names, settings);
     let declared = queues.iter().filter(|queue| !skipped.contains_key(&queue.name));
     let declarations = declared.map(|queue| async move {
@@ -140,6 +137,18 @@ pub(super) async fn declare(
         }
     }
     Ok(found)
+}
+
+/// Declares the exchanges, without which nothing can be published.
+pub(super) async fn declare_exchanges(
+    connection: &Connection,
+    names: &Names,
+) -> Result<(), ConnectionError> {
+    for (name, kind) in exchanges(names) {
+        let declared = timeout(DECLARE_TIMEOUT, declare_exchange(connection, &name, kind));
+        declared.await.map_err(|_| ConnectionError::Silent)??;
+    }
+    Ok(())
 }
 
 /// Binds all queues, because a binding may have been removed.

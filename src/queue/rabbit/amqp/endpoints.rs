@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ pub(in super::super) struct Endpoints {
     /// Orders addresses at random, another way in each process.
     shuffle: RandomState,
     failed: Mutex<HashMap<SocketAddr, Instant>>,
+    has_addresses: AtomicBool,
 }
 
 /// One address of a broker.
@@ -45,12 +47,14 @@ pub(in super::super) struct Endpoint {
 
 impl Endpoints {
     pub(in super::super) fn new(uris: Vec<AMQPUri>, tls: OwnedTLSConfig) -> Self {
-        Self { uris, tls, shuffle: RandomState::new(), failed: Mutex::default() }
+        let (shuffle, failed) = (RandomState::new(), Mutex::default());
+        Self { uris, tls, shuffle, failed, has_addresses: AtomicBool::new(false) }
     }
 
-    /// Whether the URL names several hosts, so that another one may be up when this one is down.
+    /// Whether there are several brokers, so that another one may be up when this one is down: several hosts, or
+    /// several addresses of a name when it was last resolved. `localhost` has two addresses and is one.
     pub(in super::super) fn are_several(&self) -> bool {
-        self.uris.len() > 1
+        self.uris.len() > 1 || self.has_addresses.load(Ordering::Relaxed)
     }
 
     /// The account at the brokers.
@@ -106,7 +110,9 @@ impl Endpoints {
             return Err(error);
         }
         self.sort(&mut found);
-        let limit = if found.len() > 1 { ONE_OF_SEVERAL } else { ONLY_ONE };
+        let remote = found.iter().filter(|(_, address)| !address.ip().is_loopback());
+        self.has_addresses.store(remote.count() > 1, Ordering::Relaxed);
+        let limit = if self.are_several() { ONE_OF_SEVERAL } else { ONLY_ONE };
         let endpoints = found.into_iter().map(|(uri, address)| Endpoint {
             uri: uri.clone(),
             address,

@@ -124,11 +124,9 @@ async fn supervise(shared: Shared, pace: PaceNow, queues: Vec<QueueConsumer>) {
 /// consumed.
 async fn open(broker: &Arc<Broker>, pace: &PaceNow) -> Result<Arc<Settler>, ConnectionError> {
     let publish = broker.connect("worker publisher").await?;
-    broker.declare(&publish).await?;
     let publisher = publish.prepared(publish.publisher()).await?;
-    if !probe::is_confirmed(broker, &publish, &publisher).await {
-        return Err(ConnectionError::Unconfirmed);
-    }
+    probe::require_confirm(broker, &publish, &publisher).await?;
+    broker.declare(&publish).await?;
     let mover = publish.prepared(publish.serial_publisher()).await?;
     Ok(Arc::new(Settler::new(broker.clone(), pace.clone(), publisher, mover, publish)))
 }

@@ -101,7 +101,10 @@ impl Unavailable {
     async fn declare(broker: &Broker, connection: &Connection) -> Result<Self, ConnectionError> {
         let mut unavailable = broker.declare(connection).await?;
         let mut reason = |door| unavailable.remove(&broker.names.queue(door));
-        Ok(Self { interactive: reason(Door::Interactive), profile: reason(Door::Profile) })
+        let (interactive, profile) = (reason(Door::Interactive), reason(Door::Profile));
+        // Probes cross the interactive queue, so a late answer alone does not make it unavailable.
+        let silent = ConnectionError::Silent.to_string();
+        Ok(Self { interactive: interactive.filter(|reason| *reason != silent), profile })
     }
 }
 
@@ -113,11 +116,9 @@ impl Opened {
         was_connected: bool,
     ) -> Result<Self, ConnectionError> {
         let publish = broker.connect("front publisher").await?;
-        let unavailable = Unavailable::declare(broker, &publish).await?;
         let publisher = publish.prepared(publish.publisher()).await?;
-        if !probe::is_confirmed(broker, &publish, &publisher).await {
-            return Err(ConnectionError::Unconfirmed);
-        }
+        probe::require_confirm(broker, &publish, &publisher).await?;
+        let unavailable = Unavailable::declare(broker, &publish).await?;
         let replies = standby.take_or_open(broker).await?;
         let (exchange, checked) = (broker.names.exchange(), reply_check.clone());
         let recovers = was_connected && broker.endpoints.are_several();
