@@ -284,6 +284,12 @@ pub(in super::super) enum ConnectionError {
 }
 
 impl ConnectionError {
+    /// Whether the attempt failed by waiting, so that the next one needs no long pause: it may be the first after an
+    /// election.
+    pub(in super::super) fn is_silence(&self) -> bool {
+        matches!(self, Self::Silent | Self::Unconfirmed)
+    }
+
     /// Whether the broker is there and will not have this user, whatever the time.
     pub(in super::super) fn is_refusal(&self) -> bool {
         match self {

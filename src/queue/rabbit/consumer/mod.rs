@@ -112,6 +112,9 @@ async fn supervise(shared: Shared, pace: PaceNow, queues: Vec<QueueConsumer>) {
             for queue in &queues {
                 queue.down(&format!("{}: {error}", broker.waiting_for()));
             }
+            if error.is_silence() {
+                backoff.reset();
+            }
             tokio::select! {
                 () = backoff.pause() => {}
                 () = stop.cancelled() => {}

@@ -76,6 +76,9 @@ impl QueueConsumer {
             if let Err(error) = ended {
                 refused = matches!(error, ConnectionError::Amqp(_));
                 self.down(&format!("{}: {error}", shared.broker.waiting_for()));
+                if error.is_silence() {
+                    backoff.reset();
+                }
                 tokio::select! {
                     () = backoff.pause() => {}
                     () = shared.stop.cancelled() => {}

@@ -73,6 +73,9 @@ pub(super) async fn supervise(
             let waiting_for = format!("{}: {error}", broker.waiting_for());
             part.down(&waiting_for);
             status.send_replace(Status::Down(waiting_for));
+            if error.is_silence() {
+                backoff.reset();
+            }
             tokio::select! {
                 () = backoff.pause() => {}
                 () = stop.cancelled() => {}
