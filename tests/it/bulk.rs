@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::support::importer::{HASH, assert_stored, hashed, ndjson, outcomes, reports, user};
 use crate::support::muster::{PATIENCE, eventually};
+use crate::support::proxy::Proxy;
 use crate::support::secrets::secrets_in;
 use crate::support::services::{EMBEDDED, PRODUCTION, unique};
 use crate::support::{Answer, Muster, Pair, QueueKind, Setup};
@@ -123,6 +124,24 @@ impl Stream {
             self.read.extend_from_slice(&frame.unwrap().into_data().unwrap());
         }
     }
+}
+
+#[tokio::test]
+async fn upload_opens_no_connection_to_the_broker() {
+    if !PRODUCTION.is_there() {
+        return;
+    }
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_BULK_KEY", KEY);
+    let url = setup.environment["MUSTER_QUEUE"].clone();
+    let wire = Proxy::to(&url).await;
+    let worker = setup.start_role("worker").await;
+    let setup = setup.with("MUSTER_QUEUE", &wire.url(&url));
+    let front = setup.start_role("front").await;
+    let bench = Bench { setup, front, worker: Some(worker) };
+    let before = wire.accepted();
+    let answer = bench.send("", &users(0..20)).await;
+    assert_eq!(lines(&answer).len(), 20);
+    assert_eq!(wire.accepted(), before);
 }
 
 #[tokio::test]

@@ -31,9 +31,9 @@ pub(in super::super) type Stream = AsyncTcpStream<Socket>;
 
 /// Connects the client. `uri.query.frame_max` of the endpoint is the largest frame it takes.
 ///
-/// When `cut` is cancelled the client finds the wire closed. Otherwise it would keep a connection that is dropped until
-/// the broker answers its goodbye, and what was asked on it could still happen: a consumer that nobody reads gets half
-/// of the messages.
+/// When `cut` is cancelled the client finds the wire closed. Otherwise lapin would keep a dropped connection until the
+/// broker confirms its close, and a request on it could still take effect: a consumer without a reader that gets half
+/// of the messages (lapin 4.12.3; no issue found).
 pub(super) async fn connect(
     endpoint: Endpoint,
     properties: ConnectionProperties,
