@@ -15,9 +15,10 @@ use crate::queue::Door;
 use crate::queue::rabbit::amqp::{Outgoing, PublishError, Publisher};
 use crate::queue::rabbit::properties;
 
-/// A confirm of a call has no limit of its own: the call's deadline ends the wait, or the session's end.
-const UNLIMITED: Duration = Duration::from_secs(24 * 3600);
-
+/// Longest wait for the confirm of a call. A publish to a queue that is deleted meanwhile may never be confirmed.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
+/// As [`CONFIRM_TIMEOUT`], for bulk rows, of which thousands may be unconfirmed.
+const ROW_CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 /// RabbitMQ gives a silent node up after `net_ticktime`, 60 s by default, to 75 s.
 const RECOVERY: Duration = Duration::from_secs(75);
 
@@ -78,7 +79,7 @@ impl Session {
         self.publisher.is_open() && !*self.is_stalled.borrow()
     }
 
-    /// Publishes to a queue. Its confirm is waited for as long as the session lasts.
+    /// Publishes to a queue and waits for the confirm.
     pub(super) async fn publish(
         &self,
         queue: Door,
@@ -88,7 +89,11 @@ impl Session {
         if *self.is_stalled.borrow() {
             return Err(PublishError::Rejected);
         }
-        self.send(queue, properties, body, UNLIMITED).await
+        let overdue_after = match queue {
+            Door::Interactive | Door::Profile => CONFIRM_TIMEOUT,
+            Door::Bulk => ROW_CONFIRM_TIMEOUT,
+        };
+        self.send(queue, properties, body, overdue_after).await
     }
 
     /// As [`Self::publish`], whether confirms are overdue or not, with a limit for this one.
