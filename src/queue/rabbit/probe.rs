@@ -43,7 +43,7 @@ pub(super) async fn require_confirm(
 ) -> Result<(), ConnectionError> {
     topology::declare_exchanges(connection.client(), &broker.names).await?;
     let several = broker.endpoints.are_several();
-    let limit = if several { FIRST_CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE };
+    let limit = if several { FIRST_CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT };
     let mut state = connection.state();
     let is_confirmed = tokio::select! {
         probed = publisher.publish(message(broker, Door::Interactive), limit) => {
