@@ -171,7 +171,7 @@ impl Rig {
         users_in(&self.setup.environment["MUSTER_STORE"]).await
     }
 
-    /// Messages in a queue that no worker holds.
+    /// Messages that wait in a queue. Behind a registration a probe of the front may wait too.
     pub async fn messages(&self, queue: &str) -> u32 {
         Broker::connect().await.count(&format!("{}.{queue}", self.setup.namespace())).await
     }
