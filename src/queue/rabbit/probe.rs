@@ -30,7 +30,7 @@ const FIRST_CONFIRM_TIMEOUT: Duration = Duration::from_millis(1500);
 const CONFIRM_TIMEOUT_OF_ONE: Duration = Duration::from_secs(15);
 
 /// How long probes may stay unconfirmed before the connection is given up.
-pub(super) fn patience(broker: &Broker) -> Duration {
+pub(super) fn confirm_timeout(broker: &Broker) -> Duration {
     if broker.endpoints.are_several() { CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE }
 }
 
@@ -78,7 +78,7 @@ pub(super) async fn unconfirmed(
         let probed = publisher.publish(message(broker, queue(stats)), CONFIRM_TIMEOUT).await;
         if probed != Err(PublishError::Indeterminate) {
             confirmed = Instant::now();
-        } else if confirmed.elapsed() >= patience(broker) {
+        } else if confirmed.elapsed() >= confirm_timeout(broker) {
             return ConnectionError::Unconfirmed;
         }
     }

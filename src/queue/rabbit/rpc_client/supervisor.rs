@@ -275,7 +275,7 @@ impl Context<'_> {
             });
             if !is_overdue {
                 confirmed = Instant::now();
-            } else if confirmed.elapsed() >= probe::patience(self.broker) {
+            } else if confirmed.elapsed() >= probe::confirm_timeout(self.broker) {
                 return ConnectionError::Unconfirmed;
             }
             if session.reply_check().is_broken() {
