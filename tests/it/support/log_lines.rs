@@ -5,11 +5,20 @@ use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 /// The lines that begin as JSON and are not what a strict reader accepts, each with the reason.
 pub fn malformed_in(written: &str) -> Vec<String> {
     let lines = written.lines().filter(|line| line.starts_with('{'));
     lines.filter_map(|line| check(line).err().map(|error| format!("{error}: {line}"))).collect()
+}
+
+/// Whether the `event` field of a log line has this name, in the JSON format or in the text format.
+pub fn has_event(line: &str, name: &str) -> bool {
+    match serde_json::from_str::<Value>(line) {
+        Ok(line) => line["event"] == name,
+        Err(_) => line.split_whitespace().any(|field| field == format!("event=\"{name}\"")),
+    }
 }
 
 fn check(line: &str) -> serde_json::Result<()> {
@@ -74,5 +83,15 @@ fn this_check_finds_doubled_keys() {
     assert_eq!(malformed_in(&format!("plain text\n{sound}")), Vec::<String>::new());
     for bad in ["{\"a\":1,\"a\":2}", "{\"a\":{\"b\":1,\"b\":1}}", "{\"a\":1", "{\"a\":1} more"] {
         assert_eq!(malformed_in(bad).len(), 1, "{bad}");
+    }
+}
+
+#[test]
+fn event_is_found_in_both_formats_of_the_log() {
+    let text = "2026-01-01T00:00:00Z DEBUG delivery started event=\"delivery_started\" id=\"1\"";
+    let json = r#"{"message":"delivery started","event":"delivery_started","id":"1"}"#;
+    for line in [text, json] {
+        assert!(has_event(line, "delivery_started"), "{line}");
+        assert!(!has_event(line, "delivery"), "{line}");
     }
 }

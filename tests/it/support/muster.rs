@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::http::Client;
-use super::log_lines::malformed_in;
+use super::log_lines::{has_event, malformed_in};
 use super::secrets::secrets_and_addresses_in;
 use super::services::{
     EMBEDDED, Pair, QueueKind, StoreKind, amqp_url, mongodb_database, mongodb_url, unique,
@@ -215,6 +215,11 @@ impl Muster {
     pub async fn wait_for_log(&mut self, wanted: impl Fn(&str) -> bool) -> String {
         let found = self.log.wait_for(wanted).await;
         found.unwrap_or_else(|| panic!("no such line came:\n{}", self.output()))
+    }
+
+    /// Waits for the first log line whose `event` field has this name, and returns the line.
+    pub async fn wait_for_event(&mut self, name: &str) -> String {
+        self.wait_for_log(|line| has_event(line, name)).await
     }
 
     /// Sets the largest file it can write, from now on: a number of bytes, or `unlimited`.

@@ -76,6 +76,11 @@ impl Node {
         self.process().wait_for_log(|line| line.contains(what)).await;
     }
 
+    /// Waits until it has logged a line whose `event` field has this name.
+    pub async fn says_event(&mut self, name: &str) {
+        self.process().wait_for_event(name).await;
+    }
+
     /// Waits until `/ready` says so.
     pub async fn is_ready(&self, ready: bool) {
         let client = self.client();
