@@ -1,6 +1,7 @@
-//! Decides whether one more registration is admitted, from the requests in flight and from the queue's backlog: a
-//! registration that cannot be processed in time would only delay others. Called by `signup`; `mod` computes `Retry-After`
-//! with it.
+//! Admission control: sheds registrations by the number in flight and by the queue's backlog. A registration that cannot
+//! be processed in time would only delay others.
+//!
+//! `signup` asks for a permit here; `mod` computes `Retry-After`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +9,10 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config;
-use crate::queue::{Backlog, Pace};
+use crate::queue::{Backlog, WorkerCapacity};
 
-/// The part of its deadline that a registration may be expected to wait for a worker. The rest is for its hash and for
-/// machines that slow down meanwhile: a longer backlog makes no worker faster, only replies late.
+/// A registration may wait for a worker for `front.request_timeout` divided by this. The rest is for its hash and for
+/// workers that slow down meanwhile.
 const WAIT_PART: u32 = 3;
 /// Largest `Retry-After` for a backlog, whose length is an estimate.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
@@ -22,9 +23,9 @@ const ASSUMED_COST: i32 = 12;
 /// Why a registration is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ShedReason {
-    /// As many requests as `front.max_in_flight` are under way.
+    /// `front.max_in_flight` registrations are in flight.
     InFlight,
-    /// The backlog takes too long.
+    /// The estimated wait for a worker is too long.
     Backlog,
 }
 
@@ -38,24 +39,24 @@ impl ShedReason {
     }
 }
 
-/// The limits of one front.
+/// The admission limits of one front.
 pub(super) struct Admission {
     in_flight: Arc<Semaphore>,
     wait_max: Duration,
     /// The capacity of the workers until one has reported its own.
-    assumed: Pace,
+    assumed: WorkerCapacity,
 }
 
 impl Admission {
-    pub(super) fn new(front: &config::Front, cost: u32) -> Self {
+    pub(super) fn new(front: &config::FrontSettings, cost: u32) -> Self {
         Self {
             in_flight: Arc::new(Semaphore::new(front.max_in_flight)),
-            wait_max: front.deadline / WAIT_PART,
+            wait_max: front.request_timeout / WAIT_PART,
             assumed: assumed(cost),
         }
     }
 
-    /// A permit for one registration, held until its response.
+    /// Admits one registration. The permit is held until its call ends.
     pub(super) fn admit(&self, backlog: &Backlog) -> Result<OwnedSemaphorePermit, ShedReason> {
         let permit =
             self.in_flight.clone().try_acquire_owned().map_err(|_| ShedReason::InFlight)?;
@@ -65,23 +66,23 @@ impl Admission {
         Ok(permit)
     }
 
-    /// How long a registration sent now waits for a worker.
+    /// Estimated time that a registration sent now waits for a worker.
     pub(super) fn wait(&self, backlog: &Backlog) -> Duration {
-        backlog.wait(self.assumed)
+        backlog.estimated_wait(self.assumed)
     }
 
-    /// When a refused client should try again.
+    /// The `Retry-After` of a shed request: the estimated wait, at most [`RETRY_AFTER_MAX`].
     pub(super) fn retry_after(&self, backlog: &Backlog) -> Duration {
         self.wait(backlog).min(RETRY_AFTER_MAX)
     }
 }
 
-/// One slow worker that hashes one password at a time at this cost. A front that admitted more before a worker reports its
-/// capacity would respond too late.
-fn assumed(cost: u32) -> Pace {
+/// The capacity assumed before a worker reports its own: one slow worker that hashes one password at a time at this
+/// bcrypt cost.
+fn assumed(cost: u32) -> WorkerCapacity {
     let doublings = i32::try_from(cost).unwrap_or(i32::MAX).saturating_sub(ASSUMED_COST);
     let per_second = 1.0 / ASSUMED_HASH.as_secs_f64() / 2f64.powi(doublings);
-    Pace { per_second, threads: 1 }
+    WorkerCapacity { per_second, threads: 1 }
 }
 
 #[cfg(test)]
@@ -92,15 +93,19 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(9);
 
     fn admission(max_in_flight: usize) -> Admission {
-        let mut front = Settings::load_to_ask(&Default::default()).unwrap().front;
-        front.deadline = DEADLINE;
+        let mut front = Settings::load_for_client(&Default::default()).unwrap().front;
+        front.request_timeout = DEADLINE;
         front.max_in_flight = max_in_flight;
         Admission::new(&front, 12)
     }
 
     /// So many waiting, for workers that register 50 a second.
     fn backlog(waiting: u64) -> Backlog {
-        Backlog { waiting, consumers: 1, pace: Pace { per_second: 50.0, threads: 2 } }
+        Backlog {
+            ready: waiting,
+            consumers: 1,
+            capacity: WorkerCapacity { per_second: 50.0, threads: 2 },
+        }
     }
 
     #[test]
@@ -110,7 +115,7 @@ mod tests {
         assert!(admission.admit(&backlog(150)).is_ok(), "3 s");
         assert_eq!(admission.admit(&backlog(151)).unwrap_err(), ShedReason::Backlog);
         assert!(admission.admit(&backlog(0)).is_ok(), "a refusal keeps no permit");
-        let cold = |waiting| Backlog { waiting, ..Backlog::default() };
+        let cold = |waiting| Backlog { ready: waiting, ..Backlog::default() };
         assert!(admission.admit(&cold(12)).is_ok(), "four a second are assumed at cost 12");
         assert_eq!(admission.admit(&cold(13)).unwrap_err(), ShedReason::Backlog);
     }
@@ -138,11 +143,15 @@ mod tests {
     #[test]
     fn assumed_capacity_halves_with_each_step_of_the_cost() {
         let seconds = Duration::from_secs;
-        let cold = Backlog { waiting: 250, consumers: 1, ..Backlog::default() };
-        assert_eq!(cold.wait(assumed(12)), Duration::from_millis(62_500));
-        assert_eq!(cold.wait(assumed(14)), seconds(250));
-        assert!(cold.wait(assumed(4)) < seconds(1));
-        assert_eq!(backlog(250).wait(assumed(12)), seconds(5), "a reported capacity counts");
-        assert_eq!(Backlog::default().wait(assumed(12)), Duration::ZERO);
+        let cold = Backlog { ready: 250, consumers: 1, ..Backlog::default() };
+        assert_eq!(cold.estimated_wait(assumed(12)), Duration::from_millis(62_500));
+        assert_eq!(cold.estimated_wait(assumed(14)), seconds(250));
+        assert!(cold.estimated_wait(assumed(4)) < seconds(1));
+        assert_eq!(
+            backlog(250).estimated_wait(assumed(12)),
+            seconds(5),
+            "a reported capacity counts"
+        );
+        assert_eq!(Backlog::default().estimated_wait(assumed(12)), Duration::ZERO);
     }
 }

@@ -1,4 +1,4 @@
-//! Reads a request's body: its declared type, its size and its time bounded.
+//! Reads a request's body within limits of size and time, and checks its declared media type.
 
 use std::time::Duration;
 
@@ -9,30 +9,32 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap};
 use hyper::http::request::Parts;
 use tokio::time::timeout;
 
-use super::answer::{self, Response};
+use super::response::{self, Response};
 
-/// A refused body is still read for so long and so much, because a client that is busy sending does
-/// not read the answer.
+/// How many bytes of a refused body are read and discarded before the response is sent. Many clients read no response
+/// while they are sending.
 const DRAIN_BYTES: usize = 1 << 20;
+/// How long a refused body is read and discarded.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
-/// Why there is no body.
+/// Why a body could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyError {
+    /// It is larger than the limit.
     TooLarge,
     /// It did not arrive in time.
-    Slow,
-    /// The client went away or broke the protocol.
-    Broken,
+    Timeout,
+    /// The client disconnected or violated the protocol.
+    Aborted,
 }
 
-/// Whether a body is declared as JSON in UTF-8, and not compressed.
+/// Whether a body is declared as uncompressed JSON in UTF-8.
 pub(super) fn is_json(headers: &HeaderMap) -> bool {
     is_utf8_of(headers, "application/json")
 }
 
-/// Whether a body is declared as of this media type in UTF-8, and not compressed.
-pub(super) fn is_utf8_of(headers: &HeaderMap, wanted: &str) -> bool {
+/// Whether a body is declared as this media type, in UTF-8 and uncompressed. A missing charset means UTF-8.
+pub(super) fn is_utf8_of(headers: &HeaderMap, expected: &str) -> bool {
     if headers.contains_key(CONTENT_ENCODING) {
         return false;
     }
@@ -40,33 +42,34 @@ pub(super) fn is_utf8_of(headers: &HeaderMap, wanted: &str) -> bool {
     let (Some(media_type), None) = (types.next(), types.next()) else { return false };
     let Ok(media_type) = media_type.to_str() else { return false };
     let mut parts = media_type.split(';').map(str::trim);
-    let is_wanted = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case(wanted));
-    is_wanted
+    let matches = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case(expected));
+    matches
         && parts.all(|parameter| match parameter.split_once('=') {
             Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
                 let charset = value.trim().trim_matches('"');
-                // Clients write the first although only the second is registered (RFC 3629).
+                // Clients also send "utf8", although only "utf-8" is registered (RFC 3629).
                 ["utf8", "utf-8"].iter().any(|name| charset.eq_ignore_ascii_case(name))
             }
             _ => true,
         })
 }
 
-/// Reads a body of at most `limit` bytes, in at most `time`.
+/// Reads a body of at most `limit` bytes within `time`. The rest of a body that is too large is drained.
 pub(super) async fn read(
     head: &Parts,
     mut body: Incoming,
     limit: usize,
     time: Duration,
 ) -> Result<Bytes, BodyError> {
-    // A body that declares its size is refused before it is sent.
+    // A body whose Content-Length exceeds the limit is refused before it is read.
     if body.size_hint().lower() > limit as u64 {
         if !waits_for_continue(&head.headers) {
             drain(body).await;
         }
         return Err(BodyError::TooLarge);
     }
-    let read = timeout(time, read_limited(&mut body, limit)).await.unwrap_or(Err(BodyError::Slow));
+    let read =
+        timeout(time, read_limited(&mut body, limit)).await.unwrap_or(Err(BodyError::Timeout));
     if read == Err(BodyError::TooLarge) {
         drain(body).await;
     }
@@ -76,7 +79,7 @@ pub(super) async fn read(
 async fn read_limited(body: &mut Incoming, limit: usize) -> Result<Bytes, BodyError> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| BodyError::Broken)?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|_| BodyError::Aborted)?.into_data() else { continue };
         if whole.len() + data.len() > limit {
             return Err(BodyError::TooLarge);
         }
@@ -85,23 +88,23 @@ async fn read_limited(body: &mut Incoming, limit: usize) -> Result<Bytes, BodyEr
     Ok(whole.freeze())
 }
 
-/// Refuses a request before its body is read. A client that waits for 100 (Continue) has not sent it and
-/// gets this response instead; any other is read from first.
-pub(super) async fn refuse(refused: Response, head: &Parts, body: Incoming) -> Response {
+/// Returns `refusal` for a request whose body is not needed. The body is drained first, unless the client waits for
+/// 100 (Continue): then it has sent no body yet and gets this response instead.
+pub(super) async fn refuse(refusal: Response, head: &Parts, body: Incoming) -> Response {
     if waits_for_continue(&head.headers) {
-        // It may send the body nevertheless (RFC 9110, section 10.1.1), so the connection ends.
-        return answer::closing(refused, head.version);
+        // It may still send the body (RFC 9110, section 10.1.1), so the connection is closed.
+        return response::closing(refusal, head.version);
     }
     drain(body).await;
-    refused
+    refusal
 }
 
-/// Whether a client sends its body only after 100 (Continue). hyper sends that when a body is read from.
+/// Whether the client sends its body only after 100 (Continue). hyper sends it on the first read of the body.
 fn waits_for_continue(headers: &HeaderMap) -> bool {
     headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Reads the rest of a body that is refused, within bounds.
+/// Reads and discards the rest of a refused body, within [`DRAIN_BYTES`] and [`DRAIN_TIME`].
 async fn drain(mut body: Incoming) {
     let drained = async {
         let mut left = DRAIN_BYTES;
@@ -112,7 +115,7 @@ async fn drain(mut body: Incoming) {
             }
         }
     };
-    // However it ends, the answer is sent next.
+    // The response is sent even if the client sends more than that.
     let _ = timeout(DRAIN_TIME, drained).await;
 }
 
@@ -132,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_json_in_utf8() {
+    fn only_uncompressed_json_in_utf8_is_accepted() {
         for good in [
             "application/json",
             "Application/JSON",

@@ -23,12 +23,12 @@ use access::{contract_in, is_authorised};
 use ending::{FAILED, aborted, run_contained};
 
 use super::Front;
-use super::answer::{self, Response};
 use super::body;
+use super::response::{self, Response};
 use super::signup::idempotency_key;
-use crate::queue::{Producer, Window, room};
-use crate::rows::Rules;
-use crate::signup::IdempotencyKey;
+use crate::domain::IdempotencyKey;
+use crate::queue::{BulkProducer, Window, reserve};
+use crate::rows::RowRules;
 use crate::telemetry::trace::Span;
 use tracker::{RowIdentity, Tracker};
 
@@ -67,36 +67,40 @@ impl Front {
     ) -> Response {
         let (head, body) = request.into_parts();
         if !is_authorised(&head.headers, key) {
-            let mut refused = answer::problem(StatusCode::UNAUTHORIZED, NO_KEY);
+            let mut refused = response::problem(StatusCode::UNAUTHORIZED, NO_KEY);
             refused.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return body::refuse(refused, &head, body).await;
         }
         if !body::is_utf8_of(&head.headers, NDJSON) {
-            let refused = answer::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, NOT_NDJSON);
+            let refused = response::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, NOT_NDJSON);
             return body::refuse(refused, &head, body).await;
         }
         let Some(contract) = contract_in(head.uri.query().unwrap_or_default()) else {
-            let refused = answer::problem(StatusCode::BAD_REQUEST, NO_CONTRACT);
+            let refused = response::problem(StatusCode::BAD_REQUEST, NO_CONTRACT);
             return body::refuse(refused, &head, body).await;
         };
         let (key, fresh) = match idempotency_key(&head.headers) {
             Ok(Some(key)) => (key, false),
             Ok(None) => (IdempotencyKey::random(), true),
             Err(_) => {
-                let detail = crate::contract::Fault::BadKey.text();
-                let refused = answer::problem(StatusCode::BAD_REQUEST, detail);
+                let detail = crate::contract::ApiError::InvalidIdempotencyKey.text();
+                let refused = response::problem(StatusCode::BAD_REQUEST, detail);
                 return body::refuse(refused, &head, body).await;
             }
         };
         let permit = self.uploads.clone().try_acquire_owned().ok();
         let Some(permit) = permit.filter(|_| self.telemetry.health.is_ready()) else {
-            let refused = answer::problem(StatusCode::SERVICE_UNAVAILABLE, BUSY);
-            return body::refuse(answer::with_key(refused, &key), &head, body).await;
+            let refused = response::problem(StatusCode::SERVICE_UNAVAILABLE, BUSY);
+            return body::refuse(response::with_key(refused, &key), &head, body).await;
         };
         let (pieces, streamed) = mpsc::channel(PIECES);
         let last_piece = pieces.clone();
-        let rules =
-            Rules { contract, id_field: None, policy: self.policy.clone(), allow_hash_like: false };
+        let rules = RowRules {
+            contract,
+            id_field: None,
+            policy: self.policy.clone(),
+            allow_hash_like: false,
+        };
         let identity = RowIdentity { key: key.clone(), fresh, trace: span.context().clone() };
         let metrics = self.telemetry.metrics.clone();
         let upload = Upload {
@@ -106,20 +110,20 @@ impl Front {
             stop: self.stopping.clone(),
             _permit: permit,
         };
-        let producer = self.caller.producer(Window::of(tracker::WINDOW));
+        let producer = self.caller.producer(Window::new(tracker::WINDOW));
         // The answer begins now, and the span ends with it.
-        span.text("muster.contract", contract.as_str());
-        span.number("http.response.status_code", StatusCode::OK.as_u16().into());
-        let log = span.log();
+        span.set_text("muster.contract", contract.as_str());
+        span.set_number("http.response.status_code", StatusCode::OK.as_u16().into());
+        let log = span.log_span();
         let span = std::mem::take(span);
         let uploading = async move {
             run_contained(upload.run(body, producer), last_piece).await;
             drop(span);
         };
         tokio::spawn(uploading.instrument(log));
-        let mut response = answer::streamed(HeaderValue::from_static(NDJSON), streamed);
+        let mut response = response::streamed(HeaderValue::from_static(NDJSON), streamed);
         response.headers_mut().insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
-        answer::with_key(response, &key)
+        response::with_key(response, &key)
     }
 }
 
@@ -149,8 +153,8 @@ enum Over {
 }
 
 impl Upload {
-    async fn run(mut self, mut body: Incoming, producer: Producer) -> Result<(), Gone> {
-        let Producer { rows: sender, mut answers, .. } = producer;
+    async fn run(mut self, mut body: Incoming, producer: BulkProducer) -> Result<(), Gone> {
+        let BulkProducer { rows: sender, replies: mut answers, .. } = producer;
         let mut sender = Some(sender);
         let mut over: Option<Over> = None;
         let mut give_up_at = None;
@@ -188,7 +192,7 @@ impl Upload {
                     // It cannot end before the rows do, unless it failed.
                     None => return self.finish(Some(Over::Failed)).await,
                 },
-                room = room(sender.clone()), if sender.is_some() && self.rows.has_unsent() => {
+                room = reserve(sender.clone()), if sender.is_some() && self.rows.has_unsent() => {
                     let (Some(room), Some(row)) = (room, self.rows.next_unsent()) else {
                         return self.finish(Some(Over::Failed)).await;
                     };

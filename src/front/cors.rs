@@ -1,4 +1,4 @@
-//! Cross-origin rules (the Fetch standard): which pages may read responses.
+//! Cross-origin resource sharing (CORS, the Fetch standard): which web pages may read responses.
 
 use hyper::StatusCode;
 use hyper::header::{
@@ -7,14 +7,14 @@ use hyper::header::{
     ACCESS_CONTROL_REQUEST_HEADERS, ALLOW, HeaderMap, HeaderName, HeaderValue, VARY,
 };
 
-use super::answer::{self, Response};
+use super::response::{self, Response};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
-/// Allowed where a preflight request names no headers, or names them in a form that is not echoed.
+/// `Access-Control-Allow-Headers` where the preflight request has no list of headers that can be echoed.
 const HEADERS: HeaderValue = HeaderValue::from_static(
     "content-type, authorization, idempotency-key, traceparent, tracestate, baggage",
 );
-/// Longest list of header names that is echoed, in bytes.
+/// Longest `Access-Control-Request-Headers` that is echoed, in bytes.
 const HEADERS_MAX: usize = 1 << 10;
 const EXPOSED: HeaderValue =
     HeaderValue::from_static("Retry-After, Idempotency-Key, Idempotency-Replayed");
@@ -38,13 +38,12 @@ impl Cors {
         )
     }
 
-    /// The response to `OPTIONS`, on any path: without one a page could not even read a 404. `allow` are
-    /// the methods of a path that is served.
+    /// The response to `OPTIONS`. Paths without a route get one too, so that a page can read the 404. `allow` is the
+    /// value of the `Allow` header, if the path has a route.
     ///
-    /// A page may send any header, because muster ignores those that it does not know. Tracing libraries
-    /// add their own to every request of a page.
+    /// A page may send any header: muster ignores unknown ones, and tracing libraries add theirs to every request.
     pub(super) fn preflight(&self, request: &HeaderMap, allow: Option<&'static str>) -> Response {
-        let mut response = answer::empty(StatusCode::NO_CONTENT);
+        let mut response = response::empty(StatusCode::NO_CONTENT);
         let headers = response.headers_mut();
         if let Some(allow) = allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
@@ -60,7 +59,7 @@ impl Cors {
         response
     }
 
-    /// Adds to any response, errors included, who may read it.
+    /// Adds the CORS headers to a response, including error responses.
     pub(super) fn allow(&self, origin: Option<&HeaderValue>, response: &mut Response) {
         let headers = response.headers_mut();
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
@@ -80,8 +79,8 @@ impl Cors {
     }
 }
 
-/// The header names that a preflight request asks for, if they can be echoed: one value, short enough,
-/// and a list of nothing but names.
+/// The value of `Access-Control-Request-Headers`, if it can be echoed: a single header of at most [`HEADERS_MAX`] bytes
+/// with a comma-separated list of valid header names.
 fn requested_headers(request: &HeaderMap) -> Option<&HeaderValue> {
     let mut values = request.get_all(ACCESS_CONTROL_REQUEST_HEADERS).iter();
     let (Some(requested), None) = (values.next(), values.next()) else { return None };

@@ -1,8 +1,7 @@
-//! `/.well-known/jwks.json`: the public keys with which anybody can verify tokens.
+//! The JWK set at `/.well-known/jwks.json`: the public keys that verify tokens.
 //!
-//! The front is given them, as a file or by a worker in the same process, and does not ask a worker:
-//! so it answers while none runs, no message is spent on strangers who ask, and it never holds what
-//! could sign. A file that holds private keys is refused.
+//! The keys come from a file, or from the worker in the same process. So the front serves them while no worker runs,
+//! requests for them send no messages, and the front holds no signing key. A file with private keys is refused.
 
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
@@ -13,46 +12,48 @@ use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use serde_json::{Map, Value, json};
 
-use super::answer::{self, Response};
+use super::response::{self, Response};
 use crate::config;
 
-/// How long a verifier may keep what it was given: a new key is in the set for longer than that before
-/// it signs (docs/operations.md).
-const CACHED: HeaderValue = HeaderValue::from_static("public, max-age=300");
+/// How long verifiers may cache the set. A new key must be published for longer than this before it signs
+/// (docs/operations.md).
+const CACHE_POLICY: HeaderValue = HeaderValue::from_static("public, max-age=300");
 
-/// What is published of a key (RFC 7517, 4; RFC 7518, 6; RFC 8037, 2). All the rest is left out.
+/// The members of a key that are published; others are left out (RFC 7517, section 4; RFC 7518, section 6; RFC 8037,
+/// section 2).
 pub(super) const PUBLIC: [&str; 9] = ["kty", "use", "alg", "kid", "crv", "x", "y", "n", "e"];
-/// Members that only a private key or a secret has.
+/// The members that only a private or symmetric key has.
 const PRIVATE: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
 
-/// The set that is published.
+/// The published JWK set.
 #[derive(Debug)]
 pub struct PublicKeys {
-    /// Where it comes from, unless it was given.
+    /// The file it is loaded from; none for the keys of a worker in the same process.
     file: Option<PathBuf>,
+    /// The serialized set.
     document: RwLock<Bytes>,
 }
 
 impl PublicKeys {
-    /// The set in `file` or, without one, `own`: the keys of a worker in the same process.
+    /// Loads the set from `file`. Without a file, publishes `own`: the keys of the worker in the same process.
     pub fn open(file: Option<&Path>, own: Option<&Value>) -> anyhow::Result<Option<Self>> {
         match file {
             Some(file) => Self::read(file).map(Some),
-            None => own.map(Self::given).transpose(),
+            None => own.map(Self::from_set).transpose(),
         }
     }
 
-    /// The set in a file.
+    /// Loads the set from a file. Returns an error if it contains a private key.
     pub fn read(file: &Path) -> anyhow::Result<Self> {
         Ok(Self { file: Some(file.to_owned()), document: RwLock::new(load(file)?) })
     }
 
-    /// A set from elsewhere in this process.
-    pub fn given(set: &Value) -> anyhow::Result<Self> {
+    /// Publishes a set from this process.
+    pub fn from_set(set: &Value) -> anyhow::Result<Self> {
         Ok(Self { file: None, document: RwLock::new(published(set)?) })
     }
 
-    /// Reads the file again. After an error the old set stays.
+    /// Loads the file again. After an error the previous set stays in use.
     pub fn reload(&self) -> anyhow::Result<()> {
         if let Some(file) = &self.file {
             let document = load(file)?;
@@ -61,10 +62,10 @@ impl PublicKeys {
         Ok(())
     }
 
-    pub(super) fn answer(&self) -> Response {
+    pub(super) fn response(&self) -> Response {
         let document = self.document.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut response = answer::json_bytes(StatusCode::OK, document);
-        response.headers_mut().insert(CACHE_CONTROL, CACHED);
+        let mut response = response::json_bytes(StatusCode::OK, document);
+        response.headers_mut().insert(CACHE_CONTROL, CACHE_POLICY);
         response
     }
 }
@@ -72,25 +73,27 @@ impl PublicKeys {
 fn load(file: &Path) -> anyhow::Result<Bytes> {
     let setting = || format!("front.jwks (MUSTER_FRONT_JWKS): {}", file.display());
     let text = config::file::read_text(file).with_context(setting)?;
-    // The parser's words could repeat a piece of a key.
-    let set = serde_json::from_str(&text).ok().context("not JSON; `muster keys jwks` writes it");
+    // serde_json's error is left out: it can quote a part of a key.
+    let set = serde_json::from_str(&text)
+        .ok()
+        .context("expected a JSON document; create it with `muster keys jwks`");
     set.and_then(|set| published(&set)).with_context(setting)
 }
 
-/// The set with nothing in it but what is public.
+/// The set, serialized, with only the [`PUBLIC`] members of each key.
 fn published(set: &Value) -> anyhow::Result<Bytes> {
     let keys = set.get("keys").and_then(Value::as_array);
-    let keys = keys.context("no set of keys; `muster keys jwks` writes one")?;
+    let keys = keys.context("expected a JWK set with `keys`; create it with `muster keys jwks`")?;
     let keys: anyhow::Result<Vec<Value>> = keys.iter().map(public).collect();
     Ok(Bytes::from(json!({ "keys": keys? }).to_string()))
 }
 
 fn public(key: &Value) -> anyhow::Result<Value> {
-    let Some(key) = key.as_object() else { bail!("a key in it is no JSON object") };
+    let Some(key) = key.as_object() else { bail!("expected each key to be a JSON object") };
     if PRIVATE.iter().any(|member| key.contains_key(*member)) {
         bail!(
-            "holds a private key or a secret, which must not be published and should not be on this \
-             machine; `muster keys jwks` writes public keys only"
+            "contains a private or symmetric key, which must not be published; remove it from this machine \
+             and create a set of public keys with `muster keys jwks`"
         );
     }
     let public: Map<String, Value> = PUBLIC
@@ -105,15 +108,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_public_is_published() {
+    fn only_public_members_are_published() {
         let set = json!({ "keys": [{ "kty": "OKP", "x": "a", "comment": "c" }], "other": 1 });
         let expected = json!({ "keys": [{ "kty": "OKP", "x": "a" }] });
         let document: Value = serde_json::from_slice(&published(&set).unwrap()).unwrap();
         assert_eq!(document, expected);
         for private in PRIVATE {
             let set = json!({ "keys": [{ "kty": "OKP", "x": "a", private: "hunter2" }] });
-            let told = published(&set).unwrap_err().to_string();
-            assert!(told.contains("private") && !told.contains("hunter2"), "{told}");
+            let error = published(&set).unwrap_err().to_string();
+            assert!(error.contains("private") && !error.contains("hunter2"), "{error}");
         }
         for bad in [json!([]), json!({ "keys": ["x"] }), json!({ "keys": {} })] {
             assert!(published(&bad).is_err());

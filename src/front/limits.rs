@@ -1,9 +1,8 @@
-//! How often a client may ask: token buckets for each client address and for each e-mail address, where
-//! the settings ask for them. They are this process's own; the queue and the workers know nothing of them.
+//! Rate limits: token buckets for each client address and for each e-mail address, as far as the settings enable them.
+//! Each front has its own buckets; the queue and the workers know nothing of them.
 //!
-//! Asked by `signup` and `profile`, each in its place in the order of refusals. A request that is let
-//! through has cost its token whatever becomes of it, and a repeated one under the same idempotency key
-//! costs another, because a worker has to verify its password again. A refused one costs nothing.
+//! `signup` and `profile` call this. Every admitted request costs a token, whatever its outcome. So does a retry with
+//! the same idempotency key, because a worker verifies its password again. A refused request costs nothing.
 
 mod buckets;
 mod proxies;
@@ -15,57 +14,59 @@ use hyper::HeaderMap;
 use sha2::{Digest, Sha256};
 
 use crate::config;
-use crate::signup::Email;
-use buckets::Buckets;
-use proxies::Proxies;
+use crate::domain::Email;
+use buckets::TokenBuckets;
+use proxies::TrustedProxies;
 
-/// Clients and e-mail addresses of which each limit keeps a bucket, about 10 MiB of them. Beyond, the one
-/// that has asked for nothing for the longest time is forgotten, and may begin anew.
-const KEPT: usize = 100_000;
-/// What providers give to one subscriber of IPv6 at least (RFC 6177, BCP 157).
+/// Largest number of buckets of one limit, about 10 MiB. Beyond it the least recently used bucket is removed, and its
+/// client starts with a full one.
+const BUCKETS_MAX: usize = 100_000;
+/// Prefix length of the smallest IPv6 network that providers assign to one subscriber (RFC 6177, BCP 157).
 const SUBSCRIBER_BITS: u32 = 64;
 
-/// Too often: how long until the same request would be let through.
+/// A request exceeds a rate limit. The duration is the time until the same request would be admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooMany(pub(super) Duration);
+pub(super) struct RateLimited(pub(super) Duration);
 
-/// What the settings limit.
+/// The rate limits of one front; none where the settings do not enable one.
 pub(super) struct RateLimits {
-    proxies: Proxies,
-    per_address: Option<Buckets<IpAddr>>,
-    profile_per_address: Option<Buckets<IpAddr>>,
-    per_email: Option<Buckets<EmailDigest>>,
+    proxies: TrustedProxies,
+    per_address: Option<TokenBuckets<IpAddr>>,
+    profile_per_address: Option<TokenBuckets<IpAddr>>,
+    per_email: Option<TokenBuckets<EmailDigest>>,
 }
 
-/// An e-mail address is counted under a digest of its key, so that none is kept here.
+/// SHA-256 of the canonical e-mail address, so that no address is kept in memory.
 type EmailDigest = [u8; 32];
 
 impl RateLimits {
-    pub(super) fn new(limits: &config::Limits) -> Self {
+    pub(super) fn new(limits: &config::LimitSettings) -> Self {
         Self {
-            proxies: Proxies::new(limits),
-            per_address: limits.per_address.map(|rate| Buckets::new(rate, KEPT)),
-            profile_per_address: limits.profile_per_address.map(|rate| Buckets::new(rate, KEPT)),
-            per_email: limits.per_email.map(|rate| Buckets::new(rate, KEPT)),
+            proxies: TrustedProxies::new(limits),
+            per_address: limits.per_address.map(|rate| TokenBuckets::new(rate, BUCKETS_MAX)),
+            profile_per_address: limits
+                .profile_per_address
+                .map(|rate| TokenBuckets::new(rate, BUCKETS_MAX)),
+            per_email: limits.per_email.map(|rate| TokenBuckets::new(rate, BUCKETS_MAX)),
         }
     }
 
-    /// A registration from this peer, or from the client it asks for.
+    /// Takes a token for a registration from the client behind `peer`.
     pub(super) fn registration(
         &self,
         peer: SocketAddr,
         headers: &HeaderMap,
-    ) -> Result<(), TooMany> {
+    ) -> Result<(), RateLimited> {
         self.take(self.per_address.as_ref(), peer, headers)
     }
 
-    /// A request for a profile, likewise.
-    pub(super) fn profile(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<(), TooMany> {
+    /// Takes a token for a profile request from the client behind `peer`.
+    pub(super) fn profile(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<(), RateLimited> {
         self.take(self.profile_per_address.as_ref(), peer, headers)
     }
 
-    /// A registration for this e-mail address; one without any is not limited by it.
-    pub(super) fn email(&self, email: Option<&Email>) -> Result<(), TooMany> {
+    /// Takes a token for a registration with this e-mail address. Registrations without one are not limited.
+    pub(super) fn email(&self, email: Option<&Email>) -> Result<(), RateLimited> {
         match (&self.per_email, email) {
             (Some(buckets), Some(email)) => buckets.take(&Sha256::digest(email.key()).into()),
             _ => Ok(()),
@@ -74,17 +75,17 @@ impl RateLimits {
 
     fn take(
         &self,
-        buckets: Option<&Buckets<IpAddr>>,
+        buckets: Option<&TokenBuckets<IpAddr>>,
         peer: SocketAddr,
         headers: &HeaderMap,
-    ) -> Result<(), TooMany> {
+    ) -> Result<(), RateLimited> {
         let Some(buckets) = buckets else { return Ok(()) };
         buckets.take(&subscriber(self.proxies.client(peer.ip(), headers)))
     }
 }
 
-/// Who has an address: of IPv4 the address itself, of IPv6 its network, in which one subscriber may take
-/// any number of addresses.
+/// The address under which a client is counted: the address itself for IPv4, its /64 network for IPv6, because one
+/// subscriber can use any address in it.
 pub(super) fn subscriber(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_limited_unless_it_is_asked_for() {
+    fn nothing_is_limited_by_default() {
         let limits = limits(&[]);
         for _ in 0..1000 {
             assert_eq!(limits.registration(peer("192.0.2.1"), &HeaderMap::new()), Ok(()));
@@ -122,17 +123,17 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_of_ipv6_is_one_client() {
+    fn addresses_of_one_ipv6_network_are_one_client() {
         let limits = limits(&[("MUSTER_LIMITS_PER_ADDRESS", "1/1h")]);
-        let asks = |address| limits.registration(peer(address), &HeaderMap::new()).is_ok();
-        assert!(asks("2001:db8:0:1::1") && !asks("2001:db8:0:1:ffff::2"));
-        assert!(asks("2001:db8:0:2::1"), "another network");
-        assert!(asks("192.0.2.1") && asks("192.0.2.2"), "of IPv4 every address");
-        assert!(!asks("::ffff:192.0.2.1"), "as a socket of both families tells it");
+        let admits = |address| limits.registration(peer(address), &HeaderMap::new()).is_ok();
+        assert!(admits("2001:db8:0:1::1") && !admits("2001:db8:0:1:ffff::2"));
+        assert!(admits("2001:db8:0:2::1"), "another network");
+        assert!(admits("192.0.2.1") && admits("192.0.2.2"), "each IPv4 address is a client");
+        assert!(!admits("::ffff:192.0.2.1"), "the form that a dual-stack socket reports");
     }
 
     #[test]
-    fn each_limit_counts_alone() {
+    fn limits_count_independently() {
         let limits = limits(&[
             ("MUSTER_LIMITS_PER_ADDRESS", "1/1h"),
             ("MUSTER_LIMITS_PROFILE_PER_ADDRESS", "1/1h"),
@@ -143,7 +144,7 @@ mod tests {
         assert!(limits.registration(peer, &none).is_ok() && limits.profile(peer, &none).is_ok());
         assert!(limits.registration(peer, &none).is_err() && limits.profile(peer, &none).is_err());
         assert!(email("J\u{f6}rg@b.co").is_ok());
-        assert!(email("jo\u{308}rg@B.CO").is_err(), "the same address, otherwise written");
+        assert!(email("jo\u{308}rg@B.CO").is_err(), "the same address in another form");
         assert!(email("ann@b.co").is_ok());
         assert!(limits.email(None).is_ok() && limits.email(None).is_ok());
     }

@@ -1,22 +1,23 @@
-//! HTTP: reads a request, lets its contract check it, sends it through the queue, and answers in
-//! the contract's shape. It never sees the store, a hash or a signing key, so nothing here can
-//! register a user by itself.
+//! The HTTP server: reads a request, checks it against its contract, sends it through the queue and renders the
+//! outcome in the contract's shape.
+//!
+//! It has no access to the store, to password hashes or to signing keys, so it cannot register a user by itself.
 
 mod admission;
-mod answer;
 mod body;
 mod bulk;
+mod coalesce;
 mod cors;
-mod files;
-mod joined;
+pub mod health;
 pub mod jwks;
 mod limits;
 pub mod openapi;
-pub mod ops;
 mod pages;
 mod paths;
 mod profile;
 mod protocol;
+mod reload;
+mod response;
 mod rolling_stats;
 mod router;
 mod server;
@@ -39,61 +40,62 @@ use tracing::Instrument;
 
 use crate::config;
 use crate::contract::Policy;
-use crate::queue::Caller;
+use crate::queue::RpcClient;
 use crate::telemetry::Telemetry;
 use crate::telemetry::trace::Span;
 use admission::Admission;
-use answer::Response;
 use limits::RateLimits;
 use openapi::Specification;
-use router::{Found, Routes, Served};
+use response::Response;
+use router::{EnabledRoutes, Route, Routes};
 
-pub use files::Files;
-pub use server::{Limits, bind};
+pub use reload::ReloadableFiles;
+pub use server::{ConnectionLimits, bind};
 
-/// Largest header block that is served, in bytes; ten times what a browser usually sends.
+/// Largest request head that is accepted, in bytes: about ten times what a browser sends.
 const HEADERS_MAX: usize = 16 << 10;
 
-/// What is said of a header block that is larger.
-const LARGE_HEADERS: &str = "The headers are larger than 16 KiB; are there many cookies?";
+/// Problem detail of a request whose head exceeds [`HEADERS_MAX`].
+const LARGE_HEADERS: &str =
+    "The request headers exceed 16 KiB. Send fewer headers or smaller cookies.";
 
-/// What is said of a path at which nothing is served.
+/// Problem detail of a path without a route.
 const NOT_FOUND: &str =
     "Nothing is served at this path; the registration paths are in the documentation.";
 
-/// The front end: everything a request needs.
+/// State that all requests of one front share.
 pub struct Front {
-    settings: config::Front,
+    settings: config::FrontSettings,
     routes: Routes,
     /// The OpenAPI document.
     specification: Specification,
-    /// The page that shows it.
+    /// The HTML page of the OpenAPI document, rendered on the first request for it.
     docs: OnceLock<Bytes>,
     cors: cors::Cors,
     limits: RateLimits,
     policy: Policy,
-    caller: Arc<dyn Caller>,
-    files: Files,
+    caller: Arc<dyn RpcClient>,
+    files: ReloadableFiles,
     telemetry: Telemetry,
-    /// Who asks for the state of the parts here.
-    asker: ops::Asker,
+    /// How much detail `/ready` and the status page show.
+    audience: health::Audience,
     stopping: CancellationToken,
     uploads: Arc<Semaphore>,
     admission: Admission,
-    /// Counted apart: a flood of look-ups must not close registration.
+    /// Separate from the limit on registrations, so that a flood of profile requests does not block signups.
     profiles_in_flight: Semaphore,
-    in_flight_calls: joined::Calls,
+    in_flight_calls: coalesce::CallCoalescer,
     rolling_stats: rolling_stats::RollingStats,
 }
 
 impl Front {
-    /// A front end that asks of passwords what `policy` does and sends everything through `caller`. It takes no
-    /// more bulk rows when it is `stopping`.
+    /// Creates a front that checks passwords against `policy` and sends requests through `caller`. Once `stopping` is
+    /// cancelled it reads no further bulk rows.
     pub fn new(
         settings: &config::Settings,
         policy: Policy,
-        caller: Arc<dyn Caller>,
-        files: &Files,
+        caller: Arc<dyn RpcClient>,
+        files: &ReloadableFiles,
         telemetry: Telemetry,
         stopping: CancellationToken,
     ) -> Arc<Self> {
@@ -101,10 +103,10 @@ impl Front {
         Arc::new(Self {
             routes: Routes::new(
                 &settings.mounts,
-                Served {
+                EnabledRoutes {
                     keys: files.keys.is_some(),
-                    bulk: settings.bulk_key.is_some(),
-                    pages: settings.pages,
+                    bulk: settings.bulk_api_key.is_some(),
+                    pages: settings.ui,
                     metrics: admin.is_none(),
                 },
             ),
@@ -115,122 +117,129 @@ impl Front {
             policy,
             admission: Admission::new(settings, password.cost),
             profiles_in_flight: Semaphore::new(settings.max_in_flight),
-            in_flight_calls: joined::Calls::default(),
+            in_flight_calls: coalesce::CallCoalescer::default(),
             rolling_stats: rolling_stats::RollingStats::new(),
             uploads: Arc::new(Semaphore::new(bulk::UPLOADS_MAX)),
             settings: settings.clone(),
             caller,
             files: files.clone(),
             telemetry,
-            // Operators ask at an address of their own where there is one.
-            asker: if admin.is_some() { ops::Asker::Anybody } else { ops::Asker::Operator },
+            // With `admin.listen`, operators have an address of their own and this one is public.
+            audience: if admin.is_some() {
+                health::Audience::Public
+            } else {
+                health::Audience::Operator
+            },
             stopping,
         })
     }
 
-    /// Serves until the stop, then lets requests under way finish.
+    /// Serves until `stop` is cancelled, then finishes the requests in flight.
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
-        limits: Limits,
+        limits: ConnectionLimits,
         stop: CancellationToken,
     ) {
         let tls = self.files.tls.clone();
         let metrics = self.telemetry.metrics.clone();
-        let opened = move || metrics.connected();
+        let on_connect = move || metrics.connection_opened();
         let front = self.clone();
-        let answer = move |request, peer| front.clone().answer(request, peer);
+        let handler = move |request, peer| front.clone().handle(request, peer);
         tokio::select! {
-            () = server::serve(listener, limits, tls, stop, opened, answer) => {}
-            () = self.sample(), if self.settings.pages => {}
+            () = server::serve(listener, limits, tls, stop, on_connect, handler) => {}
+            () = self.sample_stats(), if self.settings.ui => {}
         }
     }
 
-    /// Keeps the figures of the status page. Never returns.
-    async fn sample(&self) {
+    /// Samples the statistics of the status page every second. Never returns.
+    async fn sample_stats(&self) {
         let (caller, metrics) = (&*self.caller, &self.telemetry.metrics);
         self.rolling_stats.sample_every_second(caller, metrics).await;
     }
 
-    async fn answer(
+    /// Responds to a request. Adds `Retry-After` to every 503, and CORS headers except on operators' paths.
+    async fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
         peer: SocketAddr,
     ) -> Result<Response, Infallible> {
         let origin = request.headers().get(hyper::header::ORIGIN).cloned();
-        let found = self.routes.find(request.uri().path());
-        let is_for_pages = !found.is_some_and(Found::is_for_operators);
-        let mut response = if size_of_headers(&request) > HEADERS_MAX {
+        let route = self.routes.find(request.uri().path());
+        let allows_other_origins = !route.is_some_and(Route::is_for_operators);
+        let mut response = if head_size(&request) > HEADERS_MAX {
             let (head, body) = request.into_parts();
-            let refused =
-                answer::problem(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, LARGE_HEADERS);
-            body::refuse(refused, &head, body).await
+            let refusal =
+                response::problem(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, LARGE_HEADERS);
+            body::refuse(refusal, &head, body).await
         } else {
             self.route(request, peer).await
         };
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             let wait = self.admission.retry_after(&self.caller.backlog());
-            response = answer::with_retry_after(response, wait);
+            response = response::with_retry_after(response, wait);
         }
-        if is_for_pages {
+        if allows_other_origins {
             self.cors.allow(origin.as_ref(), &mut response);
         }
         Ok(response)
     }
 
     async fn route(&self, request: Request<Incoming>, peer: SocketAddr) -> Response {
-        let found = self.routes.find(request.uri().path());
+        let route = self.routes.find(request.uri().path());
         if request.method() == Method::OPTIONS {
-            return self.cors.preflight(request.headers(), found.map(Found::allow));
+            return self.cors.preflight(request.headers(), route.map(Route::allow));
         }
-        let Some(found) = found else {
-            return answer::problem(StatusCode::NOT_FOUND, NOT_FOUND);
+        let Some(route) = route else {
+            return response::problem(StatusCode::NOT_FOUND, NOT_FOUND);
         };
-        let mut span = trace::begin(found, &request);
-        let log = span.log();
-        let response = self.respond(found, request, peer, &mut span).instrument(log).await;
-        trace::answered(&mut span, &response);
+        let mut span = trace::start(route, &request);
+        let log = span.log_span();
+        let response = self.dispatch(route, request, peer, &mut span).instrument(log).await;
+        trace::record_response(&mut span, &response);
         response
     }
 
-    async fn respond(
+    async fn dispatch(
         &self,
-        found: Found<'_>,
+        route: Route<'_>,
         request: Request<Incoming>,
         peer: SocketAddr,
         span: &mut Span,
     ) -> Response {
-        match (found, request.method()) {
-            (Found::Signup(mount), &Method::POST) => {
+        match (route, request.method()) {
+            (Route::Signup(mount), &Method::POST) => {
                 self.sign_up(&mount.contracts, request, peer, span).await
             }
-            (Found::Bulk, &Method::POST) => match &self.settings.bulk_key {
+            (Route::Bulk, &Method::POST) => match &self.settings.bulk_api_key {
                 Some(key) => self.bulk(request, key, span).await,
-                None => answer::empty(StatusCode::NOT_FOUND),
+                None => response::empty(StatusCode::NOT_FOUND),
             },
-            (Found::Profile(_), &Method::GET | &Method::HEAD) => {
+            (Route::Profile(_), &Method::GET | &Method::HEAD) => {
                 self.profile(request, peer, span).await
             }
-            (Found::Keys, &Method::GET | &Method::HEAD) => match &self.files.keys {
-                Some(keys) => keys.answer(),
-                None => answer::empty(StatusCode::NOT_FOUND),
+            (Route::Keys, &Method::GET | &Method::HEAD) => match &self.files.keys {
+                Some(keys) => keys.response(),
+                None => response::empty(StatusCode::NOT_FOUND),
             },
-            (Found::Specification, &Method::GET | &Method::HEAD) => {
-                answer::json_bytes(StatusCode::OK, self.specification.bytes.clone())
+            (Route::Specification, &Method::GET | &Method::HEAD) => {
+                response::json_bytes(StatusCode::OK, self.specification.bytes.clone())
             }
-            (Found::Live, &Method::GET | &Method::HEAD) => ops::live(),
-            (Found::Ready, &Method::GET | &Method::HEAD) => {
-                ops::ready(&self.telemetry.health, self.asker, Some(&self.caller.backlog()))
+            (Route::Live, &Method::GET | &Method::HEAD) => health::live(),
+            (Route::Ready, &Method::GET | &Method::HEAD) => {
+                health::ready(&self.telemetry.health, self.audience, Some(&self.caller.backlog()))
             }
-            (Found::Page(page), &Method::GET | &Method::HEAD) => self.page(page, request.headers()),
-            (Found::Metrics, &Method::GET | &Method::HEAD) => ops::metrics(&self.telemetry.metrics),
-            (found, _) => answer::method_not_allowed(found.allow()),
+            (Route::Page(page), &Method::GET | &Method::HEAD) => self.page(page, request.headers()),
+            (Route::Metrics, &Method::GET | &Method::HEAD) => {
+                health::metrics(&self.telemetry.metrics)
+            }
+            (route, _) => response::method_not_allowed(route.allow()),
         }
     }
 }
 
-/// The bytes of a request's head, as HTTP/1.1 writes them or a little less.
-fn size_of_headers<B>(request: &Request<B>) -> usize {
+/// Size in bytes of a request's target and headers as HTTP/1.1 encodes them, without the method and version.
+fn head_size<B>(request: &Request<B>) -> usize {
     let uri = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
     let fields = request.headers().iter();
     uri + fields.map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()

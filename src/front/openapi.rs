@@ -10,8 +10,8 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::config;
-use crate::contract::{bulk_schema, contract, problem, samples, shape};
-use crate::signup::ContractId;
+use crate::contract::{bulk_schema, contract, problem, samples, schema_inference};
+use crate::domain::ContractId;
 pub(in crate::front) use registration::prefixed;
 
 const ABOUT: &str = "Registers users. Five published signup contracts are served at once, each with the \
@@ -27,14 +27,14 @@ pub(super) struct Specification {
 }
 
 impl Specification {
-    pub(super) fn new(settings: &config::Front) -> Self {
+    pub(super) fn new(settings: &config::FrontSettings) -> Self {
         let document = document(settings);
         Self { bytes: Bytes::from(document.to_string()), document }
     }
 }
 
 /// The document, for these mounts and limits.
-pub fn document(settings: &config::Front) -> Value {
+pub fn document(settings: &config::FrontSettings) -> Value {
     let mut paths = doors::paths(&settings.mounts);
     for mount in &settings.mounts {
         paths.extend(registration::paths(mount, settings));
@@ -82,20 +82,30 @@ fn schemas(mounts: &[config::Mount]) -> Map<String, Value> {
     for mount in mounts {
         for served in registration::contracts(mount) {
             all.insert(served.name(), served.contract.schema());
-            for (status, samples) in answers::by_status(&samples::of(served.contract)) {
+            for (status, samples) in answers::by_status(&samples::response_samples(served.contract))
+            {
                 let bodies: Vec<&Value> = samples.iter().map(|sample| &sample.body).collect();
-                all.insert(answers::name(served.contract.id(), status), shape::of(&bodies));
+                all.insert(
+                    answers::name(served.contract.id(), status),
+                    schema_inference::infer(&bodies),
+                );
             }
         }
     }
     for id in ContractId::ALL {
-        let profiles = samples::profiles(contract(id));
-        all.insert(doors::profile_name(id), shape::of(&profiles.iter().collect::<Vec<_>>()));
+        let profiles = samples::profile_samples(contract(id));
+        all.insert(
+            doors::profile_name(id),
+            schema_inference::infer(&profiles.iter().collect::<Vec<_>>()),
+        );
         all.insert(doors::row_name(id), bulk_schema(contract(id)));
     }
     all.insert("report".to_owned(), report());
-    all.insert("problem".to_owned(), shape::of(&[&problem::problem(404, "title", "detail")]));
-    all.insert("message".to_owned(), shape::of(&[&problem::message("text")]));
+    all.insert(
+        "problem".to_owned(),
+        schema_inference::infer(&[&problem::problem(404, "title", "detail")]),
+    );
+    all.insert("message".to_owned(), schema_inference::infer(&[&problem::message("text")]));
     all.extend(doors::schemas());
     all
 }

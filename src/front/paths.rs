@@ -1,8 +1,9 @@
-//! The paths that are not settings, and the paths of profiles. Pages have theirs in `pages`.
+//! Fixed paths, and the profile paths that follow from the mounts. The paths of HTML pages are in `pages`.
 
-use crate::config::{Mount, Place};
+use crate::config::{Mount, PathPattern};
 
 pub(super) const BULK: &str = "/registrations";
+/// The profile path that is served whatever the mounts are.
 pub(super) const PROFILE: &str = "/users/profile";
 pub(super) const KEYS: &str = "/.well-known/jwks.json";
 pub(super) const SPECIFICATION: &str = "/openapi.json";
@@ -10,9 +11,9 @@ pub(super) const LIVE: &str = "/live";
 pub(super) const METRICS: &str = "/metrics";
 pub(super) const READY: &str = "/ready";
 
-/// The paths of profiles: the documented one, and those of the mounts, each once.
-pub(super) fn profiles(mounts: &[Mount]) -> Vec<Place> {
-    let mut profiles = vec![Place { path: PROFILE.to_owned(), any_prefix: false }];
+/// [`PROFILE`] and the profile paths of the mounts, without duplicates and without paths that are mounts themselves.
+pub(super) fn profiles(mounts: &[Mount]) -> Vec<PathPattern> {
+    let mut profiles = vec![PathPattern { path: PROFILE.to_owned(), any_prefix: false }];
     for place in mounts.iter().filter_map(|mount| mount.profile.as_ref()) {
         let is_mounted = mounts
             .iter()

@@ -1,4 +1,4 @@
-//! `GET /users/profile`: the token travels to a worker, who can read it.
+//! `GET` on a profile path: sends the bearer token to a worker, which verifies it and returns the user.
 
 use std::net::SocketAddr;
 
@@ -9,64 +9,63 @@ use hyper::{Request, StatusCode};
 use tokio::time::Instant;
 
 use super::Front;
-use super::answer::{self, Response};
-use super::limits::TooMany;
-use crate::contract::{Fault, contract, problem};
-use crate::queue::{Call, CallError, Kind};
-use crate::signup::{MessageId, Outcome, RejectionCode};
+use super::limits::RateLimited;
+use super::response::{self, Response};
+use crate::contract::{ApiError, contract, problem};
+use crate::domain::{MessageId, Outcome, RejectionCode};
+use crate::queue::{MessageKind, RpcError, RpcRequest};
 use crate::telemetry::trace::Span;
 
-/// Longest token worth sending: ours are under 1 KiB.
+/// Longest token that is sent to a worker, in bytes. muster's tokens are shorter than 1 KiB.
 const TOKEN_MAX: usize = 4096;
 
-/// What is said to whoever has no token, or none that counts.
+/// The message of a 401: the token is missing, invalid or expired.
 pub(super) const UNAUTHORIZED: &str = "Unauthorized";
 
 impl Front {
-    /// Refuses, in this order: 429, 401, 503.
+    /// Returns the token's user. Errors take precedence in this order: 429, 401, 503.
     pub(super) async fn profile(
         &self,
         request: Request<Incoming>,
         peer: SocketAddr,
         span: &mut Span,
     ) -> Response {
-        // A body means nothing here; one that is kept unread would use up the connection's window.
+        // Dropping the body keeps it from filling the connection's flow-control window.
         let (head, _) = request.into_parts();
-        if let Err(TooMany(wait)) = self.limits.profile(peer, &head.headers) {
-            return answer::with_retry_after(fault(Fault::TooMany), wait);
+        if let Err(RateLimited(wait)) = self.limits.profile(peer, &head.headers) {
+            return response::with_retry_after(error(ApiError::RateLimited), wait);
         }
         let Some(token) = bearer(&head.headers) else { return unauthorized() };
         let Ok(_permit) = self.profiles_in_flight.try_acquire() else {
-            return fault(Fault::NotAccepted);
+            return error(ApiError::Unavailable);
         };
-        let call = Call {
-            kind: Kind::Profile,
+        let call = RpcRequest {
+            kind: MessageKind::Profile,
             id: MessageId::random(),
-            fresh: true,
+            new_key: true,
             body: Bytes::copy_from_slice(token.as_bytes()),
-            deadline: Instant::now() + self.settings.deadline,
+            deadline: Instant::now() + self.settings.request_timeout,
             trace: span.context().clone(),
         };
-        let _waits = self.telemetry.metrics.waits();
-        match self.caller.call(call).await.map(|reply| reply.outcome) {
-            Ok(Outcome::Found { user }) => {
-                answer::json(StatusCode::OK, &contract(user.contract).profile(&user))
+        let _in_flight = self.telemetry.metrics.request_in_flight();
+        match self.caller.request(call).await.map(|reply| reply.outcome) {
+            Ok(Outcome::Profile { user }) => {
+                response::json(StatusCode::OK, &contract(user.contract).profile(&user))
             }
             Ok(Outcome::Rejected(rejection)) if rejection.code == RejectionCode::Unauthorized => {
                 unauthorized()
             }
-            // Never 401 for a fault of ours: clients throw their token away on it.
-            Ok(Outcome::Failed(failure)) => fault(failure.code.into()),
-            Ok(Outcome::Registered { .. } | Outcome::Rejected(_)) | Err(CallError::Unknown) => {
-                fault(Fault::Internal)
-            }
-            Err(CallError::NotAccepted) => fault(Fault::NotAccepted),
-            Err(CallError::NoAnswer) => fault(Fault::NoAnswer),
+            // A failure of muster is never 401, because clients discard their token on 401.
+            Ok(Outcome::Failed(failure)) => error(failure.code.into()),
+            Ok(Outcome::Registered { .. } | Outcome::Rejected(_))
+            | Err(RpcError::Indeterminate) => error(ApiError::Internal),
+            Err(RpcError::Rejected) => error(ApiError::Unavailable),
+            Err(RpcError::Timeout) => error(ApiError::Timeout),
         }
     }
 }
 
-/// The token of `Authorization: Bearer <token>`.
+/// The token of `Authorization: Bearer <token>`, if it has 1 to [`TOKEN_MAX`] bytes.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let token = token.trim();
@@ -75,12 +74,12 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 fn unauthorized() -> Response {
-    let mut response = answer::json(StatusCode::UNAUTHORIZED, &problem::message(UNAUTHORIZED));
+    let mut response = response::json(StatusCode::UNAUTHORIZED, &problem::message(UNAUTHORIZED));
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }
 
-fn fault(fault: Fault) -> Response {
-    let status = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    answer::json(status, &problem::message(fault.text()))
+fn error(error: ApiError) -> Response {
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response::json(status, &problem::message(error.text()))
 }

@@ -1,6 +1,6 @@
-//! The two versions of HTTP that are served. `server` detects which one a plain connection speaks, `tls` negotiates it.
+//! The HTTP versions that are served: `server` detects the version of a plain connection, `tls` negotiates it.
 
-/// The first bytes of an HTTP/2 client (RFC 9113, 3.4).
+/// The connection preface, which an HTTP/2 client sends first (RFC 9113, section 3.4).
 pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

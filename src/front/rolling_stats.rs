@@ -7,9 +7,9 @@ use std::time::Duration;
 use hyper::StatusCode;
 use tokio::time::{Instant, interval_at};
 
-use crate::queue::{BulkBacklog, Caller};
+use crate::queue::{BulkBacklog, RpcClient};
 use crate::telemetry::Metrics;
-use crate::telemetry::figures::BulkRows;
+use crate::telemetry::gauges::BulkRowCounts;
 
 /// Seconds that are remembered.
 pub(super) const SECONDS: usize = 120;
@@ -33,7 +33,7 @@ struct State {
     /// One more than is returned, for the second that is not over.
     seconds: Box<[Second; SECONDS + 1]>,
     /// Counters of bulk rows at the last sample.
-    rows: BulkRows,
+    rows: BulkRowCounts,
 }
 
 /// Registrations that were answered within one second, and the sample taken in it.
@@ -60,7 +60,7 @@ pub(super) struct Sample {
     /// The bulk queue; none while it is unknown.
     pub(super) bulk: Option<BulkBacklog>,
     /// Bulk rows finished, by the uploads and by the worker of this process.
-    rows: BulkRows,
+    rows: BulkRowCounts,
 }
 
 /// How long registrations that succeeded took.
@@ -70,7 +70,7 @@ pub(super) struct Times([u32; CLASSES]);
 impl RollingStats {
     pub(super) fn new() -> Self {
         let seconds = Box::new([Second::empty(0); SECONDS + 1]);
-        let state = State { seconds, rows: BulkRows::default() };
+        let state = State { seconds, rows: BulkRowCounts::default() };
         Self { began: Instant::now(), state: Mutex::new(state) }
     }
 
@@ -90,20 +90,20 @@ impl RollingStats {
     }
 
     /// Samples the queues and the counters of bulk rows in the middle of every second. Never returns.
-    pub(super) async fn sample_every_second(&self, caller: &dyn Caller, metrics: &Metrics) {
+    pub(super) async fn sample_every_second(&self, caller: &dyn RpcClient, metrics: &Metrics) {
         let mut tick = interval_at(self.began + Duration::from_millis(500), Duration::from_secs(1));
         loop {
             tick.tick().await;
-            self.sample(caller.backlog().waiting, caller.bulk_backlog(), metrics.bulk_rows());
+            self.sample(caller.backlog().ready, caller.bulk_backlog(), metrics.bulk_row_counts());
         }
     }
 
-    fn sample(&self, waiting: u64, bulk: Option<BulkBacklog>, counted: BulkRows) {
+    fn sample(&self, waiting: u64, bulk: Option<BulkBacklog>, counted: BulkRowCounts) {
         let (now, mut state) = (self.now(), self.lock());
         let before = std::mem::replace(&mut state.rows, counted);
         let second = state.second(now);
-        let earlier = second.sample.map_or(BulkRows::default(), |sample| sample.rows);
-        let rows = BulkRows {
+        let earlier = second.sample.map_or(BulkRowCounts::default(), |sample| sample.rows);
+        let rows = BulkRowCounts {
             answered: earlier.answered + counted.answered.saturating_sub(before.answered),
             handled: earlier.handled + counted.handled.saturating_sub(before.handled),
         };
@@ -162,7 +162,7 @@ impl Second {
 
     fn has_bulk_rows(&self) -> bool {
         let rows = self.sample.map(|sample| sample.rows);
-        rows.is_some_and(|rows| rows != BulkRows::default())
+        rows.is_some_and(|rows| rows != BulkRowCounts::default())
             || self.bulk_rows_queued().is_some_and(|queued| queued > 0)
     }
 }
@@ -171,8 +171,9 @@ impl Second {
 /// both counters, so the counter with more rows stands for both.
 pub(super) fn bulk_rows(seconds: &[Second]) -> Vec<Option<u64>> {
     let rows = seconds.iter().map(|second| second.sample.map(|sample| sample.rows));
-    let sum = |count: fn(BulkRows) -> u64| rows.clone().flatten().map(count).sum::<u64>();
-    let (answered, handled) = (|rows: BulkRows| rows.answered, |rows: BulkRows| rows.handled);
+    let sum = |count: fn(BulkRowCounts) -> u64| rows.clone().flatten().map(count).sum::<u64>();
+    let (answered, handled) =
+        (|rows: BulkRowCounts| rows.answered, |rows: BulkRowCounts| rows.handled);
     let count = if sum(answered) > sum(handled) { answered } else { handled };
     rows.map(|rows| rows.map(count)).collect()
 }
@@ -267,12 +268,12 @@ mod tests {
     async fn bulk_rows_are_counted_once_and_their_rate_is_that_of_their_seconds() {
         let stats = RollingStats::new();
         let second = Duration::from_secs(1);
-        stats.sample(0, queued(0, 0), BulkRows::default());
+        stats.sample(0, queued(0, 0), BulkRowCounts::default());
         tokio::time::advance(30 * second).await;
         assert!(!has_bulk_rows(&stats.seconds()) && bulk_rate(&stats.seconds()).is_none());
         // Uploaded and handled here: handled sooner than answered, but not counted twice.
         for (answered, handled) in [(40, 60), (110, 120), (180, 180)] {
-            stats.sample(0, queued(500, 0), BulkRows { answered, handled });
+            stats.sample(0, queued(500, 0), BulkRowCounts { answered, handled });
             tokio::time::advance(second).await;
         }
         let seconds = stats.seconds();
@@ -280,7 +281,7 @@ mod tests {
         assert_eq!(bulk_rate(&seconds), Some(60.0));
         assert!(has_bulk_rows(&seconds));
         // Uploaded here, handled by other workers.
-        stats.sample(0, queued(500, 0), BulkRows { answered: 480, handled: 180 });
+        stats.sample(0, queued(500, 0), BulkRowCounts { answered: 480, handled: 180 });
         tokio::time::advance(second).await;
         assert_eq!(bulk_rows(&stats.seconds())[SECONDS - 1], Some(300));
     }
@@ -290,14 +291,14 @@ mod tests {
         let stats = RollingStats::new();
         let second = Duration::from_secs(1);
         for depth in [0, 1000, 900, 800, 700] {
-            stats.sample(0, queued(depth, 5), BulkRows::default());
+            stats.sample(0, queued(depth, 5), BulkRowCounts::default());
             tokio::time::advance(second).await;
         }
         // All five have rows to retry: from 5 to 705 nothing shrank.
         assert_eq!(bulk_rate(&stats.seconds()), None);
         let stats = RollingStats::new();
         for depth in [0, 1000, 900, 800, 700] {
-            stats.sample(0, queued(depth, 0), BulkRows::default());
+            stats.sample(0, queued(depth, 0), BulkRowCounts::default());
             tokio::time::advance(second).await;
         }
         assert_eq!(bulk_rate(&stats.seconds()), Some(100.0));

@@ -26,8 +26,8 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::answer::{self, Response};
 use super::protocol::{HTTP2_PREFACE, Protocol};
+use super::response::{self, Response};
 use super::tls::{Encrypted, Tls};
 use crate::shutdown::contained;
 use activity::{Patience, Turn};
@@ -57,7 +57,7 @@ const BAD_HOST: &str = "The Host header must name one host (RFC 9112, section 3.
 
 /// What one listener allows.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct ConnectionLimits {
     /// Open connections; for more, idle ones make room. As many requests besides one on each.
     pub connections: usize,
     /// Those of one client address; of IPv6, of one /64.
@@ -91,7 +91,7 @@ pub async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListe
 /// each.
 pub(super) async fn serve<G, A, F>(
     listener: TcpListener,
-    limits: Limits,
+    limits: ConnectionLimits,
     tls: Option<Tls>,
     stop: CancellationToken,
     opened: impl Fn() -> G,
@@ -125,7 +125,7 @@ pub(super) async fn serve<G, A, F>(
 struct Server {
     builder: Builder<TokioExecutor>,
     places: Arc<Places>,
-    limits: Limits,
+    limits: ConnectionLimits,
     tls: Option<Tls>,
     stop: CancellationToken,
 }
@@ -233,7 +233,7 @@ where
 {
     let version = request.version();
     if !host::is_valid(&request) {
-        return answer::closing(answer::problem(StatusCode::BAD_REQUEST, BAD_HOST), version);
+        return response::closing(response::problem(StatusCode::BAD_REQUEST, BAD_HOST), version);
     }
     match answer(request, peer).await {
         Ok(response) => response,
@@ -276,7 +276,7 @@ async fn speaks(stream: &TcpStream) -> io::Result<Protocol> {
     }
 }
 
-fn builder(limits: &Limits) -> Builder<TokioExecutor> {
+fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()

@@ -1,4 +1,5 @@
-//! `POST` on a registration path: from a request to the contract's answer.
+//! `POST` on a registration path: reads and checks the document, calls a worker through the queue, and renders the
+//! outcome in the contract's shape.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,34 +11,35 @@ use hyper::{Request, StatusCode};
 use tokio::time::Instant;
 
 use super::Front;
-use super::answer::{self, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Response};
 use super::body::{self, BodyError};
-use super::limits::TooMany;
-use crate::contract::{Answer, Contract, Document, Fault, choose, contract, mounted_alone};
-use crate::queue::{Call, CallError, Kind};
-use crate::signup::{ContractId, IdempotencyKey, MessageId, Outcome, RejectionCode};
-use crate::telemetry::events::Answered;
+use super::limits::RateLimited;
+use super::response::{self, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Response};
+use crate::contract::{
+    ApiError, ApiResponse, Contract, Document, contract, select_contract, sole_contract,
+};
+use crate::domain::{ContractId, IdempotencyKey, MessageId, Outcome, RejectionCode};
+use crate::queue::{MessageKind, RpcError, RpcRequest};
+use crate::telemetry::events::SignupFields;
 use crate::telemetry::trace::Span;
 use crate::telemetry::{Stage, Stages, TraceContext};
 
-/// What is said of a body that did not come in time.
-pub(super) const SLOW_BODY: &str = "The body took too long.";
+/// Problem detail of a request whose body exceeds `front.body_timeout`.
+pub(super) const SLOW_BODY: &str = "The request body did not arrive in time.";
 
-/// What is told of a request, apart from its answer.
-struct Trip {
-    /// The message's id, once there is one.
+/// Fields logged for a request, and the trace context of its message.
+struct SignupLog {
+    /// None while the request has no valid idempotency key.
     id: Option<MessageId>,
     contract: ContractId,
     stages: Stages,
-    /// Where it stands.
     trace: TraceContext,
 }
 
-/// One word, and the answer that goes with it.
-type Ended = (&'static str, Response);
+/// The outcome label and the response.
+type LabelledResponse = (&'static str, Response);
 
 impl Front {
-    /// Answers, and tells of it.
+    /// Responds to a registration; logs it and counts it.
     pub(super) async fn sign_up(
         &self,
         mount: &[ContractId],
@@ -46,186 +48,219 @@ impl Front {
         span: &mut Span,
     ) -> Response {
         let started = Instant::now();
-        let first = by_shape(mount, None);
+        let first = contract_at(mount, None);
         let trace = span.context().clone();
-        let mut trip = Trip { id: None, contract: first.id(), stages: Stages::default(), trace };
-        let (outcome, response) = self.signed_up(mount, request, peer, &mut trip).await;
-        let Trip { id, contract, mut stages, .. } = trip;
-        span.text("muster.contract", contract.as_str());
-        span.text("muster.outcome", outcome);
+        let mut log =
+            SignupLog { id: None, contract: first.id(), stages: Stages::default(), trace };
+        let (outcome, response) = self.process(mount, request, peer, &mut log).await;
+        let SignupLog { id, contract, mut stages, .. } = log;
+        span.set_text("muster.contract", contract.as_str());
+        span.set_text("muster.outcome", outcome);
         stages.add(Stage::Total, started.elapsed());
         self.rolling_stats.note(outcome, response.status(), started.elapsed());
         let status = response.status().as_u16();
         let id = id.as_ref().map(MessageId::as_str);
         let stages = &stages;
-        self.telemetry.metrics.answered(&Answered { id, contract, outcome, status, stages });
-        if self.settings.pages {
-            answer::with_timing(response, &stages.to_server_timing())
+        self.telemetry.metrics.request_answered(&SignupFields {
+            id,
+            contract,
+            outcome,
+            status,
+            stages,
+        });
+        if self.settings.ui {
+            response::with_timing(response, &stages.to_server_timing())
         } else {
             response
         }
     }
 
-    /// Refuses, in this order: 429 for the client's address, 415, 413, 400, 429 for the e-mail address,
-    /// 503.
-    async fn signed_up(
+    /// Checks the request and calls a worker. Errors take precedence in this order: 429 for the client's address, 415,
+    /// 413, 400, 429 for the e-mail address, 503.
+    async fn process(
         &self,
         mount: &[ContractId],
         request: Request<Incoming>,
         peer: SocketAddr,
-        trip: &mut Trip,
-    ) -> Ended {
-        let first = by_shape(mount, None);
+        log: &mut SignupLog,
+    ) -> LabelledResponse {
+        let first = contract_at(mount, None);
         let (head, body) = request.into_parts();
-        if let Err(TooMany(wait)) = self.limits.registration(peer, &head.headers) {
-            let refused = too_many(first, wait);
-            return ("too_many", body::refuse(refused, &head, body).await);
+        if let Err(RateLimited(wait)) = self.limits.registration(peer, &head.headers) {
+            let refusal = rate_limited(first, wait);
+            return ("too_many", body::refuse(refusal, &head, body).await);
         }
         if !body::is_json(&head.headers) {
-            let refused = fault(first, Fault::MediaType);
-            return ("media_type", body::refuse(refused, &head, body).await);
+            let refusal = error(first, ApiError::UnsupportedMediaType);
+            return ("media_type", body::refuse(refusal, &head, body).await);
         }
-        let (settings, reading) = (&self.settings, Instant::now());
+        let (settings, read_started) = (&self.settings, Instant::now());
         let body = body::read(&head, body, settings.body_limit, settings.body_timeout).await;
-        trip.stages.add(Stage::Read, reading.elapsed());
+        log.stages.add(Stage::Read, read_started.elapsed());
         let body = match body {
             Ok(body) => body,
             Err(BodyError::TooLarge) => {
-                return ("too_large", answer::closing(fault(first, Fault::TooLarge), head.version));
+                return (
+                    "too_large",
+                    response::closing(error(first, ApiError::BodyTooLarge), head.version),
+                );
             }
-            Err(BodyError::Broken) => {
-                return ("broken", answer::closing(fault(first, Fault::Unreadable), head.version));
+            Err(BodyError::Aborted) => {
+                return (
+                    "broken",
+                    response::closing(error(first, ApiError::InvalidJson), head.version),
+                );
             }
-            Err(BodyError::Slow) => {
-                let told = answer::problem(StatusCode::REQUEST_TIMEOUT, SLOW_BODY);
-                return ("slow", answer::closing(told, head.version));
+            Err(BodyError::Timeout) => {
+                let problem = response::problem(StatusCode::REQUEST_TIMEOUT, SLOW_BODY);
+                return ("slow", response::closing(problem, head.version));
             }
         };
-        let deadline = Instant::now() + settings.deadline;
+        let deadline = Instant::now() + settings.request_timeout;
         let Ok(document) = Document::parse(&body) else {
-            return ("unreadable", fault(first, Fault::Unreadable));
+            return ("unreadable", error(first, ApiError::InvalidJson));
         };
-        let contract = by_shape(mount, Some(&document));
-        trip.contract = contract.id();
-        let (key, fresh) = match idempotency_key(&head.headers) {
+        let contract = contract_at(mount, Some(&document));
+        log.contract = contract.id();
+        let (key, new_key) = match idempotency_key(&head.headers) {
             Ok(Some(key)) => (key, false),
             Ok(None) => (IdempotencyKey::random(), true),
-            Err(BadKey) => return ("bad_key", fault(contract, Fault::BadKey)),
+            Err(InvalidIdempotencyKey) => {
+                return ("bad_key", error(contract, ApiError::InvalidIdempotencyKey));
+            }
         };
-        let id = MessageId::of_http(contract.id(), &key);
-        trip.id = Some(id.clone());
+        let id = MessageId::for_http(contract.id(), &key);
+        log.id = Some(id.clone());
         let candidate = match contract.check(&document, &self.policy) {
             Ok(candidate) => candidate,
-            Err(errors) => return ("invalid", render(contract, &Answer::Invalid(&errors))),
+            Err(errors) => return ("invalid", render(contract, &ApiResponse::Invalid(&errors))),
         };
-        // No sooner, because only now it is known to be an address, and for whom a worker would hash.
-        if let Err(TooMany(wait)) = self.limits.email(candidate.email.as_ref()) {
-            return ("too_many", too_many(contract, wait));
+        // Checked last of the 4xx: only now the address is valid, and only now a worker would hash for it.
+        if let Err(RateLimited(wait)) = self.limits.email(candidate.email.as_ref()) {
+            return ("too_many", rate_limited(contract, wait));
         }
         let permit = match self.admission.admit(&self.caller.backlog()) {
             Ok(permit) => permit,
             Err(reason) => {
-                self.telemetry.metrics.refused(reason.label());
-                let refused = fault(contract, Fault::NotAccepted);
-                return ("not_accepted", answer::with_key(refused, &key));
+                self.telemetry.metrics.request_shed(reason.label());
+                let refusal = error(contract, ApiError::Unavailable);
+                return ("not_accepted", response::with_key(refusal, &key));
             }
         };
-        let call = Call {
-            kind: Kind::Register(contract.id()),
+        let call = RpcRequest {
+            kind: MessageKind::Register(contract.id()),
             id,
-            fresh,
+            new_key,
             body: Bytes::from(contract.write(&candidate).to_string()),
             deadline,
-            trace: trip.trace.clone(),
+            trace: log.trace.clone(),
         };
-        let (sent, waits) = (Instant::now(), self.telemetry.metrics.waits());
+        let (sent, in_flight) = (Instant::now(), self.telemetry.metrics.request_in_flight());
         let called = self.in_flight_calls.call(&self.caller, call, permit).await;
-        drop(waits);
+        drop(in_flight);
         if let Ok(reply) = &called {
-            let mut theirs = reply.stages;
-            // What of it went into no stage is not told on.
-            let work = theirs.take(Stage::Work);
-            trip.stages.merge(theirs);
+            let mut worker_stages = reply.stages;
+            // The worker's total is not a stage of its own: without it, the round trip is the time in the queue.
+            let work = worker_stages.take(Stage::Work);
+            log.stages.merge(worker_stages);
             if let Some(work) = work {
-                let away = reply.at.saturating_duration_since(sent);
-                trip.stages.add(Stage::Queue, away.saturating_sub(work));
+                let round_trip = reply.at.saturating_duration_since(sent);
+                log.stages.add(Stage::Queue, round_trip.saturating_sub(work));
             }
         }
-        let (outcome, response) = self.told(contract, called.as_ref().map(|reply| &reply.outcome));
+        let (outcome, response) =
+            self.outcome_response(contract, called.as_ref().map(|reply| &reply.outcome));
         if let Ok(reply) = &called {
-            trip.stages.add(Stage::Reply, reply.at.elapsed());
+            log.stages.add(Stage::Reply, reply.at.elapsed());
         }
         if response.status().is_server_error() {
-            (outcome, answer::with_key(response, &key))
+            (outcome, response::with_key(response, &key))
         } else {
             (outcome, response)
         }
     }
 
-    fn told(&self, contract: &dyn Contract, called: Result<&Outcome, &CallError>) -> Ended {
+    /// The response for a worker's outcome, or for a call that has none.
+    fn outcome_response(
+        &self,
+        contract: &dyn Contract,
+        called: Result<&Outcome, &RpcError>,
+    ) -> LabelledResponse {
         let outcome = match called {
             Ok(outcome) => outcome,
-            Err(CallError::NotAccepted) => {
-                self.telemetry.metrics.refused("queue");
-                return ("not_accepted", fault(contract, Fault::NotAccepted));
+            Err(RpcError::Rejected) => {
+                self.telemetry.metrics.request_shed("queue");
+                return ("not_accepted", error(contract, ApiError::Unavailable));
             }
-            Err(CallError::Unknown) => return ("unknown", fault(contract, Fault::Internal)),
-            Err(CallError::NoAnswer) => return ("no_answer", fault(contract, Fault::NoAnswer)),
+            Err(RpcError::Indeterminate) => {
+                return ("unknown", error(contract, ApiError::Internal));
+            }
+            Err(RpcError::Timeout) => return ("no_answer", error(contract, ApiError::Timeout)),
         };
         let response = match outcome {
             Outcome::Registered { user, token, replayed, .. } => {
-                let answer = Answer::Created { user, token: token.as_deref() };
+                let answer = ApiResponse::Created { user, token: token.as_deref() };
                 let mut response = render(contract, &answer);
                 if *replayed {
-                    let yes = HeaderValue::from_static("true");
-                    response.headers_mut().insert(IDEMPOTENCY_REPLAYED, yes);
+                    let replayed = HeaderValue::from_static("true");
+                    response.headers_mut().insert(IDEMPOTENCY_REPLAYED, replayed);
                 }
                 response
             }
             Outcome::Rejected(rejection) => match rejection.code {
-                RejectionCode::Invalid => render(contract, &Answer::Invalid(&rejection.errors)),
-                RejectionCode::Duplicate => render(contract, &Answer::Duplicate(&rejection.errors)),
-                RejectionCode::KeyReused => fault(contract, Fault::KeyReused),
-                // The second: refused for a reason that only a newer front can render.
+                RejectionCode::Invalid => {
+                    render(contract, &ApiResponse::Invalid(&rejection.errors))
+                }
+                RejectionCode::Duplicate => {
+                    render(contract, &ApiResponse::Duplicate(&rejection.errors))
+                }
+                RejectionCode::KeyReused => error(contract, ApiError::KeyReused),
+                // `Unrecognized`: a newer worker rejected it for a reason that this front cannot render.
                 RejectionCode::Unauthorized | RejectionCode::Unrecognized => {
-                    fault(contract, Fault::Internal)
+                    error(contract, ApiError::Internal)
                 }
             },
-            Outcome::Failed(failure) => fault(contract, failure.code.into()),
-            Outcome::Found { .. } => fault(contract, Fault::Internal),
+            Outcome::Failed(failure) => error(contract, failure.code.into()),
+            Outcome::Profile { .. } => error(contract, ApiError::Internal),
         };
-        (outcome.word(), response)
+        (outcome.label(), response)
     }
 }
 
-pub(super) struct BadKey;
+/// The request has a malformed `Idempotency-Key`, or more than one.
+pub(super) struct InvalidIdempotencyKey;
 
-pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, BadKey> {
+/// The client's idempotency key; none if the request has no such header.
+pub(super) fn idempotency_key(
+    headers: &HeaderMap,
+) -> Result<Option<IdempotencyKey>, InvalidIdempotencyKey> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
-        (Some(value), None) => IdempotencyKey::parse(value.as_bytes()).map(Some).ok_or(BadKey),
-        (Some(_), Some(_)) => Err(BadKey),
+        (Some(value), None) => {
+            IdempotencyKey::parse(value.as_bytes()).map(Some).ok_or(InvalidIdempotencyKey)
+        }
+        (Some(_), Some(_)) => Err(InvalidIdempotencyKey),
     }
 }
 
-/// The contract a document is for, or the one that speaks for the mount while there is none.
-fn by_shape(mount: &[ContractId], document: Option<&Document<'_>>) -> &'static dyn Contract {
+/// Selects the contract by the document's keys; without a document, the mount's first contract.
+fn contract_at(mount: &[ContractId], document: Option<&Document<'_>>) -> &'static dyn Contract {
     match mount {
-        [only] => mounted_alone(*only),
-        // A mount names at least one contract; the settings' reader sees to it.
-        listed => contract(choose(listed, document).unwrap_or(ContractId::NestedName)),
+        [only] => sole_contract(*only),
+        // `config` guarantees at least one contract per mount, so the fallback is never used.
+        listed => contract(select_contract(listed, document).unwrap_or(ContractId::NestedName)),
     }
 }
 
-fn render(contract: &dyn Contract, answer: &Answer<'_>) -> Response {
-    answer::rendered(&contract.render(answer))
+fn render(contract: &dyn Contract, answer: &ApiResponse<'_>) -> Response {
+    response::rendered(&contract.render(answer))
 }
 
-fn fault(contract: &dyn Contract, fault: Fault) -> Response {
-    render(contract, &Answer::Fault(fault))
+fn error(contract: &dyn Contract, error: ApiError) -> Response {
+    render(contract, &ApiResponse::Error(error))
 }
 
-fn too_many(contract: &dyn Contract, wait: Duration) -> Response {
-    answer::with_retry_after(fault(contract, Fault::TooMany), wait)
+fn rate_limited(contract: &dyn Contract, wait: Duration) -> Response {
+    response::with_retry_after(error(contract, ApiError::RateLimited), wait)
 }

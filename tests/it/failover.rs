@@ -13,9 +13,9 @@ use crate::support::broker::Broker;
 use crate::support::muster::{Muster, eventually};
 use crate::support::proxy::Proxy;
 use crate::support::services::amqp_url;
-use crate::support::{Client, Pair, QueueKind, Setup, StoreKind};
+use crate::support::{Client, Pair, QueueAdapter, Setup, StoreAdapter};
 
-const PAIR: Pair = Pair(QueueKind::Rabbit, StoreKind::File);
+const PAIR: Pair = Pair(QueueAdapter::Rabbit, StoreAdapter::File);
 
 /// Settings whose broker URL names these addresses, in no order.
 fn setup(addresses: &[String]) -> Setup {
@@ -40,7 +40,7 @@ async fn signs_up(client: &Client) {
         *email = json!(format!("{key}@example.com"));
     }
     if let Some(name) = body.get_mut("username") {
-        *name = json!(format!("u{}", &muster::signup::id::random_hex()[..12]));
+        *name = json!(format!("u{}", &muster::domain::id::random_hex()[..12]));
     }
     eventually("a signup", async || client.post_with_key(path, &body, &key).await.status == 201)
         .await;
@@ -63,7 +63,7 @@ async fn moves_to_the_other_address(break_wire: impl Fn(&Proxy)) {
         })
         .await;
         signs_up(muster.client()).await;
-        wire.heal();
+        wire.restore();
     }
 }
 
@@ -79,7 +79,7 @@ async fn broker_that_neither_reads_nor_writes_is_left_for_the_other_address() {
 
 #[tokio::test]
 async fn broker_that_reads_and_answers_nothing_is_left_for_the_other_address() {
-    moves_to_the_other_address(Proxy::mute).await;
+    moves_to_the_other_address(Proxy::drop_responses).await;
 }
 
 #[tokio::test]
@@ -100,22 +100,22 @@ async fn ready_report(muster: &Muster) -> serde_json::Value {
 
 #[tokio::test]
 async fn signups_go_on_while_the_profile_queue_cannot_be_declared() {
-    if !PAIR.is_there() {
+    if !PAIR.is_available() {
         return;
     }
     let setup = Setup::new(PAIR);
     let broker = Broker::connect().await;
     let profile = format!("{}.profile", setup.namespace());
     // Exclusive to another connection, it refuses every declaration and every consumer.
-    broker.own_queue(&profile).await;
+    broker.declare_exclusive_queue(&profile).await;
     let muster = setup.start_with(&["serve"]).await;
     let client = muster.client();
     signs_up(client).await;
     let report = ready_report(&muster).await;
     assert!(report["warnings"]["profile"].is_string(), "{report}");
-    assert_ne!(report["parts"]["profile"], json!("up"), "{report}");
-    assert_eq!(report["parts"]["queue"], json!("up"), "{report}");
-    assert_eq!(report["parts"]["interactive"], json!("up"), "{report}");
+    assert_ne!(report["components"]["profile"], json!("up"), "{report}");
+    assert_eq!(report["components"]["queue"], json!("up"), "{report}");
+    assert_eq!(report["components"]["interactive"], json!("up"), "{report}");
     let headers = [("authorization", "Bearer a.b.c")];
     assert!(client.get("/users/profile", &headers).await.status >= 500);
 
@@ -131,18 +131,18 @@ async fn signups_go_on_while_the_profile_queue_cannot_be_declared() {
 
 #[tokio::test]
 async fn front_is_not_ready_while_the_interactive_queue_cannot_be_declared() {
-    if !PAIR.is_there() {
+    if !PAIR.is_available() {
         return;
     }
     let setup = Setup::new(PAIR);
     let broker = Broker::connect().await;
     let interactive = format!("{}.interactive", setup.namespace());
-    broker.own_queue(&interactive).await;
+    broker.declare_exclusive_queue(&interactive).await;
     let muster = setup.start_with(&["serve"]).await;
     let client = muster.client();
     eventually("the reason", async || {
         let report = ready_report(&muster).await;
-        report["parts"]["queue"].to_string().contains("RESOURCE_LOCKED")
+        report["components"]["queue"].to_string().contains("RESOURCE_LOCKED")
     })
     .await;
     let (path, body, _) = five_requests().remove(0);
@@ -158,7 +158,7 @@ async fn front_is_not_ready_while_the_interactive_queue_cannot_be_declared() {
 
 #[tokio::test]
 async fn worker_answers_probes_on_reply_queues_of_fronts_alone() {
-    if !PAIR.is_there() {
+    if !PAIR.is_available() {
         return;
     }
     let setup = Setup::new(PAIR);
@@ -169,14 +169,14 @@ async fn worker_answers_probes_on_reply_queues_of_fronts_alone() {
         crate::support::services::unique("no-reply-queue"),
     );
     for queue in [&foreign, &own] {
-        broker.own_queue(queue).await;
+        broker.declare_exclusive_queue(queue).await;
         let probe = BasicProperties::default()
             .with_type("probe".into())
             .with_reply_to(queue.as_str().into());
-        broker.publish_anything(setup.namespace(), "interactive", probe, b"").await;
+        broker.publish_unchecked(setup.namespace(), "interactive", probe, b"").await;
     }
     // In their order, so the first has been handled by now.
-    let reply = broker.fetch_unseen(&own).await;
+    let reply = broker.fetch_unchecked(&own).await;
     assert_eq!(reply.properties.kind().as_ref().unwrap().as_str(), "probe");
     assert_eq!(broker.count(&foreign).await, 0);
     let dead = format!("{}.dead", setup.namespace());
@@ -185,7 +185,7 @@ async fn worker_answers_probes_on_reply_queues_of_fronts_alone() {
 
 #[tokio::test]
 async fn reply_queue_is_made_anew_when_probes_stay_unanswered() {
-    if !PAIR.is_there() {
+    if !PAIR.is_available() {
         return;
     }
     let setup = Setup::new(PAIR);

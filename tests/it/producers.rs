@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 use lapin::BasicProperties;
 use lapin::options::BasicGetOptions;
 use lapin::types::AMQPValue;
-use muster::signup::{Clock, ContractId, IdempotencyKey, MessageId, Outcome};
+use muster::domain::{Clock, ContractId, IdempotencyKey, MessageId, Outcome};
 use serde_json::{Value, json};
 
 use crate::support::broker::{
@@ -13,7 +13,7 @@ use crate::support::broker::{
 };
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, unique};
-use crate::support::{Client, Rig, Setup};
+use crate::support::{Client, Fleet, Setup};
 
 /// Another system: its account, its connection and its replies.
 struct Producer {
@@ -26,7 +26,7 @@ struct Producer {
 impl Producer {
     /// `None` where the broker's accounts are not the tests' to make.
     async fn new(namespace: &str) -> Option<Self> {
-        let account = Account::of_least_privilege(namespace).await?;
+        let account = Account::with_least_privilege(namespace).await?;
         let broker = account.connect().await;
         let replies = broker.direct_replies().await;
         Some(Self { account, broker, replies, namespace: namespace.to_owned() })
@@ -34,7 +34,7 @@ impl Producer {
 
     async fn publish(&self, queue: &str, properties: BasicProperties, body: &Value) {
         let body = body.to_string();
-        self.broker.publish_anything(&self.namespace, queue, properties, body.as_bytes()).await;
+        self.broker.publish_unchecked(&self.namespace, queue, properties, body.as_bytes()).await;
     }
 
     /// The id and the outcome of the next reply.
@@ -86,21 +86,21 @@ async fn lose(namespace: &str, queue: &str) {
 async fn a_suspect_that_cannot_finish_holds_no_queue_up() {
     // Far longer than the test, so that the suspect does not end by itself.
     let settings = [("MUSTER_FRONT_DEADLINE", "600s"), ("MUSTER_STORE_TIMEOUT", "200s")];
-    let Some(mut rig) = Rig::new(1, 1, &settings).await else { return };
-    let namespace = rig.setup.namespace().to_owned();
+    let Some(mut fleet) = Fleet::new(1, 1, &settings).await else { return };
+    let namespace = fleet.setup.namespace().to_owned();
     let Some(mut producer) = Producer::new(&namespace).await else { return };
-    rig.workers[0].start().await;
-    rig.workers[0].broker.cut();
-    rig.workers[0].is_ready(false).await;
+    fleet.workers[0].start().await;
+    fleet.workers[0].broker.cut();
+    fleet.workers[0].wait_for_readiness(false).await;
     let suspect = unique("suspect");
     producer.publish("interactive", waiting(&suspect, "600000"), &document()).await;
     for _ in 0..2 {
         lose(&namespace, "interactive").await;
     }
     // It gets as far as its insert.
-    rig.workers[0].store.stall();
-    rig.workers[0].broker.heal();
-    let worker = rig.workers[0].process();
+    fleet.workers[0].store.stall();
+    fleet.workers[0].broker.restore();
+    let worker = fleet.workers[0].process();
     worker.wait_for_log(|line| line.contains("taken") && line.contains(&suspect)).await;
 
     // Nothing of this needs the store.
@@ -129,14 +129,14 @@ async fn a_suspect_that_cannot_finish_holds_no_queue_up() {
     answered.sort();
     honest.sort();
     assert_eq!(answered, honest, "each once, and the suspect not");
-    rig.workers[0].store.heal();
+    fleet.workers[0].store.restore();
     assert_eq!(producer.reply().await.0, suspect);
     producer.account.remove().await;
 }
 
 #[tokio::test]
 async fn a_forged_delivery_count_is_ignored() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
@@ -170,7 +170,7 @@ async fn a_forged_delivery_count_is_ignored() {
 
 #[tokio::test]
 async fn an_expiration_above_the_limit_is_invalid() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_DEADLINE", "20s");
@@ -196,7 +196,7 @@ async fn an_expiration_above_the_limit_is_invalid() {
 
 #[tokio::test]
 async fn a_front_without_a_reply_yet_counts_what_others_keep_waiting() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     const WAITING: u64 = 250;
@@ -210,19 +210,19 @@ async fn a_front_without_a_reply_yet_counts_what_others_keep_waiting() {
     }
     eventually("the backlog to be sampled", async || {
         // A probe of the front may have got in between.
-        front.client().get("/ready", &[]).await.json()["waiting"].as_u64() >= Some(WAITING)
+        front.client().get("/ready", &[]).await.json()["queued"].as_u64() >= Some(WAITING)
     })
     .await;
-    let answer = front.client().post("/users/register", &document()).await;
-    assert_eq!(answer.status, 503, "{:?}", answer.json());
-    let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+    let response = front.client().post("/users/register", &document()).await;
+    assert_eq!(response.status, 503, "{:?}", response.json());
+    let wait: u64 = response.header("retry-after").unwrap().parse().unwrap();
     assert!((10..=120).contains(&wait), "{wait}");
     producer.account.remove().await;
 }
 
 #[tokio::test]
 async fn no_producer_meets_an_id_of_http() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
@@ -231,7 +231,7 @@ async fn no_producer_meets_an_id_of_http() {
     let account = producer.account.name().to_owned();
     for user_id in [None, Some(account.as_str())] {
         let key = IdempotencyKey::random();
-        let id = MessageId::of_http(ContractId::FlatName, &key);
+        let id = MessageId::for_http(ContractId::FlatName, &key);
         let claiming = waiting(id.as_str(), "30000").with_headers(headers(&[
             ("contract", "flat-name".into()),
             ("entry-point", "http".into()),
@@ -244,17 +244,17 @@ async fn no_producer_meets_an_id_of_http() {
         producer.publish("interactive", claiming, &document()).await;
         let (_, outcome) = producer.reply().await;
         assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome:?}");
-        let answer =
+        let response =
             muster.client().post_with_key("/users/register", &document(), key.as_str()).await;
-        let replayed = answer.header("idempotency-replayed");
-        assert_eq!((answer.status, replayed), (201, None), "{:?}", answer.json());
+        let replayed = response.header("idempotency-replayed");
+        assert_eq!((response.status, replayed), (201, None), "{:?}", response.json());
     }
     producer.account.remove().await;
 }
 
 #[tokio::test]
 async fn a_time_stamp_of_one_system_expires_nothing_of_another() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
@@ -278,8 +278,8 @@ async fn a_time_stamp_of_one_system_expires_nothing_of_another() {
     }
     let mut worker = setup.start_role("worker").await;
     for _ in 0..5 {
-        let answer = front.client().post("/users/register", &document()).await;
-        assert_eq!(answer.status, 201, "{:?}", answer.json());
+        let response = front.client().post("/users/register", &document()).await;
+        assert_eq!(response.status, 201, "{:?}", response.json());
     }
     // It could be a front's account that the settings forgot.
     let is_warned = |line: &str| line.contains("untrusted_front") && line.contains(&account);
@@ -289,7 +289,7 @@ async fn a_time_stamp_of_one_system_expires_nothing_of_another() {
 
 #[tokio::test]
 async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     const FLOOD: usize = 60;
@@ -307,10 +307,10 @@ async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
     // A body that is no document is known to be one only when it was read.
     producer
         .broker
-        .publish_anything(setup.namespace(), "interactive", waiting("body", "30000"), b"[")
+        .publish_unchecked(setup.namespace(), "interactive", waiting("body", "30000"), b"[")
         .await;
-    let answer = front.client().post("/users/register", &document()).await;
-    assert_eq!(answer.status, 201, "{:?}", answer.json());
+    let response = front.client().post("/users/register", &document()).await;
+    assert_eq!(response.status, 201, "{:?}", response.json());
     eventually("all to be settled", async || {
         let broker = Broker::connect().await;
         let dropped = dropped(worker.client()).await;
@@ -325,9 +325,9 @@ async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
     worker.wait_for_log(|line| line.contains("republish_failed")).await;
     let warns = async |client: &Client, path: &str, expected: bool| {
         eventually(&format!("{path}: {expected}"), async || {
-            let answer = client.get(path, &[]).await;
-            assert_eq!(answer.status, 200, "{path}");
-            answer.json()["warnings"]["deadLetters"].is_string() == expected
+            let response = client.get(path, &[]).await;
+            assert_eq!(response.status, 200, "{path}");
+            response.json()["warnings"]["deadLetters"].is_string() == expected
         })
         .await;
     };
@@ -353,15 +353,15 @@ async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
 
 /// Dead letters that a worker dropped.
 async fn dropped(client: &Client) -> f64 {
-    let answer = client.send("GET", "/metrics", &[], "").await.unwrap();
-    let text = String::from_utf8_lossy(&answer.bytes).into_owned();
+    let response = client.send("GET", "/metrics", &[], "").await.unwrap();
+    let text = String::from_utf8_lossy(&response.bytes).into_owned();
     let lines = text.lines().filter(|line| line.starts_with("muster_dead_letters_dropped_total{"));
     lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
 #[tokio::test]
 async fn a_reply_of_a_newer_worker_ends_its_call_at_once() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION)
@@ -378,16 +378,16 @@ async fn a_reply_of_a_newer_worker_ends_its_call_at_once() {
     ];
     for reply in newer {
         let body = document();
-        let (answer, ()) = tokio::join!(front.client().post("/users/register", &body), async {
-            let asked = broker.fetch(&queue).await;
-            let reply_to = asked.properties.reply_to().as_ref().unwrap().to_string();
+        let (response, ()) = tokio::join!(front.client().post("/users/register", &body), async {
+            let registration = broker.fetch(&queue).await;
+            let reply_to = registration.properties.reply_to().as_ref().unwrap().to_string();
             let properties = BasicProperties::default()
-                .with_message_id(asked.properties.message_id().clone().unwrap())
-                .with_correlation_id(asked.properties.correlation_id().clone().unwrap());
-            broker.publish_anything("", &reply_to, properties, reply.to_string().as_bytes()).await;
+                .with_message_id(registration.properties.message_id().clone().unwrap())
+                .with_correlation_id(registration.properties.correlation_id().clone().unwrap());
+            broker.publish_unchecked("", &reply_to, properties, reply.to_string().as_bytes()).await;
         });
-        assert_eq!(answer.status, 500, "{reply}: {:?}", answer.json());
-        assert!(answer.header("idempotency-key").is_some(), "{reply}: repeating it is safe");
+        assert_eq!(response.status, 500, "{reply}: {:?}", response.json());
+        assert!(response.header("idempotency-key").is_some(), "{reply}: repeating it is safe");
     }
     let output = front.output();
     let logged = |outcome: &str| {

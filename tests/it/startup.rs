@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::muster::{PATIENCE, SECRET, eventually};
+use crate::support::muster::{TIMEOUT, SECRET, eventually};
 use crate::support::proxy::Proxy;
 use crate::support::services::{
-    PRODUCTION, amqp_url, lacking, mongodb_url, unique, unique_address,
+    PRODUCTION, amqp_url, skip_unsupported, mongodb_url, unique, unique_address,
 };
-use crate::support::{Client, Pair, QueueKind, Setup, StoreKind};
+use crate::support::{Client, Pair, QueueAdapter, Setup, StoreAdapter};
 
 /// Stands in every secret of these tests, and so must stand in nothing that is written.
 const HIDDEN: &str = "hunter2";
@@ -25,7 +25,7 @@ const HIDDEN: &str = "hunter2";
 async fn run(setup: &Setup, arguments: &[&str]) -> Output {
     let mut command = tokio::process::Command::from(setup.command(arguments));
     command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let done = tokio::time::timeout(PATIENCE, command.output()).await;
+    let done = tokio::time::timeout(TIMEOUT, command.output()).await;
     let output = done.unwrap_or_else(|_| panic!("{arguments:?}: it does not end")).unwrap();
     for written in [&output.stdout, &output.stderr] {
         let written = String::from_utf8_lossy(written);
@@ -209,7 +209,7 @@ async fn a_reload_that_is_requested_at_the_first_moment_is_no_end() {
     let client = Client::new(&address);
     let is_live = async || {
         let live = client.send("GET", "/live", &[], "").await;
-        live.is_ok_and(|answer| answer.status == 200)
+        live.is_ok_and(|response| response.status == 200)
     };
     while !is_live().await {
         assert_eq!(child.try_wait().unwrap(), None);
@@ -253,7 +253,7 @@ async fn a_wrong_password_of_the_brokers_is_told() {
     let mut url = url::Url::parse(&url).unwrap();
     url.set_password(Some(HIDDEN)).unwrap();
     let setup =
-        Setup::new(Pair(QueueKind::Rabbit, StoreKind::File)).with("MUSTER_QUEUE", url.as_str());
+        Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File)).with("MUSTER_QUEUE", url.as_str());
     for role in ["front", "worker", "all"] {
         let told = refusal(&setup, &["serve", "--role", role]).await;
         names(&told, &["MUSTER_QUEUE", url.host_str().unwrap(), "check user and password"]);
@@ -270,7 +270,7 @@ async fn a_database_that_will_not_do_is_told() {
     if mongodb_url().is_none() {
         return;
     }
-    let setup = Setup::new(Pair(QueueKind::Local, StoreKind::Mongo));
+    let setup = Setup::new(Pair(QueueAdapter::Local, StoreAdapter::Mongo));
     let client = mongodb::Client::with_uri_str(&setup.environment["MUSTER_STORE"]).await.unwrap();
     let users = client.default_database().unwrap().collection::<bson::Document>("users");
     let weak = mongodb::IndexModel::builder().keys(bson::doc! { "username": 1 }).build();
@@ -370,9 +370,9 @@ async fn a_hidden_secret_is_not_taken_for_one() {
 /// Registers somebody and gives the token.
 async fn token(client: &Client) -> String {
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
-    let answer = client.post("/signup", &body).await;
-    assert_eq!(answer.status, 201, "{:?}", answer.json());
-    answer.json()["token"].as_str().unwrap().to_owned()
+    let response = client.post("/signup", &body).await;
+    assert_eq!(response.status, 201, "{:?}", response.json());
+    response.json()["token"].as_str().unwrap().to_owned()
 }
 
 async fn profile_status(client: &Client, token: &str) -> u16 {
@@ -427,7 +427,7 @@ async fn the_health_check_tells_by_its_exit_code() {
     assert!(muster.stop().await.success());
     let gone = check(&address).await;
     assert_eq!(gone.status.code(), Some(1));
-    names(&String::from_utf8_lossy(&gone.stderr), &["muster: ", &address, "nothing listens"]);
+    names(&String::from_utf8_lossy(&gone.stderr), &["muster: ", &address, "connection failed"]);
 }
 
 /// A request that is begun and not finished, which keeps a soft stop waiting.
@@ -452,7 +452,7 @@ async fn the_second_signal_stops_at_once() {
     muster.signal("TERM");
     muster.wait_for_log(|line| line.contains("a second signal stops at once")).await;
     muster.signal("TERM");
-    let status = muster.ended().await;
+    let status = muster.wait_for_exit().await;
     assert_eq!(status.code(), Some(1), "{status}");
     assert!(started.elapsed() < Duration::from_secs(8), "the soft stop takes ten seconds or more");
 }
@@ -465,7 +465,7 @@ async fn new_connections_are_accepted_for_the_stop_delay() {
     eventually("not ready", async || client.get("/ready", &[]).await.status == 503).await;
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     assert_eq!(client.post("/signup", &body).await.status, 201);
-    assert!(muster.ended().await.success());
+    assert!(muster.wait_for_exit().await.success());
     assert!(client.send("GET", "/live", &[], "").await.is_err());
 }
 
@@ -476,7 +476,7 @@ async fn a_soft_stop_ends_with_the_drain_time() {
     let mut unfinished = begin_request(muster.client().address()).await;
     muster.signal("TERM");
     muster.wait_for_log(|line| line.contains("stopped with work under way")).await;
-    assert!(muster.ended().await.success());
+    assert!(muster.wait_for_exit().await.success());
     let mut rest = Vec::new();
     // Its client learns of it by the end of the connection.
     let _ = unfinished.read_to_end(&mut rest).await;
@@ -486,8 +486,8 @@ async fn a_soft_stop_ends_with_the_drain_time() {
 /// The program, its broker or database behind a proxy that lets nothing through.
 async fn start_without(service: &str) -> Option<(crate::support::muster::Muster, Proxy)> {
     let (pair, name, url) = match service {
-        "RabbitMQ" => (Pair(QueueKind::Rabbit, StoreKind::File), "MUSTER_QUEUE", amqp_url()?),
-        _ => (Pair(QueueKind::Local, StoreKind::Mongo), "MUSTER_STORE", mongodb_url()?),
+        "RabbitMQ" => (Pair(QueueAdapter::Rabbit, StoreAdapter::File), "MUSTER_QUEUE", amqp_url()?),
+        _ => (Pair(QueueAdapter::Local, StoreAdapter::Mongo), "MUSTER_STORE", mongodb_url()?),
     };
     let proxy = Proxy::to(&url).await;
     proxy.cut();
@@ -510,7 +510,7 @@ async fn waits_for(muster: &crate::support::muster::Muster, service: &str, proxy
     eventually(&format!("/ready to name {wanted}"), async || {
         let ready = client.get("/ready", &[]).await;
         assert_eq!((ready.status, &ready.json()["ready"]), (503, &Value::Bool(false)));
-        ready.json()["parts"].to_string().contains(&wanted)
+        ready.json()["components"].to_string().contains(&wanted)
     })
     .await;
 }
@@ -519,20 +519,20 @@ async fn waits_for(muster: &crate::support::muster::Muster, service: &str, proxy
 async fn without_rabbitmq_it_waits_and_recovers() {
     let Some((muster, proxy)) = start_without("RabbitMQ").await else { return };
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
-    let answer = muster.client().post("/signup", &body).await;
-    assert_eq!(answer.status, 503, "{:?}", answer.json());
-    let retry_after = answer.header("retry-after").expect("when to come back");
+    let response = muster.client().post("/signup", &body).await;
+    assert_eq!(response.status, 503, "{:?}", response.json());
+    let retry_after = response.header("retry-after").expect("when to come back");
     assert!(retry_after.parse::<u32>().is_ok(), "{retry_after}");
-    assert!(answer.header("idempotency-key").is_some(), "a key to come back with");
-    assert!(answer.json()["message"].is_string(), "in the contract's shape");
+    assert!(response.header("idempotency-key").is_some(), "a key to come back with");
+    assert!(response.json()["message"].is_string(), "in the contract's shape");
 
-    proxy.heal();
+    proxy.restore();
     let muster = muster.ready().await;
     assert_eq!(muster.client().post("/signup", &body).await.status, 201);
     proxy.cut();
     waits_for_loss(&muster).await;
     waits_for(&muster, "RabbitMQ", &proxy).await;
-    proxy.heal();
+    proxy.restore();
     let muster = muster.ready().await;
     token(muster.client()).await;
     assert!(muster.stop().await.success());
@@ -548,7 +548,7 @@ async fn waits_for_loss(muster: &crate::support::muster::Muster) {
 #[tokio::test]
 async fn without_mongodb_it_waits_and_recovers() {
     let Some((muster, proxy)) = start_without("MongoDB").await else { return };
-    proxy.heal();
+    proxy.restore();
     let mut muster = muster.ready().await;
     token(muster.client()).await;
 
@@ -563,7 +563,7 @@ async fn without_mongodb_it_waits_and_recovers() {
             line.contains("an insert did not end in time") || line.contains(r#""what":"insert""#)
         })
         .await;
-    proxy.heal();
+    proxy.restore();
     let muster = muster.ready().await;
     token(muster.client()).await;
     assert!(muster.stop().await.success());
@@ -583,7 +583,7 @@ async fn it_stops_while_it_waits() {
 
 #[tokio::test]
 async fn a_worker_tells_what_it_waits_for() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let proxy = Proxy::to(&mongodb_url().unwrap()).await;
@@ -593,7 +593,7 @@ async fn a_worker_tells_what_it_waits_for() {
     let setup = setup.with("MUSTER_STORE", &through);
     let worker = setup.start_with(&["serve", "--role", "worker"]).await;
     waits_for(&worker, "MongoDB", &proxy).await;
-    proxy.heal();
+    proxy.restore();
     let worker = worker.ready().await;
     let address = worker.client().address().to_owned();
     let check = run(&setup, &["healthcheck", "--role", "worker"]).await;
@@ -608,8 +608,8 @@ async fn a_worker_tells_what_it_waits_for() {
 async fn stays_unready(client: &Client, mut signup: impl AsyncFnMut() -> u16) {
     let is_told = async || {
         let ready = client.get("/ready", &[]).await;
-        let parts = ready.json()["parts"]["store"].to_string();
-        ready.status == 503 && parts.contains("it could not be written")
+        let state = ready.json()["components"]["store"].to_string();
+        ready.status == 503 && state.contains("it could not be written")
     };
     eventually("/ready to name the data file", &is_told).await;
     let mut failed = 0;
@@ -635,7 +635,7 @@ impl SmallDisk {
         let options = ["-t", "tmpfs", "-o", "size=8m", "tmpfs"];
         let mounted = std::process::Command::new("mount").args(options).arg(&path).status();
         if !mounted.is_ok_and(|status| status.success()) {
-            lacking("no file system can be mounted");
+            skip_unsupported("no file system can be mounted");
             return None;
         }
         Some(Self(path))
@@ -725,7 +725,7 @@ async fn a_lost_or_damaged_data_file_stops_the_start() {
 async fn a_soft_stop_closes_every_connection_to_the_broker() {
     let Some(url) = amqp_url() else { return };
     let proxy = Proxy::to(&url).await;
-    let setup = Setup::new(Pair(QueueKind::Rabbit, StoreKind::File));
+    let setup = Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File));
     let setup = setup.clone().with("MUSTER_QUEUE", &proxy.url(&url));
     let muster = setup.start().await;
     token(muster.client()).await;
@@ -779,5 +779,5 @@ async fn a_data_file_that_could_not_be_written_is_written_again_when_there_is_ro
     eventually("ready", async || client.get("/ready", &[]).await.status == 200).await;
     assert_eq!(signup(0).await, 409, "the first user is still there");
     muster.signal("TERM");
-    assert!(muster.ended().await.success());
+    assert!(muster.wait_for_exit().await.success());
 }

@@ -5,7 +5,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::signup::ContractId;
+use crate::domain::ContractId;
 
 /// Compares digests, so that the time tells neither the key nor its length.
 pub(super) fn is_authorised(headers: &HeaderMap, key: &SecretString) -> bool {

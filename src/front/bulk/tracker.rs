@@ -5,11 +5,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::queue::{Answer, Row};
+use crate::domain::{IdempotencyKey, MessageId, Origin, RegistrationId};
+use crate::queue::{BulkRow, RowReply};
 use crate::rows::{
-    self, Checked, EARLIER_FAILED, HashColumn, Line, Lines, Order, Report, RowError, Rules,
+    self, EARLIER_ROW_FAILED, HashColumnDetector, InputLine, LineSplitter, RowError, RowOrder,
+    RowReport, RowRules, ValidRow,
 };
-use crate::signup::{IdempotencyKey, MessageId, Origin, RegistrationId};
 use crate::telemetry::{Metrics, TraceContext};
 
 /// Rows of one upload that are in memory: sent and without an outcome, or waiting for the report of an earlier row.
@@ -26,18 +27,18 @@ pub(super) struct RowIdentity {
 
 /// The rows of one upload.
 pub(super) struct Tracker {
-    lines: Lines,
+    lines: LineSplitter,
     limit: usize,
-    rules: Rules,
+    rules: RowRules,
     identity: RowIdentity,
     /// Whether the body is a JSON array, whose last line might look like a row.
     is_array: bool,
     /// Holds the first rows back while all their passwords look like digests.
-    column: HashColumn<(u64, Cut)>,
+    column: HashColumnDetector<(u64, Cut)>,
     /// Holds rows back behind earlier ones of the same user name or address.
-    order: Order<Row>,
+    order: RowOrder<BulkRow>,
     /// Rows that may be sent now; their tags are their places among the rows.
-    unsent: VecDeque<Row>,
+    unsent: VecDeque<BulkRow>,
     /// Rows read from the body, and rows whose report has been given.
     read: u64,
     reported: u64,
@@ -48,27 +49,27 @@ pub(super) struct Tracker {
 
 enum State {
     Sent { line: u64 },
-    Done(Report),
+    Done(RowReport),
 }
 
 /// The line of a row and the result of its check.
-type Cut = (u64, Result<Checked, Vec<RowError>>);
+type Cut = (u64, Result<ValidRow, Vec<RowError>>);
 
 impl Tracker {
     pub(super) fn new(
-        rules: Rules,
+        rules: RowRules,
         limit: usize,
         identity: RowIdentity,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            lines: Lines::new(limit),
+            lines: LineSplitter::new(limit),
             limit,
             rules,
             identity,
             is_array: false,
-            column: HashColumn::default(),
-            order: Order::default(),
+            column: HashColumnDetector::default(),
+            order: RowOrder::default(),
             unsent: VecDeque::new(),
             read: 0,
             reported: 0,
@@ -106,7 +107,7 @@ impl Tracker {
         !self.unsent.is_empty()
     }
 
-    pub(super) fn next_unsent(&mut self) -> Option<Row> {
+    pub(super) fn next_unsent(&mut self) -> Option<BulkRow> {
         self.unsent.pop_front()
     }
 
@@ -131,12 +132,14 @@ impl Tracker {
         while self.unsent.is_empty() && self.has_room() {
             let (line, checked) = match self.lines.next_line() {
                 None => return true,
-                Some(Line::Text { bytes: [b'[', ..], .. }) if self.read == 0 => {
+                Some(InputLine::Text { bytes: [b'[', ..], .. }) if self.read == 0 => {
                     self.is_array = true;
                     return true;
                 }
-                Some(Line::Text { number, bytes }) => (number, rows::check(&self.rules, bytes)),
-                Some(Line::TooLong { number }) => {
+                Some(InputLine::Text { number, bytes }) => {
+                    (number, rows::validate(&self.rules, bytes))
+                }
+                Some(InputLine::TooLong { number }) => {
                     (number, Err(vec![RowError::too_long(self.limit)]))
                 }
             };
@@ -162,11 +165,11 @@ impl Tracker {
         let state = match checked {
             Ok(checked) if is_hash => self.invalid(line, checked.as_hash()),
             Err(errors) => self.invalid(line, errors),
-            Ok(Checked { body, identity, .. }) => {
+            Ok(ValidRow { body, identity, .. }) => {
                 let contract = self.rules.contract;
-                let id = MessageId::of_bulk(contract, &self.identity.key, line);
+                let id = MessageId::for_bulk_row(contract, &self.identity.key, line);
                 let (fresh, trace) = (self.identity.fresh, self.identity.trace.clone());
-                let row = Row { tag: place, contract, id, fresh, body, trace };
+                let row = BulkRow { tag: place, contract, id, new_key: fresh, body, trace };
                 self.unsent.extend(self.order.add(place, identity, row));
                 State::Sent { line }
             }
@@ -175,15 +178,15 @@ impl Tracker {
     }
 
     fn invalid(&self, line: u64, errors: Vec<RowError>) -> State {
-        self.metrics.bulk_row("invalid");
-        State::Done(Report::invalid(line, None, errors))
+        self.metrics.bulk_row_finished("invalid");
+        State::Done(RowReport::invalid(line, None, errors))
     }
 
     /// Takes the outcome of a row. A failure fails the rows that wait behind it.
-    pub(super) fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
+    pub(super) fn answered(&mut self, RowReply { tag, id, outcome }: RowReply) {
         let Some(State::Sent { line }) = self.reports.get(&tag) else { return };
-        let id = RegistrationId::of(&Origin::Import, self.rules.contract, &id);
-        let report = Report::answered(*line, id, outcome.ok());
+        let id = RegistrationId::derive(&Origin::Import, self.rules.contract, &id);
+        let report = RowReport::from_outcome(*line, id, outcome.ok());
         let has_failed = report.outcome == "failed";
         self.reports.insert(tag, State::Done(report));
         if !has_failed {
@@ -192,8 +195,8 @@ impl Tracker {
         }
         for tag in self.order.fail(tag) {
             if let Some(State::Sent { line }) = self.reports.get(&tag) {
-                self.metrics.bulk_row(EARLIER_FAILED);
-                self.reports.insert(tag, State::Done(Report::earlier_failed(*line)));
+                self.metrics.bulk_row_finished(EARLIER_ROW_FAILED);
+                self.reports.insert(tag, State::Done(RowReport::earlier_row_failed(*line)));
             }
         }
     }

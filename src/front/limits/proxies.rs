@@ -1,6 +1,8 @@
-//! Who asks: the peer of the connection, or where that is a proxy whom the settings trust, the client it
-//! names. Only the header that the proxies write is read, from its end, and only as far as it was written by
-//! those who are trusted: what stands before that, the client may have made up.
+//! Determines the client's address: the peer of the connection or, if that is a trusted proxy, the client that its
+//! forwarding header names.
+//!
+//! The header is read from its end, and only as far as trusted proxies wrote it: the client can forge everything before
+//! that.
 
 use std::iter::once;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,19 +15,19 @@ use crate::config::{self, ProxyHeader};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Who is believed about clients.
-pub(super) struct Proxies {
+/// The proxies whose forwarding header is trusted.
+pub(super) struct TrustedProxies {
     trusted: Vec<IpNet>,
     header: ProxyHeader,
 }
 
-impl Proxies {
-    pub(super) fn new(limits: &config::Limits) -> Self {
+impl TrustedProxies {
+    pub(super) fn new(limits: &config::LimitSettings) -> Self {
         Self { trusted: limits.trusted_proxies.clone(), header: limits.proxy_header }
     }
 
-    /// The first on the way back that is no trusted proxy; if all are, the farthest. The peer itself where
-    /// a proxy says nothing that can be read.
+    /// The nearest hop that is not a trusted proxy; if all hops are trusted, the farthest one. If the header cannot be
+    /// parsed, the peer.
     pub(super) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
         let mut client = peer;
@@ -43,13 +45,13 @@ impl Proxies {
         self.trusted.iter().any(|network| network.contains(&address))
     }
 
-    /// The way back, the nearest first, as far as it is asked for. None stands for what is no address.
+    /// The hops in the header, nearest first, parsed lazily. None is a hop that is not an address.
     fn hops(&self, headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
-        let (name, hops): (_, Reader) = match self.header {
+        let (name, hops): (_, HopParser) = match self.header {
             ProxyHeader::XForwardedFor => (X_FORWARDED_FOR, x_forwarded_for),
             ProxyHeader::Forwarded => (FORWARDED, forwarded),
         };
-        // Each proxy adds to the end, of the last line or as a line of its own.
+        // Each proxy appends to the last header line, or adds a line of its own after it.
         let lines = headers.get_all(name).iter().rev();
         lines.flat_map(move |line: &HeaderValue| {
             let hops = line.to_str().map_or_else(|_| vec![None], hops);
@@ -58,16 +60,15 @@ impl Proxies {
     }
 }
 
-/// Reads one line of a header, the farthest hop first.
-type Reader = fn(&str) -> Vec<Option<IpAddr>>;
+/// Parses one header line into hops, farthest first.
+type HopParser = fn(&str) -> Vec<Option<IpAddr>>;
 
-/// `192.0.2.1, 2001:db8::1`: addresses, and by some proxies their ports.
+/// `192.0.2.1, 2001:db8::1`: addresses; some proxies add ports.
 fn x_forwarded_for(line: &str) -> Vec<Option<IpAddr>> {
     line.split(',').map(|hop| address(hop.trim())).collect()
 }
 
-/// `for=192.0.2.1;proto=https, for="[2001:db8::1]:4711"` (RFC 7239). A line whose quotes do not close says
-/// nothing about anybody.
+/// `for=192.0.2.1;proto=https, for="[2001:db8::1]:4711"` (RFC 7239). A line with an unclosed quote is one invalid hop.
 fn forwarded(line: &str) -> Vec<Option<IpAddr>> {
     let Some(elements) = split(line, ',') else { return vec![None] };
     elements.into_iter().map(forwarded_for).collect()
@@ -84,7 +85,7 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
     address(bare.unwrap_or(node))
 }
 
-/// Splits where no quotes are. None if the last ones do not close.
+/// Splits at separators outside quoted strings. None if a quote is not closed.
 fn split(text: &str, separator: char) -> Option<Vec<&str>> {
     let (mut quoted, mut escaped) = (false, false);
     let parts = text.split(|character| {
@@ -100,7 +101,7 @@ fn split(text: &str, separator: char) -> Option<Vec<&str>> {
     (!quoted).then_some(parts)
 }
 
-/// An address, of IPv6 perhaps in brackets, perhaps with a port.
+/// Parses an address with an optional port; an IPv6 address can be in brackets.
 fn address(node: &str) -> Option<IpAddr> {
     let address = match node.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?.0.parse::<Ipv6Addr>().ok()?.into(),
@@ -118,35 +119,35 @@ mod tests {
 
     use ProxyHeader::{Forwarded, XForwardedFor};
 
-    /// Who asks, where 10.0.0.0/8 and one network of IPv6 are trusted and these lines came.
+    /// The client of a request with these header lines, where 10.0.0.0/8 and 2001:db8:a::/48 are trusted.
     fn client(header: ProxyHeader, peer: &str, lines: &[&str]) -> String {
         let (name, other) = match header {
             XForwardedFor => (X_FORWARDED_FOR, FORWARDED),
             Forwarded => (FORWARDED, X_FORWARDED_FOR),
         };
         let mut headers = HeaderMap::new();
-        // The proxies write one of the two; the other one is as the client wrote it.
+        // Proxies write only one of the two headers; the client forged the other.
         headers.insert(other, HeaderValue::from_static("for=198.51.100.66"));
         for line in lines {
             headers.append(&name, HeaderValue::from_bytes(line.as_bytes()).unwrap());
         }
         let trusted = vec!["10.0.0.0/8".parse().unwrap(), "2001:db8:a::/48".parse().unwrap()];
-        Proxies { trusted, header }.client(peer.parse().unwrap(), &headers).to_string()
+        TrustedProxies { trusted, header }.client(peer.parse().unwrap(), &headers).to_string()
     }
 
     #[test]
-    fn only_a_trusted_peer_is_believed() {
+    fn header_counts_only_from_a_trusted_peer() {
         assert_eq!(client(XForwardedFor, "192.0.2.1", &["203.0.113.7"]), "192.0.2.1");
         assert_eq!(client(XForwardedFor, "::ffff:192.0.2.1", &["203.0.113.7"]), "192.0.2.1");
         assert_eq!(client(XForwardedFor, "10.0.0.1", &["203.0.113.7"]), "203.0.113.7");
         assert_eq!(client(XForwardedFor, "::ffff:10.0.0.1", &["203.0.113.7"]), "203.0.113.7");
-        assert_eq!(client(XForwardedFor, "10.0.0.1", &[]), "10.0.0.1", "it says nothing");
+        assert_eq!(client(XForwardedFor, "10.0.0.1", &[]), "10.0.0.1", "no header");
         assert_eq!(client(Forwarded, "192.0.2.1", &["for=203.0.113.7"]), "192.0.2.1");
         assert_eq!(client(Forwarded, "10.0.0.1", &["for=203.0.113.7"]), "203.0.113.7");
     }
 
     #[test]
-    fn the_last_hop_that_is_no_proxy_is_the_client() {
+    fn last_untrusted_hop_is_the_client() {
         let peer = "10.0.0.1";
         for (lines, expected) in [
             (&["198.51.100.66, 203.0.113.7"][..], "203.0.113.7"),
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_leaves_the_peer() {
+    fn peer_is_the_client_if_the_header_cannot_be_parsed() {
         let peer = "10.0.0.1";
         for line in
             ["", ",", "unknown", "203.0.113", "203.0.113.7 10.0.0.2", "example.com", "\u{e9}"]

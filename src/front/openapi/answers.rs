@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::reference;
 use crate::contract::problem;
 use crate::contract::samples::Sample;
-use crate::signup::ContractId;
+use crate::domain::ContractId;
 
 /// Samples by their status.
 pub(super) fn by_status(samples: &[Sample]) -> BTreeMap<u16, Vec<&Sample>> {

@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::{answers, reference, registration};
 use crate::config::Mount;
-use crate::contract::{Fault, contract, samples};
+use crate::contract::{ApiError, contract, samples};
+use crate::domain::ContractId;
 use crate::front::{NOT_FOUND, bulk, jwks, paths, profile};
-use crate::signup::ContractId;
 
 pub(super) const USERS: &str = "users";
 pub(super) const BULK: &str = "bulk";
@@ -118,7 +118,7 @@ fn profile(path: &str) -> Value {
     };
     let shown: Vec<(ContractId, Value)> = ContractId::ALL
         .into_iter()
-        .filter_map(|id| Some((id, samples::profiles(contract(id)).into_iter().next()?)))
+        .filter_map(|id| Some((id, samples::profile_samples(contract(id)).into_iter().next()?)))
         .collect();
     let summaries: Vec<String> = shown.iter().map(|(id, _)| format!("A user of `{id}`")).collect();
     let of: Vec<Value> = shown.iter().map(|(id, _)| reference(&profile_name(*id))).collect();
@@ -130,7 +130,7 @@ fn profile(path: &str) -> Value {
     );
     let unauthorized =
         answers::with(answers::message(profile::UNAUTHORIZED), &["WWW-Authenticate"]);
-    let fault = |fault: Fault| answers::message(fault.text());
+    let fault = |fault: ApiError| answers::message(fault.text());
     json!({
         "operationId": id,
         "tags": [USERS],
@@ -141,10 +141,10 @@ fn profile(path: &str) -> Value {
         "responses": {
             "200": found,
             "401": unauthorized,
-            "429": answers::with(fault(Fault::TooMany), &["Retry-After"]),
-            "500": fault(Fault::Internal),
-            "503": answers::with(fault(Fault::NotAccepted), &["Retry-After"]),
-            "504": fault(Fault::NoAnswer),
+            "429": answers::with(fault(ApiError::RateLimited), &["Retry-After"]),
+            "500": fault(ApiError::Internal),
+            "503": answers::with(fault(ApiError::Unavailable), &["Retry-After"]),
+            "504": fault(ApiError::Timeout),
         },
     })
 }
@@ -196,7 +196,7 @@ fn bulk() -> Value {
                 }),
                 &["Idempotency-Key"],
             ),
-            "400": problem(StatusCode::BAD_REQUEST, &[bulk::NO_CONTRACT, Fault::BadKey.text()]),
+            "400": problem(StatusCode::BAD_REQUEST, &[bulk::NO_CONTRACT, ApiError::InvalidIdempotencyKey.text()]),
             "401": answers::with(
                 problem(StatusCode::UNAUTHORIZED, &[bulk::NO_KEY]),
                 &["WWW-Authenticate"],

@@ -9,22 +9,22 @@ use super::answers::{self, by_status};
 use super::reference;
 use crate::config::{self, Mount};
 use crate::contract::samples::{self, Sample};
-use crate::contract::{Contract, contract, mounted_alone};
+use crate::contract::{Contract, contract, sole_contract};
+use crate::domain::{ContractId, IdempotencyKey};
 use crate::front::signup::SLOW_BODY;
-use crate::signup::{ContractId, IdempotencyKey};
 
 pub(super) const TAG: &str = "registration";
 /// The header that every answer has where there are pages.
 const TIMES: &str = "Server-Timing";
 
 /// A contract at a mount.
-pub(super) struct Served {
+pub(super) struct MountedContract {
     pub(super) contract: &'static dyn Contract,
     /// Whether it behaves otherwise than it does where it shares a path.
     alone: bool,
 }
 
-impl Served {
+impl MountedContract {
     /// The name of its document's schema.
     pub(super) fn name(&self) -> String {
         let id = self.contract.id();
@@ -33,19 +33,19 @@ impl Served {
 }
 
 /// The contracts of a mount, as they behave there.
-pub(super) fn contracts(mount: &Mount) -> Vec<Served> {
+pub(super) fn contracts(mount: &Mount) -> Vec<MountedContract> {
     let served = |contract: &'static dyn Contract| {
         let shared = crate::contract::contract(contract.id());
-        Served { contract, alone: contract.schema() != shared.schema() }
+        MountedContract { contract, alone: contract.schema() != shared.schema() }
     };
     match mount.contracts.as_slice() {
-        [only] => vec![served(mounted_alone(*only))],
+        [only] => vec![served(sole_contract(*only))],
         shared => shared.iter().map(|id| served(contract(*id))).collect(),
     }
 }
 
 /// The paths of a mount: one, and a second one for any prefix.
-pub(super) fn paths(mount: &Mount, settings: &config::Front) -> Map<String, Value> {
+pub(super) fn paths(mount: &Mount, settings: &config::FrontSettings) -> Map<String, Value> {
     let path = if mount.path.is_empty() { "/" } else { &mount.path };
     let mut paths = Map::new();
     paths.insert(path.to_owned(), json!({ "post": operation(path, mount, settings) }));
@@ -74,7 +74,7 @@ pub(super) fn prefix() -> Value {
     })
 }
 
-fn operation(path: &str, mount: &Mount, settings: &config::Front) -> Value {
+fn operation(path: &str, mount: &Mount, settings: &config::FrontSettings) -> Value {
     let contracts = contracts(mount);
     let names: Vec<String> =
         contracts.iter().map(|served| format!("`{}`", served.contract.id())).collect();
@@ -100,8 +100,8 @@ pub(super) fn operation_id(verb: &str, path: &str) -> String {
     format!("{verb}{}", words.map(capital).collect::<String>())
 }
 
-fn about(mount: &Mount, settings: &config::Front) -> String {
-    let deadline = humantime::format_duration(settings.deadline);
+fn about(mount: &Mount, settings: &config::FrontSettings) -> String {
+    let deadline = humantime::format_duration(settings.request_timeout);
     let answered = format!(
         "Answered when the user is stored and the token signed, after {deadline} at the latest. What is \
          not accepted (503) has not happened; after 500 or 504 it is unknown. Repeating the request under \
@@ -114,7 +114,7 @@ fn about(mount: &Mount, settings: &config::Front) -> String {
 }
 
 /// How the body chooses between the two contracts that can share a path; see
-/// [`choose`](crate::contract::choose).
+/// [`choose`](crate::contract::select_contract).
 fn choice(first: ContractId) -> String {
     format!(
         "Two contracts share this path, and the keys of the body choose, whatever stands at them: \
@@ -125,7 +125,7 @@ fn choice(first: ContractId) -> String {
     )
 }
 
-fn body(contracts: &[Served]) -> Value {
+fn body(contracts: &[MountedContract]) -> Value {
     match contracts {
         [only] => {
             json!({ "schema": reference(&only.name()), "example": only.contract.example() })
@@ -150,11 +150,11 @@ fn body(contracts: &[Served]) -> Value {
     }
 }
 
-fn responses(contracts: &[Served]) -> Map<String, Value> {
+fn responses(contracts: &[MountedContract]) -> Map<String, Value> {
     let mut told: BTreeMap<u16, Vec<(ContractId, Sample)>> = BTreeMap::new();
     for served in contracts {
         let id = served.contract.id();
-        for (status, samples) in by_status(&samples::of(served.contract)) {
+        for (status, samples) in by_status(&samples::response_samples(served.contract)) {
             told.entry(status).or_default().extend(samples.into_iter().cloned().map(|s| (id, s)));
         }
     }

@@ -9,7 +9,7 @@ use hyper::StatusCode;
 use hyper::header::{ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use sha2::{Digest, Sha256};
 
-use crate::front::answer::{self, Response};
+use crate::front::response::{self, Response};
 
 /// A file that is compiled in.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,9 +50,12 @@ impl Asset {
     pub(super) fn answer(&self, asked: &HeaderMap) -> Response {
         let tag = self.tag();
         let mut response = if asked.get_all(IF_NONE_MATCH).iter().any(|known| names(known, tag)) {
-            answer::empty(StatusCode::NOT_MODIFIED)
+            response::empty(StatusCode::NOT_MODIFIED)
         } else {
-            answer::bytes(Bytes::from_static(self.bytes), HeaderValue::from_static(self.media_type))
+            response::bytes(
+                Bytes::from_static(self.bytes),
+                HeaderValue::from_static(self.media_type),
+            )
         };
         if let Ok(tag) = HeaderValue::from_str(tag) {
             response.headers_mut().insert(ETAG, tag);

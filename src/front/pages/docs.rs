@@ -13,12 +13,12 @@ use crate::front::{openapi, paths};
 use fields::Field;
 
 /// The page that shows the document of these settings.
-pub(super) fn page(document: &Value, settings: &config::Front) -> String {
+pub(super) fn page(document: &Value, settings: &config::FrontSettings) -> String {
     write(document, &paths_in_order(settings), &origin(settings))
 }
 
 /// Paths in the order in which the contracts are mounted, which is theirs; the document sorts by name.
-fn paths_in_order(settings: &config::Front) -> Vec<String> {
+fn paths_in_order(settings: &config::FrontSettings) -> Vec<String> {
     let mounted = settings.mounts.iter().map(|mount| (mount.path.clone(), mount.any_prefix));
     let profiles = paths::profiles(&settings.mounts);
     let profiles = profiles.into_iter().map(|place| (place.path, place.any_prefix));
@@ -31,7 +31,7 @@ fn paths_in_order(settings: &config::Front) -> Vec<String> {
 }
 
 /// The address of the server, as `curl` takes it, as far as the server knows it.
-fn origin(settings: &config::Front) -> String {
+fn origin(settings: &config::FrontSettings) -> String {
     let scheme = if settings.tls.is_some() { "https://" } else { "" };
     let mut address = settings.listen;
     if address.ip().is_unspecified() {

@@ -14,7 +14,7 @@ use hyper::header::{
 };
 
 use super::Front;
-use super::answer::{self, Response};
+use super::response::{self, Response};
 use asset::{Asset, html, script, style, svg};
 
 /// Everything from here, nothing inline, framed by nobody.
@@ -74,9 +74,9 @@ impl Front {
     pub(super) fn page(&self, page: Page, asked: &HeaderMap) -> Response {
         let mut response = match page {
             Page::Asset(asset) => asset.answer(asked),
-            Page::Docs => answer::bytes(self.docs(), HTML),
-            Page::Mounts => answer::json(StatusCode::OK, &mounts::listed(&self.settings.mounts)),
-            Page::Status => answer::json(StatusCode::OK, &status::snapshot(self)),
+            Page::Docs => response::bytes(self.docs(), HTML),
+            Page::Mounts => response::json(StatusCode::OK, &mounts::listed(&self.settings.mounts)),
+            Page::Status => response::json(StatusCode::OK, &status::snapshot(self)),
         };
         let headers = response.headers_mut();
         let policy = if page == Page::Docs { POLICY_OF_TEXT } else { POLICY };

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::front::rolling_stats::{SECONDS, Second, Times, bulk_rate, bulk_rows, has_bulk_rows};
-use crate::front::{Front, bulk, ops};
+use crate::front::{Front, bulk, health};
 use crate::queue::{Backlog, BulkBacklog};
-use crate::telemetry::health::State;
+use crate::telemetry::health::ComponentState;
 
 /// Seconds over which the two quantiles of the figures are taken.
 const FIGURES_OVER: usize = 60;
@@ -22,19 +22,19 @@ pub(super) fn snapshot(front: &Front) -> Value {
     let minute = Times::of(&seconds[SECONDS - FIGURES_OVER..]);
     let health = &front.telemetry.health;
     let (backlog, bulk) = (front.caller.backlog(), front.caller.bulk_backlog());
-    let parts = health.report();
+    let parts = health.states();
     let reasons =
         Observed { front, parts: &parts, seconds: &seconds, backlog: &backlog, bulk }.reasons();
     json!({
         "state": state(&parts, &reasons),
         "reasons": reasons,
         "ready": health.is_ready(),
-        "parts": ops::parts(health, front.asker),
+        "parts": health::parts(health, front.audience),
         "warnings": health.warnings(),
         "workers": backlog.consumers,
-        "waiting": backlog.waiting,
+        "waiting": backlog.ready,
         "waitMs": front.admission.wait(&backlog).as_millis() as u64,
-        "perSecond": backlog.pace.per_second,
+        "perSecond": backlog.capacity.per_second,
         "deadLetters": front.caller.dead_letters(),
         "bulk": bulk_figures(front, &seconds, bulk),
         "minute": { "p50": rounded(minute.within(0.5)), "p95": rounded(minute.within(0.95)) },
@@ -74,10 +74,10 @@ fn bulk_figures(front: &Front, seconds: &[Second], queued: Option<BulkBacklog>) 
 }
 
 /// Red, amber or green: `failed` where requests cannot be accepted, `warning` where something needs attention.
-fn state(parts: &BTreeMap<&'static str, State>, reasons: &[String]) -> &'static str {
+fn state(parts: &BTreeMap<&'static str, ComponentState>, reasons: &[String]) -> &'static str {
     // A front accepts requests without them; workers finish what waits when they are back.
     let spared = |name: &str| name == "store" || name == "worker";
-    if parts.iter().any(|(name, state)| *state != State::Up && !spared(name)) {
+    if parts.iter().any(|(name, state)| *state != ComponentState::Up && !spared(name)) {
         "failed"
     } else if reasons.is_empty() {
         "ready"
@@ -89,7 +89,7 @@ fn state(parts: &BTreeMap<&'static str, State>, reasons: &[String]) -> &'static 
 /// What the reasons are derived from.
 struct Observed<'a> {
     front: &'a Front,
-    parts: &'a BTreeMap<&'static str, State>,
+    parts: &'a BTreeMap<&'static str, ComponentState>,
     seconds: &'a [Second],
     backlog: &'a Backlog,
     bulk: Option<BulkBacklog>,
@@ -108,12 +108,14 @@ impl Observed<'_> {
     }
 
     /// Why a part is down. What it waits for names addresses, which are for operators only.
-    fn part(&self, name: &str, state: &State) -> Option<String> {
-        let State::Down(waiting_for) = state else { return None };
+    fn part(&self, name: &str, state: &ComponentState) -> Option<String> {
+        let ComponentState::Down(waiting_for) = state else { return None };
         let name = capitalized(name);
-        Some(match self.front.asker {
-            ops::Asker::Operator => format!("{name} is not ready: it waits for {waiting_for}."),
-            ops::Asker::Anybody => format!("{name} is not ready."),
+        Some(match self.front.audience {
+            health::Audience::Operator => {
+                format!("{name} is not ready: it waits for {waiting_for}.")
+            }
+            health::Audience::Public => format!("{name} is not ready."),
         })
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::Limits;
+use super::ConnectionLimits;
 use super::activity::{Activity, Turn};
 use crate::front::limits::subscriber;
 
@@ -61,7 +61,7 @@ pub(super) struct Place {
 }
 
 impl Places {
-    pub(super) fn new(limits: &Limits) -> Arc<Self> {
+    pub(super) fn new(limits: &ConnectionLimits) -> Arc<Self> {
         Arc::new(Self {
             max: limits.connections,
             max_per_address: limits.connections_per_address,
@@ -203,7 +203,7 @@ mod tests {
     use tokio::time::advance;
 
     fn places(max: usize, of_address: usize) -> Arc<Places> {
-        Places::new(&Limits {
+        Places::new(&ConnectionLimits {
             connections: max,
             connections_per_address: of_address,
             trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],

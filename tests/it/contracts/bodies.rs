@@ -1,9 +1,9 @@
 //! Bodies as only a socket can send them: in chunks, too large, slow, broken.
 
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 use serde_json::{Value, json};
 
-use crate::support::{Raw, Setup, services::unique};
+use crate::support::{RawConnection, Setup, services::unique};
 
 /// Where each contract is served, and how it says that a body is too large.
 fn too_large() -> [(ContractId, &'static str, Value); 4] {
@@ -42,7 +42,7 @@ fn parts(answer: &str) -> (u16, Value) {
 #[tokio::test]
 async fn chunks_are_put_together() {
     let muster = Setup::embedded().start().await;
-    let mut raw = Raw::connect(muster.client().address()).await;
+    let mut raw = RawConnection::connect(muster.client().address()).await;
     let name = unique("ann");
     raw.write(head("/signup", "connection: close\r\ntransfer-encoding: chunked")).await;
     raw.write(chunk("{\"username\":")).await;
@@ -56,7 +56,7 @@ async fn chunks_are_put_together() {
 async fn chunks_are_counted_as_they_come() {
     let muster = Setup::embedded().start().await;
     for (contract, path, expected) in too_large() {
-        let mut raw = Raw::connect(muster.client().address()).await;
+        let mut raw = RawConnection::connect(muster.client().address()).await;
         raw.write(head(path, "transfer-encoding: chunked")).await;
         // Far more than the limit and less than is read on: the client can send all of it.
         for _ in 0..64 {
@@ -73,7 +73,7 @@ async fn a_body_too_large_is_refused_even_if_it_never_comes() {
     // the answer.
     let setup = Setup::embedded().with("MUSTER_FRONT_BODY_TIMEOUT", "500ms");
     let muster = setup.start().await;
-    let mut raw = Raw::connect(muster.client().address()).await;
+    let mut raw = RawConnection::connect(muster.client().address()).await;
     raw.write(head("/signup", "content-length: 16385")).await;
     let (_, path, expected) = &too_large()[0];
     assert_eq!(*path, "/signup");
@@ -84,13 +84,13 @@ async fn a_body_too_large_is_refused_even_if_it_never_comes() {
 async fn a_body_that_takes_too_long_is_not_waited_for() {
     let setup = Setup::embedded().with("MUSTER_FRONT_BODY_TIMEOUT", "200ms");
     let muster = setup.start().await;
-    let mut raw = Raw::connect(muster.client().address()).await;
+    let mut raw = RawConnection::connect(muster.client().address()).await;
     raw.write(head("/signup", "content-length: 100")).await.write("{\"username\":").await;
     let expected = json!({
         "type": "about:blank",
         "status": 408,
         "title": "Request Timeout",
-        "detail": "The body took too long.",
+        "detail": "The request body did not arrive in time.",
     });
     assert_eq!(parts(&raw.read_to_end().await), (408, expected));
 }
@@ -98,7 +98,7 @@ async fn a_body_that_takes_too_long_is_not_waited_for() {
 #[tokio::test]
 async fn broken_chunks_are_unreadable() {
     let muster = Setup::embedded().start().await;
-    let mut raw = Raw::connect(muster.client().address()).await;
+    let mut raw = RawConnection::connect(muster.client().address()).await;
     raw.write(head("/signup", "transfer-encoding: chunked")).await.write("no number\r\n").await;
     let expected = json!({ "message": "Invalid JSON", "errMsg": "Invalid JSON" });
     assert_eq!(parts(&raw.read_to_end().await), (400, expected));

@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::contract::Policy;
-use crate::queue::NoAnswer;
-use crate::signup::{ContractId, FailureCode, Millis, Outcome, RejectionCode, User, UserId};
+use crate::domain::{ContractId, FailureCode, Millis, Outcome, RejectionCode, User, UserId};
+use crate::queue::NoReply;
 
 fn tracker() -> Tracker {
     let contract = ContractId::Username;
     let rules =
-        Rules { contract, id_field: None, policy: Policy::default(), allow_hash_like: false };
+        RowRules { contract, id_field: None, policy: Policy::default(), allow_hash_like: false };
     let key = IdempotencyKey::parse(b"a-key-of-the-tests-1").unwrap();
     let identity = RowIdentity { key, fresh: true, trace: TraceContext::default() };
     Tracker::new(rules, 1000, identity, Arc::default())
@@ -22,7 +22,7 @@ fn row(user: &str) -> String {
 }
 
 /// Reads what has been pushed, and returns the rows that can be sent.
-fn sendable(tracker: &mut Tracker) -> Vec<Row> {
+fn sendable(tracker: &mut Tracker) -> Vec<BulkRow> {
     let mut rows = Vec::new();
     loop {
         let is_empty = tracker.read();
@@ -44,14 +44,14 @@ fn registered() -> Outcome {
         created_at: Millis(0),
         updated_at: Millis(0),
     };
-    Outcome::Registered { user, token: None, replayed: false, under_another_id: false }
+    Outcome::Registered { user, token: None, replayed: false, by_other_registration: false }
 }
 
-fn answer(row: &Row, outcome: Result<Outcome, NoAnswer>) -> Answer {
-    Answer { tag: row.tag, id: row.id.clone(), outcome }
+fn answer(row: &BulkRow, outcome: Result<Outcome, NoReply>) -> RowReply {
+    RowReply { tag: row.tag, id: row.id.clone(), outcome }
 }
 
-/// Line, outcome and code of each report that is due.
+/// InputLine, outcome and code of each report that is due.
 fn due(tracker: &mut Tracker) -> Vec<(u64, String, Option<String>)> {
     let lines = String::from_utf8(tracker.due_reports()).unwrap();
     let text = |report: &Value, key: &str| report[key].as_str().map(str::to_owned);
@@ -102,7 +102,7 @@ fn equal_rows_are_sent_one_after_the_other() {
 
 #[test]
 fn failure_fails_the_rows_that_wait_for_it() {
-    for outcome in [Ok(FailureCode::Internal.into()), Err(NoAnswer)] {
+    for outcome in [Ok(FailureCode::Internal.into()), Err(NoReply)] {
         let mut tracker = tracker();
         tracker.push((row("ann") + &row("ann") + &row("ann")).as_bytes());
         let rows = sendable(&mut tracker);
@@ -111,7 +111,7 @@ fn failure_fails_the_rows_that_wait_for_it() {
         let reports = due(&mut tracker);
         assert_eq!(reports[0].1, "failed", "{outcome:?}");
         for (report, line) in reports[1..].iter().zip([2, 3]) {
-            assert_eq!(*report, done(line, "failed", Some(EARLIER_FAILED)));
+            assert_eq!(*report, done(line, "failed", Some(EARLIER_ROW_FAILED)));
         }
         assert!(tracker.all_sent() && tracker.all_reported());
         tracker.push(row("ann").as_bytes());
@@ -186,9 +186,9 @@ proptest! {
                     }
                 }
             } else {
-                let row: Row = in_flight.swap_remove(choice % in_flight.len());
+                let row: BulkRow = in_flight.swap_remove(choice % in_flight.len());
                 let outcome = match choice % 3 {
-                    0 => Err(NoAnswer),
+                    0 => Err(NoReply),
                     1 => Ok(RejectionCode::Duplicate.into()),
                     _ => Ok(registered()),
                 };

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Operation, members, text};
 use crate::contract::contract;
-use crate::signup::ContractId;
+use crate::domain::ContractId;
 
 /// A name under which the samples of one body are shown, and the request that they send.
 struct Sample<'a> {
