@@ -136,6 +136,39 @@ fn links_lead_to_files_and_headings() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
+/// Whether a text is the path of a file or folder of this repository: `worker/settle.rs`, `src/front`.
+fn is_path(name: &str) -> bool {
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
+    let first = name.split('/').next().unwrap();
+    let is_below = |root: &str| package().join(root).join(first).is_dir();
+    let is_folder = name.contains('/') && ["", "src", "tests/it"].into_iter().any(is_below);
+    is_plain && !name.starts_with(['/', '.']) && (is_folder || name.ends_with(".rs"))
+}
+
+#[test]
+fn paths_in_documents_exist() {
+    let (mut missing, mut named) = (Vec::new(), 0);
+    for (path, text) in documents() {
+        for name in prose(&text).lines().flat_map(quoted) {
+            // Made by tools.
+            if !is_path(name) || name.starts_with("target") {
+                continue;
+            }
+            named += 1;
+            let folder = Path::new(&path).parent().unwrap().to_str().unwrap();
+            let is_there = ["", "src", "tests/it", folder]
+                .map(|root| package().join(root).join(name))
+                .iter()
+                .any(|path| path.exists() || path.with_extension("rs").exists());
+            if !is_there {
+                missing.push(format!("{path}: there is no {name}"));
+            }
+        }
+    }
+    assert!(named > 50, "only {named} paths are named");
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
 #[test]
 fn settings_in_documents_exist() {
     let defaults: toml::Table = text("config.default.toml").parse().unwrap();
