@@ -8,12 +8,12 @@ use std::time::Duration;
 use divan::{Bencher, counter::ItemsCount};
 use muster::contract::{Answer, Document, Policy, contract, rules};
 use muster::password::Kernel;
-use muster::password::kernel::Hasher;
-use muster::signup::{
+use muster::password::kernel::BatchTimer;
+use muster::domain::{
     Clock, ContractId, FullName, IdempotencyKey, MessageId, Millis, Origin, Outcome,
     RegistrationId, User, UserId,
 };
-use muster::token::{Key, Signer, Terms};
+use muster::token::{TokenKey, Signer, ClaimRules};
 
 fn main() {
     divan::main();
@@ -38,7 +38,7 @@ fn user() -> User {
 /// items are passwords.
 #[divan::bench(args = [Kernel::Scalar, Kernel::initial(None).0])]
 fn hash(bencher: Bencher<'_, '_>, kernel: Kernel) {
-    let mut hasher = Hasher::new(kernel);
+    let mut hasher = BatchTimer::new(kernel);
     bencher.counter(ItemsCount::new(kernel.width())).bench_local(|| hasher.time(5));
 }
 
@@ -70,8 +70,8 @@ fn address() -> bool {
 #[divan::bench]
 fn identity() -> RegistrationId {
     let key = IdempotencyKey::parse(b"0123456789abcdef0123456789abcdef").unwrap();
-    let message = MessageId::of_http(ContractId::NestedName, &key);
-    RegistrationId::of(&Origin::Http, ContractId::NestedName, &message)
+    let message = MessageId::for_http(ContractId::NestedName, &key);
+    RegistrationId::derive(&Origin::Http, ContractId::NestedName, &message)
 }
 
 #[divan::bench]
@@ -80,7 +80,7 @@ fn reply_codec(bencher: Bencher<'_, '_>) {
         user: user(),
         token: Some("a.b.c".into()),
         replayed: false,
-        under_another_id: false,
+        by_other_registration: false,
     };
     bencher.bench_local(|| {
         let bytes = serde_json::to_vec(&outcome).unwrap();
@@ -91,8 +91,8 @@ fn reply_codec(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn sign_token(bencher: Bencher<'_, '_>) {
     let secret = "0123456789abcdef0123456789abcdef".to_owned().into();
-    let terms = Terms { lifetime: Duration::from_secs(86_400), ..Terms::default() };
-    let signer = Signer::new(Key::secret(&secret), Vec::new(), terms, Clock::system());
+    let claim_rules = ClaimRules { lifetime: Duration::from_secs(86_400), ..ClaimRules::default() };
+    let signer = Signer::new(TokenKey::secret(&secret), Vec::new(), claim_rules, Clock::system());
     let user = user();
     bencher.bench_local(|| signer.sign(&user));
 }

@@ -15,19 +15,19 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, Settings};
 use crate::contract::Policy;
 use crate::front::validity::Validity;
-use crate::front::{Files, Front, Limits, ops};
-use crate::password::Slots;
+use crate::front::{ReloadableFiles, Front, ConnectionLimits, health};
+use crate::password::HashPool;
 use crate::queue::seal::Opener;
-use crate::queue::{self, Caller, Prefetch, Queue};
+use crate::queue::{self, RpcClient, Prefetch, MessageQueue};
 use crate::shutdown::Tasks;
-use crate::signup::Clock;
+use crate::domain::Clock;
 use crate::store::{self, PrepareError, Store};
-use crate::telemetry::{Metrics, Part, Telemetry};
+use crate::telemetry::{Metrics, Component, Telemetry};
 use crate::token::Signer;
 use crate::worker::{self, Worker};
 
 pub use policy::policy;
-use preflight::{Listeners, Ready, Secret};
+use preflight::{Listeners, StartInputs, MissingSecret};
 pub use preflight::{Refusal, addresses, refusals};
 
 /// Between two attempts to reach a store that is away.
@@ -36,11 +36,11 @@ const PREPARE_PAUSE: Duration = Duration::from_millis(500);
 /// How long the orderly close of connections may take at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The default of `front.deadline`.
-pub const FRONTS_DEFAULT: Duration = Duration::from_secs(10);
+/// The default of `front.request_timeout`.
+pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the start waits for the store before it goes on without.
-const FIRST_TRY: Duration = Duration::from_secs(2);
+const FIRST_PREPARE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A muster whose addresses are bound and whose parts are running.
 pub struct App {
@@ -51,13 +51,13 @@ pub struct App {
     working: Tasks,
     /// A store that turned out not to do.
     unfit: watch::Receiver<Option<String>>,
-    queue: Arc<dyn Queue>,
-    caller: Option<Arc<dyn Caller>>,
-    slots: Option<Slots>,
-    health: Part,
+    queue: Arc<dyn MessageQueue>,
+    caller: Option<Arc<dyn RpcClient>>,
+    slots: Option<HashPool>,
+    health: Component,
     stop_delay: Duration,
     drain: Duration,
-    files: Files,
+    files: ReloadableFiles,
     /// Keep connections, and end with their users.
     connections: Tasks,
 }
@@ -73,36 +73,36 @@ pub struct Addresses {
 
 /// How a muster came to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum ExitReason {
     /// It was asked to, and finished what was under way.
     Stopped,
     /// What it waited for came, and will not do until somebody changes something.
-    Unfit(String),
+    StoreIncompatible(String),
 }
 
 impl App {
     /// Starts everything that the settings ask for. Returns when the addresses are bound; a broker or a database that
     /// is unavailable is waited for in the background, and `/ready` shows it.
     pub async fn start(settings: &Settings, clock: Clock) -> anyhow::Result<Self> {
-        let Ready { signer, files, policy, opener } = preflight::require(settings, &clock)?;
+        let StartInputs { signer, files, policy, opener } = preflight::require(settings, &clock)?;
         let telemetry = Telemetry::default();
-        files.show(&telemetry.metrics);
+        files.export_expiry(&telemetry.metrics);
         show_client_certificate(settings, &telemetry.metrics);
-        let process = telemetry.health.part("process");
+        let process = telemetry.health.component("process");
         let (serving, working) = (Tasks::default(), Tasks::default());
         let connections = Tasks::default();
         // Everything that can refuse the start comes before the first address is bound.
         let queue = queue::open(&settings.queue, clock.clone(), &telemetry, &connections).await?;
         let consumer = match settings.role.has_worker() {
             true => {
-                Some(Consumer::open(settings, clock, &telemetry, &policy, opener, signer).await?)
+                Some(WorkerTask::open(settings, clock, &telemetry, &policy, opener, signer).await?)
             }
             false => None,
         };
         let Listeners { front: front_listener, admin: admin_listener } =
             preflight::bind(settings).await?;
         let (tell_unfit, unfit) = watch::channel(None);
-        let slots = consumer.as_ref().map(|consumer| consumer.worker.slots.clone());
+        let slots = consumer.as_ref().map(|consumer| consumer.worker.hash_pool.clone());
         if let Some(consumer) = consumer {
             let (queue, tasks) = (queue.clone(), working.clone());
             working.spawn(consumer.run(queue, tasks, tell_unfit));
@@ -110,7 +110,7 @@ impl App {
         let (mut addresses, mut caller) = (Addresses::default(), None);
         if let Some(listener) = front_listener {
             addresses.front = Some(listener.local_addr()?);
-            let sender = queue.caller();
+            let sender = queue.rpc_client();
             caller = Some(sender.clone());
             let (limits, stop) = (limits(settings), serving.stopping().clone());
             let front =
@@ -121,10 +121,10 @@ impl App {
             addresses.admin = Some(listener.local_addr()?);
             let (limits, stop) = (limits(settings), serving.stopping().clone());
             let telemetry = telemetry.clone();
-            serving.spawn(async move { ops::serve(listener, limits, stop, telemetry).await });
+            serving.spawn(async move { health::serve(listener, limits, stop, telemetry).await });
         }
         process.up();
-        let config::Front { stop_delay, drain, .. } = settings.front;
+        let config::FrontSettings { stop_delay, shutdown_timeout: drain, .. } = settings.front;
         Ok(Self {
             addresses,
             serving,
@@ -147,23 +147,23 @@ impl App {
     }
 
     /// Its queue: the only way to reach a worker on `local:`.
-    pub fn queue(&self) -> &Arc<dyn Queue> {
+    pub fn queue(&self) -> &Arc<dyn MessageQueue> {
         &self.queue
     }
 
     /// What it can read again.
-    pub fn files(&self) -> Files {
+    pub fn files(&self) -> ReloadableFiles {
         self.files.clone()
     }
 
     /// Its hash slots, if it has a worker.
-    pub fn slots(&self) -> Option<&Slots> {
+    pub fn hash_pool(&self) -> Option<&HashPool> {
         self.slots.as_ref()
     }
 
     /// Runs until `stop` resolves, then stops softly: takes no more, finishes what
     /// is under way, hands the rest back. Drop the future to stop hard.
-    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> End {
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> ExitReason {
         let unfit = async {
             match self.unfit.wait_for(Option::is_some).await.map(|unfit| unfit.clone()) {
                 Ok(Some(told)) => told,
@@ -172,13 +172,13 @@ impl App {
             }
         };
         let end = tokio::select! {
-            () = stop => End::Stopped,
-            told = unfit => End::Unfit(told),
+            () = stop => ExitReason::Stopped,
+            told = unfit => ExitReason::StoreIncompatible(error),
         };
-        if end != End::Stopped {
+        if end != ExitReason::Stopped {
             return end;
         }
-        self.health.ending();
+        self.health.stopping();
         if self.caller.is_some() {
             // A load balancer sends requests until it has seen that this front is not ready.
             tokio::time::sleep(self.stop_delay).await;
@@ -208,16 +208,16 @@ impl App {
 }
 
 /// A worker that is ready to consume, or will be when its store is available.
-struct Consumer {
+struct WorkerTask {
     worker: Arc<Worker>,
     prefetch: Prefetch,
     /// Whether the store has been prepared.
     is_prepared: bool,
-    store: Part,
-    consuming: Part,
+    store: Component,
+    consuming: Component,
 }
 
-impl Consumer {
+impl WorkerTask {
     /// Opens what the worker needs. An error if the store or a file will never do.
     async fn open(
         settings: &Settings,
@@ -227,41 +227,41 @@ impl Consumer {
         opener: Opener,
         signer: Option<Signer>,
     ) -> anyhow::Result<Self> {
-        let part = telemetry.health.part("store");
+        let part = telemetry.health.component("store");
         // Before the signing secret, which is kept with the data file: a secret without a file shows that the
         // file is lost.
         let (store, bulk_store) = store::open_with_bulk(&settings.store, &part).await?;
         // The embedded store is ready when the first request comes; a database that is unavailable is waited
         // for.
-        let first = tokio::time::timeout(FIRST_TRY, prepare_once(&store, &part)).await;
+        let first = tokio::time::timeout(FIRST_PREPARE_TIMEOUT, prepare_once(&store, &part)).await;
         let is_prepared = first.unwrap_or(Ok(false))?;
         let signer = match signer {
-            None => preflight::signer(settings, &clock, Secret::Create)?,
+            None => preflight::signer(settings, &clock, MissingSecret::Create)?,
             signer => signer,
         };
         let signer = signer.context("no signing key")?;
-        let slots = Slots::start(&settings.password)?;
-        worker::show(&telemetry.metrics, slots.clone());
+        let slots = HashPool::start(&settings.password)?;
+        worker::register_metrics(&telemetry.metrics, slots.clone());
         let worker = Arc::new(Worker {
             store,
             bulk_store,
-            slots,
+            hash_pool: slots,
             policy: policy.clone(),
             opener,
             signer,
             replay_window: settings.front.replay_window,
             retries: !settings.queue.retry_delays.is_empty(),
-            expiration_max: settings.front.deadline.saturating_mul(worker::EXPIRATION_MAX),
+            expiration_max: settings.front.request_timeout.saturating_mul(worker::EXPIRATION_MAX),
             clock,
             metrics: telemetry.metrics.clone(),
         });
         let prefetch = worker.prefetch(settings.queue.prefetch, reply_within(settings));
-        let consuming = telemetry.health.part("worker");
+        let consuming = telemetry.health.component("worker");
         Ok(Self { worker, prefetch, is_prepared, store: part, consuming })
     }
 
     /// Consumes until the stop. A store that turns out not to do is reported through `unfit`.
-    async fn run(self, queue: Arc<dyn Queue>, tasks: Tasks, unfit: watch::Sender<Option<String>>) {
+    async fn run(self, queue: Arc<dyn MessageQueue>, tasks: Tasks, unfit: watch::Sender<Option<String>>) {
         if !self.is_prepared {
             match wait_for_store(&self.worker.store, &self.store, tasks.stopping()).await {
                 Ok(true) => {}
@@ -272,12 +272,12 @@ impl Consumer {
                 }
             }
         }
-        let slots = self.worker.slots.clone();
-        let pace: queue::PaceNow = Arc::new(move || queue::Pace {
+        let slots = self.worker.hash_pool.clone();
+        let pace: queue::ReadCapacity = Arc::new(move || queue::WorkerCapacity {
             per_second: slots.per_second(),
             threads: slots.threads() as u32,
         });
-        let inbox = queue.inbox(self.prefetch, pace);
+        let inbox = queue.consumer(self.prefetch, pace);
         self.consuming.up();
         worker::consume(self.worker, inbox, tasks).await;
     }
@@ -286,12 +286,12 @@ impl Consumer {
 /// The request timeout that bounds how much a worker holds. Of fronts in other processes it is not
 /// known, so a worker alone assumes their default.
 fn reply_within(settings: &Settings) -> Duration {
-    if settings.role.has_front() { settings.front.deadline } else { FRONTS_DEFAULT }
+    if settings.role.has_front() { settings.front.request_timeout } else { DEFAULT_REQUEST_TIMEOUT }
 }
 
-fn limits(settings: &Settings) -> Limits {
+fn limits(settings: &Settings) -> ConnectionLimits {
     let front = &settings.front;
-    Limits {
+    ConnectionLimits {
         connections: front.max_connections,
         connections_per_address: front.max_connections_per_address,
         trusted_proxies: settings.limits.trusted_proxies.clone(),
@@ -307,29 +307,29 @@ fn show_client_certificate(settings: &Settings, metrics: &Metrics) {
     let certificate = settings.queue.certificate.as_ref();
     let validity = certificate.and_then(|files| Validity::read(&files.certificate).ok());
     if let Some(validity) = validity {
-        metrics.certificate_expires("queue", validity.until);
+        metrics.set_certificate_expiry("queue", validity.until);
     }
 }
 
 /// Whether the store can be worked with now. An error if it never will.
-async fn prepare_once(store: &Arc<dyn Store>, part: &Part) -> anyhow::Result<bool> {
+async fn prepare_once(store: &Arc<dyn Store>, part: &Component) -> anyhow::Result<bool> {
     match store.prepare().await {
         Ok(()) => {
             part.up();
             Ok(true)
         }
-        Err(PrepareError::Away(what)) => {
+        Err(PrepareError::Unavailable(what)) => {
             part.down(&what);
             Ok(false)
         }
-        Err(PrepareError::Unfit(what)) => bail!("store.url (MUSTER_STORE): {what}"),
+        Err(PrepareError::Incompatible(what)) => bail!("store.url (MUSTER_STORE): {what}"),
     }
 }
 
 /// Whether the store came before the stop. An error if it came and will not do.
 async fn wait_for_store(
     store: &Arc<dyn Store>,
-    part: &Part,
+    part: &Component,
     stopping: &CancellationToken,
 ) -> anyhow::Result<bool> {
     loop {

@@ -62,7 +62,7 @@ pub mod password;
 pub mod queue;
 pub mod rows;
 pub mod shutdown;
-pub mod signup;
+pub mod domain;
 pub mod store;
 pub mod telemetry;
 pub mod token;

@@ -5,13 +5,13 @@
 #
 # MANAGEMENT_URL says where the API is, with user and password (http://guest:guest@localhost:15672).
 # VHOST is the virtual host as it stands in a URL. JOB names this piece of work: run again under the same
-# name, it registers nobody twice. muster has to allow the reply queue: queue.reply_prefix = "example."
+# name, it registers nobody twice. muster has to allow the reply queue: queue.allowed_reply_prefix = "example."
 set -eu
 
 api=$MANAGEMENT_URL/api vhost=${VHOST:-%2F}
 exchange=${NAMESPACE:-registration} job=${JOB:-example}
 account=${MANAGEMENT_URL#*://} account=${account%%:*}
-replies=example.$account.$job # queue.reply_prefix, then the account that asks
+replies=example.$account.$job # queue.allowed_reply_prefix, then the account that asks
 
 call() { # call METHOD PATH JSON
     curl --silent --show-error --fail --request "$1" --header 'Content-Type: application/json' \

@@ -21,7 +21,7 @@ pub fn policy(settings: &Settings) -> anyhow::Result<Policy> {
             format!("password.blocklist (MUSTER_PASSWORD_BLOCKLIST): {}", path.display())
         })?,
     };
-    let policy = Policy::new(settings.policy.minimum, common);
+    let policy = Policy::new(settings.policy.min_length, common);
     Ok(policy.with_single_script(settings.admission.single_script))
 }
 

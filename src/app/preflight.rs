@@ -13,23 +13,23 @@ use crate::config::{Problems, QueueUrl, Role, Settings, StoreUrl, secret_file};
 use crate::contract::Policy;
 use crate::front::jwks::PublicKeys;
 use crate::front::tls::Tls;
-use crate::front::{self, Files};
+use crate::front::{self, ReloadableFiles};
 use crate::http_client::trust;
 use crate::queue::seal::{Opener, Sealer};
-use crate::signup::Clock;
+use crate::domain::Clock;
 use crate::telemetry::{export, logs};
-use crate::token::{self, Key, Signer, Terms};
+use crate::token::{self, TokenKey, Signer, ClaimRules};
 
 /// The settings of addresses, by which people know them.
 const FRONT: &str = "front.listen (MUSTER_LISTEN)";
 const ADMIN: &str = "admin.listen (MUSTER_ADMIN_LISTEN)";
 
 /// What a start needs, read and checked.
-pub(super) struct Ready {
+pub(super) struct StartInputs {
     /// Signs tokens; none for a front alone, and where the secret has to be created first.
     pub(super) signer: Option<Signer>,
     /// The files of the front.
-    pub(super) files: Files,
+    pub(super) files: ReloadableFiles,
     pub(super) policy: Policy,
     pub(super) opener: Opener,
 }
@@ -53,7 +53,7 @@ pub(super) struct Listeners {
 
 /// What to do where the signing secret of a data file is missing.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Secret {
+pub(super) enum MissingSecret {
     Create,
     Omit,
 }
@@ -68,7 +68,7 @@ pub fn refusals(settings: &Settings) -> Vec<Refusal> {
 }
 
 /// Everything that is needed, or an error that names all that is wrong.
-pub(super) fn require(settings: &Settings, clock: &Clock) -> anyhow::Result<Ready> {
+pub(super) fn require(settings: &Settings, clock: &Clock) -> anyhow::Result<StartInputs> {
     check(settings, clock).map_err(|refusals| {
         let mut problems = Problems::default();
         refusals.iter().for_each(|refusal| problems.add(format!("{:#}", refusal.error)));
@@ -76,7 +76,7 @@ pub(super) fn require(settings: &Settings, clock: &Clock) -> anyhow::Result<Read
     })
 }
 
-fn check(settings: &Settings, clock: &Clock) -> Result<Ready, Vec<Refusal>> {
+fn check(settings: &Settings, clock: &Clock) -> Result<StartInputs, Vec<Refusal>> {
     let mut checks = Checks(Vec::new());
     let role = settings.role;
     checks.add(
@@ -94,7 +94,7 @@ fn check(settings: &Settings, clock: &Clock) -> Result<Ready, Vec<Refusal>> {
         checks.add("password list", "give a file with one password a line", policy(settings));
     let signer = match role.has_worker() {
         true => {
-            let signer = signer(settings, clock, Secret::Omit);
+            let signer = signer(settings, clock, MissingSecret::Omit);
             checks.add(
                 "signing key",
                 "give files that this user can read; `muster keys make` makes one",
@@ -108,7 +108,7 @@ fn check(settings: &Settings, clock: &Clock) -> Result<Ready, Vec<Refusal>> {
         "set both halves of one pair; `muster keygen` makes one",
         opener(settings),
     );
-    let mut files = Files::default();
+    let mut files = ReloadableFiles::default();
     if role.has_front() {
         let tls = settings.front.tls.as_ref().map(Tls::read).transpose();
         let tls = checks.add(
@@ -117,13 +117,13 @@ fn check(settings: &Settings, clock: &Clock) -> Result<Ready, Vec<Refusal>> {
             tls,
         );
         let own = signer.as_ref().and_then(Option::as_ref).and_then(Signer::public_keys);
-        let keys = PublicKeys::open(settings.front.jwks.as_deref(), own.as_ref());
+        let keys = PublicKeys::open(settings.front.jwks_file.as_deref(), own.as_ref());
         let keys = checks.add("public keys", "muster keys jwks > FILE", keys);
-        files = Files::new(tls.flatten(), keys.flatten());
+        files = ReloadableFiles::new(tls.flatten(), keys.flatten());
     }
     match (signer, policy, opener) {
         (Some(signer), Some(policy), Some(opener)) if checks.0.is_empty() => {
-            Ok(Ready { signer, files, policy, opener })
+            Ok(StartInputs { signer, files, policy, opener })
         }
         _ => Err(checks.0),
     }
@@ -165,44 +165,44 @@ impl Checks {
 pub(super) fn signer(
     settings: &Settings,
     clock: &Clock,
-    missing: Secret,
+    missing: MissingSecret,
 ) -> anyhow::Result<Option<Signer>> {
     let token = &settings.token;
-    let read = token.keys.iter().map(|path| Key::read(path)).collect::<anyhow::Result<Vec<_>>>();
-    let mut keys = read.context("token.keys (MUSTER_TOKEN_KEYS)")?;
+    let read = token.key_files.iter().map(|path| TokenKey::read(path)).collect::<anyhow::Result<Vec<_>>>();
+    let mut keys = read.context("token.key_files (MUSTER_TOKEN_KEY_FILES)")?;
     let secret = signing_secret(settings, missing)?;
-    keys.extend(secret.as_ref().map(Key::secret));
+    keys.extend(secret.as_ref().map(TokenKey::secret));
     let is_file = matches!(settings.store.url, StoreUrl::File(_));
-    if keys.is_empty() && is_file && missing == Secret::Omit {
+    if keys.is_empty() && is_file && missing == MissingSecret::Omit {
         return Ok(None);
     }
     if keys.is_empty() {
         bail!("token.secret: JWT_SECRET is not set")
     }
-    let terms = Terms {
+    let claim_rules = ClaimRules {
         lifetime: token.lifetime,
         issuer: token.issuer.clone(),
         audience: token.audience.clone(),
     };
     let others = keys.split_off(1);
-    Ok(Some(Signer::new(keys.remove(0), others, terms, clock.clone())))
+    Ok(Some(Signer::new(keys.remove(0), others, claim_rules, clock.clone())))
 }
 
 /// The given secret; for the embedded default the one kept next to the data file, unless keys sign and
 /// none was made before.
-fn signing_secret(settings: &Settings, missing: Secret) -> anyhow::Result<Option<SecretString>> {
+fn signing_secret(settings: &Settings, missing: MissingSecret) -> anyhow::Result<Option<SecretString>> {
     if let Some(secret) = &settings.token.secret {
         return Ok(Some(secret.clone()));
     }
     let StoreUrl::File(path) = &settings.store.url else { return Ok(None) };
     let path = secret_file(path);
-    if !path.exists() && (missing == Secret::Omit || !settings.token.keys.is_empty()) {
+    if !path.exists() && (missing == MissingSecret::Omit || !settings.token.key_files.is_empty()) {
         return Ok(None);
     }
-    if missing == Secret::Omit {
-        return token::kept(&path).map(Some);
+    if missing == MissingSecret::Omit {
+        return token::load(&path).map(Some);
     }
-    let (secret, made) = token::made_once(&path)?;
+    let (secret, made) = token::load_or_create(&path)?;
     if made {
         tracing::info!(path = %path.display(), "made a signing secret; set JWT_SECRET to use another");
     }
@@ -214,12 +214,12 @@ fn signing_secret(settings: &Settings, missing: Secret) -> anyhow::Result<Option
 fn opener(settings: &Settings) -> anyhow::Result<Opener> {
     let opener = Opener::new(&settings.queue);
     if let (Role::All, QueueUrl::Amqp(_), Some(key)) =
-        (settings.role, &settings.queue.url, settings.queue.seal_to)
-        && !opener.knows(Sealer::new(key).key_id())
+        (settings.role, &settings.queue.url, settings.queue.seal_public_key)
+        && !opener.has_key(Sealer::new(key).key_id())
     {
         bail!(
-            "queue.seal_to (MUSTER_QUEUE_SEAL_TO): the worker in this process could open nothing, \
-             its queue.seal_keys (MUSTER_QUEUE_SEAL_KEYS) do not hold the private half"
+            "queue.seal_public_key (MUSTER_QUEUE_SEAL_PUBLIC_KEY): the worker in this process could open nothing, \
+             its queue.seal_private_keys (MUSTER_QUEUE_SEAL_PRIVATE_KEYS) do not hold the private half"
         );
     }
     Ok(opener)

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::keys::write_private;
 use super::{EXIT_FAILED, complain, stdout};
-use crate::signup::Clock;
+use crate::domain::Clock;
 
 /// Clocks of development machines differ too.
 const EARLIER: Duration = Duration::from_secs(60 * 60);

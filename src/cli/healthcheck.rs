@@ -4,7 +4,7 @@ use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain, re
 use crate::http_client::probe;
 
 pub(super) fn run(flags: SettingFlags) -> u8 {
-    let settings = match flags.load_to_ask() {
+    let settings = match flags.load_for_client() {
         Ok(settings) => settings,
         Err(error) => {
             complain(&error);

@@ -32,15 +32,15 @@ fn as_settings(pair: &KeyPair) -> String {
     let private = private.expose_secret();
     format!(
         "# Key {key_id}. The public half, for front ends:\n\
-         MUSTER_QUEUE_SEAL_TO={public}\n\
+         MUSTER_QUEUE_SEAL_PUBLIC_KEY={public}\n\
          # The private half, for workers alone:\n\
-         MUSTER_QUEUE_SEAL_KEYS={private}\n"
+         MUSTER_QUEUE_SEAL_PRIVATE_KEYS={private}\n"
     )
 }
 
 fn as_json(pair: &KeyPair) -> String {
     let KeyPair { key_id, public, private } = pair;
     let pair =
-        json!({ "key_id": key_id, "seal_to": public, "seal_keys": [private.expose_secret()] });
+        json!({ "key_id": key_id, "seal_public_key": public, "seal_private_keys": [private.expose_secret()] });
     format!("{pair}\n")
 }

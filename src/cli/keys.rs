@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::{EXIT_CONFIGURATION, EXIT_OK, SettingFlags, UsageError, complain, failed, stdout};
 use crate::telemetry::stderr;
-use crate::token::key::{self, Algorithm};
-use crate::token::{Key, public_keys};
+use crate::token::key::{self, SigningAlgorithm};
+use crate::token::{TokenKey, public_keys};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -21,17 +21,17 @@ pub(super) enum Command {
     #[command(after_help = "Examples:\n  \
         muster keys make --output token-2026.pem\n  \
         muster keys make --algorithm rs256 --output token-rsa.pem\n\n\
-        The first file of token.keys (MUSTER_TOKEN_KEYS) signs; the others still verify.")]
+        The first file of token.key_files (MUSTER_TOKEN_KEY_FILES) signs; the others still verify.")]
     Make(Make),
     /// List keys by their ids: those of the settings, or those in files.
     #[command(after_help = "Examples:\n  \
-        MUSTER_TOKEN_KEYS=new.pem,old.pem muster keys list\n  \
+        MUSTER_TOKEN_KEY_FILES=new.pem,old.pem muster keys list\n  \
         muster keys list --json token-2026.pem")]
     List(Which),
     /// Print the public halves as a JWK set, for front ends and for whoever verifies tokens.
     #[command(after_help = "Examples:\n  \
         muster keys jwks new.pem old.pem > jwks.json\n  \
-        MUSTER_FRONT_JWKS=jwks.json muster serve --role front")]
+        MUSTER_FRONT_JWKS_FILE=jwks.json muster serve --role front")]
     Jwks(Which),
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Make {
 pub(super) struct Which {
     #[command(flatten)]
     settings: SettingFlags,
-    /// Files with private keys; without any, those of token.keys.
+    /// Files with private keys; without any, those of token.key_files.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Print JSON. A JWK set always is.
@@ -79,19 +79,19 @@ pub(super) fn run(command: Command) -> u8 {
 impl Make {
     fn run(&self) -> anyhow::Result<()> {
         let algorithm = match self.algorithm {
-            Choice::Eddsa => Algorithm::EdDsa,
-            Choice::Es256 => Algorithm::Es256,
-            Choice::Rs256 => Algorithm::Rs256,
+            Choice::Eddsa => SigningAlgorithm::EdDsa,
+            Choice::Es256 => SigningAlgorithm::Es256,
+            Choice::Rs256 => SigningAlgorithm::Rs256,
         };
         let pem = key::generate(algorithm)?;
-        let id = Key::from_pem(&pem)?.id().unwrap_or_default().to_owned();
+        let id = TokenKey::from_pem(&pem)?.id().unwrap_or_default().to_owned();
         if self.output.as_os_str() == "-" {
             return stdout::print(&pem);
         }
         write_private(&self.output, pem.as_bytes())?;
         let path = self.output.display();
         let told = format!(
-            "{path}: a private {} key with the id {id}\nMUSTER_TOKEN_KEYS={path}\n",
+            "{path}: a private {} key with the id {id}\nMUSTER_TOKEN_KEY_FILES={path}\n",
             algorithm.as_str()
         );
         stdout::print(&told)
@@ -102,9 +102,9 @@ impl Which {
     fn run(self, print: fn(&[Found], bool) -> anyhow::Result<()>) -> anyhow::Result<u8> {
         let (mut files, mut secret) = (self.files, false);
         if files.is_empty() {
-            match self.settings.load_to_ask() {
+            match self.settings.load_for_client() {
                 Ok(settings) => {
-                    files = settings.token.keys;
+                    files = settings.token.key_files;
                     secret = settings.token.secret.is_some();
                 }
                 Err(error) => {
@@ -115,7 +115,7 @@ impl Which {
         }
         let found: anyhow::Result<Vec<Found>> = files
             .into_iter()
-            .map(|path| Ok(Found { key: Some(Key::read(&path)?), path }))
+            .map(|path| Ok(Found { key: Some(TokenKey::read(&path)?), path }))
             .collect();
         let mut found = found?;
         if secret {
@@ -128,19 +128,19 @@ impl Which {
 
 /// A key and where it is; none is the secret, which has neither an id nor a place.
 struct Found {
-    key: Option<Key>,
+    key: Option<TokenKey>,
     path: PathBuf,
 }
 
 fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
     if found.is_empty() {
-        stderr::line("muster: no keys: token.keys (MUSTER_TOKEN_KEYS) and JWT_SECRET are not set");
+        stderr::line("muster: no keys: token.key_files (MUSTER_TOKEN_KEY_FILES) and JWT_SECRET are not set");
     }
     let mut lines = String::new();
     for (at, Found { key, path }) in found.iter().enumerate() {
         let (id, algorithm) = match key {
             Some(key) => (key.id().unwrap_or_default(), key.algorithm()),
-            None => ("-", Algorithm::Hs256),
+            None => ("-", SigningAlgorithm::Hs256),
         };
         let (algorithm, use_) = (algorithm.as_str(), if at == 0 { "signs" } else { "verifies" });
         let place = match key {
@@ -148,7 +148,7 @@ fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
             None => "JWT_SECRET".to_owned(),
         };
         let line = if as_json {
-            let id = key.as_ref().and_then(Key::id);
+            let id = key.as_ref().and_then(TokenKey::id);
             json!({ "kid": id, "alg": algorithm, "use": use_, "from": place }).to_string()
         } else {
             format!("{id:<43}  {algorithm:<5}  {use_:<8}  {place}")
@@ -163,7 +163,7 @@ fn jwks(found: &[Found], _: bool) -> anyhow::Result<()> {
     let keys: Option<Value> = public_keys(found.iter().filter_map(|found| found.key.as_ref()));
     let Some(keys) = keys else {
         let wrong =
-            "no keys with a public half: name their files, or set token.keys (MUSTER_TOKEN_KEYS)";
+            "no keys with a public half: name their files, or set token.key_files (MUSTER_TOKEN_KEY_FILES)";
         bail!(UsageError(wrong.to_owned()))
     };
     stdout::print(&(serde_json::to_string_pretty(&keys)? + "\n"))

@@ -138,8 +138,8 @@ impl SettingFlags {
     }
 
     /// Loads the settings of somebody who only asks.
-    fn load_to_ask(self) -> anyhow::Result<Settings> {
-        Ok(Settings::load_to_ask(&self.sources(Vec::new()))?)
+    fn load_for_client(self) -> anyhow::Result<Settings> {
+        Ok(Settings::load_for_client(&self.sources(Vec::new()))?)
     }
 
     /// Where settings come from; `set` are those the command itself makes.

@@ -10,7 +10,7 @@ use super::{
     EXIT_CONFIGURATION, EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, SettingFlags, complain, runtime,
     stdout,
 };
-use crate::store::reindex::{Report, reindex};
+use crate::store::reindex::{ReindexReport, reindex};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -33,7 +33,7 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: Flags) -> u8 {
-    let settings = match flags.settings.load_to_ask() {
+    let settings = match flags.settings.load_for_client() {
         Ok(settings) => settings,
         Err(error) => {
             complain(&error);
@@ -73,7 +73,7 @@ fn bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn shown(report: &Report, as_json: bool) -> anyhow::Result<String> {
+fn shown(report: &ReindexReport, as_json: bool) -> anyhow::Result<String> {
     if as_json {
         return Ok(serde_json::to_string(report)? + "\n");
     }

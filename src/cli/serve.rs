@@ -10,11 +10,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, begin, complain};
-use crate::app::{Addresses, App, End};
+use crate::app::{Addresses, App, ExitReason};
 use crate::config::{Role, Settings};
-use crate::front::Files;
+use crate::front::ReloadableFiles;
 use crate::http_client::collector::Collector;
-use crate::signup::Clock;
+use crate::domain::Clock;
 use crate::telemetry::export::Export;
 use crate::telemetry::{stderr, terminal};
 
@@ -84,11 +84,11 @@ async fn serve(settings: &Settings) -> u8 {
 }
 
 /// What the end means to whoever started it, who is told why unless all is well.
-fn exit_code(end: End) -> u8 {
+fn exit_code(end: ExitReason) -> u8 {
     match end {
-        End::Stopped => EXIT_OK,
-        End::Unfit(told) => {
-            complain(&anyhow::anyhow!(told));
+        ExitReason::Stopped => EXIT_OK,
+        ExitReason::StoreIncompatible(error) => {
+            complain(&anyhow::anyhow!(error));
             EXIT_CONFIGURATION
         }
     }
@@ -97,7 +97,7 @@ fn exit_code(end: End) -> u8 {
 async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
     // Before anything is served: a signal that comes early must not end the process.
     let mut signals = Signals::new()?;
-    if settings.role.has_front() && Files::are_named(&settings.front) {
+    if settings.role.has_front() && ReloadableFiles::are_configured(&settings.front) {
         signals.take_reload()?;
     }
     let is_new = summary::is_new(settings);
@@ -128,7 +128,7 @@ fn report(settings: &Settings, addresses: Addresses) {
 struct Reload(SyncSender<()>);
 
 impl Reload {
-    fn start(files: Files) -> anyhow::Result<Self> {
+    fn start(files: ReloadableFiles) -> anyhow::Result<Self> {
         let (request, requests) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new()
             .name("reload".into())

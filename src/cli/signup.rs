@@ -18,8 +18,8 @@ use super::{
 };
 use crate::config::Settings;
 use crate::contract::{Document, Policy, contract};
-use crate::http_client::{Connection, trust};
-use crate::signup::ContractId;
+use crate::http_client::{HttpConnection, trust};
+use crate::domain::ContractId;
 use crate::telemetry::stderr;
 
 /// Password in the document while the other fields are checked; every contract accepts it.
@@ -68,7 +68,7 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: &Flags) -> u8 {
-    let settings = match flags.settings.clone().load_to_ask() {
+    let settings = match flags.settings.clone().load_for_client() {
         Ok(settings) => settings,
         Err(error) => {
             complain(&error);
@@ -175,12 +175,12 @@ impl Flags {
     }
 }
 
-async fn connect(target: &Url, flags: &Flags) -> anyhow::Result<Connection> {
+async fn connect(target: &Url, flags: &Flags) -> anyhow::Result<HttpConnection> {
     let host = target.host_str().context("--url: expected a host")?;
     let port = target.port_or_known_default().context("--url: expected a port")?;
     let encrypted = target.scheme() == "https";
     let trust = encrypted.then(|| trust::authorities(flags.ca_file.as_deref())).transpose()?;
-    let opened = tokio::time::timeout(PATIENCE, Connection::open_to(host, port, trust)).await;
+    let opened = tokio::time::timeout(PATIENCE, HttpConnection::open_to(host, port, trust)).await;
     opened.with_context(|| format!("{host}:{port}: no connection in 30 s"))?
 }
 

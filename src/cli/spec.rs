@@ -43,7 +43,7 @@ pub(super) fn run(command: Command) -> u8 {
 
 /// The settings in effect, or the exit code where they are wrong.
 fn settings(flags: SettingFlags) -> Result<Settings, u8> {
-    flags.load_to_ask().map_err(|error| {
+    flags.load_for_client().map_err(|error| {
         complain(&error);
         EXIT_CONFIGURATION
     })

@@ -31,14 +31,14 @@ const SHORT_NAMES: [(&str, &str); 18] = [
     ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "trace.protocol"),
     ("OTEL_SDK_DISABLED", "trace.disabled"),
     ("OTEL_TRACES_SAMPLER", "trace.sampler"),
-    ("OTEL_TRACES_SAMPLER_ARG", "trace.ratio"),
-    ("OTEL_SERVICE_NAME", "trace.service"),
+    ("OTEL_TRACES_SAMPLER_ARG", "trace.sample_ratio"),
+    ("OTEL_SERVICE_NAME", "trace.service_name"),
 ];
 
 /// Keys whose values are never shown, and may come from a file.
 const SECRETS: [&str; 6] = [
-    "front.bulk_key",
-    "queue.seal_keys",
+    "front.bulk_api_key",
+    "queue.seal_private_keys",
     "queue.url",
     "store.url",
     "token.secret",
@@ -152,16 +152,16 @@ impl Layers {
         };
         match text.parse::<Table>() {
             Ok(table) => {
-                let places = places(&text);
+                let positions = key_positions(&text);
                 for (key, value) in flatten(table) {
-                    let at = places.get(&key).map_or(origin.clone(), |(line, column)| {
+                    let at = positions.get(&key).map_or(origin.clone(), |(line, column)| {
                         format!("{origin}:{line}:{column}")
                     });
                     self.set(&key, value, at, problems);
                 }
             }
             Err(error) => {
-                let (line, column) = place(&text, error.span().map_or(0, |span| span.start));
+                let (line, column) = line_and_column(&text, error.span().map_or(0, |span| span.start));
                 let wrong = error.message();
                 problems.add(format!("{origin}:{line}:{column}: not TOML: {wrong}"));
             }
@@ -224,7 +224,7 @@ impl Layers {
         };
         match value {
             Some(value) => self.set(key, value, origin, problems),
-            None => problems.add(format!("{origin}: {} wanted", self.wanted(key))),
+            None => problems.add(format!("{origin}: {} wanted", self.expected_type(key))),
         }
     }
 
@@ -239,17 +239,17 @@ impl Layers {
             (Value::Float(_), Value::Integer(whole)) => Value::Float(whole as f64),
             (_, value) => value,
         };
-        if let Some(flaw) = flaw_in(&value) {
+        if let Some(flaw) = invisible_flaw(&value) {
             problems.add(format!("{key}: {flaw} (from {origin})"));
         }
         if layer.value.same_type(&value) {
             *layer = Layer { value, origin: Some(origin) };
         } else {
-            problems.add(format!("{origin}: {key}: {} wanted", self.wanted(key)));
+            problems.add(format!("{origin}: {key}: {} wanted", self.expected_type(key)));
         }
     }
 
-    fn wanted(&self, key: &str) -> &'static str {
+    fn expected_type(&self, key: &str) -> &'static str {
         match &self.get(key).value {
             Value::Integer(_) => "a whole number",
             Value::Float(_) => "a number",
@@ -272,7 +272,7 @@ fn is_service_link(name: &str, text: &str) -> bool {
 
 /// What an editor or a script of another system left at the end or the start of a value. It would
 /// become part of a secret, a name or a path without being seen.
-fn flaw_in(value: &Value) -> Option<&'static str> {
+fn invisible_flaw(value: &Value) -> Option<&'static str> {
     match value {
         Value::String(text) if text.starts_with(BYTE_ORDER_MARK) => {
             Some("begins with a byte order mark; save the file without one")
@@ -282,21 +282,21 @@ fn flaw_in(value: &Value) -> Option<&'static str> {
         }
         Value::String(text) if text.contains(char::REPLACEMENT_CHARACTER) => Some("is not UTF-8"),
         Value::String(text) if text.contains('\0') => Some("contains a zero byte"),
-        Value::Array(items) => items.iter().find_map(flaw_in),
+        Value::Array(items) => items.iter().find_map(invisible_flaw),
         _ => None,
     }
 }
 
 /// Line and column of every key, under the names that [`flatten`] gives.
-fn places(text: &str) -> BTreeMap<String, (usize, usize)> {
+fn key_positions(text: &str) -> BTreeMap<String, (usize, usize)> {
     let mut found = BTreeMap::new();
     let Ok(table) = DeTable::parse(text) else { return found };
     for (key, value) in table.get_ref() {
-        found.insert(key.get_ref().to_string(), place(text, key.span().start));
+        found.insert(key.get_ref().to_string(), line_and_column(text, key.span().start));
         if let DeValue::Table(section) = value.get_ref() {
             for inner in section.keys() {
                 let name = format!("{}.{}", key.get_ref(), inner.get_ref());
-                found.insert(name, place(text, inner.span().start));
+                found.insert(name, line_and_column(text, inner.span().start));
             }
         }
     }
@@ -304,7 +304,7 @@ fn places(text: &str) -> BTreeMap<String, (usize, usize)> {
 }
 
 /// Line and column, from 1, of a byte in a text.
-fn place(text: &str, at: usize) -> (usize, usize) {
+fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line = before.rsplit('\n').next().unwrap_or_default();
     (before.matches('\n').count() + 1, line.chars().count() + 1)

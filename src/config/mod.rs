@@ -9,7 +9,7 @@ mod layers;
 mod problems;
 mod reader;
 mod redact;
-mod together;
+mod cross_checks;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -26,7 +26,7 @@ pub use problems::Problems;
 pub use reader::{RootSampler, Sampler};
 pub use redact::{has_credentials, without_credentials};
 
-use crate::signup::ContractId;
+use crate::domain::ContractId;
 use layers::Layers;
 
 /// The part a process plays.
@@ -67,48 +67,48 @@ pub struct Settings {
     /// The part this process plays.
     pub role: Role,
     /// HTTP.
-    pub front: Front,
+    pub front: FrontSettings,
     /// Who may register.
-    pub admission: Admission,
+    pub admission: AdmissionSettings,
     /// How often a client may ask.
-    pub limits: Limits,
+    pub limits: LimitSettings,
     /// Where probes are answered besides the front; none if unset.
     pub admin: Option<SocketAddr>,
     /// The queue.
-    pub queue: Queue,
+    pub queue: QueueSettings,
     /// The store.
-    pub store: Store,
+    pub store: StoreSettings,
     /// Hashing.
-    pub password: Password,
+    pub password: PasswordSettings,
     /// What is asked of passwords.
     pub policy: PasswordPolicy,
     /// Tokens.
-    pub token: Token,
+    pub token: TokenSettings,
     /// Logs.
-    pub log: Log,
+    pub log: LogSettings,
     /// Where spans go; none: no spans are made.
-    pub trace: Option<Trace>,
+    pub trace: Option<TraceSettings>,
     shown: String,
     described: serde_json::Value,
 }
 
 /// `[front]`
 #[derive(Clone, Debug)]
-pub struct Front {
+pub struct FrontSettings {
     /// Where HTTP is served.
     pub listen: SocketAddr,
     /// Which contracts stand where.
     pub mounts: Vec<Mount>,
     /// Whether pages for people are served.
-    pub pages: bool,
+    pub ui: bool,
     /// The files that make it https; none: http.
     pub tls: Option<CertificateFiles>,
     /// The file with the public keys of tokens.
-    pub jwks: Option<PathBuf>,
+    pub jwks_file: Option<PathBuf>,
     /// Origins whose scripts may read answers.
     pub cors_origins: Vec<String>,
     /// From a request's last byte to its answer.
-    pub deadline: Duration,
+    pub request_timeout: Duration,
     /// How long a signup that is sent again without a key counts as the first one; none: not at all.
     pub replay_window: Option<Duration>,
     /// Bytes.
@@ -130,9 +130,9 @@ pub struct Front {
     /// Between a stop signal and the end of accepting; may be zero.
     pub stop_delay: Duration,
     /// For requests under way after a stop.
-    pub drain: Duration,
+    pub shutdown_timeout: Duration,
     /// Opens `POST /registrations`; none: it is not there.
-    pub bulk_key: Option<SecretString>,
+    pub bulk_api_key: Option<SecretString>,
 }
 
 /// Who one is over TLS: a certificate and its private key, in PEM files.
@@ -154,12 +154,12 @@ pub struct Mount {
     /// The contracts served there, in order of preference; never empty.
     pub contracts: Vec<ContractId>,
     /// Where clients of this mount get the owner of a token; none if nowhere near it.
-    pub profile: Option<Place>,
+    pub profile: Option<PathPattern>,
 }
 
 /// A path that is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct PathPattern {
     /// The path, or what the path ends in when `any_prefix`.
     pub path: String,
     /// Whether anything may come before it.
@@ -168,20 +168,20 @@ pub struct Place {
 
 /// `[admission]`
 #[derive(Clone, Copy, Debug)]
-pub struct Admission {
+pub struct AdmissionSettings {
     /// Whether a user name and the local part of an address must keep to one script.
     pub single_script: bool,
 }
 
 /// `[limits]`
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct LimitSettings {
     /// Registrations of one client address.
-    pub per_address: Option<Rate>,
+    pub per_address: Option<RateLimit>,
     /// Registrations for one e-mail address.
-    pub per_email: Option<Rate>,
+    pub per_email: Option<RateLimit>,
     /// Requests for a profile of one client address.
-    pub profile_per_address: Option<Rate>,
+    pub profile_per_address: Option<RateLimit>,
     /// Who is believed about client addresses.
     pub trusted_proxies: Vec<IpNet>,
     /// Where they say it.
@@ -190,7 +190,7 @@ pub struct Limits {
 
 /// How often something may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
+pub struct RateLimit {
     /// So often at once.
     pub burst: NonZeroU32,
     /// And once more each time this has passed; at least a microsecond.
@@ -208,7 +208,7 @@ pub enum ProxyHeader {
 
 /// `[queue]`
 #[derive(Clone, Debug)]
-pub struct Queue {
+pub struct QueueSettings {
     /// Which queue, by its URL's scheme.
     pub url: QueueUrl,
     /// More authorities to trust over amqps.
@@ -228,24 +228,24 @@ pub struct Queue {
     /// Pauses between attempts at a bulk message.
     pub retry_delays: Vec<Duration>,
     /// How long a dead letter is kept.
-    pub dead_retention: Duration,
+    pub dead_letter_ttl: Duration,
     /// Names of foreign reply queues begin so, then with their account; empty allows none.
-    pub reply_prefix: String,
+    pub allowed_reply_prefix: String,
     /// Accounts of the broker, besides this process's own, that only other processes of muster use.
     pub trusted_accounts: Vec<String>,
     /// Whose outcomes are announced as events.
-    pub events: Events,
+    pub events: EventScope,
     /// The public key to seal passwords with; none: they travel in clear.
-    pub seal_to: Option<[u8; 32]>,
+    pub seal_public_key: Option<[u8; 32]>,
     /// Private keys to open sealed passwords with, 32 bytes each.
-    pub seal_keys: Vec<SecretSlice<u8>>,
+    pub seal_private_keys: Vec<SecretSlice<u8>>,
     /// Whether a clear password that comes from the broker is refused.
     pub require_sealed: bool,
 }
 
 /// Whose outcomes are announced as events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Events {
+pub enum EventScope {
     /// Every user who was registered, and bulk registrations that were refused and told to nobody.
     All,
     /// The same, of the bulk door alone.
@@ -265,7 +265,7 @@ pub enum QueueUrl {
 
 /// `[store]`
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct StoreSettings {
     /// Which store, by its URL's scheme.
     pub url: StoreUrl,
     /// Database name where the URL has none.
@@ -285,7 +285,7 @@ pub enum StoreUrl {
 
 /// `[password]`
 #[derive(Clone, Debug)]
-pub struct Password {
+pub struct PasswordSettings {
     /// bcrypt cost.
     pub cost: u32,
     /// Threads that hash; never 0.
@@ -298,7 +298,7 @@ pub struct Password {
 #[derive(Clone, Debug)]
 pub struct PasswordPolicy {
     /// Fewest code points, if a contract does not want more.
-    pub minimum: u64,
+    pub min_length: u64,
     /// Which passwords are refused as too common.
     pub blocklist: Blocklist,
 }
@@ -316,11 +316,11 @@ pub enum Blocklist {
 
 /// `[token]`
 #[derive(Clone, Debug)]
-pub struct Token {
+pub struct TokenSettings {
     /// The signing secret, if given.
     pub secret: Option<SecretString>,
     /// Files with private keys, the one that signs first.
-    pub keys: Vec<PathBuf>,
+    pub key_files: Vec<PathBuf>,
     /// Who says so.
     pub issuer: Option<String>,
     /// For whom.
@@ -331,7 +331,7 @@ pub struct Token {
 
 /// `[log]`
 #[derive(Clone, Debug)]
-pub struct Log {
+pub struct LogSettings {
     /// Whether as text; left open: text on a terminal, JSON otherwise.
     pub as_text: Option<bool>,
     /// As in `RUST_LOG`.
@@ -340,7 +340,7 @@ pub struct Log {
 
 /// `[trace]`
 #[derive(Clone, Debug)]
-pub struct Trace {
+pub struct TraceSettings {
     /// Where batches of spans are posted: a whole URL of http or https.
     pub endpoint: String,
     /// More authorities to trust over https.
@@ -350,9 +350,9 @@ pub struct Trace {
     /// Which traces are recorded.
     pub sampler: Sampler,
     /// The part of traces that is recorded, 0 to 1, where the sampler goes by it.
-    pub ratio: f64,
+    pub sample_ratio: f64,
     /// Whose spans they are.
-    pub service: String,
+    pub service_name: String,
 }
 
 impl Settings {
@@ -361,14 +361,14 @@ impl Settings {
         let mut problems = Problems::default();
         let settings = Self::read(sources, &mut problems);
         if let Some(settings) = &settings {
-            together::check(settings, &mut problems);
+            cross_checks::check(settings, &mut problems);
         }
         settings.filter(|_| problems.is_empty()).ok_or(problems)
     }
 
     /// Reads all sources for somebody who only asks where a muster is, and need not be able to run
     /// as one: a container's health check has no role and no secret.
-    pub fn load_to_ask(sources: &Sources) -> Result<Self, Problems> {
+    pub fn load_for_client(sources: &Sources) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let settings = Self::read(sources, &mut problems);
         settings.filter(|_| problems.is_empty()).ok_or(problems)

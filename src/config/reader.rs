@@ -21,8 +21,8 @@ use zeroize::Zeroizing;
 
 use super::layers::{Layers, is_secret, long_name};
 use super::{
-    Admission, CertificateFiles, Events, Front, Log, Problems, Queue, QueueUrl, Role, Settings,
-    Store, StoreUrl,
+    AdmissionSettings, CertificateFiles, EventScope, FrontSettings, LogSettings, Problems, QueueSettings, QueueUrl, Role, Settings,
+    StoreSettings, StoreUrl,
 };
 use crate::config::hosts::each_host;
 use crate::config::redact::{HIDDEN, splits_login, without_credentials};
@@ -38,7 +38,7 @@ const FILE: &str = "file:";
 
 /// Reads all settings. `None` where one could not be read at all; problems tell which.
 pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings> {
-    let mut reader = Reader { layers, problems, is_worker: true };
+    let mut reader = SettingsReader { layers, problems, is_worker: true };
     let role = reader
         .choice("role", &[("front", Role::Front), ("worker", Role::Worker), ("all", Role::All)]);
     reader.is_worker = role.is_none_or(Role::has_worker);
@@ -66,18 +66,18 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
         token: token?,
         log: log?,
         trace: trace?,
-        shown: layers.to_toml(shown),
-        described: layers.to_json(shown),
+        shown: layers.to_toml(redacted),
+        described: layers.to_json(redacted),
     })
 }
 
 /// How a value looks in `muster config`.
-fn shown(key: &str, value: &Value) -> Value {
+fn redacted(key: &str, value: &Value) -> Value {
     match value {
         Value::Array(items) if is_secret(key) => {
             Value::Array(items.iter().map(|_| Value::String(HIDDEN.to_owned())).collect())
         }
-        Value::Array(items) => Value::Array(items.iter().map(|item| shown(key, item)).collect()),
+        Value::Array(items) => Value::Array(items.iter().map(|item| redacted(key, item)).collect()),
         Value::String(text) if is_secret(key) && !text.is_empty() => {
             let is_url = key.ends_with(".url");
             Value::String(if is_url { without_credentials(text) } else { HIDDEN.to_owned() })
@@ -87,26 +87,26 @@ fn shown(key: &str, value: &Value) -> Value {
     }
 }
 
-struct Reader<'a> {
+struct SettingsReader<'a> {
     layers: &'a Layers,
     problems: &'a mut Problems,
     /// Whether it matters if a secret or a cost is too weak: a front neither signs nor hashes.
     is_worker: bool,
 }
 
-impl Reader<'_> {
-    fn admission(&mut self) -> Option<Admission> {
+impl SettingsReader<'_> {
+    fn admission(&mut self) -> Option<AdmissionSettings> {
         let choices = [("any", false), ("single-script", true)];
-        Some(Admission { single_script: self.choice("admission.usernames", &choices)? })
+        Some(AdmissionSettings { single_script: self.choice("admission.usernames", &choices)? })
     }
 
-    fn front(&mut self) -> Option<Front> {
+    fn front(&mut self) -> Option<FrontSettings> {
         let listen = self.address("front.listen");
         let mounts = self.mounts();
         let pages = self.pages();
         let tls = self.certificate("front.tls_cert", "front.tls_key");
         let cors_origins = self.origins();
-        let deadline = self.duration("front.deadline");
+        let deadline = self.duration("front.request_timeout");
         let replay_window = self.replay_window();
         // With its password sealed it still is what a worker takes from the queue.
         let body_limit = self.number("front.body_limit", 1..=128 << 10);
@@ -119,27 +119,27 @@ impl Reader<'_> {
             self.number("front.max_connections_per_address", 1..=1_000_000);
         let max_in_flight = self.number("front.max_in_flight", 1..=1_000_000);
         let stop_delay = self.duration_or_zero("front.stop_delay");
-        let drain = self.duration("front.drain");
-        let bulk_key = self.text("front.bulk_key");
+        let drain = self.duration("front.shutdown_timeout");
+        let bulk_api_key = self.text("front.bulk_api_key");
         let good_key =
-            bulk_key.len() >= BULK_KEY_MIN && bulk_key.bytes().all(|b| b.is_ascii_graphic());
-        if !bulk_key.is_empty() && !good_key {
+            bulk_api_key.len() >= BULK_KEY_MIN && bulk_api_key.bytes().all(|b| b.is_ascii_graphic());
+        if !bulk_api_key.is_empty() && !good_key {
             self.problem::<()>(
-                "front.bulk_key",
+                "front.bulk_api_key",
                 &format!(
                     "at least {BULK_KEY_MIN} visible ASCII characters wanted; make one with: openssl \
                      rand -base64 32"
                 ),
             );
         }
-        Some(Front {
+        Some(FrontSettings {
             listen: listen?,
             mounts: mounts?,
-            pages: pages?,
+            ui: pages?,
             tls: tls?,
-            jwks: self.path("front.jwks"),
+            jwks_file: self.path("front.jwks_file"),
             cors_origins: cors_origins?,
-            deadline: deadline?,
+            request_timeout: deadline?,
             replay_window: replay_window?,
             body_limit: body_limit? as usize,
             header_timeout: header_timeout?,
@@ -150,8 +150,8 @@ impl Reader<'_> {
             max_connections_per_address: max_connections_per_address? as usize,
             max_in_flight: max_in_flight? as usize,
             stop_delay: stop_delay?,
-            drain: drain?,
-            bulk_key: (!bulk_key.is_empty()).then(|| SecretString::from(bulk_key)),
+            shutdown_timeout: drain?,
+            bulk_api_key: (!bulk_api_key.is_empty()).then(|| SecretString::from(bulk_api_key)),
         })
     }
 
@@ -169,12 +169,12 @@ impl Reader<'_> {
     /// Left open, there are pages where muster is being tried out: nothing leaves this process.
     fn pages(&mut self) -> Option<bool> {
         let choices = [("auto", None), ("on", Some(true)), ("off", Some(false))];
-        let chosen = self.choice("front.pages", &choices)?;
+        let chosen = self.choice("front.ui", &choices)?;
         let embedded = self.text("queue.url") == LOCAL && self.text("store.url").starts_with(FILE);
         Some(chosen.unwrap_or(embedded))
     }
 
-    fn queue(&mut self) -> Option<Queue> {
+    fn queue(&mut self) -> Option<QueueSettings> {
         let text = self.text("queue.url");
         let url = if text == LOCAL {
             Some(QueueUrl::Local)
@@ -190,37 +190,37 @@ impl Reader<'_> {
         // Quorum queues take a prefetch of at most 2000.
         let prefetch = self.number("queue.prefetch", 0..=2000);
         let retry_delays = self.durations("queue.retry_delays");
-        let dead_retention = self.duration("queue.dead_retention");
+        let dead_letter_ttl = self.duration("queue.dead_letter_ttl");
         let namespace = self.text("queue.namespace");
         // Names are at most 255 bytes, and the longest ending is a reply queue's.
         if !(1..=200).contains(&namespace.len()) || namespace.starts_with("amq.") {
             self.problem::<()>("queue.namespace", "1 to 200 bytes wanted, not beginning with amq.");
         }
-        let reply_prefix = self.text("queue.reply_prefix");
+        let allowed_reply_prefix = self.text("queue.allowed_reply_prefix");
         let own = format!("{namespace}.");
-        if !reply_prefix.is_empty()
-            && (own.starts_with(&reply_prefix) || reply_prefix.starts_with(&own))
+        if !allowed_reply_prefix.is_empty()
+            && (own.starts_with(&allowed_reply_prefix) || allowed_reply_prefix.starts_with(&own))
         {
             self.problem::<()>(
-                "queue.reply_prefix",
+                "queue.allowed_reply_prefix",
                 "a prefix that matches no name of muster's own wanted",
             );
         }
         let events = self.choice(
             "queue.events",
-            &[("all", Events::All), ("bulk", Events::Bulk), ("none", Events::None)],
+            &[("all", EventScope::All), ("bulk", EventScope::Bulk), ("none", EventScope::None)],
         );
-        let seal_to = self.text("queue.seal_to");
-        let seal_to = if seal_to.is_empty() {
+        let seal_public_key = self.text("queue.seal_public_key");
+        let seal_public_key = if seal_public_key.is_empty() {
             Some(None)
         } else {
-            self.key("queue.seal_to", &seal_to).map(Some)
+            self.key("queue.seal_public_key", &seal_public_key).map(Some)
         };
-        let seal_keys = Zeroizing::new(self.list("queue.seal_keys"));
-        let seal_keys: Option<Vec<_>> =
-            seal_keys.iter().map(|text| self.key("queue.seal_keys", text)).collect();
+        let seal_private_keys = Zeroizing::new(self.list("queue.seal_private_keys"));
+        let seal_private_keys: Option<Vec<_>> =
+            seal_private_keys.iter().map(|text| self.key("queue.seal_private_keys", text)).collect();
         let require_sealed = self.flag("queue.require_sealed");
-        Some(Queue {
+        Some(QueueSettings {
             url: url?,
             ca_file: self.path("queue.ca_file"),
             certificate: certificate?,
@@ -230,35 +230,35 @@ impl Reader<'_> {
             bulk_max_bytes: bulk_max_bytes? as u64,
             prefetch: prefetch? as u16,
             retry_delays: retry_delays?,
-            dead_retention: dead_retention?,
-            reply_prefix,
+            dead_letter_ttl: dead_letter_ttl?,
+            allowed_reply_prefix: allowed_reply_prefix,
             trusted_accounts: self.list("queue.trusted_accounts"),
             events: events?,
-            seal_to: seal_to?.map(|key| *key),
-            seal_keys: seal_keys?.iter().map(|key| key.to_vec().into()).collect(),
+            seal_public_key: seal_public_key?.map(|key| *key),
+            seal_private_keys: seal_private_keys?.iter().map(|key| key.to_vec().into()).collect(),
             require_sealed,
         })
     }
 
-    fn store(&mut self) -> Option<Store> {
+    fn store(&mut self) -> Option<StoreSettings> {
         let text = self.text("store.url");
         let url = match text.strip_prefix(FILE) {
             Some("") => self.problem("store.url", "file: wants a path, such as file:./muster.redb"),
             Some(path) => Some(StoreUrl::File(PathBuf::from(path))),
             None if text.starts_with("mongodb://") || text.starts_with("mongodb+srv://") => self
-                .whole_login("store.url", &text)
+                .check_login("store.url", &text)
                 .map(|()| StoreUrl::Mongo(SecretString::from(text))),
             None => self.problem("store.url", "file:PATH, mongodb://… or mongodb+srv://… wanted"),
         };
         let database = self.text("store.database");
         let timeout = self.duration("store.timeout");
-        Some(Store { url: url?, database, timeout: timeout? })
+        Some(StoreSettings { url: url?, database, timeout: timeout? })
     }
 
-    fn log(&mut self) -> Option<Log> {
+    fn log(&mut self) -> Option<LogSettings> {
         let as_text = self
             .choice("log.format", &[("auto", None), ("text", Some(true)), ("json", Some(false))]);
-        Some(Log { as_text: as_text?, filter: self.text("log.filter") })
+        Some(LogSettings { as_text: as_text?, filter: self.text("log.filter") })
     }
 
     fn text(&self, key: &str) -> String {
@@ -266,12 +266,12 @@ impl Reader<'_> {
     }
 
     /// A text, unless it is empty.
-    fn given(&self, key: &str) -> Option<String> {
+    fn non_empty_text(&self, key: &str) -> Option<String> {
         Some(self.text(key)).filter(|text| !text.is_empty())
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {
-        self.given(key).map(PathBuf::from)
+        self.non_empty_text(key).map(PathBuf::from)
     }
 
     /// Outside: could it be read. Inside: is it set.
@@ -345,7 +345,7 @@ impl Reader<'_> {
 
     fn parsed_url(&mut self, key: &str) -> Option<SecretString> {
         let text = self.text(key);
-        self.whole_login(key, &text)?;
+        self.check_login(key, &text)?;
         for url in each_host(&text) {
             match url::Url::parse(&url) {
                 Ok(url) if url.has_host() => {}
@@ -358,7 +358,7 @@ impl Reader<'_> {
     }
 
     /// Refuses a URL of which a part of the password would be taken for the host, and shown as that.
-    fn whole_login(&mut self, key: &str, url: &str) -> Option<()> {
+    fn check_login(&mut self, key: &str, url: &str) -> Option<()> {
         if splits_login(url) {
             return self.problem(
                 key,

@@ -1,46 +1,49 @@
-//! What only bulk documents may hold: a password that was hashed elsewhere, as `passwordHash` in the
-//! place of `password`, and leave for a clear password that looks like a hash. Everything else about them
-//! is their contract's.
+//! Bulk documents: a contract's document that may have two more fields. `passwordHash` replaces
+//! `password` with a hash made elsewhere; `allowHashLikePassword` permits a clear password that looks
+//! like a hash.
 
 use secrecy::SecretString;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::document::Field;
-use super::hash_like::{HashLike, hash_like};
+use super::document::TextValue;
+use super::hash_detection::{HashLike, detect_hash};
 use super::{Contract, Document, Policy, rules, schema};
-use crate::signup::{Candidate, FieldError, Password};
+use crate::domain::{ValidSignup, FieldError, Password};
 
-/// Where the hash stands.
+/// The field that holds a bcrypt hash.
 pub const PASSWORD_HASH: &str = "passwordHash";
-/// Set to true, it admits a clear password that looks like a hash.
+/// The field that permits a clear password that looks like a hash, if it is `true`.
 pub const ALLOW_HASH_LIKE: &str = "allowHashLikePassword";
 const PASSWORD: &str = "password";
 
-/// A password, quoted, that every contract takes. It stands in for the one nobody knows while the
-/// contract judges the rest, and goes no further.
-const STAND_IN: &str = "\"Stand-in-1\"";
+/// A JSON string that every contract accepts as a password. It replaces the unknown password while
+/// the contract checks the other fields, and is discarded afterwards.
+const PLACEHOLDER_PASSWORD: &str = "\"Stand-in-1\"";
 
-/// Applies a contract's rules and the policy to a bulk document. The length of a password that was hashed
-/// elsewhere and whether it is common cannot be checked. An error of the hash comes last.
+/// Validates a bulk document against its contract's rules and the policy. If it has a hash, the
+/// password rules do not apply, because the password is unknown.
+///
+/// # Errors
+/// The contract's errors in its field order, then the error of the hash.
 pub fn check_bulk(
     contract: &dyn Contract,
     document: &Document<'_>,
     policy: &Policy,
-) -> Result<Candidate, Vec<FieldError>> {
+) -> Result<ValidSignup, Vec<FieldError>> {
     let hash = match document.text(PASSWORD_HASH) {
-        Field::Absent => return check_clear(contract, document, policy),
-        _ if !matches!(document.text(PASSWORD), Field::Absent) => {
+        TextValue::Absent => return check_clear_password(contract, document, policy),
+        _ if !matches!(document.text(PASSWORD), TextValue::Absent) => {
             Err(error("CONFLICTING_FIELDS", "Give either password or passwordHash, not both"))
         }
         given => password_hash(&given),
     };
-    let stand_in: &RawValue = serde_json::from_str(STAND_IN).expect("a JSON text");
+    let stand_in: &RawValue = serde_json::from_str(PLACEHOLDER_PASSWORD).expect("a JSON text");
     let mut rest = document.clone();
     rest.put(PASSWORD, stand_in);
     match (contract.check(&rest, &policy.without_passwords()), hash) {
-        (Ok(candidate), Ok(hash)) => {
-            Ok(Candidate { password: Password::Hashed(hash), ..candidate })
+        (Ok(signup), Ok(hash)) => {
+            Ok(ValidSignup { password: Password::Hashed(hash), ..signup })
         }
         (checked, hash) => {
             let errors = checked.err().unwrap_or_default();
@@ -49,47 +52,47 @@ pub fn check_bulk(
     }
 }
 
-fn check_clear(
+fn check_clear_password(
     contract: &dyn Contract,
     document: &Document<'_>,
     policy: &Policy,
-) -> Result<Candidate, Vec<FieldError>> {
+) -> Result<ValidSignup, Vec<FieldError>> {
     let checked = contract.check(document, policy);
     let is_hash = match document.text(PASSWORD) {
-        Field::Text(text) => hash_like(&text) == HashLike::Format,
+        TextValue::Text(text) => detect_hash(&text) == HashLike::Format,
         _ => false,
     };
     if !is_hash || allows_hash_like(document) {
         return checked;
     }
-    // What else the contract says of the password would be said of a hash.
+    // The contract's other password errors are dropped: they would describe a hash.
     let mut errors = checked.err().unwrap_or_default();
     errors.retain(|error| error.field != PASSWORD);
-    errors.push(looks_like_hash());
+    errors.push(hash_like_error());
     Err(errors)
 }
 
-/// Whether a document says that its clear password only looks like a hash.
+/// Whether a document permits that its clear password looks like a hash.
 pub fn allows_hash_like(document: &Document<'_>) -> bool {
     document.raw(ALLOW_HASH_LIKE).is_some_and(|raw| raw.get() == "true")
 }
 
-/// The error of a clear password that looks like a hash.
-pub fn looks_like_hash() -> FieldError {
+/// Returns the error for a clear password that looks like a hash.
+pub fn hash_like_error() -> FieldError {
     FieldError {
         field: PASSWORD.into(),
         code: "LOOKS_LIKE_HASH".into(),
-        message: "The password looks like a hash; a hash belongs into passwordHash".into(),
+        message: "The password looks like a hash; send a hash as passwordHash".into(),
     }
 }
 
-/// The JSON Schema of a contract's bulk document, its password in clear or as a hash.
+/// Returns the JSON Schema of a contract's bulk document, with a clear password or a hash.
 pub fn bulk_schema(contract: &dyn Contract) -> Value {
     let mut schema = contract.schema();
     schema["properties"][PASSWORD_HASH] = schema::password_hash();
     schema["properties"][ALLOW_HASH_LIKE] = json!({
-        "description": "true admits a clear password that looks like a hash; otherwise such a row is \
-                        refused (LOOKS_LIKE_HASH).",
+        "description": "If true, a clear password that looks like a hash is accepted. Otherwise the \
+                        row is rejected with LOOKS_LIKE_HASH.",
     });
     if let Some(required) = schema["required"].as_array_mut() {
         required.retain(|field| field != PASSWORD);
@@ -101,13 +104,14 @@ pub fn bulk_schema(contract: &dyn Contract) -> Value {
 /// A field that a bulk document may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BulkField {
-    /// Its name; with a dot if it is in an object.
+    /// The path of the field, such as `fullname.firstname`.
     pub name: String,
-    /// Whether every document has it. Of `password` and `passwordHash` each has one.
+    /// Whether every document must have it. False for `password` and `passwordHash`, of which a
+    /// document has exactly one.
     pub is_required: bool,
 }
 
-/// The texts that a contract's bulk document may hold.
+/// Returns the string fields of a contract's bulk document.
 pub fn bulk_fields(contract: &dyn Contract) -> Vec<BulkField> {
     let mut fields = Vec::new();
     collect_fields(&bulk_schema(contract), "", true, &mut fields);
@@ -129,19 +133,19 @@ fn collect_fields(schema: &Value, prefix: &str, is_required: bool, fields: &mut 
     }
 }
 
-fn password_hash(field: &Field) -> Result<SecretString, FieldError> {
+fn password_hash(field: &TextValue) -> Result<SecretString, FieldError> {
     let text = match field {
-        Field::Text(text) => text.as_str(),
-        _ => return Err(error("INVALID_TYPE", "passwordHash must be a text")),
+        TextValue::Text(text) => text.as_str(),
+        _ => return Err(error("INVALID_TYPE", "passwordHash must be a string")),
     };
     if rules::is_bcrypt(text) {
         Ok(SecretString::from(text))
     } else if text.starts_with("$argon2") {
-        Err(error("UNSUPPORTED_HASH", "passwordHash is argon2; only bcrypt is taken for now"))
+        Err(error("UNSUPPORTED_HASH", "passwordHash is argon2; only bcrypt is supported"))
     } else {
         let (least, most) = (rules::HASH_COSTS.start(), rules::HASH_COSTS.end());
         let text = format!(
-            "passwordHash must be a bcrypt string ($2a$, $2b$ or $2y$) of a cost from {least} to {most}"
+            "passwordHash must be a bcrypt hash ($2a$, $2b$ or $2y$) with a cost from {least} to {most}"
         );
         Err(FieldError { message: text.into(), ..error("INVALID_HASH", "") })
     }
@@ -155,22 +159,22 @@ fn error(code: &'static str, message: &'static str) -> FieldError {
 mod tests {
     use super::*;
     use crate::contract::contract;
-    use crate::signup::ContractId;
+    use crate::domain::ContractId;
 
     const HASH: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
 
     fn codes(contract_id: ContractId, document: &str) -> Vec<String> {
-        // Longer than the one that stands in for a hash.
+        // Longer than the placeholder password, and forbids a password that the tests send.
         let policy = Policy::new(11, ["Secret-1234"].iter().collect());
         let document = Document::parse(document.as_bytes()).unwrap();
         match check_bulk(contract(contract_id), &document, &policy) {
-            Ok(candidate) => vec![candidate.password.in_document().0.to_owned()],
+            Ok(signup) => vec![signup.password.in_document().0.to_owned()],
             Err(errors) => errors.into_iter().map(|error| error.code.into_owned()).collect(),
         }
     }
 
     #[test]
-    fn every_contract_takes_a_hash_in_the_place_of_a_password() {
+    fn every_contract_accepts_a_hash_instead_of_a_password() {
         let fields =
             r#""username":"ann","email":"a@b.co","firstname":"Ann","fullname":{"firstname":"Ann"}"#;
         for id in ContractId::ALL {
@@ -192,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_those_of_the_schema() {
+    fn bulk_fields_match_the_schema() {
         let fields = |id| {
             let all = bulk_fields(contract(id)).into_iter();
             all.map(|field| (field.name, field.is_required)).collect::<Vec<_>>()
@@ -217,8 +221,8 @@ mod tests {
     }
 
     #[test]
-    fn schema_accepts_one_form_of_hash() {
-        // A hash of this beginning, of the right length.
+    fn schema_accepts_only_bcrypt_hashes() {
+        // A hash that begins with `start`, padded to the right length.
         let hash = |start: &str| format!("{start:.<width$}", width = rules::HASH_LENGTH);
         let accepts =
             |hash: &str| schema_accepts(&json!({ "username": "ann", "passwordHash": hash }));
@@ -242,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn every_contract_refuses_a_hash_as_password_unless_it_is_allowed() {
+    fn hash_as_clear_password_is_rejected_unless_allowed() {
         let fields =
             r#""username":"ann","email":"a@b.co","firstname":"Ann","fullname":{"firstname":"Ann"}"#;
         for id in ContractId::ALL {
@@ -261,10 +265,10 @@ mod tests {
     }
 
     #[test]
-    fn the_contracts_own_errors_are_told_as_well() {
+    fn hash_error_follows_the_contracts_errors() {
         let bad = r#"{"email":"a","passwordHash":"x"}"#;
-        let told = codes(ContractId::ErrorCode, bad);
-        assert_eq!(told.last().map(String::as_str), Some("INVALID_HASH"));
-        assert!(told.len() > 1, "{told:?}");
+        let found = codes(ContractId::ErrorCode, bad);
+        assert_eq!(found.last().map(String::as_str), Some("INVALID_HASH"));
+        assert!(found.len() > 1, "{found:?}");
     }
 }

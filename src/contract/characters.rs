@@ -1,5 +1,5 @@
-//! Which characters a user name or an address may have: none that cannot be seen or that turns the
-//! direction of a text, and on request none that look like those of another script.
+//! Character checks for user names and addresses: invisible and direction-changing characters, and
+//! mixed scripts.
 
 use icu_properties::CodePointSetData;
 use icu_properties::props::{BidiControl, DefaultIgnorableCodePoint};
@@ -7,29 +7,29 @@ use unicode_normalization::UnicodeNormalization;
 use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 use unicode_security::{RestrictionLevel, RestrictionLevelDetection};
 
-/// U+2800 is a symbol with a glyph, which has no dot.
+/// Braille pattern blank. Unicode counts it as a visible symbol, but its glyph is empty.
 const BRAILLE_BLANK: char = '\u{2800}';
 
-/// Whether a character has no glyph of its own (Default_Ignorable_Code_Point) or changes the direction of
-/// what follows (Bidi_Control): two texts that differ in it alone look the same.
+/// Whether a character is invisible (Default_Ignorable_Code_Point) or changes the text direction
+/// (Bidi_Control). Two strings that differ only in such characters look the same.
 pub(super) fn is_invisible(c: char) -> bool {
     c == BRAILLE_BLANK
         || const { CodePointSetData::new::<DefaultIgnorableCodePoint>() }.contains(c)
         || const { CodePointSetData::new::<BidiControl>() }.contains(c)
 }
 
-/// Whether there is nothing to see in a text.
+/// Whether a string has no visible character. Control characters count as invisible.
 pub(super) fn is_blank(text: &str) -> bool {
     text.chars().all(|c| c.is_whitespace() || c.is_control() || is_invisible(c))
 }
 
-/// Whether letters, marks and digits of a text are of several scripts, or are none that identifiers should
-/// have: more than the level "moderately restrictive" of UTS 39 allows. Space, punctuation and symbols
-/// belong to no script and are not looked at.
+/// Whether the letters, marks and digits of a string exceed the level "moderately restrictive" of
+/// UTS 39: they mix scripts, or are not meant for identifiers. Space, punctuation and symbols are
+/// ignored.
 pub(super) fn mixes_scripts(text: &str) -> bool {
     use GeneralCategoryGroup::{Letter, Mark, Number};
-    let is_of_a_script = |c: &char| matches!(c.general_category_group(), Letter | Mark | Number);
-    let letters: String = text.nfc().filter(is_of_a_script).collect();
+    let has_script = |c: &char| matches!(c.general_category_group(), Letter | Mark | Number);
+    let letters: String = text.nfc().filter(has_script).collect();
     !letters.check_restriction_level(RestrictionLevel::ModeratelyRestrictive)
 }
 
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_seen_is_known() {
+    fn invisible_characters_are_detected() {
         for c in
             "\u{200b}\u{200d}\u{feff}\u{202e}\u{2066}\u{61c}\u{3164}\u{fe0f}\u{34f}\u{2800}\u{ad}\
             \u{115f}\u{17b4}\u{180b}\u{ffa0}\u{e0001}\u{e0100}"
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn look_alikes_of_another_script_are_known() {
+    fn mixed_scripts_are_detected() {
         for mixed in [
             "\u{430}dmin",   // Cyrillic а
             "p\u{3b1}ypal",  // Greek α

@@ -1,93 +1,92 @@
-//! Reads a request body as the contracts want it read: tolerant of what they do not know, exact in
-//! what they do. Used for HTTP bodies and for message bodies alike.
+//! A JSON object read from a request or message body.
 //!
-//! Values are kept as unparsed text until a contract asks for one, so that an unknown field may
-//! hold anything JSON allows (a number no machine can hold, too) and costs nothing.
+//! A value stays unparsed until a contract reads it. An unknown field may therefore hold any JSON
+//! value, even a number that no numeric type can hold, and is never parsed.
 
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-/// Deepest nesting of arrays and objects that is read.
+/// Maximum nesting depth of arrays and objects.
 pub const MAX_DEPTH: usize = 128;
 
-/// A JSON object, its keys in no particular order; of equal keys the last one counts.
+/// A JSON object. Of duplicate keys, the last one counts.
 #[derive(Clone)]
 pub struct Document<'a>(BTreeMap<String, &'a RawValue>);
 
-/// The body is not one JSON object in UTF-8, nests deeper than [`MAX_DEPTH`], or has half of a
-/// surrogate pair in a string.
+/// The body is not exactly one JSON object in UTF-8, nests deeper than [`MAX_DEPTH`], or contains an
+/// escape for an unpaired surrogate.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Invalid JSON")]
-pub struct Unreadable;
+pub struct InvalidDocument;
 
-/// What stands at a key where a text is wanted.
-pub enum Field {
-    /// Nothing, or `null`.
+/// The value of a key that should hold a string.
+pub enum TextValue {
+    /// The key is missing or `null`.
     Absent,
     /// A number, a boolean, an array or an object.
-    Wrong,
-    /// A text, wiped on drop because it may be a password.
+    WrongType,
+    /// A string. It is wiped on drop because it may be a password.
     Text(Zeroizing<String>),
 }
 
-/// What stands at a key where an object is wanted.
-pub enum Nested<'a> {
-    /// Nothing, or `null`.
+/// The value of a key that should hold an object.
+pub enum ObjectValue<'a> {
+    /// The key is missing or `null`.
     Absent,
     /// Not an object.
-    Wrong,
+    WrongType,
     /// An object.
     Object(Document<'a>),
 }
 
 impl<'a> Document<'a> {
-    /// Reads a body. One leading byte order mark is ignored.
-    pub fn parse(body: &'a [u8]) -> Result<Self, Unreadable> {
-        let text = std::str::from_utf8(body).map_err(|_| Unreadable)?;
+    /// Parses a body. One leading byte order mark is ignored.
+    pub fn parse(body: &'a [u8]) -> Result<Self, InvalidDocument> {
+        let text = std::str::from_utf8(body).map_err(|_| InvalidDocument)?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         check_strings_and_depth(text)?;
-        serde_json::from_str(text).map(Self).map_err(|_| Unreadable)
+        serde_json::from_str(text).map(Self).map_err(|_| InvalidDocument)
     }
 
-    /// Whether the key is there, even with the value `null`.
+    /// Whether the key exists, even with the value `null`.
     pub fn has(&self, key: &str) -> bool {
         self.0.contains_key(key)
     }
 
-    /// The text at a key.
-    pub fn text(&self, key: &str) -> Field {
-        let Some(raw) = self.0.get(key).map(|raw| raw.get()) else { return Field::Absent };
+    /// Reads the value of a key as a string.
+    pub fn text(&self, key: &str) -> TextValue {
+        let Some(raw) = self.0.get(key).map(|raw| raw.get()) else { return TextValue::Absent };
         if raw == "null" {
-            return Field::Absent;
+            return TextValue::Absent;
         }
-        serde_json::from_str(raw).map_or(Field::Wrong, |text| Field::Text(Zeroizing::new(text)))
+        serde_json::from_str(raw).map_or(TextValue::WrongType, |text| TextValue::Text(Zeroizing::new(text)))
     }
 
-    /// What stands at a key, unparsed.
+    /// Returns the unparsed value of a key.
     pub fn raw(&self, key: &str) -> Option<&RawValue> {
         self.0.get(key).copied()
     }
 
-    /// Puts another value where one stood, or none did.
+    /// Sets or replaces the value of a key.
     pub fn put(&mut self, key: &str, value: &'a RawValue) {
         self.0.insert(key.to_owned(), value);
     }
 
-    /// The object at a key.
-    pub fn object(&self, key: &str) -> Nested<'a> {
-        let Some(raw) = self.0.get(key).map(|raw| raw.get()) else { return Nested::Absent };
+    /// Reads the value of a key as an object.
+    pub fn object(&self, key: &str) -> ObjectValue<'a> {
+        let Some(raw) = self.0.get(key).map(|raw| raw.get()) else { return ObjectValue::Absent };
         if raw == "null" {
-            return Nested::Absent;
+            return ObjectValue::Absent;
         }
-        serde_json::from_str(raw).map_or(Nested::Wrong, |map| Nested::Object(Self(map)))
+        serde_json::from_str(raw).map_or(ObjectValue::WrongType, |map| ObjectValue::Object(Self(map)))
     }
 }
 
-/// The JSON reader skips unknown values without looking into them. This looks: nesting is bounded
-/// and every surrogate escape has its other half, wherever it stands.
-fn check_strings_and_depth(text: &str) -> Result<(), Unreadable> {
+/// Checks the nesting depth and the surrogate escapes of the whole text. serde_json does not check
+/// them in values that it skips.
+fn check_strings_and_depth(text: &str) -> Result<(), InvalidDocument> {
     let bytes = text.as_bytes();
     let (mut at, mut depth, mut in_string) = (0, 0usize, false);
     while let Some(&byte) = bytes.get(at) {
@@ -97,11 +96,11 @@ fn check_strings_and_depth(text: &str) -> Result<(), Unreadable> {
                 match escape(bytes, at) {
                     Some(0xD800..=0xDBFF) => {
                         if !matches!(escape(bytes, at + 6), Some(0xDC00..=0xDFFF)) {
-                            return Err(Unreadable);
+                            return Err(InvalidDocument);
                         }
                         at += 10;
                     }
-                    Some(0xDC00..=0xDFFF) => return Err(Unreadable),
+                    Some(0xDC00..=0xDFFF) => return Err(InvalidDocument),
                     // Skips the escaped byte, so that `\"` does not end the string.
                     _ => {}
                 }
@@ -110,7 +109,7 @@ fn check_strings_and_depth(text: &str) -> Result<(), Unreadable> {
             (false, b'{' | b'[') => {
                 depth += 1;
                 if depth > MAX_DEPTH {
-                    return Err(Unreadable);
+                    return Err(InvalidDocument);
                 }
             }
             (false, b'}' | b']') => depth = depth.saturating_sub(1),
@@ -121,7 +120,7 @@ fn check_strings_and_depth(text: &str) -> Result<(), Unreadable> {
     Ok(())
 }
 
-/// The code unit of a `\uXXXX` escape that begins at `at`.
+/// Returns the code unit of a `\uXXXX` escape that begins at byte `at`.
 fn escape(bytes: &[u8], at: usize) -> Option<u16> {
     let [b'\\', b'u', digits @ ..] = bytes.get(at..at + 6)? else { return None };
     let digits = std::str::from_utf8(digits).ok()?;
@@ -134,13 +133,13 @@ mod tests {
 
     fn text(body: &str, key: &str) -> Option<String> {
         match Document::parse(body.as_bytes()).unwrap().text(key) {
-            Field::Text(text) => Some(text.to_string()),
+            TextValue::Text(text) => Some(text.to_string()),
             _ => None,
         }
     }
 
     #[test]
-    fn only_one_object_in_utf8_is_read() {
+    fn only_one_object_in_utf8_is_accepted() {
         for bad in ["", "[]", "\"x\"", "null", "1", "{", "{}x", "{\"a\":1,}", "{'a':1}"] {
             assert!(Document::parse(bad.as_bytes()).is_err(), "{bad}");
         }
@@ -150,16 +149,16 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_may_hold_anything() {
+    fn unknown_fields_may_hold_any_json() {
         let body = r#"{"roles":1e999,"x":[-0.1E-9999,{"y":null}],"email":"a"}"#;
         assert_eq!(text(body, "email").as_deref(), Some("a"));
     }
 
     #[test]
-    fn surrogates_come_in_pairs_everywhere() {
+    fn unpaired_surrogates_are_rejected_everywhere() {
         assert_eq!(text(r#"{"a":"\ud83d\ude00"}"#, "a").as_deref(), Some("\u{1f600}"));
         for lone in [r#"{"x":"\ud83d"}"#, r#"{"x":"\ude00"}"#, r#"{"x":["\ud83dx\ude00"]}"#] {
-            assert_eq!(Document::parse(lone.as_bytes()).err(), Some(Unreadable), "{lone}");
+            assert_eq!(Document::parse(lone.as_bytes()).err(), Some(InvalidDocument), "{lone}");
         }
         assert_eq!(
             text(r#"{"a":"\\ud83d"}"#, "a").as_deref(),
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_is_bounded() {
+    fn nesting_deeper_than_the_limit_is_rejected() {
         let nested =
             |depth: usize| format!("{{\"x\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
         assert!(Document::parse(nested(MAX_DEPTH).as_bytes()).is_ok());
@@ -178,21 +177,21 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_equal_keys_counts() {
+    fn last_of_duplicate_keys_counts() {
         assert_eq!(text(r#"{"a":"1","a":2,"\u0061":"3"}"#, "a").as_deref(), Some("3"));
         let document = Document::parse(br#"{"n":{"a":"1","a":"2"}}"#).unwrap();
-        let Nested::Object(inner) = document.object("n") else { panic!("an object") };
-        assert!(matches!(inner.text("a"), Field::Text(text) if *text == "2"));
+        let ObjectValue::Object(inner) = document.object("n") else { panic!("an object") };
+        assert!(matches!(inner.text("a"), TextValue::Text(text) if *text == "2"));
     }
 
     #[test]
-    fn null_is_absence_and_other_types_are_wrong() {
+    fn null_is_absent_and_other_types_are_wrong() {
         let document = Document::parse(br#"{"a":null,"b":1e999,"c":{},"d":"x"}"#).unwrap();
-        assert!(matches!(document.text("a"), Field::Absent));
+        assert!(matches!(document.text("a"), TextValue::Absent));
         assert!(document.has("a"));
-        assert!(matches!(document.text("b"), Field::Wrong));
-        assert!(matches!(document.text("c"), Field::Wrong));
-        assert!(matches!(document.object("d"), Nested::Wrong));
-        assert!(matches!(document.object("a"), Nested::Absent));
+        assert!(matches!(document.text("b"), TextValue::WrongType));
+        assert!(matches!(document.text("c"), TextValue::WrongType));
+        assert!(matches!(document.object("d"), ObjectValue::WrongType));
+        assert!(matches!(document.object("a"), ObjectValue::Absent));
     }
 }

@@ -1,17 +1,19 @@
-//! `error-code`: `POST /<uri>/auth/signup`. Errors are codes with a text, the password may break
-//! several rules in one answer, and a success shows no token.
+//! The contract `error-code`: `POST /<uri>/auth/signup`.
+//!
+//! Errors have a code and a message, all violated password rules are reported together, and a
+//! successful response has no token.
 
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
-use super::document::Field;
-use super::rules::{self, Broken};
-use super::{Answer, Contract, Document, Fault, Policy, Rendered, schema};
-use crate::signup::{Candidate, ContractId, Email, FieldError, User};
+use super::document::TextValue;
+use super::rules::{self, Violation};
+use super::{ApiResponse, Contract, Document, ApiError, Policy, RenderedResponse, schema};
+use crate::domain::{ValidSignup, ContractId, Email, FieldError, User};
 
 pub(super) struct ErrorCode;
 
-/// Shortest password, in code points.
+/// Minimum password length, in code points.
 const PASSWORD_MIN: u64 = 10;
 
 impl Contract for ErrorCode {
@@ -23,12 +25,12 @@ impl Contract for ErrorCode {
         &self,
         document: &Document<'_>,
         policy: &Policy,
-    ) -> Result<Candidate, Vec<FieldError>> {
+    ) -> Result<ValidSignup, Vec<FieldError>> {
         let username = check_username(&document.text("username"), policy);
         let email = check_email(&document.text("email"), policy);
         let password = check_password(&document.text("password"), policy);
         match (username, email, password) {
-            (Ok(username), Ok(email), Ok(password)) => Ok(Candidate {
+            (Ok(username), Ok(email), Ok(password)) => Ok(ValidSignup {
                 contract: self.id(),
                 username: Some(username),
                 email: Some(email),
@@ -56,19 +58,19 @@ impl Contract for ErrorCode {
         json!({ "username": "test", "email": "email@vigilo.com", "password": "Pas$_w0rds" })
     }
 
-    fn write(&self, candidate: &Candidate) -> Value {
-        let (key, password) = candidate.password.in_document();
+    fn write(&self, signup: &ValidSignup) -> Value {
+        let (key, password) = signup.password.in_document();
         json!({
-            "username": candidate.username,
-            "email": candidate.email.as_ref().map(Email::address),
+            "username": signup.username,
+            "email": signup.email.as_ref().map(Email::address),
             (key): password,
         })
     }
 
-    fn render(&self, answer: &Answer<'_>) -> Rendered {
-        match answer {
-            Answer::Created { user, .. } => Rendered::new(201, self.profile(user)),
-            Answer::Invalid(errors) => {
+    fn render(&self, response: &ApiResponse<'_>) -> RenderedResponse {
+        match response {
+            ApiResponse::Created { user, .. } => RenderedResponse::new(201, self.profile(user)),
+            ApiResponse::Invalid(errors) => {
                 let errors: Vec<Value> = errors
                     .iter()
                     .map(|error| {
@@ -79,19 +81,19 @@ impl Contract for ErrorCode {
                         })
                     })
                     .collect();
-                Rendered::new(
+                RenderedResponse::new(
                     400,
                     validation_error("One or more validation errors occurred.", errors),
                 )
             }
-            Answer::Duplicate(_) => {
-                let identifier = if answer.names("email") { "email" } else { "username" };
+            ApiResponse::Duplicate(_) => {
+                let identifier = if response.is_duplicate_of("email") { "email" } else { "username" };
                 let text = format!("User already exists with identifier: {identifier}");
                 let body =
                     json!({ "error_code": "DUPLICATE_USER", "description": text, "error": text });
-                Rendered::new(409, body)
+                RenderedResponse::new(409, body)
             }
-            Answer::Fault(fault) => Rendered::new(fault.status(), told(*fault)),
+            ApiResponse::Error(error) => RenderedResponse::new(error.status(), error_body(*error)),
         }
     }
 
@@ -100,56 +102,56 @@ impl Contract for ErrorCode {
     }
 }
 
-fn told(fault: Fault) -> Value {
-    let code = match fault {
-        Fault::Unreadable | Fault::BadKey => return validation_error(fault.text(), Vec::new()),
-        Fault::TooLarge => "PAYLOAD_TOO_LARGE",
-        Fault::MediaType => "UNSUPPORTED_MEDIA_TYPE",
-        Fault::KeyReused => "KEY_REUSED",
-        Fault::TooMany => "TOO_MANY_REQUESTS",
-        Fault::Internal => "INTERNAL_SERVER_ERROR",
-        Fault::NotAccepted => "SERVICE_UNAVAILABLE",
-        Fault::NoAnswer => "GATEWAY_TIMEOUT",
+fn error_body(error: ApiError) -> Value {
+    let code = match error {
+        ApiError::InvalidJson | ApiError::InvalidIdempotencyKey => return validation_error(error.text(), Vec::new()),
+        ApiError::BodyTooLarge => "PAYLOAD_TOO_LARGE",
+        ApiError::UnsupportedMediaType => "UNSUPPORTED_MEDIA_TYPE",
+        ApiError::KeyReused => "KEY_REUSED",
+        ApiError::RateLimited => "TOO_MANY_REQUESTS",
+        ApiError::Internal => "INTERNAL_SERVER_ERROR",
+        ApiError::Unavailable => "SERVICE_UNAVAILABLE",
+        ApiError::Timeout => "GATEWAY_TIMEOUT",
     };
-    json!({ "error_code": code, "description": fault.text() })
+    json!({ "error_code": code, "description": error.text() })
 }
 
 fn validation_error(description: &str, errors: Vec<Value>) -> Value {
     json!({ "error_code": "VALIDATION_ERROR", "description": description, "errors": errors })
 }
 
-fn check_username(field: &Field, policy: &Policy) -> Result<String, FieldError> {
-    filled("username", field)?;
-    rules::username(field, policy).map_err(|broken| match broken {
-        Broken::Long => error(
+fn check_username(field: &TextValue, policy: &Policy) -> Result<String, FieldError> {
+    required("username", field)?;
+    rules::username(field, policy).map_err(|violation| match violation {
+        Violation::TooLong => error(
             "username",
             "INVALID_LENGTH",
             format!("username must be at most {} characters long", rules::USERNAME_MAX),
         ),
-        Broken::Empty => empty("username"),
+        Violation::Empty => empty("username"),
         _ => error("username", "INVALID_CHARACTER", "username contains invalid characters".into()),
     })
 }
 
-fn check_email(field: &Field, policy: &Policy) -> Result<Email, FieldError> {
-    let address = filled("email", field)?;
-    rules::email(field, policy).map_err(|broken| match broken {
-        Broken::Characters => {
+fn check_email(field: &TextValue, policy: &Policy) -> Result<Email, FieldError> {
+    let address = required("email", field)?;
+    rules::email(field, policy).map_err(|violation| match violation {
+        Violation::ForbiddenCharacter => {
             error("email", "INVALID_CHARACTER", "email contains invalid characters".into())
         }
         _ => error("email", "INVALID_EMAIL_FORMAT", format!("Invalid email format: {address}")),
     })
 }
 
-/// All rules at once, in the document's order.
-fn check_password(field: &Field, policy: &Policy) -> Result<SecretString, Vec<FieldError>> {
+/// Checks all password rules, in the order of the published document.
+fn check_password(field: &TextValue, policy: &Policy) -> Result<SecretString, Vec<FieldError>> {
     let password = match rules::text(field) {
-        // A password of spaces is not empty, unlike a name of them.
+        // Unlike a name, a password of only spaces is not empty.
         Ok(password) if !password.is_empty() => password,
-        Ok(_) | Err(Broken::Missing) => return Err(vec![empty("password")]),
+        Ok(_) | Err(Violation::Missing) => return Err(vec![empty("password")]),
         Err(_) => return Err(vec![not_a_string("password")]),
     };
-    let least = policy.minimum(PASSWORD_MIN);
+    let least = policy.min_length(PASSWORD_MIN);
     let too_short = format!("Password must be at least {least} characters");
     let checks = [
         (password.chars().count() as u64 >= least, "INVALID_LENGTH", too_short.as_str()),
@@ -176,19 +178,19 @@ fn check_password(field: &Field, policy: &Policy) -> Result<SecretString, Vec<Fi
         ),
         (!policy.is_common(password), "COMMON_PASSWORD", "Password is too common"),
     ];
-    let broken: Vec<FieldError> = checks
+    let errors: Vec<FieldError> = checks
         .into_iter()
-        .filter(|(holds, ..)| !holds)
+        .filter(|(is_met, ..)| !is_met)
         .map(|(_, code, text)| error("password", code, text.into()))
         .collect();
-    if broken.is_empty() { Ok(SecretString::from(password)) } else { Err(broken) }
+    if errors.is_empty() { Ok(SecretString::from(password)) } else { Err(errors) }
 }
 
-/// The text of a field that must say something.
-fn filled<'a>(name: &'static str, field: &'a Field) -> Result<&'a str, FieldError> {
+/// Returns the text of a required field. White space alone counts as empty.
+fn required<'a>(name: &'static str, field: &'a TextValue) -> Result<&'a str, FieldError> {
     match rules::text(field) {
         Ok(text) if !text.trim().is_empty() => Ok(text),
-        Ok(_) | Err(Broken::Missing) => Err(empty(name)),
+        Ok(_) | Err(Violation::Missing) => Err(empty(name)),
         Err(_) => Err(not_a_string(name)),
     }
 }

@@ -1,34 +1,34 @@
-//! `flat-name`: `POST /users/register` with `firstname` and `lastname` beside the rest, answers
-//! wrapped in `success`.
+//! The contract `flat-name`: `POST /users/register` with top-level `firstname` and `lastname`, and
+//! responses with a `success` flag.
 
 use serde_json::{Map, Value, json};
 
-use super::document::{Document, Field};
-use super::names::{Fields, PASSWORD_MIN, Spelling, Texts};
-use super::{Answer, Contract, Fault, Policy, Rendered, schema};
-use crate::signup::{Candidate, ContractId, Email, FieldError, User};
+use super::document::{Document, TextValue};
+use super::signup_fields::{SignupFields, PASSWORD_MIN, FieldWording, Wording};
+use super::{ApiResponse, Contract, ApiError, Policy, RenderedResponse, schema};
+use crate::domain::{ValidSignup, ContractId, Email, FieldError, User};
 
 pub(super) struct FlatName {
-    /// Whether the nested `fullname` is taken as well, after the flat keys.
-    pub(super) nested_too: bool,
+    /// Whether a name that is missing at the top level is read from a nested `fullname`.
+    pub(super) accepts_fullname: bool,
 }
 
-/// Shortest name, in code points.
+/// Minimum name length, in code points.
 const NAME_MIN: u64 = 2;
 
-const TEXTS: Texts = Texts {
-    firstname: Spelling {
+const WORDING: Wording = Wording {
+    firstname: FieldWording {
         field: "firstname",
         label: "First name",
         minimum: "First name must be at least 2 characters",
     },
-    lastname: Spelling {
+    lastname: FieldWording {
         field: "lastname",
         label: "Last name",
         minimum: "Last name must be at least 2 characters",
     },
-    email: Spelling { field: "email", label: "Email", minimum: "Invalid email" },
-    password: Spelling {
+    email: FieldWording { field: "email", label: "Email", minimum: "Invalid email" },
+    password: FieldWording {
         field: "password",
         label: "Password",
         minimum: "Password must be at least 6 characters",
@@ -44,23 +44,23 @@ impl Contract for FlatName {
         &self,
         document: &Document<'_>,
         policy: &Policy,
-    ) -> Result<Candidate, Vec<FieldError>> {
-        let mut fields = Fields {
+    ) -> Result<ValidSignup, Vec<FieldError>> {
+        let mut fields = SignupFields {
             email: document.text("email"),
             firstname: document.text("firstname"),
             lastname: document.text("lastname"),
             password: document.text("password"),
         };
-        if self.nested_too {
-            let nested = Fields::nested(document);
-            fields.firstname = flat_first(fields.firstname, nested.firstname);
-            fields.lastname = flat_first(fields.lastname, nested.lastname);
+        if self.accepts_fullname {
+            let nested = SignupFields::nested(document);
+            fields.firstname = first_present(fields.firstname, nested.firstname);
+            fields.lastname = first_present(fields.lastname, nested.lastname);
         }
-        // Before the rules, because lower case can be longer: `İ` has two bytes, `i̇` three.
-        if let Field::Text(address) = &mut fields.email {
+        // Before the rules, because lower case can have more bytes: `İ` has two, `i̇` has three.
+        if let TextValue::Text(address) = &mut fields.email {
             **address = address.to_lowercase();
         }
-        fields.check(self.id(), NAME_MIN, &TEXTS, policy)
+        fields.check(self.id(), NAME_MIN, &WORDING, policy)
     }
 
     fn schema(&self) -> Value {
@@ -70,7 +70,7 @@ impl Contract for FlatName {
             "email": schema::email(),
             "password": schema::password(PASSWORD_MIN, ""),
         });
-        if !self.nested_too {
+        if !self.accepts_fullname {
             return schema::document(
                 self.id().as_str(),
                 fields,
@@ -79,7 +79,7 @@ impl Contract for FlatName {
         }
         fields["firstname"]["type"] = json!(["string", "null"]);
         fields["fullname"] =
-            json!({ "description": "Counts where the names beside it are absent." });
+            json!({ "description": "Its names apply where the top-level ones are absent." });
         let nested = json!({
             "type": "object",
             "properties": { "firstname": schema::name(NAME_MIN) },
@@ -103,67 +103,67 @@ impl Contract for FlatName {
         })
     }
 
-    fn write(&self, candidate: &Candidate) -> Value {
-        let name = candidate.fullname.as_ref();
-        let (key, password) = candidate.password.in_document();
+    fn write(&self, signup: &ValidSignup) -> Value {
+        let name = signup.fullname.as_ref();
+        let (key, password) = signup.password.in_document();
         json!({
             "firstname": name.map(|name| &name.firstname),
             "lastname": name.and_then(|name| name.lastname.as_ref()),
-            "email": candidate.email.as_ref().map(Email::address),
+            "email": signup.email.as_ref().map(Email::address),
             (key): password,
         })
     }
 
-    fn render(&self, answer: &Answer<'_>) -> Rendered {
-        match answer {
-            Answer::Created { user, token } => {
-                let mut data = json!({ "user": shown(user) });
+    fn render(&self, response: &ApiResponse<'_>) -> RenderedResponse {
+        match response {
+            ApiResponse::Created { user, token } => {
+                let mut data = json!({ "user": user_body(user) });
                 if let Some(token) = token {
                     data["token"] = json!(token);
                 }
                 let message = "User created successfully";
-                Rendered::new(201, json!({ "success": true, "message": message, "data": data }))
+                RenderedResponse::new(201, json!({ "success": true, "message": message, "data": data }))
             }
-            Answer::Invalid(errors) => {
+            ApiResponse::Invalid(errors) => {
                 let errors: Map<String, Value> = errors
                     .iter()
                     .map(|error| (error.field.to_string(), json!({ "msg": error.message })))
                     .collect();
-                Rendered::new(400, json!({ "success": false, "errors": errors }))
+                RenderedResponse::new(400, json!({ "success": false, "errors": errors }))
             }
-            Answer::Duplicate(_) => {
+            ApiResponse::Duplicate(_) => {
                 const TEXT: &str = "Email already exists";
                 let errors = json!({ "email": { "msg": TEXT } });
                 let body = json!({ "success": false, "message": TEXT, "errors": errors });
-                Rendered::new(409, body)
+                RenderedResponse::new(409, body)
             }
-            Answer::Fault(fault) => {
-                let text = match fault {
-                    Fault::Internal => "An unexpected error occurred",
+            ApiResponse::Error(error) => {
+                let text = match error {
+                    ApiError::Internal => "An unexpected error occurred",
                     other => other.text(),
                 };
                 let common = json!({ "common": { "msg": text } });
-                let body = if fault.is_ours() {
+                let body = if error.is_server_error() {
                     common
                 } else {
                     json!({ "success": false, "errors": common })
                 };
-                Rendered::new(fault.status(), body)
+                RenderedResponse::new(error.status(), body)
             }
         }
     }
 
     fn profile(&self, user: &User) -> Value {
         let message = "User profile fetched successfully";
-        json!({ "success": true, "message": message, "data": shown(user) })
+        json!({ "success": true, "message": message, "data": user_body(user) })
     }
 }
 
-fn flat_first(flat: Field, nested: Field) -> Field {
-    if matches!(flat, Field::Absent) { nested } else { flat }
+fn first_present(flat: TextValue, nested: TextValue) -> TextValue {
+    if matches!(flat, TextValue::Absent) { nested } else { flat }
 }
 
-fn shown(user: &User) -> Value {
+fn user_body(user: &User) -> Value {
     json!({
         "_id": user.id,
         "fullname": user.fullname,

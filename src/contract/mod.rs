@@ -1,17 +1,17 @@
-//! The five documented endpoints as pure functions: what a request must look like and what every
-//! answer looks like. No I/O; the front end and the worker call the same code.
+//! The five published signup APIs ("contracts") as pure functions: request validation and response
+//! bodies.
 //!
-//! One file is one contract. Adding one is a new file, a variant of
-//! [`ContractId`] and a line in [`contract`].
+//! No I/O: the front end, the worker and the import call the same code. Each contract is one file.
+//! To add one, write its file, add a variant to [`ContractId`] and a line to [`contract`].
 
-pub mod answer;
+pub mod response;
 mod bulk;
 mod characters;
 pub mod document;
 mod error_code;
 mod flat_name;
-mod hash_like;
-mod names;
+mod hash_detection;
+mod signup_fields;
 mod nested_name;
 mod policy;
 pub mod problem;
@@ -19,78 +19,81 @@ mod register;
 pub mod rules;
 pub mod samples;
 pub mod schema;
-pub mod shape;
+pub mod schema_inference;
 mod username;
 
-pub use answer::{Answer, Fault, Rendered};
+pub use response::{ApiResponse, ApiError, RenderedResponse};
 pub use bulk::{
     ALLOW_HASH_LIKE, BulkField, PASSWORD_HASH, allows_hash_like, bulk_fields, bulk_schema,
-    check_bulk, looks_like_hash,
+    check_bulk, hash_like_error,
 };
-pub use document::{Document, Unreadable};
-pub use hash_like::{HashLike, hash_like};
+pub use document::{Document, InvalidDocument};
+pub use hash_detection::{HashLike, detect_hash};
 pub use policy::{CommonPasswords, Policy};
 
 use serde_json::Value;
 
-use crate::signup::{Candidate, ContractId, FieldError, User};
+use crate::domain::{ValidSignup, ContractId, FieldError, User};
 
-/// One documented registration endpoint.
+/// One published signup API.
 ///
-/// Implementations MUST be pure, MUST answer a candidate they wrote themselves with the same
-/// candidate (`check(write(check(d))) == check(d)`), and MUST NOT put a password into any text.
+/// Implementations MUST be pure and MUST NOT put a password into any text. Checking a document that
+/// [`write`](Self::write) made MUST give the same signup again: `check(write(check(d))) == check(d)`.
 pub trait Contract: Sync {
-    /// Its name.
+    /// The contract's name.
     fn id(&self) -> ContractId;
 
-    /// Picks the fields it knows out of a document and applies its rules and the operator's policy: one
-    /// error a field, in the contract's order.
+    /// Validates a document against the contract's rules and the operator's policy. Unknown fields
+    /// are ignored.
+    ///
+    /// # Errors
+    /// The violated rules, in the contract's field order.
     fn check(&self, document: &Document<'_>, policy: &Policy)
-    -> Result<Candidate, Vec<FieldError>>;
+    -> Result<ValidSignup, Vec<FieldError>>;
 
-    /// The document as a JSON Schema, its password in clear. MUST accept whatever `check` accepts,
-    /// as long as texts are in NFC; knows no policy.
+    /// The JSON Schema of a document with a clear password. It MUST accept every document that `check`
+    /// accepts, provided that its strings are in NFC. The operator's policy is not part of it.
     fn schema(&self) -> Value;
 
-    /// A document as it is published with the contract, or as it might be where none is.
+    /// A valid document: the published example, or one made up where the contract has none.
     fn example(&self) -> Value;
 
-    /// Writes the document anew from a candidate: only the fields the contract knows, so that
-    /// nothing else a client sent travels on.
-    fn write(&self, candidate: &Candidate) -> Value;
+    /// Writes a document with only the contract's own fields. Fields that a client added do not reach
+    /// the queue.
+    fn write(&self, signup: &ValidSignup) -> Value;
 
-    /// The documented answer.
-    fn render(&self, answer: &Answer<'_>) -> Rendered;
+    /// The status and body that the contract documents for this response.
+    fn render(&self, response: &ApiResponse<'_>) -> RenderedResponse;
 
     /// The body of `GET /users/profile` for a user this contract created.
     fn profile(&self, user: &User) -> Value;
 }
 
-/// The contract of that name.
+/// Returns the contract with this id, as it behaves on a path shared with other contracts.
 pub fn contract(id: ContractId) -> &'static dyn Contract {
     match id {
         ContractId::Username => &username::Username,
         ContractId::NestedName => &nested_name::NestedName,
-        ContractId::FlatName => &flat_name::FlatName { nested_too: false },
+        ContractId::FlatName => &flat_name::FlatName { accepts_fullname: false },
         ContractId::Register => &register::Register,
         ContractId::ErrorCode => &error_code::ErrorCode,
     }
 }
 
-/// The contract of that name where it has a path to itself. Only `flat-name` behaves otherwise
-/// there: it also takes the nested `fullname` that its author's own client sends.
-pub fn mounted_alone(id: ContractId) -> &'static dyn Contract {
+/// Returns the contract with this id, as it behaves on a path that serves no other contract. Only
+/// `flat-name` differs: it also accepts the nested `fullname` that its author's own client sends.
+pub fn sole_contract(id: ContractId) -> &'static dyn Contract {
     match id {
-        ContractId::FlatName => &flat_name::FlatName { nested_too: true },
+        ContractId::FlatName => &flat_name::FlatName { accepts_fullname: true },
         other => contract(other),
     }
 }
 
-/// Chooses among the contracts that share a path by the keys a document has: `fullname` means
-/// `nested-name`, `firstname` or `lastname` means `flat-name`. With neither, with both, or when
-/// the chosen one is not among them, it is the first of `listed`.
-pub fn choose(listed: &[ContractId], document: Option<&Document<'_>>) -> Option<ContractId> {
-    let by_shape = document.and_then(|document| {
+/// Selects the contract by the document's keys: `fullname` selects `nested-name`, `firstname` or
+/// `lastname` selects `flat-name`. With neither or both, without a document, or when the selected
+/// contract is not in `listed`, the first of `listed` applies.
+pub fn select_contract(listed: &[ContractId], document: Option<&Document<'_>>) -> Option<ContractId> {
+    let selected = document.and_then(|document| {
         let nested = document.has("fullname");
         let flat = document.has("firstname") || document.has("lastname");
         match (nested, flat) {
@@ -99,5 +102,5 @@ pub fn choose(listed: &[ContractId], document: Option<&Document<'_>>) -> Option<
             _ => None,
         }
     });
-    by_shape.filter(|id| listed.contains(id)).or_else(|| listed.first().copied())
+    selected.filter(|id| listed.contains(id)).or_else(|| listed.first().copied())
 }

@@ -1,27 +1,27 @@
-//! `nested-name`: `POST /users/register` with `fullname: {firstname, lastname}`.
+//! The contract `nested-name`: `POST /users/register` with a `fullname` object.
 
 use serde_json::{Value, json};
 
-use super::names::{self, Fields, Spelling, Texts};
-use super::{Answer, Contract, Document, Policy, Rendered};
-use crate::signup::{Candidate, ContractId, FieldError, User};
+use super::signup_fields::{self, SignupFields, FieldWording, Wording};
+use super::{ApiResponse, Contract, Document, Policy, RenderedResponse};
+use crate::domain::{ValidSignup, ContractId, FieldError, User};
 
 pub(super) struct NestedName;
 
-const TEXTS: Texts = Texts {
-    firstname: Spelling {
+const WORDING: Wording = Wording {
+    firstname: FieldWording {
         field: "fullname.firstname",
         label: "First name",
         minimum: "First name must be at least 3 characters long",
     },
-    lastname: Spelling {
+    lastname: FieldWording {
         field: "fullname.lastname",
         label: "Last name",
         minimum: "Last name must be at least 3 characters long",
     },
-    // The document's "at least 5 characters" follows from the format: `a@b.c`.
-    email: Spelling { field: "email", label: "Email", minimum: "Invalid Email" },
-    password: Spelling {
+    // The published "at least 5 characters" follows from the format: the shortest address is `a@b.c`.
+    email: FieldWording { field: "email", label: "Email", minimum: "Invalid Email" },
+    password: FieldWording {
         field: "password",
         label: "Password",
         minimum: "Password must be at least 6 characters long",
@@ -37,24 +37,24 @@ impl Contract for NestedName {
         &self,
         document: &Document<'_>,
         policy: &Policy,
-    ) -> Result<Candidate, Vec<FieldError>> {
-        names::check_nested(&Fields::nested(document), self.id(), &TEXTS, policy)
+    ) -> Result<ValidSignup, Vec<FieldError>> {
+        signup_fields::check_nested(&SignupFields::nested(document), self.id(), &WORDING, policy)
     }
 
     fn schema(&self) -> Value {
-        names::nested_schema(self.id())
+        signup_fields::nested_schema(self.id())
     }
 
     fn example(&self) -> Value {
-        names::nested_example("securePassword123")
+        signup_fields::nested_example("securePassword123")
     }
 
-    fn write(&self, candidate: &Candidate) -> Value {
-        names::write_nested(candidate)
+    fn write(&self, signup: &ValidSignup) -> Value {
+        signup_fields::write_nested(signup)
     }
 
-    fn render(&self, answer: &Answer<'_>) -> Rendered {
-        names::render(answer, |user| self.profile(user))
+    fn render(&self, response: &ApiResponse<'_>) -> RenderedResponse {
+        signup_fields::render(response, |user| self.profile(user))
     }
 
     fn profile(&self, user: &User) -> Value {

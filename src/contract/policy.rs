@@ -1,8 +1,7 @@
-//! What an operator requires of passwords and user names beyond the contracts' own rules. Off by default:
-//! the contracts then apply as they are published. Passed to every `check`; the rules apply it, and each
-//! contract words it.
+//! The operator's rules for passwords and user names, in addition to the contracts' own rules.
 //!
-//! Pure, so it reads no file: `app` does, for the front, the worker and the import.
+//! The default policy adds no rule. [`rules`](super::rules) applies the policy, and each contract has
+//! its own texts for it. This module does no I/O; `app` reads the list of passwords.
 
 use std::sync::Arc;
 
@@ -11,62 +10,63 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::characters::mixes_scripts;
 
-/// The 5,000 most common ones; where they are from stands in the `LICENSE` beside them.
+/// The 5,000 most common passwords, one per line. `policy/LICENSE` names the source.
 const COMMON: &str = include_str!("policy/common-passwords.txt");
 
-/// Beyond the contract's own rules. The default asks for nothing. Clones share the list.
+/// The operator's rules. The default adds no rule. Clones share the list of common passwords.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    minimum: u64,
+    min_length: u64,
     common: CommonPasswords,
     single_script: bool,
 }
 
 impl Policy {
-    /// At least `minimum` code points, and none of these passwords.
-    pub fn new(minimum: u64, common: CommonPasswords) -> Self {
-        Self { minimum, common, single_script: false }
+    /// Requires passwords of at least `min_length` code points that are not in `common`.
+    pub fn new(min_length: u64, common: CommonPasswords) -> Self {
+        Self { min_length, common, single_script: false }
     }
 
-    /// The same, and whether a user name and the local part of an address must keep to one script.
+    /// Sets whether user names and the local parts of addresses must use a single script.
     pub fn with_single_script(self, single_script: bool) -> Self {
         Self { single_script, ..self }
     }
 
-    /// The same without its rules for passwords.
+    /// Returns the policy without its password rules.
     pub(super) fn without_passwords(&self) -> Self {
         Self { single_script: self.single_script, ..Self::default() }
     }
 
-    /// Whether the scripts of a name may stand together.
+    /// Whether a name's combination of scripts is allowed.
     pub(super) fn allows_scripts(&self, name: &str) -> bool {
         !(self.single_script && mixes_scripts(name))
     }
 
-    /// The fewest code points, where a contract wants at least `own`.
-    pub(super) fn minimum(&self, own: u64) -> u64 {
-        self.minimum.max(own)
+    /// Returns the larger of the policy's minimum password length and the contract's.
+    pub(super) fn min_length(&self, contract: u64) -> u64 {
+        self.min_length.max(contract)
     }
 
-    /// Whether a password is one of those that are tried first.
+    /// Whether a password is in the list of common passwords.
     pub(super) fn is_common(&self, password: &str) -> bool {
         self.common.0.binary_search(&digest(password)).is_ok()
     }
 }
 
-/// Passwords that nobody may choose, however their letters are written: upper or lower case, wide or
-/// composed. Eight bytes each, so that a list of a million takes 8 MB; that two passwords share them
-/// is less likely than one in a million million.
+/// A set of forbidden passwords. Case, width and Unicode composition are ignored.
+///
+/// It stores 8 bytes of a digest per password, so a list of a million takes 8 MB. The probability
+/// that an unlisted password matches such a list is below one in a million million.
 #[derive(Clone, Debug, Default)]
 pub struct CommonPasswords(Arc<[u64]>);
 
 impl CommonPasswords {
-    /// Those that come with muster.
+    /// Returns the list that is compiled into muster.
     pub fn bundled() -> Self {
         COMMON.lines().collect()
     }
 
-    /// How many there are.
+    /// The number of distinct passwords.
     pub fn count(&self) -> usize {
         self.0.len()
     }
@@ -82,8 +82,8 @@ impl<T: AsRef<str>> FromIterator<T> for CommonPasswords {
     }
 }
 
-/// Of a password in compatible composition (NFKC) and lower case. Made character by character, so that
-/// no copy of a password is left in memory.
+/// Returns the first 8 bytes of the SHA-256 of a password in NFKC and lower case. Characters are
+/// hashed one by one, so that no copy of the password stays in memory.
 fn digest(password: &str) -> u64 {
     let mut hash = Sha256::new();
     let mut utf8 = [0; 4];
@@ -98,23 +98,23 @@ fn digest(password: &str) -> u64 {
 mod tests {
     use super::*;
     use crate::contract::{Document, contract};
-    use crate::signup::ContractId;
+    use crate::domain::ContractId;
 
     #[test]
-    fn by_default_nothing_is_asked() {
+    fn default_policy_adds_no_rule() {
         let policy = Policy::default();
-        assert_eq!(policy.minimum(6), 6);
+        assert_eq!(policy.min_length(6), 6);
         assert!(!policy.is_common("password"));
     }
 
     #[test]
-    fn a_contract_that_wants_more_keeps_its_minimum() {
+    fn larger_minimum_of_a_contract_applies() {
         let policy = Policy::new(8, CommonPasswords::default());
-        assert_eq!((policy.minimum(6), policy.minimum(10)), (8, 10));
+        assert_eq!((policy.min_length(6), policy.min_length(10)), (8, 10));
     }
 
     #[test]
-    fn what_is_common_is_so_however_it_is_written() {
+    fn common_passwords_match_in_any_case_and_composition() {
         let policy = Policy::new(0, ["Stra\u{df}e", "caf\u{e9}-ole"].iter().collect());
         for common in ["stra\u{df}e", "STRA\u{1e9e}E", "cafe\u{301}-OLE", "\u{ff43}af\u{c9}-ole"] {
             assert!(policy.is_common(common), "{common}");
@@ -125,9 +125,9 @@ mod tests {
     }
 
     #[test]
-    fn the_bundled_list_is_read_whole() {
+    fn bundled_list_has_5000_passwords() {
         let bundled = CommonPasswords::bundled();
-        assert_eq!(bundled.count(), 5000, "every line another one, none empty");
+        assert_eq!(bundled.count(), 5000, "no duplicate and no empty line");
         let policy = Policy::new(0, bundled);
         for common in ["123456", "Password", "QWERTY", "iloveyou"] {
             assert!(policy.is_common(common), "{common}");
@@ -135,8 +135,8 @@ mod tests {
         assert!(!policy.is_common("correct horse battery staple"));
     }
 
-    /// Of each contract, what is wrong with a password by its code and text.
-    fn told(password: &str) -> Vec<(ContractId, Vec<(String, String)>)> {
+    /// For each contract, the code and message of each error of a password.
+    fn password_errors(password: &str) -> Vec<(ContractId, Vec<(String, String)>)> {
         let policy = Policy::new(12, ["Correct-Horse-1"].iter().collect());
         let document = serde_json::json!({
             "username": "ann", "email": "a@b.co", "firstname": "Ann",
@@ -144,7 +144,7 @@ mod tests {
         })
         .to_string();
         let document = Document::parse(document.as_bytes()).unwrap();
-        let told = ContractId::ALL.into_iter().map(|id| {
+        let all = ContractId::ALL.into_iter().map(|id| {
             let errors = contract(id).check(&document, &policy).err().unwrap_or_default();
             let errors = errors.into_iter().map(|error| {
                 assert_eq!(error.field, "password");
@@ -152,12 +152,12 @@ mod tests {
             });
             (id, errors.collect())
         });
-        told.collect()
+        all.collect()
     }
 
     #[test]
-    fn every_contract_tells_the_policys_minimum_once() {
-        for (id, errors) in told("Short-pw-1!") {
+    fn every_contract_reports_the_policy_minimum_once() {
+        for (id, errors) in password_errors("Short-pw-1!") {
             let text = match id {
                 ContractId::ErrorCode => "Password must be at least 12 characters",
                 _ => "Password must be at least 12 characters long",
@@ -167,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn every_contract_tells_what_is_common() {
-        for (id, errors) in told("correct-horse-1") {
+    fn every_contract_reports_a_common_password() {
+        for (id, errors) in password_errors("correct-horse-1") {
             let last = errors.last().unwrap();
             let expected = ("COMMON_PASSWORD".to_owned(), "Password is too common".to_owned());
             assert_eq!(*last, expected, "{id}");
         }
-        for (id, errors) in told("Correct-Horse-2") {
+        for (id, errors) in password_errors("Correct-Horse-2") {
             assert!(errors.is_empty(), "{id}: {errors:?}");
         }
     }

@@ -1,17 +1,17 @@
-//! Answers that belong to no contract: unknown paths, wrong methods, unknown origins of a token.
-//! The first two are problem details (RFC 9457).
+//! Response bodies that belong to no contract: problem details (RFC 9457), and the errors of
+//! `GET /users/profile`.
 
 use serde_json::{Value, json};
 
 /// The media type of [`problem`].
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
-/// A problem document for a status and a sentence about it.
+/// Returns a problem document of type `about:blank`.
 pub fn problem(status: u16, title: &str, detail: &str) -> Value {
     json!({ "type": "about:blank", "status": status, "title": title, "detail": detail })
 }
 
-/// The body of an answer to `GET /users/profile` that shows no user.
+/// Returns the body of an error response of `GET /users/profile`.
 pub fn message(text: &str) -> Value {
     json!({ "message": text })
 }

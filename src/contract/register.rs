@@ -1,28 +1,28 @@
-//! `register`: `POST /register`, the nested form with texts of its own and one answer for whatever
-//! required field is missing.
+//! The contract `register`: `POST /register` with a `fullname` object. Its texts differ from
+//! `nested-name`, and one error covers every missing required field.
 
 use serde_json::{Value, json};
 
-use super::document::Field;
-use super::names::{self, Fields, Spelling, Texts};
-use super::{Answer, Contract, Document, Policy, Rendered};
-use crate::signup::{Candidate, ContractId, FieldError, User};
+use super::document::TextValue;
+use super::signup_fields::{self, SignupFields, FieldWording, Wording};
+use super::{ApiResponse, Contract, Document, Policy, RenderedResponse};
+use crate::domain::{ValidSignup, ContractId, FieldError, User};
 
 pub(super) struct Register;
 
-const TEXTS: Texts = Texts {
-    firstname: Spelling {
+const WORDING: Wording = Wording {
+    firstname: FieldWording {
         field: "fullname.firstname",
         label: "First Name",
         minimum: "First Name should have atleast 3 characters",
     },
-    lastname: Spelling {
+    lastname: FieldWording {
         field: "fullname.lastname",
         label: "Last Name",
         minimum: "Last Name should have atleast 3 characters",
     },
-    email: Spelling { field: "email", label: "Email", minimum: "Invalid Email" },
-    password: Spelling {
+    email: FieldWording { field: "email", label: "Email", minimum: "Invalid Email" },
+    password: FieldWording {
         field: "password",
         label: "Password",
         minimum: "Password should contain atleast 6 characters",
@@ -38,33 +38,33 @@ impl Contract for Register {
         &self,
         document: &Document<'_>,
         policy: &Policy,
-    ) -> Result<Candidate, Vec<FieldError>> {
-        let fields = Fields::nested(document);
+    ) -> Result<ValidSignup, Vec<FieldError>> {
+        let fields = SignupFields::nested(document);
         let required = [&fields.email, &fields.firstname, &fields.password];
-        if required.iter().any(|field| matches!(field, Field::Absent)) {
+        if required.iter().any(|field| matches!(field, TextValue::Absent)) {
             return Err(vec![FieldError {
                 field: "".into(),
                 code: "EMPTY_FIELD".into(),
                 message: "All fields are required".into(),
             }]);
         }
-        names::check_nested(&fields, self.id(), &TEXTS, policy)
+        signup_fields::check_nested(&fields, self.id(), &WORDING, policy)
     }
 
     fn schema(&self) -> Value {
-        names::nested_schema(self.id())
+        signup_fields::nested_schema(self.id())
     }
 
     fn example(&self) -> Value {
-        names::nested_example("securepassword")
+        signup_fields::nested_example("securepassword")
     }
 
-    fn write(&self, candidate: &Candidate) -> Value {
-        names::write_nested(candidate)
+    fn write(&self, signup: &ValidSignup) -> Value {
+        signup_fields::write_nested(signup)
     }
 
-    fn render(&self, answer: &Answer<'_>) -> Rendered {
-        names::render(answer, |user| self.profile(user))
+    fn render(&self, response: &ApiResponse<'_>) -> RenderedResponse {
+        signup_fields::render(response, |user| self.profile(user))
     }
 
     fn profile(&self, user: &User) -> Value {

@@ -1,4 +1,4 @@
-//! The rules that the contracts share, without their texts. Each takes what stands at a key and
+//! The rules that the contracts share, without their wording. Each takes what stands at a key and
 //! gives the checked value or the first rule it breaks, in the order: type, minimum or format,
 //! maximum, characters, bytes. The `validator` crate does what it knows: lengths in code points and
 //! the HTML5 address.
@@ -13,8 +13,8 @@ use validator::{ValidateEmail, ValidateLength};
 
 use super::Policy;
 use super::characters::{is_blank, is_invisible};
-use super::document::Field;
-use crate::signup::Email;
+use super::document::TextValue;
+use crate::domain::Email;
 
 /// Longest first or last name, in code points.
 pub const NAME_MAX: u64 = 100;
@@ -41,7 +41,7 @@ pub const DIGEST_ENDS: &str = ".CGKOSWaeimquy26";
 
 /// The first rule that a value breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
+pub enum Violation {
     /// Absent or null.
     Missing,
     /// Not a text.
@@ -66,19 +66,19 @@ pub enum Broken {
 }
 
 /// The text of a field, whatever it says.
-pub fn text(field: &Field) -> Result<&str, Broken> {
+pub fn text(field: &TextValue) -> Result<&str, Violation> {
     match field {
-        Field::Absent => Err(Broken::Missing),
-        Field::Wrong => Err(Broken::Type),
-        Field::Text(text) => Ok(text),
+        TextValue::Absent => Err(Violation::Missing),
+        TextValue::WrongType => Err(Violation::WrongType),
+        TextValue::Text(text) => Ok(text),
     }
 }
 
 /// A required first name of at least `min` code points, trimmed.
-pub fn name(field: &Field, min: u64) -> Result<String, Broken> {
+pub fn name(field: &TextValue, min: u64) -> Result<String, Violation> {
     let name = text(field)?.trim();
     if !name.is_empty() && is_empty(name) {
-        return Err(Broken::Empty);
+        return Err(Violation::Empty);
     }
     sized(name, min, NAME_MAX)?;
     no_control(name)?;
@@ -86,66 +86,66 @@ pub fn name(field: &Field, min: u64) -> Result<String, Broken> {
 }
 
 /// An optional name: absent, null, empty and blank are all "none".
-pub fn optional_name(field: &Field, min: u64) -> Result<Option<String>, Broken> {
+pub fn optional_name(field: &TextValue, min: u64) -> Result<Option<String>, Violation> {
     match field {
-        Field::Absent => Ok(None),
-        Field::Text(text) if text.trim().is_empty() => Ok(None),
+        TextValue::Absent => Ok(None),
+        TextValue::Text(text) if text.trim().is_empty() => Ok(None),
         given => name(given, min).map(Some),
     }
 }
 
 /// A user name: trimmed, NFC, 1 to [`USERNAME_MAX`] code points, no control and no invisible characters;
 /// of one script if the policy says so.
-pub fn username(field: &Field, policy: &Policy) -> Result<String, Broken> {
+pub fn username(field: &TextValue, policy: &Policy) -> Result<String, Violation> {
     let name: String = text(field)?.trim().nfc().collect();
     if is_empty(&name) {
-        return Err(Broken::Empty);
+        return Err(Violation::Empty);
     }
     sized(&name, 1, USERNAME_MAX)?;
     no_control(&name)?;
     if name.contains(is_invisible) || !policy.allows_scripts(&name) {
-        return Err(Broken::Characters);
+        return Err(Violation::ForbiddenCharacter);
     }
     Ok(name)
 }
 
 /// An address. One that is valid without its invisible characters looks right to the user, so the error
 /// reports the characters and not the format.
-pub fn email(field: &Field, policy: &Policy) -> Result<Email, Broken> {
+pub fn email(field: &TextValue, policy: &Policy) -> Result<Email, Violation> {
     let address = text(field)?;
     if address.contains(is_invisible) {
         let visible: String = address.chars().filter(|c| !is_invisible(*c)).collect();
-        return Err(if is_address(&visible) { Broken::Characters } else { Broken::Format });
+        return Err(if is_address(&visible) { Violation::ForbiddenCharacter } else { Violation::NotAnAddress });
     }
-    let email = parse_address(address).ok_or(Broken::Format)?;
+    let email = parse_address(address).ok_or(Violation::NotAnAddress)?;
     let local = address.rsplit_once('@').map_or("", |(local, _)| local);
-    if policy.allows_scripts(local) { Ok(email) } else { Err(Broken::Characters) }
+    if policy.allows_scripts(local) { Ok(email) } else { Err(Violation::ForbiddenCharacter) }
 }
 
 /// A password of at least `min` code points, or of more if the policy wants that; never trimmed.
-pub fn password(field: &Field, min: u64, policy: &Policy) -> Result<SecretString, Broken> {
+pub fn password(field: &TextValue, min: u64, policy: &Policy) -> Result<SecretString, Violation> {
     let password = text(field)?;
-    let wanted = policy.minimum(min);
+    let wanted = policy.min_length(min);
     // Told before the contract's own minimum, or a second try would meet another one.
     if wanted > min {
-        sized(password, wanted, u64::MAX).map_err(|_| Broken::Policy(wanted))?;
+        sized(password, wanted, u64::MAX).map_err(|_| Violation::BelowPolicyMinimum(wanted))?;
     }
     sized(password, min, u64::MAX)?;
     password_limits(password)?;
     if policy.is_common(password) {
-        return Err(Broken::Common);
+        return Err(Violation::CommonPassword);
     }
     Ok(SecretString::from(password))
 }
 
 /// What bcrypt cannot take: U+0000, at which some of its implementations stop, and more bytes than
 /// it reads.
-fn password_limits(password: &str) -> Result<(), Broken> {
+fn password_limits(password: &str) -> Result<(), Violation> {
     if password.contains('\0') {
-        return Err(Broken::Characters);
+        return Err(Violation::ForbiddenCharacter);
     }
     if password.len() > PASSWORD_MAX_BYTES {
-        return Err(Broken::Bytes);
+        return Err(Violation::TooManyBytes);
     }
     Ok(())
 }
@@ -228,12 +228,12 @@ fn to_ascii_pattern(address: &str) -> String {
     address.chars().map(|c| if stands_for_a_letter(c) { 'a' } else { c }).collect()
 }
 
-fn sized(text: &str, min: u64, max: u64) -> Result<(), Broken> {
+fn sized(text: &str, min: u64, max: u64) -> Result<(), Violation> {
     if !text.validate_length(Some(min), None, None) {
-        return Err(Broken::Short);
+        return Err(Violation::TooShort);
     }
     if !text.validate_length(None, Some(max), None) {
-        return Err(Broken::Long);
+        return Err(Violation::TooLong);
     }
     Ok(())
 }
@@ -243,16 +243,16 @@ fn is_empty(text: &str) -> bool {
     is_blank(text) && !text.contains(char::is_control)
 }
 
-fn no_control(text: &str) -> Result<(), Broken> {
-    if text.chars().any(char::is_control) { Err(Broken::Characters) } else { Ok(()) }
+fn no_control(text: &str) -> Result<(), Violation> {
+    if text.chars().any(char::is_control) { Err(Violation::ForbiddenCharacter) } else { Ok(()) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn field(text: &str) -> Field {
-        Field::Text(text.to_owned().into())
+    fn field(text: &str) -> TextValue {
+        TextValue::Text(text.to_owned().into())
     }
 
     #[test]
@@ -317,20 +317,20 @@ mod tests {
     #[test]
     fn names_are_trimmed_then_counted_in_code_points() {
         assert_eq!(name(&field("  Zoë "), 3).unwrap(), "Zoë");
-        assert_eq!(name(&field(" ab "), 3), Err(Broken::Short));
+        assert_eq!(name(&field(" ab "), 3), Err(Violation::TooShort));
         assert_eq!(name(&field(&"é".repeat(100)), 3).map(|name| name.len()), Ok(200));
-        assert_eq!(name(&field(&"é".repeat(101)), 3), Err(Broken::Long));
-        assert_eq!(name(&field("ab\u{7}c"), 3), Err(Broken::Characters));
+        assert_eq!(name(&field(&"é".repeat(101)), 3), Err(Violation::TooLong));
+        assert_eq!(name(&field("ab\u{7}c"), 3), Err(Violation::ForbiddenCharacter));
         assert_eq!(optional_name(&field("  "), 3), Ok(None));
-        assert_eq!(optional_name(&field("ab"), 3), Err(Broken::Short));
+        assert_eq!(optional_name(&field("ab"), 3), Err(Violation::TooShort));
     }
 
     #[test]
     fn usernames_are_composed() {
         let username = |name: &str| super::username(&field(name), &Policy::default());
         assert_eq!(username(" Jo\u{308}rg D ").unwrap(), "J\u{f6}rg D");
-        assert_eq!(username(" \t "), Err(Broken::Empty));
-        assert_eq!(username(&"x".repeat(65)), Err(Broken::Long));
+        assert_eq!(username(" \t "), Err(Violation::Empty));
+        assert_eq!(username(&"x".repeat(65)), Err(Violation::TooLong));
     }
 
     #[test]
@@ -340,26 +340,26 @@ mod tests {
             ['\u{200b}', '\u{feff}', '\u{202e}', '\u{3164}', '\u{fe0f}', '\u{34f}', '\u{2800}']
         {
             let name = format!("an{hidden}n");
-            assert_eq!(username(&field(&name), &policy), Err(Broken::Characters), "{hidden:?}");
+            assert_eq!(username(&field(&name), &policy), Err(Violation::ForbiddenCharacter), "{hidden:?}");
             let nothing = format!(" {hidden}{hidden}{hidden} ");
-            assert_eq!(username(&field(&nothing), &policy), Err(Broken::Empty), "{hidden:?}");
-            assert_eq!(super::name(&field(&nothing), 3), Err(Broken::Empty), "{hidden:?}");
-            assert_eq!(optional_name(&field(&nothing), 3), Err(Broken::Empty), "{hidden:?}");
+            assert_eq!(username(&field(&nothing), &policy), Err(Violation::Empty), "{hidden:?}");
+            assert_eq!(super::name(&field(&nothing), 3), Err(Violation::Empty), "{hidden:?}");
+            assert_eq!(optional_name(&field(&nothing), 3), Err(Violation::Empty), "{hidden:?}");
             let address = |text: &str| email(&field(text), &policy).err();
-            assert_eq!(address(&format!("an{hidden}n@b.co")), Some(Broken::Characters));
-            assert_eq!(address(&format!("ann@b{hidden}.co")), Some(Broken::Characters));
-            assert_eq!(address(&format!("an{hidden}n")), Some(Broken::Format));
+            assert_eq!(address(&format!("an{hidden}n@b.co")), Some(Violation::ForbiddenCharacter));
+            assert_eq!(address(&format!("ann@b{hidden}.co")), Some(Violation::ForbiddenCharacter));
+            assert_eq!(address(&format!("an{hidden}n")), Some(Violation::NotAnAddress));
         }
         // Scripts need joiners within a name.
         assert_eq!(super::name(&field("نامه\u{200c}ای"), 3).unwrap(), "نامه\u{200c}ای");
-        assert_eq!(username(&field("a\u{7}"), &policy), Err(Broken::Characters));
-        assert_eq!(username(&field("\u{7}"), &policy), Err(Broken::Characters));
+        assert_eq!(username(&field("a\u{7}"), &policy), Err(Violation::ForbiddenCharacter));
+        assert_eq!(username(&field("\u{7}"), &policy), Err(Violation::ForbiddenCharacter));
     }
 
     #[test]
     fn scripts_are_mixed_unless_the_policy_refuses() {
         let strict = Policy::default().with_single_script(true);
-        for (policy, mixed) in [(Policy::default(), None), (strict, Some(Broken::Characters))] {
+        for (policy, mixed) in [(Policy::default(), None), (strict, Some(Violation::ForbiddenCharacter))] {
             assert_eq!(username(&field("\u{430}dmin"), &policy).err(), mixed);
             assert_eq!(email(&field("\u{430}dmin@b.co"), &policy).err(), mixed);
             // UTS 46 and the registries see to domains.
@@ -376,15 +376,15 @@ mod tests {
             password(&field("      "), 6, &Policy::default()).unwrap().expose_secret(),
             "      "
         );
-        assert_eq!(password(&field("ééééé"), 6, &Policy::default()).unwrap_err(), Broken::Short);
+        assert_eq!(password(&field("ééééé"), 6, &Policy::default()).unwrap_err(), Violation::TooShort);
         assert!(password(&field(&"x".repeat(72)), 6, &Policy::default()).is_ok());
         assert_eq!(
             password(&field(&"x".repeat(73)), 6, &Policy::default()).unwrap_err(),
-            Broken::Bytes
+            Violation::TooManyBytes
         );
         assert_eq!(
             password(&field("secret\0x"), 6, &Policy::default()).unwrap_err(),
-            Broken::Characters
+            Violation::ForbiddenCharacter
         );
     }
 

@@ -4,8 +4,8 @@
 use serde_json::{Map, Value, json};
 
 use super::policy::{CommonPasswords, Policy};
-use super::{Answer, Contract, Document, Fault};
-use crate::signup::{Candidate, FieldError, Millis, User, UserId};
+use super::{ApiResponse, Contract, Document, ApiError};
+use crate::domain::{ValidSignup, FieldError, Millis, User, UserId};
 
 /// The id of the user in every sample: one that a document shows.
 pub const USER_ID: &str = "64b7f9c2e4b0f5a1d8c9e123";
@@ -16,7 +16,7 @@ pub const CREATED_AT: Millis = Millis(1_696_161_600_000);
 
 /// One answer.
 #[derive(Clone, Debug)]
-pub struct Sample {
+pub struct ResponseSample {
     /// HTTP status.
     pub status: u16,
     /// A word for it, of its own among those of the contract.
@@ -28,77 +28,77 @@ pub struct Sample {
 }
 
 /// The answers of a contract, none of them twice.
-pub fn of(contract: &dyn Contract) -> Vec<Sample> {
+pub fn response_samples(contract: &dyn Contract) -> Vec<ResponseSample> {
     let example = contract.example();
     let least = without_optional(&example, &contract.schema());
-    let mut all = Samples { contract, found: Vec::new() };
+    let mut all = SampleCollector { contract, found: Vec::new() };
     for (name, summary, document, token) in [
         ("registered", "The user is registered", &example, Some(TOKEN)),
         ("without-optional", "Registered without what is optional", &least, Some(TOKEN)),
         ("old-replay", "Registered more than a day ago, under the same key", &example, None),
     ] {
-        if let Ok(candidate) = check(contract, document) {
-            let user = user(&candidate);
-            all.add(name, summary, &Answer::Created { user: &user, token });
+        if let Ok(signup) = check(contract, document) {
+            let user = user(&signup);
+            all.add(name, summary, &ApiResponse::Created { user: &user, token });
         }
     }
     for (name, summary, document) in
-        [("invalid", "Rules are broken", broken()), ("missing", "Nothing is given", json!({}))]
+        [("invalid", "Rules are broken", violating_document()), ("missing", "Nothing is given", json!({}))]
     {
         if let Err(errors) = check(contract, &document) {
-            all.add(name, summary, &Answer::Invalid(&errors));
+            all.add(name, summary, &ApiResponse::Invalid(&errors));
         }
     }
     let common: CommonPasswords = example["password"].as_str().into_iter().collect();
     if let Err(errors) = checked(contract, &example, &Policy::new(0, common)) {
         let summary = "The password is on the operator's list of common ones (off by default)";
-        all.add("common-password", summary, &Answer::Invalid(&errors));
+        all.add("common-password", summary, &ApiResponse::Invalid(&errors));
     }
     for field in ["email", "username"] {
         if example.get(field).is_some() {
             let summary = format!("The {field} belongs to another user");
-            all.add(&format!("taken-{field}"), &summary, &Answer::Duplicate(&[taken(field)]));
+            all.add(&format!("duplicate-{field}"), &summary, &ApiResponse::Duplicate(&[duplicate_error(field)]));
         }
     }
-    for fault in Fault::ALL {
-        all.add(name_of(fault), fault.text(), &Answer::Fault(fault));
+    for error in ApiError::ALL {
+        all.add(name_of(error), error.text(), &ApiResponse::Error(error));
     }
     all.found
 }
 
 /// What `GET /users/profile` shows of the user of a contract's example, with and without what is
 /// optional.
-pub fn profiles(contract: &dyn Contract) -> Vec<Value> {
+pub fn profile_samples(contract: &dyn Contract) -> Vec<Value> {
     let example = contract.example();
     let least = without_optional(&example, &contract.schema());
     let documents = [example, least];
-    let candidates = documents.iter().filter_map(|document| check(contract, document).ok());
-    candidates.map(|candidate| contract.profile(&user(&candidate))).collect()
+    let signups = documents.iter().filter_map(|document| check(contract, document).ok());
+    signups.map(|signup| contract.profile(&user(&signup))).collect()
 }
 
-fn user(candidate: &Candidate) -> User {
+fn user(signup: &ValidSignup) -> User {
     // The id is a constant of 24 digits.
     let id = UserId::parse(USER_ID).unwrap_or_else(UserId::generate);
-    User::new(id, candidate, CREATED_AT)
+    User::new(id, signup, CREATED_AT)
 }
 
-struct Samples<'a> {
+struct SampleCollector<'a> {
     contract: &'a dyn Contract,
-    found: Vec<Sample>,
+    found: Vec<ResponseSample>,
 }
 
-impl Samples<'_> {
-    fn add(&mut self, name: &str, summary: &str, answer: &Answer<'_>) {
-        let rendered = self.contract.render(answer);
+impl SampleCollector<'_> {
+    fn add(&mut self, name: &str, summary: &str, response: &ApiResponse<'_>) {
+        let rendered = self.contract.render(response);
         let (status, body) = (rendered.status, rendered.body);
         if !self.found.iter().any(|other| (other.status, &other.body) == (status, &body)) {
             let (name, summary) = (name.to_owned(), summary.to_owned());
-            self.found.push(Sample { status, name, summary, body });
+            self.found.push(ResponseSample { status, name, summary, body });
         }
     }
 }
 
-fn check(contract: &dyn Contract, document: &Value) -> Result<Candidate, Vec<FieldError>> {
+fn check(contract: &dyn Contract, document: &Value) -> Result<ValidSignup, Vec<FieldError>> {
     checked(contract, document, &Policy::default())
 }
 
@@ -106,14 +106,14 @@ fn checked(
     contract: &dyn Contract,
     document: &Value,
     policy: &Policy,
-) -> Result<Candidate, Vec<FieldError>> {
+) -> Result<ValidSignup, Vec<FieldError>> {
     let text = document.to_string();
     let document = Document::parse(text.as_bytes()).map_err(|_| Vec::new())?;
     contract.check(&document, policy)
 }
 
 /// Breaks a rule of every field there is in any contract.
-fn broken() -> Value {
+fn violating_document() -> Value {
     json!({
         "username": "J".repeat(65),
         "fullname": { "firstname": "J", "lastname": "D" },
@@ -141,21 +141,21 @@ fn without_optional(document: &Value, schema: &Value) -> Value {
     Value::Object(kept)
 }
 
-fn taken(field: &'static str) -> FieldError {
+fn duplicate_error(field: &'static str) -> FieldError {
     FieldError { field: field.into(), code: "DUPLICATE".into(), message: "".into() }
 }
 
-fn name_of(fault: Fault) -> &'static str {
-    match fault {
-        Fault::Unreadable => "unreadable",
-        Fault::BadKey => "bad-key",
-        Fault::TooLarge => "too-large",
-        Fault::MediaType => "media-type",
-        Fault::KeyReused => "key-reused",
-        Fault::TooMany => "too-many",
-        Fault::Internal => "internal",
-        Fault::NotAccepted => "not-accepted",
-        Fault::NoAnswer => "no-answer",
+fn name_of(error: ApiError) -> &'static str {
+    match error {
+        ApiError::InvalidJson => "invalid-json",
+        ApiError::InvalidIdempotencyKey => "invalid-idempotency-key",
+        ApiError::BodyTooLarge => "body-too-large",
+        ApiError::UnsupportedMediaType => "unsupported-media-type",
+        ApiError::KeyReused => "key-reused",
+        ApiError::RateLimited => "rate-limited",
+        ApiError::Internal => "internal",
+        ApiError::Unavailable => "unavailable",
+        ApiError::Timeout => "timeout",
     }
 }
 
@@ -163,12 +163,12 @@ fn name_of(fault: Fault) -> &'static str {
 mod tests {
     use super::*;
     use crate::contract::contract;
-    use crate::signup::ContractId;
+    use crate::domain::ContractId;
 
     #[test]
     fn every_kind_of_answer_is_among_them() {
         for id in ContractId::ALL {
-            let samples = of(contract(id));
+            let samples = response_samples(contract(id));
             let has = |status: u16| samples.iter().any(|sample| sample.status == status);
             for status in [201, 400, 413, 415, 422, 429, 500, 503, 504] {
                 assert!(has(status), "{id}: {status}");
@@ -177,7 +177,7 @@ mod tests {
             for name in ["registered", "invalid", "missing"] {
                 assert!(names.contains(&name), "{id}: {names:?}");
             }
-            assert!(names.iter().any(|name| name.starts_with("taken-")), "{id}: {names:?}");
+            assert!(names.iter().any(|name| name.starts_with("duplicate-")), "{id}: {names:?}");
         }
     }
 

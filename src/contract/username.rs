@@ -1,16 +1,18 @@
-//! `username`: `POST /signup`, a user known by name whose address is optional. Its document orders
-//! one text an answer, so only the first broken rule is told.
+//! The contract `username`: `POST /signup` with a user name and an optional email address.
+//!
+//! Its responses hold one message, so only the first violation is reported.
 
 use serde_json::{Value, json};
 
-use super::document::Field;
-use super::rules::{self, Broken};
-use super::{Answer, Contract, Document, Policy, Rendered, schema};
-use crate::signup::{Candidate, ContractId, Email, FieldError, User};
+use super::document::TextValue;
+use super::rules::{self, Violation};
+use super::{ApiResponse, Contract, Document, Policy, RenderedResponse, schema};
+use crate::domain::{ValidSignup, ContractId, Email, FieldError, User};
 
 pub(super) struct Username;
 
-/// Shortest password, in code points. The document names none; an empty floor helps nobody.
+/// Minimum password length, in code points. The published document sets none, so that a password of
+/// one character would be valid.
 const PASSWORD_MIN: u64 = 6;
 
 impl Contract for Username {
@@ -22,19 +24,19 @@ impl Contract for Username {
         &self,
         document: &Document<'_>,
         policy: &Policy,
-    ) -> Result<Candidate, Vec<FieldError>> {
+    ) -> Result<ValidSignup, Vec<FieldError>> {
         let username = rules::username(&document.text("username"), policy)
-            .map_err(|broken| vec![error("username", "Username", broken)])?;
+            .map_err(|violation| vec![error("username", "Username", violation)])?;
         let email = match document.text("email") {
-            Field::Absent => None,
+            TextValue::Absent => None,
             given => Some(
                 rules::email(&given, policy)
-                    .map_err(|broken| vec![error("email", "Email", broken)])?,
+                    .map_err(|violation| vec![error("email", "Email", violation)])?,
             ),
         };
         let password = required_password(&document.text("password"), policy)
-            .map_err(|broken| vec![error("password", "Password", broken)])?;
-        Ok(Candidate {
+            .map_err(|violation| vec![error("password", "Password", violation)])?;
+        Ok(ValidSignup {
             contract: self.id(),
             username: Some(username),
             email,
@@ -56,32 +58,32 @@ impl Contract for Username {
         json!({ "username": "John Doe", "email": "john.doe@example.com", "password": "securePassword123" })
     }
 
-    fn write(&self, candidate: &Candidate) -> Value {
-        let (key, password) = candidate.password.in_document();
+    fn write(&self, signup: &ValidSignup) -> Value {
+        let (key, password) = signup.password.in_document();
         json!({
-            "username": candidate.username,
-            "email": candidate.email.as_ref().map(Email::address),
+            "username": signup.username,
+            "email": signup.email.as_ref().map(Email::address),
             (key): password,
         })
     }
 
-    fn render(&self, answer: &Answer<'_>) -> Rendered {
-        match answer {
-            Answer::Created { user, token } => {
+    fn render(&self, response: &ApiResponse<'_>) -> RenderedResponse {
+        match response {
+            ApiResponse::Created { user, token } => {
                 let mut body = self.profile(user);
                 if let Some(token) = token {
                     body["token"] = json!(token);
                 }
-                Rendered::new(201, body)
+                RenderedResponse::new(201, body)
             }
-            Answer::Invalid(errors) => {
-                Rendered::new(400, told(errors.first().map_or("", |error| &error.message)))
+            ApiResponse::Invalid(errors) => {
+                RenderedResponse::new(400, message_body(errors.first().map_or("", |error| &error.message)))
             }
-            Answer::Duplicate(_) => {
-                let taken = if answer.names("username") { "username" } else { "email" };
-                Rendered::new(403, told(&format!("That {taken} is already taken")))
+            ApiResponse::Duplicate(_) => {
+                let field = if response.is_duplicate_of("username") { "username" } else { "email" };
+                RenderedResponse::new(403, message_body(&format!("That {field} is already taken")))
             }
-            Answer::Fault(fault) => Rendered::new(fault.status(), told(fault.text())),
+            ApiResponse::Error(error) => RenderedResponse::new(error.status(), message_body(error.text())),
         }
     }
 
@@ -94,38 +96,38 @@ impl Contract for Username {
     }
 }
 
-/// An empty password is a missing one.
-fn required_password(field: &Field, policy: &Policy) -> Result<secrecy::SecretString, Broken> {
+/// Validates the password. An empty one counts as missing.
+fn required_password(field: &TextValue, policy: &Policy) -> Result<secrecy::SecretString, Violation> {
     if rules::text(field)?.is_empty() {
-        return Err(Broken::Empty);
+        return Err(Violation::Empty);
     }
     rules::password(field, PASSWORD_MIN, policy)
 }
 
-fn told(text: &str) -> Value {
+fn message_body(text: &str) -> Value {
     json!({ "message": text, "errMsg": text })
 }
 
-fn error(field: &'static str, label: &str, broken: Broken) -> FieldError {
-    let (code, message) = match broken {
-        // An address that is there but no text is no address.
-        Broken::Type if field == "email" => ("INVALID_TYPE", "Invalid email".into()),
-        Broken::Format => ("INVALID_EMAIL_FORMAT", "Invalid email".into()),
-        Broken::Missing | Broken::Empty => ("EMPTY_FIELD", format!("{label} is required")),
-        Broken::Type => ("INVALID_TYPE", format!("{label} is required")),
-        Broken::Short => {
+fn error(field: &'static str, label: &str, violation: Violation) -> FieldError {
+    let (code, message) = match violation {
+        // The email is optional, so "is required" would be wrong.
+        Violation::WrongType if field == "email" => ("INVALID_TYPE", "Invalid email".into()),
+        Violation::NotAnAddress => ("INVALID_EMAIL_FORMAT", "Invalid email".into()),
+        Violation::Missing | Violation::Empty => ("EMPTY_FIELD", format!("{label} is required")),
+        Violation::WrongType => ("INVALID_TYPE", format!("{label} is required")),
+        Violation::TooShort => {
             ("INVALID_LENGTH", format!("{label} must be at least {PASSWORD_MIN} characters long"))
         }
-        Broken::Policy(least) => {
+        Violation::BelowPolicyMinimum(least) => {
             ("INVALID_LENGTH", format!("{label} must be at least {least} characters long"))
         }
-        Broken::Common => ("COMMON_PASSWORD", format!("{label} is too common")),
-        Broken::Long => (
+        Violation::CommonPassword => ("COMMON_PASSWORD", format!("{label} is too common")),
+        Violation::TooLong => (
             "INVALID_LENGTH",
             format!("{label} must be at most {} characters long", rules::USERNAME_MAX),
         ),
-        Broken::Characters => ("INVALID_CHARACTER", format!("{label} contains invalid characters")),
-        Broken::Bytes => (
+        Violation::ForbiddenCharacter => ("INVALID_CHARACTER", format!("{label} contains invalid characters")),
+        Violation::TooManyBytes => (
             "INVALID_LENGTH",
             format!("{label} must be at most {} bytes long", rules::PASSWORD_MAX_BYTES),
         ),

@@ -2,8 +2,8 @@
 //! of the rows while they still come. For other systems, not for browsers: it takes an API key, and
 //! without one in the settings it is not there.
 
-mod access;
-mod ending;
+mod preconditions;
+mod abort;
 mod tracker;
 
 use std::time::Duration;
@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use access::{contract_in, is_authorised};
-use ending::{FAILED, aborted, run_contained};
+use preconditions::{contract_of_query, is_authorized};
+use abort::{INTERNAL, abort_line, run_contained};
 
 use super::Front;
 use super::body;
@@ -35,7 +35,7 @@ use tracker::{RowIdentity, Tracker};
 /// Uploads at once. Each has a window of rows on the front's connection to the broker.
 pub(super) const UPLOADS_MAX: usize = 8;
 /// Pieces of the answer that may wait for a client that does not read.
-const PIECES: usize = 4;
+const CHUNKS_MAX: usize = 4;
 /// Longest silence of a response whose rows wait: a proxy in between cuts what is silent for longer. Then an
 /// empty line is sent, which readers of NDJSON skip.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -44,13 +44,13 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 /// How long a client may neither send nor read while nothing else is going on.
 const IDLE: Duration = Duration::from_secs(60);
 /// For the answers to rows that are under way when a stop comes. The client still has to be told, before
-/// `front.drain` is over.
+/// `front.shutdown_timeout` is over.
 const GRACE: Duration = Duration::from_secs(5);
 
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
 /// What is said of a request of which no row is read.
-pub(super) const NO_KEY: &str = "The API key of front.bulk_key is wanted as a bearer token.";
+pub(super) const NO_KEY: &str = "The API key of front.bulk_api_key is wanted as a bearer token.";
 pub(super) const NOT_NDJSON: &str =
     "Content-Type must be application/x-ndjson: one JSON object a line.";
 pub(super) const NO_CONTRACT: &str = "Name the rows' contract: ?contract=username, nested-name, \
@@ -66,7 +66,7 @@ impl Front {
         span: &mut Span,
     ) -> Response {
         let (head, body) = request.into_parts();
-        if !is_authorised(&head.headers, key) {
+        if !is_authorized(&head.headers, key) {
             let mut refused = response::problem(StatusCode::UNAUTHORIZED, NO_KEY);
             refused.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return body::refuse(refused, &head, body).await;
@@ -75,7 +75,7 @@ impl Front {
             let refused = response::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, NOT_NDJSON);
             return body::refuse(refused, &head, body).await;
         }
-        let Some(contract) = contract_in(head.uri.query().unwrap_or_default()) else {
+        let Some(contract) = contract_of_query(head.uri.query().unwrap_or_default()) else {
             let refused = response::problem(StatusCode::BAD_REQUEST, NO_CONTRACT);
             return body::refuse(refused, &head, body).await;
         };
@@ -93,8 +93,8 @@ impl Front {
             let refused = response::problem(StatusCode::SERVICE_UNAVAILABLE, BUSY);
             return body::refuse(response::with_key(refused, &key), &head, body).await;
         };
-        let (pieces, streamed) = mpsc::channel(PIECES);
-        let last_piece = pieces.clone();
+        let (chunks, streamed) = mpsc::channel(CHUNKS_MAX);
+        let last_chunk = chunks.clone();
         let rules = RowRules {
             contract,
             id_field: None,
@@ -105,7 +105,7 @@ impl Front {
         let metrics = self.telemetry.metrics.clone();
         let upload = Upload {
             rows: Tracker::new(rules, self.settings.body_limit, identity, metrics),
-            pieces,
+            chunks,
             sent_at: Instant::now(),
             stop: self.stopping.clone(),
             _permit: permit,
@@ -117,7 +117,7 @@ impl Front {
         let log = span.log_span();
         let span = std::mem::take(span);
         let uploading = async move {
-            run_contained(upload.run(body, producer), last_piece).await;
+            run_contained(upload.run(body, producer), last_chunk).await;
             drop(span);
         };
         tokio::spawn(uploading.instrument(log));
@@ -128,12 +128,12 @@ impl Front {
 }
 
 /// The client neither reads nor sends any more.
-struct Gone;
+struct ClientGone;
 
 /// One request: its rows, and the response.
 struct Upload {
     rows: Tracker,
-    pieces: mpsc::Sender<Bytes>,
+    chunks: mpsc::Sender<Bytes>,
     /// When the client was last sent something.
     sent_at: Instant,
     stop: CancellationToken,
@@ -142,8 +142,8 @@ struct Upload {
 
 /// Why no more rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Over {
-    Whole,
+enum InputEnd {
+    Complete,
     Broken,
     Idle,
     Stopping,
@@ -153,18 +153,18 @@ enum Over {
 }
 
 impl Upload {
-    async fn run(mut self, mut body: Incoming, producer: BulkProducer) -> Result<(), Gone> {
+    async fn run(mut self, mut body: Incoming, producer: BulkProducer) -> Result<(), ClientGone> {
         let BulkProducer { rows: sender, replies: mut answers, .. } = producer;
         let mut sender = Some(sender);
-        let mut over: Option<Over> = None;
+        let mut over: Option<InputEnd> = None;
         let mut give_up_at = None;
         let stop = self.stop.clone();
         loop {
             let no_lines = loop {
-                let is_stopped = matches!(over, Some(Over::Stopping | Over::NotNdjson));
+                let is_stopped = matches!(over, Some(InputEnd::Stopping | InputEnd::NotNdjson));
                 let no_lines = is_stopped || self.rows.read();
                 if self.rows.is_array() {
-                    over = Some(Over::NotNdjson);
+                    over = Some(InputEnd::NotNdjson);
                 }
                 // Reports that were sent make room for more rows.
                 let reported = self.report().await?;
@@ -172,7 +172,7 @@ impl Upload {
                     break no_lines;
                 }
             };
-            if no_lines && matches!(over, Some(Over::Whole | Over::Broken | Over::Idle)) {
+            if no_lines && matches!(over, Some(InputEnd::Complete | InputEnd::Aborted | InputEnd::Idle)) {
                 self.rows.release_column();
                 self.report().await?;
             }
@@ -188,13 +188,13 @@ impl Upload {
                 answer = answers.recv() => match answer {
                     Some(answer) => self.rows.answered(answer),
                     // A stop leaves rows that were not sent.
-                    None if over == Some(Over::Stopping) => return self.finish(over).await,
+                    None if over == Some(InputEnd::Stopping) => return self.finish(over).await,
                     // It cannot end before the rows do, unless it failed.
-                    None => return self.finish(Some(Over::Failed)).await,
+                    None => return self.finish(Some(InputEnd::Failed)).await,
                 },
                 room = reserve(sender.clone()), if sender.is_some() && self.rows.has_unsent() => {
                     let (Some(room), Some(row)) = (room, self.rows.next_unsent()) else {
-                        return self.finish(Some(Over::Failed)).await;
+                        return self.finish(Some(InputEnd::Failed)).await;
                     };
                     room.send(row);
                 }
@@ -204,16 +204,16 @@ impl Upload {
                             self.rows.push(data);
                         }
                     }
-                    Ok(Some(Err(_))) => over = Some(Over::Broken),
+                    Ok(Some(Err(_))) => over = Some(InputEnd::Aborted),
                     Ok(None) => {
                         self.rows.end();
-                        over = Some(Over::Whole);
+                        over = Some(InputEnd::Complete);
                     }
-                    Err(_) if !self.rows.is_waiting() => over = Some(Over::Idle),
+                    Err(_) if !self.rows.is_waiting() => over = Some(InputEnd::Idle),
                     Err(_) => {}
                 },
                 () = stop.cancelled(), if over.is_none() => {
-                    over = Some(Over::Stopping);
+                    over = Some(InputEnd::Stopping);
                     give_up_at = Some(Instant::now() + GRACE);
                     self.rows.drop_unsent();
                 }
@@ -222,43 +222,43 @@ impl Upload {
                 }
                 () = sleep_until(self.sent_at + KEEP_ALIVE), if self.rows.is_waiting() => {
                     // A client that has lines to read needs no more of them.
-                    let _ = self.pieces.try_send(Bytes::from_static(b"\n"));
+                    let _ = self.chunks.try_send(Bytes::from_static(b"\n"));
                     self.sent_at = Instant::now();
                 }
-                () = self.pieces.closed() => return Err(Gone),
+                () = self.chunks.closed() => return Err(ClientGone),
             }
         }
     }
 
     /// Sends the reports that are due. Waits while the client does not read, and with it everything else of this upload.
     /// Returns whether there were any.
-    async fn report(&mut self) -> Result<bool, Gone> {
-        let piece = self.rows.due_reports();
-        if piece.is_empty() {
+    async fn report(&mut self) -> Result<bool, ClientGone> {
+        let chunk = self.rows.due_reports();
+        if chunk.is_empty() {
             return Ok(false);
         }
-        self.send(piece.into()).await?;
+        self.send(chunk.into()).await?;
         Ok(true)
     }
 
-    async fn send(&mut self, piece: Bytes) -> Result<(), Gone> {
+    async fn send(&mut self, chunk: Bytes) -> Result<(), ClientGone> {
         self.sent_at = Instant::now();
-        match timeout(IDLE, self.pieces.send(piece)).await {
+        match timeout(IDLE, self.chunks.send(chunk)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Gone),
+            Ok(Err(_)) | Err(_) => Err(ClientGone),
         }
     }
 
     /// An answer that is not about the whole body says so in its last line.
-    async fn finish(mut self, over: Option<Over>) -> Result<(), Gone> {
+    async fn finish(mut self, over: Option<InputEnd>) -> Result<(), ClientGone> {
         let code = match over {
-            Some(Over::Whole) | None => return Ok(()),
-            Some(Over::Broken) => "broken",
-            Some(Over::Idle) => "idle",
-            Some(Over::Stopping) => "stopping",
-            Some(Over::Failed) => FAILED,
-            Some(Over::NotNdjson) => "not_ndjson",
+            Some(InputEnd::Complete) | None => return Ok(()),
+            Some(InputEnd::Aborted) => "broken",
+            Some(InputEnd::Idle) => "idle",
+            Some(InputEnd::Stopping) => "stopping",
+            Some(InputEnd::Failed) => INTERNAL,
+            Some(InputEnd::NotNdjson) => "not_ndjson",
         };
-        self.send(aborted(code)).await
+        self.send(abort_line(code)).await
     }
 }

@@ -71,7 +71,7 @@ impl PublicKeys {
 }
 
 fn load(file: &Path) -> anyhow::Result<Bytes> {
-    let setting = || format!("front.jwks (MUSTER_FRONT_JWKS): {}", file.display());
+    let setting = || format!("front.jwks_file (MUSTER_FRONT_JWKS_FILE): {}", file.display());
     let text = config::file::read_text(file).with_context(setting)?;
     // serde_json's error is left out: it can quote a part of a key.
     let set = serde_json::from_str(&text)

@@ -1,9 +1,9 @@
 //! The HTTP door as an OpenAPI document, from the definitions that the code itself uses: mounts, the
-//! contracts' schemas, and the answers that the contracts give. Served at `/openapi.json`, printed by
+//! contracts' schemas, and the responses that the contracts give. Served at `/openapi.json`, printed by
 //! `muster spec openapi`.
 
-mod answers;
-mod doors;
+mod responses;
+mod operations;
 mod registration;
 
 use bytes::Bytes;
@@ -14,11 +14,11 @@ use crate::contract::{bulk_schema, contract, problem, samples, schema_inference}
 use crate::domain::ContractId;
 pub(in crate::front) use registration::prefixed;
 
-const ABOUT: &str = "Registers users. Five published signup contracts are served at once, each with the \
-    answers its document prescribes. A registration goes through a queue to a worker that hashes the \
+const DESCRIPTION: &str = "Registers users. Five published signup contracts are served at once, each with the \
+    responses its document prescribes. A registration goes through a queue to a worker that hashes the \
     password, stores the user and signs the token; the answer comes when that is done. Fields that a \
     contract does not know are ignored, of equal keys the last one counts, and null is the same as \
-    absent. Every answer says which pages may read it (CORS), and every path answers OPTIONS with 204, those too where nothing is.";
+    absent. Every answer says which pages may read it (CORS), and every path responses OPTIONS with 204, those too where nothing is.";
 
 /// The document of one front, built once: for programs as bytes, for the page as a value.
 pub(super) struct Specification {
@@ -35,7 +35,7 @@ impl Specification {
 
 /// The document, for these mounts and limits.
 pub fn document(settings: &config::FrontSettings) -> Value {
-    let mut paths = doors::paths(&settings.mounts);
+    let mut paths = operations::paths(&settings.mounts);
     for mount in &settings.mounts {
         paths.extend(registration::paths(mount, settings));
     }
@@ -44,15 +44,15 @@ pub fn document(settings: &config::FrontSettings) -> Value {
         "info": {
             "title": "muster",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": ABOUT,
+            "description": DESCRIPTION,
             "license": { "name": env!("CARGO_PKG_LICENSE"), "identifier": env!("CARGO_PKG_LICENSE") },
         },
         "servers": [{ "url": "/" }],
         "tags": [
             { "name": registration::TAG, "description": "One user at a time." },
-            { "name": doors::USERS, "description": "Who a token belongs to, and who signed it." },
-            { "name": doors::BULK, "description": "Many users with one request." },
-            { "name": doors::PROBES, "description": "How the process is doing." },
+            { "name": operations::USERS, "description": "Who a token belongs to, and who signed it." },
+            { "name": operations::BULK, "description": "Many users with one request." },
+            { "name": operations::PROBES, "description": "How the process is doing." },
         ],
         "paths": paths,
         "components": {
@@ -69,24 +69,24 @@ pub fn document(settings: &config::FrontSettings) -> Value {
                 "bulkKey": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "The API key in the setting front.bulk_key.",
+                    "description": "The API key in the setting front.bulk_api_key.",
                 },
             },
         },
     })
 }
 
-/// What the answers' bodies and the documents look like, each under the name that refers to it.
+/// What the responses' bodies and the documents look like, each under the name that refers to it.
 fn schemas(mounts: &[config::Mount]) -> Map<String, Value> {
     let mut all = Map::new();
     for mount in mounts {
         for served in registration::contracts(mount) {
             all.insert(served.name(), served.contract.schema());
-            for (status, samples) in answers::by_status(&samples::response_samples(served.contract))
+            for (status, samples) in responses::by_status(&samples::response_samples(served.contract))
             {
                 let bodies: Vec<&Value> = samples.iter().map(|sample| &sample.body).collect();
                 all.insert(
-                    answers::name(served.contract.id(), status),
+                    responses::name(served.contract.id(), status),
                     schema_inference::infer(&bodies),
                 );
             }
@@ -95,10 +95,10 @@ fn schemas(mounts: &[config::Mount]) -> Map<String, Value> {
     for id in ContractId::ALL {
         let profiles = samples::profile_samples(contract(id));
         all.insert(
-            doors::profile_name(id),
+            operations::profile_name(id),
             schema_inference::infer(&profiles.iter().collect::<Vec<_>>()),
         );
-        all.insert(doors::row_name(id), bulk_schema(contract(id)));
+        all.insert(operations::row_name(id), bulk_schema(contract(id)));
     }
     all.insert("report".to_owned(), report());
     all.insert(
@@ -106,7 +106,7 @@ fn schemas(mounts: &[config::Mount]) -> Map<String, Value> {
         schema_inference::infer(&[&problem::problem(404, "title", "detail")]),
     );
     all.insert("message".to_owned(), schema_inference::infer(&[&problem::message("text")]));
-    all.extend(doors::schemas());
+    all.extend(operations::schemas());
     all
 }
 

@@ -14,31 +14,31 @@ use crate::telemetry::gauges::BulkRowCounts;
 /// Seconds that are remembered.
 pub(super) const SECONDS: usize = 120;
 /// Seconds over which the rate of bulk rows is taken.
-const RATE_OVER: usize = 15;
+const RATE_SECONDS: usize = 15;
 /// The outcome of a registration whose worker did not reach the store.
 const STORE_UNAVAILABLE: &str = "store_unavailable";
-/// Classes of duration: a fifth wider one by one, from [`SHORTEST`] to a minute and more.
-const CLASSES: usize = 64;
-const WIDER: f64 = 1.2;
+/// Classes of duration: a fifth wider one by one, from [`FIRST_BUCKET_MS`] to a minute and more.
+const BUCKETS: usize = 64;
+const BUCKET_RATIO: f64 = 1.2;
 /// Upper end of the first class, in milliseconds.
-const SHORTEST: f64 = 0.5;
+const FIRST_BUCKET_MS: f64 = 0.5;
 
 /// The last seconds. The slot of a second is reused [`SECONDS`] later.
 pub(super) struct RollingStats {
     began: Instant,
-    state: Mutex<State>,
+    state: Mutex<SecondRing>,
 }
 
-struct State {
+struct SecondRing {
     /// One more than is returned, for the second that is not over.
-    seconds: Box<[Second; SECONDS + 1]>,
+    seconds: Box<[SecondStats; SECONDS + 1]>,
     /// Counters of bulk rows at the last sample.
     rows: BulkRowCounts,
 }
 
 /// Registrations that were answered within one second, and the sample taken in it.
 #[derive(Clone, Copy)]
-pub(super) struct Second {
+pub(super) struct SecondStats {
     /// Its number since the start.
     number: u64,
     pub(super) registered: u32,
@@ -48,13 +48,13 @@ pub(super) struct Second {
     pub(super) failed: u32,
     /// Those of `failed` whose worker did not reach the store.
     pub(super) store_failures: u32,
-    pub(super) times: Times,
-    pub(super) sample: Option<Sample>,
+    pub(super) times: DurationHistogram,
+    pub(super) sample: Option<QueueSample>,
 }
 
 /// Queue depths, and the bulk rows finished since the sample before.
 #[derive(Clone, Copy)]
-pub(super) struct Sample {
+pub(super) struct QueueSample {
     /// Registrations that wait for a worker.
     pub(super) waiting: u64,
     /// The bulk queue; none while it is unknown.
@@ -65,12 +65,12 @@ pub(super) struct Sample {
 
 /// How long registrations that succeeded took.
 #[derive(Clone, Copy)]
-pub(super) struct Times([u32; CLASSES]);
+pub(super) struct DurationHistogram([u32; BUCKETS]);
 
 impl RollingStats {
     pub(super) fn new() -> Self {
-        let seconds = Box::new([Second::empty(0); SECONDS + 1]);
-        let state = State { seconds, rows: BulkRowCounts::default() };
+        let seconds = Box::new([SecondStats::empty(0); SECONDS + 1]);
+        let state = SecondRing { seconds, rows: BulkRowCounts::default() };
         Self { began: Instant::now(), state: Mutex::new(state) }
     }
 
@@ -107,11 +107,11 @@ impl RollingStats {
             answered: earlier.answered + counted.answered.saturating_sub(before.answered),
             handled: earlier.handled + counted.handled.saturating_sub(before.handled),
         };
-        second.sample = Some(Sample { waiting, bulk, rows });
+        second.sample = Some(QueueSample { waiting, bulk, rows });
     }
 
     /// The last [`SECONDS`] that are over, oldest first. Those before the start were empty.
-    pub(super) fn seconds(&self) -> Vec<Second> {
+    pub(super) fn seconds(&self) -> Vec<SecondStats> {
         let (now, state) = (self.now(), self.lock());
         let seconds = &state.seconds;
         let ago = |ago: usize| now.checked_sub(ago as u64).map(|number| (number, slot(number)));
@@ -119,7 +119,7 @@ impl RollingStats {
             .rev()
             .map(|back| match ago(back) {
                 Some((number, slot)) if seconds[slot].number == number => seconds[slot],
-                _ => Second::empty(0),
+                _ => SecondStats::empty(0),
             })
             .collect()
     }
@@ -128,17 +128,17 @@ impl RollingStats {
         self.began.elapsed().as_secs()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SecondRing> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl SecondRing {
     /// The second of this number, empty if its slot held an earlier one.
-    fn second(&mut self, number: u64) -> &mut Second {
+    fn second(&mut self, number: u64) -> &mut SecondStats {
         let second = &mut self.seconds[slot(number)];
         if second.number != number {
-            *second = Second::empty(number);
+            *second = SecondStats::empty(number);
         }
         second
     }
@@ -148,9 +148,9 @@ fn slot(second: u64) -> usize {
     (second % (SECONDS as u64 + 1)) as usize
 }
 
-impl Second {
+impl SecondStats {
     fn empty(number: u64) -> Self {
-        let times = Times([0; CLASSES]);
+        let times = DurationHistogram([0; BUCKETS]);
         let (registered, refused, failed, store_failures) = (0, 0, 0, 0);
         Self { number, registered, refused, failed, store_failures, times, sample: None }
     }
@@ -169,7 +169,7 @@ impl Second {
 
 /// Bulk rows finished in each second; none where that was not sampled. A row that one process uploads and handles is in
 /// both counters, so the counter with more rows stands for both.
-pub(super) fn bulk_rows(seconds: &[Second]) -> Vec<Option<u64>> {
+pub(super) fn bulk_rows(seconds: &[SecondStats]) -> Vec<Option<u64>> {
     let rows = seconds.iter().map(|second| second.sample.map(|sample| sample.rows));
     let sum = |count: fn(BulkRowCounts) -> u64| rows.clone().flatten().map(count).sum::<u64>();
     let (answered, handled) =
@@ -180,29 +180,29 @@ pub(super) fn bulk_rows(seconds: &[Second]) -> Vec<Option<u64>> {
 
 /// Bulk rows finished a second, of late. Rows that other processes upload and other workers finish show only
 /// in the depth of the queue. None while neither is seen.
-pub(super) fn bulk_rate(seconds: &[Second]) -> Option<f64> {
-    let late = &seconds[seconds.len().saturating_sub(RATE_OVER)..];
-    let began = late.iter().position(Second::has_bulk_rows)?;
+pub(super) fn bulk_rate(seconds: &[SecondStats]) -> Option<f64> {
+    let late = &seconds[seconds.len().saturating_sub(RATE_SECONDS)..];
+    let began = late.iter().position(SecondStats::has_bulk_rows)?;
     let late = &late[began..];
     let finished: u64 = bulk_rows(late).into_iter().flatten().sum();
     if finished > 0 {
         return Some(finished as f64 / late.len() as f64);
     }
-    let mut depths = late.iter().filter_map(Second::bulk_rows_queued);
+    let mut depths = late.iter().filter_map(SecondStats::bulk_rows_queued);
     let shrunk = depths.next()?.saturating_sub(depths.next_back()?);
     (shrunk > 0).then(|| shrunk as f64 / (late.len() - 1) as f64)
 }
 
 /// Whether bulk rows are queued or were finished within the last seconds.
-pub(super) fn has_bulk_rows(seconds: &[Second]) -> bool {
-    let late = &seconds[seconds.len().saturating_sub(RATE_OVER)..];
-    late.iter().any(Second::has_bulk_rows)
+pub(super) fn has_bulk_rows(seconds: &[SecondStats]) -> bool {
+    let late = &seconds[seconds.len().saturating_sub(RATE_SECONDS)..];
+    late.iter().any(SecondStats::has_bulk_rows)
 }
 
-impl Times {
+impl DurationHistogram {
     /// Those of several seconds together.
-    pub(super) fn of(seconds: &[Second]) -> Self {
-        let mut all = [0; CLASSES];
+    pub(super) fn of(seconds: &[SecondStats]) -> Self {
+        let mut all = [0; BUCKETS];
         for second in seconds {
             for (sum, count) in all.iter_mut().zip(second.times.0) {
                 *sum += count;
@@ -212,8 +212,8 @@ impl Times {
     }
 
     fn add(&mut self, took: Duration) {
-        let classes = (took.as_secs_f64() * 1e3 / SHORTEST).max(1.0).log(WIDER).ceil();
-        self.0[(classes as usize).min(CLASSES - 1)] += 1;
+        let classes = (took.as_secs_f64() * 1e3 / FIRST_BUCKET_MS).max(1.0).log(BUCKET_RATIO).ceil();
+        self.0[(classes as usize).min(BUCKETS - 1)] += 1;
     }
 
     /// The time within which this part of them was done, in milliseconds and right to a tenth; none if
@@ -228,7 +228,7 @@ impl Times {
         };
         let class = self.0.iter().position(reaches).filter(|_| all > 0)?;
         // The middle of the class, as its ends are ratios.
-        Some(SHORTEST * WIDER.powf(class as f64 - 0.5))
+        Some(FIRST_BUCKET_MS * BUCKET_RATIO.powf(class as f64 - 0.5))
     }
 }
 
@@ -306,21 +306,21 @@ mod tests {
 
     #[test]
     fn times_are_right_to_a_tenth() {
-        assert_eq!(Second::empty(0).times.within(0.5), None);
+        assert_eq!(SecondStats::empty(0).times.within(0.5), None);
         for took in [1.0, 7.3, 213.0, 2500.0, 9999.0] {
-            let mut second = Second::empty(0);
+            let mut second = SecondStats::empty(0);
             second.times.add(Duration::from_secs_f64(took / 1e3));
             let told = second.times.within(0.5).unwrap();
             assert!((told / took - 1.0).abs() <= 0.1, "{told} for {took}");
         }
-        let mut many = Second::empty(0);
+        let mut many = SecondStats::empty(0);
         for took in 1..=100 {
             many.times.add(Duration::from_millis(took));
         }
-        let both = Times::of(&[many, many]);
+        let both = DurationHistogram::of(&[many, many]);
         assert!((both.within(0.5).unwrap() / 50.0 - 1.0).abs() < 0.15);
         assert!((both.within(0.95).unwrap() / 95.0 - 1.0).abs() < 0.15);
-        let mut long = Second::empty(0);
+        let mut long = SecondStats::empty(0);
         long.times.add(Duration::from_secs(3600));
         assert!(long.times.within(0.95).unwrap() > 10_000.0, "kept in the last class");
     }

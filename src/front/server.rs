@@ -3,8 +3,8 @@
 mod activity;
 mod exchange;
 mod host;
-mod places;
-mod watched;
+mod connection_limiter;
+mod monitored_stream;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -28,15 +28,15 @@ use tokio_util::task::TaskTracker;
 
 use super::protocol::{HTTP2_PREFACE, Protocol};
 use super::response::{self, Response};
-use super::tls::{Encrypted, Tls};
+use super::tls::{EncryptedStream, Tls};
 use crate::shutdown::contained;
-use activity::{Patience, Turn};
+use activity::{ClientTimeouts, ClientAction};
 use exchange::Exchange;
-use places::{Place, Places};
-use watched::Watched;
+use connection_limiter::{ConnectionLimiter, ConnectionPermit};
+use monitored_stream::MonitoredStream;
 
 /// Between two looks at a preface that comes in pieces.
-const PEEK_AGAIN: Duration = Duration::from_millis(10);
+const PEEK_INTERVAL: Duration = Duration::from_millis(10);
 /// After an accept that failed for want of file descriptors, which only time can mend.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Largest header block that is read. What exceeds it hyper refuses by itself (431), without the headers
@@ -51,14 +51,14 @@ const SEND_BUFFER: usize = 16 << 10;
 /// How often an idle HTTP/2 connection is asked whether it lives.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// How long the client of a connection that is ending may take to read, or to agree to the end.
-const ENDING: Duration = Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 const BAD_HOST: &str = "The Host header must name one host (RFC 9112, section 3.2).";
 
 /// What one listener allows.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimits {
-    /// Open connections; for more, idle ones make room. As many requests besides one on each.
+    /// OpenRequest connections; for more, idle ones make room. As many requests besides one on each.
     pub connections: usize,
     /// Those of one client address; of IPv6, of one /64.
     pub connections_per_address: usize,
@@ -101,7 +101,7 @@ pub(super) async fn serve<G, A, F>(
     A: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response, Infallible>> + Send + 'static,
 {
-    let places = Places::new(&limits);
+    let places = ConnectionLimiter::new(&limits);
     let connections = TaskTracker::new();
     let server = Arc::new(Server { builder: builder(&limits), places, limits, tls, stop });
     loop {
@@ -124,14 +124,14 @@ pub(super) async fn serve<G, A, F>(
 /// What the connections of one listener share.
 struct Server {
     builder: Builder<TokioExecutor>,
-    places: Arc<Places>,
+    places: Arc<ConnectionLimiter>,
     limits: ConnectionLimits,
     tls: Option<Tls>,
     stop: CancellationToken,
 }
 
 impl Server {
-    async fn connection<A, F>(&self, stream: TcpStream, peer: SocketAddr, place: &Place, answer: A)
+    async fn connection<A, F>(&self, stream: TcpStream, peer: SocketAddr, place: &ConnectionPermit, answer: A)
     where
         A: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Result<Response, Infallible>> + Send + 'static,
@@ -143,10 +143,10 @@ impl Server {
             () = place.end.cancelled() => return,
         };
         match opened {
-            Ok(Ok(Opened::Plain(protocol, stream))) => {
+            Ok(Ok(NegotiatedStream::Plain(protocol, stream))) => {
                 self.converse(protocol, stream, peer, place, answer).await;
             }
-            Ok(Ok(Opened::Encrypted(protocol, stream))) => {
+            Ok(Ok(NegotiatedStream::Encrypted(protocol, stream))) => {
                 self.converse(protocol, stream, peer, place, answer).await;
             }
             Ok(Err(_)) | Err(_) => {}
@@ -159,7 +159,7 @@ impl Server {
         protocol: Protocol,
         stream: S,
         peer: SocketAddr,
-        place: &Place,
+        place: &ConnectionPermit,
         answer: A,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -181,17 +181,17 @@ impl Server {
                 Ok::<_, io::Error>(response.map(|body| exchange.respond(body)))
             }
         });
-        let stream = TokioIo::new(Watched::new(stream, place.activity.clone()));
+        let stream = TokioIo::new(MonitoredStream::new(stream, place.activity.clone()));
         let builder = match protocol {
             Protocol::Http1 => self.builder.clone().http1_only(),
             Protocol::Http2 => self.builder.clone().http2_only(),
         };
         let mut connection = pin!(builder.serve_connection(stream, service));
-        let patience = Patience {
+        let timeouts = ClientTimeouts {
             from: Instant::now(),
             read: self.limits.write_timeout,
             // Of HTTP/1.1 the time for the headers runs from the request before.
-            ask: (protocol == Protocol::Http2).then_some(self.limits.idle_timeout),
+            request: (protocol == Protocol::Http2).then_some(self.limits.idle_timeout),
         };
         let softly = tokio::select! {
             ended = connection.as_mut() => {
@@ -202,7 +202,7 @@ impl Server {
                 return;
             }
             () = self.stop.cancelled() => true,
-            turn = place.activity.overdue(patience) => turn == Turn::Ask,
+            turn = place.activity.timed_out(timeouts) => turn == ClientAction::Request,
             () = place.end.cancelled() => false,
         };
         // HTTP/2 can say that it ends; whatever else is under way is finished.
@@ -215,11 +215,11 @@ impl Server {
             );
             return;
         }
-        let read = self.limits.write_timeout.min(ENDING);
-        let patience = Patience { from: Instant::now(), read, ask: Some(ENDING) };
+        let read = self.limits.write_timeout.min(SHUTDOWN_TIMEOUT);
+        let timeouts = ClientTimeouts { from: Instant::now(), read, request: Some(SHUTDOWN_TIMEOUT) };
         tokio::select! {
             _ = connection => {}
-            _ = place.activity.overdue(patience) => {}
+            _ = place.activity.timed_out(timeouts) => {}
             () = place.end.cancelled() => {}
         }
     }
@@ -242,16 +242,16 @@ where
 }
 
 /// A connection of which is known what it speaks.
-enum Opened {
+enum NegotiatedStream {
     Plain(Protocol, TcpStream),
-    Encrypted(Protocol, Encrypted),
+    Encrypted(Protocol, EncryptedStream),
 }
 
-async fn open(stream: TcpStream, tls: Option<Tls>) -> io::Result<Opened> {
+async fn open(stream: TcpStream, tls: Option<Tls>) -> io::Result<NegotiatedStream> {
     match tls {
-        None => Ok(Opened::Plain(speaks(&stream).await?, stream)),
+        None => Ok(NegotiatedStream::Plain(speaks(&stream).await?, stream)),
         Some(tls) => {
-            tls.accept(stream).await.map(|(protocol, stream)| Opened::Encrypted(protocol, stream))
+            tls.accept(stream).await.map(|(protocol, stream)| NegotiatedStream::Encrypted(protocol, stream))
         }
     }
 }
@@ -272,7 +272,7 @@ async fn speaks(stream: &TcpStream) -> io::Result<Protocol> {
             return Ok(Protocol::Http2);
         }
         // The same bytes can be seen again at once, so waiting for readiness does not help.
-        tokio::time::sleep(PEEK_AGAIN).await;
+        tokio::time::sleep(PEEK_INTERVAL).await;
     }
 }
 
@@ -299,7 +299,7 @@ fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
 }
 
 /// The next connection, once there is a place for it.
-async fn accept(listener: &TcpListener, places: &Arc<Places>) -> (Place, TcpStream, SocketAddr) {
+async fn accept(listener: &TcpListener, places: &Arc<ConnectionLimiter>) -> (ConnectionPermit, TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {

@@ -88,11 +88,11 @@ impl Front {
         let (head, body) = request.into_parts();
         if let Err(RateLimited(wait)) = self.limits.registration(peer, &head.headers) {
             let refusal = rate_limited(first, wait);
-            return ("too_many", body::refuse(refusal, &head, body).await);
+            return ("rate_limited", body::refuse(refusal, &head, body).await);
         }
         if !body::is_json(&head.headers) {
             let refusal = error(first, ApiError::UnsupportedMediaType);
-            return ("media_type", body::refuse(refusal, &head, body).await);
+            return ("unsupported_media_type", body::refuse(refusal, &head, body).await);
         }
         let (settings, read_started) = (&self.settings, Instant::now());
         let body = body::read(&head, body, settings.body_limit, settings.body_timeout).await;
@@ -113,7 +113,7 @@ impl Front {
             }
             Err(BodyError::Timeout) => {
                 let problem = response::problem(StatusCode::REQUEST_TIMEOUT, SLOW_BODY);
-                return ("slow", response::closing(problem, head.version));
+                return ("body_timeout", response::closing(problem, head.version));
             }
         };
         let deadline = Instant::now() + settings.request_timeout;
@@ -126,7 +126,7 @@ impl Front {
             Ok(Some(key)) => (key, false),
             Ok(None) => (IdempotencyKey::random(), true),
             Err(InvalidIdempotencyKey) => {
-                return ("bad_key", error(contract, ApiError::InvalidIdempotencyKey));
+                return ("invalid_idempotency_key", error(contract, ApiError::InvalidIdempotencyKey));
             }
         };
         let id = MessageId::for_http(contract.id(), &key);
@@ -137,14 +137,14 @@ impl Front {
         };
         // Checked last of the 4xx: only now the address is valid, and only now a worker would hash for it.
         if let Err(RateLimited(wait)) = self.limits.email(candidate.email.as_ref()) {
-            return ("too_many", rate_limited(contract, wait));
+            return ("rate_limited", rate_limited(contract, wait));
         }
         let permit = match self.admission.admit(&self.caller.backlog()) {
             Ok(permit) => permit,
             Err(reason) => {
                 self.telemetry.metrics.request_shed(reason.label());
                 let refusal = error(contract, ApiError::Unavailable);
-                return ("not_accepted", response::with_key(refusal, &key));
+                return ("overloaded", response::with_key(refusal, &key));
             }
         };
         let call = RpcRequest {
@@ -190,12 +190,12 @@ impl Front {
             Ok(outcome) => outcome,
             Err(RpcError::Rejected) => {
                 self.telemetry.metrics.request_shed("queue");
-                return ("not_accepted", error(contract, ApiError::Unavailable));
+                return ("overloaded", error(contract, ApiError::Unavailable));
             }
             Err(RpcError::Indeterminate) => {
-                return ("unknown", error(contract, ApiError::Internal));
+                return ("indeterminate", error(contract, ApiError::Internal));
             }
-            Err(RpcError::Timeout) => return ("no_answer", error(contract, ApiError::Timeout)),
+            Err(RpcError::Timeout) => return ("timeout", error(contract, ApiError::Timeout)),
         };
         let response = match outcome {
             Outcome::Registered { user, token, replayed, .. } => {

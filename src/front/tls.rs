@@ -29,17 +29,17 @@ const HTTP1: &[u8] = b"http/1.1";
 
 /// Who this server is. Clones are the same.
 #[derive(Clone, Debug)]
-pub struct Tls(Arc<Inner>);
+pub struct Tls(Arc<SharedCertificate>);
 
 #[derive(Debug)]
-struct Inner {
+struct SharedCertificate {
     files: CertificateFiles,
-    loaded: RwLock<Loaded>,
+    loaded: RwLock<LoadedCertificate>,
 }
 
 /// Contents of the files when they were last read.
 #[derive(Clone, Debug)]
-struct Loaded {
+struct LoadedCertificate {
     config: Arc<ServerConfig>,
     /// When the first certificate of the chain expires, in seconds since 1970.
     expires: Option<i64>,
@@ -49,7 +49,7 @@ impl Tls {
     /// Reads the certificate and its key.
     pub fn read(files: &CertificateFiles) -> anyhow::Result<Self> {
         let loaded = RwLock::new(load(files)?);
-        Ok(Self(Arc::new(Inner { files: files.clone(), loaded })))
+        Ok(Self(Arc::new(SharedCertificate { files: files.clone(), loaded })))
     }
 
     /// Reads both again, for connections made from now on. After an error the old ones stay.
@@ -64,12 +64,12 @@ impl Tls {
         self.loaded().expires
     }
 
-    fn loaded(&self) -> Loaded {
+    fn loaded(&self) -> LoadedCertificate {
         self.0.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Does the handshake, and reads as far as to know that the client speaks what it said.
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<(Protocol, Encrypted)> {
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<(Protocol, EncryptedStream)> {
         let mut first = [0];
         if stream.peek(&mut first).await? == 1 && first[0] != HANDSHAKE {
             refuse_plain(stream, first[0]).await?;
@@ -90,12 +90,12 @@ impl Tls {
 }
 
 /// A connection after its handshake.
-pub(super) type Encrypted = Box<dyn Duplex>;
+pub(super) type EncryptedStream = Box<dyn Duplex>;
 
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-fn load(files: &CertificateFiles) -> anyhow::Result<Loaded> {
+fn load(files: &CertificateFiles) -> anyhow::Result<LoadedCertificate> {
     let CertificateFiles { certificate, key } = files;
     let shown = |setting: &str, path: &Path| format!("{setting}: {}", path.display());
     let chain = certificates(certificate)
@@ -116,7 +116,7 @@ fn load(files: &CertificateFiles) -> anyhow::Result<Loaded> {
         )
     })?;
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
-    Ok(Loaded { config: Arc::new(config), expires })
+    Ok(LoadedCertificate { config: Arc::new(config), expires })
 }
 
 /// The certificates of a PEM file; at least one.

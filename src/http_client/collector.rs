@@ -1,4 +1,4 @@
-//! Sends spans to a collector of traces over HTTP. `telemetry` exports them and has no HTTP client itself.
+//! The HTTP client with which `telemetry::export` sends spans to an OTLP collector.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use opentelemetry_http::{HttpClient, HttpError};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::Connection;
+use super::HttpConnection;
 use super::trust::{self, Trust};
 use crate::config;
 
-/// Longest time for one batch, as OTLP exporters have it.
-const WITHIN: Duration = Duration::from_secs(10);
+/// Timeout of one export request, from connect to response: the default of OTLP exporters.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sends each batch on a connection of its own: there is one every few seconds.
+/// Sends each batch on a new connection, because batches are seconds apart.
 #[derive(Debug)]
 pub struct Collector {
     runtime: Handle,
@@ -25,8 +25,9 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Works on `runtime`, which has to outlive it.
-    pub fn new(settings: &config::Trace, runtime: Handle) -> anyhow::Result<Self> {
+    /// Creates a client that runs its requests on `runtime`, which must outlive it. Returns an error if
+    /// `trace.ca_file` cannot be read.
+    pub fn new(settings: &config::TraceSettings, runtime: Handle) -> anyhow::Result<Self> {
         let trust = trust::authorities(settings.ca_file.as_deref());
         Ok(Self { runtime, trust: trust.context("trace.ca_file (MUSTER_TRACE_CA_FILE)")? })
     }
@@ -34,11 +35,11 @@ impl Collector {
 
 #[async_trait]
 impl HttpClient for Collector {
-    // Called on a thread without a runtime.
+    // The exporter calls this on a thread without a tokio runtime.
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let trust = self.trust.clone();
-        let sending = async move { timeout(WITHIN, send(request, trust)).await };
-        let sent = self.runtime.spawn(sending).await?.context("no answer within 10 s")?;
+        let sending = async move { timeout(EXPORT_TIMEOUT, send(request, trust)).await };
+        let sent = self.runtime.spawn(sending).await?.context("no response within 10 s")?;
         sent.map_err(|error| format!("{error:#}").into())
     }
 }
@@ -46,8 +47,8 @@ impl HttpClient for Collector {
 async fn send(request: Request<Bytes>, trust: Trust) -> anyhow::Result<Response<Bytes>> {
     let uri = request.uri();
     let is_https = uri.scheme_str() == Some("https");
-    let host = uri.host().context("no host")?;
+    let host = uri.host().context("the URL has no host")?;
     let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
-    let mut connection = Connection::open_to(host, port, is_https.then_some(trust)).await?;
+    let mut connection = HttpConnection::open_to(host, port, is_https.then_some(trust)).await?;
     connection.send(request).await
 }

@@ -23,39 +23,39 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use trust::Trust;
 
-/// Largest body of a response, in bytes.
+/// Largest response body that is read, in bytes (4 MiB).
 const RESPONSE_MAX: usize = 4 << 20;
 
-/// A connection that is kept open between requests.
-pub struct Connection {
+/// An HTTP/1.1 connection that stays open between requests.
+pub struct HttpConnection {
     sender: SendRequest<Full<Bytes>>,
     host: String,
     authorization: Option<HeaderValue>,
 }
 
-impl Connection {
+impl HttpConnection {
     /// Connects without TLS.
     pub async fn open(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address)
             .await
-            .with_context(|| format!("{address}: nothing listens there"))?;
+            .with_context(|| format!("{address}: connection failed; is the server running?"))?;
         stream.set_nodelay(true)?;
         Self::on(stream, address.to_string()).await
     }
 
-    /// Connects to a host by its name or address; with TLS if `trust` says which certificates are accepted.
+    /// Connects to a host by name or IP address, with TLS if `trust` is given.
     pub async fn open_to(host: &str, port: u16, trust: Option<Trust>) -> anyhow::Result<Self> {
         // An IPv6 address has brackets only in a URL.
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((bare, port))
             .await
-            .with_context(|| format!("{host}:{port}: cannot be reached"))?;
+            .with_context(|| format!("{host}:{port}: connection failed"))?;
         stream.set_nodelay(true)?;
         let shown = format!("{host}:{port}");
         let Some(trust) = trust else { return Self::on(stream, shown).await };
         let name = ServerName::try_from(bare.to_owned()).with_context(|| shown.clone())?;
         let stream = TlsConnector::from(trust).connect(name, stream).await;
-        Self::on(stream.with_context(|| format!("{shown}: no TLS"))?, shown).await
+        Self::on(stream.with_context(|| format!("{shown}: TLS handshake failed"))?, shown).await
     }
 
     async fn on(
@@ -68,7 +68,7 @@ impl Connection {
     }
 
     /// Adds credentials to every request (HTTP Basic, RFC 7617).
-    pub fn log_in(&mut self, user: &str, password: &SecretString) -> anyhow::Result<()> {
+    pub fn set_basic_auth(&mut self, user: &str, password: &SecretString) -> anyhow::Result<()> {
         let login = STANDARD.encode(format!("{user}:{}", password.expose_secret()));
         let mut value = HeaderValue::from_str(&format!("Basic {login}"))?;
         value.set_sensitive(true);
@@ -76,12 +76,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Gets a path: status and body.
+    /// Sends a GET request and returns the status and the body.
     pub async fn get(&mut self, path: &str) -> anyhow::Result<(u16, Bytes)> {
         self.request(Method::GET, path, Bytes::new()).await
     }
 
-    /// Posts JSON: status and body.
+    /// Sends a POST request with a JSON body and returns the status and the body.
     pub async fn post(&mut self, path: &str, body: Bytes) -> anyhow::Result<(u16, Bytes)> {
         self.request(Method::POST, path, body).await
     }
@@ -113,12 +113,12 @@ impl Connection {
         }
         let ready = self.sender.ready().await;
         ready.with_context(|| {
-            format!("{}: the server ended the connection; does it speak HTTP?", self.host)
+            format!("{}: the server closed the connection; check that it is an HTTP server", self.host)
         })?;
         let sent = self.sender.send_request(request).await;
         let sent = sent.map_err(|error| {
             if error.is_parse() {
-                return anyhow::anyhow!("{}: the server there does not speak HTTP", self.host);
+                return anyhow::anyhow!("{}: the response is not HTTP; check the port and the scheme", self.host);
             }
             error.into()
         });

@@ -1,28 +1,28 @@
-//! Requests `/ready` of a muster: the container's health check.
+//! The readiness probe of `muster healthcheck`: requests `/ready`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Connection, trust};
+use super::{HttpConnection, trust};
 
-/// Longest wait for connect and response together.
+/// Timeout of the whole probe, from connect to response.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Whether the muster at `address` is ready, and the body of its response.
+/// Returns whether the process at `address` is ready, and the body of its response.
 pub async fn ready(address: SocketAddr, https: bool) -> anyhow::Result<(bool, String)> {
-    let ask = async {
+    let probe = async {
         let mut connection = if https {
             let host = address.ip().to_string();
-            Connection::open_to(&host, address.port(), Some(trust::any_server()?)).await?
+            HttpConnection::open_to(&host, address.port(), Some(trust::any_server()?)).await?
         } else {
-            Connection::open(address).await?
+            HttpConnection::open(address).await?
         };
         let (status, body) = connection.get("/ready").await?;
         Ok((status == 200, String::from_utf8_lossy(&body).into_owned()))
     };
-    tokio::time::timeout(TIMEOUT, ask)
+    tokio::time::timeout(TIMEOUT, probe)
         .await
-        .with_context(|| format!("{address}: no answer in 3 s"))?
+        .with_context(|| format!("{address}: no response within 3 s"))?
 }

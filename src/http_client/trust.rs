@@ -1,4 +1,4 @@
-//! Which server certificates a TLS client accepts.
+//! TLS client configurations: the server certificates that a client accepts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,14 +16,15 @@ use tokio_rustls::rustls::{
 
 use crate::config::file;
 
-/// The server certificates that a client accepts.
+/// A TLS client configuration, which determines the accepted server certificates.
 pub type Trust = Arc<ClientConfig>;
 
-/// Accepts certificates signed by a well-known authority or by one in `ca_file`.
+/// Accepts certificates signed by a public certificate authority or by one in `ca_file`. Returns an error if
+/// `ca_file` has no certificates in PEM format.
 pub fn authorities(ca_file: Option<&Path>) -> anyhow::Result<Trust> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = ca_file {
-        let unreadable = || format!("{}: no certificates in PEM", path.display());
+        let unreadable = || format!("{}: expected certificates in PEM format", path.display());
         let pem = file::read_text(path).with_context(unreadable)?;
         for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
             roots.add(certificate.with_context(unreadable)?).with_context(unreadable)?;
@@ -44,15 +45,15 @@ pub(super) fn any_server() -> anyhow::Result<Trust> {
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
         .with_no_client_auth();
     Ok(Arc::new(config))
 }
 
 #[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
+struct AcceptAny(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for AnyServer {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

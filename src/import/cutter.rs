@@ -9,10 +9,10 @@ use super::ledger::Job;
 use super::mapping::{Mapping, rename};
 use zeroize::Zeroizing;
 
-use crate::rows::{self, Checked, Line, Lines, RowError, Rules};
+use crate::rows::{self, ValidRow, InputLine, LineSplitter, RowError, RowRules};
 
 /// A row, checked.
-type Row = Result<Checked, Vec<RowError>>;
+type Row = Result<ValidRow, Vec<RowError>>;
 /// Takes the line on which a row begins, and a function that checks the row.
 type Take<'a> = &'a mut dyn FnMut(u64, &mut dyn FnMut() -> Row);
 
@@ -23,7 +23,7 @@ pub(super) enum Cutter {
 }
 
 pub(super) struct Ndjson {
-    lines: Lines,
+    lines: LineSplitter,
     mappings: Vec<Mapping>,
     /// Whether the first bytes were looked at, and the first line.
     has_begun: bool,
@@ -47,7 +47,7 @@ impl Cutter {
         let columns = Columns::new(job.contract, &job.mappings, id_field)?;
         Ok(match job.format {
             Format::Ndjson => Self::Ndjson(Ndjson {
-                lines: Lines::new(ROW_MAX),
+                lines: LineSplitter::new(ROW_MAX),
                 mappings: job.mappings.clone(),
                 has_begun: false,
                 has_lines: false,
@@ -103,12 +103,12 @@ impl Cutter {
     }
 
     /// Gives every row there is to `take`.
-    pub(super) fn cut(&mut self, rules: &Rules, take: Take<'_>) -> anyhow::Result<()> {
+    pub(super) fn cut(&mut self, rules: &RowRules, take: Take<'_>) -> anyhow::Result<()> {
         match self {
             Self::Ndjson(Ndjson { lines, mappings, has_lines, .. }) => {
                 while let Some(line) = lines.next_line() {
                     match line {
-                        Line::Text { number, bytes } => {
+                        InputLine::Text { number, bytes } => {
                             if !std::mem::replace(has_lines, true) {
                                 ensure!(
                                     !is_cut(bytes),
@@ -118,7 +118,7 @@ impl Cutter {
                             }
                             take(number, &mut || check_json(rules, mappings, bytes));
                         }
-                        Line::TooLong { number } => {
+                        InputLine::TooLong { number } => {
                             take(number, &mut || Err(vec![RowError::too_long(ROW_MAX)]));
                         }
                     }
@@ -150,7 +150,7 @@ impl Cutter {
                         (Record::Cells { line, cells }, Some(header)) => {
                             take(line, &mut || {
                                 record_document(header, &cells, document)?;
-                                rows::check(rules, document)
+                                rows::validate(rules, document)
                             });
                         }
                         (Record::Bad { line, fault }, Some(_)) => {
@@ -175,12 +175,12 @@ fn is_cut(line: &[u8]) -> bool {
     serde_json::from_slice::<serde::de::IgnoredAny>(line).is_err_and(|error| error.is_eof())
 }
 
-fn check_json(rules: &Rules, mappings: &[Mapping], row: &[u8]) -> Row {
+fn check_json(rules: &RowRules, mappings: &[Mapping], row: &[u8]) -> Row {
     if mappings.is_empty() {
-        return rows::check(rules, row);
+        return rows::validate(rules, row);
     }
     let renamed = rename(mappings, rules.id_field.as_deref(), row).map(Zeroizing::new);
-    rows::check(rules, renamed.as_ref().map_or(row, |renamed| renamed))
+    rows::validate(rules, renamed.as_ref().map_or(row, |renamed| renamed))
 }
 
 /// The delimiter in a first line `sep=;`, as Excel writes and reads it.

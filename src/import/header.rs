@@ -8,7 +8,7 @@ use super::mapping::Mapping;
 use super::names::{is_near, is_plain};
 use crate::contract::{BulkField, PASSWORD_HASH, bulk_fields, contract};
 use crate::rows;
-use crate::signup::ContractId;
+use crate::domain::ContractId;
 
 /// What a header may hold.
 #[derive(Debug)]

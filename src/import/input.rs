@@ -15,7 +15,7 @@ use super::encoding::Decoder;
 use super::ledger::{Job, Pin, Resumed};
 use super::tally::Tally;
 use crate::contract::Policy;
-use crate::rows::{Checked, HashColumn, Judged, RowError, Rules};
+use crate::rows::{ValidRow, HashColumnDetector, Judged, RowError, RowRules};
 
 /// Longest row, in bytes: what the front takes as a body by default.
 pub const ROW_MAX: usize = 16 << 10;
@@ -51,7 +51,7 @@ pub struct Input {
 /// A row of the input.
 pub(super) struct Row {
     pub(super) line: u64,
-    pub(super) checked: Result<Checked, Vec<RowError>>,
+    pub(super) checked: Result<ValidRow, Vec<RowError>>,
 }
 
 /// What came of one piece of the input.
@@ -123,7 +123,7 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
         Some(Resumed { done, pin, .. }) => (done, pin),
         None => (DoneLines::default(), None),
     };
-    let rules = Rules {
+    let rules = RowRules {
         contract: job.contract,
         id_field: job.id_field.clone(),
         policy,
@@ -131,7 +131,7 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
     };
     let mut cutter = Cutter::new(&job)?;
     let mut decoder = Decoder::new(job.encoding);
-    let mut column = HashColumn::default();
+    let mut column = HashColumnDetector::default();
     let (mut digest, mut offset, mut piece) = (Sha256::new(), 0, vec![0; PIECE]);
     let mut rows = Vec::new();
     loop {
@@ -152,7 +152,7 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
         cutter.cut(&rules, &mut |line, check| {
             let is_done = done.has(line);
             // Rows that an earlier run did count for the judgement, so that this one judges as that did.
-            if !is_done || !column.is_judged() {
+            if !is_done || !column.is_decided() {
                 let checked = check();
                 let hash_like = checked.as_ref().ok().and_then(|checked| checked.hash_like);
                 let row = (!is_done).then_some(Row { line, checked });

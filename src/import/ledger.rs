@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::done::{self, Lines};
 use super::{Encoding, Format, Mapping, Tally};
-use crate::signup::ContractId;
+use crate::domain::ContractId;
 
 /// What an import is, so that another one cannot go on with its ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use crate::rows::Report;
+use crate::rows::RowReport;
 
 /// Whether a file is the report of an import, as far as its first line shows.
 pub fn is_report(path: &Path) -> bool {
@@ -69,7 +69,7 @@ impl Output {
         })
     }
 
-    pub(super) fn add(&mut self, report: &Report) {
+    pub(super) fn add(&mut self, report: &RowReport) {
         if !matches!(self.to, To::Nowhere) {
             serde_json::to_writer(&mut self.waiting, report).expect("a report is JSON");
             self.waiting.push(b'\n');

@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::input::Row;
 use super::{Job, Ledger, Outcomes, Output, Rows, Tally};
-use crate::queue::{self, Answer, Producer, room};
-use crate::rows::{Checked, Order, Report};
-use crate::signup::{MessageId, Origin, RegistrationId};
+use crate::queue::{self, RowReply, BulkProducer, reserve};
+use crate::rows::{ValidRow, RowOrder, RowReport};
+use crate::domain::{MessageId, Origin, RegistrationId};
 use crate::telemetry::TraceContext;
 
 /// Longest time between an answer and its line in report and ledger.
@@ -44,7 +44,7 @@ pub struct Import {
     /// Where rows come from.
     pub rows: Rows,
     /// Where they go.
-    pub producer: Producer,
+    pub producer: BulkProducer,
     /// Where it is written what is done; none if it cannot be resumed.
     pub ledger: Option<Ledger>,
     /// Where each row is reported.
@@ -98,10 +98,10 @@ struct State {
     before: u64,
     unanswered: HashMap<u64, Sent>,
     /// Keeps rows of one user name, address or id in the order of their lines.
-    order: Order<Checked>,
+    order: RowOrder<ValidRow>,
     /// Rows that may be sent now.
-    ready: VecDeque<(u64, Checked)>,
-    /// Lines reported and not written yet.
+    ready: VecDeque<(u64, ValidRow)>,
+    /// LineSplitter reported and not written yet.
     unwritten: usize,
     read: u64,
     offset: u64,
@@ -128,7 +128,7 @@ impl Import {
             tally,
             outcomes: Outcomes::default(),
             unanswered: HashMap::new(),
-            order: Order::default(),
+            order: RowOrder::default(),
             ready: VecDeque::new(),
             unwritten: 0,
             read: 0,
@@ -157,11 +157,11 @@ impl State {
     async fn exchange(
         &mut self,
         mut batches: Rows,
-        producer: Producer,
+        producer: BulkProducer,
         stop: &CancellationToken,
         tell: &mut impl FnMut(Progress),
     ) -> anyhow::Result<bool> {
-        let Producer { rows, mut answers, waiting_for } = producer;
+        let BulkProducer { rows, replies: mut answers, waiting_for } = producer;
         // Dropped when there is nothing more to send.
         let mut rows = Some(rows);
         let mut to_send: VecDeque<Row> = VecDeque::new();
@@ -181,7 +181,7 @@ impl State {
                         self.ready.extend(free.map(|checked| (line, checked)));
                     }
                     // A refused row is not sent.
-                    Err(errors) => self.report(Report::invalid(line, None, errors), 0),
+                    Err(errors) => self.report(RowReport::invalid(line, None, errors), 0),
                 }
                 if self.unwritten >= WRITE_MAX {
                     self.write()?;
@@ -203,7 +203,7 @@ impl State {
                     None if self.unanswered.is_empty() => return Ok(stopped.is_none()),
                     None => bail!("the queue was closed with rows under way"),
                 },
-                room = room(rows.clone()), if rows.is_some() && !self.ready.is_empty() => {
+                room = reserve(rows.clone()), if rows.is_some() && !self.ready.is_empty() => {
                     let Some(room) = room else { bail!("the queue was closed") };
                     if let Some(ledger) = &mut self.ledger {
                         ledger.begin()?;
@@ -245,28 +245,28 @@ impl State {
     }
 
     /// A row as it is sent.
-    fn row(&mut self, line: u64, checked: Checked) -> anyhow::Result<queue::Row> {
+    fn row(&mut self, line: u64, checked: ValidRow) -> anyhow::Result<queue::BulkRow> {
         let unique = checked.identity.unique();
         if self.unanswered.insert(line, Sent { unique }).is_some() {
             bail!("two rows of line {line}; this is a defect of muster");
         }
         // Only an id made from a job that begins now can be known to nobody.
         let fresh = checked.id.is_none() && !self.resumed;
-        let id = checked.id.unwrap_or_else(|| MessageId::of_import(&self.job.id, line));
+        let id = checked.id.unwrap_or_else(|| MessageId::for_import_row(&self.job.id, line));
         let (contract, body, trace) = (self.job.contract, checked.body, TraceContext::default());
-        Ok(queue::Row { tag: line, contract, id, fresh, body, trace })
+        Ok(queue::BulkRow { tag: line, contract, id, new_key: fresh, body, trace })
     }
 
-    fn answered(&mut self, Answer { tag, id, outcome }: Answer) {
+    fn answered(&mut self, RowReply { tag, id, outcome }: RowReply) {
         let Some(Sent { unique }) = self.unanswered.remove(&tag) else { return };
         // The identity under which the worker stores it.
-        let id = RegistrationId::of(&Origin::Import, self.job.contract, &id);
-        let report = Report::answered(tag, id, outcome.ok());
+        let id = RegistrationId::derive(&Origin::Import, self.job.contract, &id);
+        let report = RowReport::from_outcome(tag, id, outcome.ok());
         let has_failed = report.outcome == "failed";
         self.report(report, unique);
         if has_failed {
             for line in self.order.fail(tag) {
-                self.report(Report::earlier_failed(line), 0);
+                self.report(RowReport::earlier_row_failed(line), 0);
             }
         } else {
             self.ready.extend(self.order.finish(tag));
@@ -274,7 +274,7 @@ impl State {
     }
 
     /// Counts and reports a row; `unique` fields of it nobody else may have.
-    fn report(&mut self, mut report: Report, unique: usize) {
+    fn report(&mut self, mut report: RowReport, unique: usize) {
         let tally = &mut self.tally;
         let duplicate = report.is_duplicate();
         let pass_over = match self.on_duplicate {

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rows::{Report, RowError};
+use crate::rows::{RowReport, RowError};
 
 /// Kinds of ends that are kept apart.
 const KINDS_MAX: usize = 50;
-/// Lines that are kept of each.
+/// LineSplitter that are kept of each.
 const FIRST_LINES: usize = 5;
 
 /// The rows of this run by outcome and code.
@@ -25,7 +25,7 @@ pub struct Alike {
 }
 
 impl Outcomes {
-    pub(super) fn add(&mut self, report: &Report) {
+    pub(super) fn add(&mut self, report: &RowReport) {
         let mut code = report.code.as_deref().unwrap_or_default().to_owned();
         if let Some(RowError { field, code: error, .. }) = report.errors.first() {
             let gap = if field.is_empty() { "" } else { " " };

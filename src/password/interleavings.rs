@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::job_queue::JobQueue;
-use super::waiting::{Capacity, Done, Job, Task};
-use super::{Class, HashError, Timed, waiting};
+use super::queue_state::{Capacity, JobResult, HashJob, Task};
+use super::{Priority, HashError, Timed, queue_state};
 
 #[path = "job_queue.rs"]
 #[allow(clippy::duplicate_mod, reason = "compiled a second time, with the primitives below")]
@@ -48,8 +48,8 @@ fn any(n: u32) -> bool {
 /// A queue close to the limit of contention, so that one observation crosses it.
 fn queue() -> Arc<JobQueue> {
     let queue = JobQueue::default();
-    (0..4).for_each(|_| queue.worked(4 * MS, MS, false));
-    (0..if any(2) { 5 } else { 6 }).for_each(|_| queue.worked(MS, MS, false));
+    (0..4).for_each(|_| queue.record_work(4 * MS, MS, false));
+    (0..if any(2) { 5 } else { 6 }).for_each(|_| queue.record_work(MS, MS, false));
     Arc::new(queue)
 }
 
@@ -66,7 +66,7 @@ fn start_threads(queue: &Arc<JobQueue>) -> Vec<thread::JoinHandle<()>> {
             if any(2) {
                 finish(begun.remove(0));
             }
-            queue.worked(if any(2) { 4 * MS } else { MS }, MS, begun.is_empty());
+            queue.record_work(if any(2) { 4 * MS } else { MS }, MS, begun.is_empty());
         }
         assert!(begun.is_empty(), "a thread ended with jobs in its lanes");
     };
@@ -77,24 +77,24 @@ fn start_threads(queue: &Arc<JobQueue>) -> Vec<thread::JoinHandle<()>> {
     (0..2).map(spawn).collect()
 }
 
-fn finish(job: Job) {
+fn finish(job: HashJob) {
     if let Task::Hash { done, .. } = job.task {
         let value = "a hash".to_owned();
-        let _ = done.send(Ok(Timed { value, waited: MS, worked: MS }));
+        let _ = done.send(Ok(Timed { value, queued_for: MS, ran_for: MS }));
     }
 }
 
-type Hashed = oneshot::Receiver<Done<String>>;
+type ResultReceiver = oneshot::Receiver<JobResult<String>>;
 
-fn class() -> Class {
-    if any(2) { Class::Interactive } else { Class::Bulk }
+fn class() -> Priority {
+    if any(2) { Priority::Interactive } else { Priority::Bulk }
 }
 
-fn push(queue: &JobQueue, class: Class, expires: Option<Instant>) -> Hashed {
+fn push(queue: &JobQueue, class: Priority, expires: Option<Instant>) -> ResultReceiver {
     let (done, hashed) = oneshot::channel();
     let task = Task::Hash { cost: 4, done };
     let password = SecretString::from("secret-1");
-    queue.push(Job { class, password, task, expires, arrived: Instant::now() }).unwrap();
+    queue.push(HashJob { priority: class, password, task, expires, arrived: Instant::now() }).unwrap();
     hashed
 }
 
@@ -133,7 +133,7 @@ fn closed_queue_is_drained_before_its_threads_end() {
     check(|| {
         let queue = queue();
         let hashing = start_threads(&queue);
-        let requests: Vec<Hashed> = (0..4).map(|_| push(&queue, class(), None)).collect();
+        let requests: Vec<ResultReceiver> = (0..4).map(|_| push(&queue, class(), None)).collect();
         queue.close();
         join(hashing);
         assert!(queue.is_closed());
@@ -154,12 +154,12 @@ fn sleeping_thread_is_woken_when_contention_ends() {
         let capacity = || Capacity { lanes: LANES, bulk: LANES, is_idle: true };
         queue.next(&capacity()).unwrap().into_iter().for_each(finish);
         drop(first);
-        (0..4).for_each(|_| queue.worked(4 * MS, MS, false));
-        (0..5).for_each(|_| queue.worked(MS, MS, false));
+        (0..4).for_each(|_| queue.record_work(4 * MS, MS, false));
+        (0..5).for_each(|_| queue.record_work(MS, MS, false));
         let other = queue.clone();
         let asleep = thread::spawn(move || other.next(&capacity()).map(|jobs| jobs.len()));
         let _requester = push(&queue, class(), None);
-        queue.worked(MS, MS, false);
+        queue.record_work(MS, MS, false);
         assert_eq!(asleep.join().unwrap(), Some(1));
     });
 }
@@ -173,10 +173,10 @@ fn one_thread_takes_its_job_in_every_order() {
         let hashing = thread::spawn(move || {
             while let Some(jobs) = other.next(&Capacity { lanes: LANES, bulk: 1, is_idle: true }) {
                 jobs.into_iter().for_each(finish);
-                other.worked(MS, MS, true);
+                other.record_work(MS, MS, true);
             }
         });
-        let mut hashed = push(&queue, Class::Bulk, None);
+        let mut hashed = push(&queue, Priority::Bulk, None);
         queue.close();
         hashing.join().unwrap();
         assert!(hashed.try_recv().is_ok());

@@ -9,24 +9,24 @@ use std::time::Duration;
 
 use super::HashError;
 use super::sync::{Condvar, Mutex, MutexGuard};
-use super::waiting::{Capacity, Job, Waiting};
+use super::queue_state::{Capacity, HashJob, QueueState} as state;
 
 /// Jobs that no thread has begun.
 #[derive(Default)]
 pub(super) struct JobQueue {
-    waiting: Mutex<Waiting>,
-    arrived: Condvar,
+    waiting: Mutex<QueueState>,
+    job_added: Condvar,
 }
 
 impl JobQueue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a job, and wakes a thread for it.
-    pub(super) fn push(&self, job: Job) -> Result<(), HashError> {
+    pub(super) fn push(&self, job: HashJob) -> Result<(), HashError> {
         self.lock().push(job)?;
-        self.arrived.notify_one();
+        self.job_added.notify_one();
         Ok(())
     }
 
@@ -37,19 +37,19 @@ impl JobQueue {
     }
 
     /// A thread worked for `took` and had the processor for `worked` of it. `is_idle`: it has no job left.
-    pub(super) fn worked(&self, took: Duration, worked: Duration, is_idle: bool) {
+    pub(super) fn record_work(&self, took: Duration, worked: Duration, is_idle: bool) {
         let mut waiting = self.lock();
         waiting.busy -= usize::from(is_idle);
         // Threads that left their share to the busy ones sleep, and now the share is theirs.
         if waiting.observe(took, worked) && waiting.jobs() > 0 {
-            self.arrived.notify_all();
+            self.job_added.notify_all();
         }
     }
 
     /// Lets the threads end once no job waits.
     pub(super) fn close(&self) {
         self.lock().closed = true;
-        self.arrived.notify_all();
+        self.job_added.notify_all();
     }
 
     /// Whether the threads are to end.
@@ -59,7 +59,7 @@ impl JobQueue {
 
     /// The jobs that a thread begins next. An idle thread waits until there are some; a busy one may get
     /// none. `None` when the queue is closed and there is nothing to do.
-    pub(super) fn next(&self, capacity: &Capacity) -> Option<Vec<Job>> {
+    pub(super) fn next(&self, capacity: &Capacity) -> Option<Vec<HashJob>> {
         let mut waiting = self.lock();
         loop {
             let jobs = waiting.take(capacity);
@@ -74,7 +74,7 @@ impl JobQueue {
                 return None;
             }
             waiting.idle += 1;
-            waiting = self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            waiting = self.job_added.wait(waiting).unwrap_or_else(PoisonError::into_inner);
             waiting.idle -= 1;
         }
     }

@@ -21,12 +21,12 @@ const FIRST_ROUNDS: u32 = 2;
 /// adds time.
 const ROUNDS: u32 = 6;
 /// Fastest, or within a tenth of it, on every processor that was measured; see docs/performance.md.
-const USUAL_WIDTH: usize = 6;
+const DEFAULT_WIDTH: usize = 6;
 /// Numbers of lanes that are measured.
 const WIDTHS: [usize; 5] = [1, 4, 5, 6, 7];
 /// Another must be faster than the usual one by this much: while another process is on the same core,
 /// all look alike, and the fastest then may be the slowest a second later.
-const CLEARLY: f64 = 1.1;
+const MIN_SPEEDUP: f64 = 1.1;
 
 /// What to hash with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +56,8 @@ impl Kernel {
 
     /// The configured number of lanes or the usual one, on the fastest backend that passes its self-test,
     /// and its rate. Takes about 20 ms.
-    pub fn initial(configured: Option<usize>) -> (Self, Rate) {
-        let width = configured.unwrap_or(USUAL_WIDTH);
+    pub fn initial(configured: Option<usize>) -> (Self, HashRate) {
+        let width = configured.unwrap_or(DEFAULT_WIDTH);
         let kernel = tested_backends()
             .pop()
             .map_or(Self::Scalar, |backend| Self::Lanes(backend, width.clamp(1, MAX_LANES)));
@@ -70,7 +70,7 @@ impl Kernel {
 
     /// The fastest kernel of this processor, unless `usual` is about as fast. Calls `may_go_on`
     /// before each batch of about 2 ms; when it returns false, nothing is chosen.
-    pub fn fastest(usual: Self, mut may_go_on: impl FnMut() -> bool) -> Option<(Self, Rate)> {
+    pub fn fastest(usual: Self, mut may_go_on: impl FnMut() -> bool) -> Option<(Self, HashRate)> {
         let others = tested_backends()
             .into_iter()
             .flat_map(|backend| WIDTHS.map(|width| Self::Lanes(backend, width)));
@@ -112,9 +112,9 @@ fn tested_backends() -> Vec<Backend> {
 
 /// Hashes a second of one thread.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-pub struct Rate(f64);
+pub struct HashRate(f64);
 
-impl Rate {
+impl HashRate {
     /// At a cost; each step halves it.
     pub fn at(self, cost: u32) -> f64 {
         self.0 * 2f64.powi(MEASURED_COST as i32 - cost as i32)
@@ -131,11 +131,11 @@ impl fmt::Display for Kernel {
 }
 
 /// Kernels in turn, and the best time of each so far.
-struct Measurement(Vec<(Kernel, Hasher, Duration)>);
+struct Measurement(Vec<(Kernel, BatchTimer, Duration)>);
 
 impl Measurement {
     fn of(kernels: &[Kernel]) -> Self {
-        let hasher = |kernel: &Kernel| (*kernel, Hasher::new(*kernel), Duration::MAX);
+        let hasher = |kernel: &Kernel| (*kernel, BatchTimer::new(*kernel), Duration::MAX);
         Self(kernels.iter().map(hasher).collect())
     }
 
@@ -149,21 +149,21 @@ impl Measurement {
         })
     }
 
-    fn rates(&self) -> Vec<(Kernel, Rate)> {
-        let rate = |(kernel, _, best): &(Kernel, Hasher, Duration)| {
-            (*kernel, Rate(kernel.width() as f64 / best.as_secs_f64()))
+    fn rates(&self) -> Vec<(Kernel, HashRate)> {
+        let rate = |(kernel, _, best): &(Kernel, BatchTimer, Duration)| {
+            (*kernel, HashRate(kernel.width() as f64 / best.as_secs_f64()))
         };
         self.0.iter().map(rate).collect()
     }
 }
 
 /// Hashes full batches of one kernel, to measure it.
-pub struct Hasher {
+pub struct BatchTimer {
     /// None for the crate.
     lanes: Option<Box<Lanes>>,
 }
 
-impl Hasher {
+impl BatchTimer {
     /// A hasher of this kernel; of the crate where this processor cannot run the kernel.
     pub fn new(kernel: Kernel) -> Self {
         Self { lanes: kernel.lanes() }
@@ -196,9 +196,9 @@ pub(super) fn processor_time() -> Duration {
 }
 
 /// The first one, or the fastest where that is clearly faster.
-fn clearly_fastest(rates: &[(Kernel, Rate)]) -> (Kernel, Rate) {
-    let usual = rates.first().copied().unwrap_or((Kernel::Scalar, Rate(0.0)));
-    let clearly = rates.iter().filter(|(_, rate)| rate.0 > usual.1.0 * CLEARLY);
+fn clearly_fastest(rates: &[(Kernel, HashRate)]) -> (Kernel, HashRate) {
+    let usual = rates.first().copied().unwrap_or((Kernel::Scalar, HashRate(0.0)));
+    let clearly = rates.iter().filter(|(_, rate)| rate.0 > usual.1.0 * MIN_SPEEDUP);
     let fastest = clearly.max_by(|(_, one), (_, other)| one.0.total_cmp(&other.0));
     fastest.copied().unwrap_or(usual)
 }
@@ -215,11 +215,11 @@ mod tests {
     fn another_kernel_must_be_clearly_faster_than_the_usual_one() {
         let chosen = |four: f64, six: f64, eight: f64| {
             let rates = [
-                (lanes(6), Rate(six)),
-                (Kernel::Scalar, Rate(17.1)),
-                (lanes(1), Rate(18.5)),
-                (lanes(4), Rate(four)),
-                (lanes(8), Rate(eight)),
+                (lanes(6), HashRate(six)),
+                (Kernel::Scalar, HashRate(17.1)),
+                (lanes(1), HashRate(18.5)),
+                (lanes(4), HashRate(four)),
+                (lanes(8), HashRate(eight)),
             ];
             clearly_fastest(&rates).0
         };
@@ -228,9 +228,9 @@ mod tests {
         assert_eq!(chosen(56.0, 57.0, 66.0), lanes(8));
         assert_eq!(chosen(56.0, 44.0, 51.0), lanes(4));
         assert_eq!(chosen(16.0, 15.0, 14.0), lanes(1));
-        let slow = [(lanes(6), Rate(15.0)), (Kernel::Scalar, Rate(17.0))];
+        let slow = [(lanes(6), HashRate(15.0)), (Kernel::Scalar, HashRate(17.0))];
         assert_eq!(clearly_fastest(&slow), slow[1]);
-        assert_eq!(Rate(32.0).at(MEASURED_COST + 3), 4.0);
+        assert_eq!(HashRate(32.0).at(MEASURED_COST + 3), 4.0);
     }
 
     #[test]
@@ -238,7 +238,7 @@ mod tests {
         let (kernel, rate) = Kernel::initial(Some(4));
         assert_eq!(kernel.width(), 4);
         assert!(rate.0 > 0.0);
-        assert_eq!(Kernel::initial(None).0.width(), USUAL_WIDTH);
+        assert_eq!(Kernel::initial(None).0.width(), DEFAULT_WIDTH);
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! Passwords become bcrypt strings here, and are verified here, on a bounded number of threads
 //! that hash several at once.
 
-mod hasher;
+mod worker;
 #[cfg(test)]
 mod interleavings;
 mod job_queue;
 pub mod kernel;
-mod slots;
-mod waiting;
+mod pool;
+mod queue_state;
 
-pub use kernel::{Kernel, Rate};
-pub use slots::{Class, HashError, Slots, Timed, Usage};
+pub use kernel::{Kernel, HashRate};
+pub use pool::{Priority, HashError, HashPool, Timed, Usage};
 
 /// The primitives that `job_queue` synchronises threads with.
 mod sync {

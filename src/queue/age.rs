@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::signup::Millis;
+use crate::domain::Millis;
 
 /// How long a smallest difference counts, so that a clock that was set right is believed again.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ const SKEW_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How each sender's clock differs, by account and reply queue. Accounts are the broker's, so there are
 /// only so many.
 #[derive(Debug, Default)]
-pub(super) struct Ages(HashMap<String, HashMap<String, Smallest>>);
+pub(super) struct Ages(HashMap<String, HashMap<String, SkewEstimate>>);
 
 /// Who sent a message.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,7 @@ pub(super) struct Sender<'a> {
 
 /// A message as it was received.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stamped {
+pub(super) struct MessageTimes {
     /// When it was sent, by the sender's clock.
     pub(super) sent: Millis,
     /// Now, by the receiver's clock.
@@ -53,7 +53,7 @@ pub(super) struct Stamped {
 }
 
 #[derive(Debug)]
-struct Smallest {
+struct SkewEstimate {
     since: Instant,
     /// Of the window that is running, and of the one before.
     current: i64,
@@ -62,7 +62,7 @@ struct Smallest {
 
 impl Ages {
     /// The age of a message that is here now: less than its `ttl`, because the broker let it through.
-    pub(super) fn of(&mut self, sender: Sender<'_>, message: Stamped) -> Duration {
+    pub(super) fn of(&mut self, sender: Sender<'_>, message: MessageTimes) -> Duration {
         let difference = message.now.0.saturating_sub(message.sent.0);
         let is_plausible = Duration::from_millis(difference.unsigned_abs()) <= SKEW_MAX;
         if sender.account.is_empty() || !is_plausible {
@@ -74,17 +74,17 @@ impl Ages {
         }
         let smallest = queues
             .entry(sender.reply_to.to_owned())
-            .or_insert_with(|| Smallest::starting_with(difference));
+            .or_insert_with(|| SkewEstimate::starting_with(difference));
         let age = smallest.age(difference, message.backlogged);
         if age < message.ttl {
             return age;
         }
-        *smallest = Smallest::starting_with(difference);
+        *smallest = SkewEstimate::starting_with(difference);
         Duration::ZERO
     }
 }
 
-impl Smallest {
+impl SkewEstimate {
     fn starting_with(difference: i64) -> Self {
         Self { since: Instant::now(), current: difference, previous: difference }
     }
@@ -108,8 +108,8 @@ mod tests {
     const TTL: Duration = Duration::from_secs(10);
     const FRONT: Sender<'_> = Sender { account: "front", reply_to: "replies" };
 
-    fn at(sent: i64, now: i64) -> Stamped {
-        Stamped { sent: Millis(sent), now: Millis(now), ttl: TTL, backlogged: false }
+    fn at(sent: i64, now: i64) -> MessageTimes {
+        MessageTimes { sent: Millis(sent), now: Millis(now), ttl: TTL, backlogged: false }
     }
 
     #[tokio::test(start_paused = true)]
@@ -141,7 +141,7 @@ mod tests {
         for minute in 1..=30 {
             tokio::time::advance(WINDOW + Duration::from_secs(1)).await;
             let sent = minute * 61_000;
-            let waited = Stamped { backlogged: true, ..at(sent, sent + 7_000) };
+            let waited = MessageTimes { backlogged: true, ..at(sent, sent + 7_000) };
             assert_eq!(ages.of(FRONT, waited), Duration::from_secs(7), "after {minute} minutes");
         }
     }

@@ -5,9 +5,9 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Door;
+use super::QueueKind;
 use super::redact::without_secrets;
-use crate::signup::{ContractId, Millis, email};
+use crate::domain::{ContractId, Millis, email};
 
 /// A dead letter without password, hash, sealed text, token or reply queue; addresses are masked.
 #[derive(Clone, Debug, Serialize)]
@@ -24,7 +24,7 @@ pub struct DeadLetter {
     pub died: Option<Millis>,
     /// The queue that it was published to.
     #[serde(serialize_with = "as_door")]
-    pub door: Option<Door>,
+    pub door: Option<QueueKind>,
     /// The contract named in its headers, if there is such a contract.
     pub contract: Option<ContractId>,
     /// The account that published it, as validated by the broker.
@@ -97,7 +97,7 @@ impl Obstacle {
     }
 }
 
-/// The body without secrets, addresses masked. Null where it cannot be read.
+/// The body without secrets, addresses masked. Null if it cannot be parsed.
 pub(super) fn shown(body: &[u8]) -> Value {
     serde_json::from_slice(&without_secrets(body, false).body).map_or(Value::Null, masked)
 }
@@ -105,7 +105,7 @@ pub(super) fn shown(body: &[u8]) -> Value {
 /// A user name may be an address too, so every text is masked.
 fn masked(value: Value) -> Value {
     match value {
-        Value::String(text) => Value::String(email::masked(&text)),
+        Value::String(text) => Value::String(email::mask(&text)),
         Value::Object(fields) => {
             fields.into_iter().map(|(key, value)| (key, masked(value))).collect()
         }
@@ -127,8 +127,8 @@ fn as_rfc3339<S: serde::Serializer>(
     time.map(Millis::to_rfc3339).serialize(serializer)
 }
 
-fn as_door<S: serde::Serializer>(door: &Option<Door>, serializer: S) -> Result<S::Ok, S::Error> {
-    door.map(Door::as_str).serialize(serializer)
+fn as_door<S: serde::Serializer>(door: &Option<QueueKind>, serializer: S) -> Result<S::Ok, S::Error> {
+    door.map(QueueKind::as_str).serialize(serializer)
 }
 
 #[cfg(test)]
@@ -136,14 +136,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::queue::Reason;
+    use crate::queue::DeadLetterReason;
 
     #[test]
     fn addresses_are_masked_in_every_field() {
-        assert_eq!(email::masked("john.doe@example.com"), "j***@example.com");
-        assert_eq!(email::masked("\"a@b\"@example.com"), "\"***@example.com");
-        assert_eq!(email::masked("@example.com"), "***@example.com");
-        assert_eq!(email::masked("ann"), "ann");
+        assert_eq!(email::mask("john.doe@example.com"), "j***@example.com");
+        assert_eq!(email::mask("\"a@b\"@example.com"), "\"***@example.com");
+        assert_eq!(email::mask("@example.com"), "***@example.com");
+        assert_eq!(email::mask("ann"), "ann");
         let body = br#"{"email":"john@example.com","username":"john@example.com","password":"p",
             "sealed":"s","fullname":{"firstname":"John"}}"#;
         let expected = json!({
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn reason_header_maps_to_one_of_the_reasons() {
-        for own in Reason::ALL {
+        for own in DeadLetterReason::ALL {
             assert_eq!(reason(own.as_str()), own.as_str());
         }
         assert_eq!(reason("delivery_limit"), "delivery_limit");

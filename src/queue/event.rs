@@ -8,9 +8,9 @@
 
 use serde::Serialize;
 
-use super::{Door, Kind, Message};
+use super::{QueueKind, MessageKind, Message};
 use crate::config;
-use crate::signup::{
+use crate::domain::{
     ContractId, FieldError, Millis, Outcome, RegistrationId, Rejection, RejectionCode, User, UserId,
 };
 
@@ -89,18 +89,18 @@ impl Event {
     pub fn of(
         message: &Message,
         outcome: &Outcome,
-        events: config::Events,
+        events: config::EventScope,
         now: Millis,
     ) -> Option<Self> {
-        let Kind::Register(contract) = message.kind else { return None };
+        let MessageKind::Register(contract) = message.kind else { return None };
         let announced = match events {
-            config::Events::All => true,
-            config::Events::Bulk => message.door == Door::Bulk,
-            config::Events::None => false,
+            config::EventScope::All => true,
+            config::EventScope::Bulk => message.queue == QueueKind::Bulk,
+            config::EventScope::None => false,
         };
-        let told = message.door != Door::Bulk || message.unsettled.reply_to.is_some();
+        let told = message.queue != QueueKind::Bulk || message.reply_address.reply_to.is_some();
         match outcome {
-            Outcome::Registered { user, under_another_id: false, .. } if announced => {
+            Outcome::Registered { user, by_other_registration: false, .. } if announced => {
                 Some(Self::UserRegistered(UserRegistered::new(message, contract, user)))
             }
             Outcome::Rejected(rejection) if announced && !told => Some(Self::RegistrationRejected(
@@ -155,7 +155,7 @@ impl RegistrationRejected {
 impl Registration {
     fn of(message: &Message, contract: ContractId) -> Self {
         Self {
-            registration_id: RegistrationId::of(&message.origin, contract, &message.id),
+            registration_id: RegistrationId::derive(&message.origin, contract, &message.id),
             message_id: message.id.as_str().to_owned(),
             producer: message.origin.producer().to_owned(),
             contract,
@@ -169,21 +169,21 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::queue::Unsettled;
-    use crate::signup::{FailureCode, MessageId, Origin};
+    use crate::queue::ReplyAddress;
+    use crate::domain::{FailureCode, MessageId, Origin};
     use crate::telemetry::TraceContext;
 
     fn crm() -> Origin {
         Origin::Amqp { producer: "crm".to_owned() }
     }
 
-    fn message(door: Door, reply_to: Option<&str>) -> Message {
+    fn message(door: QueueKind, reply_to: Option<&str>) -> Message {
         Message {
-            door,
-            kind: Kind::Register(ContractId::ErrorCode),
+            queue: door,
+            kind: MessageKind::Register(ContractId::ErrorCode),
             id: MessageId::parse("row-1").unwrap(),
             origin: crm(),
-            fresh: false,
+            new_key: false,
             sealed: None,
             body: Bytes::from_static(br#"{"email":"ann@","password":"hunter2"}"#),
             expires: None,
@@ -191,7 +191,7 @@ mod tests {
             deliveries: 0,
             attempt: 0,
             trace: TraceContext::default(),
-            unsettled: Unsettled { reply_to: reply_to.map(str::to_owned), correlation_id: None },
+            reply_address: ReplyAddress { reply_to: reply_to.map(str::to_owned), correlation_id: None },
         }
     }
 
@@ -206,7 +206,7 @@ mod tests {
             updated_at: Millis(6),
         };
         let token = Some("a.b.c".into());
-        Outcome::Registered { user, token, replayed: true, under_another_id: false }
+        Outcome::Registered { user, token, replayed: true, by_other_registration: false }
     }
 
     fn rejected() -> Outcome {
@@ -218,8 +218,8 @@ mod tests {
         Outcome::Rejected(Rejection { code: RejectionCode::Invalid, errors: vec![error] })
     }
 
-    fn of(door: Door, reply_to: Option<&str>, outcome: &Outcome) -> [Option<&'static str>; 3] {
-        [config::Events::All, config::Events::Bulk, config::Events::None].map(|events| {
+    fn of(door: QueueKind, reply_to: Option<&str>, outcome: &Outcome) -> [Option<&'static str>; 3] {
+        [config::EventScope::All, config::EventScope::Bulk, config::EventScope::None].map(|events| {
             let event = Event::of(&message(door, reply_to), outcome, events, Millis(7));
             event.map(|event| event.name())
         })
@@ -228,30 +228,30 @@ mod tests {
     #[test]
     fn every_outcome_is_announced_to_whom_the_settings_say() {
         let (user, none) = (Some(USER_REGISTERED), [None; 3]);
-        assert_eq!(of(Door::Interactive, Some("r"), &registered()), [user, None, None]);
-        assert_eq!(of(Door::Bulk, Some("r"), &registered()), [user, user, None]);
-        assert_eq!(of(Door::Bulk, None, &registered()), [user, user, None]);
+        assert_eq!(of(QueueKind::Interactive, Some("r"), &registered()), [user, None, None]);
+        assert_eq!(of(QueueKind::Bulk, Some("r"), &registered()), [user, user, None]);
+        assert_eq!(of(QueueKind::Bulk, None, &registered()), [user, user, None]);
         let refused = Some(REGISTRATION_REJECTED);
-        assert_eq!(of(Door::Bulk, None, &rejected()), [refused, refused, None]);
-        assert_eq!(of(Door::Bulk, Some("r"), &rejected()), none, "it was told");
-        assert_eq!(of(Door::Interactive, Some("r"), &rejected()), none, "it was told");
-        assert_eq!(of(Door::Bulk, None, &FailureCode::Internal.into()), none, "a dead letter");
+        assert_eq!(of(QueueKind::Bulk, None, &rejected()), [refused, refused, None]);
+        assert_eq!(of(QueueKind::Bulk, Some("r"), &rejected()), none, "it was told");
+        assert_eq!(of(QueueKind::Interactive, Some("r"), &rejected()), none, "it was told");
+        assert_eq!(of(QueueKind::Bulk, None, &FailureCode::Internal.into()), none, "a dead letter");
         let mut recognised = registered();
-        if let Outcome::Registered { under_another_id, .. } = &mut recognised {
-            *under_another_id = true;
+        if let Outcome::Registered { by_other_registration, .. } = &mut recognised {
+            *by_other_registration = true;
         }
-        assert_eq!(of(Door::Interactive, Some("r"), &recognised), none, "announced already");
+        assert_eq!(of(QueueKind::Interactive, Some("r"), &recognised), none, "announced already");
     }
 
     #[test]
     fn events_hold_nothing_personal() {
         let event = |outcome| {
-            let message = message(Door::Bulk, None);
-            let event = Event::of(&message, &outcome, config::Events::All, Millis(7)).unwrap();
+            let message = message(QueueKind::Bulk, None);
+            let event = Event::of(&message, &outcome, config::EventScope::All, Millis(7)).unwrap();
             serde_json::to_value(&event).unwrap()
         };
         let id =
-            RegistrationId::of(&crm(), ContractId::ErrorCode, &MessageId::parse("row-1").unwrap());
+            RegistrationId::derive(&crm(), ContractId::ErrorCode, &MessageId::parse("row-1").unwrap());
         let registration = json!({
             "registrationId": id, "messageId": "row-1", "producer": "crm", "contract": "error-code",
         });

@@ -9,65 +9,65 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
-use super::producer::{Ends, Taken};
+use super::producer::{ProducerBackend, AcceptedRow};
 use super::spans::publish;
 use super::{
-    Backlog, BulkBacklog, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Pace,
-    PaceNow, Prefetch, Producer, Queue, Reason, Reply, Settle, Undelivered, Unsettled, Window,
+    Backlog, BulkBacklog, RpcRequest, RpcError, RpcClient, Delivery, QueueKind, Consumer, MessageKind, Message, WorkerCapacity,
+    ReadCapacity, Prefetch, BulkProducer, MessageQueue, DeadLetterReason, Reply, Settle, UnroutableReply, ReplyAddress, Window,
 };
 use crate::shutdown::contained;
-use crate::signup::{FailureCode, Origin};
+use crate::domain::{FailureCode, Origin};
 use crate::telemetry::{Metrics, Telemetry};
 
 /// An in-process queue.
 pub struct Local {
-    doors: Arc<Doors>,
+    doors: Arc<LocalQueues>,
 }
 
-struct Doors {
-    interactive: Line,
-    bulk: Line,
-    profile: Line,
+struct LocalQueues {
+    interactive: BoundedQueue,
+    bulk: BoundedQueue,
+    profile: BoundedQueue,
     /// What each consumer can do.
-    paces: SyncMutex<Vec<PaceNow>>,
+    paces: SyncMutex<Vec<ReadCapacity>>,
     metrics: Arc<Metrics>,
     closed: CancellationToken,
 }
 
 /// One bounded line of waiting messages.
-struct Line {
-    sender: mpsc::Sender<Waiting>,
-    receiver: Mutex<mpsc::Receiver<Waiting>>,
+struct BoundedQueue {
+    sender: mpsc::Sender<QueuedMessage>,
+    receiver: Mutex<mpsc::Receiver<QueuedMessage>>,
 }
 
 /// A message and whoever waits for its reply.
-struct Waiting {
+struct QueuedMessage {
     message: Message,
-    asker: Asker,
+    asker: ReplySender,
 }
 
 /// Who is to be told.
-enum Asker {
-    Call(oneshot::Sender<Result<Reply, CallError>>),
-    Row(Taken),
+enum ReplySender {
+    Call(oneshot::Sender<Result<Reply, RpcError>>),
+    Row(AcceptedRow),
 }
 
-impl Asker {
+impl ReplySender {
     /// Whether anybody was there to tell: whoever waited may be gone.
-    fn tell(self, answer: Result<Reply, CallError>) -> bool {
+    fn send(self, answer: Result<Reply, RpcError>) -> bool {
         match self {
             Self::Call(reply) => reply.send(answer).is_ok(),
             // Without a broker nothing is left behind, so a row that was not done has failed.
             Self::Row(row) => {
                 let reply = answer.unwrap_or_else(|_| FailureCode::StoreUnavailable.into());
-                row.answer(Ok(reply.outcome));
+                row.reply(Ok(reply.outcome));
                 true
             }
         }
     }
 }
 
-impl Line {
+impl BoundedQueue {
     fn new(max_length: u32) -> Self {
         let (sender, receiver) = mpsc::channel(max_length as usize);
         Self { sender, receiver: Mutex::new(receiver) }
@@ -78,7 +78,7 @@ impl Line {
     }
 
     /// The next message, once there is room to hold it.
-    async fn take(&self, room: &Arc<Semaphore>) -> Option<(Waiting, OwnedSemaphorePermit)> {
+    async fn take(&self, room: &Arc<Semaphore>) -> Option<(QueuedMessage, OwnedSemaphorePermit)> {
         let permit = room.clone().acquire_owned().await.ok()?;
         let waiting = self.receiver.lock().await.recv().await?;
         Some((waiting, permit))
@@ -88,36 +88,36 @@ impl Line {
 impl Local {
     /// A queue in which `max_length` registrations and as many look-ups may wait.
     pub fn new(max_length: u32, telemetry: &Telemetry) -> Self {
-        telemetry.health.part("queue").up();
-        let doors = Arc::new(Doors {
-            interactive: Line::new(max_length),
-            bulk: Line::new(max_length),
-            profile: Line::new(max_length),
+        telemetry.health.component("queue").up();
+        let doors = Arc::new(LocalQueues {
+            interactive: BoundedQueue::new(max_length),
+            bulk: BoundedQueue::new(max_length),
+            profile: BoundedQueue::new(max_length),
             paces: SyncMutex::default(),
             metrics: telemetry.metrics.clone(),
             closed: CancellationToken::new(),
         });
-        let (known, registrations) = (Arc::downgrade(&doors), [Door::Interactive, Door::Bulk]);
+        let (known, registrations) = (Arc::downgrade(&doors), [QueueKind::Interactive, QueueKind::Bulk]);
         telemetry.metrics.at_scrape(move |metrics| {
             let Some(doors) = known.upgrade() else { return };
             let pace = doors.pace();
             for door in registrations {
                 let waiting = doors.line(door).waiting();
-                metrics.backlog(door.as_str(), Some(waiting), pace.processor_time(waiting));
+                metrics.set_backlog(door.as_str(), Some(waiting), pace.processor_time(waiting));
             }
         });
         Self { doors }
     }
 }
 
-impl Queue for Local {
-    fn caller(&self) -> Arc<dyn Caller> {
-        Arc::new(LocalCaller(self.doors.clone()))
+impl MessageQueue for Local {
+    fn rpc_client(&self) -> Arc<dyn RpcClient> {
+        Arc::new(LocalRpcClient(self.doors.clone()))
     }
 
-    fn inbox(&self, prefetch: Prefetch, pace: PaceNow) -> Box<dyn Inbox> {
+    fn consumer(&self, prefetch: Prefetch, pace: ReadCapacity) -> Box<dyn Consumer> {
         self.doors.paces().push(pace.clone());
-        Box::new(LocalInbox {
+        Box::new(LocalConsumer {
             doors: self.doors.clone(),
             interactive: Arc::new(Semaphore::new(prefetch.interactive.into())),
             bulk: Arc::new(Semaphore::new(prefetch.bulk.into())),
@@ -128,40 +128,40 @@ impl Queue for Local {
     }
 }
 
-impl Doors {
-    fn paces(&self) -> MutexGuard<'_, Vec<PaceNow>> {
+impl LocalQueues {
+    fn paces(&self) -> MutexGuard<'_, Vec<ReadCapacity>> {
         self.paces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What all consumers together can do.
-    fn pace(&self) -> Pace {
-        self.paces().iter().map(|pace| pace()).fold(Pace::default(), |all, one| Pace {
+    fn pace(&self) -> WorkerCapacity {
+        self.paces().iter().map(|pace| pace()).fold(WorkerCapacity::default(), |all, one| WorkerCapacity {
             per_second: all.per_second + one.per_second,
             threads: all.threads + one.threads,
         })
     }
 
-    fn line(&self, door: Door) -> &Line {
+    fn line(&self, door: QueueKind) -> &BoundedQueue {
         match door {
-            Door::Interactive => &self.interactive,
-            Door::Bulk => &self.bulk,
-            Door::Profile => &self.profile,
+            QueueKind::Interactive => &self.interactive,
+            QueueKind::Bulk => &self.bulk,
+            QueueKind::Profile => &self.profile,
         }
     }
 
     /// Passes rows on as there is room for them, until there are no more or nobody wants answers.
-    async fn produce(self: Arc<Self>, mut ends: Ends) {
+    async fn produce(self: Arc<Self>, mut ends: ProducerBackend) {
         let abandoned = ends.closed();
         let pass_on = async {
-            while let Some(taken) = ends.take().await {
+            while let Some(taken) = ends.accept().await {
                 let row = &taken.row;
-                let publish = publish(&row.trace, None, Door::Bulk, &row.id);
+                let publish = publish(&row.trace, None, QueueKind::Bulk, &row.id);
                 let message = Message {
-                    door: Door::Bulk,
-                    kind: Kind::Register(row.contract),
+                    queue: QueueKind::Bulk,
+                    kind: MessageKind::Register(row.contract),
                     id: row.id.clone(),
                     origin: Origin::Import,
-                    fresh: row.fresh,
+                    new_key: row.new_key,
                     sealed: None,
                     body: row.body.clone(),
                     expires: None,
@@ -169,13 +169,13 @@ impl Doors {
                     deliveries: 0,
                     attempt: 0,
                     trace: publish.context().clone(),
-                    unsettled: Unsettled::default(),
+                    reply_address: ReplyAddress::default(),
                 };
-                let waiting = Waiting { message, asker: Asker::Row(taken) };
+                let waiting = QueuedMessage { message, asker: ReplySender::Row(taken) };
                 let sent = self.bulk.sender.send(waiting).await;
                 drop(publish);
                 let Err(refused) = sent else { continue };
-                refused.0.asker.tell(Err(CallError::NotAccepted));
+                refused.0.asker.send(Err(RpcError::Rejected));
             }
         };
         tokio::select! {
@@ -186,23 +186,23 @@ impl Doors {
 }
 
 /// The requesting end.
-struct LocalCaller(Arc<Doors>);
+struct LocalRpcClient(Arc<LocalQueues>);
 
 #[async_trait]
-impl Caller for LocalCaller {
-    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+impl RpcClient for LocalRpcClient {
+    async fn request(&self, call: RpcRequest) -> Result<Reply, RpcError> {
         self.0.call(call).await
     }
 
-    fn producer(&self, window: Window) -> Producer {
-        let (producer, ends) = Producer::new(window);
+    fn producer(&self, window: Window) -> BulkProducer {
+        let (producer, ends) = BulkProducer::new(window);
         tokio::spawn(contained(self.0.clone().produce(ends)));
         producer
     }
 
     fn backlog(&self) -> Backlog {
         let consumers = self.0.paces().len() as u32;
-        Backlog { waiting: self.0.interactive.waiting(), consumers, pace: self.0.pace() }
+        Backlog { ready: self.0.interactive.waiting(), consumers, capacity: self.0.pace() }
     }
 
     fn bulk_backlog(&self) -> Option<BulkBacklog> {
@@ -219,19 +219,19 @@ impl Caller for LocalCaller {
     }
 }
 
-impl Doors {
-    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+impl LocalQueues {
+    async fn call(&self, call: RpcRequest) -> Result<Reply, RpcError> {
         if self.closed.is_cancelled() {
-            return Err(CallError::NotAccepted);
+            return Err(RpcError::Rejected);
         }
         let (reply, answer) = oneshot::channel();
-        let publish = publish(&call.trace, None, call.kind.door(), &call.id);
+        let publish = publish(&call.trace, None, call.kind.queue(), &call.id);
         let message = Message {
-            door: call.kind.door(),
+            queue: call.kind.queue(),
             kind: call.kind,
             id: call.id,
             origin: Origin::Http,
-            fresh: call.fresh,
+            new_key: call.new_key,
             sealed: None,
             body: call.body,
             expires: Some(call.deadline),
@@ -239,35 +239,35 @@ impl Doors {
             deliveries: 0,
             attempt: 0,
             trace: publish.context().clone(),
-            unsettled: Unsettled::default(),
+            reply_address: ReplyAddress::default(),
         };
-        self.line(message.door)
+        self.line(message.queue)
             .sender
-            .try_send(Waiting { message, asker: Asker::Call(reply) })
-            .map_err(|_| CallError::NotAccepted)?;
+            .try_send(QueuedMessage { message, asker: ReplySender::Call(reply) })
+            .map_err(|_| RpcError::Rejected)?;
         drop(publish);
         tokio::select! {
             answer = timeout_at(call.deadline, answer) => match answer {
-                Ok(answer) => answer.unwrap_or(Err(CallError::Unknown)),
-                Err(_) => Err(CallError::NoAnswer),
+                Ok(answer) => answer.unwrap_or(Err(RpcError::Indeterminate)),
+                Err(_) => Err(RpcError::Timeout),
             },
-            () = self.closed.cancelled() => Err(CallError::Unknown),
+            () = self.closed.cancelled() => Err(RpcError::Indeterminate),
         }
     }
 }
 
-struct LocalInbox {
-    doors: Arc<Doors>,
+struct LocalConsumer {
+    doors: Arc<LocalQueues>,
     interactive: Arc<Semaphore>,
     bulk: Arc<Semaphore>,
     profile: Arc<Semaphore>,
-    pace: PaceNow,
+    pace: ReadCapacity,
     stopped: CancellationToken,
 }
 
 #[async_trait]
-impl Inbox for LocalInbox {
-    async fn next(&mut self) -> Option<Delivery> {
+impl Consumer for LocalConsumer {
+    async fn recv(&mut self) -> Option<Delivery> {
         let (waiting, permit) = tokio::select! {
             biased;
             () = self.stopped.cancelled() => return None,
@@ -277,7 +277,7 @@ impl Inbox for LocalInbox {
             taken = self.doors.bulk.take(&self.bulk) => taken?,
         };
         let handle =
-            LocalHandle { doors: self.doors.clone(), asker: waiting.asker, _permit: permit };
+            LocalSettler { doors: self.doors.clone(), asker: waiting.asker, _permit: permit };
         Some(Delivery::new(waiting.message, Box::new(handle), None))
     }
 
@@ -290,40 +290,40 @@ impl Inbox for LocalInbox {
 }
 
 /// The end of one delivery; gives its room back when dropped.
-struct LocalHandle {
-    doors: Arc<Doors>,
-    asker: Asker,
+struct LocalSettler {
+    doors: Arc<LocalQueues>,
+    asker: ReplySender,
     _permit: OwnedSemaphorePermit,
 }
 
 #[async_trait]
-impl Settle for LocalHandle {
-    async fn reply(self: Box<Self>, _message: Message, reply: Reply) -> Result<(), Undelivered> {
-        if self.asker.tell(Ok(reply)) {
+impl Settle for LocalSettler {
+    async fn reply(self: Box<Self>, _message: Message, reply: Reply) -> Result<(), UnroutableReply> {
+        if self.asker.send(Ok(reply)) {
             return Ok(());
         }
-        self.doors.metrics.reply_late();
-        Err(Undelivered)
+        self.doors.metrics.reply_orphaned();
+        Err(UnroutableReply)
     }
 
     // Nothing here outlives the request, so there is no later to retry in.
     async fn retry(self: Box<Self>, message: Message) {
-        if message.door == Door::Bulk {
-            self.doors.metrics.bulk_row("store_unavailable");
+        if message.queue == QueueKind::Bulk {
+            self.doors.metrics.bulk_row_finished("store_unavailable");
         }
-        self.asker.tell(Ok(FailureCode::StoreUnavailable.into()));
+        self.asker.send(Ok(FailureCode::StoreUnavailable.into()));
     }
 
-    async fn bury(self: Box<Self>, message: Message, reason: Reason) {
-        self.doors.metrics.buried(&message.held(), reason.as_str());
-        self.asker.tell(Ok(FailureCode::Internal.into()));
+    async fn dead_letter(self: Box<Self>, message: Message, reason: DeadLetterReason) {
+        self.doors.metrics.dead_lettered(&message.held(), reason.as_str());
+        self.asker.send(Ok(FailureCode::Internal.into()));
     }
 
-    async fn hand_back(self: Box<Self>, message: Message) {
+    async fn requeue(self: Box<Self>, message: Message) {
         let Self { doors, asker, _permit } = *self;
-        let waiting = Waiting { message, asker };
-        if let Err(refused) = doors.line(waiting.message.door).sender.try_send(waiting) {
-            refused.into_inner().asker.tell(Err(CallError::NotAccepted));
+        let waiting = QueuedMessage { message, asker };
+        if let Err(refused) = doors.line(waiting.message.queue).sender.try_send(waiting) {
+            refused.into_inner().asker.send(Err(RpcError::Rejected));
         }
     }
 }

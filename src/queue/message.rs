@@ -1,27 +1,27 @@
-//! A message as both adapters speak of it. How it looks on the wire is each adapter's business.
+//! Messages of the queue port, independent of an adapter's wire format.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::signup::{ContractId, MessageId, Origin};
+use crate::domain::{ContractId, MessageId, Origin};
 use crate::telemetry::TraceContext;
-use crate::telemetry::events::Held;
+use crate::telemetry::events::DeliveryFields;
 
-/// Through which door a message came: its routing key.
+/// One of the three queues; its label is the routing key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Door {
-    /// Registrations somebody waits for.
+pub enum QueueKind {
+    /// Registrations with a client waiting for the response.
     Interactive,
-    /// Registrations nobody waits for right now.
+    /// Registrations that may wait for hours.
     Bulk,
-    /// Look-ups of a token's owner.
+    /// Lookups of the user that a token belongs to.
     Profile,
 }
 
-impl Door {
-    /// All of them.
+impl QueueKind {
+    /// All queues.
     pub const ALL: [Self; 3] = [Self::Interactive, Self::Bulk, Self::Profile];
 
     /// The routing key.
@@ -34,17 +34,17 @@ impl Door {
     }
 }
 
-/// What is asked.
+/// The `type` of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Register the user in the body under this contract's rules.
+pub enum MessageKind {
+    /// Registers the user in the body by the rules of this contract.
     Register(ContractId),
-    /// Whose token is in the body?
+    /// Looks up the user that the token in the body belongs to.
     Profile,
 }
 
-impl Kind {
-    /// The `type` of a message.
+impl MessageKind {
+    /// The AMQP property `type`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Register(_) => "register",
@@ -52,107 +52,107 @@ impl Kind {
         }
     }
 
-    /// The door through which a front sends it.
-    pub fn door(self) -> Door {
+    /// The queue that the front publishes it to.
+    pub fn queue(self) -> QueueKind {
         match self {
-            Self::Register(_) => Door::Interactive,
-            Self::Profile => Door::Profile,
+            Self::Register(_) => QueueKind::Interactive,
+            Self::Profile => QueueKind::Profile,
         }
     }
 }
 
-/// A message to be sent.
+/// A request to a worker.
 #[derive(Clone)]
-pub struct Call {
-    /// What is asked.
-    pub kind: Kind,
-    /// The identity of the request.
+pub struct RpcRequest {
+    /// Registration or lookup.
+    pub kind: MessageKind,
+    /// The message id. Registrations with the same id are one registration.
     pub id: MessageId,
-    /// Whether the id was made just now, so that nothing can be registered under it yet. A hint
-    /// that spares a look-up; the unique index judges.
-    pub fresh: bool,
+    /// Whether the id is new, so that no user can be registered under it yet. A hint that saves a lookup; the unique index
+    /// decides.
+    pub new_key: bool,
     /// The contract's document, or a token.
     pub body: Bytes,
-    /// When the caller stops waiting.
+    /// When the client stops waiting.
     pub deadline: Instant,
-    /// Below which span it is sent.
+    /// The parent of the publish span.
     pub trace: TraceContext,
 }
 
-/// A message as it was delivered.
+/// A delivered message.
 #[derive(Clone)]
 pub struct Message {
-    /// Through which door it came.
-    pub door: Door,
-    /// What is asked.
-    pub kind: Kind,
-    /// The identity its producer gave it.
+    /// The queue that it was published to.
+    pub queue: QueueKind,
+    /// Registration or lookup.
+    pub kind: MessageKind,
+    /// The producer's message id.
     pub id: MessageId,
-    /// Where it entered muster, and who published it there.
+    /// The entry point and, for AMQP, the producer's account.
     pub origin: Origin,
-    /// See [`Call::fresh`].
-    pub fresh: bool,
-    /// The key with which the password in the body is sealed, by its id; none where it is clear.
+    /// See [`RpcRequest::new_key`].
+    pub new_key: bool,
+    /// Id of the key that the password or token is sealed with; `None` for a clear one.
     pub sealed: Option<String>,
     /// The contract's document, or a token.
     pub body: Bytes,
-    /// When nobody waits any more; never on the bulk door.
+    /// When the client stops waiting; `None` on the bulk queue.
     pub expires: Option<Instant>,
-    /// How long its producer lets it wait, where another system sent it and it expires at all.
+    /// The `expiration` of a message from another system; `None` for messages from muster and on the bulk queue.
     pub waits_for: Option<Duration>,
-    /// How often it was delivered before, as the broker counts.
+    /// Earlier deliveries, as the broker counts them.
     pub deliveries: u32,
-    /// How often muster itself put it back after a failure.
+    /// Retries so far.
     pub attempt: u32,
-    /// Where it stands in its trace: below its publish, and below its span once that has begun.
+    /// The publish span; after the start of the delivery's span, that span.
     pub trace: TraceContext,
-    /// What only the adapter needs to settle it.
-    pub unsettled: Unsettled,
+    /// Destination of the reply.
+    pub reply_address: ReplyAddress,
 }
 
-/// Where a reply goes.
+/// Destination of a reply.
 #[derive(Clone, Debug, Default)]
-pub struct Unsettled {
-    /// Queue to reply on; `None` where nobody asked for a reply.
+pub struct ReplyAddress {
+    /// Queue for the reply; `None` if the producer expects no reply.
     pub reply_to: Option<String>,
-    /// Given back in the reply.
+    /// Copied to the reply.
     pub correlation_id: Option<String>,
 }
 
 impl Message {
-    /// Fields logged for it.
-    pub fn held(&self) -> Held<'_> {
+    /// The log fields of a delivery.
+    pub fn held(&self) -> DeliveryFields<'_> {
         let contract = match self.kind {
-            Kind::Register(contract) => Some(contract.as_str()),
-            Kind::Profile => None,
+            MessageKind::Register(contract) => Some(contract.as_str()),
+            MessageKind::Profile => None,
         };
-        Held {
+        DeliveryFields {
             id: self.id.as_str(),
-            queue: self.door.as_str(),
+            queue: self.queue.as_str(),
             contract,
             deliveries: self.deliveries,
             attempt: self.attempt,
         }
     }
 
-    /// Whether nobody waits for it any more.
+    /// Whether its deadline has passed.
     pub fn is_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= Instant::now())
     }
 
-    /// Whether a front sent it and waits for its reply.
+    /// Whether a front published it and waits for the reply.
     pub fn is_from_front(&self) -> bool {
-        self.origin == Origin::Http && self.door != Door::Bulk
+        self.origin == Origin::Http && self.queue != QueueKind::Bulk
     }
 
-    /// Whether it is suspected of taking workers down: it was delivered twice, and never settled.
-    pub fn is_suspect(&self) -> bool {
+    /// Whether it may crash workers: it was delivered at least twice before and never settled.
+    pub fn maybe_poison(&self) -> bool {
         self.deliveries >= 2
     }
 
-    /// Whether a user may already be registered under its id.
-    pub fn may_be_known(&self) -> bool {
-        !self.fresh || self.deliveries > 0 || self.attempt > 0
+    /// Whether a user may already be registered under its id, so that the worker has to look it up before hashing.
+    pub fn needs_lookup(&self) -> bool {
+        !self.new_key || self.deliveries > 0 || self.attempt > 0
     }
 }
 
@@ -160,7 +160,7 @@ impl std::fmt::Debug for Message {
     // The body holds a password or a token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Message")
-            .field("door", &self.door)
+            .field("door", &self.queue)
             .field("kind", &self.kind)
             .field("id", &self.id)
             .field("deliveries", &self.deliveries)

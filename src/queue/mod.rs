@@ -1,7 +1,8 @@
-//! The queue as the rest sees it: a caller or a producer at one end, an inbox at the other.
+//! The queue port: traits for sending and receiving registrations, and the adapters behind them.
 //!
-//! Two adapters stand behind these ports: [`local`] in this process and [`rabbit`]. The URL's
-//! scheme picks one, in [`open`]. Whoever changes one extends the conformance suite that both pass.
+//! Senders use an [`RpcClient`] or a [`BulkProducer`], workers a [`Consumer`]. Two adapters implement the traits:
+//! [`local`], within this process, and [`rabbit`]. [`open`] selects one by the scheme of the URL. Both pass one
+//! conformance suite (tests/it/queue.rs), which every change of an adapter extends.
 
 mod age;
 pub mod dead_letters;
@@ -24,69 +25,70 @@ use tracing::Instrument;
 
 use crate::config;
 use crate::shutdown::Tasks;
-use crate::signup::{Clock, Outcome};
+use crate::domain::{Clock, Outcome};
 use crate::telemetry::finding::Finding;
 use crate::telemetry::trace::Span;
 use crate::telemetry::{Stages, Telemetry};
-pub use message::{Call, Door, Kind, Message, Unsettled};
-pub use producer::{Answer, NoAnswer, Producer, Row, Window, room};
+pub use message::{RpcRequest, QueueKind, MessageKind, Message, ReplyAddress};
+pub use producer::{RowReply, NoReply, BulkProducer, BulkRow, Window, reserve};
 use rabbit::admin;
 pub use rabbit::admin::{DeadLetters, MANAGEMENT_REMEDY};
-use spans::{End, SpanNames};
+use spans::{Settlement, SpanNames};
 
-/// The sending end, held by the front.
+/// Sends requests and receives their replies. Used by the front.
 #[async_trait]
-pub trait Caller: Send + Sync {
+pub trait RpcClient: Send + Sync {
     /// Sends one message and waits for its reply.
     ///
-    /// MUST return by the call's deadline. MUST return [`CallError::NotAccepted`] only when the
-    /// message certainly is in no queue. Dropping the future gives up waiting and MUST NOT leak.
-    async fn call(&self, call: Call) -> Result<Reply, CallError>;
+    /// MUST return by the deadline of the request. Dropping the future ends the wait and MUST NOT leak.
+    ///
+    /// # Errors
+    /// See [`RpcError`]. MUST return [`RpcError::Rejected`] only if the message is certainly in no queue.
+    async fn request(&self, call: RpcRequest) -> Result<Reply, RpcError>;
 
-    /// Sends bulk rows over the same client, so that a producer opens no connection of its own.
-    fn producer(&self, window: Window) -> Producer;
+    /// Starts a producer of bulk rows on the connections of this client.
+    fn producer(&self, window: Window) -> BulkProducer;
 
-    /// What stands between a call made now and its answer.
+    /// Load on the interactive queue. MUST NOT wait.
     fn backlog(&self) -> Backlog;
 
-    /// Depth of the bulk queue; none while that is unknown. MUST NOT wait.
+    /// Depth of the bulk queue; `None` without a recent sample. MUST NOT wait.
     fn bulk_backlog(&self) -> Option<BulkBacklog>;
 
-    /// How many dead letters there were when it was last seen; none where the queue keeps none, or
-    /// while nothing is known. MUST NOT wait.
+    /// Number of dead letters; `None` without a recent sample, or if the adapter keeps none. MUST NOT wait.
     fn dead_letters(&self) -> Option<u64>;
 
     /// Stops sending. Calls that still wait end with [`CallError::Unknown`].
     async fn close(&self);
 }
 
-/// The receiving end, held by a worker.
+/// Receives deliveries. Used by a worker.
 #[async_trait]
-pub trait Inbox: Send {
-    /// The next delivery; `None` after [`Inbox::stop`] took effect.
+pub trait Consumer: Send {
+    /// Returns the next delivery; `None` after [`Consumer::stop`].
     ///
-    /// MUST hand out no more unsettled deliveries of one door than the prefetch. MUST be safe to
-    /// drop while it waits, losing nothing.
-    async fn next(&mut self) -> Option<Delivery>;
+    /// MUST NOT have more unsettled deliveries of one queue than its prefetch. MUST be cancel safe: a dropped future
+    /// loses no delivery.
+    async fn recv(&mut self) -> Option<Delivery>;
 
-    /// Takes no more, and returns what was taken but not yet handed out to the queue untouched.
-    /// Deliveries already handed out can still be settled.
+    /// Stops consuming and requeues prefetched messages. Deliveries that [`Consumer::recv`] returned can still be
+    /// settled.
     async fn stop(&mut self);
 }
 
-/// What a worker has to tell of a message.
+/// A worker's reply to a message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reply {
-    /// How it ended.
+    /// The outcome of the registration or lookup.
     pub outcome: Outcome,
-    /// What the worker knows of its times.
+    /// Durations of the worker's stages.
     pub stages: Stages,
-    /// When this was made or, at the sending end, when it came.
+    /// When the worker created the reply or, at the client, when it arrived.
     pub at: Instant,
 }
 
 impl Reply {
-    /// Made or come now.
+    /// Creates a reply with the current time.
     pub fn new(outcome: Outcome, stages: Stages) -> Self {
         Self { outcome, stages, at: Instant::now() }
     }
@@ -98,17 +100,17 @@ impl<T: Into<Outcome>> From<T> for Reply {
     }
 }
 
-/// What a worker can do.
+/// How fast workers process registrations.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Pace {
-    /// Registrations a second; 0 while unknown.
+pub struct WorkerCapacity {
+    /// Registrations per second; 0 if unknown.
     pub per_second: f64,
-    /// The threads that hash them.
+    /// Hashing threads; 0 if unknown.
     pub threads: u32,
 }
 
-impl Pace {
-    /// How long so many registrations take; none while that is not known.
+impl WorkerCapacity {
+    /// Time to process this many registrations; `None` if the rate is unknown.
     pub fn time(self, registrations: u64) -> Option<Duration> {
         (self.per_second > 0.0).then(|| {
             let seconds = registrations as f64 / self.per_second;
@@ -116,88 +118,91 @@ impl Pace {
         })
     }
 
-    /// The processor time it takes to hash them, of all threads together.
+    /// Processor time of all hashing threads together for this many registrations; `None` if unknown.
     pub fn processor_time(self, registrations: u64) -> Option<Duration> {
         self.time(registrations.saturating_mul(self.threads.into())).filter(|_| self.threads > 0)
     }
 }
 
-/// What a worker can do at present; told to the sending ends.
-pub type PaceNow = Arc<dyn Fn() -> Pace + Send + Sync>;
+/// Returns the current capacity of a worker, which its replies report to the clients.
+pub type ReadCapacity = Arc<dyn Fn() -> WorkerCapacity + Send + Sync>;
 
-/// What stands between a call and its answer, as far as this process knows.
+/// Load on the interactive queue, from samples and replies.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Backlog {
-    /// Registrations that wait for a worker.
-    pub waiting: u64,
-    /// Consumers at the other end.
+    /// Registrations ready for a worker.
+    pub ready: u64,
+    /// Consumers of the queue.
     pub consumers: u32,
-    /// What all of them together can do.
-    pub pace: Pace,
+    /// Capacity of all consumers together.
+    pub capacity: WorkerCapacity,
 }
 
 impl Backlog {
-    /// How long a registration waits before a worker begins it: at the workers' rate, or at this one while
-    /// that is not known.
-    pub fn wait(&self, otherwise: Pace) -> Duration {
-        let time = self.pace.time(self.waiting).or_else(|| otherwise.time(self.waiting));
+    /// Estimates how long a new registration waits for a worker. Uses the rate of `otherwise` while the workers' rate is
+    /// unknown; zero if both are.
+    pub fn estimated_wait(&self, otherwise: WorkerCapacity) -> Duration {
+        let time = self.capacity.time(self.ready).or_else(|| otherwise.time(self.ready));
         time.unwrap_or_default()
     }
 }
 
-/// Depth of the bulk queue and of the queues in which its rows wait for another attempt.
+/// Depth of the bulk queue and of the retry queues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BulkBacklog {
     /// Rows ready for a worker.
     pub ready: u64,
-    /// Rows that failed and wait for another attempt.
+    /// Rows in the retry queues.
     pub retrying: u64,
     /// Consumers of the bulk queue.
     pub consumers: u32,
 }
 
-/// How many unsettled deliveries a worker may hold, for each door.
+/// Prefetch of each queue: the most unsettled deliveries that a worker holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Prefetch {
-    /// Of registrations somebody waits for.
+    /// Prefetch of the interactive queue.
     pub interactive: u16,
-    /// Of bulk registrations.
+    /// Prefetch of the bulk queue.
     pub bulk: u16,
-    /// Of look-ups of a token's owner.
+    /// Prefetch of the profile queue.
     pub profile: u16,
 }
 
-/// A queue: both ends of it.
-pub trait Queue: Send + Sync {
-    /// A requesting end, with a reply queue of its own where there is a broker.
-    fn caller(&self) -> Arc<dyn Caller>;
+/// Creates clients and consumers. Implemented by the adapters.
+pub trait MessageQueue: Send + Sync {
+    /// Creates a client; on a broker it has its own reply queue.
+    fn rpc_client(&self) -> Arc<dyn RpcClient>;
 
-    /// A receiving end. Every inbox competes with the others for messages.
-    fn inbox(&self, prefetch: Prefetch, pace: PaceNow) -> Box<dyn Inbox>;
+    /// Creates a consumer that competes with all others for messages. `capacity` is reported with every reply.
+    fn consumer(&self, prefetch: Prefetch, capacity: ReadCapacity) -> Box<dyn Consumer>;
 }
 
-/// Why a call has no outcome.
+/// Why a request has no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CallError {
-    /// The message is in no queue: nothing will happen.
-    #[error("not accepted")]
-    NotAccepted,
-    /// The message may have been taken, and its reply is lost.
-    #[error("outcome unknown")]
-    Unknown,
-    /// No reply came before the deadline.
-    #[error("no answer in time")]
-    NoAnswer,
+pub enum RpcError {
+    /// The message is in no queue, so it has no effect.
+    #[error("the message was not accepted")]
+    Rejected,
+    /// The message may be in a queue, and no reply can arrive any more.
+    #[error("the outcome is unknown")]
+    Indeterminate,
+    /// No reply arrived before the deadline.
+    #[error("no reply before the deadline")]
+    Timeout,
 }
 
-/// Opens the queue that the settings name. A broker that is away is waited for in the background;
-/// one that refuses this user is an error. What runs there runs among the `tasks`.
+/// Opens the queue that the settings select. Its background tasks are spawned on `tasks`. If the broker is unavailable,
+/// they keep trying to connect.
+///
+/// # Errors
+/// The broker URL or a TLS file is invalid, or the broker refuses the account.
 pub async fn open(
-    settings: &config::Queue,
+    settings: &config::QueueSettings,
     clock: Clock,
     telemetry: &Telemetry,
     tasks: &Tasks,
-) -> anyhow::Result<Arc<dyn Queue>> {
+) -> anyhow::Result<Arc<dyn MessageQueue>> {
     Ok(match &settings.url {
         config::QueueUrl::Local => Arc::new(local::Local::new(settings.max_length, telemetry)),
         config::QueueUrl::Amqp(url) => {
@@ -206,8 +211,8 @@ pub async fn open(
     })
 }
 
-/// Opens the dead letters of the configured queue. `None` for the local queue, which keeps none.
-pub async fn open_dead_letters(settings: &config::Queue) -> anyhow::Result<Option<DeadLetters>> {
+/// Opens the dead-letter queue. `None` for the local queue, which keeps no dead letters.
+pub async fn open_dead_letters(settings: &config::QueueSettings) -> anyhow::Result<Option<DeadLetters>> {
     Ok(match &settings.url {
         config::QueueUrl::Local => None,
         config::QueueUrl::Amqp(url) => Some(admin::open_dead_letters(url, settings).await?),
@@ -215,17 +220,17 @@ pub async fn open_dead_letters(settings: &config::Queue) -> anyhow::Result<Optio
 }
 
 /// Checks the configured queue without changing it.
-pub async fn inspect(settings: &config::Queue) -> anyhow::Result<Vec<Finding>> {
+pub async fn inspect(settings: &config::QueueSettings) -> anyhow::Result<Vec<Finding>> {
     match &settings.url {
         config::QueueUrl::Local => Ok(vec![Finding::ok("queue", "in this process")]),
         config::QueueUrl::Amqp(url) => admin::inspect(url, settings).await,
     }
 }
 
-/// Checks what only the broker's HTTP API shows. `queue` has no HTTP client, so the caller passes `get`: it requests a path
-/// below `/api/`, given by its segments, and returns the document, a failed check included, or `None` on 404.
+/// Checks the broker's HTTP API. This module has no HTTP client, so the caller passes `get`. It requests the path below
+/// `/api/` with the given segments. It returns the JSON document, also of a failed health check, or `None` on 404.
 pub async fn inspect_management(
-    settings: &config::Queue,
+    settings: &config::QueueSettings,
     get: impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,
 ) -> anyhow::Result<Vec<Finding>> {
     match &settings.url {
@@ -234,18 +239,18 @@ pub async fn inspect_management(
     }
 }
 
-/// Removes everything the settings' namespace has on the broker, messages and all. Only for a
-/// namespace of one's own, such as a benchmark's.
-pub async fn remove(settings: &config::Queue) -> anyhow::Result<()> {
+/// Deletes the exchanges and queues of the configured namespace, with their messages. Used by benchmarks, whose namespace
+/// is temporary.
+pub async fn remove(settings: &config::QueueSettings) -> anyhow::Result<()> {
     match &settings.url {
         config::QueueUrl::Local => Ok(()),
         config::QueueUrl::Amqp(url) => admin::remove(url, settings).await,
     }
 }
 
-/// A message that a worker holds. Every one ends in exactly one of four ways, each of which takes
-/// the delivery: there is no way to settle it twice, and none to ack before replying.
-#[must_use = "a delivery that is dropped stays unsettled until its connection ends"]
+/// An unsettled message. [`Delivery::reply`], [`Delivery::retry`], [`Delivery::dead_letter`] and [`Delivery::requeue`]
+/// consume it, so it cannot be settled twice or acked before the reply.
+#[must_use = "a dropped delivery stays unsettled until its connection ends"]
 pub struct Delivery {
     message: Message,
     handle: Box<dyn Settle>,
@@ -254,94 +259,94 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// A delivery whose end is carried out by `handle`; its spans are about `broker`, if it came from one.
+    /// Creates a delivery that `handle` settles. Its spans name `broker`; without one they name the local queue.
     pub fn new(message: Message, handle: Box<dyn Settle>, broker: Option<Arc<SpanNames>>) -> Self {
         Self { message, handle, span: Span::default(), broker }
     }
 
-    /// What was delivered.
+    /// The delivered message.
     pub fn message(&self) -> &Message {
         &self.message
     }
 
-    /// Begins its span, which ends with it; whatever it causes stands below.
+    /// Starts the span of the delivery, the parent of all later spans. It ends with the delivery.
     pub fn begin(&mut self) {
         self.span = self.message.begin(self.broker.as_deref());
     }
 
-    /// Its span, to tell something about it.
+    /// The span of the delivery, for attributes.
     pub fn span(&mut self) -> &mut Span {
         &mut self.span
     }
 
-    /// Tells the outcome to whoever waits for it, then acks. A reply that cannot be delivered does
-    /// not bring the message back.
+    /// Publishes the reply, then acks. A reply that cannot be routed does not requeue the message.
     pub async fn reply(mut self, reply: impl Into<Reply>) {
-        let mut end = self.message.end(End::Reply, self.broker.as_deref());
-        let replied = self.handle.reply(self.message, reply.into()).instrument(end.log()).await;
-        if let Err(Undelivered) = replied {
+        let mut end = self.message.end(Settlement::Reply, self.broker.as_deref());
+        let replied = self.handle.reply(self.message, reply.into()).instrument(end.log_span()).await;
+        if let Err(UnroutableReply) = replied {
             end.fail("undelivered");
         }
     }
 
-    /// Puts the message back with one more attempt counted, to be delivered after a pause.
+    /// Publishes the message to a retry queue with the attempt incremented, then acks. After the last retry it becomes a
+    /// dead letter.
     pub async fn retry(mut self) {
-        let end = self.message.end(End::Retry, self.broker.as_deref());
-        self.handle.retry(self.message).instrument(end.log()).await;
+        let end = self.message.end(Settlement::Retry, self.broker.as_deref());
+        self.handle.retry(self.message).instrument(end.log_span()).await;
     }
 
-    /// Puts the message among the dead letters, without its password unless that is sealed.
-    pub async fn bury(mut self, reason: Reason) {
-        let end = self.message.end(End::DeadLetter, self.broker.as_deref());
-        self.handle.bury(self.message, reason).instrument(end.log()).await;
+    /// Publishes the message as a dead letter, then acks. Removes the password, unless it is sealed and the message came
+    /// from the bulk queue.
+    pub async fn dead_letter(mut self, reason: DeadLetterReason) {
+        let end = self.message.end(Settlement::DeadLetter, self.broker.as_deref());
+        self.handle.dead_letter(self.message, reason).instrument(end.log_span()).await;
     }
 
-    /// Returns the message to the queue as if it had never been taken.
-    pub async fn hand_back(mut self) {
-        let _end = self.message.end(End::Requeue, self.broker.as_deref());
-        self.handle.hand_back(self.message).await;
+    /// Returns the message to its queue (`basic.nack` with requeue).
+    pub async fn requeue(mut self) {
+        let _end = self.message.end(Settlement::Requeue, self.broker.as_deref());
+        self.handle.requeue(self.message).await;
     }
 }
 
-/// Carries out the four ends for one adapter.
+/// Settles a delivery for one adapter.
 ///
-/// Retry and bury MUST be confirmed before the ack; where they are not, the delivery MUST stay
-/// with the queue.
+/// `retry` and `dead_letter` MUST be confirmed before the ack. Without the confirm the message MUST stay in its queue.
 #[async_trait]
 pub trait Settle: Send {
     /// See [`Delivery::reply`].
-    async fn reply(self: Box<Self>, message: Message, reply: Reply) -> Result<(), Undelivered>;
+    async fn reply(self: Box<Self>, message: Message, reply: Reply) -> Result<(), UnroutableReply>;
     /// See [`Delivery::retry`].
     async fn retry(self: Box<Self>, message: Message);
-    /// See [`Delivery::bury`].
-    async fn bury(self: Box<Self>, message: Message, reason: Reason);
-    /// See [`Delivery::hand_back`].
-    async fn hand_back(self: Box<Self>, message: Message);
+    /// See [`Delivery::dead_letter`].
+    async fn dead_letter(self: Box<Self>, message: Message, reason: DeadLetterReason);
+    /// See [`Delivery::requeue`].
+    async fn requeue(self: Box<Self>, message: Message);
 }
 
-/// A reply did not reach its queue.
+/// The reply could not be routed to its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Undelivered;
+pub struct UnroutableReply;
 
-/// Why a message is among the dead letters.
+/// Why a worker dead-lettered a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// Its properties or body cannot be read.
+pub enum DeadLetterReason {
+    /// Its properties or body cannot be parsed.
     Unreadable,
-    /// It took a worker down, repeatedly.
+    /// It was delivered repeatedly and never settled, so it may crash workers.
     Poison,
-    /// Every attempt failed.
+    /// Every retry failed.
     TooManyAttempts,
-    /// It failed in a way that no other attempt would mend.
+    /// It failed with an error that a retry does not fix.
     Failed,
-    /// Its sealed password cannot be opened, has expired or belongs to another message.
+    /// Its sealed password cannot be decrypted, has expired or belongs to another message.
     BadSeal,
-    /// Its password is clear, and the settings require a sealed one.
+    /// Its password is clear, and `queue.require_sealed` is set.
     NotSealed,
 }
 
-impl Reason {
-    /// All of them.
+impl DeadLetterReason {
+    /// All reasons.
     pub const ALL: [Self; 6] = [
         Self::Unreadable,
         Self::Poison,

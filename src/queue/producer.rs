@@ -1,149 +1,151 @@
-//! The sending end for bulk rows: many under way at once, each answered by itself, in any order.
-//! Held by whoever has more than one registration to make: the import, and the front's bulk path.
+//! Producer of bulk rows: many in flight, replies in any order. Used by the import, the front's bulk path and `muster
+//! bench`.
 //!
-//! It is two channels and not a trait, because rows go in while answers come out. What the adapters
-//! behind them promise:
+//! It is a pair of channels and not a trait, because rows go in while replies come out. The adapters guarantee:
 //!
-//! - A row MUST be taken only while fewer than [`Window::rows`] are unanswered, counting answers that
-//!   nobody has received yet. So whoever receives no answers soon finds that no row is taken.
-//! - Every row taken MUST be answered exactly once, whatever is lost meanwhile: where it is not known
-//!   what became of it, it MUST be sent again under its own id. Only [`NoAnswer`] leaves it open.
-//! - A queue that is full MUST be waited for.
-//! - When `rows` is dropped, those taken are still answered; then `answers` ends. When `answers` is
-//!   dropped, everything is given up at once, and what is in the queue stays there.
+//! - An adapter MUST accept a row only while fewer than [`Window::rows`] rows are in flight. A row is in flight until its
+//!   reply is received from the channel, so a reader that stops reading stops the producer.
+//! - Every accepted row MUST get exactly one reply. A row with an unknown outcome MUST be published again under its own id.
+//!   Only [`NoReply`] leaves the outcome open.
+//! - The adapter MUST wait while the queue is full.
+//! - After `rows` is dropped, accepted rows still get their replies; then `replies` ends. After `replies` is dropped, the
+//!   adapter stops at once; rows in the queue stay there.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use crate::signup::{ContractId, MessageId, Outcome};
+use crate::domain::{ContractId, MessageId, Outcome};
 use crate::telemetry::TraceContext;
 
-/// How much may be under way.
+/// Limits of rows in flight.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// Rows without a received answer; at least 1.
+    /// Most rows in flight; at least 1.
     pub rows: usize,
-    /// How long a row may stay unanswered once the queue has certainly handed it to a worker. None:
-    /// as long as every retry takes, and a while longer.
-    pub patience: Option<Duration>,
+    /// How long to wait for a reply after the queue has certainly delivered the row to a worker. `None`: the sum of all
+    /// retry delays plus five minutes.
+    pub answer_timeout: Option<Duration>,
 }
 
 impl Window {
-    /// So many rows, and the patience that goes with the queue's retries.
-    pub fn of(rows: usize) -> Self {
-        Self { rows, patience: None }
+    /// Limits the rows in flight; the answer timeout follows from the retry delays.
+    pub fn new(rows: usize) -> Self {
+        Self { rows, answer_timeout: None }
     }
 }
 
-/// A registration nobody waits for right now.
+/// A registration for the bulk queue.
 #[derive(Clone)]
-pub struct Row {
-    /// Given back in its answer. Rows under way have different ones.
+pub struct BulkRow {
+    /// Copied to the reply. Unique among the rows in flight.
     pub tag: u64,
-    /// Whose document the body is.
+    /// The contract of the document.
     pub contract: ContractId,
-    /// Its identity. Two rows under one id are one registration.
+    /// The message id. Rows with the same id are one registration.
     pub id: MessageId,
     /// See [`super::Call::fresh`]. What is sent again is never said to be fresh.
-    pub fresh: bool,
+    pub new_key: bool,
     /// The contract's document.
     pub body: Bytes,
-    /// Below which span it is sent.
+    /// The parent of the publish span.
     pub trace: TraceContext,
 }
 
-/// What became of a row.
+/// The reply to a row.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
-    /// The row's.
+pub struct RowReply {
+    /// The tag of the row.
     pub tag: u64,
-    /// The row's.
+    /// The message id of the row.
     pub id: MessageId,
-    /// How it ended.
-    pub outcome: Result<Outcome, NoAnswer>,
+    /// The outcome of the registration.
+    pub outcome: Result<Outcome, NoReply>,
 }
 
-/// Nobody answered for a row: it lies among the dead letters, or it is lost. Sending it again under
-/// the same id is safe.
+/// No reply arrived for a row: it is a dead letter, or its reply was lost. Publishing it again under the same id is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no answer")]
-pub struct NoAnswer;
+#[error("no reply")]
+pub struct NoReply;
 
-/// Both channels.
-pub struct Producer {
-    /// Takes rows, as long as the window has room.
-    pub rows: mpsc::Sender<Row>,
-    /// Gives answers.
-    pub answers: mpsc::Receiver<Answer>,
-    /// What it waits for, if it cannot go on: a broker, a worker.
+/// The producer's side of the channels.
+pub struct BulkProducer {
+    /// Accepts rows while the window has capacity.
+    pub rows: mpsc::Sender<BulkRow>,
+    /// Returns the replies.
+    pub replies: mpsc::Receiver<RowReply>,
+    /// The service that the rows wait for (the broker, a worker); `None` while they make progress.
     pub waiting_for: watch::Receiver<Option<String>>,
 }
 
-/// Room for one more row; `None` where there are no more to send, or nobody takes them.
-pub async fn room(rows: Option<mpsc::Sender<Row>>) -> Option<mpsc::OwnedPermit<Row>> {
+/// Reserves a place for one more row; `None` if `rows` is `None` or the adapter has stopped.
+pub async fn reserve(rows: Option<mpsc::Sender<BulkRow>>) -> Option<mpsc::OwnedPermit<BulkRow>> {
     rows?.reserve_owned().await.ok()
 }
 
-/// The adapter's ends of the channels.
-pub(super) struct Ends {
-    rows: mpsc::Receiver<Row>,
-    answers: mpsc::Sender<Answer>,
+/// The adapter's side of the channels.
+pub(super) struct ProducerBackend {
+    rows: mpsc::Receiver<BulkRow>,
+    replies: mpsc::Sender<RowReply>,
     waiting_for: watch::Sender<Option<String>>,
-    /// Room for the answer to the next row.
-    room: Option<mpsc::OwnedPermit<Answer>>,
+    /// A place for the reply to the next row.
+    permit: Option<mpsc::OwnedPermit<RowReply>>,
 }
 
-/// A row taken, and the room its answer has. The window is the capacity of the channel of answers.
-pub(super) struct Taken {
-    pub(super) row: Row,
-    room: mpsc::OwnedPermit<Answer>,
+/// An accepted row with a reserved place for its reply. The capacity of the reply channel is the window.
+pub(super) struct AcceptedRow {
+    pub(super) row: BulkRow,
+    permit: mpsc::OwnedPermit<RowReply>,
 }
 
-impl Producer {
-    pub(super) fn new(window: Window) -> (Self, Ends) {
-        // Rows that nobody has taken yet are not under way; few, so that a stop loses few.
-        let (rows, taken) = mpsc::channel(16);
-        let (answering, answers) = mpsc::channel(window.rows.max(1));
-        let (telling, waiting_for) = watch::channel(None);
-        let ends = Ends { rows: taken, answers: answering, waiting_for: telling, room: None };
-        (Self { rows, answers, waiting_for }, ends)
+impl BulkProducer {
+    pub(super) fn new(window: Window) -> (Self, ProducerBackend) {
+        // Rows in this channel are not accepted yet. Its capacity is small so that a stop loses few rows.
+        let (rows, row_receiver) = mpsc::channel(16);
+        let (reply_sender, replies) = mpsc::channel(window.rows.max(1));
+        let (waiting_for_sender, waiting_for) = watch::channel(None);
+        let backend = ProducerBackend {
+            rows: row_receiver,
+            replies: reply_sender,
+            waiting_for: waiting_for_sender,
+            permit: None,
+        };
+        (Self { rows, replies, waiting_for }, backend)
     }
 }
 
-impl Ends {
-    /// The next row, once there is room for its answer; `None` when there are no more. Safe to drop
-    /// while it waits.
-    pub(super) async fn take(&mut self) -> Option<Taken> {
-        if self.room.is_none() {
-            self.room = Some(self.answers.clone().reserve_owned().await.ok()?);
+impl ProducerBackend {
+    /// Accepts the next row when there is a place for its reply; `None` after the last row. Cancel safe.
+    pub(super) async fn accept(&mut self) -> Option<AcceptedRow> {
+        if self.permit.is_none() {
+            self.permit = Some(self.replies.clone().reserve_owned().await.ok()?);
         }
         let row = self.rows.recv().await?;
-        self.room.take().map(|room| Taken { row, room })
+        self.permit.take().map(|permit| AcceptedRow { row, permit })
     }
 
-    /// Resolves when nobody receives answers any more.
+    /// Resolves when the receiver of the replies is dropped.
     pub(super) fn closed(&self) -> impl Future<Output = ()> + use<> {
-        let answers = self.answers.clone();
-        async move { answers.closed().await }
+        let replies = self.replies.clone();
+        async move { replies.closed().await }
     }
 
-    /// Tells what is waited for, when that is news.
-    pub(super) fn wait_for(&self, what: Option<String>) {
-        self.waiting_for.send_if_modified(|told| {
-            let news = *told != what;
-            if news {
-                *told = what;
+    /// Reports what the rows wait for, if that has changed.
+    pub(super) fn report_waiting_for(&self, waiting_for: Option<String>) {
+        self.waiting_for.send_if_modified(|reported| {
+            let is_new = *reported != waiting_for;
+            if is_new {
+                *reported = waiting_for;
             }
-            news
+            is_new
         });
     }
 }
 
-impl Taken {
-    pub(super) fn answer(self, outcome: Result<Outcome, NoAnswer>) {
-        let Self { row, room } = self;
-        room.send(Answer { tag: row.tag, id: row.id, outcome });
+impl AcceptedRow {
+    pub(super) fn reply(self, outcome: Result<Outcome, NoReply>) {
+        let Self { row, permit } = self;
+        permit.send(RowReply { tag: row.tag, id: row.id, outcome });
     }
 }

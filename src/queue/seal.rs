@@ -23,13 +23,13 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{Door, Kind, Message, Reason};
+use super::{QueueKind, MessageKind, Message, DeadLetterReason};
 use crate::config;
 use crate::contract::document::Field;
 use crate::contract::{
     ALLOW_HASH_LIKE, Document, PASSWORD_HASH, Policy, allows_hash_like, contract,
 };
-use crate::signup::{Candidate, ContractId, MessageId, Millis, Password};
+use crate::domain::{ValidSignup, ContractId, MessageId, Millis, Password};
 
 /// The field that is sealed.
 const PASSWORD: &str = "password";
@@ -38,7 +38,7 @@ const SHORTEST: usize = SEALBYTES + 128;
 
 /// What a sealed password belongs to, besides the identity in its document.
 #[derive(Clone, Copy, Debug)]
-pub struct Letter<'a> {
+pub struct SealContext<'a> {
     /// The contract of the document.
     pub contract: ContractId,
     /// The message's id.
@@ -51,7 +51,7 @@ pub struct Letter<'a> {
 
 /// A token's box, as JSON.
 #[derive(Serialize, Deserialize)]
-struct TokenText<'a> {
+struct SealedToken<'a> {
     #[serde(borrow)]
     token: Cow<'a, str>,
     #[serde(borrow)]
@@ -63,7 +63,7 @@ struct TokenText<'a> {
 
 /// What is in the box, as JSON. Other systems write it too: its names never change meaning.
 #[derive(Serialize, Deserialize)]
-struct Text<'a> {
+struct SealedPassword<'a> {
     #[serde(borrow)]
     password: &'a RawValue,
     #[serde(borrow)]
@@ -103,7 +103,7 @@ impl Sealer {
     /// The document with its password sealed, written anew with the contract's own fields. `None`
     /// if it breaks the contract's rules: then there is no identity to bind the password to. The policy
     /// does not matter to that.
-    pub fn seal(&self, letter: &Letter<'_>, body: &[u8]) -> Option<Vec<u8>> {
+    pub fn seal(&self, letter: &SealContext<'_>, body: &[u8]) -> Option<Vec<u8>> {
         let contract = contract(letter.contract);
         let given = Document::parse(body).ok()?;
         let candidate = contract.check(&given, &Policy::default()).ok()?;
@@ -129,19 +129,19 @@ impl Sealer {
     ) -> Option<Vec<u8>> {
         let token = std::str::from_utf8(token).ok()?.into();
         let (message_id, reply_to) = (id.as_str().into(), reply_to.into());
-        let text = TokenText { token, message_id, reply_to, not_after };
+        let text = SealedToken { token, message_id, reply_to, not_after };
         let mut plain = Zeroizing::new(Vec::new());
         serde_json::to_writer(&mut *plain, &text).ok()?;
         Some(BASE64.encode(self.key.seal(&mut OsRng, &plain).ok()?).into_bytes())
     }
 
-    fn seal_password(&self, letter: &Letter<'_>, candidate: &Candidate) -> Option<String> {
+    fn seal_password(&self, letter: &SealContext<'_>, candidate: &ValidSignup) -> Option<String> {
         let Password::Clear(clear) = &candidate.password else { return None };
         let clear = clear.expose_secret();
         // As long as the longest escape of every byte, so that growing leaves no copy behind.
         let mut quoted = Zeroizing::new(Vec::with_capacity(2 + 6 * clear.len()));
         serde_json::to_writer(&mut *quoted, clear).ok()?;
-        let text = Text {
+        let text = SealedPassword {
             password: serde_json::from_slice(&quoted).ok()?,
             message_id: letter.id.as_str().into(),
             contract: letter.contract,
@@ -164,7 +164,7 @@ pub struct Opener {
 }
 
 /// A password that was sealed for the message it came in.
-pub struct Opened {
+pub struct OpenedPassword {
     /// As a JSON text.
     password: Zeroizing<String>,
     identity: String,
@@ -172,7 +172,7 @@ pub struct Opened {
 
 /// Why there is no opened password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotOpened {
+pub enum OpenError {
     /// Sealed with a key that is not here; it may be on its way.
     #[error("sealed with a key that this worker does not have")]
     UnknownKey,
@@ -187,11 +187,11 @@ pub enum NotOpened {
 impl Opener {
     /// Opens with the keys in the settings. The queue in this process never rests anywhere: on it
     /// nothing is sealed, and nothing has to be.
-    pub fn new(settings: &config::Queue) -> Self {
+    pub fn new(settings: &config::QueueSettings) -> Self {
         if matches!(settings.url, config::QueueUrl::Local) {
             return Self::default();
         }
-        let keys = settings.seal_keys.iter().map(|key| {
+        let keys = settings.seal_private_keys.iter().map(|key| {
             let key = SecretKey::from_slice(key.expose_secret());
             let key = key.expect("the settings' reader takes keys of 32 bytes and no others");
             (key_id(&key.public_key()), key)
@@ -200,7 +200,7 @@ impl Opener {
     }
 
     /// Whether it opens what is sealed with the key of this id.
-    pub fn knows(&self, key_id: &str) -> bool {
+    pub fn has_key(&self, key_id: &str) -> bool {
         self.keys.iter().any(|(known, _)| known == key_id)
     }
 
@@ -210,19 +210,19 @@ impl Opener {
         message: &Message,
         document: &Document<'_>,
         now: Millis,
-    ) -> Result<Option<Opened>, NotOpened> {
+    ) -> Result<Option<OpenedPassword>, OpenError> {
         let Some(key_id) = &message.sealed else {
             let clear = self.required && document.has(PASSWORD);
-            return if clear { Err(NotOpened::Clear) } else { Ok(None) };
+            return if clear { Err(OpenError::Clear) } else { Ok(None) };
         };
         let Field::Text(sealed) = document.text(PASSWORD) else {
-            return Err(NotOpened::Bad("no sealed password in it"));
+            return Err(OpenError::Bad("no sealed password in it"));
         };
         let plain = self.unseal(key_id, sealed.as_bytes())?;
-        let text: Text<'_> = serde_json::from_slice(&plain)
-            .map_err(|_| NotOpened::Bad("what was sealed cannot be read"))?;
+        let text: SealedPassword<'_> = serde_json::from_slice(&plain)
+            .map_err(|_| OpenError::Bad("what was sealed cannot be read"))?;
         text.belongs_to(message, now)?;
-        Ok(Some(Opened {
+        Ok(Some(OpenedPassword {
             password: Zeroizing::new(text.password.get().to_owned()),
             identity: text.identity.into_owned(),
         }))
@@ -236,50 +236,50 @@ impl Opener {
         &self,
         message: &Message,
         now: Millis,
-    ) -> Result<Zeroizing<String>, NotOpened> {
+    ) -> Result<Zeroizing<String>, OpenError> {
         let Some(key_id) = &message.sealed else {
             let token = std::str::from_utf8(&message.body);
-            let token = token.map_err(|_| NotOpened::Bad("its token is not text"))?;
+            let token = token.map_err(|_| OpenError::Bad("its token is not text"))?;
             return Ok(Zeroizing::new(token.to_owned()));
         };
         let plain = self.unseal(key_id, &message.body)?;
-        let text: TokenText<'_> = serde_json::from_slice(&plain)
-            .map_err(|_| NotOpened::Bad("what was sealed cannot be read"))?;
+        let text: SealedToken<'_> = serde_json::from_slice(&plain)
+            .map_err(|_| OpenError::Bad("what was sealed cannot be read"))?;
         if text.message_id != message.id.as_str() {
-            return Err(NotOpened::Bad("sealed for another message_id"));
+            return Err(OpenError::Bad("sealed for another message_id"));
         }
-        if Some(text.reply_to.as_ref()) != message.unsettled.reply_to.as_deref() {
-            return Err(NotOpened::Bad("sealed for another reply_to"));
+        if Some(text.reply_to.as_ref()) != message.reply_address.reply_to.as_deref() {
+            return Err(OpenError::Bad("sealed for another reply_to"));
         }
         if text.not_after < now {
-            return Err(NotOpened::Bad("its seal has expired"));
+            return Err(OpenError::Bad("its seal has expired"));
         }
         Ok(Zeroizing::new(text.token.into_owned()))
     }
 
-    fn unseal(&self, key_id: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, NotOpened> {
+    fn unseal(&self, key_id: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
         let (_, key) =
-            self.keys.iter().find(|(known, _)| known == key_id).ok_or(NotOpened::UnknownKey)?;
+            self.keys.iter().find(|(known, _)| known == key_id).ok_or(OpenError::UnknownKey)?;
         let sealed = BASE64.decode(sealed);
-        let sealed = sealed.map_err(|_| NotOpened::Bad("what is sealed is not base64"))?;
-        let plain = key.unseal(&sealed).map_err(|_| NotOpened::Bad("its seal is broken"))?;
+        let sealed = sealed.map_err(|_| OpenError::Bad("what is sealed is not base64"))?;
+        let plain = key.unseal(&sealed).map_err(|_| OpenError::Bad("its seal is broken"))?;
         Ok(Zeroizing::new(plain))
     }
 }
 
-impl Text<'_> {
-    fn belongs_to(&self, message: &Message, now: Millis) -> Result<(), NotOpened> {
-        let bad = |what| Err(NotOpened::Bad(what));
+impl SealedPassword<'_> {
+    fn belongs_to(&self, message: &Message, now: Millis) -> Result<(), OpenError> {
+        let bad = |what| Err(OpenError::Bad(what));
         if self.message_id != message.id.as_str() {
             return bad("sealed for another message_id");
         }
-        if Kind::Register(self.contract) != message.kind {
+        if MessageKind::Register(self.contract) != message.kind {
             return bad("sealed for another contract");
         }
         // A reply that nobody gets tells nobody anything, so taking reply_to away is no harm; and a
         // dead letter that is tried again has none.
-        if message.unsettled.reply_to.is_some()
-            && self.reply_to.as_deref() != message.unsettled.reply_to.as_deref()
+        if message.reply_address.reply_to.is_some()
+            && self.reply_to.as_deref() != message.reply_address.reply_to.as_deref()
         {
             return bad("sealed for another reply_to");
         }
@@ -290,14 +290,14 @@ impl Text<'_> {
     }
 }
 
-impl Opened {
+impl OpenedPassword {
     /// The password, to be put where the sealed one stands.
     pub fn password(&self) -> &RawValue {
         serde_json::from_str(&self.password).expect("it was read as JSON before")
     }
 
     /// Whether it was sealed for this candidate.
-    pub fn is_for(&self, candidate: &Candidate) -> bool {
+    pub fn is_for(&self, candidate: &ValidSignup) -> bool {
         self.identity == candidate.fingerprint()
     }
 }
@@ -311,17 +311,17 @@ pub(super) fn looks_sealed(text: &str) -> bool {
 /// Whether a dead letter may keep a password that looks sealed. One whose box would not open may be
 /// anything; and where somebody waited, the box opens for minutes more, too short for people to send it
 /// again.
-pub(super) fn may_be_kept(message: &Message, reason: Reason) -> bool {
-    message.sealed.is_some() && message.door == Door::Bulk && reason != Reason::BadSeal
+pub(super) fn may_keep_sealed(message: &Message, reason: DeadLetterReason) -> bool {
+    message.sealed.is_some() && message.queue == QueueKind::Bulk && reason != DeadLetterReason::BadSeal
 }
 
 /// A new pair of keys, in base64, as the settings take them.
 pub struct KeyPair {
     /// See [`Sealer::key_id`].
     pub key_id: String,
-    /// For `queue.seal_to`.
+    /// For `queue.seal_public_key`.
     pub public: String,
-    /// For `queue.seal_keys`.
+    /// For `queue.seal_private_keys`.
     pub private: SecretString,
 }
 

@@ -1,16 +1,15 @@
-//! Spans of messages, with the attributes of OpenTelemetry's semantic conventions for messaging and RabbitMQ
-//! (version 1.30). Called by the adapters and by `Delivery`.
+//! Spans of messages, by OpenTelemetry's semantic conventions for messaging and RabbitMQ (version 1.30). Used by the
+//! adapters and by `Delivery`.
 //!
-//! Each end of a delivery is one span: of type `send` where a message is published before the ack, `settle` where
-//! there is only the ack. Spans of the queue within this process name neither a messaging system nor a server,
-//! because there is none.
+//! The settlement of a delivery is one span: type `send` if a message is published before the ack, `settle` if there is
+//! only the ack. Spans of the local queue have no messaging system and no server.
 
-use super::{Door, Kind, Message};
-use crate::signup::MessageId;
+use super::{QueueKind, MessageKind, Message};
+use crate::domain::MessageId;
 use crate::telemetry::TraceContext;
-use crate::telemetry::trace::{Attribute, Kind as SpanKind, Span};
+use crate::telemetry::trace::{Attribute, SpanKind, Span};
 
-/// Address and names of a broker, as its spans have them.
+/// The broker's address, exchanges and queues for span attributes.
 #[derive(Clone, Debug)]
 pub struct SpanNames {
     /// Host of the broker.
@@ -24,30 +23,30 @@ pub struct SpanNames {
     /// Exchange of events.
     pub events_exchange: String,
     /// Names of the queues, in the order of [`Door::ALL`].
-    pub queues: [String; Door::ALL.len()],
+    pub queues: [String; QueueKind::ALL.len()],
     /// Queue of each retry, in order.
     pub retry_queues: Vec<String>,
 }
 
-/// How a delivery ends.
+/// How a delivery is settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum Settlement {
     Reply,
     Retry,
     DeadLetter,
     Requeue,
 }
 
-/// An operation as the conventions describe it.
-struct Operation<'a> {
-    /// `messaging.operation.type`, and with it the kind of the span.
+/// A messaging operation of the semantic conventions.
+struct MessagingOperation<'a> {
+    /// `messaging.operation.type`; determines the kind of the span.
     kind: OperationType,
-    /// `messaging.operation.name`: how the span's name begins.
+    /// `messaging.operation.name`, the start of the span's name.
     name: &'static str,
     /// `messaging.destination.name`.
     destination: &'a str,
     routing_key: &'a str,
-    /// Whether the destination is a reply queue, which is gone soon.
+    /// Whether the destination is a reply queue (`messaging.destination.temporary`).
     is_temporary: bool,
 }
 
@@ -67,7 +66,7 @@ impl OperationType {
         }
     }
 
-    /// A sent message carries the context of its span, which makes the span a producer's.
+    /// The kind of the span. A send is a producer span, because the message carries its context.
     fn span_kind(self) -> SpanKind {
         match self {
             Self::Send => SpanKind::Producer,
@@ -77,7 +76,7 @@ impl OperationType {
     }
 }
 
-impl Operation<'_> {
+impl MessagingOperation<'_> {
     fn begin(&self, trace: &TraceContext, broker: &SpanNames, id: &str) -> Span {
         trace.span_with(self.kind.span_kind(), || {
             let mut attributes = vec![
@@ -104,14 +103,14 @@ impl Operation<'_> {
 
 impl SpanNames {
     /// `{exchange}:{routing key}:{queue}`, the destination of a consumer's spans.
-    fn consumed(&self, queue: Door) -> String {
+    fn consumed(&self, queue: QueueKind) -> String {
         let name = &self.queues[queue as usize];
         format!("{}:{}:{name}", self.exchange, queue.as_str())
     }
 
-    /// Begins the span of an event.
+    /// Starts the publish span of an event.
     pub(super) fn publish_event(&self, trace: &TraceContext, event: &str, id: &str) -> Span {
-        Operation {
+        MessagingOperation {
             kind: OperationType::Send,
             name: "publish",
             destination: &format!("{}:{event}", self.events_exchange),
@@ -122,16 +121,16 @@ impl SpanNames {
     }
 }
 
-/// Begins the span of sending a message to a queue; without a broker, to one within this process.
+/// Starts the publish span of a message. Without a broker the queue is the local one.
 pub(super) fn publish(
     trace: &TraceContext,
     broker: Option<&SpanNames>,
-    queue: Door,
+    queue: QueueKind,
     id: &MessageId,
 ) -> Span {
     let (name, routing_key) = ("publish", queue.as_str());
     let Some(broker) = broker else { return local(trace, SpanKind::Producer, name, queue, id) };
-    Operation {
+    MessagingOperation {
         kind: OperationType::Send,
         name,
         destination: &format!("{}:{routing_key}", broker.exchange),
@@ -141,8 +140,8 @@ pub(super) fn publish(
     .begin(trace, broker, id.as_str())
 }
 
-/// Begins the span of a message of the queue within this process.
-fn local(trace: &TraceContext, kind: SpanKind, name: &str, queue: Door, id: &MessageId) -> Span {
+/// Starts a span of the local queue.
+fn local(trace: &TraceContext, kind: SpanKind, name: &str, queue: QueueKind, id: &MessageId) -> Span {
     trace.span_with(kind, || {
         let id = Attribute::new("muster.message.id", id.as_str().to_owned());
         let name = format!("{name} {}", queue.as_str());
@@ -151,12 +150,12 @@ fn local(trace: &TraceContext, kind: SpanKind, name: &str, queue: Door, id: &Mes
 }
 
 impl Message {
-    /// Begins the span of its delivery, the parent of all later spans.
+    /// Starts the process span of the delivery, the parent of all later spans.
     pub(super) fn begin(&mut self, broker: Option<&SpanNames>) -> Span {
-        let (name, queue) = ("process", self.door);
+        let (name, queue) = ("process", self.queue);
         let mut span = match broker {
             None => local(&self.trace, SpanKind::Consumer, name, queue, &self.id),
-            Some(broker) => Operation {
+            Some(broker) => MessagingOperation {
                 kind: OperationType::Process,
                 name,
                 destination: &broker.consumed(queue),
@@ -166,15 +165,15 @@ impl Message {
             .begin(&self.trace, broker, self.id.as_str()),
         };
         self.trace = span.context().clone();
-        if let Kind::Register(contract) = self.kind {
-            span.text("muster.contract", contract.as_str());
+        if let MessageKind::Register(contract) = self.kind {
+            span.set_text("muster.contract", contract.as_str());
         }
-        span.number("muster.attempt", self.attempt.into());
+        span.set_number("muster.attempt", self.attempt.into());
         span
     }
 
-    /// Begins the span of its end, the parent of what is sent then.
-    pub(super) fn end(&mut self, end: End, broker: Option<&SpanNames>) -> Span {
+    /// Starts the span of the settlement, the parent of messages published with it.
+    pub(super) fn end(&mut self, end: Settlement, broker: Option<&SpanNames>) -> Span {
         let span = match broker {
             None => self.trace.span(SpanKind::Internal, end.name()),
             Some(broker) => self.end_on(end, broker),
@@ -183,42 +182,42 @@ impl Message {
         span
     }
 
-    fn end_on(&self, end: End, broker: &SpanNames) -> Span {
-        let consumed = broker.consumed(self.door);
-        let settle = |name| Operation {
+    fn end_on(&self, end: Settlement, broker: &SpanNames) -> Span {
+        let consumed = broker.consumed(self.queue);
+        let settle = |name| MessagingOperation {
             kind: OperationType::Settle,
             name,
             destination: &consumed,
-            routing_key: self.door.as_str(),
+            routing_key: self.queue.as_str(),
             is_temporary: false,
         };
-        let send = |name, destination, routing_key, is_temporary| Operation {
+        let send = |name, destination, routing_key, is_temporary| MessagingOperation {
             kind: OperationType::Send,
             name,
             destination,
             routing_key,
             is_temporary,
         };
-        let dead_letter = send(End::DeadLetter.name(), broker.dead_exchange.as_str(), "", false);
+        let dead_letter = send(Settlement::DeadLetter.name(), broker.dead_exchange.as_str(), "", false);
         let operation = match end {
-            // A client that knows the name of a reply queue can send replies, so the name is left out.
-            End::Reply if self.unsettled.reply_to.is_some() => {
+            // The name of a reply queue is left out, because with it any client could publish replies.
+            Settlement::Reply if self.reply_address.reply_to.is_some() => {
                 send(end.name(), "amq.default", "", true)
             }
-            End::Reply => settle("ack"),
+            Settlement::Reply => settle("ack"),
             // After the last retry a message becomes a dead letter.
-            End::Retry => broker
+            Settlement::Retry => broker
                 .retry_queues
                 .get(self.attempt as usize)
                 .map_or(dead_letter, |queue| send(end.name(), queue, queue, false)),
-            End::DeadLetter => dead_letter,
-            End::Requeue => settle("nack"),
+            Settlement::DeadLetter => dead_letter,
+            Settlement::Requeue => settle("nack"),
         };
         operation.begin(&self.trace, broker, self.id.as_str())
     }
 }
 
-impl End {
+impl Settlement {
     fn name(self) -> &'static str {
         match self {
             Self::Reply => "reply",

@@ -13,7 +13,7 @@ use crate::contract::HashLike;
 const HELD_MAX: usize = 128;
 
 /// Rows in their order, held back until the judgement.
-pub struct HashColumn<R> {
+pub struct HashColumnDetector<R> {
     held: Vec<(R, bool)>,
     are_hashes: Option<bool>,
 }
@@ -21,14 +21,14 @@ pub struct HashColumn<R> {
 /// A row that may go on, and whether it is refused because its password is a hash.
 pub type Judged<R> = (R, bool);
 
-impl<R> Default for HashColumn<R> {
+impl<R> Default for HashColumnDetector<R> {
     fn default() -> Self {
         Self { held: Vec::new(), are_hashes: None }
     }
 }
 
-impl<R> HashColumn<R> {
-    /// Takes the next row, with what [`super::Checked::hash_like`] says of it, and returns the rows that may
+impl<R> HashColumnDetector<R> {
+    /// Takes the next row, with what [`super::ValidRow::hash_like`] says of it, and returns the rows that may
     /// go on.
     pub fn add(&mut self, row: R, password: Option<HashLike>) -> Vec<Judged<R>> {
         let is_digest = password == Some(HashLike::Digest);
@@ -38,9 +38,9 @@ impl<R> HashColumn<R> {
             None => self.held.push((row, is_digest)),
         }
         if password == Some(HashLike::No) {
-            self.judge(false)
+            self.decide(false)
         } else if self.held.len() >= HELD_MAX {
-            self.judge(true)
+            self.decide(true)
         } else {
             Vec::new()
         }
@@ -48,15 +48,15 @@ impl<R> HashColumn<R> {
 
     /// There are no more rows: those that are held were all digests.
     pub fn end(&mut self) -> Vec<Judged<R>> {
-        self.judge(true)
+        self.decide(true)
     }
 
     /// Whether the judgement is made, so that later rows need not be shown for it.
-    pub fn is_judged(&self) -> bool {
+    pub fn is_decided(&self) -> bool {
         self.are_hashes.is_some()
     }
 
-    fn judge(&mut self, are_hashes: bool) -> Vec<Judged<R>> {
+    fn decide(&mut self, are_hashes: bool) -> Vec<Judged<R>> {
         self.are_hashes = Some(are_hashes);
         let held = mem::take(&mut self.held).into_iter();
         held.map(|(row, is_digest)| (row, are_hashes && is_digest)).collect()
@@ -72,7 +72,7 @@ mod tests {
 
     /// What becomes of each row, in the order in which they go on.
     fn judged(rows: &[Option<HashLike>]) -> Vec<(usize, bool)> {
-        let mut column = HashColumn::default();
+        let mut column = HashColumnDetector::default();
         let mut judged = Vec::new();
         for (n, row) in rows.iter().enumerate() {
             judged.extend(column.add(n, *row));
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn ordinary_rows_are_not_held() {
-        let mut column = HashColumn::default();
+        let mut column = HashColumnDetector::default();
         assert_eq!(column.add(1, None), [(1, false)]);
         assert_eq!(column.add(2, ORDINARY), [(2, false)]);
         assert_eq!(column.add(3, DIGEST), [(3, false)]);

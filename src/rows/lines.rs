@@ -5,7 +5,7 @@ use memchr::memchr2;
 
 /// One line, without its end.
 #[derive(PartialEq, Eq)]
-pub enum Line<'a> {
+pub enum InputLine<'a> {
     /// A line with something in it.
     Text {
         /// Counted from 1.
@@ -21,12 +21,12 @@ pub enum Line<'a> {
 }
 
 /// Bytes that came and were not yet cut.
-pub struct Lines {
+pub struct LineSplitter {
     buffer: Vec<u8>,
     /// Where the next line begins.
     start: usize,
     limit: usize,
-    /// Lines cut so far.
+    /// LineSplitter cut so far.
     number: u64,
     /// Whether the rest of a line that is too long is being passed over.
     skipping: bool,
@@ -34,8 +34,8 @@ pub struct Lines {
     after_cr: bool,
 }
 
-impl Lines {
-    /// Lines of at most `limit` bytes.
+impl LineSplitter {
+    /// LineSplitter of at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self { buffer: Vec::new(), start: 0, limit, number: 0, skipping: false, after_cr: false }
     }
@@ -56,7 +56,7 @@ impl Lines {
 
     /// The next whole line that is not blank; `None` until more bytes come. What it borrows is gone
     /// with the next push.
-    pub fn next_line(&mut self) -> Option<Line<'_>> {
+    pub fn next_line(&mut self) -> Option<InputLine<'_>> {
         loop {
             if self.after_cr && self.start < self.buffer.len() {
                 self.start += usize::from(self.buffer[self.start] == b'\n');
@@ -77,12 +77,12 @@ impl Lines {
             let number = self.number;
             let bytes = trimmed(&self.buffer[start..start + length]);
             if std::mem::take(&mut self.skipping) || bytes.len() > self.limit {
-                return Some(Line::TooLong { number });
+                return Some(InputLine::TooLong { number });
             }
             if !bytes.is_empty() {
                 // Borrowed anew, because the borrow above would outlive the loop.
                 let bytes = trimmed(&self.buffer[start..start + length]);
-                return Some(Line::Text { number, bytes });
+                return Some(InputLine::Text { number, bytes });
             }
         }
     }
@@ -98,15 +98,15 @@ mod tests {
     use super::*;
 
     fn cut(limit: usize, input: &[u8], piece: usize) -> Vec<(u64, Option<String>)> {
-        let mut lines = Lines::new(limit);
+        let mut lines = LineSplitter::new(limit);
         let mut found = Vec::new();
-        let mut take = |lines: &mut Lines| {
+        let mut take = |lines: &mut LineSplitter| {
             while let Some(line) = lines.next_line() {
                 found.push(match line {
-                    Line::Text { number, bytes } => {
+                    InputLine::Text { number, bytes } => {
                         (number, Some(String::from_utf8_lossy(bytes).into_owned()))
                     }
-                    Line::TooLong { number } => (number, None),
+                    InputLine::TooLong { number } => (number, None),
                 });
             }
         };

@@ -1,26 +1,26 @@
 //! Keeps rows of one identity in order, so that the first of two equal rows wins however many rows are in
 //! flight: a later one is held until the earlier ones have their outcome. Memory is bounded by the caller,
-//! who stops adding rows while [`Order::held`] is too much.
+//! who stops adding rows while [`RowOrder::held`] is too much.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::Identity;
 
 /// Rows in flight and rows held behind them, by tag.
-pub struct Order<R> {
+pub struct RowOrder<R> {
     /// Tags of the rows that share a key, first come first.
     lines: HashMap<u64, VecDeque<u64>>,
     rows: HashMap<u64, Identity>,
     held: BTreeMap<u64, R>,
 }
 
-impl<R> Default for Order<R> {
+impl<R> Default for RowOrder<R> {
     fn default() -> Self {
         Self { lines: HashMap::new(), rows: HashMap::new(), held: BTreeMap::new() }
     }
 }
 
-impl<R> Order<R> {
+impl<R> RowOrder<R> {
     /// Adds a row behind those of the same identity. Returns it if it may be sent now.
     pub fn add(&mut self, tag: u64, identity: Identity, row: R) -> Option<R> {
         for key in identity.keys() {
@@ -85,7 +85,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::rows::check::tests::identity;
+    use crate::rows::validate::tests::identity;
 
     proptest! {
         #[test]
@@ -93,7 +93,7 @@ mod tests {
             rows in prop::collection::vec((0u64..6, 0u64..6), 1..40),
             choices in prop::collection::vec(0usize..1000, 80),
         ) {
-            let mut order = Order::default();
+            let mut order = RowOrder::default();
             let (mut in_flight, mut sent) = (Vec::new(), Vec::new());
             let (mut next, mut choices) = (0, choices.into_iter().cycle());
             while next < rows.len() || !in_flight.is_empty() {

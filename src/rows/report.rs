@@ -4,15 +4,15 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use crate::signup::{FieldError, Outcome, RegistrationId, RejectionCode, UserId};
+use crate::domain::{FieldError, Outcome, RegistrationId, RejectionCode, UserId};
 
 /// The code of a row that was not sent, because an earlier one of the same identity failed.
-pub const EARLIER_FAILED: &str = "earlier_row_failed";
+pub const EARLIER_ROW_FAILED: &str = "earlier_row_failed";
 
 /// One line of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct RowReport {
     /// Where the row begins, counted from 1.
     pub line: u64,
     /// The identity under which the user is stored; none for a row that could not be read.
@@ -50,19 +50,19 @@ pub struct RowError {
 }
 
 impl RowError {
-    pub(super) fn of(field: &'static str, code: &'static str, message: &'static str) -> Self {
+    pub(super) fn new(field: &'static str, code: &'static str, message: &'static str) -> Self {
         Self { field: field.into(), code: code.into(), message: message.into(), column: None }
     }
 
     /// A row that is no document at all.
     pub fn unreadable(code: &'static str, message: &'static str, column: Option<usize>) -> Self {
-        Self { column, ..Self::of("", code, message) }
+        Self { column, ..Self::new("", code, message) }
     }
 
     /// A row that is longer than may be.
     pub fn too_long(limit: usize) -> Self {
         let message = format!("at most {limit} bytes wanted");
-        Self { message: message.into(), ..Self::of("", "TOO_LONG", "") }
+        Self { message: message.into(), ..Self::new("", "TOO_LONG", "") }
     }
 }
 
@@ -77,7 +77,7 @@ impl From<FieldError> for RowError {
     }
 }
 
-impl Report {
+impl RowReport {
     /// A row that was refused before it was sent.
     pub fn invalid(line: u64, id: Option<RegistrationId>, errors: Vec<RowError>) -> Self {
         Self {
@@ -89,12 +89,12 @@ impl Report {
     }
 
     /// A row that was not sent, because an earlier one of the same identity failed.
-    pub fn earlier_failed(line: u64) -> Self {
-        Self { code: Some(EARLIER_FAILED.into()), ..Self::empty(line, "failed") }
+    pub fn earlier_row_failed(line: u64) -> Self {
+        Self { code: Some(EARLIER_ROW_FAILED.into()), ..Self::empty(line, "failed") }
     }
 
     /// A row that was answered, or for which nobody answered.
-    pub fn answered(line: u64, id: RegistrationId, outcome: Option<Outcome>) -> Self {
+    pub fn from_outcome(line: u64, id: RegistrationId, outcome: Option<Outcome>) -> Self {
         let failed =
             |code: Cow<'static, str>| Self { code: Some(code), ..Self::empty(line, "failed") };
         let report = match outcome {
@@ -102,12 +102,12 @@ impl Report {
                 Self { user_id: Some(user.id), replayed, ..Self::empty(line, "registered") }
             }
             Some(Outcome::Rejected(rejection)) => Self {
-                code: Some(Outcome::from(rejection.code).word().into()),
+                code: Some(Outcome::from(rejection.code).label().into()),
                 errors: rejection.errors.into_iter().map(RowError::from).collect(),
                 ..Self::empty(line, "rejected")
             },
-            Some(Outcome::Found { .. }) => failed("internal".into()),
-            Some(failure @ Outcome::Failed(_)) => failed(failure.word().into()),
+            Some(Outcome::Profile { .. }) => failed("internal".into()),
+            Some(failure @ Outcome::Failed(_)) => failed(failure.label().into()),
             None => failed("no_answer".into()),
         };
         Self { registration_id: Some(id), ..report }
@@ -115,7 +115,7 @@ impl Report {
 
     /// Whether the user name or address belongs to somebody else.
     pub fn is_duplicate(&self) -> bool {
-        let duplicate = Outcome::from(RejectionCode::Duplicate).word();
+        let duplicate = Outcome::from(RejectionCode::Duplicate).label();
         self.outcome == "rejected" && self.code.as_deref() == Some(duplicate)
     }
 
@@ -136,7 +136,7 @@ impl Report {
 mod tests {
     use super::*;
     use crate::contract::{Document, Policy, check_bulk, contract};
-    use crate::signup::ContractId;
+    use crate::domain::ContractId;
 
     #[test]
     fn no_value_of_a_row_is_repeated() {

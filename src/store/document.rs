@@ -1,14 +1,14 @@
-//! A user as BSON: the same document in MongoDB and in the embedded file.
+//! The BSON document of a user, the same in MongoDB and in the redb file.
 
 use bson::oid::ObjectId;
 use serde::{Deserialize, Serialize};
 
-use crate::signup::{ContractId, Email, FullName, Millis, Record, RegistrationId, User, UserId};
+use crate::domain::{ContractId, Email, FullName, Millis, StoredUser, RegistrationId, User, UserId};
 
 /// The stored form of a [`Record`].
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Document {
+pub(super) struct UserDocument {
     #[serde(rename = "_id")]
     id: ObjectId,
     contract: ContractId,
@@ -18,14 +18,14 @@ pub(super) struct Document {
     email: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     email_key: Option<String>,
-    /// Version of the rule by which the key was made; absent in documents of version 1.
+    /// Version of the rule that made `emailKey`; absent in documents of version 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     email_key_version: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fullname: Option<FullName>,
-    /// The bcrypt string.
+    /// The bcrypt hash.
     password: String,
-    /// Null until the user connects somewhere; the documents show it so.
+    /// Part of the published user document; muster always writes null.
     socket_id: Option<String>,
     created_at: bson::DateTime,
     updated_at: bson::DateTime,
@@ -33,16 +33,16 @@ pub(super) struct Document {
     fingerprint: String,
 }
 
-impl Document {
-    /// Version of the rule by which its address key was made.
+impl UserDocument {
+    /// Version of the rule that made the address key.
     pub(super) fn key_version(&self) -> i32 {
         self.email_key_version.unwrap_or(1)
     }
 }
 
-impl From<Record> for Document {
-    fn from(record: Record) -> Self {
-        let Record { user, email_key, password_hash, registration_id, fingerprint } = record;
+impl From<StoredUser> for UserDocument {
+    fn from(record: StoredUser) -> Self {
+        let StoredUser { user, email_key, password_hash, registration_id, fingerprint } = record;
         Self {
             id: user.id.0,
             contract: user.contract,
@@ -61,8 +61,8 @@ impl From<Record> for Document {
     }
 }
 
-impl From<Document> for Record {
-    fn from(document: Document) -> Self {
+impl From<UserDocument> for StoredUser {
+    fn from(document: UserDocument) -> Self {
         Self {
             user: User {
                 id: UserId(document.id),
@@ -86,27 +86,27 @@ mod tests {
     use secrecy::SecretString;
 
     use super::*;
-    use crate::signup::{Candidate, MessageId, Origin};
+    use crate::domain::{ValidSignup, MessageId, Origin};
 
     #[test]
-    fn a_record_survives_the_trip() {
+    fn stored_user_survives_serialization() {
         let contract = ContractId::NestedName;
-        let candidate = Candidate {
+        let candidate = ValidSignup {
             contract,
             username: None,
             email: Email::new("Ann@Example.com".into()),
             fullname: Some(FullName { firstname: "Ann".into(), lastname: None }),
             password: SecretString::from("never stored").into(),
         };
-        let id = RegistrationId::of(&Origin::Http, contract, &MessageId::random());
-        let record = Record::new(&candidate, id, "$2b$04$...".into(), Millis(1_700_000_000_123));
-        let bytes = bson::serialize_to_vec(&Document::from(record.clone())).unwrap();
+        let id = RegistrationId::derive(&Origin::Http, contract, &MessageId::random());
+        let record = StoredUser::new(&candidate, id, "$2b$04$...".into(), Millis(1_700_000_000_123));
+        let bytes = bson::serialize_to_vec(&UserDocument::from(record.clone())).unwrap();
         let document: bson::Document = bson::deserialize_from_slice(&bytes).unwrap();
         assert_eq!(document.get_str("emailKey").unwrap(), "ann@example.com");
         assert_eq!(document.get_i32("emailKeyVersion").unwrap(), Email::KEY_VERSION);
         assert_eq!(document.get("socketId"), Some(&bson::Bson::Null));
         assert!(!document.contains_key("username") && document.get_datetime("createdAt").is_ok());
-        let back: Document = bson::deserialize_from_slice(&bytes).unwrap();
-        assert_eq!(Record::from(back), record);
+        let back: UserDocument = bson::deserialize_from_slice(&bytes).unwrap();
+        assert_eq!(StoredUser::from(back), record);
     }
 }

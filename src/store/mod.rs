@@ -1,12 +1,12 @@
-//! The store as the worker sees it.
+//! The port to the user store, and the choice of its adapter.
 //!
-//! Two adapters stand behind the port: [`embedded`] (one file) and [`mongo`]. The URL's scheme picks
-//! one, in [`open`]. Whoever changes one extends the conformance suite that both pass.
+//! There are two adapters: [`redb`] (one file) and [`mongo`]. [`open`] selects one by the scheme of the
+//! URL. Both pass the conformance suite in `tests/it/store.rs`; a change of one extends the suite.
 
 mod document;
-pub mod embedded;
 pub mod mongo;
 mod monitored;
+pub mod redb;
 pub mod reindex;
 
 use std::sync::Arc;
@@ -14,84 +14,87 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::config;
-use crate::signup::{
-    FieldError, Outcome, Record, RegistrationId, Rejection, RejectionCode, User, UserId,
+use crate::domain::{
+    FieldError, Outcome, StoredUser, RegistrationId, Rejection, RejectionCode, User, UserId,
 };
-use crate::telemetry::Part;
+use crate::telemetry::Component;
 use crate::telemetry::finding::Finding;
+use self::mongo::MongoStore;
+use self::redb::RedbStore;
 use monitored::Monitored;
 
-/// Where users are kept.
+/// A store of users.
 ///
-/// Every call MUST return within `store.timeout`. A write MUST be answered only when it would
-/// survive the loss of this process (embedded) or of a minority of the replica set (MongoDB). Reads
-/// MUST see every write that was answered.
+/// Every call MUST return within `store.timeout`. A write MUST return success only when it
+/// survives a crash of this process (redb) or the loss of a minority of the replica set (MongoDB).
+/// Reads MUST see every write that has returned success.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// Makes sure of the unique indexes, and that a user could be added now; nothing else may be called before
-    /// it succeeded. MUST change nothing that can be seen.
+    /// Creates missing unique indexes and checks that the store accepts writes. Callers call nothing else until
+    /// it has succeeded. MUST NOT change users.
     async fn prepare(&self) -> Result<(), PrepareError>;
 
-    /// Adds a user. The unique indexes on user name, address key and registration id are the only
-    /// judge: MUST NOT look before writing. After an error the user may have been added.
-    async fn insert(&self, record: Record) -> Result<Inserted, StoreError>;
+    /// Inserts a user. Only the unique indexes on user name, address key and registration id detect a
+    /// conflict: an implementation MUST NOT query before it writes. After an error the user may exist.
+    async fn insert(&self, record: StoredUser) -> Result<InsertOutcome, StoreError>;
 
-    /// The user that a registration made.
-    async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError>;
+    /// Returns the user that a registration created.
+    async fn find_by_registration(&self, id: &RegistrationId) -> Result<Option<StoredUser>, StoreError>;
 
-    /// The users that hold the two.
-    async fn taken(
+    /// Returns the users who have this user name and this address key.
+    async fn find_conflicts(
         &self,
         username: Option<&str>,
         email_key: Option<&str>,
-    ) -> Result<Taken, StoreError>;
+    ) -> Result<Conflicts, StoreError>;
 
-    /// The unique index that refuses a user although no user of muster holds its values: another program
-    /// made the index, or wrote the document that is in it.
-    async fn refused_by(&self, _record: &Record) -> Result<Option<ForeignIndex>, StoreError> {
+    /// Returns the unique index that conflicts with a user although [`find_conflicts`](Self::find_conflicts)
+    /// finds none: another program created the index, or wrote the document that conflicts.
+    async fn find_foreign_index(&self, _record: &StoredUser) -> Result<Option<ForeignIndex>, StoreError> {
         Ok(None)
     }
 
-    /// The user with an id.
-    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError>;
+    /// Returns the user with this id.
+    async fn find_user(&self, id: UserId) -> Result<Option<User>, StoreError>;
 }
 
-/// How an insert ended.
+/// Result of an insert that the store completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Inserted {
-    /// The user is there to stay.
-    Done,
-    /// A unique index refused it; look which, the server's word on it is not to be trusted.
-    Taken,
+pub enum InsertOutcome {
+    /// The user is stored durably.
+    Inserted,
+    /// A unique index rejected the user. Query for the conflicting value: servers differ in how they
+    /// name the index in their error.
+    Conflict,
 }
 
-/// A unique index that refused a user, and that does not tell which user of muster's holds the value.
+/// A unique index that rejected a user although no user that muster wrote has the same values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignIndex {
     /// Its name.
     pub name: String,
-    /// `username` or `email`, if the index covers that alone: the user is a duplicate.
+    /// `username` or `email` if the index covers only that field: the user is a duplicate. Otherwise `None`.
     pub duplicate: Option<&'static str>,
 }
 
-/// The holders of a user name and of an address.
+/// Users who already have the user name or the address of a registration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Taken {
+pub struct Conflicts {
     /// The user with this name.
-    pub username: Option<Record>,
+    pub username: Option<StoredUser>,
     /// The user with this address.
-    pub email: Option<Record>,
+    pub email: Option<StoredUser>,
 }
 
-impl From<Taken> for Outcome {
-    /// The rejection of a registration whose name or address another user has.
-    fn from(taken: Taken) -> Self {
-        let username = taken.username.map(|_| "username");
-        duplicate(username.into_iter().chain(taken.email.map(|_| "email")))
+impl From<Conflicts> for Outcome {
+    /// Rejects the registration with one error for each field that another user has.
+    fn from(conflicts: Conflicts) -> Self {
+        let username = conflicts.username.map(|_| "username");
+        duplicate(username.into_iter().chain(conflicts.email.map(|_| "email")))
     }
 }
 
-/// The rejection of a registration whose values in these fields another user has.
+/// Rejects a registration as a duplicate, with one error for each of these fields.
 pub(crate) fn duplicate(fields: impl IntoIterator<Item = &'static str>) -> Outcome {
     let error = |field: &'static str| FieldError {
         field: field.into(),
@@ -102,37 +105,37 @@ pub(crate) fn duplicate(fields: impl IntoIterator<Item = &'static str>) -> Outco
     Outcome::Rejected(Rejection { code: RejectionCode::Duplicate, errors })
 }
 
-/// The store did not answer, or could not be understood. What failed has been logged.
+/// A call of the store failed or timed out. The adapter has logged the cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the store is not available")]
 pub struct StoreError;
 
-/// Why a store cannot be worked with.
+/// Why a store is not ready for use.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// It cannot be reached; worth waiting for.
+    /// The store does not respond or accepts no writes; a later attempt may succeed.
     #[error("{0}")]
-    Away(String),
-    /// It is there and will not do until somebody changes something.
+    Unavailable(String),
+    /// The store responds, but an operator has to change its data or configuration first.
     #[error("{0}")]
-    Unfit(String),
+    Incompatible(String),
 }
 
-/// Opens the store that the settings name. A database that is away is found out by [`Store::prepare`]; what fails
-/// after that is reported to `part`, and so is its recovery.
-pub async fn open(settings: &config::Store, part: &Part) -> anyhow::Result<Arc<dyn Store>> {
+/// Opens the configured store without waiting for a server: [`Store::prepare`] reports an unavailable one.
+/// Later failures and recoveries are reported to `part`.
+pub async fn open(settings: &config::StoreSettings, part: &Component) -> anyhow::Result<Arc<dyn Store>> {
     Ok(Arc::new(Monitored::new(unmonitored(settings).await?, part.clone())))
 }
 
-/// The same, and the store for bulk registrations: in MongoDB on connections of its own, so that long writes of
-/// many users never keep one that an interactive registration waits for.
+/// Opens the configured store twice, the second one for bulk registrations. With MongoDB that one has its own
+/// connections, so that long batch writes do not occupy those of interactive registrations.
 pub async fn open_with_bulk(
-    settings: &config::Store,
-    part: &Part,
+    settings: &config::StoreSettings,
+    part: &Component,
 ) -> anyhow::Result<(Arc<dyn Store>, Arc<dyn Store>)> {
     let store = Arc::new(Monitored::new(unmonitored(settings).await?, part.clone()));
     let bulk: Arc<dyn Store> = match &settings.url {
-        // One thread writes for both.
+        // The file has one writing thread in any case.
         config::StoreUrl::File(_) => store.clone(),
         config::StoreUrl::Mongo(_) => Arc::new(store.sibling(unmonitored(settings).await?)),
     };
@@ -140,30 +143,29 @@ pub async fn open_with_bulk(
     Ok((store, bulk))
 }
 
-async fn unmonitored(settings: &config::Store) -> anyhow::Result<Arc<dyn Store>> {
+async fn unmonitored(settings: &config::StoreSettings) -> anyhow::Result<Arc<dyn Store>> {
     Ok(match &settings.url {
-        config::StoreUrl::File(path) => Arc::new(embedded::Embedded::open(path, settings.timeout)?),
-        config::StoreUrl::Mongo(url) => Arc::new(mongo::Mongo::open(url, settings).await?),
+        config::StoreUrl::File(path) => Arc::new(RedbStore::open(path, settings.timeout)?),
+        config::StoreUrl::Mongo(url) => Arc::new(MongoStore::open(url, settings).await?),
     })
 }
 
-/// What can be seen of the store that the settings name, changing nothing there.
-pub async fn inspect(settings: &config::Store) -> anyhow::Result<Vec<Finding>> {
+/// Checks the configured store for `muster doctor`, without changing it.
+pub async fn inspect(settings: &config::StoreSettings) -> anyhow::Result<Vec<Finding>> {
     match &settings.url {
         config::StoreUrl::File(path) => {
-            let mut findings = embedded::inspect(path);
-            findings.extend(embedded::reindex::inspect(path));
+            let mut findings = self::redb::inspect(path);
+            findings.extend(self::redb::reindex::inspect(path));
             Ok(findings)
         }
         config::StoreUrl::Mongo(url) => {
-            Ok(mongo::Mongo::open(url, settings).await?.inspect().await)
+            Ok(MongoStore::open(url, settings).await?.inspect().await)
         }
     }
 }
 
-/// Removes the database that the settings name, users and all. Only for a database of one's own,
-/// such as a benchmark's.
-pub async fn remove(settings: &config::Store) -> anyhow::Result<()> {
+/// Deletes the configured database with all its users. `muster bench` deletes the database that it created.
+pub async fn remove(settings: &config::StoreSettings) -> anyhow::Result<()> {
     match &settings.url {
         config::StoreUrl::File(path) => Ok(std::fs::remove_file(path)?),
         config::StoreUrl::Mongo(url) => mongo::remove(url, settings).await,

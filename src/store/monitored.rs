@@ -1,15 +1,18 @@
-//! A store whose failures show in `/ready`: a call that fails marks it as not ready, until it takes writes again.
+//! A wrapper around a store that reports its failures in `/ready`.
+//!
+//! A failed call marks the store as not ready. A background task then calls `prepare` every second until the
+//! store accepts writes again.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{ForeignIndex, Inserted, PrepareError, Store, StoreError, Taken};
-use crate::signup::{Record, RegistrationId, User, UserId};
-use crate::telemetry::Part;
+use super::{ForeignIndex, InsertOutcome, PrepareError, Store, StoreError, Conflicts};
+use crate::domain::{StoredUser, RegistrationId, User, UserId};
+use crate::telemetry::Component;
 
-/// Between two checks of a store that failed.
+/// Pause between two checks of a failed store.
 const CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Monitored {
@@ -17,28 +20,29 @@ pub(super) struct Monitored {
     readiness: Arc<Readiness>,
 }
 
-/// Shared by all stores in one place.
+/// The readiness of a database, shared by all handles of it.
 pub(super) struct Readiness {
-    part: Part,
-    /// Checked after a failure; ends with its last user.
+    part: Component,
+    /// The store that the background task checks. `Weak`, so that the task ends when the store is dropped.
     store: Weak<dyn Store>,
-    is_checked: Mutex<bool>,
+    /// Whether the background task is running.
+    is_checking: Mutex<bool>,
 }
 
 impl Monitored {
-    /// Reports to `part`, and checks `store` itself after a failure.
-    pub(super) fn new(store: Arc<dyn Store>, part: Part) -> Self {
-        let is_checked = Mutex::default();
-        let readiness = Readiness { part, store: Arc::downgrade(&store), is_checked };
+    /// Wraps `store` and reports its failures to `part`.
+    pub(super) fn new(store: Arc<dyn Store>, part: Component) -> Self {
+        let is_checking = Mutex::default();
+        let readiness = Readiness { part, store: Arc::downgrade(&store), is_checking };
         Self { store, readiness: Arc::new(readiness) }
     }
 
-    /// Another way to the same place.
+    /// Wraps another handle of the same database; both share one readiness.
     pub(super) fn sibling(&self, store: Arc<dyn Store>) -> Self {
         Self { store, readiness: self.readiness.clone() }
     }
 
-    fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+    fn report<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         if result.is_err() {
             self.readiness.failed();
         }
@@ -48,28 +52,30 @@ impl Monitored {
 
 impl Readiness {
     fn failed(self: &Arc<Self>) {
-        let mut is_checked = self.is_checked.lock().unwrap_or_else(PoisonError::into_inner);
-        if !std::mem::replace(&mut *is_checked, true) {
-            self.part.down("the store: a call failed or did not end in time");
+        let mut is_checking = self.is_checking.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut *is_checking, true) {
+            self.part.down("the store: a call failed or timed out");
             tokio::spawn(self.clone().check());
         }
     }
 
-    /// Checks the store until it takes writes, or is used no more.
+    /// Checks the store until it accepts writes or has been dropped.
     async fn check(self: Arc<Self>) {
         loop {
             tokio::time::sleep(CHECK_PAUSE).await;
             let Some(store) = self.store.upgrade() else { return };
             match store.prepare().await {
                 Ok(()) => {
-                    // Under the lock, so that a failure at this moment is not overlooked.
-                    let mut is_checked =
-                        self.is_checked.lock().unwrap_or_else(PoisonError::into_inner);
-                    *is_checked = false;
+                    // Reported under the lock, so that a concurrent failure starts a new check.
+                    let mut is_checking =
+                        self.is_checking.lock().unwrap_or_else(PoisonError::into_inner);
+                    *is_checking = false;
                     self.part.up();
                     return;
                 }
-                Err(PrepareError::Away(what) | PrepareError::Unfit(what)) => self.part.down(&what),
+                Err(PrepareError::Unavailable(reason) | PrepareError::Incompatible(reason)) => {
+                    self.part.down(&reason);
+                }
             }
         }
     }
@@ -81,28 +87,28 @@ impl Store for Monitored {
         self.store.prepare().await
     }
 
-    async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
-        self.noted(self.store.insert(record).await)
+    async fn insert(&self, record: StoredUser) -> Result<InsertOutcome, StoreError> {
+        self.report(self.store.insert(record).await)
     }
 
-    async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError> {
-        self.noted(self.store.registered(id).await)
+    async fn find_by_registration(&self, id: &RegistrationId) -> Result<Option<StoredUser>, StoreError> {
+        self.report(self.store.find_by_registration(id).await)
     }
 
-    async fn taken(
+    async fn find_conflicts(
         &self,
         username: Option<&str>,
         email_key: Option<&str>,
-    ) -> Result<Taken, StoreError> {
-        self.noted(self.store.taken(username, email_key).await)
+    ) -> Result<Conflicts, StoreError> {
+        self.report(self.store.find_conflicts(username, email_key).await)
     }
 
-    async fn refused_by(&self, record: &Record) -> Result<Option<ForeignIndex>, StoreError> {
-        self.noted(self.store.refused_by(record).await)
+    async fn find_foreign_index(&self, record: &StoredUser) -> Result<Option<ForeignIndex>, StoreError> {
+        self.report(self.store.find_foreign_index(record).await)
     }
 
-    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
-        self.noted(self.store.user(id).await)
+    async fn find_user(&self, id: UserId) -> Result<Option<User>, StoreError> {
+        self.report(self.store.find_user(id).await)
     }
 }
 
@@ -113,50 +119,50 @@ mod tests {
     use super::*;
     use crate::telemetry::Health;
 
-    /// Fails when it is set to.
+    /// A store whose calls fail while the flag is set.
     #[derive(Default)]
-    struct Failing(AtomicBool);
+    struct FailingStore(AtomicBool);
 
-    impl Failing {
-        fn answer<T>(&self, value: T) -> Result<T, StoreError> {
+    impl FailingStore {
+        fn result<T>(&self, value: T) -> Result<T, StoreError> {
             if self.0.load(Ordering::SeqCst) { Err(StoreError) } else { Ok(value) }
         }
     }
 
     #[async_trait]
-    impl Store for Failing {
+    impl Store for FailingStore {
         async fn prepare(&self) -> Result<(), PrepareError> {
-            self.answer(()).map_err(|_| PrepareError::Away("a full disk".into()))
+            self.result(()).map_err(|_| PrepareError::Unavailable("a full disk".into()))
         }
-        async fn insert(&self, _: Record) -> Result<Inserted, StoreError> {
-            self.answer(Inserted::Done)
+        async fn insert(&self, _: StoredUser) -> Result<InsertOutcome, StoreError> {
+            self.result(InsertOutcome::Inserted)
         }
-        async fn registered(&self, _: &RegistrationId) -> Result<Option<Record>, StoreError> {
-            self.answer(None)
+        async fn find_by_registration(&self, _: &RegistrationId) -> Result<Option<StoredUser>, StoreError> {
+            self.result(None)
         }
-        async fn taken(&self, _: Option<&str>, _: Option<&str>) -> Result<Taken, StoreError> {
-            self.answer(Taken::default())
+        async fn find_conflicts(&self, _: Option<&str>, _: Option<&str>) -> Result<Conflicts, StoreError> {
+            self.result(Conflicts::default())
         }
-        async fn user(&self, _: UserId) -> Result<Option<User>, StoreError> {
-            self.answer(None)
+        async fn find_user(&self, _: UserId) -> Result<Option<User>, StoreError> {
+            self.result(None)
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn readiness_follows_each_failure_and_recovers() {
+    async fn each_failure_clears_readiness_until_the_store_recovers() {
         let health = Health::default();
-        let failing = Arc::new(Failing::default());
-        let store = Monitored::new(failing.clone(), health.part("store"));
+        let failing = Arc::new(FailingStore::default());
+        let store = Monitored::new(failing.clone(), health.component("store"));
         let bulk = store.sibling(failing.clone());
         store.readiness.part.up();
         for round in 0..3 {
-            assert!(store.taken(None, None).await.is_ok() && health.is_ready());
+            assert!(store.find_conflicts(None, None).await.is_ok() && health.is_ready());
             failing.0.store(true, Ordering::SeqCst);
             let used = if round == 1 { &bulk } else { &store };
-            assert!(used.taken(None, None).await.is_err());
+            assert!(used.find_conflicts(None, None).await.is_err());
             assert!(!health.is_ready());
             tokio::time::sleep(CHECK_PAUSE * 3).await;
-            let report = format!("{:?}", health.report());
+            let report = format!("{:?}", health.states());
             assert!(report.contains("a full disk"), "{report}");
             failing.0.store(false, Ordering::SeqCst);
             tokio::time::sleep(CHECK_PAUSE * 2).await;

@@ -1,25 +1,27 @@
-//! Recomputing address keys that follow an older rule, in either store. `muster reindex` calls it; the
-//! stores refuse to start until it has run, because a key of an older rule does not keep a second user
-//! from registering the same mailbox.
+//! Recomputes address keys that follow an older rule, in either store, for `muster reindex`.
 //!
-//! Each user is changed on its own and the version is stored with the key, so an interrupted run is resumed
-//! by running it again. A user whose new key another user holds keeps the old one: that mailbox is guarded
-//! by the other user's key, and which of the two is right is for a person to decide.
+//! [`Store::prepare`](super::Store::prepare) fails until it has run: with a key of an older rule, a second user
+//! could register the same mailbox.
+//!
+//! Each user is updated alone and the version is stored with the key, so an interrupted run is resumed
+//! by running it again. If another user already has the new key, the user keeps the old one. The other
+//! user's key still protects the mailbox, and an operator decides which of the two users is right.
 
 use std::collections::HashMap;
 
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{embedded, mongo};
+use super::mongo::MongoStore;
+use super::redb::reindex::ReindexFile;
 use crate::config;
-use crate::signup::{Email, UserId, email::masked};
+use crate::domain::{Email, UserId, email::mask};
 
-/// What to do about outdated keys.
-pub(super) const REMEDY: &str = "stop all workers, see what would change with `muster reindex`, and change it \
-    with `muster reindex --apply`";
+/// How an operator updates outdated keys.
+pub(super) const REMEDY: &str = "stop all workers, list the changes with `muster reindex`, and make them with \
+    `muster reindex --apply`";
 
-/// Why a store with outdated keys is refused.
+/// The error text for a store with outdated keys.
 pub(super) fn due(store: &str) -> String {
     format!(
         "{store} has users whose address keys follow an older rule, so that one mailbox could be \
@@ -27,36 +29,36 @@ pub(super) fn due(store: &str) -> String {
     )
 }
 
-/// A user and the address whose key is in question.
+/// A user and the address from which the key is computed.
 #[derive(Clone)]
 pub(super) struct Holder {
     pub(super) id: UserId,
     pub(super) address: String,
 }
 
-/// How a store reaches its address keys.
+/// The address keys of a store.
 ///
-/// Rule 2 changes no key of ASCII alone, so such keys count as up to date whatever their version.
+/// Rule 2 changes no key that is pure ASCII, so such keys count as current whatever their version.
 #[async_trait]
-pub(super) trait Keys: Send {
-    /// Users with a key of an older rule.
+pub(super) trait AddressKeys: Send {
+    /// Lists the users with a key of an older rule.
     async fn outdated(&self) -> anyhow::Result<Vec<Holder>>;
 
-    /// The user who holds a key.
+    /// Returns the user who has a key.
     async fn holder(&self, key: &str) -> anyhow::Result<Option<Holder>>;
 
-    /// Stores a user's new key, or confirms the present one, and its version. `false` if another user
-    /// holds it.
+    /// Stores a user's new key and its version; `None` updates only the version. Returns false if another user
+    /// has the key.
     async fn store(&self, id: UserId, key: Option<&str>) -> anyhow::Result<bool>;
 
-    /// Notes that no user is left to recompute: workers start again.
+    /// Records that every key has been processed, so that workers can start.
     async fn finish(&self) -> anyhow::Result<()>;
 }
 
-/// Two users with one mailbox.
+/// Two users with the same mailbox.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Conflict {
+pub struct KeyConflict {
     /// The user who keeps a key of an older rule.
     #[serde(rename = "userId")]
     pub user: UserId,
@@ -69,50 +71,50 @@ pub struct Conflict {
     pub holder_address: String,
 }
 
-/// What was changed, or would be.
+/// The changes of a run, or of a dry run.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
-    /// Version of the rule.
+pub struct ReindexReport {
+    /// Version of the current rule.
     pub version: i32,
     /// Whether anything was changed.
     pub applied: bool,
     /// Users whose key followed an older rule.
     pub outdated: usize,
-    /// Of these, users with a key of the present rule now.
+    /// Of these, users who now have a key of the current rule.
     pub changed: usize,
-    /// Of these, users whose domain has no ASCII form. They keep their key: the present rules refuse to
-    /// register such an address again.
+    /// Of these, users whose domain has no ASCII form. They keep their key: such an address can no longer be
+    /// registered.
     pub without_ascii_form: usize,
-    /// Of these, users whose new key another user holds.
-    pub conflicts: Vec<Conflict>,
+    /// Of these, users whose new key another user has.
+    pub conflicts: Vec<KeyConflict>,
 }
 
-/// Recomputes the keys of the store that the settings name, or shows what would change. Calls `progress`
-/// with the number of users done and of all.
+/// Recomputes the keys of the configured store; without `apply`, a dry run. Calls `progress` with the number of
+/// users processed and the total.
 pub async fn reindex(
-    settings: &config::Store,
+    settings: &config::StoreSettings,
     apply: bool,
     progress: impl FnMut(usize, usize),
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<ReindexReport> {
     match &settings.url {
         config::StoreUrl::File(path) => {
-            run(&embedded::reindex::File::open(path, apply)?, apply, progress).await
+            run(&ReindexFile::open(path, apply)?, apply, progress).await
         }
         config::StoreUrl::Mongo(url) => {
-            let mongo = mongo::Mongo::open(url, settings).await?;
-            run(&mongo.keys(), apply, progress).await
+            let store = MongoStore::open(url, settings).await?;
+            run(&store.keys(), apply, progress).await
         }
     }
 }
 
 async fn run(
-    keys: &dyn Keys,
+    keys: &dyn AddressKeys,
     apply: bool,
     mut progress: impl FnMut(usize, usize),
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<ReindexReport> {
     let outdated = keys.outdated().await?;
-    let mut report = Report {
+    let mut report = ReindexReport {
         version: Email::KEY_VERSION,
         applied: apply,
         outdated: outdated.len(),
@@ -120,7 +122,7 @@ async fn run(
         without_ascii_form: 0,
         conflicts: Vec::new(),
     };
-    // New keys of this run, which a dry run does not find in the store.
+    // The keys that this run would write. A dry run does not find them in the store.
     let mut planned: HashMap<String, Holder> = HashMap::new();
     for (done, user) in outdated.iter().enumerate() {
         progress(done, outdated.len());
@@ -139,15 +141,15 @@ async fn run(
             None => keys.holder(key).await?.filter(|holder| holder.id != user.id),
         };
         match holder {
-            Some(holder) => report.conflicts.push(Conflict {
+            Some(holder) => report.conflicts.push(KeyConflict {
                 user: user.id,
-                address: masked(&user.address),
+                address: mask(&user.address),
                 holder: holder.id,
-                holder_address: masked(&holder.address),
+                holder_address: mask(&holder.address),
             }),
             None => {
-                // The holder has left meanwhile; the next run changes this user.
-                anyhow::ensure!(stored || !apply, "a user was changed meanwhile; run it again");
+                // The user who had the key has disappeared since; the next run updates this one.
+                anyhow::ensure!(stored || !apply, "users changed during the run; run it again");
                 planned.insert(key.to_owned(), user.clone());
                 report.changed += 1;
             }

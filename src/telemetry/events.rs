@@ -7,14 +7,14 @@ use std::fmt::Display;
 use super::metrics::Metrics;
 use super::stages::{Stage, Stages};
 use super::terminal;
-use crate::signup::ContractId;
+use crate::domain::ContractId;
 
 /// Label of the queue of bulk rows.
 const BULK: &str = "bulk";
 
 /// A registration that was answered over HTTP.
 #[derive(Debug)]
-pub struct Answered<'a> {
+pub struct SignupFields<'a> {
     /// The message's id; none where nothing was sent, because the request could not be read.
     pub id: Option<&'a str>,
     /// The contract that answered.
@@ -29,7 +29,7 @@ pub struct Answered<'a> {
 
 /// Fields logged for a message that a worker holds.
 #[derive(Clone, Copy, Debug)]
-pub struct Held<'a> {
+pub struct DeliveryFields<'a> {
     /// The message's id.
     pub id: &'a str,
     /// The queue it came from.
@@ -44,11 +44,11 @@ pub struct Held<'a> {
 
 /// A registration that a worker handled.
 #[derive(Debug)]
-pub struct Handled<'a> {
+pub struct RegistrationFields<'a> {
     /// The message's id.
     pub id: &'a str,
     /// Through which door it came.
-    pub door: &'static str,
+    pub queue: &'static str,
     /// Whose document it was.
     pub contract: ContractId,
     /// One word: the outcome, or why it was put aside.
@@ -61,16 +61,16 @@ pub struct Handled<'a> {
 
 /// Counts itself for as long as it lives.
 #[derive(Debug)]
-pub struct Gauged(prometheus::IntGauge);
+pub struct GaugeGuard(prometheus::IntGauge);
 
-impl Gauged {
+impl GaugeGuard {
     fn new(gauge: prometheus::IntGauge) -> Self {
         gauge.inc();
         Self(gauge)
     }
 }
 
-impl Drop for Gauged {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -79,10 +79,10 @@ impl Drop for Gauged {
 /// At a front.
 impl Metrics {
     /// A registration was answered over HTTP. The one line a signup has at the front.
-    pub fn answered(&self, signup: &Answered<'_>) {
-        let Answered { id, contract, outcome, status, stages } = *signup;
+    pub fn request_answered(&self, signup: &SignupFields<'_>) {
+        let SignupFields { id, contract, outcome, status, stages } = *signup;
         self.signups_total.with_label_values(&[contract.as_str(), outcome]).inc();
-        self.observe(stages, &[Stage::Read, Stage::Queue, Stage::Reply]);
+        self.observe_stages(stages, &[Stage::Read, Stage::Queue, Stage::Reply]);
         if let Some(total) = stages.get(Stage::Total) {
             let class = match status {
                 ..300 => "2xx",
@@ -90,7 +90,7 @@ impl Metrics {
                 400..500 => "4xx",
                 500.. => "5xx",
             };
-            self.signup_seconds.with_label_values(&[class]).observe(total.as_secs_f64());
+            self.signup_duration_seconds.with_label_values(&[class]).observe(total.as_secs_f64());
         }
         tracing::info!(
             target: "muster::signup",
@@ -110,23 +110,23 @@ impl Metrics {
     }
 
     /// A registration was refused with 503 and is in no queue.
-    pub fn refused(&self, reason: &'static str) {
-        self.refused_total.with_label_values(&[reason]).inc();
+    pub fn request_shed(&self, reason: &'static str) {
+        self.shed_total.with_label_values(&[reason]).inc();
     }
 
     /// A connection was opened; it is, until what this returns is dropped.
-    pub fn connected(&self) -> Gauged {
-        Gauged::new(self.connections.clone())
+    pub fn connection_opened(&self) -> GaugeGuard {
+        GaugeGuard::new(self.connections.clone())
     }
 
     /// A request waits for a worker until what this returns is dropped.
-    pub fn waits(&self) -> Gauged {
-        Gauged::new(self.requests_in_flight.clone())
+    pub fn request_in_flight(&self) -> GaugeGuard {
+        GaugeGuard::new(self.requests_in_flight.clone())
     }
 
     /// A reply came, and its call was over.
-    pub fn reply_late(&self) {
-        self.replies_late_total.inc();
+    pub fn reply_orphaned(&self) {
+        self.orphan_replies_total.inc();
         tracing::debug!("a reply came too late");
     }
 }
@@ -134,17 +134,17 @@ impl Metrics {
 /// At a worker.
 impl Metrics {
     /// A message is in the worker's hands until what this returns is dropped.
-    pub fn taken(&self, message: &Held<'_>) -> Gauged {
-        let Held { id, queue, contract, deliveries, attempt } = *message;
+    pub fn delivery_started(&self, message: &DeliveryFields<'_>) -> GaugeGuard {
+        let DeliveryFields { id, queue, contract, deliveries, attempt } = *message;
         tracing::debug!(id, queue, contract, deliveries, attempt, "taken");
-        Gauged::new(self.deliveries_in_flight.with_label_values(&[queue]))
+        GaugeGuard::new(self.deliveries_in_flight.with_label_values(&[queue]))
     }
 
     /// A registration came to its outcome. The one line it has at a worker.
-    pub fn handled(&self, registration: &Handled<'_>) {
-        let Handled { id, door, contract, outcome, is_from_front, stages } = *registration;
+    pub fn registration_handled(&self, registration: &RegistrationFields<'_>) {
+        let RegistrationFields { id, queue: door, contract, outcome, is_from_front, stages } = *registration;
         self.registrations_total.with_label_values(&[door, contract.as_str(), outcome]).inc();
-        self.observe(stages, &[Stage::Slot, Stage::Hash, Stage::Insert, Stage::Work]);
+        self.observe_stages(stages, &[Stage::Slot, Stage::Hash, Stage::Insert, Stage::Work]);
         macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(
@@ -181,24 +181,24 @@ impl Metrics {
     }
 
     /// A token's owner was looked up.
-    pub fn looked_up(&self, id: &str, outcome: &'static str) {
+    pub fn profile_looked_up(&self, id: &str, outcome: &'static str) {
         self.profiles_total.with_label_values(&[outcome]).inc();
         tracing::debug!(id, outcome, "looked up");
     }
 
     /// A registration was told of and its message acked.
-    pub fn settled(&self, stages: &Stages) {
-        self.observe(stages, &[Stage::Settle]);
+    pub fn delivery_settled(&self, stages: &Stages) {
+        self.observe_stages(stages, &[Stage::Settle]);
     }
 
     /// A reply has nowhere to go. Whoever waited is gone, or will ask again with the same key.
-    pub fn reply_undelivered(&self, id: &str, error: &dyn Display) {
-        self.replies_undelivered_total.inc();
+    pub fn reply_unroutable(&self, id: &str, error: &dyn Display) {
+        self.unroutable_replies_total.inc();
         tracing::info!(id, %error, "a reply was not delivered");
     }
 
     /// Exports the counter of refused events from now on, so that the first refusal is a change.
-    pub fn may_refuse_event(&self, event: &'static str) {
+    pub fn init_events_refused(&self, event: &'static str) {
         self.events_refused_total.with_label_values(&[event]);
     }
 
@@ -208,27 +208,27 @@ impl Metrics {
     }
 
     /// A message is put back, to be tried again.
-    pub fn retried(&self, message: &Held<'_>) {
+    pub fn delivery_retried(&self, message: &DeliveryFields<'_>) {
         self.retries_total.inc();
-        let Held { id, queue, contract, deliveries, attempt } = *message;
+        let DeliveryFields { id, queue, contract, deliveries, attempt } = *message;
         tracing::debug!(id, queue, contract, deliveries, attempt, "to be tried again");
     }
 
     /// A message may be put among the dead letters for this reason: shown from now on, so that the first
     /// time is seen as a change.
-    pub fn may_bury(&self, reason: &'static str) {
+    pub fn init_dead_letters(&self, reason: &'static str) {
         self.dead_letters_total.with_label_values(&[reason]);
     }
 
     /// A dead letter of this queue may be dropped; see [`Self::may_bury`].
-    pub fn may_drop(&self, queue: &'static str) {
+    pub fn init_dead_letters_dropped(&self, queue: &'static str) {
         self.dead_letters_dropped_total.with_label_values(&[queue]);
     }
 
     /// A message is put among the dead letters.
-    pub fn buried(&self, message: &Held<'_>, reason: &'static str) {
-        self.dead_letter(message.queue, reason);
-        let Held { id, queue, contract, deliveries, attempt } = *message;
+    pub fn dead_lettered(&self, message: &DeliveryFields<'_>, reason: &'static str) {
+        self.count_dead_letter(message.queue, reason);
+        let DeliveryFields { id, queue, contract, deliveries, attempt } = *message;
         tracing::warn!(
             id,
             queue,
@@ -247,9 +247,9 @@ impl Metrics {
     }
 
     /// The same with one whose properties cannot be read.
-    pub fn buried_unreadable(&self, queue: &'static str, what: &str) {
+    pub fn unreadable_dead_lettered(&self, queue: &'static str, what: &str) {
         let reason = "unreadable";
-        self.dead_letter(queue, reason);
+        self.count_dead_letter(queue, reason);
         tracing::warn!(queue, reason, what, "an unreadable message was put aside");
     }
 }
@@ -257,27 +257,27 @@ impl Metrics {
 /// At both.
 impl Metrics {
     /// A bulk row has its final outcome.
-    pub fn bulk_row(&self, outcome: &'static str) {
+    pub fn bulk_row_finished(&self, outcome: &'static str) {
         self.bulk_rows_total.with_label_values(&[outcome]).inc();
     }
 
-    fn dead_letter(&self, queue: &'static str, reason: &'static str) {
+    fn count_dead_letter(&self, queue: &'static str, reason: &'static str) {
         self.dead_letters_total.with_label_values(&[reason]).inc();
         if queue == BULK {
-            self.bulk_row("dead_letter");
+            self.bulk_row_finished("dead_letter");
         }
     }
 
     /// A connection to the broker was made again after one was lost.
-    pub fn reconnected(&self, connection: &'static str) {
+    pub fn broker_reconnected(&self, connection: &'static str) {
         self.broker_reconnects_total.with_label_values(&[connection]).inc();
         tracing::info!(connection, "connected to the broker again");
     }
 
-    fn observe(&self, stages: &Stages, observed: &[Stage]) {
+    fn observe_stages(&self, stages: &Stages, observed: &[Stage]) {
         for stage in observed {
             if let Some(took) = stages.get(*stage) {
-                let seconds = self.stage_seconds.with_label_values(&[stage.as_str()]);
+                let seconds = self.stage_duration_seconds.with_label_values(&[stage.as_str()]);
                 seconds.observe(took.as_secs_f64());
             }
         }

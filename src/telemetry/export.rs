@@ -18,13 +18,13 @@ use secrecy::ExposeSecret;
 
 use super::trace;
 use crate::config::{self, RootSampler};
-use crate::signup::id::random_hex;
+use crate::domain::id::random_hex;
 
 /// How long the end waits for what was not sent yet.
 const LAST_WORD: Duration = Duration::from_secs(3);
 
 /// Checks what a start would refuse, or the library would leave out without a word.
-pub fn check(settings: &config::Trace) -> anyhow::Result<()> {
+pub fn check(settings: &config::TraceSettings) -> anyhow::Result<()> {
     let headers = settings.headers.iter().fold(Request::post("/"), |request, (name, value)| {
         request.header(name, value.expose_secret())
     });
@@ -33,7 +33,7 @@ pub fn check(settings: &config::Trace) -> anyhow::Result<()> {
 }
 
 fn exporter(
-    settings: &config::Trace,
+    settings: &config::TraceSettings,
     client: impl HttpClient + 'static,
 ) -> anyhow::Result<SpanExporter> {
     let headers = settings.headers.iter();
@@ -58,11 +58,11 @@ impl HttpClient for Unused {
     }
 }
 
-fn sampler(settings: &config::Trace) -> Sampler {
+fn sampler(settings: &config::TraceSettings) -> Sampler {
     let root = match settings.sampler.root {
         RootSampler::AlwaysOn => Sampler::AlwaysOn,
         RootSampler::AlwaysOff => Sampler::AlwaysOff,
-        RootSampler::Ratio => Sampler::TraceIdRatioBased(settings.ratio),
+        RootSampler::Ratio => Sampler::TraceIdRatioBased(settings.sample_ratio),
     };
     if settings.sampler.parent_based { Sampler::ParentBased(Box::new(root)) } else { root }
 }
@@ -74,7 +74,7 @@ pub struct Export(SdkTracerProvider);
 impl Export {
     /// Makes spans from now on, and sends them with `client`.
     pub fn begin(
-        settings: &config::Trace,
+        settings: &config::TraceSettings,
         role: config::Role,
         client: impl HttpClient + 'static,
     ) -> anyhow::Result<Self> {
@@ -86,14 +86,14 @@ impl Export {
             KeyValue::new("service.instance.id", random_hex()),
             KeyValue::new("muster.role", role.as_str()),
         ];
-        let resource = Resource::builder().with_service_name(settings.service.clone());
+        let resource = Resource::builder().with_service_name(settings.service_name.clone());
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.with_attributes(about).build())
             .with_sampler(sampler(settings))
             .with_batch_exporter(Told { exporter, why, lost: AtomicU64::new(0) })
             .build();
         trace::begin(provider.tracer("muster"));
-        tracing::info!(endpoint = settings.endpoint, ratio = settings.ratio, "spans are sent");
+        tracing::info!(endpoint = settings.endpoint, sample_ratio = settings.sample_ratio, "spans are sent");
         Ok(Self(provider))
     }
 

@@ -20,14 +20,14 @@ type Warnings = Arc<Mutex<BTreeMap<&'static str, &'static str>>>;
 /// The last report of a part.
 #[derive(Debug)]
 struct Reported {
-    state: State,
+    state: ComponentState,
     /// When the state was last logged, or was first reported.
     logged: Instant,
 }
 
 /// How a part is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum ComponentState {
     /// It works.
     Up,
     /// It does not; the text says what it waits for.
@@ -36,27 +36,27 @@ pub enum State {
 
 /// A part's own line in the report.
 #[derive(Clone, Debug)]
-pub struct Part {
+pub struct Component {
     health: Health,
     name: &'static str,
 }
 
 impl Health {
     /// Adds a part, down until it reports.
-    pub fn part(&self, name: &'static str) -> Part {
-        let part = Part { health: self.clone(), name };
+    pub fn component(&self, name: &'static str) -> Component {
+        let part = Component { health: self.clone(), name };
         part.down("starting");
         part
     }
 
     /// Every part's state, by name.
-    pub fn report(&self) -> BTreeMap<&'static str, State> {
+    pub fn report(&self) -> BTreeMap<&'static str, ComponentState> {
         self.lock().iter().map(|(name, reported)| (*name, reported.state.clone())).collect()
     }
 
     /// Whether all parts are up.
     pub fn is_ready(&self) -> bool {
-        self.lock().values().all(|reported| reported.state == State::Up)
+        self.lock().values().all(|reported| reported.state == ComponentState::Up)
     }
 
     /// Sets or clears a warning, and logs it when that is news. The text names no address.
@@ -83,30 +83,30 @@ impl Health {
     }
 }
 
-impl Part {
+impl Component {
     /// Reports that it works, and logs it when that is news.
     pub fn up(&self) {
-        if self.set(State::Up) != Change::None {
+        if self.set(ComponentState::Up) != Change::None {
             tracing::info!(part = self.name, "ready");
         }
     }
 
     /// Reports what it waits for. Logs it when that is news, and again now and then while it lasts.
     pub fn down(&self, waiting_for: &str) {
-        if self.set(State::Down(waiting_for.to_owned())) == Change::News {
+        if self.set(ComponentState::Down(waiting_for.to_owned())) == Change::News {
             tracing::warn!(part = self.name, waiting_for, "not ready");
         }
     }
 
     /// Sets the state.
-    fn set(&self, state: State) -> Change {
+    fn set(&self, state: ComponentState) -> Change {
         let mut parts = self.health.lock();
         let now = Instant::now();
         let Some(reported) = parts.get_mut(self.name) else {
             parts.insert(self.name, Reported { state, logged: now });
             return Change::First;
         };
-        let is_down = state != State::Up;
+        let is_down = state != ComponentState::Up;
         let is_due = is_down && now.duration_since(reported.logged) >= LOG_AGAIN_AFTER;
         if reported.state == state && !is_due {
             return Change::None;
@@ -116,8 +116,8 @@ impl Part {
     }
 
     /// Reports that its end has begun. That is no news for the log: whoever asked for it knows.
-    pub fn ending(&self) {
-        self.set(State::Down("the end: it is stopping".to_owned()));
+    pub fn stopping(&self) {
+        self.set(ComponentState::Down("the end: it is stopping".to_owned()));
     }
 }
 
@@ -137,26 +137,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn reason_that_lasts_is_logged_again() {
-        let part = Health::default().part("queue");
-        let refused = || part.set(State::Down("missing permission".to_owned()));
+        let part = Health::default().component("queue");
+        let refused = || part.set(ComponentState::Down("missing permission".to_owned()));
         assert_eq!((refused(), refused()), (Change::News, Change::None));
         tokio::time::advance(LOG_AGAIN_AFTER).await;
         assert_eq!((refused(), refused()), (Change::News, Change::None));
         part.up();
         tokio::time::advance(LOG_AGAIN_AFTER).await;
-        assert_eq!((part.set(State::Up), refused()), (Change::None, Change::News));
+        assert_eq!((part.set(ComponentState::Up), refused()), (Change::None, Change::News));
     }
 
     #[test]
     fn ready_when_every_part_is() {
         let health = Health::default();
-        let (queue, store) = (health.part("queue"), health.part("store"));
+        let (queue, store) = (health.component("queue"), health.component("store"));
         queue.up();
         assert!(!health.is_ready());
         store.up();
         assert!(health.is_ready());
         queue.down("the broker");
         assert!(!health.is_ready());
-        assert_eq!(health.report()["queue"], State::Down("the broker".into()));
+        assert_eq!(health.report()["queue"], ComponentState::Down("the broker".into()));
     }
 }

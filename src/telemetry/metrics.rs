@@ -1,9 +1,9 @@
-//! The figures of this process, as Prometheus reads them. A field of [`Metrics`] is a metric: its name
-//! with `muster_` before it, its doc comment as the HELP. What changes them is in `events` (something
-//! happened) and `figures` (something is read at each scrape); nobody else can.
+//! The Prometheus metrics of this process. Each field of [`Metrics`] is a metric: its name is the field's with the
+//! prefix `muster_`, its HELP is the doc comment. Only `events` (when something happens) and `gauges` (at each
+//! scrape) change them.
 //!
-//! A `…Vec` shows nothing before it is first set: that is how a figure is left out where it is not known,
-//! those of the hash slots at a front too.
+//! A `…Vec` exports nothing until its first value. A metric without a value in this process is therefore absent,
+//! not zero: those of the hash pool at a front, for example.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,48 +13,48 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-pub use super::described::Described;
-use super::process::Process;
-use crate::signup::ContractId;
+pub use super::description::MetricDescription;
+use super::process::ProcessCollector;
+use crate::domain::ContractId;
 
-/// What the text that [`Metrics::render`] gives is called in HTTP.
+/// `Content-Type` of the text that [`Metrics::render`] returns.
 pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Bounds of the histograms in seconds: from a look at a map to a deadline.
-const SECONDS: [f64; 16] = [
+/// Upper bounds of the histogram buckets, in seconds: from an in-memory lookup to the request timeout.
+const BUCKETS: [f64; 16] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0,
 ];
 
-/// Reads figures that somebody else keeps.
-type Source = Box<dyn Fn(&Metrics) + Send + Sync>;
+/// Sets metrics whose values another module keeps.
+type ScrapeHook = Box<dyn Fn(&Metrics) + Send + Sync>;
 
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $name:ident: $kind:ty $([$($label:literal),+])?;)+) => {
-        /// Every metric there is.
-        pub const DESCRIBED: &[Described] = &[$(Described {
+        /// All metrics with the prefix `muster_`.
+        pub const DESCRIPTIONS: &[MetricDescription] = &[$(MetricDescription {
             name: concat!("muster_", stringify!($name)),
-            kind: <$kind as Kind>::NAME,
+            kind: <$kind as MetricKind>::NAME,
             labels: &[$($($label),+)?],
             help: concat!($($help),+).trim_ascii(),
         }),+];
 
-        /// Everything this process counts and measures.
+        /// The counters, gauges and histograms of this process.
         pub struct Metrics {
             registry: Registry,
-            sources: Mutex<Vec<Source>>,
+            hooks: Mutex<Vec<ScrapeHook>>,
             $($(#[doc = $help])+ pub(super) $name: $kind,)+
         }
 
         impl Default for Metrics {
             fn default() -> Self {
-                let (registry, mut described) = (Registry::new(), DESCRIBED.iter());
-                $(let $name: $kind = registered(&registry, described.next());)+
-                if let Some(process) = Process::new() {
-                    registry.register(Box::new(process)).expect("each name is there once");
+                let (registry, mut descriptions) = (Registry::new(), DESCRIPTIONS.iter());
+                $(let $name: $kind = register(&registry, descriptions.next());)+
+                if let Some(process) = ProcessCollector::new() {
+                    registry.register(Box::new(process)).expect("metric names are unique");
                 }
-                let metrics = Self { registry, sources: Mutex::default(), $($name),+ };
-                metrics.begin();
+                let metrics = Self { registry, hooks: Mutex::default(), $($name),+ };
+                metrics.init();
                 metrics
             }
         }
@@ -64,143 +64,143 @@ macro_rules! metrics {
 metrics! {
     /// Version of muster, as a label; always 1.
     build_info: IntGaugeVec ["version"];
-    /// Registrations answered over HTTP, by contract and outcome.
+    /// HTTP responses to signups, by contract and outcome.
     signups_total: IntCounterVec ["contract", "outcome"];
-    /// Time from a registration's headers to its answer over HTTP, by the class of its status.
-    signup_seconds: HistogramVec ["status"];
-    /// Time a stage of a registration took: read, queue and reply at fronts; slot, hash, insert, work and
+    /// Time from the headers of a signup request to its HTTP response, by status class.
+    signup_duration_seconds: HistogramVec ["status"];
+    /// Duration of each stage of a registration: read, queue and reply at fronts; slot, hash, insert, work and
     /// settle at workers.
-    stage_seconds: HistogramVec ["stage"];
-    /// Registrations refused with 503 before they were queued, by reason: in_flight, backlog or queue.
-    refused_total: IntCounterVec ["reason"];
-    /// Bulk rows by final outcome, from any entry point: AMQP, POST /registrations or an import. Fronts count the
-    /// rows that they refuse, workers all others; dead_letter counts those that became dead letters.
+    stage_duration_seconds: HistogramVec ["stage"];
+    /// Signups refused with 503 before they were published, by reason: in_flight, backlog or queue.
+    shed_total: IntCounterVec ["reason"];
+    /// Bulk rows by final outcome, from every entry point: AMQP, POST /registrations and imports. Fronts count the
+    /// rows that they refuse, workers all others; dead_letter counts dead-lettered rows.
     bulk_rows_total: IntCounterVec ["outcome"];
     /// Open HTTP connections.
     connections: IntGauge;
-    /// Requests over HTTP that wait for a worker's answer.
+    /// HTTP requests that wait for a worker's reply.
     requests_in_flight: IntGauge;
-    /// Replies that came when nobody waited for them any more.
-    replies_late_total: IntCounter;
-    /// Replies that a worker could not deliver: the queue they were for is gone.
-    replies_undelivered_total: IntCounter;
-    /// Registrations a worker has handled, by door, contract and outcome.
-    registrations_total: IntCounterVec ["door", "contract", "outcome"];
-    /// Registrations that a unique index of another program refused, by the index.
+    /// Replies that arrived after their request had ended.
+    orphan_replies_total: IntCounter;
+    /// Replies that a worker could not deliver, because the reply queue no longer exists.
+    unroutable_replies_total: IntCounter;
+    /// Registrations handled by a worker, by queue, contract and outcome.
+    registrations_total: IntCounterVec ["queue", "contract", "outcome"];
+    /// Registrations refused by a unique index that another program created, by index.
     foreign_index_conflicts_total: IntCounterVec ["index"];
-    /// Look-ups of a token's owner a worker has handled, by outcome.
+    /// Profile lookups handled by a worker, by outcome.
     profiles_total: IntCounterVec ["outcome"];
-    /// Messages a worker is handling, by door.
-    deliveries_in_flight: IntGaugeVec ["door"];
-    /// Times that the broker did not accept an event, by event; the event is published again every second and
-    /// its message is held.
+    /// Messages that a worker is handling, by queue.
+    deliveries_in_flight: IntGaugeVec ["queue"];
+    /// Failed publishes of an event, by event. The worker holds the message and publishes the event again every
+    /// second.
     events_refused_total: IntCounterVec ["event"];
-    /// Messages a worker put back to be tried again.
+    /// Messages that a worker scheduled for a retry.
     retries_total: IntCounter;
-    /// Messages a worker put among the dead letters or, where there are none, gave up, by reason.
+    /// Messages that a worker dead-lettered or, with the local queue, gave up, by reason.
     dead_letters_total: IntCounterVec ["reason"];
-    /// Interactive and profile messages that a worker dropped because the dead-letter queue had no room for
-    /// them, by queue.
+    /// Interactive and profile messages that a worker dropped because the dead-letter queue was full, by queue.
     dead_letters_dropped_total: IntCounterVec ["queue"];
-    /// Part of the room for dead letters that is taken, by the x-max-length that their queue has on the broker;
-    /// at 1 workers keep the bulk rows that should go there. Every front sees the same queue: take the greatest,
-    /// not the sum.
-    dead_letters_room_used_ratio: GaugeVec;
-    /// Connections to the broker that were made again after one was lost, by what it is for.
+    /// Messages in the dead-letter queue, divided by its x-max-length on the broker. At 1 workers hold bulk rows
+    /// that they would dead-letter. Every front samples the same queue: use max, not sum.
+    dead_letter_queue_fill_ratio: GaugeVec;
+    /// Reconnects to the broker after a lost connection, by purpose of the connection.
     broker_reconnects_total: IntCounterVec ["connection"];
-    /// Registrations that wait in the queue for a worker, by door. Every process sees the same queue: take
-    /// the greatest, not the sum.
-    backlog_messages: IntGaugeVec ["door"];
-    /// Processor time it takes to hash the passwords of the registrations that wait, by door: what to scale
-    /// workers by. Bulk rows that bring a hash count as if they had a password. Every process sees the same
-    /// queue: take the greatest, not the sum.
-    backlog_cpu_seconds: GaugeVec ["door"];
+    /// Registrations in a queue that no worker has received yet, by queue. Every process samples the same queue:
+    /// use max, not sum.
+    queue_messages_ready: IntGaugeVec ["queue"];
+    /// Processor time needed to hash the passwords of all registrations in a queue, by queue; scale workers by it.
+    /// Bulk rows with a password hash count like rows with a password. Every process samples the same queue: use
+    /// max, not sum.
+    backlog_cpu_seconds: GaugeVec ["queue"];
     /// Threads that hash passwords.
     hash_threads: IntGaugeVec;
     /// Threads that are hashing now.
     hash_threads_busy: IntGaugeVec;
-    /// Passwords each thread can hash at once.
+    /// Passwords that each thread hashes in parallel.
     hash_lanes: IntGaugeVec;
-    /// Whether the bcrypt crate hashes because the lanes failed their test or are slower here: 1 or 0.
+    /// 1 if the bcrypt crate hashes, because the parallel kernels failed their self-test or are slower on this
+    /// machine; otherwise 0.
     hash_fallback: IntGaugeVec;
-    /// Passwords that wait for a hash slot.
-    hash_waiting: IntGaugeVec;
-    /// Passwords that were hashed or verified.
+    /// Passwords in the hash queue.
+    hash_queue_length: IntGaugeVec;
+    /// Passwords hashed or verified.
     hash_jobs_total: IntCounter;
-    /// Time that all hashing threads together were at work, in seconds.
+    /// Time that all hash threads together spent hashing, in seconds.
     hash_busy_seconds_total: Counter;
-    /// Time that all passwords together were in a lane, in seconds; to the busy time it is how many lanes
-    /// were occupied.
+    /// Time that all passwords together spent in a lane, in seconds. Divided by the busy time it is the average
+    /// number of occupied lanes.
     hash_lane_seconds_total: Counter;
-    /// Passwords that all threads together can hash in a second at present.
+    /// Current capacity of all hash threads together, in passwords per second.
     hash_capacity_per_second: GaugeVec;
-    /// Whether a component can work, as in /ready: 1 or 0, by component.
+    /// 1 if a component is ready, otherwise 0, by component, as in /ready.
     component_ready: IntGaugeVec ["component"];
-    /// Time at which a TLS certificate expires, in seconds since 1970: front is that of front.tls_cert as it is in
-    /// use, queue that of queue.cert_file.
+    /// Expiry time of a TLS certificate in seconds since 1970, by certificate: front is the one in use from
+    /// front.tls_cert, queue the one of queue.cert_file.
     tls_certificate_expiry_timestamp_seconds: IntGaugeVec ["certificate"];
-    /// Log lines that were lost, because standard error could not be written or was not read.
+    /// Log lines dropped because standard error could not be written or was not read.
     log_lines_lost_total: IntCounter;
 }
 
 impl Metrics {
-    /// What is known from the start, so that a rate has a zero to begin at.
-    fn begin(&self) {
+    /// Exports these series as zero from the start, so that the first increment counts in a rate.
+    fn init(&self) {
         self.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         for contract in ContractId::ALL {
             self.signups_total.with_label_values(&[contract.as_str(), "registered"]);
         }
         self.bulk_rows_total.with_label_values(&["registered"]);
         for reason in ["in_flight", "backlog", "queue"] {
-            self.refused_total.with_label_values(&[reason]);
+            self.shed_total.with_label_values(&[reason]);
         }
         for class in ["2xx", "4xx", "5xx"] {
-            self.signup_seconds.with_label_values(&[class]);
+            self.signup_duration_seconds.with_label_values(&[class]);
         }
     }
 
-    /// Reads figures that somebody else keeps, at each scrape from now on.
-    pub fn at_scrape(&self, source: impl Fn(&Self) + Send + Sync + 'static) {
-        self.sources().push(Box::new(source));
+    /// Registers a hook that sets metrics at each scrape.
+    pub fn at_scrape(&self, hook: impl Fn(&Self) + Send + Sync + 'static) {
+        self.hooks().push(Box::new(hook));
     }
 
-    /// All figures in Prometheus' text format.
+    /// Returns all metrics in the Prometheus text format.
     pub fn render(&self) -> String {
-        // Held to the end: of two scrapes at once each reads its own figures.
-        let sources = self.sources();
-        for read in sources.iter() {
-            read(self);
+        // The lock is held until the end, so that concurrent scrapes do not mix their values.
+        let hooks = self.hooks();
+        for set in hooks.iter() {
+            set(self);
         }
-        self.log_lines_lost(super::stderr::lost());
+        self.set_log_lines_lost(super::stderr::lost());
         let families = self.registry.gather();
         TextEncoder::new().encode_to_string(&families).unwrap_or_default()
     }
 
-    fn sources(&self) -> MutexGuard<'_, Vec<Source>> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    fn hooks(&self) -> MutexGuard<'_, Vec<ScrapeHook>> {
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a metric can be.
-trait Kind: Collector + Clone + 'static {
+/// A metric type.
+trait MetricKind: Collector + Clone + 'static {
     const NAME: &'static str;
-    fn make(opts: Opts, labels: &[&str]) -> prometheus::Result<Self>;
+    fn create(opts: Opts, labels: &[&str]) -> prometheus::Result<Self>;
 }
 
-fn registered<K: Kind>(registry: &Registry, described: Option<&Described>) -> K {
-    let made = described.ok_or(prometheus::Error::Msg("no such metric".into())).and_then(|it| {
-        let made = K::make(Opts::new(it.name, it.help), it.labels)?;
-        registry.register(Box::new(made.clone()))?;
-        Ok(made)
+fn register<K: MetricKind>(registry: &Registry, description: Option<&MetricDescription>) -> K {
+    let missing = || prometheus::Error::Msg("metric without a description".into());
+    let metric = description.ok_or_else(missing).and_then(|it| {
+        let metric = K::create(Opts::new(it.name, it.help), it.labels)?;
+        registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
     });
-    made.expect("names and labels are valid, and each is there once: a test makes them all")
+    metric.expect("names and labels are valid and unique: a test registers all metrics")
 }
 
 macro_rules! kinds {
     ($($kind:ty: $name:literal, |$opts:ident, $labels:ident| $make:expr;)+) => {
-        $(impl Kind for $kind {
+        $(impl MetricKind for $kind {
             const NAME: &'static str = $name;
-            fn make($opts: Opts, $labels: &[&str]) -> prometheus::Result<Self> {
+            fn create($opts: Opts, $labels: &[&str]) -> prometheus::Result<Self> {
                 $make
             }
         })+
@@ -215,7 +215,7 @@ kinds! {
     IntGauge: "gauge", |opts, _labels| Self::with_opts(opts);
     IntGaugeVec: "gauge", |opts, labels| Self::new(opts, labels);
     HistogramVec: "histogram", |opts, labels| {
-        Self::new(HistogramOpts::from(opts).buckets(SECONDS.to_vec()), labels)
+        Self::new(HistogramOpts::from(opts).buckets(BUCKETS.to_vec()), labels)
     };
 }
 
@@ -224,10 +224,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_doc_comment_is_the_help() {
+    fn doc_comment_is_the_help_text() {
         let metrics = Metrics::default();
         metrics.at_scrape(|metrics| metrics.connections.set(7));
-        metrics.stage_seconds.with_label_values(&["hash"]);
+        metrics.stage_duration_seconds.with_label_values(&["hash"]);
         let text = metrics.render();
         assert!(text.contains("# HELP muster_connections Open HTTP connections.\n"), "{text}");
         assert!(text.contains("# TYPE muster_connections gauge\nmuster_connections 7\n"), "{text}");

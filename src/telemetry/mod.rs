@@ -1,10 +1,9 @@
-//! What muster tells about itself: log lines, traces, figures, whether it is ready, and what is wrong with its
-//! parts.
+//! Telemetry of a process: logs, traces, metrics, readiness, and the findings of `muster doctor`.
 
-mod described;
+mod description;
 pub mod events;
 pub mod export;
-pub mod figures;
+pub mod gauges;
 pub mod finding;
 pub mod health;
 pub mod logs;
@@ -17,13 +16,13 @@ pub mod trace;
 
 use std::sync::Arc;
 
-use health::State;
-pub use health::{Health, Part};
+use health::ComponentState;
+pub use health::{Health, Component};
 pub use metrics::Metrics;
 pub use stages::{Stage, Stages};
 pub use trace::TraceContext;
 
-/// Health and metrics of one process. Clones share them.
+/// Health and metrics of one process. Clones share the same state.
 #[derive(Clone)]
 pub struct Telemetry {
     /// State of each component.
@@ -37,8 +36,8 @@ impl Default for Telemetry {
         let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
         let components = health.clone();
         metrics.at_scrape(move |metrics| {
-            for (component, state) in components.report() {
-                metrics.component_ready(component, state == State::Up);
+            for (component, state) in components.states() {
+                metrics.set_component_ready(component, state == ComponentState::Up);
             }
         });
         Self { health, metrics }

@@ -1,4 +1,4 @@
-//! Processor time, memory and open files of this process, under the names that every client of Prometheus uses.
+//! Processor time, memory and open files of this process, under the standard names of Prometheus client libraries.
 //! Read from `/proc` at each scrape; absent on systems without it.
 
 use std::fs;
@@ -9,42 +9,38 @@ use prometheus::{Counter, Gauge};
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
 
-use super::described::Described;
+use super::description::MetricDescription;
 
-/// Every metric of the process.
-pub const DESCRIBED: &[Described] = &[
-    described("process_cpu_seconds_total", "counter", "Processor time of the process, in seconds."),
-    described(
-        "process_resident_memory_bytes",
-        "gauge",
-        "Resident memory of the process, in bytes.",
-    ),
-    described("process_virtual_memory_bytes", "gauge", "Virtual memory of the process, in bytes."),
-    described("process_open_fds", "gauge", "Open file descriptors of the process."),
-    described("process_max_fds", "gauge", "Most file descriptors that the process may open."),
-    described(
+/// All process metrics.
+pub const DESCRIPTIONS: &[MetricDescription] = &[
+    describe("process_cpu_seconds_total", "counter", "Processor time of the process, in seconds."),
+    describe("process_resident_memory_bytes", "gauge", "Resident memory of the process, in bytes."),
+    describe("process_virtual_memory_bytes", "gauge", "Virtual memory of the process, in bytes."),
+    describe("process_open_fds", "gauge", "Open file descriptors of the process."),
+    describe("process_max_fds", "gauge", "Limit of open file descriptors of the process."),
+    describe(
         "process_start_time_seconds",
         "gauge",
         "Time at which the process started, in seconds since 1970.",
     ),
 ];
 
-const fn described(name: &'static str, kind: &'static str, help: &'static str) -> Described {
-    Described { name, kind, labels: &[], help }
+const fn describe(name: &'static str, kind: &'static str, help: &'static str) -> MetricDescription {
+    MetricDescription { name, kind, labels: &[], help }
 }
 
-/// Reads the metrics of the process when they are collected.
-pub(super) struct Process {
+/// Collects the process metrics at each scrape.
+pub(super) struct ProcessCollector {
     cpu: Counter,
-    /// In the order of [`DESCRIBED`], without the counter.
+    /// In the order of [`DESCRIPTIONS`], without the counter.
     gauges: Vec<Gauge>,
-    /// When the system started, in seconds since 1970.
+    /// Boot time of the system, in seconds since 1970.
     boot_time: u64,
 }
 
-/// The values at one time.
+/// Values read at one time.
 #[derive(Debug, PartialEq)]
-struct Sample {
+struct ProcessSample {
     cpu_seconds: f64,
     resident_bytes: f64,
     virtual_bytes: f64,
@@ -53,11 +49,11 @@ struct Sample {
     start_time: f64,
 }
 
-impl Process {
+impl ProcessCollector {
     /// Returns none on a system without `/proc`.
     pub(super) fn new() -> Option<Self> {
         let boot_time = boot_time(&fs::read_to_string("/proc/stat").ok()?)?;
-        let (cpu, gauges) = DESCRIBED.split_first()?;
+        let (cpu, gauges) = DESCRIPTIONS.split_first()?;
         let gauges = gauges.iter().map(|gauge| Gauge::new(gauge.name, gauge.help));
         let process = Self {
             cpu: Counter::new(cpu.name, cpu.help).ok()?,
@@ -67,12 +63,12 @@ impl Process {
         process.sample().map(|_| process)
     }
 
-    fn sample(&self) -> Option<Sample> {
-        let stat = Stat::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
+    fn sample(&self) -> Option<ProcessSample> {
+        let stat = ProcStat::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
         let ticks = clock_ticks_per_second() as f64;
-        // Without the one by which the folder is read.
+        // The descriptor of this directory listing does not count.
         let open = fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
-        Some(Sample {
+        Some(ProcessSample {
             cpu_seconds: stat.cpu_ticks as f64 / ticks,
             resident_bytes: stat.resident_pages as f64 * page_size() as f64,
             virtual_bytes: stat.virtual_bytes as f64,
@@ -83,7 +79,7 @@ impl Process {
     }
 }
 
-impl Collector for Process {
+impl Collector for ProcessCollector {
     fn desc(&self) -> Vec<&Desc> {
         self.gauges.iter().flat_map(Collector::desc).chain(self.cpu.desc()).collect()
     }
@@ -105,18 +101,18 @@ impl Collector for Process {
     }
 }
 
-/// The fields of `/proc/self/stat` that are used.
+/// The fields of `/proc/self/stat` that the metrics use.
 #[derive(Debug, PartialEq)]
-struct Stat {
+struct ProcStat {
     cpu_ticks: u64,
     start_ticks: u64,
     virtual_bytes: u64,
     resident_pages: u64,
 }
 
-impl Stat {
+impl ProcStat {
     fn parse(text: &str) -> Option<Self> {
-        // The program's name may hold spaces and parentheses. The state, field 3 of proc(5), comes after it.
+        // The process name may contain spaces and parentheses. The state follows it: field 3 in proc(5).
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         Some(Self {
@@ -141,9 +137,9 @@ mod tests {
         let text = "7 (a) (b c) S 1 7 7 0 -1 4194560 9 0 0 0 120 30 0 0 20 0 3 0 5000 8192 2 \
             18446744073709551615 1 1\n";
         let stat =
-            Stat { cpu_ticks: 150, start_ticks: 5000, virtual_bytes: 8192, resident_pages: 2 };
-        assert_eq!(Stat::parse(text), Some(stat));
-        assert_eq!(Stat::parse("7 (a) S 1"), None);
+            ProcStat { cpu_ticks: 150, start_ticks: 5000, virtual_bytes: 8192, resident_pages: 2 };
+        assert_eq!(ProcStat::parse(text), Some(stat));
+        assert_eq!(ProcStat::parse("7 (a) S 1"), None);
         assert_eq!(boot_time("cpu 1 2\nbtime 1700000000\n"), Some(1_700_000_000));
     }
 }

@@ -107,7 +107,7 @@ impl Stages {
     }
 
     /// Reads what [`Stages::to_server_timing`] wrote; what it does not know is left out.
-    pub fn of_server_timing(text: &str) -> Self {
+    pub fn from_server_timing(text: &str) -> Self {
         let mut stages = Self::default();
         for entry in text.split(',') {
             let Some((name, ms)) = entry.trim().split_once(";dur=") else { continue };
@@ -139,14 +139,14 @@ mod tests {
         stages.add(Stage::Insert, Duration::from_micros(2));
         let text = stages.to_server_timing();
         assert_eq!(text, "slot;dur=0, hash;dur=210.1, insert;dur=0.003");
-        assert_eq!(Stages::of_server_timing(&text), stages);
+        assert_eq!(Stages::from_server_timing(&text), stages);
     }
 
     #[test]
     fn rubbish_is_no_time() {
         let rubbish = "hash, hash;dur=x, hash;dur=-1, hash;dur=inf, other;dur=1, ;dur=1,,";
-        assert_eq!(Stages::of_server_timing(rubbish), Stages::default());
-        let long = Stages::of_server_timing("hash;dur=1e300, slot;dur=1e18,hash;dur=2");
+        assert_eq!(Stages::from_server_timing(rubbish), Stages::default());
+        let long = Stages::from_server_timing("hash;dur=1e300, slot;dur=1e18,hash;dur=2");
         assert_eq!(long.ms(Stage::Hash), Some(2.0));
         assert_eq!(long.get(Stage::Slot), Some(LONGEST));
     }

@@ -216,7 +216,7 @@ mod tests {
     const PARENT: &str = "00f067aa0ba902b7";
 
     fn read(traceparent: &str, tracestate: &str) -> Vec<(&'static str, String)> {
-        TraceContext::read(Some(traceparent), Some(tracestate)).headers().collect()
+        TraceContext::from_headers(Some(traceparent), Some(tracestate)).headers().collect()
     }
 
     #[test]
@@ -253,7 +253,7 @@ mod tests {
         ] {
             assert_eq!(read(&wrong, "vendor=1"), [], "{wrong}");
         }
-        assert_eq!(TraceContext::read(None, Some("vendor=1")), TraceContext::default());
+        assert_eq!(TraceContext::from_headers(None, Some("vendor=1")), TraceContext::default());
     }
 
     #[test]
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn without_a_collector_a_context_passes_through() {
-        let context = TraceContext::read(Some(&format!("00-{TRACE}-{PARENT}-01")), Some("a=1"));
+        let context = TraceContext::from_headers(Some(&format!("00-{TRACE}-{PARENT}-01")), Some("a=1"));
         let span = context.span(Kind::Server, "a signup");
         assert_eq!(span.context(), &context);
         assert!(span.log().is_none());

@@ -33,7 +33,7 @@ const RSA_BITS: usize = 2048;
 
 /// How a key signs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Algorithm {
+pub enum SigningAlgorithm {
     /// HMAC with SHA-256: who verifies could also sign.
     Hs256,
     /// Ed25519: small keys, small signatures.
@@ -44,7 +44,7 @@ pub enum Algorithm {
     Rs256,
 }
 
-impl Algorithm {
+impl SigningAlgorithm {
     /// Those whose verifiers need a public key only.
     pub const PUBLIC: [Self; 3] = [Self::EdDsa, Self::Es256, Self::Rs256];
 
@@ -69,28 +69,28 @@ impl Algorithm {
 }
 
 /// A key that signs and verifies.
-pub struct Key {
-    algorithm: Algorithm,
+pub struct TokenKey {
+    algorithm: SigningAlgorithm,
     /// Its public half; none of a secret.
     public: Option<Jwk>,
-    private: Private,
+    private: PrivateKey,
     pub(super) verifying: DecodingKey,
 }
 
-enum Private {
+enum PrivateKey {
     Library(EncodingKey),
     /// ring signs in constant time, which the library's RSA does not promise.
     Rsa(Box<ring::rsa::KeyPair>),
 }
 
-impl Key {
+impl TokenKey {
     /// The HS256 key; at least 32 bytes, as the settings make sure of.
     pub fn secret(secret: &SecretString) -> Self {
         let secret = secret.expose_secret().as_bytes();
         Self {
-            algorithm: Algorithm::Hs256,
+            algorithm: SigningAlgorithm::Hs256,
             public: None,
-            private: Private::Library(EncodingKey::from_secret(secret)),
+            private: PrivateKey::Library(EncodingKey::from_secret(secret)),
             verifying: DecodingKey::from_secret(secret),
         }
     }
@@ -126,23 +126,23 @@ impl Key {
                 // The library wants it without the public half that some programs add.
                 let plain = PrivateKeyInfo::new(info.algorithm, info.private_key);
                 let plain = SecretDocument::try_from(plain).context("an Ed25519 key")?;
-                Self::of(Algorithm::EdDsa, EncodingKey::from_ed_der(plain.as_bytes()))
+                Self::from_encoding_key(SigningAlgorithm::EdDsa, EncodingKey::from_ed_der(plain.as_bytes()))
             }
             (ELLIPTIC_CURVE, Some(P256)) => {
-                Self::of(Algorithm::Es256, EncodingKey::from_ec_der(document.as_bytes()))
+                Self::from_encoding_key(SigningAlgorithm::Es256, EncodingKey::from_ec_der(document.as_bytes()))
             }
-            (RSA, _) => Self::of_rsa(document.as_bytes()),
+            (RSA, _) => Self::from_rsa_der(document.as_bytes()),
             _ => bail!("holds a key for something else; Ed25519, P-256 and RSA keys sign tokens"),
         }
     }
 
-    fn of(algorithm: Algorithm, private: EncodingKey) -> anyhow::Result<Self> {
+    fn from_encoding_key(algorithm: SigningAlgorithm, private: EncodingKey) -> anyhow::Result<Self> {
         let public = Jwk::from_encoding_key(&private, algorithm.jwa());
         let Ok(public) = public else { bail!("holds a broken {} key", algorithm.as_str()) };
-        Self::with_public(algorithm, public, Private::Library(private))
+        Self::with_public(algorithm, public, PrivateKey::Library(private))
     }
 
-    fn of_rsa(der: &[u8]) -> anyhow::Result<Self> {
+    fn from_rsa_der(der: &[u8]) -> anyhow::Result<Self> {
         let pair = match ring::rsa::KeyPair::from_pkcs8(der) {
             Ok(pair) => pair,
             Err(rejected) => {
@@ -161,13 +161,13 @@ impl Key {
                 e: BASE64.encode(half.e),
             }),
         };
-        Self::with_public(Algorithm::Rs256, public, Private::Rsa(Box::new(pair)))
+        Self::with_public(SigningAlgorithm::Rs256, public, PrivateKey::Rsa(Box::new(pair)))
     }
 
     fn with_public(
-        algorithm: Algorithm,
+        algorithm: SigningAlgorithm,
         mut public: Jwk,
-        private: Private,
+        private: PrivateKey,
     ) -> anyhow::Result<Self> {
         let verifying = DecodingKey::from_jwk(&public)?;
         // The thumbprint (RFC 7638): the same key has the same id wherever it is read.
@@ -177,7 +177,7 @@ impl Key {
     }
 
     /// How it signs.
-    pub fn algorithm(&self) -> Algorithm {
+    pub fn algorithm(&self) -> SigningAlgorithm {
         self.algorithm
     }
 
@@ -187,7 +187,7 @@ impl Key {
     }
 
     /// Its public half as JSON (RFC 7517); a secret has none.
-    pub fn public(&self) -> Option<serde_json::Value> {
+    pub fn public_jwk(&self) -> Option<serde_json::Value> {
         serde_json::to_value(self.public.as_ref()?).ok()
     }
 
@@ -196,8 +196,8 @@ impl Key {
         let mut header = Header::new(self.algorithm.jwa());
         header.kid = self.id().map(str::to_owned);
         let pair = match &self.private {
-            Private::Library(key) => return Ok(jsonwebtoken::encode(&header, claims, key)?),
-            Private::Rsa(pair) => pair,
+            PrivateKey::Library(key) => return Ok(jsonwebtoken::encode(&header, claims, key)?),
+            PrivateKey::Rsa(pair) => pair,
         };
         let [header, claims] = [serde_json::to_vec(&header)?, serde_json::to_vec(claims)?];
         let mut token = format!("{}.{}", BASE64.encode(header), BASE64.encode(claims));
@@ -211,9 +211,9 @@ impl Key {
 }
 
 /// A new private key as the text of a PEM file. RSA takes a moment.
-pub fn generate(algorithm: Algorithm) -> anyhow::Result<Zeroizing<String>> {
+pub fn generate(algorithm: SigningAlgorithm) -> anyhow::Result<Zeroizing<String>> {
     let document = match algorithm {
-        Algorithm::EdDsa => {
+        SigningAlgorithm::EdDsa => {
             // The seed is any 32 bytes, written as an octet string within the octet string.
             let mut octets = Zeroizing::new([0; 34]);
             octets[..2].copy_from_slice(&[0x04, 0x20]);
@@ -221,7 +221,7 @@ pub fn generate(algorithm: Algorithm) -> anyhow::Result<Zeroizing<String>> {
             let kind = pkcs8::AlgorithmIdentifierRef { oid: ED25519, parameters: None };
             SecretDocument::try_from(PrivateKeyInfo::new(kind, &octets[..]))
         }
-        Algorithm::Es256 => {
+        SigningAlgorithm::Es256 => {
             let made = EcdsaKeyPair::generate_pkcs8(
                 &ECDSA_P256_SHA256_FIXED_SIGNING,
                 &SystemRandom::new(),
@@ -229,11 +229,11 @@ pub fn generate(algorithm: Algorithm) -> anyhow::Result<Zeroizing<String>> {
             let made = made.map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
             SecretDocument::try_from(made.as_ref()).map_err(pkcs8::Error::from)
         }
-        Algorithm::Rs256 => {
+        SigningAlgorithm::Rs256 => {
             let made = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, RSA_BITS)?;
             rsa::pkcs8::EncodePrivateKey::to_pkcs8_der(&made)
         }
-        Algorithm::Hs256 => {
+        SigningAlgorithm::Hs256 => {
             bail!("an HS256 key is a secret; make one with: openssl rand -base64 48")
         }
     };
@@ -247,12 +247,12 @@ mod tests {
 
     #[test]
     fn what_is_made_can_be_read_and_keeps_its_id() {
-        for algorithm in Algorithm::PUBLIC {
+        for algorithm in SigningAlgorithm::PUBLIC {
             let pem = generate(algorithm).unwrap();
-            let key = Key::from_pem(&pem).unwrap();
+            let key = TokenKey::from_pem(&pem).unwrap();
             assert_eq!(key.algorithm(), algorithm);
-            assert_eq!(key.id(), Key::from_pem(&pem).unwrap().id());
-            let public = key.public().unwrap();
+            assert_eq!(key.id(), TokenKey::from_pem(&pem).unwrap().id());
+            let public = key.public_jwk().unwrap();
             assert_eq!(public["alg"], algorithm.as_str());
             assert_eq!(public["use"], "sig");
             for private in ["d", "p", "q", "dp", "dq", "qi", "k"] {
@@ -267,9 +267,9 @@ mod tests {
         let pem = "-----BEGIN PRIVATE KEY-----\n\
             MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n\
             -----END PRIVATE KEY-----\n";
-        let key = Key::from_pem(pem).unwrap();
+        let key = TokenKey::from_pem(pem).unwrap();
         assert_eq!(key.id(), Some("kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"));
-        assert_eq!(key.public().unwrap()["x"], "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo");
+        assert_eq!(key.public_jwk().unwrap()["x"], "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo");
     }
 
     #[test]
@@ -277,7 +277,7 @@ mod tests {
         let rsa = "-----BEGIN RSA PRIVATE KEY-----\nMC4=\n-----END RSA PRIVATE KEY-----\n";
         let empty = "-----BEGIN PRIVATE KEY-----\nhunter2hunter2==\n-----END PRIVATE KEY-----\n";
         for bad in ["", "hunter2", rsa, empty] {
-            let told = format!("{:#}", Key::from_pem(bad).err().unwrap());
+            let told = format!("{:#}", TokenKey::from_pem(bad).err().unwrap());
             assert!(!told.contains("hunter2"), "{told}");
         }
     }

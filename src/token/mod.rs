@@ -10,25 +10,25 @@ use jsonwebtoken::{Header, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::signup::{Clock, ContractId, Millis, User, UserId};
+use crate::domain::{Clock, ContractId, Millis, User, UserId};
 
-pub use key::Key;
-pub use secret::{kept, made_once};
+pub use key::TokenKey;
+pub use secret::{load, load_or_create};
 
 /// How long after its creation a registration that is repeated still gets a token.
 pub const REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Signs with its first key and verifies with all.
 pub struct Signer {
-    signing: Key,
-    others: Vec<Key>,
-    terms: Terms,
+    signing: TokenKey,
+    others: Vec<TokenKey>,
+    claim_rules: ClaimRules,
     clock: Clock,
 }
 
 /// What every token says, and must say to be taken.
 #[derive(Clone, Debug, Default)]
-pub struct Terms {
+pub struct ClaimRules {
     /// How long a token is valid.
     pub lifetime: Duration,
     /// Who signed it (`iss`); none: not said, and not asked for.
@@ -66,11 +66,11 @@ pub struct Unauthorized;
 
 impl Signer {
     /// A signer that signs with `signing`, and takes what the others have signed too.
-    pub fn new(signing: Key, others: Vec<Key>, terms: Terms, clock: Clock) -> Self {
-        Self { signing, others, terms, clock }
+    pub fn new(signing: TokenKey, others: Vec<TokenKey>, claim_rules: ClaimRules, clock: Clock) -> Self {
+        Self { signing, others, claim_rules, clock }
     }
 
-    fn keys(&self) -> impl Iterator<Item = &Key> {
+    fn keys(&self) -> impl Iterator<Item = &TokenKey> {
         std::iter::once(&self.signing).chain(&self.others)
     }
 
@@ -87,9 +87,9 @@ impl Signer {
             sub: user.id,
             id: user.id,
             iat: now,
-            exp: now + i64::try_from(self.terms.lifetime.as_secs()).unwrap_or(i64::MAX / 2),
-            iss: self.terms.issuer.clone(),
-            aud: self.terms.audience.clone(),
+            exp: now + i64::try_from(self.claim_rules.lifetime.as_secs()).unwrap_or(i64::MAX / 2),
+            iss: self.claim_rules.issuer.clone(),
+            aud: self.claim_rules.audience.clone(),
             contract: user.contract,
             username: user.username.clone().filter(|_| informed),
             email: user.email.clone().filter(|_| informed),
@@ -104,7 +104,7 @@ impl Signer {
     }
 
     /// A token for a registration that is repeated, while that is still allowed.
-    pub fn sign_again(&self, user: &User) -> Option<String> {
+    pub fn sign_replay(&self, user: &User) -> Option<String> {
         let Millis(age) = Millis(self.clock.now().0 - user.created_at.0);
         let fresh = u128::try_from(age).map_or(true, |age| age <= REPLAY_WINDOW.as_millis());
         if fresh { self.sign(user) } else { None }
@@ -113,8 +113,8 @@ impl Signer {
     /// Whose token it is.
     pub fn verify(&self, token: &str) -> Result<UserId, Unauthorized> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| Unauthorized)?;
-        let key = self.keys().find(|key| key.fits(&header)).ok_or(Unauthorized)?;
-        let validation = self.terms.validation(key);
+        let key = self.keys().find(|key| key.matches(&header)).ok_or(Unauthorized)?;
+        let validation = self.claim_rules.validation(key);
         let data = jsonwebtoken::decode::<Claims>(token, &key.verifying, &validation)
             .map_err(|_| Unauthorized)?;
         if data.claims.exp <= self.clock.now().seconds() {
@@ -124,9 +124,9 @@ impl Signer {
     }
 }
 
-impl Terms {
+impl ClaimRules {
     /// What a token of this key must be like.
-    fn validation(&self, key: &Key) -> Validation {
+    fn validation(&self, key: &TokenKey) -> Validation {
         let mut validation = Validation::new(key.algorithm().jwa());
         let mut required = vec!["exp"];
         // The expiry is checked against the signer's own clock.
@@ -145,18 +145,18 @@ impl Terms {
     }
 }
 
-impl Key {
+impl TokenKey {
     /// Whether a token with this header can be its own. The key's kind decides how it is verified,
     /// never the token alone.
-    fn fits(&self, header: &Header) -> bool {
+    fn matches(&self, header: &Header) -> bool {
         let named = self.id().is_none() || self.id() == header.kid.as_deref();
         header.alg == self.algorithm().jwa() && named
     }
 }
 
 /// The public halves of keys as a JWK set; nothing where none of them has one.
-pub fn public_keys<'a>(keys: impl Iterator<Item = &'a Key>) -> Option<Value> {
-    let keys: Vec<Value> = keys.filter_map(Key::public).collect();
+pub fn public_keys<'a>(keys: impl Iterator<Item = &'a TokenKey>) -> Option<Value> {
+    let keys: Vec<Value> = keys.filter_map(TokenKey::public_jwk).collect();
     (!keys.is_empty()).then(|| json!({ "keys": keys }))
 }
 
@@ -182,19 +182,19 @@ mod tests {
         }
     }
 
-    fn secret(text: &str) -> Key {
-        Key::secret(&SecretString::from(text))
+    fn secret(text: &str) -> TokenKey {
+        TokenKey::secret(&SecretString::from(text))
     }
 
-    fn a_day() -> Terms {
-        Terms { lifetime: Duration::from_secs(86_400), ..Terms::default() }
+    fn a_day() -> ClaimRules {
+        ClaimRules { lifetime: Duration::from_secs(86_400), ..ClaimRules::default() }
     }
 
     fn signer(clock: Clock) -> Signer {
         Signer::new(secret("0123456789abcdef0123456789abcdef"), Vec::new(), a_day(), clock)
     }
 
-    fn made(algorithm: key::Algorithm) -> String {
+    fn made(algorithm: key::SigningAlgorithm) -> String {
         key::generate(algorithm).unwrap().to_string()
     }
 
@@ -207,9 +207,9 @@ mod tests {
         assert_eq!(signer.verify(&token), Ok(user.id));
         hand.store(1_000_000 + 86_400_000, Ordering::SeqCst);
         assert_eq!(signer.verify(&token), Err(Unauthorized));
-        assert!(signer.sign_again(&user).is_some());
+        assert!(signer.sign_replay(&user).is_some());
         hand.store(1_000_000 + 86_400_001, Ordering::SeqCst);
-        assert!(signer.sign_again(&user).is_none());
+        assert!(signer.sign_replay(&user).is_none());
     }
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
             let data = jsonwebtoken::decode::<serde_json::Value>(
                 &token,
                 &signer.signing.verifying,
-                &signer.terms.validation(&signer.signing),
+                &signer.claim_rules.validation(&signer.signing),
             );
             let claims = data.unwrap().claims;
             assert_eq!(claims["sub"], claims["_id"]);
@@ -252,11 +252,11 @@ mod tests {
         let shared = "0123456789abcdef0123456789abcdef";
         let mut token = signer(clock.clone()).sign(&user).unwrap();
         let mut old = vec![];
-        for algorithm in key::Algorithm::PUBLIC {
+        for algorithm in key::SigningAlgorithm::PUBLIC {
             let pem = made(algorithm);
-            let others = old.iter().map(|pem: &String| Key::from_pem(pem).unwrap());
+            let others = old.iter().map(|pem: &String| TokenKey::from_pem(pem).unwrap());
             let others = others.chain([secret(shared)]).collect();
-            let signing = Key::from_pem(&pem).unwrap();
+            let signing = TokenKey::from_pem(&pem).unwrap();
             let signer = Signer::new(signing, others, a_day(), clock.clone());
             assert_eq!(signer.verify(&token), Ok(user.id), "of the key before {algorithm:?}");
             token = signer.sign(&user).unwrap();
@@ -271,9 +271,9 @@ mod tests {
     #[test]
     fn a_public_key_is_no_secret() {
         let (clock, _) = Clock::fixed(Millis(1_000_000));
-        let key = Key::from_pem(&made(key::Algorithm::EdDsa)).unwrap();
+        let key = TokenKey::from_pem(&made(key::SigningAlgorithm::EdDsa)).unwrap();
         let kid = key.id().map(str::to_owned);
-        let public = BASE64.decode(key.public().unwrap()["x"].as_str().unwrap()).unwrap();
+        let public = BASE64.decode(key.public_jwk().unwrap()["x"].as_str().unwrap()).unwrap();
         let signer = Signer::new(key, Vec::new(), a_day(), clock);
         let forged = EncodingKey::from_secret(&public);
         let claims = json!({ "sub": UserId::generate(), "exp": 9_999_999_999_i64 });
@@ -290,9 +290,9 @@ mod tests {
         let user = user(ContractId::Register);
         let with = |issuer: Option<&str>, audience: Option<&str>| {
             let [issuer, audience] = [issuer, audience].map(|text| text.map(str::to_owned));
-            let terms = Terms { issuer, audience, ..a_day() };
+            let claim_rules = ClaimRules { issuer, audience, ..a_day() };
             let key = secret("0123456789abcdef0123456789abcdef");
-            Signer::new(key, Vec::new(), terms, clock.clone())
+            Signer::new(key, Vec::new(), claim_rules, clock.clone())
         };
         let (silent, both) = (with(None, None), with(Some("us"), Some("them")));
         let token = both.sign(&user).unwrap();

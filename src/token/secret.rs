@@ -10,20 +10,20 @@ use anyhow::Context;
 use secrecy::SecretString;
 
 use crate::config::file;
-use crate::signup::id::random_hex;
+use crate::domain::id::random_hex;
 
 /// Reads the secret at `path`, or makes it; only one process may do so at a time. Returns whether it was made.
-pub fn made_once(path: &Path) -> anyhow::Result<(SecretString, bool)> {
+pub fn load_or_create(path: &Path) -> anyhow::Result<(SecretString, bool)> {
     let is_new = std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == ErrorKind::NotFound);
     if is_new {
-        make(path).with_context(|| {
+        create(path).with_context(|| {
             format!(
                 "{}: cannot be made; set JWT_SECRET, or MUSTER_STORE to a writable place",
                 path.display()
             )
         })?;
     }
-    let secret = kept(path)?;
+    let secret = load(path)?;
     let mode = std::fs::metadata(path)?.permissions().mode();
     if mode & 0o077 != 0 {
         std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
@@ -32,7 +32,7 @@ pub fn made_once(path: &Path) -> anyhow::Result<(SecretString, bool)> {
 }
 
 /// Reads the secret that was made before.
-pub fn kept(path: &Path) -> anyhow::Result<SecretString> {
+pub fn load(path: &Path) -> anyhow::Result<SecretString> {
     let secret =
         file::read_text(path).with_context(|| format!("{}: cannot be read", path.display()))?;
     if secret.trim().len() < 32 {
@@ -45,7 +45,7 @@ pub fn kept(path: &Path) -> anyhow::Result<SecretString> {
 }
 
 /// Writes a new secret next to its place and renames it, so that a crash leaves a whole one or none.
-fn make(path: &Path) -> io::Result<()> {
+fn create(path: &Path) -> io::Result<()> {
     let mut aside = path.to_owned().into_os_string();
     aside.push(".new");
     let aside = Path::new(&aside);
@@ -72,10 +72,10 @@ mod tests {
     fn made_once_then_kept_and_private() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("muster.redb.secret");
-        let (first, made) = made_once(&path).unwrap();
+        let (first, made) = load_or_create(&path).unwrap();
         assert!(made);
         std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
-        let (second, made) = made_once(&path).unwrap();
+        let (second, made) = load_or_create(&path).unwrap();
         assert!(!made);
         assert_eq!(first.expose_secret(), second.expose_secret());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -89,12 +89,12 @@ mod tests {
         let aside = directory.path().join("muster.redb.secret.new");
         std::fs::write(&aside, "").unwrap();
         std::fs::set_permissions(&aside, Permissions::from_mode(0o644)).unwrap();
-        let (secret, made) = made_once(&path).unwrap();
+        let (secret, made) = load_or_create(&path).unwrap();
         assert!(made && secret.expose_secret().len() >= 32 && !aside.exists());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         // What an older version may have left is named.
         std::fs::write(&path, "").unwrap();
-        let told = made_once(&path).err().unwrap().to_string();
+        let told = load_or_create(&path).err().unwrap().to_string();
         assert!(told.contains("remove it to have a new one made"), "{told}");
     }
 }

@@ -11,35 +11,35 @@ use tokio::sync::Semaphore;
 use super::Worker;
 use crate::config::{self, Settings};
 use crate::contract::Policy;
-use crate::password::Slots;
+use crate::password::HashPool;
 use crate::queue::seal::Opener;
-use crate::signup::{Clock, Millis};
-use crate::signup::{Record, RegistrationId, User, UserId};
-use crate::store::{ForeignIndex, Inserted, PrepareError, Store, StoreError, Taken};
+use crate::domain::{Clock, Millis};
+use crate::domain::{StoredUser, RegistrationId, User, UserId};
+use crate::store::{ForeignIndex, InsertOutcome, PrepareError, Store, StoreError, Conflicts};
 use crate::telemetry::Metrics;
-use crate::token::{Key, Signer, Terms};
+use crate::token::{TokenKey, Signer, ClaimRules};
 
 /// The time of the worker's clock.
 pub(super) const NOW: Millis = Millis(1_700_000_000_000);
 
 /// One hashing thread at the lowest cost.
-pub(super) fn slots() -> Slots {
-    Slots::start(&config::Password { cost: 4, threads: 1, lanes: Some(1) }).unwrap()
+pub(super) fn hash_pool() -> HashPool {
+    HashPool::start(&config::PasswordSettings { cost: 4, threads: 1, lanes: Some(1) }).unwrap()
 }
 
 /// A worker with this store, whose clock stands still.
 pub(super) fn worker(store: Arc<FakeStore>) -> Worker {
     let (clock, _) = Clock::fixed(NOW);
-    let settings = Settings::load_to_ask(&Default::default()).unwrap();
-    let key = Key::secret(&SecretString::from("0123456789abcdef0123456789abcdef"));
-    let terms = Terms { lifetime: Duration::from_secs(3600), issuer: None, audience: None };
+    let settings = Settings::load_for_client(&Default::default()).unwrap();
+    let key = TokenKey::secret(&SecretString::from("0123456789abcdef0123456789abcdef"));
+    let claim_rules = ClaimRules { lifetime: Duration::from_secs(3600), issuer: None, audience: None };
     Worker {
         store: store.clone(),
         bulk_store: store,
-        slots: slots(),
+        hash_pool: hash_pool(),
         policy: Policy::default(),
         opener: Opener::new(&settings.queue),
-        signer: Signer::new(key, Vec::new(), terms, clock.clone()),
+        signer: Signer::new(key, Vec::new(), claim_rules, clock.clone()),
         replay_window: Some(Duration::from_secs(60)),
         retries: true,
         expiration_max: Duration::from_secs(30),
@@ -49,7 +49,7 @@ pub(super) fn worker(store: Arc<FakeStore>) -> Worker {
 }
 
 /// What an insert does.
-pub(super) enum Insert {
+pub(super) enum InsertBehavior {
     /// It succeeds.
     Stores,
     /// A unique index refuses it.
@@ -60,30 +60,30 @@ pub(super) enum Insert {
 
 /// The state of the store.
 pub(super) struct FakeStore {
-    pub(super) insert: Insert,
+    pub(super) insert: InsertBehavior,
     /// The user whom look-ups by registration id find, from this look-up on (counted from 0).
-    pub(super) registered: Option<(Record, usize)>,
+    pub(super) registered: Option<(StoredUser, usize)>,
     /// Whether look-ups by registration id fail.
     pub(super) look_up_fails: bool,
     /// The holders of name and address.
-    pub(super) taken: Taken,
+    pub(super) taken: Conflicts,
     /// The index of another program that refuses.
     pub(super) foreign: Option<ForeignIndex>,
     /// Inserts wait for a permit.
     pub(super) gate: Semaphore,
-    inserted: Mutex<Option<Record>>,
+    inserted: Mutex<Option<StoredUser>>,
     /// User names of the inserts under way.
     inserting: Mutex<Vec<String>>,
     look_ups: AtomicUsize,
 }
 
 impl FakeStore {
-    pub(super) fn new(insert: Insert) -> Self {
+    pub(super) fn new(insert: InsertBehavior) -> Self {
         Self {
             insert,
             registered: None,
             look_up_fails: false,
-            taken: Taken::default(),
+            taken: Conflicts::default(),
             foreign: None,
             gate: Semaphore::new(1000),
             inserted: Mutex::default(),
@@ -93,7 +93,7 @@ impl FakeStore {
     }
 
     /// The record of the last insert, whether it was stored or not.
-    pub(super) fn inserted(&self) -> Option<Record> {
+    pub(super) fn inserted(&self) -> Option<StoredUser> {
         self.inserted.lock().unwrap().clone()
     }
 
@@ -116,20 +116,20 @@ impl Store for FakeStore {
         Ok(())
     }
 
-    async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
+    async fn insert(&self, record: StoredUser) -> Result<InsertOutcome, StoreError> {
         let name = record.user.username.clone().unwrap_or_default();
         self.inserting.lock().unwrap().push(name.clone());
         self.gate.acquire().await.unwrap().forget();
         self.inserting.lock().unwrap().retain(|other| *other != name);
         *self.inserted.lock().unwrap() = Some(record);
         match self.insert {
-            Insert::Stores => Ok(Inserted::Done),
-            Insert::Conflicts => Ok(Inserted::Taken),
-            Insert::Fails { .. } => Err(StoreError),
+            InsertBehavior::Stores => Ok(InsertOutcome::Inserted),
+            InsertBehavior::Conflicts => Ok(InsertOutcome::Conflict),
+            InsertBehavior::Fails { .. } => Err(StoreError),
         }
     }
 
-    async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError> {
+    async fn find_by_registration(&self, id: &RegistrationId) -> Result<Option<StoredUser>, StoreError> {
         let look_up = self.look_ups.fetch_add(1, Ordering::Relaxed);
         if self.look_up_fails {
             return Err(StoreError);
@@ -138,19 +138,19 @@ impl Store for FakeStore {
             assert_eq!(holder.registration_id, *id);
             return Ok((look_up >= *from).then(|| holder.clone()));
         }
-        let is_stored = matches!(self.insert, Insert::Stores | Insert::Fails { is_stored: true });
+        let is_stored = matches!(self.insert, InsertBehavior::Stores | InsertBehavior::Fails { is_stored: true });
         Ok(self.inserted().filter(|_| is_stored))
     }
 
-    async fn taken(&self, _: Option<&str>, _: Option<&str>) -> Result<Taken, StoreError> {
+    async fn find_conflicts(&self, _: Option<&str>, _: Option<&str>) -> Result<Conflicts, StoreError> {
         Ok(self.taken.clone())
     }
 
-    async fn refused_by(&self, _: &Record) -> Result<Option<ForeignIndex>, StoreError> {
+    async fn find_foreign_index(&self, _: &StoredUser) -> Result<Option<ForeignIndex>, StoreError> {
         Ok(self.foreign.clone())
     }
 
-    async fn user(&self, _: UserId) -> Result<Option<User>, StoreError> {
+    async fn find_user(&self, _: UserId) -> Result<Option<User>, StoreError> {
         Ok(None)
     }
 }

@@ -1,8 +1,8 @@
 //! The consumer: takes a message, does what it asks, and settles it. Knows no HTTP.
 
 mod consume;
-mod figures;
-mod outage;
+mod metrics;
+mod store_backoff;
 mod profile;
 mod register;
 mod settle;
@@ -11,16 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::contract::{Document, PASSWORD_HASH, Policy};
-use crate::password::Slots;
+use crate::password::HashPool;
 use crate::queue::seal::Opener;
-use crate::queue::{Door, Kind, Message, Prefetch, Reason};
-use crate::signup::{Clock, FailureCode, FieldError, Outcome, Rejection, RejectionCode};
+use crate::queue::{QueueKind, MessageKind, Message, Prefetch, DeadLetterReason};
+use crate::domain::{Clock, FailureCode, FieldError, Outcome, Rejection, RejectionCode};
 use crate::store::Store;
 use crate::telemetry::{Metrics, Stages};
 use crate::token::Signer;
 
 pub use consume::consume;
-pub use figures::show;
+pub use metrics::register_metrics;
 
 /// Longest `expiration` of another system's message, as a multiple of the request time-out. What waits
 /// longer only keeps others waiting.
@@ -36,7 +36,7 @@ pub struct Worker {
     /// The same place, for bulk registrations.
     pub bulk_store: Arc<dyn Store>,
     /// Where passwords are hashed.
-    pub slots: Slots,
+    pub hash_pool: HashPool,
     /// What is asked of passwords beyond their contract; a front need not ask the same.
     pub policy: Policy,
     /// Who opens sealed passwords.
@@ -62,7 +62,7 @@ impl Worker {
     /// be answered in time. Of bulk rows more, because those that bring a hash are done in a moment.
     /// `fixed` overrides all of it unless 0.
     pub fn prefetch(&self, fixed: u16, deadline: Duration) -> Prefetch {
-        let in_time = hashed_in_time(self.slots.per_second(), deadline);
+        let in_time = hashed_in_time(self.hash_pool.per_second(), deadline);
         let interactive = self.hashed_at_once().min(in_time);
         match fixed {
             0 => Prefetch { interactive, bulk: BULK_HELD, profile: 64 },
@@ -72,25 +72,25 @@ impl Worker {
 
     /// Registrations that keep the hash slots busy: a batch in every lane, and the next one.
     fn hashed_at_once(&self) -> u16 {
-        u16::try_from(self.slots.capacity() * 2).unwrap_or(u16::MAX).clamp(4, 2000)
+        u16::try_from(self.hash_pool.capacity() * 2).unwrap_or(u16::MAX).clamp(4, 2000)
     }
 
     /// Whether nothing in a message is to be hashed.
     fn is_hashed_already(message: &Message) -> bool {
-        message.door == Door::Bulk
+        message.queue == QueueKind::Bulk
             && Document::parse(&message.body).is_ok_and(|document| document.has(PASSWORD_HASH))
     }
 
     /// The store as a door uses it.
-    fn store(&self, door: Door) -> &dyn Store {
+    fn store(&self, queue: QueueKind) -> &dyn Store {
         match door {
-            Door::Bulk => &*self.bulk_store,
-            Door::Interactive | Door::Profile => &*self.store,
+            QueueKind::Bulk => &*self.bulk_store,
+            QueueKind::Interactive | QueueKind::Profile => &*self.store,
         }
     }
 
     /// Does what a message asks, and notes the times. An error is why it cannot be asked that.
-    async fn handle(&self, message: &Message, stages: &mut Stages) -> Result<Outcome, Reason> {
+    async fn handle(&self, message: &Message, stages: &mut Stages) -> Result<Outcome, DeadLetterReason> {
         if message.waits_for.is_some_and(|time| time > self.expiration_max) {
             return Ok(self.expires_too_late());
         }
@@ -98,8 +98,8 @@ impl Worker {
             return Ok(FailureCode::Expired.into());
         }
         match message.kind {
-            Kind::Register(contract) => self.register(message, contract, stages).await,
-            Kind::Profile => self.profile(message).await,
+            MessageKind::Register(contract) => self.register(message, contract, stages).await,
+            MessageKind::Profile => self.profile(message).await,
         }
     }
 

@@ -8,14 +8,14 @@ use tokio::time::{Instant, sleep};
 
 use super::Worker;
 use crate::contract::{Document, check_bulk, contract};
-use crate::password::{Class, HashError, Timed};
-use crate::queue::seal::NotOpened;
-use crate::queue::{Door, Message, Reason};
-use crate::signup::{
-    Candidate, ContractId, FailureCode, Outcome, Password, Record, RegistrationId, Rejection,
+use crate::password::{Priority, HashError, Timed};
+use crate::queue::seal::OpenError;
+use crate::queue::{QueueKind, Message, DeadLetterReason};
+use crate::domain::{
+    ValidSignup, ContractId, FailureCode, Outcome, Password, StoredUser, RegistrationId, Rejection,
     RejectionCode, User,
 };
-use crate::store::{Inserted, StoreError, Taken, duplicate};
+use crate::store::{InsertOutcome, StoreError, Conflicts, duplicate};
 use crate::telemetry::{Stage, Stages};
 
 /// Between two looks for the user that made a unique index refuse.
@@ -46,24 +46,24 @@ impl Worker {
         message: &Message,
         contract_id: ContractId,
         stages: &mut Stages,
-    ) -> Result<Outcome, Reason> {
-        let mut document = Document::parse(&message.body).map_err(|_| Reason::Unreadable)?;
+    ) -> Result<Outcome, DeadLetterReason> {
+        let mut document = Document::parse(&message.body).map_err(|_| DeadLetterReason::Unreadable)?;
         let opened = match self.opener.open(message, &document, self.clock.now()) {
             Ok(opened) => opened,
-            Err(NotOpened::UnknownKey) => {
+            Err(OpenError::UnknownKey) => {
                 let key = message.sealed.as_deref();
                 tracing::warn!(id = message.id.as_str(), key, "sealed with a key that is not here");
                 return Ok(FailureCode::UnknownKey.into());
             }
-            Err(NotOpened::Clear) => return Err(Reason::NotSealed),
-            Err(NotOpened::Bad(what)) => return Err(bad_seal(message, what)),
+            Err(OpenError::Clear) => return Err(DeadLetterReason::NotSealed),
+            Err(OpenError::Bad(what)) => return Err(bad_seal(message, what)),
         };
         if let Some(opened) = &opened {
             document.put("password", opened.password());
         }
-        let checked = match message.door {
-            Door::Bulk => check_bulk(contract(contract_id), &document, &self.policy),
-            Door::Interactive | Door::Profile => {
+        let checked = match message.queue {
+            QueueKind::Bulk => check_bulk(contract(contract_id), &document, &self.policy),
+            QueueKind::Interactive | QueueKind::Profile => {
                 contract(contract_id).check(&document, &self.policy)
             }
         };
@@ -82,16 +82,16 @@ impl Worker {
     async fn register_candidate(
         &self,
         message: &Message,
-        candidate: &Candidate,
+        candidate: &ValidSignup,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
-        let id = RegistrationId::of(&message.origin, candidate.contract, &message.id);
-        let store = self.store(message.door);
+        let id = RegistrationId::derive(&message.origin, candidate.contract, &message.id);
+        let store = self.store(message.queue);
         // A hash costs a thousand look-ups, so an id that may be known is looked up first.
         let is_hashed = matches!(candidate.password, Password::Hashed(_));
         if !is_hashed
-            && message.may_be_known()
-            && let Some(holder) = store.registered(&id).await?
+            && message.needs_lookup()
+            && let Some(holder) = store.find_by_registration(&id).await?
         {
             return self.replay(message, candidate, holder, stages).await;
         }
@@ -99,23 +99,23 @@ impl Worker {
             Password::Hashed(hash) => hash.expose_secret().to_owned(),
             Password::Clear(password) => {
                 tracing::debug!(id = message.id.as_str(), "hashing");
-                let class = class(message.door);
-                timed(message, stages, self.slots.hash(password, class, message.expires).await?)
+                let class = class(message.queue);
+                timed(message, stages, self.hash_pool.hash(password, class, message.expires).await?)
             }
         };
         if message.is_expired() {
             return Err(FailureCode::Expired);
         }
-        let record = Record::new(candidate, id.clone(), hash, self.clock.now());
+        let record = StoredUser::new(candidate, id.clone(), hash, self.clock.now());
         let user = record.user.clone();
         let started = Instant::now();
-        let inserted = message.trace.around("insert", store.insert(record.clone())).await;
+        let inserted = message.trace.in_span("insert", store.insert(record.clone())).await;
         stages.add(Stage::Insert, started.elapsed());
         match inserted {
-            Ok(Inserted::Done) => Ok(self.created(message, user)),
-            Ok(Inserted::Taken) => self.refused(message, candidate, &record, stages).await,
+            Ok(InsertOutcome::Inserted) => Ok(self.created(message, user)),
+            Ok(InsertOutcome::Conflict) => self.refused(message, candidate, &record, stages).await,
             // Unknown is not failure: it may have been written.
-            Err(StoreError) => match store.registered(&id).await? {
+            Err(StoreError) => match store.find_by_registration(&id).await? {
                 Some(holder) if holder.user.id == user.id => Ok(self.created(message, user)),
                 Some(holder) => self.replay(message, candidate, holder, stages).await,
                 None => Err(FailureCode::StoreUnavailable),
@@ -124,8 +124,8 @@ impl Worker {
     }
 
     fn created(&self, message: &Message, user: User) -> Outcome {
-        let token = if message.door == Door::Bulk { None } else { self.signer.sign(&user) };
-        Outcome::Registered { user, token, replayed: false, under_another_id: false }
+        let token = if message.queue == QueueKind::Bulk { None } else { self.signer.sign(&user) };
+        Outcome::Registered { user, token, replayed: false, by_other_registration: false }
     }
 
     /// A unique index refused. Its holder is this very registration, made before; or another user; or
@@ -134,24 +134,24 @@ impl Worker {
     async fn refused(
         &self,
         message: &Message,
-        candidate: &Candidate,
-        record: &Record,
+        candidate: &ValidSignup,
+        record: &StoredUser,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
-        let store = self.store(message.door);
+        let store = self.store(message.queue);
         let until = message.expires.unwrap_or_else(|| Instant::now() + LOOK_FOR);
         loop {
             // In this order: what is taken by its own user, who may become visible at any moment, is seen
             // as that by the second look.
             let email_key = candidate.email.as_ref().map(|email| email.key());
-            let taken = store.taken(candidate.username.as_deref(), email_key).await?;
-            if let Some(holder) = store.registered(&record.registration_id).await? {
+            let taken = store.find_conflicts(candidate.username.as_deref(), email_key).await?;
+            if let Some(holder) = store.find_by_registration(&record.registration_id).await? {
                 return self.replay(message, candidate, holder, stages).await;
             }
-            if taken != Taken::default() {
+            if taken != Conflicts::default() {
                 return self.duplicate(message, candidate, taken, stages).await;
             }
-            if let Some(index) = store.refused_by(record).await? {
+            if let Some(index) = store.find_foreign_index(record).await? {
                 if let Some(field) = index.duplicate {
                     return Ok(duplicate([field]));
                 }
@@ -170,16 +170,16 @@ impl Worker {
     async fn replay(
         &self,
         message: &Message,
-        candidate: &Candidate,
-        holder: Record,
+        candidate: &ValidSignup,
+        holder: StoredUser,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
         if !self.is_same_person(message, candidate, &holder, stages).await? {
             return Ok(RejectionCode::KeyReused.into());
         }
         let user = holder.user;
-        let token = if message.door == Door::Bulk { None } else { self.signer.sign_again(&user) };
-        Ok(Outcome::Registered { user, token, replayed: true, under_another_id: false })
+        let token = if message.queue == QueueKind::Bulk { None } else { self.signer.sign_replay(&user) };
+        Ok(Outcome::Registered { user, token, replayed: true, by_other_registration: false })
     }
 
     /// Another registration holds the name or the address. Usually that is another user. Where the form came
@@ -188,8 +188,8 @@ impl Worker {
     async fn duplicate(
         &self,
         message: &Message,
-        candidate: &Candidate,
-        taken: Taken,
+        candidate: &ValidSignup,
+        taken: Conflicts,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
         let Some(holder) = self.recent_holder(message, &taken) else { return Ok(taken.into()) };
@@ -197,13 +197,13 @@ impl Worker {
             return Ok(taken.into());
         }
         let user = holder.user.clone();
-        let token = self.signer.sign_again(&user);
-        Ok(Outcome::Registered { user, token, replayed: true, under_another_id: true })
+        let token = self.signer.sign_replay(&user);
+        Ok(Outcome::Registered { user, token, replayed: true, by_other_registration: true })
     }
 
     /// The holder for whom a duplicate's password is verified; none if there is no replay window, or not for
     /// this message.
-    fn recent_holder<'a>(&self, message: &Message, taken: &'a Taken) -> Option<&'a Record> {
+    fn recent_holder<'a>(&self, message: &Message, taken: &'a Conflicts) -> Option<&'a StoredUser> {
         let window = self.replay_window.filter(|_| message.is_from_front())?;
         let now = self.clock.now();
         let mut holders = taken.username.iter().chain(&taken.email);
@@ -219,17 +219,17 @@ impl Worker {
     async fn is_same_person(
         &self,
         message: &Message,
-        candidate: &Candidate,
-        holder: &Record,
+        candidate: &ValidSignup,
+        holder: &StoredUser,
         stages: &mut Stages,
     ) -> Result<bool, FailureCode> {
-        let (held, class) = (&holder.password_hash, class(message.door));
+        let (held, class) = (&holder.password_hash, class(message.queue));
         let same_password: bool = match &candidate.password {
             Password::Hashed(hash) => hash.expose_secret().as_bytes().ct_eq(held.as_bytes()).into(),
             Password::Clear(password) => timed(
                 message,
                 stages,
-                self.slots.verify(password, held, class, message.expires).await?,
+                self.hash_pool.verify(password, held, class, message.expires).await?,
             ),
         };
         Ok(same_password && holder.fingerprint == candidate.fingerprint())
@@ -238,22 +238,22 @@ impl Worker {
 
 /// What came of a job of the hash slots, its times noted.
 fn timed<T>(message: &Message, stages: &mut Stages, job: Timed<T>) -> T {
-    message.trace.was("hash slot wait", job.worked, job.waited);
-    message.trace.was("hash", Duration::ZERO, job.worked);
-    stages.add(Stage::Slot, job.waited);
-    stages.add(Stage::Hash, job.worked);
+    message.trace.record_past("hash slot wait", job.ran_for, job.queued_for);
+    message.trace.record_past("hash", Duration::ZERO, job.ran_for);
+    stages.add(Stage::Slot, job.queued_for);
+    stages.add(Stage::Hash, job.ran_for);
     job.value
 }
 
-fn bad_seal(message: &Message, what: &'static str) -> Reason {
+fn bad_seal(message: &Message, what: &'static str) -> DeadLetterReason {
     tracing::warn!(id = message.id.as_str(), what, "a sealed password is not this message's");
-    Reason::BadSeal
+    DeadLetterReason::BadSeal
 }
 
-fn class(door: Door) -> Class {
+fn class(queue: QueueKind) -> Priority {
     match door {
-        Door::Interactive | Door::Profile => Class::Interactive,
-        Door::Bulk => Class::Bulk,
+        QueueKind::Interactive | QueueKind::Profile => Priority::Interactive,
+        QueueKind::Bulk => Priority::Bulk,
     }
 }
 

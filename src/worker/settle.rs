@@ -1,82 +1,82 @@
 //! How each delivery ends: a table.
 
-use crate::queue::{Delivery, Door, Reason, Reply};
-use crate::signup::{FailureCode, Outcome};
+use crate::queue::{Delivery, QueueKind, DeadLetterReason, Reply};
+use crate::domain::{FailureCode, Outcome};
 use crate::telemetry::{Metrics, Stages};
 
 /// One of a delivery's ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum Settlement {
     Reply,
     Retry,
-    Bury(Reason),
+    DeadLetter(DeadLetterReason),
 }
 
 /// Settles a delivery by its door and its outcome.
 pub(super) async fn settle(
     metrics: &Metrics,
     delivery: Delivery,
-    result: Result<Outcome, Reason>,
+    result: Result<Outcome, DeadLetterReason>,
     stages: Stages,
 ) {
     let message = delivery.message();
-    let end = end(message.door, message.unsettled.reply_to.is_some(), &result);
+    let end = end(message.queue, message.reply_address.reply_to.is_some(), &result);
     match (end, result) {
-        (End::Reply, Ok(outcome)) => {
-            if message.door == Door::Bulk {
-                metrics.bulk_row(outcome.word());
+        (Settlement::Reply, Ok(outcome)) => {
+            if message.queue == QueueKind::Bulk {
+                metrics.bulk_row_finished(outcome.label());
             }
             delivery.reply(Reply::new(outcome, stages)).await;
         }
-        (End::Retry, _) => delivery.retry().await,
-        (End::Bury(reason), _) => delivery.bury(reason).await,
-        (End::Reply, Err(reason)) => delivery.bury(reason).await,
+        (Settlement::Retry, _) => delivery.retry().await,
+        (Settlement::DeadLetter(reason), _) => delivery.dead_letter(reason).await,
+        (Settlement::Reply, Err(reason)) => delivery.dead_letter(reason).await,
     }
 }
 
-fn end(door: Door, replies: bool, result: &Result<Outcome, Reason>) -> End {
-    match (door, result) {
-        (_, Err(reason)) => End::Bury(*reason),
+fn end(queue: QueueKind, replies: bool, result: &Result<Outcome, DeadLetterReason>) -> Settlement {
+    match (queue, result) {
+        (_, Err(reason)) => Settlement::DeadLetter(*reason),
         // Somebody waits and repeats it with the same key.
-        (Door::Interactive | Door::Profile, Ok(_)) => End::Reply,
+        (QueueKind::Interactive | QueueKind::Profile, Ok(_)) => Settlement::Reply,
         // Nobody would repeat it.
-        (Door::Bulk, Ok(Outcome::Failed(failure))) if failure.retryable => End::Retry,
+        (QueueKind::Bulk, Ok(Outcome::Failed(failure))) if failure.retryable => Settlement::Retry,
         // The producer still has the row, with the password that a dead letter loses.
-        (Door::Bulk, Ok(Outcome::Failed(failure)))
+        (QueueKind::Bulk, Ok(Outcome::Failed(failure)))
             if replies && failure.code == FailureCode::StoreConflict =>
         {
-            End::Reply
+            Settlement::Reply
         }
-        (Door::Bulk, Ok(Outcome::Failed(_))) => End::Bury(Reason::Failed),
-        (Door::Bulk, Ok(_)) => End::Reply,
+        (QueueKind::Bulk, Ok(Outcome::Failed(_))) => Settlement::DeadLetter(DeadLetterReason::Failed),
+        (QueueKind::Bulk, Ok(_)) => Settlement::Reply,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::signup::RejectionCode;
+    use crate::domain::RejectionCode;
 
     #[test]
     fn every_door_and_outcome_has_its_end() {
         let failed = |code: FailureCode| Ok(Outcome::from(code));
-        let end = |door, result: &_| super::end(door, false, result);
+        let end = |queue, result: &_| super::end(queue, false, result);
         let away = failed(FailureCode::StoreUnavailable);
         let rejected = Ok(Outcome::from(RejectionCode::Duplicate));
-        for door in [Door::Interactive, Door::Profile] {
-            assert_eq!(end(door, &away), End::Reply);
-            assert_eq!(end(door, &rejected), End::Reply);
+        for door in [QueueKind::Interactive, QueueKind::Profile] {
+            assert_eq!(end(queue, &away), Settlement::Reply);
+            assert_eq!(end(queue, &rejected), Settlement::Reply);
         }
-        assert_eq!(end(Door::Bulk, &away), End::Retry);
-        assert_eq!(end(Door::Bulk, &failed(FailureCode::UnknownKey)), End::Retry);
-        assert_eq!(end(Door::Bulk, &failed(FailureCode::Internal)), End::Bury(Reason::Failed));
-        assert_eq!(end(Door::Bulk, &rejected), End::Reply);
+        assert_eq!(end(QueueKind::Bulk, &away), Settlement::Retry);
+        assert_eq!(end(QueueKind::Bulk, &failed(FailureCode::UnknownKey)), Settlement::Retry);
+        assert_eq!(end(QueueKind::Bulk, &failed(FailureCode::Internal)), Settlement::DeadLetter(DeadLetterReason::Failed));
+        assert_eq!(end(QueueKind::Bulk, &rejected), Settlement::Reply);
         let conflict = failed(FailureCode::StoreConflict);
-        assert_eq!(end(Door::Bulk, &conflict), End::Bury(Reason::Failed));
-        assert_eq!(super::end(Door::Bulk, true, &conflict), End::Reply);
-        for door in Door::ALL {
-            for reason in [Reason::Unreadable, Reason::BadSeal, Reason::NotSealed] {
-                assert_eq!(end(door, &Err(reason)), End::Bury(reason));
+        assert_eq!(end(QueueKind::Bulk, &conflict), Settlement::DeadLetter(DeadLetterReason::Failed));
+        assert_eq!(super::end(QueueKind::Bulk, true, &conflict), Settlement::Reply);
+        for door in QueueKind::ALL {
+            for reason in [DeadLetterReason::Unreadable, DeadLetterReason::BadSeal, DeadLetterReason::NotSealed] {
+                assert_eq!(end(queue, &Err(reason)), Settlement::DeadLetter(reason));
             }
         }
     }

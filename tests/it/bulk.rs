@@ -9,18 +9,18 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::support::importer::{HASH, assert_stored, hashed, ndjson, outcomes, reports, user};
-use crate::support::muster::{PATIENCE, eventually};
+use crate::support::importer::{HASH, assert_stored, with_password_hash, ndjson, outcomes, reports, user};
+use crate::support::muster::{TIMEOUT, eventually};
 use crate::support::proxy::Proxy;
-use crate::support::secrets::secrets_in;
+use crate::support::secrets::lines_with_secrets;
 use crate::support::services::{EMBEDDED, PRODUCTION, unique};
-use crate::support::{Answer, Muster, Pair, QueueKind, Setup};
+use crate::support::{HttpResponse, Muster, Pair, QueueAdapter, Setup};
 
 const KEY: &str = "an-api-key-of-thirty-two-characters";
 const PATH: &str = "/registrations?contract=register";
@@ -34,13 +34,13 @@ struct Bench {
 
 impl Bench {
     async fn new(pair: Pair) -> Option<Self> {
-        if !pair.is_there() {
+        if !pair.is_available() {
             return None;
         }
-        let setup = Setup::new(pair).with("MUSTER_FRONT_BULK_KEY", KEY);
+        let setup = Setup::new(pair).with("MUSTER_FRONT_BULK_API_KEY", KEY);
         let (front, worker) = match pair.0 {
-            QueueKind::Local => (setup.start().await, None),
-            QueueKind::Rabbit => {
+            QueueAdapter::Local => (setup.start().await, None),
+            QueueAdapter::Rabbit => {
                 (setup.start_role("front").await, Some(setup.start_role("worker").await))
             }
         };
@@ -48,7 +48,7 @@ impl Bench {
     }
 
     /// Sends all rows at once and reads all answers.
-    async fn send(&self, key: &str, rows: &str) -> Answer {
+    async fn send(&self, key: &str, rows: &str) -> HttpResponse {
         let bearer = format!("Bearer {KEY}");
         let mut headers =
             vec![("content-type", "application/x-ndjson"), ("authorization", &*bearer)];
@@ -60,9 +60,9 @@ impl Bench {
 
     /// Stops everything, and gives what was written.
     async fn stop(self) -> (Setup, String) {
-        let mut written = self.front.output_at_end().await;
+        let mut written = self.front.stop_and_collect_output().await;
         if let Some(worker) = self.worker {
-            written += &worker.output_at_end().await;
+            written += &worker.stop_and_collect_output().await;
         }
         (self.setup, written)
     }
@@ -72,8 +72,8 @@ fn users(range: std::ops::Range<usize>) -> String {
     ndjson(range.map(|n| user(ContractId::Register, n)))
 }
 
-fn lines(answer: &Answer) -> Vec<Value> {
-    reports(std::str::from_utf8(&answer.bytes).unwrap())
+fn lines(response: &HttpResponse) -> Vec<Value> {
+    reports(std::str::from_utf8(&response.bytes).unwrap())
 }
 
 /// A request whose body is still being written.
@@ -120,7 +120,7 @@ impl Stream {
                 }
                 return Some(serde_json::from_slice(&line).unwrap());
             }
-            let frame = tokio::time::timeout(PATIENCE, self.response.frame()).await.unwrap()?;
+            let frame = tokio::time::timeout(TIMEOUT, self.response.frame()).await.unwrap()?;
             self.read.extend_from_slice(&frame.unwrap().into_data().unwrap());
         }
     }
@@ -128,10 +128,10 @@ impl Stream {
 
 #[tokio::test]
 async fn upload_opens_no_connection_to_the_broker() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
-    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_BULK_KEY", KEY);
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_BULK_API_KEY", KEY);
     let url = setup.environment["MUSTER_QUEUE"].clone();
     let wire = Proxy::to(&url).await;
     let worker = setup.start_role("worker").await;
@@ -139,8 +139,8 @@ async fn upload_opens_no_connection_to_the_broker() {
     let front = setup.start_role("front").await;
     let bench = Bench { setup, front, worker: Some(worker) };
     let before = wire.accepted();
-    let answer = bench.send("", &users(0..20)).await;
-    assert_eq!(lines(&answer).len(), 20);
+    let response = bench.send("", &users(0..20)).await;
+    assert_eq!(lines(&response).len(), 20);
     assert_eq!(wire.accepted(), before);
 }
 
@@ -165,7 +165,7 @@ async fn answers_come_while_rows_still_go_in_the_order_of_the_rows() {
         let counts = outcomes(&all);
         assert_eq!((counts["registered"], counts["invalid"]), (40, 4));
         let (setup, written) = bench.stop().await;
-        assert!(secrets_in(&written).is_empty() && !written.contains(KEY));
+        assert!(lines_with_secrets(&written).is_empty() && !written.contains(KEY));
         assert_stored(&setup, &all).await;
     }
 }
@@ -222,7 +222,7 @@ async fn the_first_of_equal_rows_wins() {
         let Some(bench) = Bench::new(pair).await else { continue };
         let rows = (0..90).map(|n| match n % 3 {
             0 => user(ContractId::Register, n / 3),
-            _ => hashed(user(ContractId::Register, n / 3)),
+            _ => with_password_hash(user(ContractId::Register, n / 3)),
         });
         let told = lines(&bench.send("", &ndjson(rows)).await);
         let outcome = |n: usize| told[n]["outcome"].as_str().unwrap();
@@ -232,15 +232,15 @@ async fn the_first_of_equal_rows_wins() {
 
 #[tokio::test]
 async fn a_response_whose_rows_wait_is_kept_alive() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
-    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_BULK_KEY", KEY);
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_BULK_API_KEY", KEY);
     let front = setup.start_role("front").await;
     let mut stream = Stream::open(front.client().address(), users(0..1)).await;
     assert_eq!(stream.response.headers()["x-accel-buffering"], "no");
     // No worker has the row yet.
-    let frame = tokio::time::timeout(PATIENCE, stream.response.frame()).await.unwrap().unwrap();
+    let frame = tokio::time::timeout(TIMEOUT, stream.response.frame()).await.unwrap().unwrap();
     assert_eq!(frame.unwrap().into_data().unwrap(), "\n");
     let _worker = setup.start_role("worker").await;
     assert_eq!(stream.line().await.unwrap()["outcome"], "registered");
@@ -262,8 +262,8 @@ async fn only_those_with_the_key_get_in() {
     let good = [("content-type", "application/x-ndjson"), ("authorization", &*key)];
     // A preflight is answered everywhere, so that a page can read the 404.
     for (method, status) in [("POST", 404), ("GET", 404), ("OPTIONS", 204)] {
-        let answer = closed.client().send(method, PATH, &good, users(0..1)).await.unwrap();
-        assert_eq!(answer.status, status, "{method} without a key in the settings");
+        let response = closed.client().send(method, PATH, &good, users(0..1)).await.unwrap();
+        assert_eq!(response.status, status, "{method} without a key in the settings");
     }
     let bench = Bench::new(EMBEDDED).await.unwrap();
     let client = bench.front.client();
@@ -285,10 +285,10 @@ async fn only_those_with_the_key_get_in() {
         ("POST", PATH, &[good[0], good[1], ("idempotency-key", "short")], 400),
         ("POST", PATH, &good, 200),
     ] {
-        let answer = client.send(method, path, headers, users(0..1)).await.unwrap();
-        assert_eq!(answer.status, status, "{method} {path} {headers:?}");
+        let response = client.send(method, path, headers, users(0..1)).await.unwrap();
+        assert_eq!(response.status, status, "{method} {path} {headers:?}");
         if status >= 400 {
-            assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+            assert_eq!(response.header("content-type"), Some("application/problem+json"));
         }
     }
     let taken = client.post("/register", &user(ContractId::Register, 0)).await;
@@ -332,13 +332,13 @@ async fn a_client_that_does_not_read_is_not_read_from() {
         writing.write_all(b"0\r\n\r\n").await.unwrap();
         writing
     });
-    let (mut answer, mut told) = (vec![0; 1 << 16], 0);
+    let (mut response, mut told) = (vec![0; 1 << 16], 0);
     let mut tail = Vec::new();
     while !tail.ends_with(b"\r\n0\r\n\r\n") {
         let read =
-            tokio::time::timeout(PATIENCE, reading.read(&mut answer)).await.unwrap().unwrap();
+            tokio::time::timeout(TIMEOUT, reading.read(&mut response)).await.unwrap().unwrap();
         assert!(read > 0, "it ended early");
-        tail.extend_from_slice(&answer[..read]);
+        tail.extend_from_slice(&response[..read]);
         told += tail.windows(8).filter(|window| window == b"{\"line\":").count();
         // What may be the beginning of the next is kept, and nothing that was counted.
         tail.drain(..tail.len().saturating_sub(7));
@@ -387,5 +387,5 @@ async fn a_stop_ends_an_upload_with_a_word() {
     assert_eq!((&last["outcome"], &last["code"]), (&json!("aborted"), &json!("stopping")));
     assert!(stream.line().await.is_none());
     drop(stream);
-    assert!(bench.front.ended().await.success());
+    assert!(bench.front.wait_for_exit().await.success());
 }

@@ -18,7 +18,7 @@ fn snippet() -> &'static str {
 
 /// A page that does nothing by itself.
 async fn empty_page() -> Site {
-    Site::of("<!doctype html><title>A page</title>".to_owned()).await
+    Site::serve("<!doctype html><title>A page</title>".to_owned()).await
 }
 
 /// Fetches from a page, and gives status and body, or why the page can read nothing.
@@ -59,25 +59,25 @@ async fn traced_page_of_another_origin_signs_up_and_reads_refusals() {
         let url = |path: &str| format!("http://{}{path}", muster.client().address());
         browser.open(&site.origin()).await;
         for (path, body, _) in five_requests() {
-            let answer = fetch(&browser, &url(path), &traced("POST", Some(&body))).await;
-            assert_eq!(answer[0], 201, "{path}: {answer}");
+            let response = fetch(&browser, &url(path), &traced("POST", Some(&body))).await;
+            assert_eq!(response[0], 201, "{path}: {response}");
         }
         for (method, path, status) in
             [("POST", "/nothing", 404), ("GET", "/signup", 405), ("POST", "/signup", 400)]
         {
-            let answer = fetch(&browser, &url(path), &traced(method, None)).await;
-            assert_eq!(answer[0], status, "{method} {path}: {answer}");
+            let response = fetch(&browser, &url(path), &traced(method, None)).await;
+            assert_eq!(response[0], status, "{method} {path}: {response}");
         }
         let mut large = traced("GET", None);
         large["headers"]["x-large"] = json!("x".repeat(20 << 10));
-        let answer = fetch(&browser, &url("/users/profile"), &large).await;
-        assert_eq!(answer[0], 431, "{answer}");
+        let response = fetch(&browser, &url("/users/profile"), &large).await;
+        assert_eq!(response[0], 431, "{response}");
     }
     let other = Setup::embedded().with("MUSTER_FRONT_CORS_ORIGINS", "https://shop.example");
     let muster = other.start().await;
     let url = format!("http://{}/signup", muster.client().address());
-    let answer = fetch(&browser, &url, &traced("POST", None)).await;
-    assert_eq!(answer, "TypeError: Failed to fetch");
+    let response = fetch(&browser, &url, &traced("POST", None)).await;
+    assert_eq!(response, "TypeError: Failed to fetch");
 }
 
 /// A page as front ends are commonly written: it posts its form, keeps the token and asks for the profile.
@@ -135,7 +135,7 @@ async fn impatient_people(browser: &Browser, muster: &Muster, sign_up: &str) -> 
     let mut hashed = 0;
     for reload in [false, true] {
         for (path, person, token) in five_requests() {
-            let site = Site::of(page(&server, sign_up, path, &person, token)).await;
+            let site = Site::serve(page(&server, sign_up, path, &person, token)).await;
             browser.open(&site.origin()).await;
             if reload {
                 browser.run(CLICK).await;
@@ -188,7 +188,7 @@ async fn without_window_and_key_a_double_click_is_a_duplicate() {
     let muster = Setup::embedded().start().await;
     let server = format!("http://{}", muster.client().address());
     let (path, person, token) = five_requests().remove(1);
-    let site = Site::of(page(&server, WITHOUT_KEY, path, &person, token)).await;
+    let site = Site::serve(page(&server, WITHOUT_KEY, path, &person, token)).await;
     browser.open(&site.origin()).await;
     browser.run(&format!("{CLICK}{CLICK}")).await;
     let ended = attempts(&browser, 2).await;
@@ -204,7 +204,7 @@ async fn snippet_keeps_its_key_until_a_response_is_final() {
     // No hash is done by the deadline.
     let setup = [
         ("MUSTER_BCRYPT_COST", "16"),
-        ("MUSTER_FRONT_DEADLINE", "100ms"),
+        ("MUSTER_FRONT_REQUEST_TIMEOUT", "100ms"),
         ("MUSTER_STORE_TIMEOUT", "40ms"),
     ];
     let setup =

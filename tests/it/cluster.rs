@@ -5,10 +5,10 @@ use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 
 use crate::support::Setup;
-use crate::support::cluster::{Cluster, ClusterRig, Member};
+use crate::support::cluster::{Cluster, ClusterFleet, ClusterProcess};
 use crate::support::importer::{Importer, assert_stored, ndjson, outcomes, reports, user};
 use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
@@ -20,26 +20,26 @@ pub const CONNECTED: usize = 0;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "kills a broker: ./tests/run runs it alone"]
 async fn signups_survive_a_kill_of_the_connected_node() {
-    let Some(rig) = ClusterRig::at(CONNECTED).await else { return };
-    rig.survives(
+    let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
+    fleet.assert_survives(
         "connected node killed",
-        async |rig| {
-            rig.cluster.node("kill", CONNECTED).await;
-            rig.profile_is_answered().await;
+        async |fleet| {
+            fleet.cluster.node("kill", CONNECTED).await;
+            fleet.wait_for_profile().await;
         },
-        async |rig| rig.cluster.mend().await,
+        async |fleet| fleet.cluster.repair().await,
     )
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs three brokers: ./tests/run runs it alone"]
-async fn signups_survive_silence_between_clients_and_the_connected_node() {
-    let Some(rig) = ClusterRig::at(CONNECTED).await else { return };
-    rig.survives(
+async fn signups_survive_stalled_connections_to_the_connected_node() {
+    let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
+    fleet.assert_survives(
         "connected node silent to its clients",
-        async |rig| rig.links(CONNECTED, Proxy::stall),
-        async |rig| rig.links(CONNECTED, Proxy::heal),
+        async |fleet| fleet.proxies_to(CONNECTED, Proxy::stall),
+        async |fleet| fleet.proxies_to(CONNECTED, Proxy::restore),
     )
     .await;
 }
@@ -47,16 +47,16 @@ async fn signups_survive_silence_between_clients_and_the_connected_node() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stops a broker: ./tests/run runs it alone"]
 async fn queues_are_declared_while_a_node_is_down() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
-    let Some(cluster) = Cluster::whole().await else { return };
+    let Some(cluster) = Cluster::healthy().await else { return };
     cluster.node("stop", 2).await;
     let setup = Setup::on(PRODUCTION, cluster.url(0).to_owned());
     let started = std::time::Instant::now();
-    let mut worker = Member::new(&cluster, "worker", &setup).await;
+    let mut worker = ClusterProcess::new(&cluster, "worker", &setup).await;
     worker.start().await;
-    let mut front = Member::new(&cluster, "front", &setup).await;
+    let mut front = ClusterProcess::new(&cluster, "front", &setup).await;
     front.start().await;
     report(&format!(
         "cluster: queues declared while a node is down: ready after {:.1} s",
@@ -64,18 +64,18 @@ async fn queues_are_declared_while_a_node_is_down() {
     ));
     let body = serde_json::json!({ "username": "ann", "password": "never-seen-outside-1" });
     let headers = [("content-type", "application/json")];
-    let answer = front.client().send("POST", "/signup", &headers, body.to_string()).await.unwrap();
-    assert_eq!(answer.status, 201);
-    cluster.mend().await;
-    front.is_ready(true).await;
+    let response = front.client().send("POST", "/signup", &headers, body.to_string()).await.unwrap();
+    assert_eq!(response.status, 201);
+    cluster.repair().await;
+    front.wait_for_readiness(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "restarts every broker: ./tests/run runs it alone"]
-async fn a_rolling_restart_loses_no_signup_and_no_row_of_an_import() {
+async fn rolling_restart_loses_no_signup_and_no_import_row() {
     const ROWS: usize = 200;
-    let Some(rig) = ClusterRig::at(CONNECTED).await else { return };
-    let importing = Member::new(&rig.cluster, "import", &rig.setup).await;
+    let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
+    let importing = ClusterProcess::new(&fleet.cluster, "import", &fleet.setup).await;
     let arguments = ["-", "--format", "ndjson", "--contract", "flat-name", "--in-flight", "32"];
     let arguments = [&arguments[..], &["--output", "report.ndjson"]].concat();
     let (input, mut rows) = std::io::pipe().unwrap();
@@ -89,17 +89,17 @@ async fn a_rolling_restart_loses_no_signup_and_no_row_of_an_import() {
         sent
     };
     send();
-    let path = rig.setup.directory().join("report.ndjson");
-    let setup = rig.setup.clone();
+    let path = fleet.setup.directory().join("report.ndjson");
+    let setup = fleet.setup.clone();
     let reported = path.clone();
-    rig.survives(
+    fleet.assert_survives(
         "every node drained and restarted in turn, with an import",
-        async move |rig| {
-            for n in 0..rig.cluster.len() {
-                rig.cluster.stop_for_upgrade(n).await;
+        async move |fleet| {
+            for n in 0..fleet.cluster.len() {
+                fleet.cluster.stop_for_upgrade(n).await;
                 send();
-                rig.ledger.goes_on(20).await;
-                rig.cluster.mend().await;
+                fleet.ledger.wait_for_created(20).await;
+                fleet.cluster.repair().await;
                 let all = send();
                 eventually("every row", async || {
                     let text = fs::read_to_string(&reported).unwrap_or_default();
@@ -111,8 +111,8 @@ async fn a_rolling_restart_loses_no_signup_and_no_row_of_an_import() {
         async |_| {},
     )
     .await;
-    let ended = importer.ended().await;
-    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    let ended = importer.wait_for_exit().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let reports = reports(&fs::read_to_string(path).unwrap());
     assert_eq!(outcomes(&reports)["registered"], ROWS * 7);
     assert_stored(&setup, &reports).await;

@@ -10,7 +10,7 @@ use crate::support::broker::Broker;
 use crate::support::command::{run, run_with};
 use crate::support::importer::{ndjson, user};
 use crate::support::services::PRODUCTION;
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 
 /// An Ed25519 public key: the example of RFC 8410, section 10.1.
 const PUBLIC_KEY: &str = "-----BEGIN PUBLIC KEY-----\n\
@@ -56,7 +56,7 @@ fn full_disk() -> Stdio {
 
 /// Expects a command to end as usual without its reader, and to fail on a full disk. `NEW` in its arguments is a new
 /// folder each time.
-fn survives(setup: &Setup, arguments: &[&str]) {
+fn assert_survives(setup: &Setup, arguments: &[&str]) {
     let with = |folder: &str| -> Vec<String> {
         arguments.iter().map(|argument| argument.replace("NEW", folder)).collect()
     };
@@ -78,22 +78,22 @@ fn survives(setup: &Setup, arguments: &[&str]) {
 #[tokio::test]
 async fn output_may_end_early_and_a_full_disk_is_an_error() {
     let setup = Setup::embedded();
-    run(&setup, &["keys", "make", "--output", "key.pem"]).await.printed();
+    run(&setup, &["keys", "make", "--output", "key.pem"]).await.expect_stdout();
     for arguments in PRINTING {
-        survives(&setup, arguments);
+        assert_survives(&setup, arguments);
     }
 }
 
 #[tokio::test]
 async fn dead_letters_may_be_listed_into_head() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
     let worker = setup.start_role("worker").await;
     let broker = Broker::connect().await;
     for _ in 0..3 {
-        broker.publish_letter(setup.namespace()).await;
+        broker.publish_dead_letter(setup.namespace()).await;
     }
     assert!(worker.stop().await.success());
     for arguments in [
@@ -102,7 +102,7 @@ async fn dead_letters_may_be_listed_into_head() {
         &["dead", "export", "--output", "-"],
         &["dead", "discard", "--all", "--dry-run"],
     ] {
-        survives(&setup, arguments);
+        assert_survives(&setup, arguments);
     }
 }
 
@@ -177,7 +177,7 @@ async fn names_of_a_certificate_are_host_names_or_addresses() {
     let arguments = good.iter().flat_map(|name| ["--name", name]);
     let arguments: Vec<&str> =
         ["cert", "--directory", "certs"].into_iter().chain(arguments).collect();
-    run(&setup, &arguments).await.printed();
+    run(&setup, &arguments).await.expect_stdout();
 }
 
 #[tokio::test]

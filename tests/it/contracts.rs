@@ -32,7 +32,7 @@ macro_rules! golden_files {
                 async fn $name() {
                     // Files about how long something takes are about the front alone.
                     let is_timed = ["busy.json", "late.json"].contains(&$file);
-                    if PRODUCTION.is_there() && !is_timed {
+                    if PRODUCTION.is_available() && !is_timed {
                         let text = include_str!(concat!("contracts/", $file));
                         golden::run($file, text, PRODUCTION).await;
                     }

@@ -4,7 +4,7 @@
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use muster::signup::{ContractId, MessageId, Origin, Record, RegistrationId};
+use muster::domain::{ContractId, MessageId, Origin, StoredUser, RegistrationId};
 use muster::store;
 use muster::telemetry::Health;
 use serde_json::{Value, json};
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use crate::support::broker::{Broker, headers, registration, version};
 use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
-use crate::support::raw_producer::{RawProducer, deepest, long, nested, short};
+use crate::support::raw_producer::{RawProducer, max_levels, long, nested, short};
 use crate::support::services::{PRODUCTION, amqp_url};
-use crate::support::{Muster, Pair, QueueKind, Setup, StoreKind};
+use crate::support::{Muster, Pair, QueueAdapter, Setup, StoreAdapter};
 
-const BROKER_ONLY: Pair = Pair(QueueKind::Rabbit, StoreKind::File);
+const BROKER_ONLY: Pair = Pair(QueueAdapter::Rabbit, StoreAdapter::File);
 /// What stands in the messages and must be seen nowhere.
 const PASSWORD: &str = "hunter2-securePassword";
 const ADDRESS: &str = "john.doe@example.com";
@@ -44,11 +44,11 @@ async fn listed(setup: &Setup, flags: &[&str]) -> Vec<Value> {
 }
 
 async fn ids(setup: &Setup, flags: &[&str]) -> Vec<String> {
-    let letters = listed(setup, flags).await;
-    letters.iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect()
+    let dead_letters = listed(setup, flags).await;
+    dead_letters.iter().map(|dead_letter| dead_letter["id"].as_str().unwrap().to_owned()).collect()
 }
 
-async fn until_there_are(setup: &Setup, count: usize) {
+async fn wait_for_count(setup: &Setup, count: usize) {
     eventually(&format!("{count} dead letters"), async || listed(setup, &[]).await.len() == count)
         .await;
 }
@@ -61,10 +61,10 @@ fn document() -> Vec<u8> {
 }
 
 /// Makes the queues and consumes none of them.
-async fn front(setup: &Setup) -> Muster {
+async fn start_front(setup: &Setup) -> Muster {
     let front = setup.start_with(&["serve", "--role", "front"]).await;
     eventually("the queues", async || run(setup, &["dead", "list"]).await.0 == 0).await;
-    front
+    start_front
 }
 
 /// Dies at once while nobody consumes: the broker moves it as it is, password and all.
@@ -73,29 +73,29 @@ async fn publish_expiring(broker: &Broker, setup: &Setup, id: &str) {
         .with_message_id(id.into())
         .with_reply_to(REPLY_QUEUE.into())
         .with_expiration("1".into());
-    broker.publish_anything(setup.namespace(), "bulk", properties, &document()).await;
+    broker.publish_unchecked(setup.namespace(), "bulk", properties, &document()).await;
 }
 
-async fn stored(setup: &Setup, producer: &str, id: &str) -> Option<Record> {
+async fn stored(setup: &Setup, producer: &str, id: &str) -> Option<StoredUser> {
     let origin = Origin::Amqp { producer: producer.to_owned() };
-    let id = RegistrationId::of(&origin, ContractId::Register, &MessageId::parse(id).unwrap());
-    let part = Health::default().part("store");
-    store::open(&setup.settings().store, &part).await.unwrap().registered(&id).await.unwrap()
+    let id = RegistrationId::derive(&origin, ContractId::Register, &MessageId::parse(id).unwrap());
+    let part = Health::default().component("store");
+    store::open(&setup.settings().store, &part).await.unwrap().find_by_registration(&id).await.unwrap()
 }
 
 #[tokio::test]
 async fn letters_are_looked_at_without_being_taken_or_shuffled() {
-    if !BROKER_ONLY.is_there() {
+    if !BROKER_ONLY.is_available() {
         return;
     }
     let setup = Setup::new(BROKER_ONLY);
-    let _front = front(&setup).await;
+    let _front = start_front(&setup).await;
     let broker = Broker::connect().await;
     let sent: Vec<String> = (0..120).map(|n| format!("import-2024-{n:03}")).collect();
     for id in &sent {
         publish_expiring(&broker, &setup, id).await;
     }
-    until_there_are(&setup, sent.len()).await;
+    wait_for_count(&setup, sent.len()).await;
     for _ in 0..3 {
         assert_eq!(ids(&setup, &[]).await, sent);
     }
@@ -109,25 +109,25 @@ async fn letters_are_looked_at_without_being_taken_or_shuffled() {
     let row = ["expired", "bulk", "register", "0", "j***@example.com", "import-2024-000"];
     assert_eq!(lines[1][1..], row, "{table}");
 
-    let (code, _, told) = run(&setup, &["dead", "discard", "import-2024"]).await;
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("120 dead letters' ids begin so"), "{told}");
-    let (code, _, told) = run(&setup, &["dead", "discard", "import-2024-060"]).await;
-    assert_eq!(code, 2, "nobody to ask: {told}");
+    let (code, _, stderr) = run(&setup, &["dead", "discard", "import-2024"]).await;
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("120 dead letters' ids begin so"), "{stderr}");
+    let (code, _, stderr) = run(&setup, &["dead", "discard", "import-2024-060"]).await;
+    assert_eq!(code, 2, "nobody to ask: {stderr}");
     let all_but_one: Vec<String> = sent.into_iter().filter(|id| !id.ends_with("060")).collect();
-    let (code, done, told) = run(&setup, &["dead", "discard", "--yes", "import-2024-060"]).await;
-    assert_eq!((code, done.as_str()), (0, "import-2024-060 discarded\n"), "{told}");
+    let (code, done, stderr) = run(&setup, &["dead", "discard", "--yes", "import-2024-060"]).await;
+    assert_eq!((code, done.as_str()), (0, "import-2024-060 discarded\n"), "{stderr}");
     assert_eq!(ids(&setup, &[]).await, all_but_one);
 
-    let (code, _, told) = run(&setup, &["dead", "discard", "--yes", "--reason", "expired"]).await;
-    assert_eq!(code, 0, "{told}");
-    let (code, nothing, told) = run(&setup, &["dead", "list"]).await;
-    assert_eq!((code, nothing.as_str(), told.as_str()), (0, "", "muster: no dead letters\n"));
+    let (code, _, stderr) = run(&setup, &["dead", "discard", "--yes", "--reason", "expired"]).await;
+    assert_eq!(code, 0, "{stderr}");
+    let (code, nothing, stderr) = run(&setup, &["dead", "list"]).await;
+    assert_eq!((code, nothing.as_str(), stderr.as_str()), (0, "", "muster: no dead letters\n"));
 }
 
 #[tokio::test]
 async fn every_reason_is_told_and_nothing_secret_with_it() {
-    if !BROKER_ONLY.is_there() {
+    if !BROKER_ONLY.is_available() {
         return;
     }
     let setup = Setup::new(BROKER_ONLY);
@@ -136,23 +136,23 @@ async fn every_reason_is_told_and_nothing_secret_with_it() {
     let bad_body = registration("register").with_message_id("bad-body".into());
     let body = format!("{{\"password\":\"{PASSWORD}\"");
     broker.publish(setup.namespace(), "bulk", bad_body, body.as_bytes()).await;
-    until_there_are(&setup, 1).await;
+    wait_for_count(&setup, 1).await;
     let no_type = lapin::BasicProperties::default()
         .with_message_id("no-type".into())
         .with_headers(headers(&[("contract", "username".into())]));
-    broker.publish_anything(setup.namespace(), "bulk", no_type, &document()).await;
-    until_there_are(&setup, 2).await;
+    broker.publish_unchecked(setup.namespace(), "bulk", no_type, &document()).await;
+    wait_for_count(&setup, 2).await;
     assert!(muster.stop().await.success());
     publish_expiring(&broker, &setup, "expired").await;
-    until_there_are(&setup, 3).await;
+    wait_for_count(&setup, 3).await;
 
-    let letters = listed(&setup, &[]).await;
-    let of = |key: &str| letters.iter().map(|letter| letter[key].clone()).collect::<Vec<_>>();
+    let dead_letters = listed(&setup, &[]).await;
+    let of = |key: &str| dead_letters.iter().map(|dead_letter| dead_letter[key].clone()).collect::<Vec<_>>();
     assert_eq!(of("id"), ["bad-body", "no-type", "expired"]);
     assert_eq!(of("reason"), ["unreadable", "unreadable", "expired"]);
     assert_eq!(of("obstacle"), [json!("no_body"), json!("no_body"), json!(null)]);
-    assert!(of("died").iter().all(Value::is_string), "{letters:?}");
-    assert_eq!(letters[1]["detail"], "no type");
+    assert!(of("died").iter().all(Value::is_string), "{dead_letters:?}");
+    assert_eq!(dead_letters[1]["detail"], "no type");
     let known = json!({ "email": "j***@example.com", "fullname": { "firstname": "John" } });
     assert_eq!(of("body"), [json!(null), json!(null), known]);
 
@@ -168,35 +168,35 @@ async fn every_reason_is_told_and_nothing_secret_with_it() {
         assert!(page.contains(shown), "{shown}: {page}");
     }
     let (code, json, _) = run(&setup, &["dead", "show", "no-type", "--json"]).await;
-    assert_eq!((code, serde_json::from_str::<Value>(&json).unwrap()), (0, letters[1].clone()));
+    assert_eq!((code, serde_json::from_str::<Value>(&json).unwrap()), (0, dead_letters[1].clone()));
     assert_eq!(run(&setup, &["dead", "show", "nobody"]).await.0, 1);
 
     let (code, lines, _) = run(&setup, &["dead", "export", "--output", "-"]).await;
     assert_eq!((code, lines.lines().count()), (0, 3));
     let file = setup.directory().join("letters.ndjson");
-    let (code, _, told) =
+    let (code, _, stderr) =
         run(&setup, &["dead", "export", "--output", file.to_str().unwrap()]).await;
-    assert_eq!(code, 0, "{told}");
+    assert_eq!(code, 0, "{stderr}");
     assert_eq!(std::fs::read_to_string(file).unwrap(), lines);
-    let (code, _, told) = run(&setup, &["dead", "export", "--output", "/no/such/place"]).await;
-    assert!(code == 1 && told.contains("/no/such/place"), "{told}");
+    let (code, _, stderr) = run(&setup, &["dead", "export", "--output", "/no/such/place"]).await;
+    assert!(code == 1 && stderr.contains("/no/such/place"), "{stderr}");
 
-    let (code, done, told) = run(&setup, &["dead", "requeue", "--all", "--dry-run"]).await;
-    assert_eq!((code, done.as_str()), (3, "expired would be requeued\n"), "{told}");
-    assert!(told.contains("bad-body stays: its body cannot be read"), "{told}");
+    let (code, done, stderr) = run(&setup, &["dead", "requeue", "--all", "--dry-run"]).await;
+    assert_eq!((code, done.as_str()), (3, "expired would be requeued\n"), "{stderr}");
+    assert!(stderr.contains("bad-body stays: its body cannot be read"), "{stderr}");
     assert_eq!(ids(&setup, &[]).await, ["bad-body", "no-type", "expired"]);
 }
 
 /// Moved there by the broker itself, which keeps the headers.
 #[tokio::test]
 async fn unreadable_dead_letters_are_shown_and_discarded() {
-    if !BROKER_ONLY.is_there() {
+    if !BROKER_ONLY.is_available() {
         return;
     }
     let setup = Setup::new(BROKER_ONLY);
-    let _front = front(&setup).await;
-    let mut producer = RawProducer::of_least_privilege(setup.namespace()).await;
-    let nestings = [(b'A', 2_000), (b'A', deepest(b'A')), (b'F', 2_000), (b'F', 5_000)];
+    let _front = start_front(&setup).await;
+    let mut producer = RawProducer::with_least_privilege(setup.namespace()).await;
+    let nestings = [(b'A', 2_000), (b'A', max_levels(b'A')), (b'F', 2_000), (b'F', 5_000)];
     for (kind, levels) in nestings {
         // Headers and expiration.
         let flags = (1u16 << 13 | 1 << 8).to_be_bytes();
@@ -212,37 +212,37 @@ async fn unreadable_dead_letters_are_shown_and_discarded() {
     // Not by listing them: the broker takes its time for each of these whenever it is read.
     eventually("dead letters", async || broker.count(&queue).await as usize == count).await;
 
-    for letter in listed(&setup, &[]).await {
+    for dead_letter in listed(&setup, &[]).await {
         assert_eq!(
-            (&letter["reason"], &letter["obstacle"]),
+            (&dead_letter["reason"], &dead_letter["obstacle"]),
             (&json!("unreadable"), &json!("unreadable"))
         );
-        let detail = letter["detail"].as_str().unwrap();
+        let detail = dead_letter["detail"].as_str().unwrap();
         let known = ["16 levels", "larger than a frame", "message_id is not UTF-8"];
         assert!(known.iter().any(|known| detail.contains(known)), "{detail}");
     }
-    let (code, _, told) = run(&setup, &["dead", "show", "no-such-id"]).await;
-    assert_eq!(code, 1, "{told}");
-    let (code, _, told) = run(&setup, &["dead", "requeue", "--all"]).await;
-    assert_eq!(code, 3, "{told}");
-    assert!(told.contains("its properties cannot be read"), "{told}");
+    let (code, _, stderr) = run(&setup, &["dead", "show", "no-such-id"]).await;
+    assert_eq!(code, 1, "{stderr}");
+    let (code, _, stderr) = run(&setup, &["dead", "requeue", "--all"]).await;
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stderr.contains("its properties cannot be read"), "{stderr}");
     eventually("all to be kept", async || broker.count(&queue).await as usize == count).await;
-    let (code, _, told) =
+    let (code, _, stderr) =
         run(&setup, &["dead", "discard", "--yes", "--reason", "unreadable"]).await;
-    assert_eq!(code, 0, "{told}");
-    until_there_are(&setup, 0).await;
+    assert_eq!(code, 0, "{stderr}");
+    wait_for_count(&setup, 0).await;
 }
 
 #[tokio::test]
 async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
-    let front = front(&setup).await;
+    let front = start_front(&setup).await;
     let broker = Broker::connect().await;
     publish_expiring(&broker, &setup, "row-1").await;
-    until_there_are(&setup, 1).await;
+    wait_for_count(&setup, 1).await;
     // Vouched for by muster's own account, which is the tests'.
     let vouched = headers(&[
         ("contract", "register".into()),
@@ -256,16 +256,16 @@ async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
         .with_expiration("1".into());
     let body = json!({ "email": "jane@example.com", "fullname": { "firstname": "Jane" }, "password": PASSWORD });
     broker
-        .publish_anything(setup.namespace(), "bulk", properties, body.to_string().as_bytes())
+        .publish_unchecked(setup.namespace(), "bulk", properties, body.to_string().as_bytes())
         .await;
-    until_there_are(&setup, 2).await;
-    let letters = listed(&setup, &[]).await;
-    assert_eq!((&letters[1]["producer"], &letters[1]["attempt"]), (&json!("crm"), &json!(3)));
+    wait_for_count(&setup, 2).await;
+    let dead_letters = listed(&setup, &[]).await;
+    assert_eq!((&dead_letters[1]["producer"], &dead_letters[1]["attempt"]), (&json!("crm"), &json!(3)));
 
-    let (code, done, told) =
+    let (code, done, stderr) =
         run(&setup, &["dead", "requeue", "row-1", "--rate", "100/s", "--json"]).await;
-    assert_eq!((code, done.lines().count()), (0, 2), "{told}");
-    until_there_are(&setup, 0).await;
+    assert_eq!((code, done.lines().count()), (0, 2), "{stderr}");
+    wait_for_count(&setup, 0).await;
     let sent = broker.fetch(&format!("{}.bulk", setup.namespace())).await;
     assert!(sent.properties.reply_to().is_none() && sent.properties.expiration().is_none());
     let headers = sent.properties.headers().as_ref().unwrap().inner();
@@ -290,19 +290,19 @@ async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
 
     // The same registration dies once more, and is sent once more.
     publish_expiring(&broker, &setup, "row-1").await;
-    until_there_are(&setup, 1).await;
-    let (code, _, told) = run(&setup, &["dead", "requeue", "--all"]).await;
-    assert_eq!(code, 0, "{told}");
+    wait_for_count(&setup, 1).await;
+    let (code, _, stderr) = run(&setup, &["dead", "requeue", "--all"]).await;
+    assert_eq!(code, 0, "{stderr}");
     let mut worker = setup.start_role("worker").await;
     worker.wait_for_log(|line| line.contains("\"replayed\"")).await;
     assert_eq!(stored(&setup, "", "row-1").await, first, "the first user, and no other");
-    until_there_are(&setup, 0).await;
+    wait_for_count(&setup, 0).await;
     drop(front);
 }
 
 #[tokio::test]
 async fn a_letter_without_its_password_stays() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
@@ -317,25 +317,25 @@ async fn a_letter_without_its_password_stays() {
     proxy.cut();
     let properties = registration("register").with_message_id("row-1".into());
     broker.publish(setup.namespace(), "bulk", properties, &document()).await;
-    until_there_are(&setup, 1).await;
-    let letter = listed(&setup, &[]).await.remove(0);
-    assert_eq!((&letter["reason"], &letter["attempt"]), (&json!("too_many_attempts"), &json!(1)));
+    wait_for_count(&setup, 1).await;
+    let dead_letter = listed(&setup, &[]).await.remove(0);
+    assert_eq!((&dead_letter["reason"], &dead_letter["attempt"]), (&json!("too_many_attempts"), &json!(1)));
 
-    let (code, done, told) = run(&setup, &["dead", "requeue", "row-1", "row-2"]).await;
-    assert_eq!((code, done.as_str()), (3, ""), "{told}");
-    assert!(told.contains("row-1 stays: its password was removed"), "{told}");
-    assert!(told.contains("row-2: no dead letter's id begins so"), "{told}");
+    let (code, done, stderr) = run(&setup, &["dead", "requeue", "row-1", "row-2"]).await;
+    assert_eq!((code, done.as_str()), (3, ""), "{stderr}");
+    assert!(stderr.contains("row-1 stays: its password was removed"), "{stderr}");
+    assert!(stderr.contains("row-2: no dead letter's id begins so"), "{stderr}");
     assert_eq!(ids(&setup, &[]).await, ["row-1"]);
-    let (code, _, told) = run(&setup, &["dead", "discard", "row-1", "--yes"]).await;
-    assert_eq!(code, 0, "{told}");
+    let (code, _, stderr) = run(&setup, &["dead", "discard", "row-1", "--yes"]).await;
+    assert_eq!(code, 0, "{stderr}");
     assert!(ids(&setup, &[]).await.is_empty());
-    proxy.heal();
+    proxy.restore();
     assert!(muster.stop().await.success());
 }
 
 #[tokio::test]
 async fn bulk_rows_that_find_the_dead_letter_queue_full_are_kept_until_there_is_room() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     const UNREADABLE: u32 = 6;
@@ -345,7 +345,7 @@ async fn bulk_rows_that_find_the_dead_letter_queue_full_are_kept_until_there_is_
     let bulk = format!("{}.bulk", setup.namespace());
     for _ in 0..UNREADABLE {
         let nameless = registration("register");
-        broker.publish_anything(setup.namespace(), "bulk", nameless, b"{}").await;
+        broker.publish_unchecked(setup.namespace(), "bulk", nameless, b"{}").await;
         // Its own queue is as small.
         eventually("the worker to hold it", async || broker.count(&bulk).await == 0).await;
     }
@@ -365,7 +365,7 @@ async fn bulk_rows_that_find_the_dead_letter_queue_full_are_kept_until_there_is_
 
 #[tokio::test]
 async fn an_outage_of_the_store_makes_no_dead_letters_of_the_backlog() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let direct = Setup::new(PRODUCTION);
@@ -396,7 +396,7 @@ async fn an_outage_of_the_store_makes_no_dead_letters_of_the_backlog() {
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     // Time enough to use up both attempts of all of them, if nothing were held.
     tokio::time::sleep(Duration::from_secs(4)).await;
-    proxy.heal();
+    proxy.restore();
     let setup = setup.with("MUSTER_STORE", &store).with("MUSTER_STORE_TIMEOUT", "3s");
     eventually("the backlog", async || {
         let mut done = listed(&setup, &[]).await.len();
@@ -412,19 +412,19 @@ async fn an_outage_of_the_store_makes_no_dead_letters_of_the_backlog() {
 
 #[tokio::test]
 async fn a_queue_without_letters_is_told_as_such() {
-    let (code, _, told) = run(&Setup::embedded(), &["dead", "list"]).await;
-    assert_eq!(code, 2, "{told}");
-    assert!(told.contains("local:") && told.contains("amqp://"), "{told}");
+    let (code, _, stderr) = run(&Setup::embedded(), &["dead", "list"]).await;
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("local:") && stderr.contains("amqp://"), "{stderr}");
     let away = Setup::embedded().with("MUSTER_QUEUE", "amqp://guest:guest@127.0.0.1:1/%2f");
-    let (code, _, told) = run(&away, &["dead", "list"]).await;
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("127.0.0.1:1") && told.contains("MUSTER_QUEUE"), "{told}");
+    let (code, _, stderr) = run(&away, &["dead", "list"]).await;
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("127.0.0.1:1") && stderr.contains("MUSTER_QUEUE"), "{stderr}");
     for nothing_chosen in ["requeue", "discard"] {
         assert_eq!(run(&away, &["dead", nothing_chosen]).await.0, 2);
     }
-    if BROKER_ONLY.is_there() {
-        let (code, _, told) = run(&Setup::new(BROKER_ONLY), &["dead", "list"]).await;
-        assert_eq!(code, 1, "{told}");
-        assert!(told.contains("MUSTER_QUEUE_NAMESPACE"), "{told}");
+    if BROKER_ONLY.is_available() {
+        let (code, _, stderr) = run(&Setup::new(BROKER_ONLY), &["dead", "list"]).await;
+        assert_eq!(code, 1, "{stderr}");
+        assert!(stderr.contains("MUSTER_QUEUE_NAMESPACE"), "{stderr}");
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::Setup;
 use crate::support::broker::{Broker, rabbitmqctl};
-use crate::support::command::{Ended, run};
+use crate::support::command::{CommandOutput, run};
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, amqp_url, provided};
 
@@ -26,11 +26,11 @@ fn sound(setup: Setup) -> Setup {
 
 async fn sealed(setup: Setup) -> Setup {
     let keys = run(&setup, &["keygen", "--json"]).await.json();
-    let setup = setup.with("MUSTER_QUEUE_SEAL_TO", keys["seal_to"].as_str().unwrap());
-    setup.with("MUSTER_QUEUE_SEAL_KEYS", keys["seal_keys"][0].as_str().unwrap())
+    let setup = setup.with("MUSTER_QUEUE_SEAL_PUBLIC_KEY", keys["seal_public_key"].as_str().unwrap());
+    setup.with("MUSTER_QUEUE_SEAL_PRIVATE_KEYS", keys["seal_private_keys"][0].as_str().unwrap())
 }
 
-async fn doctor(setup: &Setup, flags: &[&str]) -> Ended {
+async fn doctor(setup: &Setup, flags: &[&str]) -> CommandOutput {
     let ended = run(setup, &[&["doctor", "--json"], flags].concat()).await;
     for secret in ["guest:guest", crate::support::muster::SECRET] {
         assert!(!ended.stdout.contains(secret), "a secret is shown");
@@ -70,7 +70,7 @@ fn is(found: &(String, String), severity: &str, part: &str) {
 #[tokio::test]
 async fn all_is_well_on_services_as_they_should_be() {
     let mut setups = vec![sound(Setup::embedded())];
-    if PRODUCTION.is_there() {
+    if PRODUCTION.is_available() {
         setups.push(sealed(sound(Setup::new(PRODUCTION))).await);
     }
     for setup in setups {
@@ -79,14 +79,14 @@ async fn all_is_well_on_services_as_they_should_be() {
         let document = ended.json();
         assert_eq!(ended.code, Some(0), "{document:#}");
         assert_eq!(document["warnings"], 0);
-        let text = run(&setup, &["doctor"]).await.printed();
+        let text = run(&setup, &["doctor"]).await.expect_stdout();
         assert!(text.ends_with("0 errors, 0 warnings\n"), "{text}");
     }
 }
 
 #[tokio::test]
 async fn nothing_is_made_by_looking() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = sealed(sound(Setup::new(PRODUCTION))).await;
@@ -112,7 +112,7 @@ async fn nothing_is_made_by_looking() {
 
 #[tokio::test]
 async fn queues_that_differ() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = sealed(sound(Setup::new(PRODUCTION))).await;
@@ -179,7 +179,7 @@ async fn queues_that_differ() {
 
 #[tokio::test]
 async fn what_only_the_http_api_shows() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let (Some(url), Some(_)) = (provided("MANAGEMENT_URL"), provided("RABBITMQCTL")) else {
@@ -273,7 +273,7 @@ fn text(value: &str) -> AMQPValue {
 
 #[tokio::test]
 async fn letters_that_died_are_told() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_BULK_MAX_LENGTH", "2");
@@ -281,7 +281,7 @@ async fn letters_that_died_are_told() {
     assert!(setup.start().await.stop().await.success());
     let broker = Broker::connect().await;
     for (letters, severity, told) in [(1, "note", "1 in "), (2, "warning", "which takes 2")] {
-        broker.publish_letter(setup.namespace()).await;
+        broker.publish_dead_letter(setup.namespace()).await;
         let queue = format!("{}.dead", setup.namespace());
         eventually("the letter to be counted", async || broker.count(&queue).await == letters)
             .await;
@@ -292,7 +292,7 @@ async fn letters_that_died_are_told() {
 
 #[tokio::test]
 async fn an_index_that_keeps_nothing_unique() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = sealed(sound(Setup::new(PRODUCTION))).await;
@@ -341,17 +341,17 @@ async fn what_is_wrong_here() {
 
     let [one, two] = ["one.pem", "two.pem"].map(|name| setup.directory().join(name));
     for path in [&one, &two] {
-        run(&setup, &["keys", "make", "--output", path.to_str().unwrap()]).await.printed();
+        run(&setup, &["keys", "make", "--output", path.to_str().unwrap()]).await.expect_stdout();
     }
-    let keyed = setup.clone().with("MUSTER_TOKEN_KEYS", one.to_str().unwrap());
+    let keyed = setup.clone().with("MUSTER_TOKEN_KEY_FILES", one.to_str().unwrap());
     is(&found(&keyed, "signing key").await, "ok", "EdDSA");
     let file = setup.directory().join("jwks.json");
-    let published = keyed.clone().with("MUSTER_FRONT_JWKS", file.to_str().unwrap());
-    is(&found(&published, "public keys").await, "error", "front.jwks");
-    std::fs::write(&file, run(&setup, &["keys", "jwks", two.to_str().unwrap()]).await.printed())
+    let published = keyed.clone().with("MUSTER_FRONT_JWKS_FILE", file.to_str().unwrap());
+    is(&found(&published, "public keys").await, "error", "front.jwks_file");
+    std::fs::write(&file, run(&setup, &["keys", "jwks", two.to_str().unwrap()]).await.expect_stdout())
         .unwrap();
     is(&found(&published, "public keys").await, "error", "cannot be verified");
-    std::fs::write(&file, run(&setup, &["keys", "jwks", one.to_str().unwrap()]).await.printed())
+    std::fs::write(&file, run(&setup, &["keys", "jwks", one.to_str().unwrap()]).await.expect_stdout())
         .unwrap();
     is(&found(&published, "public keys").await, "ok", "1 in");
     std::fs::set_permissions(&one, std::fs::Permissions::from_mode(0o644)).unwrap();
@@ -360,11 +360,11 @@ async fn what_is_wrong_here() {
     is(&found(&slow, "settings").await, "error", "store.timeout");
     let listed = setup.clone().with("MUSTER_PASSWORD_BLOCKLIST", "file:/no/such/list");
     is(&found(&listed, "password list").await, "error", "/no/such/list");
-    let missing = setup.clone().with("MUSTER_TOKEN_KEYS", "/no/such/key");
+    let missing = setup.clone().with("MUSTER_TOKEN_KEY_FILES", "/no/such/key");
     is(&found(&missing, "signing key").await, "error", "/no/such/key");
 
     let certs = setup.directory().join("certs");
-    run(&setup, &["cert", "--directory", certs.to_str().unwrap()]).await.printed();
+    run(&setup, &["cert", "--directory", certs.to_str().unwrap()]).await.expect_stdout();
     let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| certs.join(name));
     let tls = |cert: &std::path::Path| {
         let setup = setup.clone().with("MUSTER_FRONT_TLS_CERT", cert.to_str().unwrap());
@@ -381,7 +381,7 @@ async fn what_is_wrong_here() {
 #[tokio::test]
 async fn certificates_that_no_client_accepts() {
     let setup = sound(Setup::embedded());
-    let now = muster::signup::Clock::system().now().seconds();
+    let now = muster::domain::Clock::system().now().seconds();
     let now = time::OffsetDateTime::from_unix_timestamp(now).unwrap();
     let day = std::time::Duration::from_secs(86_400);
     for (name, from, until, severity, part) in [

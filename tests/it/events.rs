@@ -4,11 +4,11 @@
 use lapin::message::Delivery;
 use lapin::options::{QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use muster::signup::{ContractId, MessageId, Origin, RegistrationId};
+use muster::domain::{ContractId, MessageId, Origin, RegistrationId};
 use serde_json::{Value, json};
 
 use crate::support::Setup;
-use crate::support::broker::{Broker, headers, own_account, own_replies, registration};
+use crate::support::broker::{Broker, headers, test_account, reply_queue_name, registration};
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, unique};
 
@@ -26,7 +26,7 @@ impl Listener {
     /// After muster has made the exchange.
     async fn new(setup: &Setup) -> Self {
         let (broker, queue) = (Broker::connect().await, unique(PREFIX));
-        broker.own_queue(&queue).await;
+        broker.declare_exclusive_queue(&queue).await;
         bind(&broker, &queue, setup).await;
         Self { broker, queue }
     }
@@ -70,11 +70,11 @@ fn body(event: &Delivery) -> Value {
 
 #[tokio::test]
 async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION)
-        .with("MUSTER_QUEUE_REPLY_PREFIX", PREFIX)
+        .with("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", PREFIX)
         .with("MUSTER_FRONT_REPLAY_WINDOW", "10m");
     let muster = setup.start().await;
     let listener = Listener::new(&setup).await;
@@ -113,7 +113,7 @@ async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
         publish(broker, &setup, row, &document).await;
         let told = listener.next().await;
         let registration =
-            RegistrationId::of(&origin, ContractId::Register, &MessageId::parse(row).unwrap());
+            RegistrationId::derive(&origin, ContractId::Register, &MessageId::parse(row).unwrap());
         assert_eq!((name(&told), id(&told)), (event, registration.as_str()), "{row}");
         assert_eq!(body(&told)["messageId"], row);
         assert_eq!(body(&told)["code"].as_str(), code, "{row}");
@@ -131,11 +131,11 @@ async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
     }
 
     // A refusal with a reply is not announced: the next event is of the row after it.
-    let replies = own_replies(PREFIX);
-    broker.own_queue(&replies).await;
+    let replies = reply_queue_name(PREFIX);
+    broker.declare_exclusive_queue(&replies).await;
     let asking = registration("register")
         .with_message_id("row-4".into())
-        .with_user_id(own_account().into())
+        .with_user_id(test_account().into())
         .with_reply_to(replies.as_str().into());
     broker.publish(setup.namespace(), "bulk", asking, b"{}").await;
     assert_eq!(body(&broker.fetch(&replies).await)["code"], "invalid");
@@ -146,7 +146,7 @@ async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
 
 #[tokio::test]
 async fn the_settings_say_whose_outcomes_are_announced() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     for (events, wanted) in [("bulk", "row-2"), ("none", "")] {
@@ -174,23 +174,23 @@ async fn the_settings_say_whose_outcomes_are_announced() {
 
 #[tokio::test]
 async fn nothing_is_acked_before_it_is_announced() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
-    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_REPLY_PREFIX", PREFIX);
+    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", PREFIX);
     let mut worker = setup.start_role("worker").await;
     // A listener whose queue is full and refuses more.
-    let (broker, full, replies) = (Broker::connect().await, unique(PREFIX), own_replies(PREFIX));
+    let (broker, full, replies) = (Broker::connect().await, unique(PREFIX), reply_queue_name(PREFIX));
     let arguments = headers(&[("x-max-length", 1.into()), ("x-overflow", "reject-publish".into())]);
     let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
     broker.channel.queue_declare(full.as_str().into(), options, arguments).await.unwrap();
-    broker.own_queue(&replies).await;
+    broker.declare_exclusive_queue(&replies).await;
     broker.publish("", &full, lapin::BasicProperties::default(), b"").await;
     bind(&broker, &full, &setup).await;
 
     let asking = registration("register")
         .with_message_id("row-1".into())
-        .with_user_id(own_account().into())
+        .with_user_id(test_account().into())
         .with_reply_to(replies.as_str().into());
     let row = document(&format!("{}@example.com", unique("john"))).to_string();
     broker.publish(setup.namespace(), "bulk", asking, row.as_bytes()).await;
@@ -206,7 +206,7 @@ async fn nothing_is_acked_before_it_is_announced() {
     };
     assert!(refused("user.registered") > 0 && refused("registration.rejected") == 0, "{metrics}");
     worker.signal("KILL");
-    assert!(!worker.ended().await.success());
+    assert!(!worker.wait_for_exit().await.success());
 
     // There is room again, and another worker: the message was still there.
     broker.channel.queue_delete(full.as_str().into(), Default::default()).await.unwrap();

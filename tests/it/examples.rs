@@ -16,7 +16,7 @@ fn examples() -> PathBuf {
 /// Runs an example twice under one name. Each run has to tell of three users, the same ones, and the store
 /// has to hold those three and no others.
 async fn registers_three_users(command: impl Fn() -> Command) {
-    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_REPLY_PREFIX", "example.");
+    let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", "example.");
     let muster = setup.start_role("worker").await;
     let job = unique("job");
     let mut told = Vec::new();
@@ -55,7 +55,7 @@ fn ids_in(printed: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn the_example_in_python() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let Some(python) = service("EXAMPLES_PYTHON") else { return };
@@ -69,7 +69,7 @@ async fn the_example_in_python() {
 
 #[tokio::test]
 async fn the_example_in_javascript() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let Some(packages) = provided("EXAMPLES_NODE_PATH") else { return };
@@ -83,7 +83,7 @@ async fn the_example_in_javascript() {
 
 #[tokio::test]
 async fn the_example_for_the_shell() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let Some(management) = provided("MANAGEMENT_URL") else { return };

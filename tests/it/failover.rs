@@ -32,7 +32,7 @@ async fn is_ready(client: &Client) -> bool {
 }
 
 /// Signs up under one key until that succeeds.
-async fn signs_up(client: &Client) {
+async fn sign_up(client: &Client) {
     let (path, body, _) = five_requests().remove(0);
     let key = crate::support::services::unique("a-key-of-16-signs");
     let mut body = body;
@@ -47,51 +47,51 @@ async fn signs_up(client: &Client) {
 }
 
 /// Breaks the wire that the process uses, whichever it is: signups succeed by way of the other one.
-async fn moves_to_the_other_address(break_wire: impl Fn(&Proxy)) {
+async fn moves_to_the_other_address(fault: impl Fn(&Proxy)) {
     let Some(url) = amqp_url() else { return };
-    let wires = [Proxy::to(&url).await, Proxy::to(&url).await];
-    let muster = setup(&wires.each_ref().map(Proxy::address)).start().await;
-    signs_up(muster.client()).await;
-    for wire in &wires {
-        let other = wires.iter().find(|other| other.address() != wire.address()).unwrap();
-        let (own, before) = (wire.accepted(), other.accepted());
+    let proxies = [Proxy::to(&url).await, Proxy::to(&url).await];
+    let muster = setup(&proxies.each_ref().map(Proxy::address)).start().await;
+    sign_up(muster.client()).await;
+    for proxy in &proxies {
+        let other = proxies.iter().find(|other| other.address() != proxy.address()).unwrap();
+        let (own, before) = (proxy.accepted(), other.accepted());
         assert!(own + before > 0);
-        break_wire(wire);
-        signs_up(muster.client()).await;
+        fault(proxy);
+        sign_up(muster.client()).await;
         eventually("a front and a worker on the other address", async || {
             other.accepted() > 0 && is_ready(muster.client()).await
         })
         .await;
-        signs_up(muster.client()).await;
-        wire.restore();
+        sign_up(muster.client()).await;
+        proxy.restore();
     }
 }
 
 #[tokio::test]
-async fn connection_that_is_cut_is_replaced_at_the_other_address() {
+async fn cut_connection_moves_to_the_other_address() {
     moves_to_the_other_address(Proxy::cut).await;
 }
 
 #[tokio::test]
-async fn broker_that_neither_reads_nor_writes_is_left_for_the_other_address() {
+async fn stalled_connection_moves_to_the_other_address() {
     moves_to_the_other_address(Proxy::stall).await;
 }
 
 #[tokio::test]
-async fn broker_that_reads_and_answers_nothing_is_left_for_the_other_address() {
+async fn connection_without_responses_moves_to_the_other_address() {
     moves_to_the_other_address(Proxy::drop_responses).await;
 }
 
 #[tokio::test]
-async fn address_that_accepts_and_is_silent_delays_the_start_and_no_more() {
+async fn silent_address_only_delays_the_start() {
     let Some(url) = amqp_url() else { return };
     // Nobody accepts: the system completes the connections, as it does for a frozen node.
     let frozen = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let wire = Proxy::to(&url).await;
-    let addresses = [frozen.local_addr().unwrap().to_string(), refused.to_string(), wire.address()];
+    let proxy = Proxy::to(&url).await;
+    let addresses = [frozen.local_addr().unwrap().to_string(), refused.to_string(), proxy.address()];
     let muster = setup(&addresses).start().await;
-    signs_up(muster.client()).await;
+    sign_up(muster.client()).await;
 }
 
 async fn ready_report(muster: &Muster) -> serde_json::Value {
@@ -99,7 +99,7 @@ async fn ready_report(muster: &Muster) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn signups_go_on_while_the_profile_queue_cannot_be_declared() {
+async fn signups_succeed_while_the_profile_queue_cannot_be_declared() {
     if !PAIR.is_available() {
         return;
     }
@@ -110,7 +110,7 @@ async fn signups_go_on_while_the_profile_queue_cannot_be_declared() {
     broker.declare_exclusive_queue(&profile).await;
     let muster = setup.start_with(&["serve"]).await;
     let client = muster.client();
-    signs_up(client).await;
+    sign_up(client).await;
     let report = ready_report(&muster).await;
     assert!(report["warnings"]["profile"].is_string(), "{report}");
     assert_ne!(report["components"]["profile"], json!("up"), "{report}");
@@ -152,12 +152,12 @@ async fn front_is_not_ready_while_the_interactive_queue_cannot_be_declared() {
         .queue_delete(interactive.as_str().into(), QueueDeleteOptions::default())
         .await
         .unwrap();
-    signs_up(client).await;
+    sign_up(client).await;
     eventually("all parts", async || is_ready(client).await).await;
 }
 
 #[tokio::test]
-async fn worker_answers_probes_on_reply_queues_of_fronts_alone() {
+async fn worker_replies_to_probes_only_on_reply_queues_of_fronts() {
     if !PAIR.is_available() {
         return;
     }
@@ -184,7 +184,7 @@ async fn worker_answers_probes_on_reply_queues_of_fronts_alone() {
 }
 
 #[tokio::test]
-async fn reply_queue_is_made_anew_when_probes_stay_unanswered() {
+async fn reply_queue_is_replaced_when_probes_get_no_reply() {
     if !PAIR.is_available() {
         return;
     }
@@ -210,5 +210,5 @@ async fn reply_queue_is_made_anew_when_probes_stay_unanswered() {
     front.wait_for_log(|line| line.contains("replies do not arrive")).await;
     broker.channel.basic_cancel(consumer.tag().as_str().into(), Default::default()).await.unwrap();
     let _worker = setup.start_role("worker").await;
-    signs_up(front.client()).await;
+    sign_up(front.client()).await;
 }

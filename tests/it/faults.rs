@@ -1,5 +1,5 @@
-//! What clients are told while wires are cut, silent or deaf, while services are away, and while
-//! others send rubbish; and that a ledger of it agrees with the store in the end.
+//! Faults of connections, services and queues: checks the responses to clients and compares a ledger of them
+//! with the store.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use muster::app::App;
-use muster::signup::{Clock, Outcome};
+use muster::domain::{Clock, Outcome};
 use tokio::sync::oneshot;
 
 use crate::flow::five_requests;
@@ -15,238 +15,238 @@ use crate::support::broker::{Broker, rabbitmqctl};
 use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
 use crate::support::services::{amqp_url, unique};
-use crate::support::{Pair, QueueKind, Rig, Setup, StoreKind};
+use crate::support::{Pair, QueueAdapter, Fleet, Setup, StoreAdapter};
 
-/// Far less than the deadline in these tests, and enough for a machine that is busy.
-const AT_ONCE: Duration = Duration::from_secs(10);
-/// So that whoever waits for its deadline is noticed.
-const LONG: (&str, &str) = ("MUSTER_FRONT_DEADLINE", "60s");
-/// Long enough to hold a worker at a call to the store while the test does something else.
-const HELD: (&str, &str) = ("MUSTER_STORE_TIMEOUT", "4s");
+/// Limit for a response that must not wait for the request timeout; generous for a busy machine.
+const PROMPT: Duration = Duration::from_secs(10);
+/// Long enough to show in the measured time if a request waits for it.
+const LONG_REQUEST_TIMEOUT: (&str, &str) = ("MUSTER_FRONT_REQUEST_TIMEOUT", "60s");
+/// Keeps a worker waiting for a stalled store while the test continues.
+const LONG_STORE_TIMEOUT: (&str, &str) = ("MUSTER_STORE_TIMEOUT", "4s");
 
 #[tokio::test]
-async fn a_cut_between_front_and_broker_ends_every_waiting_call_at_once() {
-    let Some(mut rig) = Rig::new(1, 2, &[LONG]).await else { return };
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-    let asked: Vec<_> = (0..20).map(|_| ledger.registration()).collect();
-    let waiting = join_all(asked.iter().map(|asked| ledger.ask(&client, asked)));
+async fn pending_requests_fail_when_the_front_loses_the_broker() {
+    let Some(mut fleet) = Fleet::new(1, 2, &[LONG_REQUEST_TIMEOUT]).await else { return };
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
+    let registrations: Vec<_> = (0..20).map(|_| ledger.registration()).collect();
+    let waiting = join_all(registrations.iter().map(|registration| ledger.register(&client, registration)));
     let cut = async {
-        eventually("all to wait", async || rig.messages("interactive").await >= 20).await;
-        rig.fronts[0].broker.cut();
+        eventually("20 queued messages", async || fleet.messages("interactive").await >= 20).await;
+        fleet.fronts[0].broker.cut();
         Instant::now()
     };
-    let (answers, cut) = tokio::join!(waiting, cut);
-    assert!(cut.elapsed() < AT_ONCE, "they waited {:?}", cut.elapsed());
-    for answer in answers {
-        assert!([500, 503].contains(&answer.unwrap().status));
+    let (responses, cut) = tokio::join!(waiting, cut);
+    assert!(cut.elapsed() < PROMPT, "responses after {:?}", cut.elapsed());
+    for response in responses {
+        assert!([500, 503].contains(&response.unwrap().status));
     }
 
-    rig.fronts[0].is_ready(false).await;
+    fleet.fronts[0].wait_for_readiness(false).await;
     let (started, refused) = (Instant::now(), ledger.registration());
-    let answer = ledger.ask(&client, &refused).await.unwrap();
-    assert_eq!(answer.status, 503);
-    assert!(answer.header("retry-after").is_some() && started.elapsed() < AT_ONCE);
+    let response = ledger.register(&client, &refused).await.unwrap();
+    assert_eq!(response.status, 503);
+    assert!(response.header("retry-after").is_some() && started.elapsed() < PROMPT);
 
-    // What was in the queue is done as well, so that most of the repeated calls find their user.
-    rig.fronts[0].broker.heal();
-    rig.fronts[0].is_ready(true).await;
-    for worker in &mut rig.workers {
+    // The workers handle the queued messages too, so most of the repeated requests are replays.
+    fleet.fronts[0].broker.restore();
+    fleet.fronts[0].wait_for_readiness(true).await;
+    for worker in &mut fleet.workers {
         worker.start().await;
     }
-    rig.settle().await.assert_kept();
+    fleet.repeat_and_compare().await.assert_consistent();
 }
 
 #[tokio::test]
-async fn profile_look_up_is_sent_again_after_a_lost_connection() {
-    let Some(mut rig) = Rig::new(1, 1, &[LONG]).await else { return };
-    rig.workers[0].start().await;
-    let client = rig.fronts[0].client();
+async fn profile_request_is_resent_after_a_lost_connection() {
+    let Some(mut fleet) = Fleet::new(1, 1, &[LONG_REQUEST_TIMEOUT]).await else { return };
+    fleet.workers[0].start().await;
+    let client = fleet.fronts[0].client();
     let (path, body, _) = five_requests().remove(0);
     let token = client.post(path, &body).await.json()["token"].as_str().unwrap().to_owned();
     let bearer = format!("Bearer {token}");
     let headers = [("authorization", bearer.as_str())];
-    // Without a worker it waits in the queue.
-    rig.workers[0].stop().await;
+    // Without a worker the message waits in the queue.
+    fleet.workers[0].stop().await;
     let lost = async {
-        eventually("it to wait", async || rig.messages("profile").await >= 1).await;
-        rig.fronts[0].broker.cut();
-        rig.fronts[0].is_ready(false).await;
-        rig.fronts[0].broker.heal();
-        rig.workers[0].start().await;
+        eventually("a queued message", async || fleet.messages("profile").await >= 1).await;
+        fleet.fronts[0].broker.cut();
+        fleet.fronts[0].wait_for_readiness(false).await;
+        fleet.fronts[0].broker.restore();
+        fleet.workers[0].start().await;
     };
-    let (answer, ()) = tokio::join!(client.get("/users/profile", &headers), lost);
-    assert_eq!(answer.status, 200, "{:?}", answer.json());
+    let (response, ()) = tokio::join!(client.get("/users/profile", &headers), lost);
+    assert_eq!(response.status, 200, "{:?}", response.json());
 
-    // One that finds no connection waits for the next.
-    rig.fronts[0].broker.cut();
-    rig.fronts[0].is_ready(false).await;
-    let mut look_up = std::pin::pin!(client.get("/users/profile", &headers));
-    // A registration that comes after it is refused by the time it would have been.
+    // A request without a connection waits for the next connection.
+    fleet.fronts[0].broker.cut();
+    fleet.fronts[0].wait_for_readiness(false).await;
+    let mut profile = std::pin::pin!(client.get("/users/profile", &headers));
+    // A later registration gets its 503 while the profile request still waits.
     let refused = client.post(path, &body);
     tokio::select! {
-        answer = &mut look_up => panic!("{answer:?}"),
+        response = &mut profile => panic!("{response:?}"),
         refused = refused => assert_eq!(refused.status, 503),
     }
-    rig.fronts[0].broker.heal();
-    let answer = look_up.await;
-    assert_eq!(answer.status, 200, "{:?}", answer.json());
+    fleet.fronts[0].broker.restore();
+    let response = profile.await;
+    assert_eq!(response.status, 200, "{:?}", response.json());
 }
 
 #[tokio::test]
-async fn profile_look_up_without_a_broker_is_503_at_its_deadline() {
-    let settings = [("MUSTER_FRONT_DEADLINE", "3s"), ("MUSTER_STORE_TIMEOUT", "1s")];
-    let Some(rig) = Rig::new(1, 0, &settings).await else { return };
-    rig.fronts[0].broker.cut();
-    rig.fronts[0].is_ready(false).await;
+async fn profile_request_without_a_broker_gets_503_at_its_deadline() {
+    let settings = [("MUSTER_FRONT_REQUEST_TIMEOUT", "3s"), ("MUSTER_STORE_TIMEOUT", "1s")];
+    let Some(fleet) = Fleet::new(1, 0, &settings).await else { return };
+    fleet.fronts[0].broker.cut();
+    fleet.fronts[0].wait_for_readiness(false).await;
     let headers = [("authorization", "Bearer a.b.c")];
-    let answer = rig.fronts[0].client().get("/users/profile", &headers).await;
-    assert_eq!(answer.status, 503);
-    assert!(answer.header("retry-after").is_some());
+    let response = fleet.fronts[0].client().get("/users/profile", &headers).await;
+    assert_eq!(response.status, 503);
+    assert!(response.header("retry-after").is_some());
 }
 
 #[tokio::test]
-async fn a_cut_between_worker_and_broker_while_hashing_goes_unseen() {
-    // Expensive enough that the wire is cut while it hashes.
-    let settings = [("MUSTER_BCRYPT_COST", "13"), LONG];
-    let Some(mut rig) = Rig::new(1, 2, &settings).await else { return };
-    rig.workers[0].start().await;
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-    let asked = ledger.registration();
+async fn request_succeeds_when_the_worker_loses_the_broker_while_hashing() {
+    // Slow enough to cut the connection while the worker hashes.
+    let settings = [("MUSTER_BCRYPT_COST", "13"), LONG_REQUEST_TIMEOUT];
+    let Some(mut fleet) = Fleet::new(1, 2, &settings).await else { return };
+    fleet.workers[0].start().await;
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
+    let registration = ledger.registration();
     let cut = async {
-        rig.workers[0].says("hashing").await;
-        rig.workers[0].broker.cut();
-        rig.workers[1].start().await;
+        fleet.workers[0].says("hashing").await;
+        fleet.workers[0].broker.cut();
+        fleet.workers[1].start().await;
     };
-    let (answer, ()) = tokio::join!(ledger.ask(&client, &asked), cut);
-    assert_eq!(answer.unwrap().status, 201);
-    rig.settle().await.assert_kept();
+    let (response, ()) = tokio::join!(ledger.register(&client, &registration), cut);
+    assert_eq!(response.unwrap().status, 201);
+    fleet.repeat_and_compare().await.assert_consistent();
 }
 
 #[tokio::test]
-async fn a_cut_between_worker_and_broker_after_the_insert_is_a_replay() {
-    let Some(mut rig) = Rig::new(1, 2, &[HELD]).await else { return };
-    rig.workers[0].start().await;
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-    let asked = ledger.registration_without_key();
-    rig.workers[0].store.stall();
+async fn request_is_replayed_when_the_worker_loses_the_broker_after_the_insert() {
+    let Some(mut fleet) = Fleet::new(1, 2, &[LONG_STORE_TIMEOUT]).await else { return };
+    fleet.workers[0].start().await;
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
+    let registration = ledger.registration_without_key();
+    fleet.workers[0].store.stall();
     let cut = async {
-        rig.workers[0].says("hashing").await;
-        rig.workers[0].broker.stall();
-        rig.workers[0].store.heal();
-        // Its reply is in the wire now, and never arrives.
-        rig.workers[0].says("handled").await;
-        rig.workers[0].broker.cut();
-        rig.workers[1].start().await;
+        fleet.workers[0].says("hashing").await;
+        fleet.workers[0].broker.stall();
+        fleet.workers[0].store.restore();
+        // The proxy holds the reply, which never arrives.
+        fleet.workers[0].says("handled").await;
+        fleet.workers[0].broker.cut();
+        fleet.workers[1].start().await;
     };
-    let (answer, ()) = tokio::join!(ledger.ask(&client, &asked), cut);
-    let answer = answer.unwrap();
-    assert_eq!((answer.status, answer.header("idempotency-replayed")), (201, Some("true")));
-    rig.settle().await.assert_kept();
+    let (response, ()) = tokio::join!(ledger.register(&client, &registration), cut);
+    let response = response.unwrap();
+    assert_eq!((response.status, response.header("idempotency-replayed")), (201, Some("true")));
+    fleet.repeat_and_compare().await.assert_consistent();
 }
 
 #[tokio::test]
-async fn an_insert_that_never_arrived_is_told_in_time_and_can_be_repeated() {
-    let Some(mut rig) = Rig::new(1, 2, &[LONG]).await else { return };
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-    for (n, cut_too) in [false, true].into_iter().enumerate() {
-        rig.workers[n].start().await;
-        let asked = ledger.registration_without_key();
-        rig.workers[n].store.stall();
+async fn lost_insert_gets_500_in_time_and_can_be_repeated() {
+    let Some(mut fleet) = Fleet::new(1, 2, &[LONG_REQUEST_TIMEOUT]).await else { return };
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
+    for (n, cut) in [false, true].into_iter().enumerate() {
+        fleet.workers[n].start().await;
+        let registration = ledger.registration_without_key();
+        fleet.workers[n].store.stall();
         let started = Instant::now();
-        let cut = async {
-            rig.workers[n].says("hashing").await;
-            if cut_too {
-                rig.workers[n].store.cut();
+        let fault = async {
+            fleet.workers[n].says("hashing").await;
+            if cut {
+                fleet.workers[n].store.cut();
             }
         };
-        let (answer, ()) = tokio::join!(ledger.ask(&client, &asked), cut);
-        assert_eq!(answer.unwrap().status, 500);
-        assert!(started.elapsed() < AT_ONCE);
-        rig.workers[n].kill().await;
-        assert!(!rig.users().await.contains_key(&asked.username));
-        rig.workers[n].store.cut();
-        rig.workers[n].store.heal();
+        let (response, ()) = tokio::join!(ledger.register(&client, &registration), cut);
+        assert_eq!(response.unwrap().status, 500);
+        assert!(started.elapsed() < PROMPT);
+        fleet.workers[n].kill().await;
+        assert!(!fleet.users().await.contains_key(&registration.username));
+        fleet.workers[n].store.cut();
+        fleet.workers[n].store.restore();
     }
-    rig.workers[0].start().await;
-    rig.settle().await.assert_kept();
+    fleet.workers[0].start().await;
+    fleet.repeat_and_compare().await.assert_consistent();
 }
 
 #[tokio::test]
-async fn an_insert_whose_answer_was_lost_is_found_by_whoever_repeats_it() {
-    let Some(mut rig) = Rig::new(1, 1, &[LONG]).await else { return };
-    rig.workers[0].start().await;
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-    let asked = ledger.registration_without_key();
-    rig.workers[0].store.mute();
-    let answer = ledger.ask(&client, &asked).await.unwrap();
-    assert_eq!(answer.status, 500);
-    let users = rig.users().await;
-    assert!(users.contains_key(&asked.username), "it was written all the same");
-    rig.workers[0].store.heal();
-    let key = answer.header("idempotency-key").unwrap();
-    eventually("the store to be heard", async || {
-        let answer = client.post_with_key("/signup", &asked.body(), key).await;
-        assert!([500, 201].contains(&answer.status), "{:?}", answer.json());
-        answer.status == 201 && answer.header("idempotency-replayed").is_some()
+async fn insert_without_a_response_is_replayed_when_repeated() {
+    let Some(mut fleet) = Fleet::new(1, 1, &[LONG_REQUEST_TIMEOUT]).await else { return };
+    fleet.workers[0].start().await;
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
+    let registration = ledger.registration_without_key();
+    fleet.workers[0].store.drop_responses();
+    let response = ledger.register(&client, &registration).await.unwrap();
+    assert_eq!(response.status, 500);
+    let users = fleet.users().await;
+    assert!(users.contains_key(&registration.username), "the user is in the store");
+    fleet.workers[0].store.restore();
+    let key = response.header("idempotency-key").unwrap();
+    eventually("the repeated request to succeed", async || {
+        let response = client.post_with_key("/signup", &registration.body(), key).await;
+        assert!([500, 201].contains(&response.status), "{:?}", response.json());
+        response.status == 201 && response.header("idempotency-replayed").is_some()
     })
     .await;
-    rig.settle().await.assert_kept();
+    fleet.repeat_and_compare().await.assert_consistent();
 }
 
 #[tokio::test]
-async fn a_silent_wire_between_front_and_broker_is_given_up() {
-    let Some(rig) = Rig::running(&[LONG]).await else { return };
-    rig.under_load(async |rig| {
-        rig.fronts[0].broker.stall();
-        rig.fronts[0].is_ready(false).await;
-        rig.fronts[0].broker.heal();
-        rig.fronts[0].is_ready(true).await;
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn what_a_worker_on_a_silent_wire_holds_another_does() {
-    let Some(rig) = Rig::running(&[LONG]).await else { return };
-    rig.under_load(async |rig| {
-        rig.workers[0].broker.stall();
-        rig.workers[0].is_ready(false).await;
-        rig.ledger.goes_on(20).await;
-        rig.workers[0].broker.heal();
-        rig.workers[0].is_ready(true).await;
+async fn front_reconnects_after_a_stalled_broker_connection() {
+    let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
+    fleet.under_load(async |fleet| {
+        fleet.fronts[0].broker.stall();
+        fleet.fronts[0].wait_for_readiness(false).await;
+        fleet.fronts[0].broker.restore();
+        fleet.fronts[0].wait_for_readiness(true).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_worker_whose_store_is_silent_says_so_and_another_does_it() {
-    let Some(rig) = Rig::running(&[LONG]).await else { return };
-    rig.under_load(async |rig| {
-        rig.workers[0].store.stall();
-        rig.workers[0].says("the store did not answer in time").await;
-        rig.ledger.goes_on(20).await;
-        rig.workers[0].store.heal();
+async fn message_held_by_a_stalled_worker_is_redelivered() {
+    let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
+    fleet.under_load(async |fleet| {
+        fleet.workers[0].broker.stall();
+        fleet.workers[0].wait_for_readiness(false).await;
+        fleet.ledger.wait_for_created(20).await;
+        fleet.workers[0].broker.restore();
+        fleet.workers[0].wait_for_readiness(true).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_is_told_by_every_contract_in_time() {
-    let Some(rig) = Rig::running(&[LONG]).await else { return };
-    for worker in &rig.workers {
+async fn signups_continue_while_one_worker_has_a_stalled_store() {
+    let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
+    fleet.under_load(async |fleet| {
+        fleet.workers[0].store.stall();
+        fleet.workers[0].says("the store did not answer in time").await;
+        fleet.ledger.wait_for_created(20).await;
+        fleet.workers[0].store.restore();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_contract_reports_an_unavailable_store_in_time() {
+    let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
+    for worker in &fleet.workers {
         worker.store.cut();
     }
-    let (client, started) = (rig.fronts[0].client(), Instant::now());
-    let asked = five_requests();
-    let answers = join_all(asked.iter().map(|(path, body, _)| client.post(path, body))).await;
-    assert!(started.elapsed() < AT_ONCE, "it took {:?}", started.elapsed());
-    for worker in &rig.workers {
-        worker.store.heal();
+    let (client, started) = (fleet.fronts[0].client(), Instant::now());
+    let requests = five_requests();
+    let responses = join_all(requests.iter().map(|(path, body, _)| client.post(path, body))).await;
+    assert!(started.elapsed() < PROMPT, "responses after {:?}", started.elapsed());
+    for worker in &fleet.workers {
+        worker.store.restore();
     }
-    for ((path, body, _), answer) in asked.iter().zip(answers) {
-        assert_eq!(answer.status, 500, "{path}: {:?}", answer.json());
-        let key = answer.header("idempotency-key").unwrap();
-        eventually("the store to be back", async || {
+    for ((path, body, _), response) in requests.iter().zip(responses) {
+        assert_eq!(response.status, 500, "{path}: {:?}", response.json());
+        let key = response.header("idempotency-key").unwrap();
+        eventually("the store to be available", async || {
             let again = client.post_with_key(path, body, key).await;
             assert!([500, 201].contains(&again.status), "{path}: {:?}", again.json());
             again.status == 201
@@ -256,56 +256,56 @@ async fn a_store_that_is_away_is_told_by_every_contract_in_time() {
 }
 
 #[tokio::test]
-async fn a_queue_that_is_deleted_is_made_again() {
-    let Some(rig) = Rig::running(&[LONG]).await else { return };
-    rig.under_load(async |rig| {
+async fn deleted_queue_is_declared_again() {
+    let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
+    fleet.under_load(async |fleet| {
         let broker = Broker::connect().await;
-        for door in ["interactive", "profile", "bulk"] {
-            let name = format!("{}.{door}", rig.setup.namespace());
+        for queue in ["interactive", "profile", "bulk"] {
+            let name = format!("{}.{queue}", fleet.setup.namespace());
             let options = QueueDeleteOptions::default();
             broker.channel.queue_delete(name.as_str().into(), options).await.unwrap();
-            eventually("both workers to consume it", async || rig.consumers(door).await == 2).await;
-            rig.ledger.goes_on(20).await;
+            eventually("both workers to consume it", async || fleet.consumers(queue).await == 2).await;
+            fleet.ledger.wait_for_created(20).await;
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn failed_sample_of_a_queue_ends_no_call() {
-    let Some(mut rig) = Rig::new(1, 1, &[LONG]).await else { return };
+async fn failed_queue_sample_fails_no_request() {
+    let Some(mut fleet) = Fleet::new(1, 1, &[LONG_REQUEST_TIMEOUT]).await else { return };
     let broker = Broker::connect().await;
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-    let asked = ledger.registration();
-    let call = tokio::spawn(async move { ledger.ask(&client, &asked).await.unwrap() });
-    eventually("the call to wait", async || rig.messages("interactive").await >= 1).await;
-    let dead = format!("{}.dead", rig.setup.namespace());
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
+    let registration = ledger.registration();
+    let call = tokio::spawn(async move { ledger.register(&client, &registration).await.unwrap() });
+    eventually("a queued message", async || fleet.messages("interactive").await >= 1).await;
+    let dead = format!("{}.dead", fleet.setup.namespace());
     broker.channel.queue_delete(dead.as_str().into(), Default::default()).await.unwrap();
-    // Sampling it fails, and makes it again.
-    rig.fronts[0].says("sampling a queue failed").await;
-    eventually("the queue to be there again", async || {
+    // The failed sample also declares the queue again.
+    fleet.fronts[0].says("sampling a queue failed").await;
+    eventually("the queue to exist again", async || {
         let other = Broker::connect().await;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         other.channel.queue_declare(dead.as_str().into(), options, Default::default()).await.is_ok()
     })
     .await;
-    rig.workers[0].start().await;
+    fleet.workers[0].start().await;
     let response = call.await.unwrap();
     assert_eq!(response.status, 201, "{:?}", response.json());
 }
 
 #[tokio::test]
-async fn refusal_after_connecting_is_reported_and_not_hurried() {
+async fn missing_permission_is_logged_and_retried_with_growing_pauses() {
     if amqp_url().is_none() {
         return;
     }
-    let setup = Setup::new(Pair(QueueKind::Rabbit, StoreKind::File));
+    let setup = Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File));
     assert!(setup.start_role("front").await.stop().await.success());
     let (user, namespace) = (unique("worker"), setup.namespace().to_owned());
     if rabbitmqctl(&["add_user", &user, "a-password"]).await.is_none() {
         return;
     }
-    // Everything but reading one queue.
+    // All permissions except read access to the interactive queue.
     let read = format!("^{namespace}(|\\.dlx|\\.events|\\.bulk|\\.profile|\\.dead|\\.retry.*)$");
     rabbitmqctl(&["set_permissions", &user, ".*", ".*", &read]).await;
     let proxy = Proxy::to(&amqp_url().unwrap()).await;
@@ -317,7 +317,7 @@ async fn refusal_after_connecting_is_reported_and_not_hurried() {
     let queue = format!("{namespace}.interactive");
     let line = worker.wait_for_log(|line| line.contains("missing permission")).await;
     assert!(line.contains(&queue) && !line.contains("password"), "{line}");
-    // The pauses grow from 100 ms, each cut to a half at most.
+    // The pauses grow from 100 ms; jitter shortens each by half at most.
     const ATTEMPTS: usize = 7;
     let (began, first) = (Instant::now(), proxy.accepted());
     eventually("more attempts", async || proxy.accepted() >= first + ATTEMPTS).await;
@@ -327,44 +327,44 @@ async fn refusal_after_connecting_is_reported_and_not_hurried() {
 }
 
 #[tokio::test]
-async fn a_queue_for_retries_that_is_deleted_is_made_again() {
-    let Some(mut rig) = Rig::new(0, 1, &[]).await else { return };
-    rig.workers[0].start().await;
+async fn deleted_retry_queue_is_declared_again() {
+    let Some(mut fleet) = Fleet::new(0, 1, &[]).await else { return };
+    fleet.workers[0].start().await;
     let broker = Broker::connect().await;
-    let name = format!("{}.retry.1000", rig.setup.namespace());
+    let name = format!("{}.retry.1000", fleet.setup.namespace());
     broker.channel.queue_delete(name.as_str().into(), Default::default()).await.unwrap();
-    rig.workers[0].store.cut();
+    fleet.workers[0].store.cut();
     let mut replies = broker.direct_replies().await;
-    // Several, so that confirms come together and the client could take one's for another's.
+    // Several rows, because the broker may combine their confirms.
     const ROWS: usize = 40;
     for _ in 0..ROWS {
-        broker.publish_row(rig.setup.namespace()).await;
+        broker.publish_row(fleet.setup.namespace()).await;
     }
-    rig.workers[0].says("republish_failed").await;
-    rig.workers[0].store.heal();
+    fleet.workers[0].says("republish_failed").await;
+    fleet.workers[0].store.restore();
     for _ in 0..ROWS {
         let reply = replies.next().await.unwrap().unwrap();
         let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
-        assert_eq!(outcome.word(), "registered");
+        assert_eq!(outcome.label(), "registered");
     }
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_and_says_when_to_come_back() {
-    let settings = [("MUSTER_QUEUE_MAX_LENGTH", "3"), LONG];
-    let Some(mut rig) = Rig::new(1, 1, &settings).await else { return };
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+async fn full_queue_gets_503_with_retry_after() {
+    let settings = [("MUSTER_QUEUE_MAX_LENGTH", "3"), LONG_REQUEST_TIMEOUT];
+    let Some(mut fleet) = Fleet::new(1, 1, &settings).await else { return };
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
     let (mut waiting, mut refused) = (Vec::new(), None);
-    // The broker counts with a little delay, so it is filled until it refuses.
+    // The broker updates the queue length with a delay, so fill the queue until it rejects a message.
     while refused.is_none() {
-        assert!(waiting.len() < 200, "it takes any number");
+        assert!(waiting.len() < 200, "the queue accepts more than its limit of 3");
         let (client, ledger) = (client.clone(), ledger.clone());
         let mut one = tokio::spawn(async move {
-            let asked = ledger.registration();
-            ledger.ask(&client, &asked).await.unwrap()
+            let registration = ledger.registration();
+            ledger.register(&client, &registration).await.unwrap()
         });
         match tokio::time::timeout(Duration::from_millis(50), &mut one).await {
-            Ok(answer) => refused = Some(answer.unwrap()),
+            Ok(response) => refused = Some(response.unwrap()),
             Err(_) => waiting.push(one),
         }
     }
@@ -372,59 +372,58 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
     assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some());
 
-    rig.workers[0].start().await;
-    let answers = join_all(waiting).await;
-    let created = answers.iter().filter(|answer| answer.as_ref().unwrap().status == 201).count();
+    fleet.workers[0].start().await;
+    let responses = join_all(waiting).await;
+    let created = responses.iter().filter(|response| response.as_ref().unwrap().status == 201).count();
     assert!(created >= 3, "{created}");
-    rig.settle().await.assert_kept();
+    fleet.repeat_and_compare().await.assert_consistent();
 }
 
 #[tokio::test]
-async fn a_reply_to_a_front_that_is_gone_is_dropped_and_its_message_done() {
-    let Some(mut rig) = Rig::new(2, 1, &[HELD]).await else { return };
-    rig.workers[0].start().await;
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-    let asked = ledger.registration();
-    rig.workers[0].store.stall();
+async fn reply_to_a_killed_front_is_dropped_and_its_message_acked() {
+    let Some(mut fleet) = Fleet::new(2, 1, &[LONG_STORE_TIMEOUT]).await else { return };
+    fleet.workers[0].start().await;
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
+    let registration = ledger.registration();
+    fleet.workers[0].store.stall();
     let gone = async {
-        rig.workers[0].says("taken").await;
-        rig.fronts[0].kill().await;
-        rig.tell_addresses();
-        rig.workers[0].store.heal();
-        rig.workers[0].says("a reply was not delivered").await;
+        fleet.workers[0].says("taken").await;
+        fleet.fronts[0].kill().await;
+        fleet.update_addresses();
+        fleet.workers[0].store.restore();
+        fleet.workers[0].says("a reply was not delivered").await;
     };
-    let (answer, ()) = tokio::join!(ledger.ask(&client, &asked), gone);
-    assert!(answer.is_none(), "its front is gone");
-    assert!(rig.users().await.contains_key(&asked.username));
-    // It finishes what it does: between the reply and the ack there is an event. Whatever it had not acked
-    // then would come back now.
-    rig.workers[0].stop().await;
+    let (response, ()) = tokio::join!(ledger.register(&client, &registration), gone);
+    assert!(response.is_none(), "no response, because the front was killed");
+    assert!(fleet.users().await.contains_key(&registration.username));
+    // A soft stop lets the worker publish the event and ack. A message without an ack would be ready again.
+    fleet.workers[0].stop().await;
     for queue in ["interactive", "dead"] {
-        assert_eq!(rig.messages(queue).await, 0, "{queue}");
+        assert_eq!(fleet.messages(queue).await, 0, "{queue}");
     }
-    rig.workers[0].start().await;
-    rig.settle().await.assert_kept();
+    fleet.workers[0].start().await;
+    fleet.repeat_and_compare().await.assert_consistent();
 }
 
 #[tokio::test]
-async fn clocks_that_differ_by_five_minutes_do_no_harm() {
-    let Some(rig) = Rig::new(1, 0, &[LONG]).await else { return };
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+async fn clock_skew_of_five_minutes_fails_no_request() {
+    let Some(fleet) = Fleet::new(1, 0, &[LONG_REQUEST_TIMEOUT]).await else { return };
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
     for skew in [-300_000, 300_000] {
-        let settings = rig.setup.clone().with("MUSTER_ROLE", "worker").settings();
+        let settings = fleet.setup.clone().with("MUSTER_ROLE", "worker").settings();
         let worker = App::start(&settings, Clock::skewed(skew)).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let worker = tokio::spawn(worker.run_until(async { drop(stopped.await) }));
         for _ in 0..10 {
-            let asked = ledger.registration();
-            let answer = ledger.ask(&client, &asked).await.unwrap();
-            assert_eq!(answer.status, 201, "{skew}: {:?}", answer.json());
-            let bearer = format!("Bearer {}", answer.json()["token"].as_str().unwrap());
+            let registration = ledger.registration();
+            let response = ledger.register(&client, &registration).await.unwrap();
+            assert_eq!(response.status, 201, "{skew}: {:?}", response.json());
+            let bearer = format!("Bearer {}", response.json()["token"].as_str().unwrap());
             let headers = [("authorization", bearer.as_str())];
             assert_eq!(client.get("/users/profile", &headers).await.status, 200, "{skew}");
         }
         if skew > 0 {
-            rig.settle().await.assert_kept();
+            fleet.repeat_and_compare().await.assert_consistent();
         }
         stop.send(()).unwrap();
         worker.await.unwrap();
@@ -432,16 +431,16 @@ async fn clocks_that_differ_by_five_minutes_do_no_harm() {
 }
 
 #[tokio::test]
-async fn prefetch_is_the_same_after_a_reconnection() {
-    let settings = [("MUSTER_QUEUE_PREFETCH", "7"), LONG];
-    let Some(rig) = Rig::running(&settings).await else { return };
+async fn prefetch_is_restored_after_a_reconnect() {
+    let settings = [("MUSTER_QUEUE_PREFETCH", "7"), LONG_REQUEST_TIMEOUT];
+    let Some(fleet) = Fleet::running(&settings).await else { return };
     let consumers = async || {
-        let listed = rabbitmqctl(&["-q", "list_consumers", "queue_name", "prefetch_count"]).await?;
-        let own = listed
+        let listing = rabbitmqctl(&["-q", "list_consumers", "queue_name", "prefetch_count"]).await?;
+        let own = listing
             .lines()
-            .filter(|line| line.starts_with(rig.setup.namespace()) && !line.contains(".reply."));
+            .filter(|line| line.starts_with(fleet.setup.namespace()) && !line.contains(".reply."));
         let mut own: Vec<String> = own
-            .map(|line| line.trim_start_matches(rig.setup.namespace()).replace('\t', " "))
+            .map(|line| line.trim_start_matches(fleet.setup.namespace()).replace('\t', " "))
             .collect();
         own.sort();
         Some(own)
@@ -451,83 +450,84 @@ async fn prefetch_is_the_same_after_a_reconnection() {
     }
     let each = [".bulk 7", ".interactive 7", ".profile 64"];
     let before: Vec<_> = each.into_iter().flat_map(|line| [line; 2].map(str::to_owned)).collect();
-    // A worker looks at the first bulk row before it takes more.
-    eventually("the consumers", async || consumers().await.unwrap() == before).await;
-    for worker in &rig.workers {
+    // A new worker starts with a bulk prefetch of one row.
+    eventually("all consumers with their prefetch", async || consumers().await.unwrap() == before).await;
+    for worker in &fleet.workers {
         worker.broker.cut();
-        worker.is_ready(false).await;
-        worker.broker.heal();
-        worker.is_ready(true).await;
+        worker.wait_for_readiness(false).await;
+        worker.broker.restore();
+        worker.wait_for_readiness(true).await;
     }
-    // The broker may list what it lost for a moment longer.
+    // The broker may list closed consumers for a moment.
     eventually("the same consumers", async || consumers().await.unwrap() == before).await;
 }
 
 #[tokio::test]
-async fn a_bulk_row_waits_for_a_store_that_is_away() {
-    let Some(mut rig) = Rig::new(1, 1, &[]).await else { return };
-    rig.workers[0].start().await;
-    rig.workers[0].store.cut();
+async fn bulk_row_is_retried_while_the_store_is_unavailable() {
+    let Some(mut fleet) = Fleet::new(1, 1, &[]).await else { return };
+    fleet.workers[0].start().await;
+    fleet.workers[0].store.cut();
     let broker = Broker::connect().await;
     let mut replies = broker.direct_replies().await;
     for _ in 0..5 {
-        broker.publish_row(rig.setup.namespace()).await;
+        broker.publish_row(fleet.setup.namespace()).await;
     }
-    rig.workers[0].says("\"outcome\":\"store_unavailable\"").await;
-    rig.workers[0].store.heal();
+    fleet.workers[0].says("\"outcome\":\"store_unavailable\"").await;
+    fleet.workers[0].store.restore();
     for _ in 0..5 {
         let reply = replies.next().await.unwrap().unwrap();
         let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
-        assert_eq!(outcome.word(), "registered");
+        assert_eq!(outcome.label(), "registered");
     }
-    assert_eq!(rig.messages("dead").await, 0);
+    assert_eq!(fleet.messages("dead").await, 0);
 }
 
 #[tokio::test]
-async fn a_flood_of_profile_requests_leaves_room_for_registrations() {
-    let settings = [("MUSTER_FRONT_MAX_IN_FLIGHT", "5"), LONG];
-    let Some(mut rig) = Rig::new(1, 1, &settings).await else { return };
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+async fn profile_requests_use_no_capacity_for_registrations() {
+    let settings = [("MUSTER_FRONT_MAX_IN_FLIGHT", "5"), LONG_REQUEST_TIMEOUT];
+    let Some(mut fleet) = Fleet::new(1, 1, &settings).await else { return };
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
     let headers = [("authorization", "Bearer x")];
-    let looking_up = join_all((0..5).map(|_| client.get("/users/profile", &headers)));
+    let profile_requests = join_all((0..5).map(|_| client.get("/users/profile", &headers)));
     let registering = async {
-        eventually("all to wait", async || rig.messages("profile").await >= 5).await;
+        eventually("5 queued messages", async || fleet.messages("profile").await >= 5).await;
         assert_eq!(client.get("/users/profile", &headers).await.status, 503);
-        let asked = ledger.registration();
+        let registration = ledger.registration();
         let registering = async {
-            let answer = ledger.ask(&client, &asked).await.unwrap();
-            assert_eq!(answer.status, 201);
+            let response = ledger.register(&client, &registration).await.unwrap();
+            assert_eq!(response.status, 201);
         };
         let started = async {
-            eventually("it to wait", async || rig.messages("interactive").await >= 1).await;
-            rig.workers[0].start().await;
+            eventually("a queued message", async || fleet.messages("interactive").await >= 1).await;
+            fleet.workers[0].start().await;
         };
         tokio::join!(registering, started);
     };
-    let (profiles, ()) = tokio::join!(looking_up, registering);
-    assert!(profiles.iter().all(|answer| answer.status == 401));
-    rig.settle().await.assert_kept();
+    let (profiles, ()) = tokio::join!(profile_requests, registering);
+    assert!(profiles.iter().all(|response| response.status == 401));
+    fleet.repeat_and_compare().await.assert_consistent();
 }
 
 #[tokio::test]
-async fn calls_whose_clients_have_gone_keep_their_places() {
-    let settings = [("MUSTER_FRONT_MAX_IN_FLIGHT", "5"), LONG];
-    let Some(mut rig) = Rig::new(1, 1, &settings).await else { return };
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
+async fn abandoned_requests_still_count_as_in_flight() {
+    let settings = [("MUSTER_FRONT_MAX_IN_FLIGHT", "5"), LONG_REQUEST_TIMEOUT];
+    let Some(mut fleet) = Fleet::new(1, 1, &settings).await else { return };
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
     for n in 1..=5 {
-        let asked = ledger.registration();
-        let asking = ledger.ask(&client, &asked);
-        let mut asking = std::pin::pin!(asking);
-        let gone = eventually("it to wait", async || rig.messages("interactive").await >= n);
+        let registration = ledger.registration();
+        let request = ledger.register(&client, &registration);
+        let mut request = std::pin::pin!(request);
+        let queued =
+            eventually("the message to be queued", async || fleet.messages("interactive").await >= n);
         tokio::select! {
-            answer = &mut asking => panic!("{answer:?}"),
-            () = gone => {}
+            response = &mut request => panic!("{response:?}"),
+            () = queued => {}
         }
     }
-    // Otherwise clients that come and go could fill the memory.
-    let refused = ledger.ask(&client, &ledger.registration()).await.unwrap();
+    // Otherwise clients that disconnect could fill the memory.
+    let refused = ledger.register(&client, &ledger.registration()).await.unwrap();
     assert_eq!(refused.status, 503);
-    assert_eq!(rig.messages("interactive").await, 5);
-    rig.workers[0].start().await;
-    rig.settle().await.assert_kept();
+    assert_eq!(fleet.messages("interactive").await, 5);
+    fleet.workers[0].start().await;
+    fleet.repeat_and_compare().await.assert_consistent();
 }

@@ -8,7 +8,7 @@ use crate::support::{Client, PAIRS, Setup};
 
 /// Runs a test on every pair whose services are there.
 async fn on_every_pair(test: impl AsyncFn(Setup)) {
-    for pair in PAIRS.into_iter().filter(|pair| pair.is_there()) {
+    for pair in PAIRS.into_iter().filter(|pair| pair.is_available()) {
         println!("on {pair:?}");
         test(Setup::new(pair)).await;
     }
@@ -19,7 +19,7 @@ async fn on_every_pair(test: impl AsyncFn(Setup)) {
 /// directive that forbids.
 #[tokio::test]
 async fn at_its_most_talkative_it_writes_no_message() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let broker = url::Url::parse(&amqp_url().unwrap()).unwrap();
@@ -31,7 +31,7 @@ async fn at_its_most_talkative_it_writes_no_message() {
         let muster = Setup::new(PRODUCTION).with("MUSTER_LOG_FILTER", filter).start().await;
         let body = json!({ "username": unique("ann"), "password": "securePassword123" });
         assert_eq!(muster.client().post("/signup", &body).await.status, 201);
-        let written = muster.output_at_end().await;
+        let written = muster.stop_and_collect_output().await;
         assert!(written.contains("\"lapin::"), "otherwise it says all it knows");
         // How JSON begins, and how what it logs in with ends.
         for bytes in ["123, 34, ", password.trim_matches(['[', ']'])] {
@@ -74,11 +74,11 @@ pub fn five_requests() -> Vec<(&'static str, Value, Option<&'static str>)> {
 
 async fn register_all_five(client: &Client) {
     for (path, body, token) in five_requests() {
-        let answer = client.post(path, &body).await;
-        assert_eq!(answer.status, 201, "{path}: {:?}", answer.json());
+        let response = client.post(path, &body).await;
+        assert_eq!(response.status, 201, "{path}: {:?}", response.json());
         if let Some(pointer) = token {
-            let answer = answer.json();
-            let token = answer.pointer(pointer).and_then(Value::as_str).unwrap();
+            let response = response.json();
+            let token = response.pointer(pointer).and_then(Value::as_str).unwrap();
             let bearer = format!("Bearer {token}");
             let profile = client.get("/users/profile", &[("authorization", &bearer)]).await;
             assert_eq!(profile.status, 200, "{path}: {:?}", profile.json());
@@ -100,7 +100,7 @@ async fn five_documents_on_every_pair() {
 
 #[tokio::test]
 async fn front_and_two_workers_are_separate_processes() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
@@ -121,16 +121,16 @@ async fn of_a_hundred_equal_signups_one_is_created() {
         let body = json!({
             "fullname": { "firstname": "John" }, "email": email, "password": "securePassword123"
         });
-        let answers =
+        let responses =
             join_all((0..100).map(|_| muster.client().post("/users/register", &body))).await;
-        let created = answers.iter().filter(|answer| answer.status == 201).count();
+        let created = responses.iter().filter(|response| response.status == 201).count();
         assert_eq!(created, 1);
         let duplicate = json!({
             "message": "User already exist",
             "errors": [{ "msg": "User already exist", "param": "email", "location": "body" }],
         });
-        for answer in answers.iter().filter(|answer| answer.status != 201) {
-            assert_eq!((answer.status, answer.json()), (400, duplicate.clone()));
+        for response in responses.iter().filter(|response| response.status != 201) {
+            assert_eq!((response.status, response.json()), (400, duplicate.clone()));
         }
     })
     .await;
@@ -159,13 +159,13 @@ async fn the_same_key_answers_with_the_first_success() {
     .await;
 }
 
-fn without_token(mut answer: Value) -> Value {
+fn without_token(mut response: Value) -> Value {
     for object in ["", "/data"] {
-        if let Some(Value::Object(map)) = answer.pointer_mut(object) {
+        if let Some(Value::Object(map)) = response.pointer_mut(object) {
             map.remove("token");
         }
     }
-    answer
+    response
 }
 
 #[tokio::test]
@@ -179,9 +179,9 @@ async fn a_stop_finishes_the_request_under_way() {
         let request = tokio::spawn(async move { client.post("/signup", &body).await });
         muster.wait_for_log(|line| line.contains("hashing")).await;
         muster.signal("TERM");
-        let answer = request.await.unwrap();
-        assert_eq!(answer.status, 201, "{:?}", answer.json());
-        assert!(muster.ended().await.success());
+        let response = request.await.unwrap();
+        assert_eq!(response.status, 201, "{:?}", response.json());
+        assert!(muster.wait_for_exit().await.success());
     })
     .await;
 }

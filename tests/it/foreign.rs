@@ -4,7 +4,7 @@
 use bson::doc;
 use mongodb::options::IndexOptions;
 use mongodb::{Collection, IndexModel};
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 use muster::store::{self, PrepareError};
 use muster::telemetry::Health;
 use serde_json::{Value, json};
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use crate::support::command::run;
 use crate::support::importer::{import, ndjson, reports, user};
 use crate::support::services::{PRODUCTION, mongodb_url, unique};
-use crate::support::{Pair, QueueKind, Setup, StoreKind};
+use crate::support::{Pair, QueueAdapter, Setup, StoreAdapter};
 
 fn mongo() -> Option<Setup> {
-    mongodb_url().map(|_| Setup::new(Pair(QueueKind::Local, StoreKind::Mongo)))
+    mongodb_url().map(|_| Setup::new(Pair(QueueAdapter::Local, StoreAdapter::Mongo)))
 }
 
 async fn users(setup: &Setup) -> Collection<bson::Document> {
@@ -30,7 +30,7 @@ async fn make_unique(setup: &Setup, field: &str, sparse: bool) {
 }
 
 async fn prepared(setup: &Setup) -> Result<(), PrepareError> {
-    let part = Health::default().part("store");
+    let part = Health::default().component("store");
     store::open(&setup.settings().store, &part).await.unwrap().prepare().await
 }
 
@@ -111,9 +111,9 @@ async fn a_conflict_that_no_own_index_explains_is_reported_and_not_retried() {
     assert_eq!(client.post("/register", &person(&address())).await.status, 201);
     // Another program starts, and makes its index.
     make_unique(&setup, "phone", false).await;
-    let answer = client.post("/register", &person(&address())).await;
+    let response = client.post("/register", &person(&address())).await;
     assert_eq!(
-        (answer.status, answer.json()["message"].as_str()),
+        (response.status, response.json()["message"].as_str()),
         (500, Some("Internal Server Error"))
     );
     muster
@@ -135,13 +135,13 @@ async fn who_holds_an_address_in_a_foreign_index_makes_it_a_duplicate() {
     users(&setup).await.insert_one(doc! { "email": &taken, "username": "old ann" }).await.unwrap();
     let muster = setup.start().await;
     let client = muster.client().clone();
-    let answer = client.post("/register", &person(&taken)).await;
-    assert_eq!((answer.status, &answer.json()["message"]), (400, &json!("User already exist")));
+    let response = client.post("/register", &person(&taken)).await;
+    assert_eq!((response.status, &response.json()["message"]), (400, &json!("User already exist")));
     // A document that muster did not write holds a name too.
     let named = json!({ "username": "old ann", "password": "correct horse 7" });
-    let answer = client.post("/signup", &named).await;
+    let response = client.post("/signup", &named).await;
     assert_eq!(
-        (answer.status, &answer.json()["message"]),
+        (response.status, &response.json()["message"]),
         (403, &json!("That username is already taken"))
     );
     let free = format!("{}@example.com", unique("ann"));
@@ -150,7 +150,7 @@ async fn who_holds_an_address_in_a_foreign_index_makes_it_a_duplicate() {
 
 #[tokio::test]
 async fn rows_that_a_foreign_index_refuses_are_reported_and_no_dead_letters() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
@@ -161,18 +161,18 @@ async fn rows_that_a_foreign_index_refuses_are_reported_and_no_dead_letters() {
     };
     write("first.ndjson", 0..1);
     let ended = import(&setup, &["first.ndjson", "--contract", "register"]).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     make_unique(&setup, "phone", false).await;
     write("more.ndjson", 1..4);
     let ended = import(&setup, &["more.ndjson", "--contract", "register"]).await;
-    assert_eq!(ended.code, Some(3), "{}", ended.told);
-    let reports = reports(&ended.printed);
-    assert_eq!(reports.len(), 3, "{}", ended.told);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    let reports = reports(&ended.stdout);
+    assert_eq!(reports.len(), 3, "{}", ended.stderr);
     for report in reports {
         assert_eq!(report["outcome"], "failed", "{report}");
         assert_eq!(report["code"], "store_conflict", "{report}");
     }
     worker.wait_for_log(|line| line.contains("foreign_index_conflict")).await;
-    let listed = run(&setup, &["dead", "list", "--json"]).await.printed();
+    let listed = run(&setup, &["dead", "list", "--json"]).await.expect_stdout();
     assert_eq!(listed, "", "no row is a dead letter");
 }

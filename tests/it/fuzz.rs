@@ -7,14 +7,14 @@
 use std::time::{Duration, Instant};
 
 use muster::contract::{Document, rules};
-use muster::signup::{Email, IdempotencyKey, Outcome};
+use muster::domain::{Email, IdempotencyKey, Outcome};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::Value;
 
 use crate::properties::{ask_all, same, survives_the_queue};
 use crate::support::generate;
-use crate::support::random::{Random, number};
+use crate::support::random::{Random, env_number};
 
 /// Seconds for each target where nobody asks for more.
 const SECONDS: u64 = 2;
@@ -95,8 +95,8 @@ fn fuzz<T>(
     write: impl Fn(&T) -> Vec<u8>,
     ask: impl Fn(&[u8]),
 ) {
-    let seconds = number("FUZZ_SECONDS", SECONDS);
-    let seed = number("FUZZ_SEED", u64::from(std::process::id()));
+    let seconds = env_number("FUZZ_SECONDS", SECONDS);
+    let seed = env_number("FUZZ_SEED", u64::from(std::process::id()));
     println!("{name}: FUZZ_SECONDS={seconds} FUZZ_SEED={seed}");
     let mut random = Random(seed);
     let words: Vec<u8> = (0..4).flat_map(|_| random.next().to_le_bytes()).collect();

@@ -6,12 +6,12 @@ use std::fs;
 use bson::doc;
 use futures_util::StreamExt;
 use mongodb::Client;
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 use serde_json::{Value, json};
 
 use crate::support::broker::{Broker, DIRECT_REPLY, registration};
 use crate::support::importer::{
-    HASH, assert_stored, hashed, import, ndjson, outcomes, reports, user, with_worker,
+    HASH, assert_stored, with_password_hash, import, ndjson, outcomes, reports, user, with_worker,
 };
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{PAIRS, Setup};
@@ -23,14 +23,14 @@ async fn import_rows(setup: &Setup, rows: &[Value]) -> Vec<Value> {
     fs::write(setup.directory().join("users.ndjson"), ndjson(rows.iter().cloned())).unwrap();
     let arguments = ["users.ndjson", "--contract", CONTRACT, "--id-field", "row"];
     let ended = import(setup, &arguments).await;
-    assert!(matches!(ended.code, Some(0 | 3)), "{}", ended.told);
-    let mut told = reports(&ended.printed);
+    assert!(matches!(ended.code, Some(0 | 3)), "{}", ended.stderr);
+    let mut told = reports(&ended.stdout);
     told.sort_by_key(|report| report["line"].as_u64());
     told
 }
 
 fn row(n: usize) -> Value {
-    named(hashed(user(ContractId::ErrorCode, n)), n)
+    named(with_password_hash(user(ContractId::ErrorCode, n)), n)
 }
 
 fn named(mut user: Value, n: usize) -> Value {
@@ -49,8 +49,8 @@ async fn hashes_are_kept_as_they_are_and_rows_stand_alone() {
         // New ones, some of them twice, among some that are there already, all in one batch.
         let rows: Vec<Value> = (0..300)
             .map(|n| match n % 3 {
-                0 => named(hashed(user(ContractId::ErrorCode, n % 20)), 1000 + n),
-                _ => named(hashed(user(ContractId::ErrorCode, 100 + n / 6)), 1000 + n),
+                0 => named(with_password_hash(user(ContractId::ErrorCode, n % 20)), 1000 + n),
+                _ => named(with_password_hash(user(ContractId::ErrorCode, 100 + n / 6)), 1000 + n),
             })
             .collect();
         let told = import_rows(&setup, &rows).await;
@@ -102,14 +102,14 @@ async fn what_is_no_hash_is_refused_with_a_code() {
 
 #[tokio::test]
 async fn nobody_but_the_bulk_door_takes_a_hash() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
     let muster = setup.start().await;
-    let mut body = hashed(user(ContractId::Username, 1));
-    let answer = muster.client().post("/signup", &body).await;
-    assert_eq!(answer.status, 400, "a hash alone is no password");
+    let mut body = with_password_hash(user(ContractId::Username, 1));
+    let response = muster.client().post("/signup", &body).await;
+    assert_eq!(response.status, 400, "a hash alone is no password");
     body["password"] = "secret-1".into();
     assert_eq!(muster.client().post("/signup", &body).await.status, 201);
 
@@ -119,9 +119,9 @@ async fn nobody_but_the_bulk_door_takes_a_hash() {
         .with_message_id(unique("row").into())
         .with_reply_to(DIRECT_REPLY.into())
         .with_expiration("10000".into());
-    let hash_alone = hashed(user(ContractId::Username, 2)).to_string();
+    let hash_alone = with_password_hash(user(ContractId::Username, 2)).to_string();
     broker
-        .publish_anything(setup.namespace(), "interactive", properties, hash_alone.as_bytes())
+        .publish_unchecked(setup.namespace(), "interactive", properties, hash_alone.as_bytes())
         .await;
     let reply = replies.next().await.unwrap().unwrap();
     let reply: Value = serde_json::from_slice(&reply.data).unwrap();
@@ -137,7 +137,7 @@ async fn nobody_but_the_bulk_door_takes_a_hash() {
 
 #[tokio::test]
 async fn a_hash_as_password_is_refused_at_the_bulk_queue() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
@@ -153,7 +153,7 @@ async fn a_hash_as_password_is_refused_at_the_bulk_queue() {
             .with_message_id(unique("row").into())
             .with_reply_to(DIRECT_REPLY.into());
         let body = row.to_string();
-        broker.publish_anything(setup.namespace(), "bulk", properties, body.as_bytes()).await;
+        broker.publish_unchecked(setup.namespace(), "bulk", properties, body.as_bytes()).await;
         let reply = replies.next().await.unwrap().unwrap();
         let reply: Value = serde_json::from_slice(&reply.data).unwrap();
         assert_eq!(reply["outcome"], outcome, "{reply}");

@@ -40,7 +40,7 @@ async fn every_command_helps_as_it_is_written_down() {
     for words in commands() {
         let mut arguments: Vec<&str> = words.iter().map(String::as_str).collect();
         arguments.push("--help");
-        let help = run(&setup, &arguments).await.printed();
+        let help = run(&setup, &arguments).await.expect_stdout();
         let has_commands = help.contains("\nCommands:\n");
         // A command's own options come before the settings that all have.
         if let Some((options, settings)) = help.split_once("\nSettings:\n") {
@@ -85,17 +85,17 @@ async fn completions_and_manual_name_every_command() {
         .collect();
     assert!(names.len() > 8, "{names:?}");
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let script = run(&setup, &["completions", shell]).await.printed();
+        let script = run(&setup, &["completions", shell]).await.expect_stdout();
         for name in &names {
             assert!(script.contains(name.as_str()), "{name} is not in the completions of {shell}");
         }
     }
-    let page = run(&setup, &["man"]).await.printed();
+    let page = run(&setup, &["man"]).await.expect_stdout();
     for name in &names {
         assert!(page.contains(&format!("muster\\-{name}(1)")), "{name} is not in the manual");
     }
     let directory = setup.directory().join("man1");
-    run(&setup, &["man", "--directory", directory.to_str().unwrap()]).await.printed();
+    run(&setup, &["man", "--directory", directory.to_str().unwrap()]).await.expect_stdout();
     for words in commands() {
         let name = ["muster".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join("-");
         let page = std::fs::read_to_string(directory.join(format!("{name}.1"))).unwrap();

@@ -11,9 +11,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::muster::{Muster, PATIENCE};
-use crate::support::services::{lacking, unique};
-use crate::support::{Raw, Setup};
+use crate::support::muster::{Muster, TIMEOUT};
+use crate::support::services::{skip_unsupported, unique};
+use crate::support::{RawConnection, Setup};
 
 /// More than one process of this size would be a leak.
 const FLAT_KIB: u64 = 100 << 10;
@@ -43,12 +43,12 @@ async fn exchange(muster: &Muster, bytes: &[u8]) -> String {
 }
 
 async fn read_to_end(stream: &mut TcpStream) -> String {
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     // A reset after the answer is an end like any other.
-    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer))
+    let _ = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut response))
         .await
         .expect("the server closes the connection");
-    String::from_utf8_lossy(&answer).into_owned()
+    String::from_utf8_lossy(&response).into_owned()
 }
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn half_closed_sockets_are_let_go() {
 async fn a_client_that_half_closes_after_its_request_gets_its_response() {
     let muster = Setup::embedded().with("MUSTER_BCRYPT_COST", "10").start().await;
     let body = json!({ "username": unique("ann"), "password": "secret-1" }).to_string();
-    let mut stream = Raw::connect(muster.client().address()).await;
+    let mut stream = RawConnection::connect(muster.client().address()).await;
     let head = "POST /signup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
     stream.write(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len())).await;
     stream.finish().await;
@@ -128,8 +128,8 @@ async fn paths_for_operators_are_not_shared_with_other_origins() {
     for path in ["/live", "/ready", "/metrics", "/status.json"] {
         for method in ["GET", "POST"] {
             let headers = [("origin", "https://app.example.com")];
-            let answer = muster.client().send(method, path, &headers, "").await.unwrap();
-            assert_eq!(answer.header("access-control-allow-origin"), None, "{method} {path}");
+            let response = muster.client().send(method, path, &headers, "").await.unwrap();
+            assert_eq!(response.header("access-control-allow-origin"), None, "{method} {path}");
         }
     }
     let shared = muster.client().get("/nothing", &[]).await;
@@ -139,7 +139,7 @@ async fn paths_for_operators_are_not_shared_with_other_origins() {
 #[tokio::test]
 async fn a_request_that_is_refused_is_not_asked_to_continue() {
     let setup = Setup::embedded()
-        .with("MUSTER_FRONT_BULK_KEY", "an-api-key-of-thirty-two-characters")
+        .with("MUSTER_FRONT_BULK_API_KEY", "an-api-key-of-thirty-two-characters")
         .with("MUSTER_FRONT_BODY_TIMEOUT", "10m");
     let muster = setup.start().await;
     let json = "Content-Type: application/json\r\n";
@@ -162,7 +162,7 @@ async fn a_request_that_is_refused_is_not_asked_to_continue() {
         println!("{status} after {:?}", began.elapsed());
     }
     let body = json!({ "username": unique("ann"), "password": "secret-1" }).to_string();
-    let mut stream = Raw::connect(muster.client().address()).await;
+    let mut stream = RawConnection::connect(muster.client().address()).await;
     let head = "POST /signup HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\n";
     stream.write(format!("{head}{json}Content-Length: {}\r\n\r\n", body.len())).await;
     stream.write(body).await;
@@ -239,9 +239,9 @@ async fn streams_that_are_reset_at_once_cost_nothing() {
                 break;
             }
             // Dropping the answer's future resets its stream.
-            let mut answer = Box::pin(sender.send_request(request.unwrap()));
-            let _ = futures_util::poll!(&mut answer);
-            drop(answer);
+            let mut response = Box::pin(sender.send_request(request.unwrap()));
+            let _ = futures_util::poll!(&mut response);
+            drop(response);
             tokio::task::yield_now().await;
         }
         driver.abort();
@@ -259,7 +259,7 @@ async fn ten_thousand_connections_are_held_in_little_memory() {
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
     let files: usize = files.split_whitespace().next().unwrap().parse().unwrap_or(usize::MAX);
     if files < MANY + 200 {
-        lacking(&format!("{files} files may be open; ulimit -n {} allows enough", MANY + 200));
+        skip_unsupported(&format!("{files} files may be open; ulimit -n {} allows enough", MANY + 200));
         return;
     }
     let setup =
@@ -291,7 +291,7 @@ async fn a_crowd_of_connections_is_served_in_turn() {
         let mut stream = connect(&muster).await;
         stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let mut first = [0; 12];
-        tokio::time::timeout(PATIENCE, stream.read_exact(&mut first)).await.unwrap().unwrap();
+        tokio::time::timeout(TIMEOUT, stream.read_exact(&mut first)).await.unwrap().unwrap();
         assert_eq!(&first, b"HTTP/1.1 200");
     });
     futures_util::future::join_all(asking).await;
@@ -305,8 +305,8 @@ async fn deep_and_large_documents_are_refused() {
     let deep = format!("{{\"x\":{}{}}}", "[".repeat(8_000), "]".repeat(8_000));
     let large = format!("{{\"x\":\"{}\"}}", "x".repeat(1 << 20));
     for (body, status) in [(deep, 400), (large, 413)] {
-        let answer = muster.client().send("POST", "/signup", &headers, body).await.unwrap();
-        assert_eq!(answer.status, status);
+        let response = muster.client().send("POST", "/signup", &headers, body).await.unwrap();
+        assert_eq!(response.status, status);
     }
     tokio::time::timeout(Duration::from_secs(10), others_are_served(&muster)).await.unwrap();
 }

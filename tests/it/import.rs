@@ -5,19 +5,19 @@ use std::fs::{self, File};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use muster::signup::{Clock, ContractId};
+use muster::domain::{Clock, ContractId};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::support::importer::{
-    HASH, Importer, assert_stored, csv, hashed, import, ndjson, outcomes, reports, user,
+    HASH, Importer, assert_stored, csv, with_password_hash, import, ndjson, outcomes, reports, user,
     with_worker,
 };
 use crate::support::ledger::{PASSWORD, users_in};
-use crate::support::muster::{PATIENCE, eventually};
-use crate::support::secrets::secrets_in;
+use crate::support::muster::{TIMEOUT, eventually};
+use crate::support::secrets::lines_with_secrets;
 use crate::support::services::{EMBEDDED, PRODUCTION, command};
-use crate::support::{PAIRS, Pair, Rig, Setup};
+use crate::support::{PAIRS, Pair, Fleet, Setup};
 
 /// A setup with a file of rows in it; a worker too where the queue is a broker.
 struct Bench {
@@ -61,14 +61,14 @@ async fn every_contract_in_both_formats_on_every_pair() {
             bench.write("users.ndjson", ndjson(users(first + 5)));
             for (file, lines) in [("users.csv", [2, 3, 4]), ("users.ndjson", [1, 2, 3])] {
                 let ended = import(&bench.setup, &[file, "--contract", contract.as_str()]).await;
-                assert_eq!(ended.code, Some(0), "{pair:?} {contract} {file}: {}", ended.told);
-                let reports = reports(&ended.printed);
+                assert_eq!(ended.code, Some(0), "{pair:?} {contract} {file}: {}", ended.stderr);
+                let reports = reports(&ended.stdout);
                 let mut told: Vec<u64> =
                     reports.iter().map(|r| r["line"].as_u64().unwrap()).collect();
                 told.sort_unstable();
                 assert_eq!(told, lines);
                 assert_eq!(outcomes(&reports)["registered"], 3);
-                assert!(secrets_in(&(ended.printed + &ended.told)).is_empty());
+                assert!(lines_with_secrets(&(ended.stdout + &ended.stderr)).is_empty());
                 assert!(!bench.has(&format!("{file}.checkpoint")), "there is nothing to resume");
                 all.extend(reports);
             }
@@ -102,8 +102,8 @@ async fn bad_lines_are_refused_one_by_one() {
     ];
     bench.write("users.ndjson", lines.join(&b'\n'));
     let ended = import(&bench.setup, &["users.ndjson", "--contract", "register"]).await;
-    assert_eq!(ended.code, Some(3), "{}", ended.told);
-    let mut reports = reports(&ended.printed);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    let mut reports = reports(&ended.stdout);
     reports.sort_by_key(|report| report["line"].as_u64());
     let told: Vec<(u64, &str, &str, Option<u64>)> = reports
         .iter()
@@ -126,9 +126,9 @@ async fn bad_lines_are_refused_one_by_one() {
     ];
     assert_eq!(told, expected);
     assert_eq!(reports[6]["errors"][0]["field"], "email");
-    assert!(secrets_in(&(ended.printed + &ended.told)).is_empty());
+    assert!(lines_with_secrets(&(ended.stdout + &ended.stderr)).is_empty());
     assert!(
-        ended.told.contains("8 rows") && ended.told.contains("2 created, 0 duplicate, 6 invalid")
+        ended.stderr.contains("8 rows") && ended.stderr.contains("2 created, 0 duplicate, 6 invalid")
     );
 }
 
@@ -147,8 +147,8 @@ async fn bad_records_are_refused_one_by_one_and_formulas_are_data() {
     }
     bench.write("users.csv", &text);
     let ended = import(&bench.setup, &["users.csv", "--contract", "flat-name"]).await;
-    assert_eq!(ended.code, Some(3), "{}", ended.told);
-    let mut reports = reports(&ended.printed);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    let mut reports = reports(&ended.stdout);
     reports.sort_by_key(|report| report["line"].as_u64());
     let told: Vec<(u64, &str, Option<u64>)> = reports
         .iter()
@@ -166,7 +166,7 @@ async fn bad_records_are_refused_one_by_one_and_formulas_are_data() {
         (7, "", None),
     ];
     assert_eq!(told, expected);
-    assert!(secrets_in(&(ended.printed + &ended.told)).is_empty());
+    assert!(lines_with_secrets(&(ended.stdout + &ended.stderr)).is_empty());
     let muster = bench.setup.start().await;
     let again = json!({ "firstname": "=1+1", "email": "a@example.com", "password": "secret-1" });
     assert_eq!(muster.client().post("/users/register", &again).await.status, 409);
@@ -181,19 +181,19 @@ async fn a_lone_cr_ends_a_row() {
         bench.write("users.csv", rows.map(|row| row + end).concat());
         let arguments = ["users.csv", "--contract", "flat-name", "--dry-run"];
         let ended = import(&bench.setup, &arguments).await;
-        assert_eq!(ended.code, Some(0), "{end:?}: {}", ended.told);
-        assert_one_each(&reports(&ended.printed), 2..=4);
-        assert!(ended.told.contains("3 created"), "{end:?}: {}", ended.told);
+        assert_eq!(ended.code, Some(0), "{end:?}: {}", ended.stderr);
+        assert_one_each(&reports(&ended.stdout), 2..=4);
+        assert!(ended.stderr.contains("3 created"), "{end:?}: {}", ended.stderr);
     }
     let ended = import(&bench.setup, &["users.csv", "--contract", "flat-name"]).await;
-    assert_eq!(outcomes(&reports(&ended.printed))["registered"], 3, "{}", ended.told);
-    assert_stored(&bench.setup, &reports(&ended.printed)).await;
+    assert_eq!(outcomes(&reports(&ended.stdout))["registered"], 3, "{}", ended.stderr);
+    assert_stored(&bench.setup, &reports(&ended.stdout)).await;
 
     let rows = ndjson((0..3).map(|n| user(ContractId::FlatName, 10 + n))).replace('\n', "\r");
     bench.write("users.ndjson", rows);
     let ended = import(&bench.setup, &["users.ndjson", "--contract", "flat-name"]).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.told);
-    assert_one_each(&reports(&ended.printed), 1..=3);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_one_each(&reports(&ended.stdout), 1..=3);
 }
 
 #[tokio::test]
@@ -205,8 +205,8 @@ async fn a_cut_off_quote_is_refused_with_every_line_end() {
         bench.write("users.csv", ["email,firstname,password", whole, cut].join(end));
         let arguments = ["users.csv", "--contract", "flat-name", "--dry-run"];
         let ended = import(&bench.setup, &arguments).await;
-        assert_eq!(ended.code, Some(3), "{end:?}: {}", ended.told);
-        let reports = reports(&ended.printed);
+        assert_eq!(ended.code, Some(3), "{end:?}: {}", ended.stderr);
+        let reports = reports(&ended.stdout);
         let refused = reports.iter().find(|report| report["line"] == 3).unwrap();
         assert_eq!(refused["errors"][0]["code"], "BAD_QUOTE", "{end:?}: {refused}");
         assert_eq!(outcomes(&reports)["valid"], 1);
@@ -234,8 +234,8 @@ async fn hashes_in_the_password_column_are_refused_unless_allowed() {
             [("formats.ndjson", 3, 3), ("digests.ndjson", 200, 3), ("mixed.ndjson", 4, 0)]
         {
             let ended = import(&bench.setup, &[file, "--contract", "register"]).await;
-            assert_eq!(ended.code, Some(code), "{pair:?} {file}: {}", ended.told);
-            let reports = reports(&ended.printed);
+            assert_eq!(ended.code, Some(code), "{pair:?} {file}: {}", ended.stderr);
+            let reports = reports(&ended.stdout);
             assert_eq!(reports.len(), rows);
             if code == 3 {
                 let refused = |r: &Value| r["errors"][0]["code"] == "LOOKS_LIKE_HASH";
@@ -246,9 +246,9 @@ async fn hashes_in_the_password_column_are_refused_unless_allowed() {
         let mut setup = bench.setup.clone();
         let mut _sealing = None;
         if pair == PRODUCTION {
-            setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_SEAL_TO", &keys.public);
+            setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_SEAL_PUBLIC_KEY", &keys.public);
             let working = setup.clone();
-            let working = working.with("MUSTER_QUEUE_SEAL_KEYS", keys.private.expose_secret());
+            let working = working.with("MUSTER_QUEUE_SEAL_PRIVATE_KEYS", keys.private.expose_secret());
             _sealing = Some(working.start_role("worker").await);
             fs::copy(
                 bench.setup.directory().join("formats.ndjson"),
@@ -258,8 +258,8 @@ async fn hashes_in_the_password_column_are_refused_unless_allowed() {
         }
         let arguments = ["formats.ndjson", "--contract", "register", "--allow-hash-like-passwords"];
         let ended = import(&setup, &arguments).await;
-        assert_eq!(ended.code, Some(0), "{pair:?}: {}\n{}", ended.told, ended.printed);
-        assert_eq!(outcomes(&reports(&ended.printed))["registered"], 3);
+        assert_eq!(ended.code, Some(0), "{pair:?}: {}\n{}", ended.stderr, ended.stdout);
+        assert_eq!(outcomes(&reports(&ended.stdout))["registered"], 3);
     }
 }
 
@@ -274,12 +274,12 @@ async fn the_first_of_equal_rows_wins_every_time() {
         // The first of each three has to be hashed, so each of the others would be faster.
         let rows = (0..150).map(|n| match n % 3 {
             0 => user(ContractId::Register, n / 3),
-            _ => hashed(user(ContractId::Register, n / 3)),
+            _ => with_password_hash(user(ContractId::Register, n / 3)),
         });
         bench.write("users.ndjson", ndjson(rows));
         let ended = import(&bench.setup, &["users.ndjson", "--contract", "register"]).await;
-        assert_eq!(ended.code, Some(3), "{pair:?}: {}", ended.told);
-        let reports = reports(&ended.printed);
+        assert_eq!(ended.code, Some(3), "{pair:?}: {}", ended.stderr);
+        let reports = reports(&ended.stdout);
         assert_one_each(&reports, 1..=150);
         for report in &reports {
             let expected = match report["line"].as_u64().unwrap() % 3 {
@@ -303,7 +303,7 @@ async fn duplicates_are_what_was_asked_for() {
     let run = async |file: &str, mode: &str| {
         let arguments = [&[file][..], &contract, &["--on-duplicate", mode]].concat();
         let ended = import(&bench.setup, &arguments).await;
-        (ended.code, reports(&ended.printed))
+        (ended.code, reports(&ended.stdout))
     };
     assert_eq!(run("first.ndjson", "fail").await.0, Some(0));
     // All of it is taken; then only the name.
@@ -334,7 +334,7 @@ async fn a_dry_run_tells_and_writes_nothing() {
         let dry = ["all.ndjson", "--contract", "register", "--dry-run"];
         if pair == EMBEDDED {
             let ended = import(&bench.setup, &dry).await;
-            assert_eq!(outcomes(&reports(&ended.printed))["valid"], 5, "{}", ended.told);
+            assert_eq!(outcomes(&reports(&ended.stdout))["valid"], 5, "{}", ended.stderr);
             assert!(!bench.has("users.redb") && !bench.has("all.ndjson.checkpoint"));
         }
         assert_eq!(
@@ -345,8 +345,8 @@ async fn a_dry_run_tells_and_writes_nothing() {
         bench._worker = None;
         for _ in 0..2 {
             let ended = import(&bench.setup, &dry).await;
-            assert_eq!(ended.code, Some(3), "{}", ended.told);
-            let reports = reports(&ended.printed);
+            assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+            let reports = reports(&ended.stdout);
             let counts = outcomes(&reports);
             assert_eq!((counts["valid"], counts["duplicate"], counts["invalid"]), (2, 3, 1));
             assert!(reports.iter().all(|report| report["userId"].is_null()));
@@ -367,13 +367,13 @@ async fn a_row_that_names_itself_is_registered_once_however_often_it_is_imported
     let arguments = ["users.ndjson", "--contract", "register", "--id-field", "id"];
     let first = import(&bench.setup, &arguments).await;
     let again = import(&bench.setup, &arguments).await;
-    assert_eq!((first.code, again.code), (Some(0), Some(0)), "{}", again.told);
+    assert_eq!((first.code, again.code), (Some(0), Some(0)), "{}", again.stderr);
     let sorted = |text: &str| {
         let mut reports = reports(text);
         reports.sort_by_key(|report| report["line"].as_u64());
         reports
     };
-    for (first, again) in sorted(&first.printed).iter().zip(&sorted(&again.printed)) {
+    for (first, again) in sorted(&first.stdout).iter().zip(&sorted(&again.stdout)) {
         assert_eq!(
             (&first["userId"], &first["registrationId"]),
             (&again["userId"], &again["registrationId"])
@@ -386,26 +386,26 @@ async fn a_row_that_names_itself_is_registered_once_however_often_it_is_imported
     );
     let ended = import(&bench.setup, &arguments).await;
     assert_eq!(ended.code, Some(3));
-    let reports = sorted(&ended.printed);
+    let reports = sorted(&ended.stdout);
     assert_eq!(reports[0]["code"], "key_reused");
     assert_eq!(reports[1]["errors"][0]["code"], "INVALID_ID");
 }
 
 #[tokio::test]
 async fn sealed_rows_are_opened_by_workers() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let keys = muster::queue::seal::KeyPair::generate();
-    let importing = Setup::new(PRODUCTION).with("MUSTER_QUEUE_SEAL_TO", &keys.public);
+    let importing = Setup::new(PRODUCTION).with("MUSTER_QUEUE_SEAL_PUBLIC_KEY", &keys.public);
     let mut working = importing.clone().with("MUSTER_QUEUE_REQUIRE_SEALED", "true");
-    working = working.with("MUSTER_QUEUE_SEAL_KEYS", keys.private.expose_secret());
+    working = working.with("MUSTER_QUEUE_SEAL_PRIVATE_KEYS", keys.private.expose_secret());
     let _worker = working.start_role("worker").await;
     let users = ndjson((0..3).map(|n| user(ContractId::NestedName, n)));
     fs::write(importing.directory().join("users.ndjson"), users).unwrap();
     let ended = import(&importing, &["users.ndjson", "--contract", "nested-name"]).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.told);
-    assert_stored(&importing, &reports(&ended.printed)).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_stored(&importing, &reports(&ended.stdout)).await;
 }
 
 #[tokio::test]
@@ -422,8 +422,8 @@ async fn what_cannot_be_begun_is_told() {
         (&["users.csv", "--contract", "flat-name"], 1, "--delimiter"),
     ] {
         let ended = import(&bench.setup, arguments).await;
-        assert_eq!(ended.code, Some(code), "{arguments:?} {}", ended.told);
-        assert!(ended.told.contains(told), "{}", ended.told);
+        assert_eq!(ended.code, Some(code), "{arguments:?} {}", ended.stderr);
+        assert!(ended.stderr.contains(told), "{}", ended.stderr);
     }
 }
 
@@ -438,8 +438,8 @@ async fn an_import_that_never_began_leaves_everything_as_it_was() {
         |output| ["users.ndjson", "--contract", "username", "--output", output, "--force"];
 
     let itself = import(&bench.setup, &arguments("./users.ndjson")).await;
-    assert_eq!(itself.code, Some(1), "{}", itself.told);
-    assert!(itself.told.contains("that is the file to import"), "{}", itself.told);
+    assert_eq!(itself.code, Some(1), "{}", itself.stderr);
+    assert!(itself.stderr.contains("that is the file to import"), "{}", itself.stderr);
 
     let other = bench.setup.start().await;
     let beside = import(&bench.setup, &arguments("report.ndjson")).await;
@@ -449,7 +449,7 @@ async fn an_import_that_never_began_leaves_everything_as_it_was() {
     assert_eq!((bench.read("report.ndjson"), bench.read("users.ndjson")), (older.into(), row));
 
     let ended = import(&bench.setup, &arguments("report.ndjson")).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }
 
 #[tokio::test]
@@ -476,55 +476,55 @@ async fn a_stop_is_soft_and_the_rest_is_resumed_over_the_same_input_only() {
     })
     .await;
     importer.signal("INT");
-    let ended = importer.ended().await;
-    assert_eq!(ended.code, Some(1), "{}", ended.told);
-    assert!(ended.told.contains("--resume"), "{}", ended.told);
+    let ended = importer.wait_for_exit().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("--resume"), "{}", ended.stderr);
     let done = reports(&bench.read("report.ndjson")).len();
     assert!((1..rows).contains(&done), "{done}");
 
     let refused = import(&slow, &arguments).await;
-    assert!(refused.code == Some(1) && refused.told.contains("--resume"), "{}", refused.told);
+    assert!(refused.code == Some(1) && refused.stderr.contains("--resume"), "{}", refused.stderr);
     let resume = [&arguments[..], &["--resume"]].concat();
     let other = [&resume[..], &["--id-field", "email"]].concat();
     assert_eq!(import(&slow, &other).await.code, Some(1));
     // Another input, whose rows would get the same ids.
     bench.write("users.ndjson", ndjson(users.iter().rev().cloned()));
     let refused = import(&slow, &resume).await;
-    assert!(refused.told.contains("another input"), "{}", refused.told);
+    assert!(refused.stderr.contains("another input"), "{}", refused.stderr);
     assert_eq!(reports(&bench.read("report.ndjson")).len(), done, "nothing was sent");
     bench.write("users.ndjson", ndjson(users.iter().take(3).cloned()));
-    assert!(import(&slow, &resume).await.told.contains("another input"));
+    assert!(import(&slow, &resume).await.stderr.contains("another input"));
 
     bench.write("users.ndjson", ndjson(users.iter().cloned()));
     let ended = import(&slow, &resume).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let reports = reports(&bench.read("report.ndjson"));
     assert_one_each(&reports, 1..=rows as u64);
     assert_stored(&bench.setup, &reports).await;
-    assert!(ended.told.contains("300 created") && !bench.has("users.ndjson.checkpoint"));
+    assert!(ended.stderr.contains("300 created") && !bench.has("users.ndjson.checkpoint"));
 }
 
 #[tokio::test]
 async fn a_second_stop_does_not_wait_for_rows_nobody_answers() {
-    let Some(mut rig) = Rig::new(0, 1, &[]).await else { return };
+    let Some(mut fleet) = Fleet::new(0, 1, &[]).await else { return };
     let users = ndjson((0..20).map(|n| user(ContractId::Username, n)));
-    fs::write(rig.setup.directory().join("users.ndjson"), users).unwrap();
+    fs::write(fleet.setup.directory().join("users.ndjson"), users).unwrap();
     let arguments = ["users.ndjson", "--contract", "username", "--output", "report.ndjson"];
-    let importer = Importer::start(&rig.setup, &arguments);
-    eventually("rows in the queue", async || importer.told().contains("has no consumer")).await;
-    eventually("rows in the queue", async || rig.messages("bulk").await == 20).await;
+    let importer = Importer::start(&fleet.setup, &arguments);
+    eventually("rows in the queue", async || importer.stderr().contains("has no consumer")).await;
+    eventually("rows in the queue", async || fleet.messages("bulk").await == 20).await;
     importer.signal("TERM");
-    eventually("a soft stop", async || importer.told().contains("stopping")).await;
+    eventually("a soft stop", async || importer.stderr().contains("stopping")).await;
     importer.signal("TERM");
-    let ended = importer.ended().await;
+    let ended = importer.wait_for_exit().await;
     assert_eq!(ended.code, Some(1));
-    assert!(ended.told.contains("stopped at once") && ended.told.contains("--resume"));
-    rig.workers[0].start().await;
-    let ended = import(&rig.setup, &[&arguments[..], &["--resume"]].concat()).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.told);
-    let text = fs::read_to_string(rig.setup.directory().join("report.ndjson")).unwrap();
+    assert!(ended.stderr.contains("stopped at once") && ended.stderr.contains("--resume"));
+    fleet.workers[0].start().await;
+    let ended = import(&fleet.setup, &[&arguments[..], &["--resume"]].concat()).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let text = fs::read_to_string(fleet.setup.directory().join("report.ndjson")).unwrap();
     assert_one_each(&reports(&text), 1..=20);
-    assert_stored(&rig.setup, &reports(&text)).await;
+    assert_stored(&fleet.setup, &reports(&text)).await;
 }
 
 #[tokio::test]
@@ -553,12 +553,12 @@ async fn standard_input_is_resumed_if_the_same_bytes_come_again() {
     })
     .await;
     importer.signal("KILL");
-    assert_eq!(importer.ended().await.code, None);
+    assert_eq!(importer.wait_for_exit().await.code, None);
     let resume = [&arguments[..], &["--resume"]].concat();
-    let refused = Importer::start(&slow, &resume).ended().await;
-    assert!(refused.told.contains("another input"), "{}", refused.told);
-    let ended = Importer::start_from(&slow, &resume, input()).ended().await;
-    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    let refused = Importer::start(&slow, &resume).wait_for_exit().await;
+    assert!(refused.stderr.contains("another input"), "{}", refused.stderr);
+    let ended = Importer::start_from(&slow, &resume, input()).wait_for_exit().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let reports = reports(&bench.read("report.ndjson"));
     assert_one_each(&reports, 2..=301);
     assert_stored(&bench.setup, &reports).await;
@@ -597,14 +597,14 @@ struct Chaos {
 
 impl Chaos {
     async fn run(mut self) {
-        let Some(mut rig) = Rig::new(0, 2, &[]).await else { return };
-        for worker in &mut rig.workers {
+        let Some(mut fleet) = Fleet::new(0, 2, &[]).await else { return };
+        for worker in &mut fleet.workers {
             worker.start().await;
         }
-        let wire = crate::support::proxy::Proxy::to(&rig.setup.environment["MUSTER_QUEUE"]).await;
-        let queue = format!("{}?heartbeat=1", wire.url(&rig.setup.environment["MUSTER_QUEUE"]));
-        let setup = rig.setup.clone().with("MUSTER_QUEUE", &queue);
-        let path = |name: &str| rig.setup.directory().join(name);
+        let wire = crate::support::proxy::Proxy::to(&fleet.setup.environment["MUSTER_QUEUE"]).await;
+        let queue = format!("{}?heartbeat=1", wire.url(&fleet.setup.environment["MUSTER_QUEUE"]));
+        let setup = fleet.setup.clone().with("MUSTER_QUEUE", &queue);
+        let path = |name: &str| fleet.setup.directory().join(name);
         let (report, input) = (path("report.ndjson"), path("users.ndjson"));
         // Every tenth row is refused, every twenty-third is somebody who is there already.
         let rows = (0..self.rows).map(|n| match n {
@@ -612,7 +612,7 @@ impl Chaos {
             n if n % 23 == 22 => user(ContractId::Username, n - 22),
             // Most are written in batches, beside some that have to be hashed first.
             n if n % 4 == 0 => user(ContractId::Username, n),
-            n => hashed(user(ContractId::Username, n)),
+            n => with_password_hash(user(ContractId::Username, n)),
         });
         fs::write(input, ndjson(rows)).unwrap();
         let first = [
@@ -637,7 +637,7 @@ impl Chaos {
                 if now > lines {
                     (lines, last) = (now, Instant::now());
                 }
-                assert!(last.elapsed() < PATIENCE, "stuck at row {lines}: {}", importer.told());
+                assert!(last.elapsed() < TIMEOUT, "stuck at row {lines}: {}", importer.stderr());
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             if !importer.is_running() {
@@ -647,27 +647,27 @@ impl Chaos {
             match (n - 1 + self.random(2)) % choices {
                 0 => {
                     importer.signal("KILL");
-                    assert_eq!(importer.ended().await.code, None);
+                    assert_eq!(importer.wait_for_exit().await.code, None);
                     importer = Importer::start(&setup, &resume);
                 }
                 1 => {
                     let worker = self.random(2);
-                    rig.workers[worker].kill().await;
-                    rig.workers[worker].start().await;
+                    fleet.workers[worker].kill().await;
+                    fleet.workers[worker].start().await;
                 }
                 2 => {
                     wire.cut();
-                    wire.heal();
+                    wire.restore();
                 }
                 3 => {
                     // Rows are done, and nobody hears of it.
-                    wire.mute();
+                    wire.drop_responses();
                     eventually("silence", async || {
-                        rig.messages("bulk").await == 0 || !importer.is_running()
+                        fleet.messages("bulk").await == 0 || !importer.is_running()
                     })
                     .await;
                     wire.cut();
-                    wire.heal();
+                    wire.restore();
                 }
                 _ => {
                     if command("TEST_BROKER", &["kill"]).await.is_some() {
@@ -676,8 +676,8 @@ impl Chaos {
                 }
             }
         }
-        let ended = importer.ended_within(Duration::from_secs(3600)).await;
-        assert_eq!(ended.code, Some(3), "{}", ended.told);
+        let ended = importer.wait_for_exit_within(Duration::from_secs(3600)).await;
+        assert_eq!(ended.code, Some(3), "{}", ended.stderr);
         let reports = reports(&fs::read_to_string(&report).unwrap());
         assert_one_each(&reports, 1..=self.rows as u64);
         let counts = outcomes(&reports);
@@ -689,11 +689,11 @@ impl Chaos {
         }
         assert_eq!((counts["invalid"], counts["duplicate"]), (invalid, duplicate), "{counts:?}");
         assert_eq!(counts["registered"], self.rows - invalid - duplicate);
-        assert_stored(&rig.setup, &reports).await;
-        let users = users_in(&rig.setup.environment["MUSTER_STORE"]).await;
+        assert_stored(&fleet.setup, &reports).await;
+        let users = users_in(&fleet.setup.environment["MUSTER_STORE"]).await;
         assert!(users.values().all(|ids| ids.len() == 1), "a user twice");
         assert_eq!(users.len(), counts["registered"], "a user nobody was told of");
-        println!("{counts:?}; {}", ended.told.lines().last().unwrap_or_default());
+        println!("{counts:?}; {}", ended.stderr.lines().last().unwrap_or_default());
     }
 
     /// Below `below`; the same for the same seed.
@@ -723,7 +723,7 @@ async fn memory_does_not_grow_with_the_file() {
             peak = importer.peak_kib().unwrap_or(peak).max(peak);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        assert_eq!(importer.ended().await.code, Some(3));
+        assert_eq!(importer.wait_for_exit().await.code, Some(3));
         peaks.push(peak);
     }
     println!("peaks in KiB: {peaks:?}");

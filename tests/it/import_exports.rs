@@ -166,7 +166,7 @@ async fn exports_of_other_systems_are_imported_as_documented() {
         }
         let flags: Vec<&str> = flags.split(' ').collect();
         let ended = import(&setup, &[&[file], &flags[..]].concat()).await;
-        let mut reports = reports(&ended.printed);
+        let mut reports = reports(&ended.stdout);
         reports.sort_by_key(|report| report["line"].as_u64());
         let found: Vec<&str> = reports
             .iter()
@@ -174,6 +174,6 @@ async fn exports_of_other_systems_are_imported_as_documented() {
                 report["errors"][0]["code"].as_str().or(report["outcome"].as_str()).unwrap()
             })
             .collect();
-        assert_eq!(found, codes, "{name}: {}\n{}", ended.told, ended.printed);
+        assert_eq!(found, codes, "{name}: {}\n{}", ended.stderr, ended.stdout);
     }
 }

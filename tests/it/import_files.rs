@@ -4,12 +4,12 @@
 use std::fs;
 use std::process::Stdio;
 
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 use serde_json::Value;
 
 use crate::support::Setup;
-use crate::support::importer::{Ended, Importer, import, ndjson, outcomes, reports, user};
-use crate::support::secrets::secrets_in;
+use crate::support::importer::{ImportOutput, Importer, import, ndjson, outcomes, reports, user};
+use crate::support::secrets::lines_with_secrets;
 
 const HEADER: &str = "email,fullname.firstname,password\n";
 const ROW: &str = "ann@example.com,Ann,never-seen-outside-1\n";
@@ -23,7 +23,7 @@ fn has(setup: &Setup, name: &str) -> bool {
 }
 
 /// An import of `users.csv` for the contract `register`.
-async fn import_csv(setup: &Setup, content: impl AsRef<[u8]>, more: &[&str]) -> Ended {
+async fn import_csv(setup: &Setup, content: impl AsRef<[u8]>, more: &[&str]) -> ImportOutput {
     write(setup, "users.csv", content);
     import(setup, &[&["users.csv", "--contract", "register"], more].concat()).await
 }
@@ -34,25 +34,25 @@ async fn a_report_is_replaced_only_if_that_is_asked_for() {
     let to_report = ["--output", "report.ndjson"];
     let report = || fs::read_to_string(setup.directory().join("report.ndjson")).unwrap();
     let first = import_csv(&setup, [HEADER, ROW].concat(), &to_report).await;
-    assert_eq!(first.code, Some(0), "{}", first.told);
+    assert_eq!(first.code, Some(0), "{}", first.stderr);
     let before = report();
     let again = import_csv(&setup, [HEADER, ROW].concat(), &to_report).await;
-    assert_eq!(again.code, Some(1), "{}", again.told);
-    assert!(again.told.contains("--force") && report() == before, "{}", again.told);
+    assert_eq!(again.code, Some(1), "{}", again.stderr);
+    assert!(again.stderr.contains("--force") && report() == before, "{}", again.stderr);
 
     let forced = [&to_report[..], &["--force"]].concat();
     let again = import_csv(&setup, [HEADER, ROW].concat(), &forced).await;
-    assert_eq!(again.code, Some(3), "{}", again.told);
+    assert_eq!(again.code, Some(3), "{}", again.stderr);
     assert_eq!(reports(&report())[0]["code"], "duplicate");
     // Only a report is replaced.
     write(&setup, "report.ndjson", "somebody's notes\n");
     for flags in [&to_report[..], &forced] {
         let refused = import_csv(&setup, [HEADER, ROW].concat(), flags).await;
-        assert!(refused.told.contains("not a report"), "{}", refused.told);
+        assert!(refused.stderr.contains("not a report"), "{}", refused.stderr);
         assert_eq!(report(), "somebody's notes\n");
     }
     let shown = import_csv(&setup, [HEADER, ROW].concat(), &["--output", "-"]).await;
-    assert_eq!(reports(&shown.printed).len(), 1);
+    assert_eq!(reports(&shown.stdout).len(), 1);
     assert!(!has(&setup, "-"));
 }
 
@@ -75,8 +75,8 @@ async fn output_and_checkpoint_are_no_file_of_another_use() {
             (&["--output", "."], "a folder"),
         ] {
             let ended = import_csv(&setup, &content, flags).await;
-            assert_eq!(ended.code, Some(1), "{flags:?}: {}", ended.told);
-            assert!(ended.told.contains(expected), "{flags:?}: {}", ended.told);
+            assert_eq!(ended.code, Some(1), "{flags:?}: {}", ended.stderr);
+            assert!(ended.stderr.contains(expected), "{flags:?}: {}", ended.stderr);
         }
         let after = files.map(|name| fs::read(setup.directory().join(name)).ok());
         assert!(round == 0 || before == after, "a file was changed");
@@ -88,10 +88,10 @@ async fn output_and_checkpoint_are_no_file_of_another_use() {
     // A link is the file that it leads to.
     std::os::unix::fs::symlink("users.redb", setup.directory().join("link")).unwrap();
     let ended = import_csv(&setup, &content, &["--output", "link", "--force"]).await;
-    assert!(ended.told.contains("the data file"), "{}", ended.told);
+    assert!(ended.stderr.contains("the data file"), "{}", ended.stderr);
     write(&setup, "notes.txt", "not a checkpoint\n");
     let ended = import_csv(&setup, &content, &["--checkpoint", "notes.txt"]).await;
-    assert!(ended.told.contains("not a checkpoint"), "{}", ended.told);
+    assert!(ended.stderr.contains("not a checkpoint"), "{}", ended.stderr);
     assert_eq!(fs::read(setup.directory().join("notes.txt")).unwrap(), b"not a checkpoint\n");
 }
 
@@ -105,20 +105,20 @@ async fn a_file_without_a_header_shows_nobodys_data() {
         "\u{1b}]0;never-seen-outside-2\u{7},ann@example.com\n",
     ] {
         let ended = import_csv(&setup, first.repeat(2), &[]).await;
-        assert_eq!(ended.code, Some(1), "{}", ended.told);
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         for shown in ["ann@", "Ann", "$2b$", "\u{1b}"] {
-            assert!(!ended.told.contains(shown), "{}", ended.told);
+            assert!(!ended.stderr.contains(shown), "{}", ended.stderr);
         }
-        assert!(secrets_in(&ended.told).is_empty(), "{}", ended.told);
-        assert!(ended.told.contains("column") || ended.told.contains("header"), "{}", ended.told);
+        assert!(lines_with_secrets(&ended.stderr).is_empty(), "{}", ended.stderr);
+        assert!(ended.stderr.contains("column") || ended.stderr.contains("header"), "{}", ended.stderr);
     }
     let name = "\u{1b}[31mred\u{9b}31m.csv";
     let ended = import(&setup, &[name, "--contract", "register"]).await;
-    assert!(ended.told.contains("red") && ended.told.contains("cannot be read"));
-    assert!(!ended.told.contains(['\u{1b}', '\u{9b}']), "{:?}", ended.told);
+    assert!(ended.stderr.contains("red") && ended.stderr.contains("cannot be read"));
+    assert!(!ended.stderr.contains(['\u{1b}', '\u{9b}']), "{:?}", ended.stderr);
     let ended = import(&setup, &["users.csv", "--contract", name]).await;
     assert_eq!(ended.code, Some(2));
-    assert!(!ended.told.contains(['\u{1b}', '\u{9b}']), "{:?}", ended.told);
+    assert!(!ended.stderr.contains(['\u{1b}', '\u{9b}']), "{:?}", ended.stderr);
 }
 
 #[tokio::test]
@@ -127,23 +127,23 @@ async fn a_refused_file_does_not_block_its_corrected_version() {
     let flags = ["--output", "report.ndjson"];
     let wrong = "mail,fullname.firstname,password\n";
     let refused = import_csv(&setup, [wrong, ROW].concat(), &flags).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.told);
-    assert!(refused.told.contains("did you mean email?"), "{}", refused.told);
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(refused.stderr.contains("did you mean email?"), "{}", refused.stderr);
     for left in ["users.csv.checkpoint", "report.ndjson", "users.redb"] {
         assert!(!has(&setup, left), "{left} was left");
     }
     let ended = import_csv(&setup, [HEADER, ROW].concat(), &flags).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 
     // What an import left that sent no row.
     let job = r#"{"job":{"id":"ab","contract":"register","format":{"csv":{"delimiter":44}},"id_field":null,"to_file":true}}"#;
     write(&setup, "users.csv.checkpoint", format!("{job}\n"));
     let ended = import_csv(&setup, [HEADER, ROW].concat(), &[]).await;
-    assert_eq!(ended.code, Some(3), "{}", ended.told);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
     assert!(!has(&setup, "users.csv.checkpoint"));
     let resumed = import_csv(&setup, [HEADER, ROW].concat(), &["--resume"]).await;
     assert_eq!(resumed.code, Some(1));
-    assert!(resumed.told.contains("no import to resume"), "{}", resumed.told);
+    assert!(resumed.stderr.contains("no import to resume"), "{}", resumed.stderr);
 }
 
 #[tokio::test]
@@ -171,9 +171,9 @@ async fn a_header_is_checked_before_the_first_row() {
         ("email;fullname.firstname;password", &[], "--delimiter"),
     ] {
         let ended = import_csv(&setup, format!("{header}\nx,y,z\n"), flags).await;
-        assert_eq!(ended.code, Some(1), "{header}: {}", ended.told);
-        assert!(ended.told.contains(expected), "{header}: {}", ended.told);
-        assert!(ended.printed.is_empty() && !has(&setup, "users.redb"), "{header}");
+        assert_eq!(ended.code, Some(1), "{header}: {}", ended.stderr);
+        assert!(ended.stderr.contains(expected), "{header}: {}", ended.stderr);
+        assert!(ended.stdout.is_empty() && !has(&setup, "users.redb"), "{header}");
     }
 }
 
@@ -183,9 +183,9 @@ async fn what_spreadsheets_write_is_understood() {
     let content = "sep=;\r\nemail;fullname.firstname;password;notes;;\r\n\
         a@example.com;Ann;secret-word;x;;\r\nb@example.com;Bob;secret-word;;; y\r\n";
     let ended = import_csv(&setup, content, &[]).await;
-    assert_eq!(ended.code, Some(3), "{}", ended.told);
-    assert!(ended.told.contains("ignored: column 4 (notes)"), "{}", ended.told);
-    let mut reports = reports(&ended.printed);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert!(ended.stderr.contains("ignored: column 4 (notes)"), "{}", ended.stderr);
+    let mut reports = reports(&ended.stdout);
     reports.sort_by_key(|report| report["line"].as_u64());
     assert_eq!((&reports[0]["line"], &reports[0]["outcome"]), (&3.into(), &"registered".into()));
     assert_eq!(reports[1]["errors"][0]["code"], "UNNAMED_CELL");
@@ -209,16 +209,16 @@ async fn encodings_are_read_or_named() {
         (western.clone(), dry(&["--encoding", "windows-1252"])),
     ] {
         let ended = import_csv(&setup, content, &flags).await;
-        assert_eq!(ended.code, Some(0), "{flags:?} {}\n{}", ended.told, ended.printed);
+        assert_eq!(ended.code, Some(0), "{flags:?} {}\n{}", ended.stderr, ended.stdout);
     }
     let ended = import_csv(&setup, &western, &dry(&[])).await;
     assert_eq!(ended.code, Some(3));
-    let error = &reports(&ended.printed)[0];
+    let error = &reports(&ended.stdout)[0];
     assert_eq!((&error["line"], &error["errors"][0]["code"]), (&2.into(), &"NOT_UTF8".into()));
     assert!(error["errors"][0]["message"].as_str().unwrap().contains("windows-1252"), "{error}");
     let ended = import_csv(&setup, &wide(b"", u16::to_le_bytes), &dry(&[])).await;
-    assert_eq!(ended.code, Some(1), "{}", ended.told);
-    assert!(ended.told.contains("line 1") && ended.told.contains("UTF-16"), "{}", ended.told);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("line 1") && ended.stderr.contains("UTF-16"), "{}", ended.stderr);
 }
 
 #[tokio::test]
@@ -236,9 +236,9 @@ async fn a_json_array_is_refused_with_the_command_that_converts_it() {
     ] {
         write(&setup, "users.json", content);
         let ended = import(&setup, &["users.json", "--contract", "register"]).await;
-        assert_eq!(ended.code, Some(1), "{}", ended.told);
-        assert!(ended.told.contains("jq -c '.[]'"), "{}", ended.told);
-        assert!(ended.printed.is_empty() && !has(&setup, "users.redb"));
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert!(ended.stderr.contains("jq -c '.[]'"), "{}", ended.stderr);
+        assert!(ended.stdout.is_empty() && !has(&setup, "users.redb"));
     }
 }
 
@@ -285,6 +285,6 @@ async fn a_terminal_shows_a_table_in_the_end_and_no_rest_of_the_progress() {
         assert!(left.iter().find(is_it).is_some(), "{row:?} {shown:?}");
     }
     // The same to a pipe is one report a row.
-    let ended = Importer::start(&setup, &["users.ndjson", "--contract", "register"]).ended().await;
-    assert_eq!(outcomes(&reports(&ended.printed))["duplicate"], 30);
+    let ended = Importer::start(&setup, &["users.ndjson", "--contract", "register"]).wait_for_exit().await;
+    assert_eq!(outcomes(&reports(&ended.stdout))["duplicate"], 30);
 }

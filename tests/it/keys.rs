@@ -25,7 +25,7 @@ const JWKS: &str = "/.well-known/jwks.json";
 /// Makes a key and gives the path of its file.
 async fn made(setup: &Setup, algorithm: &str, name: &str) -> String {
     let path = setup.directory().join(name).to_str().unwrap().to_owned();
-    run(setup, &["keys", "make", "--algorithm", algorithm, "--output", &path]).await.printed();
+    run(setup, &["keys", "make", "--algorithm", algorithm, "--output", &path]).await.expect_stdout();
     path
 }
 
@@ -34,10 +34,10 @@ async fn token(muster: &Muster) -> String {
     let email = format!("{}@example.com", unique("keys"));
     let body =
         json!({ "fullname": { "firstname": "Ann" }, "email": email, "password": "a password" });
-    let answer = muster.client().post("/register", &body).await;
-    assert_eq!(answer.status, 201, "{:?}", answer.json());
-    let answer = answer.json();
-    let data = answer.get("data").unwrap_or(&answer);
+    let response = muster.client().post("/register", &body).await;
+    assert_eq!(response.status, 201, "{:?}", response.json());
+    let response = response.json();
+    let data = response.get("data").unwrap_or(&response);
     data["token"].as_str().unwrap().to_owned()
 }
 
@@ -47,10 +47,10 @@ async fn profile(muster: &Muster, token: &str) -> u16 {
 }
 
 async fn published(muster: &Muster) -> Vec<Value> {
-    let answer = muster.client().get(JWKS, &[]).await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.header("cache-control"), Some("public, max-age=300"));
-    answer.json()["keys"].as_array().unwrap().clone()
+    let response = muster.client().get(JWKS, &[]).await;
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("cache-control"), Some("public, max-age=300"));
+    response.json()["keys"].as_array().unwrap().clone()
 }
 
 fn header(token: &str) -> jsonwebtoken::Header {
@@ -65,7 +65,7 @@ async fn a_program_that_is_not_ours_believes_the_tokens() {
             .with("MUSTER_TOKEN_ISSUER", "https://muster.example")
             .with("MUSTER_TOKEN_AUDIENCE", "the-shop");
         let key = made(&setup, choice, "key.pem").await;
-        let setup = setup.with("MUSTER_TOKEN_KEYS", &key);
+        let setup = setup.with("MUSTER_TOKEN_KEY_FILES", &key);
         let muster = setup.start().await;
         let token = token(&muster).await;
         assert_eq!(profile(&muster, &token).await, 200, "{algorithm}");
@@ -103,7 +103,7 @@ async fn a_key_takes_over_and_the_old_tokens_still_count() {
     assert_eq!(muster.client().get(JWKS, &[]).await.status, 404, "a secret has no public half");
     muster.stop().await;
 
-    let muster = setup.clone().with("MUSTER_TOKEN_KEYS", &format!("{old},{new}")).start().await;
+    let muster = setup.clone().with("MUSTER_TOKEN_KEY_FILES", &format!("{old},{new}")).start().await;
     let by_old = token(&muster).await;
     let keys = published(&muster).await;
     assert_eq!(keys.len(), 2);
@@ -112,7 +112,7 @@ async fn a_key_takes_over_and_the_old_tokens_still_count() {
     muster.stop().await;
 
     // The second one signs.
-    let muster = setup.clone().with("MUSTER_TOKEN_KEYS", &format!("{new},{old}")).start().await;
+    let muster = setup.clone().with("MUSTER_TOKEN_KEY_FILES", &format!("{new},{old}")).start().await;
     let by_new = token(&muster).await;
     assert_eq!(header(&by_new).kid.as_deref(), keys[1]["kid"].as_str());
     for token in [&by_secret, &by_old, &by_new] {
@@ -121,7 +121,7 @@ async fn a_key_takes_over_and_the_old_tokens_still_count() {
     muster.stop().await;
 
     // The first one is gone.
-    let muster = setup.with("MUSTER_TOKEN_KEYS", &new).start().await;
+    let muster = setup.with("MUSTER_TOKEN_KEY_FILES", &new).start().await;
     assert_eq!(published(&muster).await.len(), 1);
     assert_eq!(profile(&muster, &by_old).await, 401);
     assert_eq!(profile(&muster, &by_new).await, 200);
@@ -133,13 +133,13 @@ async fn a_front_publishes_the_file_it_is_given_and_nothing_private() {
     let [one, two] =
         [made(&setup, "eddsa", "one.pem").await, made(&setup, "rs256", "two.pem").await];
     let file = setup.directory().join("jwks.json");
-    let set = run(&setup, &["keys", "jwks", &one]).await.printed();
+    let set = run(&setup, &["keys", "jwks", &one]).await.expect_stdout();
     std::fs::write(&file, &set).unwrap();
-    let setup = setup.with("MUSTER_FRONT_JWKS", file.to_str().unwrap());
+    let setup = setup.with("MUSTER_FRONT_JWKS_FILE", file.to_str().unwrap());
 
     let mut muster = setup.start().await;
     assert_eq!(published(&muster).await.len(), 1);
-    let both = run(&setup, &["keys", "jwks", &one, &two]).await.printed();
+    let both = run(&setup, &["keys", "jwks", &one, &two]).await.expect_stdout();
     std::fs::write(&file, &both).unwrap();
     muster.signal("HUP");
     eventually("the new set", async || published(&muster).await.len() == 2).await;
@@ -156,26 +156,26 @@ async fn a_front_publishes_the_file_it_is_given_and_nothing_private() {
 
     let refused = run(&setup, &["serve"]).await;
     assert_eq!(refused.code, Some(2));
-    assert!(refused.stderr.contains("front.jwks") && !refused.stderr.contains("hunter2"));
+    assert!(refused.stderr.contains("front.jwks_file") && !refused.stderr.contains("hunter2"));
 }
 
 #[tokio::test]
 async fn a_front_alone_publishes_without_a_worker() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
     let key = made(&setup, "eddsa", "key.pem").await;
     let file = setup.directory().join("jwks.json");
-    std::fs::write(&file, run(&setup, &["keys", "jwks", &key]).await.printed()).unwrap();
-    let mut front = setup.clone().with("MUSTER_FRONT_JWKS", file.to_str().unwrap());
+    std::fs::write(&file, run(&setup, &["keys", "jwks", &key]).await.expect_stdout()).unwrap();
+    let mut front = setup.clone().with("MUSTER_FRONT_JWKS_FILE", file.to_str().unwrap());
     for worker in ["JWT_SECRET", "MUSTER_STORE"] {
         front.environment.remove(worker);
     }
     let front = front.start_role("front").await;
     assert_eq!(published(&front).await.len(), 1);
     // A worker with the key and no secret does the rest.
-    let mut worker = setup.with("MUSTER_TOKEN_KEYS", &key);
+    let mut worker = setup.with("MUSTER_TOKEN_KEY_FILES", &key);
     worker.environment.remove("JWT_SECRET");
     let _worker = worker.start_role("worker").await;
     let token = token(&front).await;
@@ -204,11 +204,11 @@ async fn a_private_key_is_its_owners_and_shown_only_on_request() {
             assert!(!ended.stdout.contains(secret) && !ended.stderr.contains(secret));
         }
     }
-    let printed = run(&setup, &["keys", "make", "--output", "-"]).await.printed();
+    let printed = run(&setup, &["keys", "make", "--output", "-"]).await.expect_stdout();
     assert!(printed.starts_with("-----BEGIN PRIVATE KEY-----\n"));
 
-    let with = setup.clone().with("MUSTER_TOKEN_KEYS", "eddsa,rs256");
-    let listed = run(&with, &["keys", "list"]).await.printed();
+    let with = setup.clone().with("MUSTER_TOKEN_KEY_FILES", "eddsa,rs256");
+    let listed = run(&with, &["keys", "list"]).await.expect_stdout();
     let rows: Vec<Vec<&str>> =
         listed.lines().map(|line| line.split_whitespace().skip(1).collect()).collect();
     let expected = [

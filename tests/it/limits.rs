@@ -9,21 +9,21 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::support::http2::GOAWAY;
-use crate::support::muster::{PATIENCE, eventually};
+use crate::support::muster::{TIMEOUT, eventually};
 use crate::support::services::unique;
-use crate::support::{Answer, Client, Http2, Muster, Setup};
+use crate::support::{HttpResponse, Client, Http2Connection, Muster, Setup};
 
 const PER_ADDRESS: &str = "MUSTER_LIMITS_PER_ADDRESS";
 const PER_EMAIL: &str = "MUSTER_LIMITS_PER_EMAIL";
 const TRUSTED: &str = "MUSTER_LIMITS_TRUSTED_PROXIES";
 
 /// How long the answer asks to wait, if it is a refusal for asking too often.
-fn wait(answer: &Answer) -> Option<u64> {
-    (answer.status == 429).then(|| answer.header("retry-after").unwrap().parse().unwrap())
+fn wait(response: &HttpResponse) -> Option<u64> {
+    (response.status == 429).then(|| response.header("retry-after").unwrap().parse().unwrap())
 }
 
 /// A signup that is refused as soon as its body is read, if it is read.
-async fn ask(client: &Client, headers: &[(&str, &str)]) -> Answer {
+async fn ask(client: &Client, headers: &[(&str, &str)]) -> HttpResponse {
     let headers = [&[("content-type", "application/json")], headers].concat();
     client.send("POST", "/signup", &headers, "{}").await.unwrap()
 }
@@ -46,12 +46,12 @@ async fn a_client_passes_when_the_time_is_over_that_it_was_told() {
     let muster = Setup::embedded().with(PER_ADDRESS, "2/4s burst 5").start().await;
     let mut refused = 0;
     eventually("a refusal, and a pass after it", async || {
-        let answer = ask(muster.client(), &[]).await;
-        if let Some(told) = wait(&answer) {
+        let response = ask(muster.client(), &[]).await;
+        if let Some(told) = wait(&response) {
             assert!((1..=2).contains(&told), "{told}");
             refused += 1;
         }
-        refused > 0 && answer.status == 400
+        refused > 0 && response.status == 400
     })
     .await;
 }
@@ -64,10 +64,10 @@ async fn a_refused_request_can_be_sent_again_under_its_key() {
     assert_eq!(first.status, 201);
     let mut again = None;
     eventually("the first answer again", async || {
-        let answer = muster.client().post_with_key("/register", &body, &key).await;
-        let is_told = wait(&answer).is_none_or(|told| (1..=2).contains(&told));
-        assert!(is_told && (answer.status == 429 || answer.status == 201), "{answer:?}");
-        again = (answer.status == 201).then_some(answer);
+        let response = muster.client().post_with_key("/register", &body, &key).await;
+        let is_told = wait(&response).is_none_or(|told| (1..=2).contains(&told));
+        assert!(is_told && (response.status == 429 || response.status == 201), "{response:?}");
+        again = (response.status == 201).then_some(response);
         again.is_some()
     })
     .await;
@@ -98,15 +98,15 @@ async fn nobody_is_believed_unless_it_is_configured() {
 async fn those_with_the_bulk_key_are_not_limited() {
     let key = "an-api-key-of-thirty-two-characters";
     let setup = Setup::embedded().with(PER_ADDRESS, "1/1h").with(PER_EMAIL, "1/1h");
-    let muster = setup.with("MUSTER_FRONT_BULK_KEY", key).start().await;
+    let muster = setup.with("MUSTER_FRONT_BULK_API_KEY", key).start().await;
     let bearer = format!("Bearer {key}");
     let headers = [("content-type", "application/x-ndjson"), ("authorization", bearer.as_str())];
     let row = somebody();
     for _ in 0..3 {
         let rows = format!("{row}\n{row}\n");
-        let answer =
+        let response =
             muster.client().send("POST", "/registrations?contract=register", &headers, rows).await;
-        assert_eq!(answer.unwrap().status, 200);
+        assert_eq!(response.unwrap().status, 200);
     }
     // What came in bulk has cost nobody anything.
     assert_eq!(muster.client().post("/register", &row).await.status, 400, "a duplicate");
@@ -136,7 +136,7 @@ async fn connect_from(address: &str, muster: &Muster) -> TcpStream {
 async fn is_served(mut stream: TcpStream) -> bool {
     let _ = stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await;
     let mut first = [0; 12];
-    let read = timeout(PATIENCE, stream.read_exact(&mut first)).await.unwrap();
+    let read = timeout(TIMEOUT, stream.read_exact(&mut first)).await.unwrap();
     read.is_ok_and(|_| &first == b"HTTP/1.1 200")
 }
 
@@ -170,7 +170,7 @@ async fn one_address_cannot_take_all_connections() {
     })
     .await;
     let mut nothing = [0; 1];
-    let ended = timeout(PATIENCE, idle.read(&mut nothing)).await.unwrap();
+    let ended = timeout(TIMEOUT, idle.read(&mut nothing)).await.unwrap();
     assert!(ended.is_err() || ended.is_ok_and(|read| read == 0));
 }
 
@@ -182,14 +182,14 @@ async fn where_all_places_are_taken_the_connection_idle_longest_makes_room() {
     let muster = setup.start().await;
     let mut idle = Vec::new();
     for _ in 0..10 {
-        let mut client = Http2::connect(muster.client().address(), 1 << 16).await;
+        let mut client = Http2Connection::connect(muster.client().address(), 1 << 16).await;
         client.request("GET", "/live", "").await;
         let (frames, closed) = client.frames(Duration::from_millis(200)).await;
         assert!(!frames.is_empty() && !closed);
         idle.push(client);
     }
     let _newcomer = busy_from("127.0.0.2", &muster).await;
-    let frames = idle.remove(0).closed().await;
+    let frames = idle.remove(0).wait_for_close().await;
     assert!(frames.contains(&GOAWAY), "{frames:?}");
     for client in &mut idle {
         client.request("GET", "/live", "").await;
@@ -201,7 +201,7 @@ async fn where_all_places_are_taken_the_connection_idle_longest_makes_room() {
 #[tokio::test]
 async fn an_http2_connection_without_requests_ends_although_it_pings() {
     let muster = Setup::embedded().with("MUSTER_FRONT_IDLE_TIMEOUT", "1s").start().await;
-    let mut client = Http2::connect(muster.client().address(), 1 << 16).await;
+    let mut client = Http2Connection::connect(muster.client().address(), 1 << 16).await;
     client.request("GET", "/live", "").await;
     let mut came = Vec::new();
     eventually("the end of the connection", async || {
@@ -222,10 +222,10 @@ async fn an_address_is_not_in_the_log() {
     let headers = [("content-type", "application/json"), proxy];
     let mut statuses = Vec::new();
     for _ in 0..3 {
-        let answer = muster.client().send("POST", "/register", &headers, body.clone()).await;
-        statuses.push(answer.unwrap().status);
+        let response = muster.client().send("POST", "/register", &headers, body.clone()).await;
+        statuses.push(response.unwrap().status);
     }
     assert_eq!(statuses, [201, 429, 429], "by the e-mail address, then by the client's");
-    let output = muster.output_at_end().await;
+    let output = muster.stop_and_collect_output().await;
     assert!(!output.contains("203.0.113") && !output.contains("@example.com"), "{output}");
 }

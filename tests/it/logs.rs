@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use rustix::fs::{OFlags, fcntl_setfl};
 use serde_json::json;
 
-use crate::support::muster::{PATIENCE, eventually};
+use crate::support::muster::{TIMEOUT, eventually};
 use crate::support::services::{PRODUCTION, unique, unique_address};
 use crate::support::{Client, Setup};
 
@@ -67,8 +67,8 @@ impl Process {
         let mut process = Self { child, client: Client::new(&address), log };
         eventually(&format!("{role} to be ready with {fault:?}"), async || {
             process.assert_running();
-            let answer = process.client.send("GET", "/ready", &[], "").await;
-            answer.is_ok_and(|answer| answer.status == 200)
+            let response = process.client.send("GET", "/ready", &[], "").await;
+            response.is_ok_and(|response| response.status == 200)
         })
         .await;
         process
@@ -91,7 +91,7 @@ impl Process {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
         let started = Instant::now();
-        while started.elapsed() < PATIENCE {
+        while started.elapsed() < TIMEOUT {
             if let Some(status) = self.child.try_wait().unwrap() {
                 assert!(status.success(), "{status}");
                 return;
@@ -134,7 +134,7 @@ async fn one_process_serves_while_its_log_cannot_be_written() {
 
 #[tokio::test]
 async fn a_front_and_a_worker_serve_while_their_logs_cannot_be_written() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     for fault in FAULTS {

@@ -7,14 +7,14 @@ use std::fs;
 use std::path::Path;
 
 use lapin::BasicProperties;
-use muster::telemetry::metrics::{self, Described, Metrics};
+use muster::telemetry::metrics::{self, MetricDescription, Metrics};
 use muster::telemetry::process;
 use serde_json::{Value, json};
 
 use crate::support::broker::Broker;
 use crate::support::muster::eventually;
 use crate::support::prometheus::{Prometheus, promtool};
-use crate::support::services::{EMBEDDED, PRODUCTION, Pair, QueueKind, unique};
+use crate::support::services::{EMBEDDED, PRODUCTION, Pair, QueueAdapter, unique};
 use crate::support::{Client, Setup};
 
 /// Stages that a page shows, in their order.
@@ -30,10 +30,10 @@ fn somebody() -> Value {
 
 /// Every sample of a process, by its name and labels as they are written.
 async fn samples(client: &Client) -> BTreeMap<String, f64> {
-    let answer = client.get("/metrics", &[]).await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
-    let text = String::from_utf8(answer.bytes.to_vec()).unwrap();
+    let response = client.get("/metrics", &[]).await;
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let text = String::from_utf8(response.bytes.to_vec()).unwrap();
     let samples = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
         let (name, value) = line.rsplit_once(' ').unwrap();
         (name.to_owned(), value.parse().unwrap())
@@ -55,7 +55,7 @@ async fn one_process_counts_what_it_answers() {
     };
     assert_eq!((signups("registered"), signups("duplicate"), signups("invalid")), (1.0, 1.0, 1.0));
     for stage in ["read", "queue", "slot", "hash", "insert", "work", "settle", "reply"] {
-        let count = figures[&format!("muster_stage_seconds_count{{stage=\"{stage}\"}}")];
+        let count = figures[&format!("muster_stage_duration_seconds_count{{stage=\"{stage}\"}}")];
         assert!((2.0..=3.0).contains(&count), "{stage}: {count}");
     }
     assert_eq!(figures["muster_hash_jobs_total"], 2.0);
@@ -77,8 +77,8 @@ async fn metrics_are_at_the_admin_address_where_there_is_one() {
 #[tokio::test]
 async fn a_signup_tells_its_stages_where_whoever_asks_runs_it() {
     let muster = Setup::embedded().start().await;
-    let answer = muster.client().post("/users/register", &somebody()).await;
-    let told = answer.header("server-timing").unwrap();
+    let response = muster.client().post("/users/register", &somebody()).await;
+    let told = response.header("server-timing").unwrap();
     let mut stages = Vec::new();
     for entry in told.split(", ") {
         let (name, ms) = entry.split_once(";dur=").unwrap();
@@ -92,13 +92,13 @@ async fn a_signup_tells_its_stages_where_whoever_asks_runs_it() {
 
 #[tokio::test]
 async fn the_stages_come_through_the_broker_and_stay_within() {
-    let pair = Pair(QueueKind::Rabbit, EMBEDDED.1);
-    if !pair.is_there() {
+    let pair = Pair(QueueAdapter::Rabbit, EMBEDDED.1);
+    if !pair.is_available() {
         return;
     }
     let mut muster = Setup::new(pair).start().await;
-    let answer = muster.client().post("/users/register", &somebody()).await;
-    assert_eq!((answer.status, answer.header("server-timing")), (201, None));
+    let response = muster.client().post("/users/register", &somebody()).await;
+    assert_eq!((response.status, response.header("server-timing")), (201, None));
     let line = muster.wait_for_log(|line| line.contains("\"answered\"")).await;
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!((&line["outcome"], &line["status"]), (&json!("registered"), &json!(201)));
@@ -114,7 +114,7 @@ async fn the_stages_come_through_the_broker_and_stay_within() {
 
 #[tokio::test]
 async fn a_front_and_a_worker_know_the_backlog_in_processor_seconds() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
@@ -134,7 +134,7 @@ async fn a_front_and_a_worker_know_the_backlog_in_processor_seconds() {
 
 #[tokio::test]
 async fn a_front_knows_how_much_room_for_dead_letters_is_taken() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_BULK_MAX_LENGTH", "5");
@@ -142,41 +142,41 @@ async fn a_front_knows_how_much_room_for_dead_letters_is_taken() {
     let used = async |expected| {
         eventually(&format!("{expected} to be taken"), async || {
             let figures = samples(front.client()).await;
-            figures.get("muster_dead_letters_room_used_ratio") == Some(&expected)
+            figures.get("muster_dead_letter_queue_fill_ratio") == Some(&expected)
         })
         .await;
     };
     used(0.0).await;
     let broker = Broker::connect().await;
     for _ in 0..4 {
-        broker.publish_letter(setup.namespace()).await;
+        broker.publish_dead_letter(setup.namespace()).await;
     }
     used(0.8).await;
     // Its own setting would say 0.04.
     let setup = setup.clone().with("MUSTER_QUEUE_BULK_MAX_LENGTH", "100");
-    let setup = setup.with("MUSTER_QUEUE_DEAD_RETENTION", "3h");
+    let setup = setup.with("MUSTER_QUEUE_DEAD_LETTER_TTL", "3h");
     let other = setup.start_role("front").await;
     eventually("the limit of the queue that is there", async || {
         let figures = samples(other.client()).await;
-        figures.get("muster_dead_letters_room_used_ratio") == Some(&0.8)
+        figures.get("muster_dead_letter_queue_fill_ratio") == Some(&0.8)
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_reply_that_comes_too_late_is_counted_and_is_no_error() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
-    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_DEADLINE", "3s");
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_REQUEST_TIMEOUT", "3s");
     let setup = setup.with("MUSTER_STORE_TIMEOUT", "1s");
     let front = setup.start_role("front").await;
     // In the place of a worker.
     let (broker, queue) = (Broker::connect().await, format!("{}.interactive", setup.namespace()));
     let user = somebody();
-    let (answer, asked) =
+    let (response, asked) =
         tokio::join!(front.client().post("/users/register", &user), broker.fetch(&queue));
-    assert_eq!(answer.status, 504);
+    assert_eq!(response.status, 504);
     let asked = asked.properties;
     let properties = BasicProperties::default()
         .with_correlation_id(asked.correlation_id().clone().unwrap())
@@ -185,7 +185,7 @@ async fn a_reply_that_comes_too_late_is_counted_and_is_no_error() {
     let body = br#"{"outcome":"failed","code":"store_unavailable","retryable":true}"#;
     broker.publish("", reply_to.as_str(), properties, body).await;
     eventually("the reply to be counted", async || {
-        samples(front.client()).await["muster_replies_late_total"] == 1.0
+        samples(front.client()).await["muster_orphan_replies_total"] == 1.0
     })
     .await;
     assert!(!front.output().contains("\"ERROR\""), "{}", front.output());
@@ -228,8 +228,8 @@ fn named(query: &str) -> BTreeSet<&str> {
 }
 
 /// Every metric there is.
-fn described() -> impl Iterator<Item = &'static Described> {
-    metrics::DESCRIBED.iter().chain(process::DESCRIBED)
+fn described() -> impl Iterator<Item = &'static MetricDescription> {
+    metrics::DESCRIPTIONS.iter().chain(process::DESCRIPTIONS)
 }
 
 #[test]
@@ -294,7 +294,7 @@ const ANSWERED: [&str; 12] = [
 
 #[tokio::test]
 async fn a_prometheus_gets_an_answer_to_everything_it_is_asked() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
@@ -304,13 +304,13 @@ async fn a_prometheus_gets_an_answer_to_everything_it_is_asked() {
         [("muster-front", client.address()), ("muster-worker", worker.client().address())];
     let Some(prometheus) = Prometheus::scraping(&targets, &file(ALERTS)) else { return };
     eventually("both to be scraped", async || {
-        prometheus.ask("sum(up)").await.unwrap().first().is_some_and(|up| up["value"][1] == "2")
+        prometheus.query("sum(up)").await.unwrap().first().is_some_and(|up| up["value"][1] == "2")
     })
     .await;
     // What is counted from now on grows under Prometheus' eyes.
     let ask = async |query: &str| {
         let query = query.replace("$__rate_interval", "1m");
-        prometheus.ask(&query).await.unwrap_or_else(|error| panic!("{query}: {error}"))
+        prometheus.query(&query).await.unwrap_or_else(|error| panic!("{query}: {error}"))
     };
     let queries = dashboard();
     let wanted = queries.iter().filter(|(title, _)| ANSWERED.contains(&title.as_str()));

@@ -1,7 +1,7 @@
 //! The settings of `docs/mounts.md`, each tried with the requests below it.
 
-use muster::contract::{Answer, Document, Policy, contract};
-use muster::signup::{Candidate, ContractId, Millis, User, UserId};
+use muster::contract::{ApiResponse, Document, Policy, contract};
+use muster::domain::{ValidSignup, ContractId, Millis, User, UserId};
 use serde_json::{Map, Value, json};
 
 use crate::support::services::unique;
@@ -45,10 +45,10 @@ fn document(id: ContractId) -> Value {
 fn shape_of(id: ContractId, document: &Value) -> Value {
     let text = document.to_string();
     let document = Document::parse(text.as_bytes()).unwrap();
-    let candidate: Candidate =
+    let candidate: ValidSignup =
         contract(id).check(&document, &Policy::default()).unwrap_or_else(|_| panic!("{id}"));
     let user = User::new(UserId::generate(), &candidate, Millis(0));
-    let answer = Answer::Created { user: &user, token: Some("a.b.c") };
+    let answer = ApiResponse::Created { user: &user, token: Some("a.b.c") };
     shape(&contract(id).render(&answer).body)
 }
 

@@ -15,7 +15,7 @@ use crate::support::services::{EMBEDDED, PRODUCTION, Pair, service, unique};
 use crate::support::{Muster, Setup};
 
 /// Longest wait for one of the tools; each needs a fraction of it.
-const PATIENCE: Duration = Duration::from_secs(240);
+const TIMEOUT: Duration = Duration::from_secs(240);
 
 /// The key of the bulk path.
 const BULK_KEY: &str = "a-bulk-key-of-the-tests-with-32-characters";
@@ -34,13 +34,13 @@ async fn printed(environment: &[(&str, &str)]) -> String {
     let mut setup = Setup::embedded();
     setup.environment.clear();
     let setup = environment.iter().fold(setup, |setup, (name, value)| setup.with(name, value));
-    run(&setup, &["spec", "openapi"]).await.printed()
+    run(&setup, &["spec", "openapi"]).await.expect_stdout()
 }
 
 async fn served(muster: &Muster) -> Value {
-    let answer = muster.client().get("/openapi.json", &[]).await;
-    assert_eq!(answer.status, 200);
-    answer.json()
+    let response = muster.client().get("/openapi.json", &[]).await;
+    assert_eq!(response.status, 200);
+    response.json()
 }
 
 /// Runs one of the tools that `./tests/run` provides, in a folder; none where there are no tools.
@@ -51,7 +51,7 @@ async fn tool(name: &str, arguments: &[&str], folder: &Path) -> Option<Output> {
     let mut command = Command::new(Path::new(&tools).join(name));
     command.args(arguments).current_dir(folder).env("PATH", path);
     command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(PATIENCE, command.output()).await;
+    let output = tokio::time::timeout(TIMEOUT, command.output()).await;
     Some(output.unwrap_or_else(|_| panic!("{name} does not end")).unwrap())
 }
 
@@ -183,14 +183,14 @@ async fn a_generated_client_registers_somebody() {
 
 /// Looks for a request to which a muster answers otherwise than it is described.
 async fn withstands_schemathesis(pair: Pair, examples: &str) {
-    if !pair.is_there() || service("TEST_OPENAPI").is_none() {
+    if !pair.is_available() || service("TEST_OPENAPI").is_none() {
         return;
     }
-    let setup = Setup::new(pair).with("MUSTER_FRONT_BULK_KEY", BULK_KEY);
+    let setup = Setup::new(pair).with("MUSTER_FRONT_BULK_API_KEY", BULK_KEY);
     let key = setup.directory().join("key.pem");
     let key = key.to_str().unwrap();
-    run(&setup, &["keys", "make", "--output", key]).await.printed();
-    let muster = setup.clone().with("MUSTER_TOKEN_KEYS", key).start().await;
+    run(&setup, &["keys", "make", "--output", key]).await.expect_stdout();
+    let muster = setup.clone().with("MUSTER_TOKEN_KEY_FILES", key).start().await;
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     let token = muster.client().post("/signup", &body).await.json()["token"].clone();
 
@@ -214,7 +214,7 @@ async fn withstands_schemathesis(pair: Pair, examples: &str) {
     ];
     let output = tool("schemathesis", &arguments, &setup.directory()).await.unwrap();
     assert!(output.status.success(), "{}", told(&output));
-    let log = muster.output_at_end().await;
+    let log = muster.stop_and_collect_output().await;
     assert!(!log.contains("panicked"), "{log}");
 }
 

@@ -8,28 +8,28 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::support::random::number;
+use crate::support::random::env_number;
 use crate::support::services::{EMBEDDED, PRODUCTION, unique};
-use crate::support::{Answer, Client, Setup};
+use crate::support::{HttpResponse, Client, Setup};
 
 /// How many come, and how soon after each other: many times what one core hashes at cost 10.
 const CROWD: u32 = 600;
 const EVERY: Duration = Duration::from_millis(5);
 
-async fn sign_up(client: &Client) -> (Value, Answer) {
+async fn sign_up(client: &Client) -> (Value, HttpResponse) {
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
-    let answer = client.post("/signup", &body).await;
-    (body, answer)
+    let response = client.post("/signup", &body).await;
+    (body, response)
 }
 
 #[tokio::test]
 async fn what_cannot_be_answered_in_time_is_refused_at_once() {
-    for pair in [EMBEDDED, PRODUCTION].into_iter().filter(|pair| pair.is_there()) {
+    for pair in [EMBEDDED, PRODUCTION].into_iter().filter(|pair| pair.is_available()) {
         let setup = Setup::new(pair)
             .with("MUSTER_BCRYPT_COST", "10")
             // Leaves the other tests a core to take, and time to take some of this one too.
             .with("MUSTER_PASSWORD_THREADS", "1")
-            .with("MUSTER_FRONT_DEADLINE", "12s");
+            .with("MUSTER_FRONT_REQUEST_TIMEOUT", "12s");
         let muster = setup.start().await;
         let client = muster.client();
         // So that the front learns how fast this machine hashes while it does everything else.
@@ -39,18 +39,18 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once() {
             tokio::time::sleep(EVERY * n).await;
             sign_up(client).await
         });
-        let answers = join_all(arriving).await;
+        let responses = join_all(arriving).await;
         let (created, refused): (Vec<_>, Vec<_>) =
-            answers.into_iter().partition(|(_, answer)| answer.status == 201);
+            responses.into_iter().partition(|(_, response)| response.status == 201);
         assert!(!created.is_empty() && !refused.is_empty());
-        for (_, answer) in &refused {
-            assert_eq!(answer.status, 503, "{pair:?}: an accepted request is answered");
-            let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+        for (_, response) in &refused {
+            assert_eq!(response.status, 503, "{pair:?}: an accepted request is answered");
+            let wait: u64 = response.header("retry-after").unwrap().parse().unwrap();
             assert!((1..=120).contains(&wait), "{wait}");
         }
         // The refusal promised that nothing happened and that its key can be used again.
-        let (body, answer) = &refused[0];
-        let key = answer.header("idempotency-key").unwrap();
+        let (body, response) = &refused[0];
+        let key = response.header("idempotency-key").unwrap();
         let again = client.post_with_key("/signup", body, key).await;
         assert_eq!((again.status, again.header("idempotency-replayed")), (201, None));
         assert!(muster.memory_kib() < 100 << 10, "{} KiB", muster.memory_kib());
@@ -64,13 +64,13 @@ const BUSY: usize = 12;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes a minute and a half, and the machine for itself"]
 async fn twice_the_capacity_for_a_minute() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
-    let seconds = number("OVERLOAD_SECONDS", 60);
+    let seconds = env_number("OVERLOAD_SECONDS", 60);
     let lasting = Duration::from_secs(seconds);
     let setup = Setup::new(PRODUCTION).with("MUSTER_BCRYPT_COST", "10");
-    let deadline = setup.settings().front.deadline;
+    let deadline = setup.settings().front.request_timeout;
     let (front, worker) = (setup.start_role("front").await, setup.start_role("worker").await);
     let client = front.client();
     let memory = || format!("front {} KiB, worker {} KiB", front.memory_kib(), worker.memory_kib());
@@ -80,9 +80,9 @@ async fn twice_the_capacity_for_a_minute() {
     let asking = (0..BUSY).map(|_| async {
         let mut created = 0u32;
         while started.elapsed() < warm + measured {
-            let (_, answer) = sign_up(client).await;
+            let (_, response) = sign_up(client).await;
             let within = (warm..warm + measured).contains(&started.elapsed());
-            let counts = within && answer.status == 201;
+            let counts = within && response.status == 201;
             created += u32::from(counts);
         }
         created
@@ -101,15 +101,15 @@ async fn twice_the_capacity_for_a_minute() {
             )
             .await;
             let asked = Instant::now();
-            let (_, answer) = sign_up(&client).await;
-            (answer.status, asked.elapsed(), started.elapsed() <= lasting)
+            let (_, response) = sign_up(&client).await;
+            (response.status, asked.elapsed(), started.elapsed() <= lasting)
         })
     });
-    let answers = join_all(arriving).await;
-    let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+    let responses = join_all(arriving).await;
+    let responses: Vec<_> = responses.into_iter().map(Result::unwrap).collect();
     let mut took = Vec::new();
     let (mut refused, mut in_time) = (0, 0);
-    for (status, elapsed, within) in answers {
+    for (status, elapsed, within) in responses {
         match status {
             201 => {
                 took.push(elapsed);

@@ -6,14 +6,14 @@ mod status;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 use serde_json::json;
 
 use crate::flow::five_requests;
-use crate::support::browser::{ENTER, TAB, pictures};
+use crate::support::browser::{ENTER, TAB, screenshot_directory};
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, provided};
-use crate::support::{Browser, Client, Muster, Pair, QueueKind, Setup, StoreKind};
+use crate::support::{Browser, Client, Muster, Pair, QueueAdapter, Setup, StoreAdapter};
 
 /// What a page is made of, besides itself.
 const PARTS: [(&str, &str); 15] = [
@@ -45,16 +45,16 @@ async fn status(client: &Client, path: &str) -> u16 {
 async fn nothing_on_a_page_comes_from_elsewhere() {
     let muster = Setup::embedded().start().await;
     for (path, media_type) in PARTS {
-        let answer = muster.client().get(path, &[]).await;
-        assert_eq!(answer.status, 200, "{path}");
-        assert_eq!(answer.header("content-type"), Some(media_type), "{path}");
-        let policy = answer.header("content-security-policy").unwrap();
+        let response = muster.client().get(path, &[]).await;
+        assert_eq!(response.status, 200, "{path}");
+        assert_eq!(response.header("content-type"), Some(media_type), "{path}");
+        let policy = response.header("content-security-policy").unwrap();
         assert!(policy.starts_with("default-src 'none'; "));
         assert!(policy.contains("script-src 'self';"), "{path}");
         assert!(!policy.contains("unsafe") && policy.contains("frame-ancestors 'none'"));
-        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
-        assert_eq!(answer.header("referrer-policy"), Some("no-referrer"));
-        let text = String::from_utf8_lossy(&answer.bytes).replace("http://www.w3.org/2000/svg", "");
+        assert_eq!(response.header("x-content-type-options"), Some("nosniff"));
+        assert_eq!(response.header("referrer-policy"), Some("no-referrer"));
+        let text = String::from_utf8_lossy(&response.bytes).replace("http://www.w3.org/2000/svg", "");
         assert!(!text.contains("http:") && !text.contains("https:"), "{path}");
     }
 }
@@ -76,17 +76,17 @@ async fn a_file_that_is_known_is_not_sent_again() {
 
 #[tokio::test]
 async fn pages_are_off_unless_all_is_embedded_or_somebody_says_so() {
-    let off = Setup::embedded().with("MUSTER_FRONT_PAGES", "off").start().await;
+    let off = Setup::embedded().with("MUSTER_FRONT_UI", "off").start().await;
     for (path, _) in PARTS {
         assert_eq!(status(off.client(), path).await, 404, "{path}");
     }
-    for pair in [Pair(QueueKind::Local, StoreKind::Mongo), PRODUCTION] {
-        if !pair.is_there() {
+    for pair in [Pair(QueueAdapter::Local, StoreAdapter::Mongo), PRODUCTION] {
+        if !pair.is_available() {
             continue;
         }
         let muster = Setup::new(pair).start().await;
         assert_eq!(status(muster.client(), "/").await, 404, "{pair:?}");
-        let muster = Setup::new(pair).with("MUSTER_FRONT_PAGES", "on").start().await;
+        let muster = Setup::new(pair).with("MUSTER_FRONT_UI", "on").start().await;
         assert_eq!(status(muster.client(), "/").await, 200, "{pair:?}");
     }
 }
@@ -120,14 +120,14 @@ async fn choose(browser: &Browser, contract: &str) {
 }
 
 /// Sends the form, and waits for the answer.
-async fn send(browser: &Browser, answer: &str) {
+async fn send(browser: &Browser, response: &str) {
     browser.run("document.getElementById('status').textContent = ''").await;
     browser.click("#form .primary").await;
-    browser.says("#status", answer).await;
+    browser.wait_for_text("#status", response).await;
 }
 
 async fn nobody_complains(browser: &Browser) {
-    assert_eq!(browser.complaints().await, [""; 0]);
+    assert_eq!(browser.console_errors().await, [""; 0]);
 }
 
 /// Waits until these stations and no others are lit, each with its time.
@@ -154,18 +154,18 @@ async fn one_signs_up_by_every_contract_and_sees_the_token() {
         browser.click("#example").await;
         send(&browser, "201 Created").await;
         lit(&browser, &STATIONS).await;
-        browser.says("#trip-told", "of it hashing").await;
+        browser.wait_for_text("#trip-told", "of it hashing").await;
         assert!(!browser.text("#request-body").await.contains("Analytical"), "masked");
         let has_token = contract != ContractId::ErrorCode;
         assert_eq!(browser.text("#token").await.is_empty(), !has_token);
         if has_token {
             assert!(browser.text("#claims").await.contains(contract.as_str()));
             browser.click("#profile").await;
-            browser.says("#status", "200").await;
+            browser.wait_for_text("#status", "200").await;
         }
     }
     browser.click("#reveal").await;
-    browser.says("#request-body", "Analytical").await;
+    browser.wait_for_text("#request-body", "Analytical").await;
     nobody_complains(&browser).await;
 }
 
@@ -198,8 +198,8 @@ async fn what_is_wrong_stands_at_its_field() {
     send(&browser, "201").await;
     assert_eq!(wrong_fields(&browser).await, []);
     // The browser itself logs refusals, and nothing else went wrong.
-    let complaints = browser.complaints().await;
-    assert!(complaints.iter().all(|one| one.contains("status of 400")), "{complaints:?}");
+    let console_errors = browser.console_errors().await;
+    assert!(console_errors.iter().all(|one| one.contains("status of 400")), "{console_errors:?}");
 }
 
 #[tokio::test]
@@ -209,9 +209,9 @@ async fn the_same_again_is_a_replay_under_its_key_and_a_duplicate_under_another(
     browser.click("#example").await;
     send(&browser, "201").await;
     browser.click("#repeat").await;
-    browser.says("#answer-headers", "idempotency-replayed").await;
-    browser.says("#status", "201").await;
-    browser.says("#trip-told", "nobody was registered twice").await;
+    browser.wait_for_text("#answer-headers", "idempotency-replayed").await;
+    browser.wait_for_text("#status", "201").await;
+    browser.wait_for_text("#trip-told", "nobody was registered twice").await;
     send(&browser, "409").await;
     let expected = [("email".to_owned(), "Email already exists".to_owned())];
     assert_eq!(wrong_fields(&browser).await, expected);
@@ -245,7 +245,7 @@ async fn a_keyboard_is_enough() {
     assert_eq!(fields, ["field-username", "field-email", "field-password"]);
     assert_eq!(met[0], "skip");
     browser.press(ENTER).await;
-    browser.says("#status", "201").await;
+    browser.wait_for_text("#status", "201").await;
     nobody_complains(&browser).await;
 }
 
@@ -254,7 +254,7 @@ async fn has_no_barriers(browser: &Browser, page: &str) {
     let Some(axe) = provided("TEST_AXE") else { return };
     let axe = std::fs::read_to_string(axe).unwrap();
     for colours in ["light", "dark"] {
-        browser.prefers("prefers-color-scheme", colours).await;
+        browser.emulate_media("prefers-color-scheme", colours).await;
         let is_dark = "return matchMedia('(prefers-color-scheme: dark)').matches";
         assert_eq!(browser.run(is_dark).await, colours == "dark");
         browser.run(&axe).await;
@@ -267,16 +267,16 @@ async fn has_no_barriers(browser: &Browser, page: &str) {
 async fn axe_finds_nothing() {
     let setup = Setup::embedded().with("MUSTER_BCRYPT_COST", "12");
     let Some((muster, browser)) = opened(&setup, "/").await else { return };
-    browser.prefers("prefers-reduced-motion", "reduce").await;
+    browser.emulate_media("prefers-reduced-motion", "reduce").await;
     choose(&browser, "nested-name").await;
     browser.click("#example").await;
     send(&browser, "201").await;
     has_no_barriers(&browser, "/").await;
     browser.click("nav a[href='/status']").await;
-    browser.says("#rate-told", "1 done").await;
+    browser.wait_for_text("#rate-told", "1 done").await;
     has_no_barriers(&browser, "/status").await;
     browser.click("nav a[href='/docs']").await;
-    browser.says("#postRegister", "/register").await;
+    browser.wait_for_text("#postRegister", "/register").await;
     browser.run("document.querySelectorAll('details').forEach((one) => one.open = true)").await;
     has_no_barriers(&browser, "/docs").await;
     drop(muster);
@@ -298,19 +298,19 @@ async fn pictures_for_the_documentation() {
     lit(&browser, &STATIONS).await;
     browser.resize(1200, 1140).await;
     let backgrounds = async |colours: &str| {
-        browser.prefers("prefers-color-scheme", colours).await;
+        browser.emulate_media("prefers-color-scheme", colours).await;
         browser.run("return getComputedStyle(document.body).backgroundColor").await
     };
     let light = backgrounds("light").await;
-    browser.picture("sign-up").await;
+    browser.screenshot("sign-up").await;
     assert_ne!(backgrounds("dark").await, light);
-    browser.picture("sign-up-dark").await;
+    browser.screenshot("sign-up-dark").await;
 
-    browser.prefers("prefers-color-scheme", "light").await;
+    browser.emulate_media("prefers-color-scheme", "light").await;
     browser.click("nav a[href='/status']").await;
     browser.resize(1200, 1330).await;
     // One client after another, until there are more than the machine can do at once.
-    let (clients, each) = if pictures().is_some() { (16, 6) } else { (1, 0) };
+    let (clients, each) = if screenshot_directory().is_some() { (16, 6) } else { (1, 0) };
     let (began, each) = (Instant::now(), Duration::from_secs(each));
     let load = (0..clients).map(|client| {
         let muster = &muster;
@@ -318,8 +318,8 @@ async fn pictures_for_the_documentation() {
             tokio::time::sleep_until((began + each * client).into()).await;
             loop {
                 for (path, body, _) in five_requests() {
-                    let answer = muster.client().post(path, &body).await;
-                    assert!([201, 503].contains(&answer.status), "{}", answer.status);
+                    let response = muster.client().post(path, &body).await;
+                    assert!([201, 503].contains(&response.status), "{}", response.status);
                 }
                 if began.elapsed() >= each * clients {
                     break;
@@ -328,10 +328,10 @@ async fn pictures_for_the_documentation() {
         }
     });
     join_all(load).await;
-    browser.says("#rate-told", "done").await;
-    browser.picture("status").await;
+    browser.wait_for_text("#rate-told", "done").await;
+    browser.screenshot("status").await;
 
     browser.click("nav a[href='/docs']").await;
-    browser.says("h1", "HTTP interface").await;
-    browser.picture("docs").await;
+    browser.wait_for_text("h1", "HTTP interface").await;
+    browser.screenshot("docs").await;
 }

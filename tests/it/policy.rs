@@ -2,16 +2,16 @@
 //! refuses, in each contract's words. The words over HTTP are a golden file.
 
 use futures_util::StreamExt;
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 use serde_json::{Value, json};
 
 use crate::support::broker::{Broker, DIRECT_REPLY, registration};
 use crate::support::command::run;
-use crate::support::importer::{hashed, import, ndjson, outcomes, reports, user};
+use crate::support::importer::{with_password_hash, import, ndjson, outcomes, reports, user};
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Setup, importer};
 
-const MINIMUM: &str = "MUSTER_PASSWORD_MINIMUM";
+const MINIMUM: &str = "MUSTER_PASSWORD_MIN_LENGTH";
 const BLOCKLIST: &str = "MUSTER_PASSWORD_BLOCKLIST";
 const SCRIPTS: &str = "MUSTER_ADMISSION_USERNAMES";
 /// Good enough for every contract, and for nobody who has seen the list.
@@ -39,7 +39,7 @@ fn codes(report: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn a_worker_asks_it_of_what_a_lenient_front_lets_through() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let lenient = Setup::new(PRODUCTION);
@@ -54,22 +54,22 @@ async fn a_worker_asks_it_of_what_a_lenient_front_lets_through() {
     ];
     for (n, (path, contract)) in paths.into_iter().enumerate() {
         let body = with_password(contract, n, COMMON);
-        let answer = front.client().post(path, &body).await;
-        assert_eq!(answer.status, 400, "{contract}");
-        let told = answer.json().to_string();
+        let response = front.client().post(path, &body).await;
+        assert_eq!(response.status, 400, "{contract}");
+        let told = response.json().to_string();
         assert!(told.contains("Password is too common"), "{contract}: {told}");
-        let answer = front.client().post(path, &with_password(contract, n, "Shorter-1!")).await;
-        let told = answer.json().to_string();
+        let response = front.client().post(path, &with_password(contract, n, "Shorter-1!")).await;
+        let told = response.json().to_string();
         assert!(told.contains("Password must be at least 12 characters"), "{contract}: {told}");
-        let answer =
+        let response =
             front.client().post(path, &with_password(contract, n, "Hunter3-hunter3")).await;
-        assert_eq!(answer.status, 201, "{contract}: {}", answer.json());
+        assert_eq!(response.status, 201, "{contract}: {}", response.json());
     }
 }
 
 #[tokio::test]
 async fn a_worker_asks_it_of_those_who_publish() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = strict(Setup::new(PRODUCTION));
@@ -81,7 +81,7 @@ async fn a_worker_asks_it_of_those_who_publish() {
         ("interactive", &clear, "rejected"),
         ("bulk", &clear, "rejected"),
         // Nobody knows what was hashed.
-        ("bulk", &hashed(clear.clone()), "registered"),
+        ("bulk", &with_password_hash(clear.clone()), "registered"),
     ] {
         let mut properties = registration("register")
             .with_message_id(unique("message").into())
@@ -110,15 +110,15 @@ async fn many_at_once_are_told_the_same_dry_or_not() {
         with_password(ContractId::Register, 1, COMMON),
         with_password(ContractId::Register, 2, "shorter"),
         with_password(ContractId::Register, 3, "Hunter3-hunter3"),
-        hashed(user(ContractId::Register, 4)),
+        with_password_hash(user(ContractId::Register, 4)),
     ];
     std::fs::write(setup.directory().join("users.ndjson"), ndjson(rows.into_iter())).unwrap();
     let arguments = ["users.ndjson", "--contract", "register"];
     for (more, good) in [(&["--dry-run"][..], "valid"), (&[], "registered")] {
         let ended = import(&setup, &[&arguments, more].concat()).await;
-        let mut told = reports(&ended.printed);
+        let mut told = reports(&ended.stdout);
         told.sort_by_key(|report| report["line"].as_u64());
-        assert_eq!(codes(&told[0]), ["COMMON_PASSWORD"], "{}", ended.told);
+        assert_eq!(codes(&told[0]), ["COMMON_PASSWORD"], "{}", ended.stderr);
         assert_eq!(codes(&told[1]), ["INVALID_LENGTH"]);
         let counts = outcomes(&told);
         assert_eq!((counts["invalid"], counts[good]), (2, 2), "{counts:?}");
@@ -127,7 +127,7 @@ async fn many_at_once_are_told_the_same_dry_or_not() {
 
 #[tokio::test]
 async fn an_import_that_does_not_ask_is_refused_by_the_worker_that_does() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let lenient = Setup::new(PRODUCTION);
@@ -135,7 +135,7 @@ async fn an_import_that_does_not_ask_is_refused_by_the_worker_that_does() {
     let rows = [with_password(ContractId::Register, 1, COMMON)];
     std::fs::write(lenient.directory().join("users.ndjson"), ndjson(rows.into_iter())).unwrap();
     let ended = import(&lenient, &["users.ndjson", "--contract", "register"]).await;
-    assert_eq!(codes(&importer::reports(&ended.printed)[0]), ["COMMON_PASSWORD"], "{}", ended.told);
+    assert_eq!(codes(&importer::reports(&ended.stdout)[0]), ["COMMON_PASSWORD"], "{}", ended.stderr);
 }
 
 /// A document with a Cyrillic letter among Latin ones where its contract has a name to be known by.
@@ -148,7 +148,7 @@ fn look_alike(contract: ContractId, n: usize) -> (Value, &'static str) {
 
 #[tokio::test]
 async fn mixed_scripts_are_refused_by_the_worker_whatever_the_entry_point() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let lenient = Setup::new(PRODUCTION);
@@ -165,14 +165,14 @@ async fn mixed_scripts_are_refused_by_the_worker_whatever_the_entry_point() {
             ContractId::Register => "/register",
             ContractId::ErrorCode => "/auth/signup",
         };
-        let answer = front.client().post(path, &document).await;
-        assert_eq!(answer.status, 400, "{contract}");
-        let text = answer.json().to_string();
+        let response = front.client().post(path, &document).await;
+        assert_eq!(response.status, 400, "{contract}");
+        let text = response.json().to_string();
         assert!(text.contains("contains invalid characters"), "{contract}: {text}");
         for (key, body) in [
             ("interactive", document.clone()),
             ("bulk", document.clone()),
-            ("bulk", hashed(document)),
+            ("bulk", with_password_hash(document)),
         ] {
             let mut properties = registration(contract.as_str())
                 .with_message_id(unique("message").into())
@@ -195,14 +195,14 @@ async fn an_import_refuses_mixed_scripts_with_or_without_a_hash() {
     let setup = Setup::embedded().with(SCRIPTS, "single-script");
     let rows = [
         look_alike(ContractId::Register, 1).0,
-        hashed(look_alike(ContractId::Register, 2).0),
+        with_password_hash(look_alike(ContractId::Register, 2).0),
         user(ContractId::Register, 3),
     ];
     std::fs::write(setup.directory().join("users.ndjson"), ndjson(rows.into_iter())).unwrap();
     let ended = import(&setup, &["users.ndjson", "--contract", "register"]).await;
-    let mut reports = reports(&ended.printed);
+    let mut reports = reports(&ended.stdout);
     reports.sort_by_key(|report| report["line"].as_u64());
-    assert_eq!(codes(&reports[0]), ["INVALID_CHARACTER"], "{}", ended.told);
+    assert_eq!(codes(&reports[0]), ["INVALID_CHARACTER"], "{}", ended.stderr);
     assert_eq!(codes(&reports[1]), ["INVALID_CHARACTER"]);
     assert_eq!(reports[2]["outcome"], "registered");
 }

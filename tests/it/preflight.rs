@@ -8,9 +8,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 
 use crate::support::command::run;
-use crate::support::muster::PATIENCE;
+use crate::support::muster::TIMEOUT;
 use crate::support::services::{PRODUCTION, amqp_url, mongodb_url, unique};
-use crate::support::{Pair, QueueKind, Setup, StoreKind};
+use crate::support::{Pair, QueueAdapter, Setup, StoreAdapter};
 
 /// Whether it starts: it serves, or it ends with the exit code of wrong settings.
 async fn serves(setup: &Setup) -> bool {
@@ -29,7 +29,7 @@ async fn serves(setup: &Setup) -> bool {
         assert_eq!(child.wait().await.unwrap().code(), Some(2), "{}", written.join("\n"));
         false
     };
-    tokio::time::timeout(PATIENCE, outcome).await.expect("it serves or ends")
+    tokio::time::timeout(TIMEOUT, outcome).await.expect("it serves or ends")
 }
 
 /// Whether doctor finds no error.
@@ -76,14 +76,14 @@ impl Made {
 
     async fn key(&self) -> String {
         let path = self.path("key.pem").to_str().unwrap().to_owned();
-        run(&self.0, &["keys", "make", "--output", &path]).await.printed();
+        run(&self.0, &["keys", "make", "--output", &path]).await.expect_stdout();
         path
     }
 
     async fn certificate(&self) -> (String, String) {
         let directory = self.path("certs");
         let directory = directory.to_str().unwrap();
-        run(&self.0, &["cert", "--directory", directory]).await.printed();
+        run(&self.0, &["cert", "--directory", directory]).await.expect_stdout();
         (format!("{directory}/cert.pem"), format!("{directory}/key.pem"))
     }
 }
@@ -93,7 +93,7 @@ async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
     let new = Made::new;
     let key = new();
     let private = key.key().await;
-    let jwks = run(&key.0, &["keys", "jwks", &private]).await.printed();
+    let jwks = run(&key.0, &["keys", "jwks", &private]).await.expect_stdout();
     let tls = new();
     let (certificate, certificate_key) = tls.certificate().await;
     let other = new().certificate().await;
@@ -165,14 +165,14 @@ async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
             new().with("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ),
         ("a sampler that is unknown", false, new().with("OTEL_TRACES_SAMPLER", "jaeger_remote")),
-        ("a signing key that is missing", false, key.with("MUSTER_TOKEN_KEYS", "/no/such")),
-        ("a signing key that is none", false, key.with_file("MUSTER_TOKEN_KEYS", "no key")),
-        ("a signing key", true, key.with("MUSTER_TOKEN_KEYS", &private)),
+        ("a signing key that is missing", false, key.with("MUSTER_TOKEN_KEY_FILES", "/no/such")),
+        ("a signing key that is none", false, key.with_file("MUSTER_TOKEN_KEY_FILES", "no key")),
+        ("a signing key", true, key.with("MUSTER_TOKEN_KEY_FILES", &private)),
         (
             "a signing key with a mark",
             true,
             key.with(
-                "MUSTER_TOKEN_KEYS",
+                "MUSTER_TOKEN_KEY_FILES",
                 &key.file("marked.pem", bom(&std::fs::read_to_string(&private).unwrap())),
             ),
         ),
@@ -181,13 +181,13 @@ async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
             false,
             key.with("MUSTER_STORE", &format!("file:{}\r", key.path("cr.redb").display())),
         ),
-        ("published keys that are missing", false, key.with("MUSTER_FRONT_JWKS", "/no/such")),
+        ("published keys that are missing", false, key.with("MUSTER_FRONT_JWKS_FILE", "/no/such")),
         (
             "published keys that are private",
             false,
-            key.with_file("MUSTER_FRONT_JWKS", r#"{"keys":[{"kty":"OKP","d":"x"}]}"#),
+            key.with_file("MUSTER_FRONT_JWKS_FILE", r#"{"keys":[{"kty":"OKP","d":"x"}]}"#),
         ),
-        ("published keys", true, key.with("MUSTER_FRONT_JWKS", &key.file("jwks.json", bom(&jwks)))),
+        ("published keys", true, key.with("MUSTER_FRONT_JWKS_FILE", &key.file("jwks.json", bom(&jwks)))),
         ("a certificate", true, with_tls(&certificate, &certificate_key)),
         (
             "a certificate with a mark",
@@ -236,21 +236,21 @@ async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
 async fn setups_with_services() -> Vec<(&'static str, bool, Setup)> {
     let mut setups = Vec::new();
     if let Some(url) = amqp_url() {
-        let new = || Setup::new(Pair(QueueKind::Rabbit, StoreKind::File));
+        let new = || Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File));
         let mut pairs = Vec::new();
         for _ in 0..2 {
             pairs.push(run(&new(), &["keygen", "--json"]).await.json());
         }
         let sealed = |public: usize, private: usize| {
             let setup =
-                new().with("MUSTER_QUEUE_SEAL_TO", pairs[public]["seal_to"].as_str().unwrap());
-            setup.with("MUSTER_QUEUE_SEAL_KEYS", pairs[private]["seal_keys"][0].as_str().unwrap())
+                new().with("MUSTER_QUEUE_SEAL_PUBLIC_KEY", pairs[public]["seal_public_key"].as_str().unwrap());
+            setup.with("MUSTER_QUEUE_SEAL_PRIVATE_KEYS", pairs[private]["seal_private_keys"][0].as_str().unwrap())
         };
         let mut wrong_password = url::Url::parse(&url).unwrap();
         wrong_password.set_password(Some("another")).unwrap();
         let mut wrong_vhost = url::Url::parse(&url).unwrap();
         wrong_vhost.set_path(&unique("no-such-vhost"));
-        let deadline = new().with("MUSTER_ROLE", "front").with("MUSTER_FRONT_DEADLINE", "4s");
+        let deadline = new().with("MUSTER_ROLE", "front").with("MUSTER_FRONT_REQUEST_TIMEOUT", "4s");
         setups.extend([
             ("a broker", true, new()),
             ("sealing keys of one pair", true, sealed(0, 0)),
@@ -272,7 +272,7 @@ async fn setups_with_services() -> Vec<(&'static str, bool, Setup)> {
         ]);
     }
     if mongodb_url().is_some() {
-        let setup = Setup::new(Pair(QueueKind::Local, StoreKind::Mongo));
+        let setup = Setup::new(Pair(QueueAdapter::Local, StoreAdapter::Mongo));
         setups.push(("a database", true, setup.clone()));
         let unsigned = {
             let mut setup = setup.clone();
@@ -280,7 +280,7 @@ async fn setups_with_services() -> Vec<(&'static str, bool, Setup)> {
             setup
         };
         setups.push(("a database without a secret", false, unsigned));
-        let index = Setup::new(Pair(QueueKind::Local, StoreKind::Mongo));
+        let index = Setup::new(Pair(QueueAdapter::Local, StoreAdapter::Mongo));
         let client =
             mongodb::Client::with_uri_str(&index.environment["MUSTER_STORE"]).await.unwrap();
         let users = client.default_database().unwrap().collection::<bson::Document>("users");
@@ -345,7 +345,7 @@ async fn sealing_and_files_are_checked_without_changing_anything() {
         before,
         "doctor left a file"
     );
-    if PRODUCTION.is_there() {
+    if PRODUCTION.is_available() {
         assert!(is_sound(&Setup::new(PRODUCTION)).await);
     }
 }

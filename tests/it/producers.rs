@@ -85,7 +85,7 @@ async fn lose(namespace: &str, queue: &str) {
 #[tokio::test]
 async fn a_suspect_that_cannot_finish_holds_no_queue_up() {
     // Far longer than the test, so that the suspect does not end by itself.
-    let settings = [("MUSTER_FRONT_DEADLINE", "600s"), ("MUSTER_STORE_TIMEOUT", "200s")];
+    let settings = [("MUSTER_FRONT_REQUEST_TIMEOUT", "600s"), ("MUSTER_STORE_TIMEOUT", "200s")];
     let Some(mut fleet) = Fleet::new(1, 1, &settings).await else { return };
     let namespace = fleet.setup.namespace().to_owned();
     let Some(mut producer) = Producer::new(&namespace).await else { return };
@@ -173,7 +173,7 @@ async fn an_expiration_above_the_limit_is_invalid() {
     if !PRODUCTION.is_available() {
         return;
     }
-    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_DEADLINE", "20s");
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_REQUEST_TIMEOUT", "20s");
     let _worker = setup.start_role("worker").await;
     let Some(mut producer) = Producer::new(setup.namespace()).await else { return };
     for (expiration, allowed) in [("4294967295", false), ("60001", false), ("60000", true)] {
@@ -202,7 +202,7 @@ async fn a_front_without_a_reply_yet_counts_what_others_keep_waiting() {
     const WAITING: u64 = 250;
     let setup = Setup::new(PRODUCTION)
         .with("MUSTER_BCRYPT_COST", "12")
-        .with("MUSTER_FRONT_DEADLINE", "20s");
+        .with("MUSTER_FRONT_REQUEST_TIMEOUT", "20s");
     let front = setup.start_role("front").await;
     let Some(producer) = Producer::new(setup.namespace()).await else { return };
     for _ in 0..WAITING {
@@ -295,7 +295,7 @@ async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
     const FLOOD: usize = 60;
     let setup = Setup::new(PRODUCTION)
         .with("MUSTER_QUEUE_BULK_MAX_LENGTH", "3")
-        .with("MUSTER_FRONT_PAGES", "on");
+        .with("MUSTER_FRONT_UI", "on");
     let front = setup.start_role("front").await;
     let mut worker = setup.start_role("worker").await;
     let Some(producer) = Producer::new(setup.namespace()).await else { return };
@@ -365,7 +365,7 @@ async fn a_reply_of_a_newer_worker_ends_its_call_at_once() {
         return;
     }
     let setup = Setup::new(PRODUCTION)
-        .with("MUSTER_FRONT_DEADLINE", "300s")
+        .with("MUSTER_FRONT_REQUEST_TIMEOUT", "300s")
         .with("MUSTER_STORE_TIMEOUT", "1s");
     let front = setup.start_role("front").await;
     let (broker, queue) = (Broker::connect().await, format!("{}.interactive", setup.namespace()));

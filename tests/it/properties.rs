@@ -3,9 +3,9 @@
 
 use std::process::Command;
 
-use muster::contract::document::{Field, Nested};
-use muster::contract::{Answer, Contract, Document, Fault, Policy, contract, mounted_alone, rules};
-use muster::signup::{Candidate, ContractId, Email, FieldError, IdempotencyKey, Outcome};
+use muster::contract::document::{ObjectValue, TextValue};
+use muster::contract::{ApiResponse, Contract, Document, ApiError, Policy, contract, sole_contract, rules};
+use muster::domain::{ValidSignup, ContractId, Email, FieldError, IdempotencyKey, Outcome};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -30,15 +30,15 @@ pub fn same(document: &Document<'_>, value: &Value) -> Result<(), TestCaseError>
     for (key, value) in value.as_object().unwrap() {
         prop_assert!(document.has(key));
         match (document.text(key), value) {
-            (Field::Absent, Value::Null) => {}
-            (Field::Text(text), Value::String(other)) => prop_assert_eq!(&*text, other),
-            (Field::Wrong, other) => prop_assert!(!other.is_null() && !other.is_string()),
+            (TextValue::Absent, Value::Null) => {}
+            (TextValue::Text(text), Value::String(other)) => prop_assert_eq!(&*text, other),
+            (TextValue::WrongType, other) => prop_assert!(!other.is_null() && !other.is_string()),
             (_, other) => prop_assert!(false, "{} is another than {}", key, other),
         }
         match (document.object(key), value) {
-            (Nested::Absent, Value::Null) => {}
-            (Nested::Object(inner), Value::Object(_)) => same(&inner, value)?,
-            (Nested::Wrong, other) => prop_assert!(!other.is_null() && !other.is_object()),
+            (ObjectValue::Absent, Value::Null) => {}
+            (ObjectValue::Object(inner), Value::Object(_)) => same(&inner, value)?,
+            (ObjectValue::WrongType, other) => prop_assert!(!other.is_null() && !other.is_object()),
             (_, other) => prop_assert!(false, "{} is another than {}", key, other),
         }
     }
@@ -49,9 +49,9 @@ pub fn same(document: &Document<'_>, value: &Value) -> Result<(), TestCaseError>
 pub fn ask_all(body: &[u8]) {
     let Ok(document) = Document::parse(body) else { return };
     for id in ContractId::ALL {
-        for contract in [contract(id), mounted_alone(id)] {
+        for contract in [contract(id), sole_contract(id)] {
             if let Err(errors) = contract.check(&document, &Policy::default()) {
-                contract.render(&Answer::Invalid(&errors));
+                contract.render(&ApiResponse::Invalid(&errors));
             }
         }
     }
@@ -104,7 +104,7 @@ fn place(contract: ContractId, field: &str) -> usize {
     order.iter().position(|known| *known == field).expect("a field of the contract")
 }
 
-fn parts(candidate: &Candidate) -> (ContractId, String, Option<&str>, &str) {
+fn parts(candidate: &ValidSignup) -> (ContractId, String, Option<&str>, &str) {
     let password = candidate.password.in_document().1;
     (
         candidate.contract,
@@ -114,7 +114,7 @@ fn parts(candidate: &Candidate) -> (ContractId, String, Option<&str>, &str) {
     )
 }
 
-fn check(contract: &dyn Contract, document: &Value) -> Result<Candidate, Vec<FieldError>> {
+fn check(contract: &dyn Contract, document: &Value) -> Result<ValidSignup, Vec<FieldError>> {
     contract.check(&Document::parse(document.to_string().as_bytes()).unwrap(), &Policy::default())
 }
 
@@ -122,7 +122,7 @@ fn check(contract: &dyn Contract, document: &Value) -> Result<Candidate, Vec<Fie
 pub fn survives_the_queue(document: &Document<'_>) -> Result<bool, TestCaseError> {
     let mut some = false;
     for id in ContractId::ALL {
-        for sender in [contract(id), mounted_alone(id)] {
+        for sender in [contract(id), sole_contract(id)] {
             let Ok(candidate) = sender.check(document, &Policy::default()) else { continue };
             some = true;
             let written = sender.write(&candidate);
@@ -140,7 +140,7 @@ proptest! {
     #[test]
     fn errors_are_some_in_order_and_without_the_password((document, password) in document()) {
         for id in ContractId::ALL {
-            for contract in [contract(id), mounted_alone(id)] {
+            for contract in [contract(id), sole_contract(id)] {
                 let Err(errors) = check(contract, &document) else { continue };
                 prop_assert!(!errors.is_empty());
                 let places: Vec<usize> =
@@ -152,7 +152,7 @@ proptest! {
                     prop_assert_eq!(errors.len(), 1);
                 }
                 if let Some(password) = &password {
-                    let told = contract.render(&Answer::Invalid(&errors)).body.to_string();
+                    let told = contract.render(&ApiResponse::Invalid(&errors)).body.to_string();
                     // An address is told again by one contract, whatever else it is.
                     let elsewhere = document["email"].as_str().unwrap_or_default();
                     if !elsewhere.contains(MARK) {
@@ -285,18 +285,18 @@ fn invisible_to_perl() -> Vec<u32> {
 fn no_code_point_that_cannot_be_seen_is_in_a_user_name_or_an_address() {
     let invisible = invisible_to_perl();
     assert!(invisible.len() > 4000, "{} code points", invisible.len());
-    let (policy, text) = (Policy::default(), |text: String| Field::Text(text.into()));
+    let (policy, text) = (Policy::default(), |text: String| TextValue::Text(text.into()));
     for c in '\0'..=char::MAX {
         let hidden = c == '\u{2800}' || invisible.binary_search(&u32::from(c)).is_ok();
         let username = rules::username(&text(format!("a{c}b")), &policy);
         assert_eq!(username.is_err(), hidden || c.is_control(), "a user name with {c:?}");
         if hidden {
-            assert_eq!(username, Err(rules::Broken::Characters), "{c:?}");
+            assert_eq!(username, Err(rules::Violation::ForbiddenCharacter), "{c:?}");
             let alone = rules::username(&text(format!(" {c}")), &policy);
-            assert_eq!(alone, Err(rules::Broken::Empty), "{c:?}");
+            assert_eq!(alone, Err(rules::Violation::Empty), "{c:?}");
             for address in [format!("a{c}b@c.co"), format!("ab@c{c}d.co"), format!("{c}ab@c.co")] {
                 let refused = rules::email(&text(address), &policy).err();
-                assert_eq!(refused, Some(rules::Broken::Characters), "an address with {c:?}");
+                assert_eq!(refused, Some(rules::Violation::ForbiddenCharacter), "an address with {c:?}");
             }
         }
     }
@@ -417,17 +417,24 @@ proptest! {
         token in proptest::option::of(any::<String>()),
         errors in errors(),
     ) {
-        use Fault::*;
+        use ApiError::*;
         let faults = [
-            Unreadable, BadKey, TooLarge, MediaType, KeyReused, TooMany, Internal, NotAccepted,
-            NoAnswer,
+            InvalidJson,
+            InvalidIdempotencyKey,
+            BodyTooLarge,
+            UnsupportedMediaType,
+            KeyReused,
+            RateLimited,
+            Internal,
+            Unavailable,
+            Timeout,
         ];
         let answers = [
-            Answer::Created { user: &user, token: token.as_deref() },
-            Answer::Invalid(&errors),
-            Answer::Duplicate(&errors),
+            ApiResponse::Created { user: &user, token: token.as_deref() },
+            ApiResponse::Invalid(&errors),
+            ApiResponse::Duplicate(&errors),
         ];
-        for answer in answers.into_iter().chain(faults.map(Answer::Fault)) {
+        for answer in answers.into_iter().chain(faults.map(ApiResponse::Error)) {
             let rendered = contract(id).render(&answer);
             prop_assert!(rendered.body.is_object(), "{}", rendered.body);
             prop_assert!((200..600).contains(&rendered.status), "{}", rendered.status);

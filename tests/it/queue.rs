@@ -10,39 +10,39 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use muster::queue::{
-    self, Call, CallError, Caller, Delivery, Door, Inbox, Kind, Message, Pace, Prefetch, Queue,
+    self, RpcRequest, RpcError, RpcClient, Delivery, QueueKind, Consumer, MessageKind, Message, WorkerCapacity, Prefetch, MessageQueue,
 };
 use muster::shutdown::Tasks;
-use muster::signup::{
+use muster::domain::{
     Clock, ContractId, FailureCode, FieldError, MessageId, Origin, Outcome, Rejection,
     RejectionCode, id::random_hex,
 };
 use muster::telemetry::{Telemetry, TraceContext};
 use tokio::task::JoinHandle;
 
-use crate::support::muster::{PATIENCE, eventually};
-use crate::support::{Pair, QueueKind, Setup, StoreKind};
+use crate::support::muster::{TIMEOUT, eventually};
+use crate::support::{Pair, QueueAdapter, Setup, StoreAdapter};
 
 /// Long enough that only what is broken takes longer.
-const SOON: Duration = PATIENCE;
+const SOON: Duration = TIMEOUT;
 /// What has not come by then was not about to.
 const A_WHILE: Duration = Duration::from_millis(400);
 
 /// What every worker here says of itself.
-const PACE: Pace = Pace { per_second: 100.0, threads: 2 };
+const PACE: WorkerCapacity = WorkerCapacity { per_second: 100.0, threads: 2 };
 const ROOM: Prefetch = Prefetch { interactive: 16, bulk: 16, profile: 16 };
 
 /// A queue under test, opened as the program opens it.
 struct Bench {
-    queue: Arc<dyn Queue>,
+    queue: Arc<dyn MessageQueue>,
     telemetry: Telemetry,
     // After the queue, so that what it made on the broker goes last.
     setup: Setup,
 }
 
 impl Bench {
-    async fn new(kind: QueueKind, settings: &[(&str, &str)]) -> Self {
-        let mut setup = Setup::new(Pair(kind, StoreKind::File));
+    async fn new(kind: QueueAdapter, settings: &[(&str, &str)]) -> Self {
+        let mut setup = Setup::new(Pair(kind, StoreAdapter::File));
         for (name, value) in settings {
             setup = setup.with(name, value);
         }
@@ -59,15 +59,15 @@ impl Bench {
     }
 
     /// A sending end that is connected.
-    async fn caller(&self) -> Arc<dyn Caller> {
-        let caller = self.queue.caller();
+    async fn caller(&self) -> Arc<dyn RpcClient> {
+        let caller = self.queue.rpc_client();
         self.connected().await;
         caller
     }
 
     /// A receiving end that consumes.
-    async fn inbox(&self, prefetch: Prefetch) -> Box<dyn Inbox> {
-        let inbox = self.queue.inbox(prefetch, Arc::new(|| PACE));
+    async fn inbox(&self, prefetch: Prefetch) -> Box<dyn Consumer> {
+        let inbox = self.queue.consumer(prefetch, Arc::new(|| PACE));
         self.connected().await;
         inbox
     }
@@ -78,27 +78,27 @@ impl Bench {
 }
 
 async fn on_both(settings: &[(&str, &str)], test: impl AsyncFn(Bench)) {
-    for kind in [QueueKind::Local, QueueKind::Rabbit] {
-        if Pair(kind, StoreKind::File).is_there() {
+    for kind in [QueueAdapter::Local, QueueAdapter::Rabbit] {
+        if Pair(kind, StoreAdapter::File).is_available() {
             println!("on {kind:?}");
             test(Bench::new(kind, settings).await).await;
         }
     }
 }
 
-fn registration() -> Call {
-    Call {
-        kind: Kind::Register(ContractId::FlatName),
+fn registration() -> RpcRequest {
+    RpcRequest {
+        kind: MessageKind::Register(ContractId::FlatName),
         id: MessageId::random(),
-        fresh: true,
+        new_key: true,
         body: Bytes::from(format!(r#"{{"email":"{}@example.com"}}"#, random_hex())),
         deadline: tokio::time::Instant::now() + SOON,
         trace: TraceContext::default(),
     }
 }
 
-fn profile() -> Call {
-    Call { kind: Kind::Profile, body: "a.b.c".into(), ..registration() }
+fn profile() -> RpcRequest {
+    RpcRequest { kind: MessageKind::Profile, body: "a.b.c".into(), ..registration() }
 }
 
 /// An outcome that belongs to one message and no other.
@@ -121,14 +121,14 @@ async fn reply(delivery: Delivery) {
 /// A call under way.
 struct Sent {
     id: MessageId,
-    result: JoinHandle<Result<Outcome, CallError>>,
+    result: JoinHandle<Result<Outcome, RpcError>>,
 }
 
-async fn outcome(caller: &Arc<dyn Caller>, call: Call) -> Result<Outcome, CallError> {
-    caller.call(call).await.map(|reply| reply.outcome)
+async fn outcome(caller: &Arc<dyn RpcClient>, call: RpcRequest) -> Result<Outcome, RpcError> {
+    caller.request(call).await.map(|reply| reply.outcome)
 }
 
-fn send(caller: &Arc<dyn Caller>, call: Call) -> Sent {
+fn send(caller: &Arc<dyn RpcClient>, call: RpcRequest) -> Sent {
     let (caller, id) = (caller.clone(), call.id.clone());
     Sent { id, result: tokio::spawn(async move { outcome(&caller, call).await }) }
 }
@@ -139,12 +139,12 @@ impl Sent {
     }
 }
 
-async fn next(inbox: &mut Box<dyn Inbox>) -> Delivery {
-    let next = tokio::time::timeout(SOON, inbox.next()).await;
+async fn next(inbox: &mut Box<dyn Consumer>) -> Delivery {
+    let next = tokio::time::timeout(SOON, inbox.recv()).await;
     next.expect("a delivery in time").expect("an inbox that was not stopped")
 }
 
-async fn take(inbox: &mut Box<dyn Inbox>, count: usize) -> Vec<Delivery> {
+async fn take(inbox: &mut Box<dyn Consumer>, count: usize) -> Vec<Delivery> {
     let mut taken = Vec::new();
     while taken.len() < count {
         taken.push(next(inbox).await);
@@ -152,19 +152,19 @@ async fn take(inbox: &mut Box<dyn Inbox>, count: usize) -> Vec<Delivery> {
     taken
 }
 
-async fn nothing_comes(inbox: &mut Box<dyn Inbox>) {
-    let next = tokio::time::timeout(A_WHILE, inbox.next()).await;
+async fn nothing_comes(inbox: &mut Box<dyn Consumer>) {
+    let next = tokio::time::timeout(A_WHILE, inbox.recv()).await;
     if let Ok(Some(delivery)) = next {
         panic!("{:?} was handed out", delivery.message());
     }
 }
 
 /// Replies to whatever comes, and notes it, until aborted.
-fn answering(mut inbox: Box<dyn Inbox>) -> (JoinHandle<()>, Arc<std::sync::Mutex<Vec<MessageId>>>) {
+fn answering(mut inbox: Box<dyn Consumer>) -> (JoinHandle<()>, Arc<std::sync::Mutex<Vec<MessageId>>>) {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let noted = seen.clone();
     let task = tokio::spawn(async move {
-        while let Some(delivery) = inbox.next().await {
+        while let Some(delivery) = inbox.recv().await {
             noted.lock().unwrap().push(delivery.message().id.clone());
             reply(delivery).await;
         }
@@ -173,20 +173,20 @@ fn answering(mut inbox: Box<dyn Inbox>) -> (JoinHandle<()>, Arc<std::sync::Mutex
 }
 
 #[tokio::test]
-async fn a_call_reaches_an_inbox_and_gets_its_reply() {
+async fn request_reaches_a_consumer_and_gets_its_reply() {
     on_both(&[], async |bench| {
         let (caller, mut inbox) = (bench.caller().await, bench.inbox(ROOM).await);
         for (call, door) in [
-            (registration(), Door::Interactive),
-            (Call { fresh: false, ..registration() }, Door::Interactive),
-            (profile(), Door::Profile),
+            (registration(), QueueKind::Interactive),
+            (RpcRequest { new_key: false, ..registration() }, QueueKind::Interactive),
+            (profile(), QueueKind::Profile),
         ] {
             let sent = send(&caller, call.clone());
             let delivery = next(&mut inbox).await;
-            let Message { id, kind, body, fresh, deliveries, attempt, origin, .. } =
+            let Message { id, kind, body, new_key, deliveries, attempt, origin, .. } =
                 delivery.message().clone();
             assert_eq!((id, kind, body), (call.id, call.kind, call.body));
-            assert_eq!((delivery.message().door, fresh), (door, call.fresh));
+            assert_eq!((delivery.message().queue, fresh), (door, call.new_key));
             assert_eq!((deliveries, attempt, origin), (0, 0, Origin::Http));
             let expires = delivery.message().expires.expect("somebody waits");
             let off = expires.max(call.deadline) - expires.min(call.deadline);
@@ -199,7 +199,7 @@ async fn a_call_reaches_an_inbox_and_gets_its_reply() {
 }
 
 #[tokio::test]
-async fn five_hundred_replies_in_any_order_find_their_calls() {
+async fn replies_in_any_order_reach_their_requests() {
     on_both(&[], async |bench| {
         let caller = bench.caller().await;
         let mut inbox = bench.inbox(Prefetch { interactive: 500, ..ROOM }).await;
@@ -213,14 +213,14 @@ async fn five_hundred_replies_in_any_order_find_their_calls() {
 }
 
 #[tokio::test]
-async fn an_expired_call_gets_no_answer_and_is_not_worked_on() {
+async fn expired_request_times_out_and_is_not_handled() {
     on_both(&[], async |bench| {
         let caller = bench.caller().await;
         let left = Duration::from_millis(300);
         for call in [registration(), profile()] {
             let started = Instant::now();
-            let call = Call { deadline: tokio::time::Instant::now() + left, ..call };
-            assert_eq!(caller.call(call).await, Err(CallError::NoAnswer));
+            let call = RpcRequest { deadline: tokio::time::Instant::now() + left, ..call };
+            assert_eq!(caller.request(call).await, Err(RpcError::Timeout));
             let took = started.elapsed();
             assert!((left..left + Duration::from_secs(2)).contains(&took), "{took:?}");
         }
@@ -241,7 +241,7 @@ async fn an_expired_call_gets_no_answer_and_is_not_worked_on() {
 }
 
 #[tokio::test]
-async fn a_full_queue_accepts_nothing() {
+async fn full_queue_rejects_requests() {
     on_both(&[("MUSTER_QUEUE_MAX_LENGTH", "3")], async |bench| {
         let caller = bench.caller().await;
         let (mut sent, mut refused) = (Vec::new(), None);
@@ -255,7 +255,7 @@ async fn a_full_queue_accepts_nothing() {
             }
         }
         let (refused, result) = refused.unwrap();
-        assert_eq!(result, Err(CallError::NotAccepted));
+        assert_eq!(result, Err(RpcError::Rejected));
         assert!(sent.len() >= 3, "refused after {}", sent.len());
 
         let (answering, seen) = answering(bench.inbox(ROOM).await);
@@ -263,7 +263,7 @@ async fn a_full_queue_accepts_nothing() {
         for sent in sent {
             // One that was sent just before may have been refused late.
             let (id, result) = (sent.id, sent.result.await.unwrap());
-            if result != Err(CallError::NotAccepted) {
+            if result != Err(RpcError::Rejected) {
                 assert_eq!(result, Ok(outcome_of(&id)));
                 accepted.push(id);
             }
@@ -287,7 +287,7 @@ async fn a_full_queue_accepts_nothing() {
 }
 
 #[tokio::test]
-async fn prefetch_bounds_what_is_held_of_each_door() {
+async fn prefetch_limits_each_queue_separately() {
     on_both(&[], async |bench| {
         let caller = bench.caller().await;
         let mut inbox = bench.inbox(Prefetch { interactive: 3, bulk: 1, profile: 1 }).await;
@@ -297,7 +297,7 @@ async fn prefetch_bounds_what_is_held_of_each_door() {
 
         let owner = send(&caller, profile());
         let delivery = next(&mut inbox).await;
-        assert_eq!(delivery.message().door, Door::Profile, "one door does not block the other");
+        assert_eq!(delivery.message().queue, QueueKind::Profile, "one door does not block the other");
         reply(delivery).await;
         owner.gets_its_reply().await;
 
@@ -316,14 +316,14 @@ async fn prefetch_bounds_what_is_held_of_each_door() {
 }
 
 #[tokio::test]
-async fn what_is_handed_back_goes_to_another_inbox() {
+async fn requeued_message_goes_to_another_consumer() {
     on_both(&[], async |bench| {
         let caller = bench.caller().await;
         let mut first = bench.inbox(ROOM).await;
         let sent = send(&caller, registration());
         let delivery = next(&mut first).await;
         first.stop().await;
-        delivery.hand_back().await;
+        delivery.requeue().await;
 
         let mut second = bench.inbox(ROOM).await;
         let delivery = next(&mut second).await;
@@ -337,14 +337,14 @@ async fn what_is_handed_back_goes_to_another_inbox() {
 }
 
 #[tokio::test]
-async fn a_stop_returns_what_was_not_handed_out_and_leaves_the_rest_to_be_settled() {
+async fn stopped_consumer_requeues_undelivered_messages() {
     on_both(&[], async |bench| {
         let caller = bench.caller().await;
         let mut first = bench.inbox(ROOM).await;
         let sent: Vec<Sent> = (0..8).map(|_| send(&caller, registration())).collect();
         let held = take(&mut first, 2).await;
         first.stop().await;
-        assert!(first.next().await.is_none());
+        assert!(first.recv().await.is_none());
 
         let mut second = bench.inbox(ROOM).await;
         let rest = take(&mut second, 6).await;
@@ -360,7 +360,7 @@ async fn a_stop_returns_what_was_not_handed_out_and_leaves_the_rest_to_be_settle
 }
 
 #[tokio::test]
-async fn inboxes_share_the_load() {
+async fn consumers_share_the_messages() {
     on_both(&[], async |bench| {
         let caller = bench.caller().await;
         let one_each = Prefetch { interactive: 1, bulk: 1, profile: 1 };
@@ -377,7 +377,7 @@ async fn inboxes_share_the_load() {
 }
 
 #[tokio::test]
-async fn an_abandoned_call_disturbs_no_other() {
+async fn abandoned_request_affects_no_other() {
     on_both(&[], async |bench| {
         let (caller, mut inbox) = (bench.caller().await, bench.inbox(ROOM).await);
         let mut sent: Vec<Sent> = (0..10).map(|_| send(&caller, registration())).collect();
@@ -399,14 +399,14 @@ async fn an_abandoned_call_disturbs_no_other() {
 }
 
 #[tokio::test]
-async fn waiting_for_the_next_can_be_given_up_at_any_time() {
+async fn recv_is_cancel_safe() {
     on_both(&[], async |bench| {
         let (caller, mut inbox) = (bench.caller().await, bench.inbox(ROOM).await);
         let sent: Vec<Sent> = (0..50).map(|_| send(&caller, registration())).collect();
         let mut handed_out = 0;
         while handed_out < 50 {
             // Polled once, then dropped, again and again.
-            let polled = futures_util::FutureExt::now_or_never(inbox.next());
+            let polled = futures_util::FutureExt::now_or_never(inbox.recv());
             match polled {
                 Some(delivery) => {
                     reply(delivery.unwrap()).await;
@@ -421,17 +421,17 @@ async fn waiting_for_the_next_can_be_given_up_at_any_time() {
 }
 
 #[tokio::test]
-async fn after_the_close_calls_fail() {
+async fn requests_fail_after_close() {
     on_both(&[], async |bench| {
         let (caller, mut inbox) = (bench.caller().await, bench.inbox(ROOM).await);
         let waiting = send(&caller, registration());
         let delivery = next(&mut inbox).await;
         caller.close().await;
-        assert_eq!(waiting.result.await.unwrap(), Err(CallError::Unknown));
+        assert_eq!(waiting.result.await.unwrap(), Err(RpcError::Indeterminate));
         // Nobody is there to be told; that is no reason to fail.
         reply(delivery).await;
         eventually("the closed end to refuse", async || {
-            caller.call(registration()).await == Err(CallError::NotAccepted)
+            caller.request(registration()).await == Err(RpcError::Rejected)
         })
         .await;
     })

@@ -3,20 +3,20 @@
 
 use futures_util::StreamExt;
 use lapin::options::BasicGetOptions;
-use muster::signup::Outcome;
+use muster::domain::Outcome;
 use serde_json::{Value, json};
 
 use crate::support::broker::{
-    Broker, DIRECT_REPLY, Replies, are_registered, headers, registration, text_header,
+    Broker, DIRECT_REPLY, Replies, wait_for_registered, headers, registration, text_header,
 };
 use crate::support::muster::eventually;
 use crate::support::services::{amqp_url, unique};
-use crate::support::{PAIRS, Pair, QueueKind, Setup, StoreKind};
+use crate::support::{PAIRS, Pair, QueueAdapter, Setup, StoreAdapter};
 
 /// RabbitMQ with every store.
 async fn on_every_store(test: impl AsyncFn(Setup)) {
-    let rabbit = PAIRS.into_iter().filter(|pair| pair.0 == QueueKind::Rabbit);
-    for pair in rabbit.filter(|pair| pair.is_there()) {
+    let rabbit = PAIRS.into_iter().filter(|pair| pair.0 == QueueAdapter::Rabbit);
+    for pair in rabbit.filter(|pair| pair.is_available()) {
         println!("on {pair:?}");
         test(Setup::new(pair)).await;
     }
@@ -43,18 +43,18 @@ impl Producer {
         Self { broker, replies, exchange: setup.namespace().to_owned() }
     }
 
-    async fn register(&mut self, door: &str, id: &str, document: &Value) -> Outcome {
+    async fn register(&mut self, queue: &str, id: &str, document: &Value) -> Outcome {
         let correlation = unique("call");
         let properties = registration("flat-name")
             .with_message_id(id.into())
             .with_correlation_id(correlation.as_str().into())
             .with_reply_to(DIRECT_REPLY.into());
-        let properties = match door {
+        let properties = match queue {
             "bulk" => properties,
             _ => properties.with_expiration("30000".into()),
         };
         let body = document.to_string();
-        self.broker.publish(&self.exchange, door, properties, body.as_bytes()).await;
+        self.broker.publish(&self.exchange, queue, properties, body.as_bytes()).await;
         let reply = self.replies.next().await.unwrap().unwrap();
         assert_eq!(reply.properties.message_id().as_ref().unwrap().as_str(), id);
         let answered = reply.properties.correlation_id().as_ref().unwrap().to_string();
@@ -64,21 +64,21 @@ impl Producer {
 }
 
 #[tokio::test]
-async fn a_message_that_comes_twice_gets_the_first_success_again() {
+async fn repeated_message_gets_the_first_success() {
     on_every_store(async |setup| {
         let muster = setup.start().await;
         let mut producer = Producer::new(&setup).await;
-        for (door, tokens) in [("interactive", true), ("bulk", false)] {
+        for (queue, tokens) in [("interactive", true), ("bulk", false)] {
             let (id, document) = (unique("row"), document());
             let mut first_user = None;
             for replay in [false, true, true] {
-                let outcome = producer.register(door, &id, &document).await;
+                let outcome = producer.register(queue, &id, &document).await;
                 let Outcome::Registered { user, token, replayed, .. } = outcome else {
-                    panic!("{door}: {outcome:?}")
+                    panic!("{queue}: {outcome:?}")
                 };
-                assert_eq!(replayed, replay, "{door}");
-                assert_eq!(*first_user.get_or_insert_with(|| user.clone()), user, "{door}");
-                assert_eq!(token.is_some(), tokens, "{door}");
+                assert_eq!(replayed, replay, "{queue}");
+                assert_eq!(*first_user.get_or_insert_with(|| user.clone()), user, "{queue}");
+                assert_eq!(token.is_some(), tokens, "{queue}");
                 if let Some(token) = token {
                     let bearer = format!("Bearer {token}");
                     let headers = [("authorization", bearer.as_str())];
@@ -92,14 +92,14 @@ async fn a_message_that_comes_twice_gets_the_first_success_again() {
 }
 
 #[tokio::test]
-async fn an_id_is_not_used_for_another_registration() {
+async fn different_registration_under_a_used_id_is_rejected() {
     on_every_store(async |setup| {
         let _muster = setup.start().await;
         let mut producer = Producer::new(&setup).await;
-        for door in ["interactive", "bulk"] {
+        for queue in ["interactive", "bulk"] {
             let (id, document) = (unique("row"), document());
-            let first = producer.register(door, &id, &document).await;
-            assert_eq!(first.word(), "registered", "{door}");
+            let first = producer.register(queue, &id, &document).await;
+            assert_eq!(first.label(), "registered", "{queue}");
             let another = |field: &str, value: &str| {
                 let mut other = document.clone();
                 other[field] = json!(value);
@@ -111,35 +111,35 @@ async fn an_id_is_not_used_for_another_registration() {
                 another("email", &format!("{}@example.com", unique("jim"))),
                 self::document(),
             ] {
-                let outcome = producer.register(door, &id, &other).await;
-                assert_eq!(outcome.word(), "key_reused", "{door}: {other}");
+                let outcome = producer.register(queue, &id, &other).await;
+                assert_eq!(outcome.label(), "key_reused", "{queue}: {other}");
             }
             // Under an id of its own the same document is somebody else's, and the address taken.
-            let outcome = producer.register(door, &unique("row"), &document).await;
-            assert_eq!(outcome.word(), "duplicate", "{door}");
+            let outcome = producer.register(queue, &unique("row"), &document).await;
+            assert_eq!(outcome.label(), "duplicate", "{queue}");
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_a_killed_worker_was_hashing_another_finishes() {
+async fn message_of_a_worker_killed_while_hashing_is_redelivered() {
     on_every_store(async |setup: Setup| {
         // Expensive enough that the worker is killed while it hashes.
-        let setup = setup.with("MUSTER_BCRYPT_COST", "14").with("MUSTER_FRONT_DEADLINE", "60s");
+        let setup = setup.with("MUSTER_BCRYPT_COST", "14").with("MUSTER_FRONT_REQUEST_TIMEOUT", "60s");
         let front = setup.start_role("front").await;
         let mut doomed = setup.start_role("worker").await;
         let (client, body) = (front.client().clone(), document());
         let request = tokio::spawn(async move { client.post("/users/register", &body).await });
         doomed.wait_for_log(|line| line.contains("hashing")).await;
         doomed.signal("KILL");
-        assert!(!doomed.ended().await.success());
+        assert!(!doomed.wait_for_exit().await.success());
 
         let second = setup.start_role("worker").await;
-        let answer = request.await.unwrap();
-        assert_eq!(answer.status, 201, "{:?}", answer.json());
-        let answer = answer.json();
-        let bearer = format!("Bearer {}", answer["data"]["token"].as_str().unwrap());
+        let response = request.await.unwrap();
+        assert_eq!(response.status, 201, "{:?}", response.json());
+        let response = response.json();
+        let bearer = format!("Bearer {}", response["data"]["token"].as_str().unwrap());
         let profile =
             front.client().get("/users/profile", &[("authorization", bearer.as_str())]).await;
         assert_eq!(profile.status, 200, "{:?}", profile.json());
@@ -167,7 +167,7 @@ async fn lose(setup: &Setup, queue: &str, times: usize) {
 const GIVEN_UP_AFTER: usize = 8;
 
 #[tokio::test]
-async fn a_row_that_was_only_held_when_connections_were_lost_is_registered() {
+async fn row_held_during_lost_connections_is_registered() {
     let Some(setup) = without_a_worker().await else { return };
     let mut producer = Producer::new(&setup).await;
     let (id, document) = (unique("row"), document());
@@ -181,7 +181,7 @@ async fn a_row_that_was_only_held_when_connections_were_lost_is_registered() {
 }
 
 #[tokio::test]
-async fn a_row_that_is_lost_again_after_its_second_chance_is_poison() {
+async fn row_lost_again_after_its_requeue_is_poison() {
     let Some(setup) = without_a_worker().await else { return };
     let (broker, own) = (Broker::connect().await, url::Url::parse(&amqp_url().unwrap()).unwrap());
     // As a worker puts it back.
@@ -199,7 +199,7 @@ async fn a_row_that_is_lost_again_after_its_second_chance_is_poison() {
 }
 
 #[tokio::test]
-async fn a_row_that_takes_workers_down_takes_no_other_row_with_it() {
+async fn poison_row_is_dead_lettered_alone() {
     let Some(setup) = without_a_worker().await else { return };
     // Long enough to be killed over.
     let setup = setup.with("MUSTER_BCRYPT_COST", "11");
@@ -227,12 +227,12 @@ async fn a_row_that_takes_workers_down_takes_no_other_row_with_it() {
             break worker;
         }
         worker.signal("KILL");
-        assert!(!worker.ended().await.success());
+        assert!(!worker.wait_for_exit().await.success());
         deaths += 1;
     };
     assert!((3..=12).contains(&deaths), "given up after {deaths}");
     // Who was stored or answered when its worker went down is answered again.
-    are_registered(&mut replies, OTHERS).await;
+    wait_for_registered(&mut replies, OTHERS).await;
     let dead = broker.fetch(&format!("{}.dead", setup.namespace())).await;
     assert_eq!(dead.properties.message_id().as_ref().unwrap().as_str(), killer);
     assert_eq!(text_header(&dead.properties, "reason").as_deref(), Some("poison"));
@@ -240,8 +240,8 @@ async fn a_row_that_takes_workers_down_takes_no_other_row_with_it() {
 
 /// Queues of its own, and nobody who consumes them.
 async fn without_a_worker() -> Option<Setup> {
-    let pair = Pair(QueueKind::Rabbit, StoreKind::File);
-    if !pair.is_there() {
+    let pair = Pair(QueueAdapter::Rabbit, StoreAdapter::File);
+    if !pair.is_available() {
         return None;
     }
     let setup = Setup::new(pair);

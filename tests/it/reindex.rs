@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bson::doc;
 use mongodb::Collection;
-use muster::signup::{
-    Candidate, ContractId, Email, MessageId, Millis, Origin, Record, RegistrationId, UserId,
+use muster::domain::{
+    ValidSignup, ContractId, Email, MessageId, Millis, Origin, StoredUser, RegistrationId, UserId,
 };
 use muster::store::{self, Inserted, PrepareError, Store};
 use muster::telemetry::Health;
@@ -14,9 +14,9 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
-use crate::support::command::{Ended, run};
+use crate::support::command::{CommandOutput, run};
 use crate::support::muster::eventually;
-use crate::support::{Pair, QueueKind, Setup, StoreKind};
+use crate::support::{Pair, QueueAdapter, Setup, StoreAdapter};
 
 type Key = [u8; 12];
 const USERS: TableDefinition<'_, Key, &[u8]> = TableDefinition::new("users");
@@ -27,7 +27,7 @@ async fn open(setup: &Setup) -> Arc<dyn Store> {
     let mut opened = None;
     // The thread of an embedded store ends with it, but not at the same moment.
     eventually("the store to be let go", async || {
-        let part = Health::default().part("store");
+        let part = Health::default().component("store");
         opened = store::open(&setup.settings().store, &part).await.ok();
         opened.is_some()
     })
@@ -35,22 +35,22 @@ async fn open(setup: &Setup) -> Arc<dyn Store> {
     opened.unwrap()
 }
 
-fn record(address: &str) -> Record {
+fn record(address: &str) -> StoredUser {
     let contract = ContractId::Register;
-    let candidate = Candidate {
+    let candidate = ValidSignup {
         contract,
         username: None,
         email: Some(Email::new(address.to_owned()).unwrap()),
         fullname: None,
         password: SecretString::from("never stored").into(),
     };
-    let id = RegistrationId::of(&Origin::Http, contract, &MessageId::random());
-    Record::new(&candidate, id, "$2b$04$abcdefghijklmnopqrstuv".into(), Millis(1_700_000_000_123))
+    let id = RegistrationId::derive(&Origin::Http, contract, &MessageId::random());
+    StoredUser::new(&candidate, id, "$2b$04$abcdefghijklmnopqrstuv".into(), Millis(1_700_000_000_123))
 }
 
 /// A user as the older rule has stored it: the key is the address in lower case.
 async fn insert_old(store: &dyn Store, address: &str) -> UserId {
-    let record = Record { email_key: Some(address.to_lowercase()), ..record(address) };
+    let record = StoredUser { email_key: Some(address.to_lowercase()), ..record(address) };
     assert_eq!(store.insert(record.clone()).await, Ok(Inserted::Done));
     record.user.id
 }
@@ -66,8 +66,8 @@ fn file(setup: &Setup) -> Database {
 }
 
 /// Takes away what an older muster did not write: the versions.
-async fn forget_versions(setup: &Setup, kind: StoreKind) {
-    if kind == StoreKind::Mongo {
+async fn forget_versions(setup: &Setup, kind: StoreAdapter) {
+    if kind == StoreAdapter::Mongo {
         let users = users(setup).await;
         let unset = doc! { "$unset": { "emailKeyVersion": "" } };
         users.update_many(doc! {}, unset).await.unwrap();
@@ -98,8 +98,8 @@ async fn forget_versions(setup: &Setup, kind: StoreKind) {
     transaction.commit().unwrap();
 }
 
-async fn remove(setup: &Setup, kind: StoreKind, id: UserId, key: &str) {
-    if kind == StoreKind::Mongo {
+async fn remove(setup: &Setup, kind: StoreAdapter, id: UserId, key: &str) {
+    if kind == StoreAdapter::Mongo {
         users(setup).await.delete_one(doc! { "_id": id.0 }).await.unwrap();
         return;
     }
@@ -110,8 +110,8 @@ async fn remove(setup: &Setup, kind: StoreKind, id: UserId, key: &str) {
     transaction.commit().unwrap();
 }
 
-async fn version_of(setup: &Setup, kind: StoreKind, id: UserId) -> (Option<i32>, String) {
-    let user = if kind == StoreKind::Mongo {
+async fn version_of(setup: &Setup, kind: StoreAdapter, id: UserId) -> (Option<i32>, String) {
+    let user = if kind == StoreAdapter::Mongo {
         users(setup).await.find_one(doc! { "_id": id.0 }).await.unwrap().unwrap()
     } else {
         let database = file(setup);
@@ -122,7 +122,7 @@ async fn version_of(setup: &Setup, kind: StoreKind, id: UserId) -> (Option<i32>,
     (user.get_i32("emailKeyVersion").ok(), user.get_str("emailKey").unwrap().to_owned())
 }
 
-async fn reindex(setup: &Setup, flags: &[&str]) -> (Ended, Value) {
+async fn reindex(setup: &Setup, flags: &[&str]) -> (CommandOutput, Value) {
     let ended = run(setup, &[&["reindex", "--json"], flags].concat()).await;
     for address in ["ann@", "carl@", "σς"] {
         assert!(!ended.stdout.contains(address), "not masked: {}", ended.stdout);
@@ -140,16 +140,16 @@ async fn finding(setup: &Setup) -> Option<String> {
 
 #[tokio::test]
 async fn keys_of_an_older_rule_are_refused_shown_and_changed() {
-    for kind in [StoreKind::File, StoreKind::Mongo] {
-        let pair = Pair(QueueKind::Local, kind);
-        if pair.is_there() {
+    for kind in [StoreAdapter::File, StoreAdapter::Mongo] {
+        let pair = Pair(QueueAdapter::Local, kind);
+        if pair.is_available() {
             println!("on {kind:?}");
             keys_are_changed(&Setup::new(pair), kind).await;
         }
     }
 }
 
-async fn keys_are_changed(setup: &Setup, kind: StoreKind) {
+async fn keys_are_changed(setup: &Setup, kind: StoreAdapter) {
     let store = open(setup).await;
     store.prepare().await.unwrap();
     let ann = insert_old(&*store, "ann@bücher.example").await;
@@ -220,7 +220,7 @@ async fn keys_are_changed(setup: &Setup, kind: StoreKind) {
     assert_eq!((ended.code, &report["changed"]), (Some(0), &json!(1)), "{report}");
     assert_eq!(reindex(setup, &[]).await.1["outdated"], 0);
     assert_eq!(finding(setup).await.as_deref(), Some("ok"));
-    let text = run(setup, &["reindex"]).await.printed();
+    let text = run(setup, &["reindex"]).await.expect_stdout();
     assert!(text.starts_with("0 users with a key of an older rule"), "{text}");
 }
 
@@ -232,7 +232,7 @@ async fn two_old_users_of_one_mailbox_conflict_in_a_dry_run_too() {
     insert_old(&*store, "ann@bücher.example").await;
     insert_old(&*store, "ann@ｂücher.example").await;
     drop(store);
-    forget_versions(&setup, StoreKind::File).await;
+    forget_versions(&setup, StoreAdapter::File).await;
     let (_, report) = reindex(&setup, &[]).await;
     assert_eq!(report["changed"], 1, "{report}");
     assert_eq!(report["conflicts"].as_array().unwrap().len(), 1, "{report}");

@@ -4,13 +4,13 @@
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use muster::app::App;
-use muster::signup::{Clock, Outcome};
+use muster::domain::{Clock, Outcome};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::flow::five_requests;
 use crate::support::broker::{Broker, DIRECT_REPLY, registration};
-use crate::support::http::Answer;
+use crate::support::http::HttpResponse;
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Client, Muster, PAIRS, Setup};
@@ -24,13 +24,13 @@ fn with_window(setup: Setup) -> Setup {
 /// What a duplicate is in each of the five requests' contracts.
 const DUPLICATES: [u16; 5] = [403, 400, 409, 400, 409];
 
-fn is_replayed(answer: &Answer) -> bool {
-    answer.header("idempotency-replayed") == Some("true")
+fn is_replayed(response: &HttpResponse) -> bool {
+    response.header("idempotency-replayed") == Some("true")
 }
 
 /// An answer's body without what differs between two of the same success.
-fn without_token(answer: &Answer) -> Value {
-    let mut body = answer.json();
+fn without_token(response: &HttpResponse) -> Value {
+    let mut body = response.json();
     for parent in ["", "/data"] {
         if let Some(Value::Object(members)) = body.pointer_mut(parent) {
             members.remove("token");
@@ -47,8 +47,8 @@ fn changed(document: &Value, pointer: &str, text: &str) -> Value {
 }
 
 #[tokio::test]
-async fn same_form_again_is_the_first_success() {
-    for pair in PAIRS.into_iter().filter(|pair| pair.is_there()) {
+async fn repeated_signup_gets_the_first_success() {
+    for pair in PAIRS.into_iter().filter(|pair| pair.is_available()) {
         let muster = with_window(Setup::new(pair)).start().await;
         let client = muster.client();
         for ((path, body, token), duplicate) in five_requests().into_iter().zip(DUPLICATES) {
@@ -82,15 +82,15 @@ async fn same_form_again_is_the_first_success() {
                 },
             ];
             for other in others {
-                let answer = client.post(path, &other).await;
-                assert_eq!((answer.status, is_replayed(&answer)), (duplicate, false), "{path}");
+                let response = client.post(path, &other).await;
+                assert_eq!((response.status, is_replayed(&response)), (duplicate, false), "{path}");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn window_is_off_by_default() {
+async fn replay_window_is_off_by_default() {
     let muster = Setup::embedded().start().await;
     for ((path, body, _), duplicate) in five_requests().into_iter().zip(DUPLICATES) {
         assert_eq!(muster.client().post(path, &body).await.status, 201);
@@ -100,23 +100,23 @@ async fn window_is_off_by_default() {
 }
 
 #[tokio::test]
-async fn double_click_makes_one_user_and_two_successes() {
-    for pair in PAIRS.into_iter().filter(|pair| pair.is_there()) {
+async fn double_click_creates_one_user_and_gets_two_successes() {
+    for pair in PAIRS.into_iter().filter(|pair| pair.is_available()) {
         let muster = with_window(Setup::new(pair)).start().await;
         for _ in 0..5 {
             for (path, body, _) in five_requests() {
                 let clicks = join_all((0..2).map(|_| muster.client().post(path, &body))).await;
-                let statuses: Vec<u16> = clicks.iter().map(|answer| answer.status).collect();
+                let statuses: Vec<u16> = clicks.iter().map(|response| response.status).collect();
                 assert_eq!(statuses, [201, 201], "{pair:?} {path}");
                 assert_eq!(without_token(&clicks[0]), without_token(&clicks[1]), "{path}");
-                assert_eq!(clicks.iter().filter(|answer| is_replayed(answer)).count(), 1);
+                assert_eq!(clicks.iter().filter(|response| is_replayed(response)).count(), 1);
             }
         }
     }
 }
 
 /// Registers with a muster whose clock differs by so many milliseconds, and stops it.
-async fn register_at(setup: &Setup, skew: i64, path: &str, body: &Value) -> Answer {
+async fn register_at(setup: &Setup, skew: i64, path: &str, body: &Value) -> HttpResponse {
     // The data file of the one before is open until its last thread ends.
     let mut app = None;
     eventually("the data file is closed", async || {
@@ -128,10 +128,10 @@ async fn register_at(setup: &Setup, skew: i64, path: &str, body: &Value) -> Answ
     let client = Client::new(app.addresses().front.unwrap().to_string());
     let (stop, stopped) = oneshot::channel::<()>();
     let running = tokio::spawn(app.run_until(async { drop(stopped.await) }));
-    let answer = client.post(path, body).await;
+    let response = client.post(path, body).await;
     stop.send(()).unwrap();
     running.await.unwrap();
-    answer
+    response
 }
 
 #[tokio::test]
@@ -145,8 +145,8 @@ async fn account_older_than_the_window_is_a_duplicate() {
 }
 
 async fn hash_jobs(muster: &Muster) -> u64 {
-    let answer = muster.client().get("/metrics", &[]).await;
-    let text = String::from_utf8(answer.bytes.to_vec()).unwrap();
+    let response = muster.client().get("/metrics", &[]).await;
+    let text = String::from_utf8(response.bytes.to_vec()).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("muster_hash_jobs_total "));
     line.unwrap().parse().unwrap()
 }
@@ -171,7 +171,7 @@ async fn every_duplicate_within_the_window_costs_a_verification() {
 }
 
 #[tokio::test]
-async fn rate_limits_count_what_is_sent_again() {
+async fn rate_limits_count_repeated_signups() {
     let setup = with_window(Setup::embedded()).with("MUSTER_LIMITS_PER_EMAIL", "2/1h");
     let muster = setup.start().await;
     let (path, body, _) = five_requests().remove(1);
@@ -182,8 +182,8 @@ async fn rate_limits_count_what_is_sent_again() {
 
 /// A producer of AMQP messages knows what it has sent, and must not get tokens for what others did.
 #[tokio::test]
-async fn window_is_not_for_amqp_producers() {
-    if !PRODUCTION.is_there() {
+async fn replay_window_does_not_apply_to_amqp() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = with_window(Setup::new(PRODUCTION));
@@ -204,7 +204,7 @@ async fn window_is_not_for_amqp_producers() {
     broker.publish(setup.namespace(), "interactive", properties, document.as_bytes()).await;
     let reply = replies.next().await.unwrap().unwrap();
     let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
-    assert_eq!(outcome.word(), "duplicate");
+    assert_eq!(outcome.label(), "duplicate");
     // The window is open all the same.
     assert!(is_replayed(&muster.client().post("/register", &body).await));
 }

@@ -3,46 +3,46 @@
 
 use futures_util::future::join_all;
 
-use crate::support::Rig;
+use crate::support::Fleet;
 use crate::support::broker::rabbitmqctl;
 use crate::support::command::run;
 use crate::support::muster::eventually;
 use crate::support::services::{command, provided};
 
 /// So that whoever waits for its deadline is noticed.
-const LONG: (&str, &str) = ("MUSTER_FRONT_DEADLINE", "60s");
+const LONG_REQUEST_TIMEOUT: (&str, &str) = ("MUSTER_FRONT_REQUEST_TIMEOUT", "60s");
 
 async fn the_broker_goes_and_comes(how: &str) {
     if provided("TEST_BROKER").is_none() {
         return;
     }
-    let Some(mut rig) = Rig::new(1, 2, &[LONG]).await else { return };
+    let Some(mut fleet) = Fleet::new(1, 2, &[LONG_REQUEST_TIMEOUT]).await else { return };
     // What is accepted lies in the queue, whatever its clients are told.
-    let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-    let asked: Vec<_> = (0..10).map(|_| ledger.registration()).collect();
-    let answers = join_all(asked.iter().map(|asked| ledger.ask(&client, asked)));
+    let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
+    let registration: Vec<_> = (0..10).map(|_| ledger.registration()).collect();
+    let responses = join_all(registration.iter().map(|registration| ledger.register(&client, registration)));
     let stopped = async {
-        eventually("all to wait", async || rig.messages("interactive").await >= 10).await;
+        eventually("all to wait", async || fleet.messages("interactive").await >= 10).await;
         command("TEST_BROKER", &[how]).await.unwrap();
     };
-    let (answers, ()) = tokio::join!(answers, stopped);
-    assert!(answers.into_iter().all(|answer| answer.unwrap().status == 500));
+    let (responses, ()) = tokio::join!(responses, stopped);
+    assert!(responses.into_iter().all(|response| response.unwrap().status == 500));
     command("TEST_BROKER", &["start"]).await.unwrap();
-    rig.fronts[0].is_ready(true).await;
+    fleet.fronts[0].wait_for_readiness(true).await;
     // Counted when the queue has its leader again, and nobody sends any that is missing. A probe of the front may be
     // among them.
-    eventually("all to be there again", async || rig.messages("interactive").await >= 10).await;
-    for worker in &mut rig.workers {
+    eventually("all to be there again", async || fleet.messages("interactive").await >= 10).await;
+    for worker in &mut fleet.workers {
         worker.start().await;
     }
-    eventually("all to be registered", async || rig.users().await.len() == 10).await;
+    eventually("all to be registered", async || fleet.users().await.len() == 10).await;
 
-    rig.under_load(async |rig| {
+    fleet.under_load(async |fleet| {
         command("TEST_BROKER", &[how]).await.unwrap();
-        rig.fronts[0].is_ready(false).await;
+        fleet.fronts[0].wait_for_readiness(false).await;
         command("TEST_BROKER", &["start"]).await.unwrap();
-        for node in rig.fronts.iter().chain(&rig.workers) {
-            node.is_ready(true).await;
+        for node in fleet.fronts.iter().chain(&fleet.workers) {
+            node.wait_for_readiness(true).await;
         }
     })
     .await;
@@ -50,28 +50,28 @@ async fn the_broker_goes_and_comes(how: &str) {
 
 #[tokio::test]
 #[ignore = "restarts the broker: ./tests/run runs it alone"]
-async fn a_broker_that_is_stopped_keeps_what_it_took() {
+async fn broker_stop_keeps_accepted_messages() {
     the_broker_goes_and_comes("stop").await;
 }
 
 #[tokio::test]
 #[ignore = "kills the broker: ./tests/run runs it alone"]
-async fn a_broker_that_is_killed_keeps_what_it_took() {
+async fn broker_kill_keeps_accepted_messages() {
     the_broker_goes_and_comes("kill").await;
 }
 
 #[tokio::test]
 #[ignore = "kills the store: ./tests/run runs it alone"]
-async fn a_store_that_is_killed_comes_back_with_every_user() {
+async fn store_kill_loses_no_user() {
     if provided("TEST_STORE").is_none() {
         return;
     }
-    let Some(rig) = Rig::running(&[LONG]).await else { return };
-    rig.under_load(async |rig| {
+    let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
+    fleet.under_load(async |fleet| {
         command("TEST_STORE", &["stop"]).await.unwrap();
-        let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-        let asked = ledger.registration();
-        assert_eq!(ledger.ask(&client, &asked).await.unwrap().status, 500);
+        let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
+        let registration = ledger.registration();
+        assert_eq!(ledger.register(&client, &registration).await.unwrap().status, 500);
         command("TEST_STORE", &["start"]).await.unwrap();
     })
     .await;
@@ -79,27 +79,27 @@ async fn a_store_that_is_killed_comes_back_with_every_user() {
 
 #[tokio::test]
 #[ignore = "raises the broker's alarm: ./tests/run runs it alone"]
-async fn a_broker_with_an_alarm_is_told_at_once_and_waited_for() {
+async fn broker_alarm_gets_503_until_it_ends() {
     if provided("RABBITMQCTL").is_none() {
         return;
     }
-    let Some(rig) = Rig::running(&[LONG]).await else { return };
-    rig.under_load(async |rig| {
+    let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
+    fleet.under_load(async |fleet| {
         rabbitmqctl(&["-q", "set_vm_memory_high_watermark", "0.0001"]).await.unwrap();
         // The broker tells it to connections that publish.
-        rig.fronts[0].is_ready(false).await;
+        fleet.fronts[0].wait_for_readiness(false).await;
         if let Some(url) = provided("MANAGEMENT_URL") {
-            let told = run(&rig.setup, &["doctor", "--role", "front", "--management", &url]).await;
+            let told = run(&fleet.setup, &["doctor", "--role", "front", "--management", &url]).await;
             assert_eq!(told.code, Some(3));
             assert!(told.stdout.contains("broker alarms: memory on "), "{}", told.stdout);
         }
-        let (client, ledger) = (rig.fronts[0].client(), rig.ledger.clone());
-        let asked = ledger.registration();
-        let answer = ledger.ask(&client, &asked).await.unwrap();
-        assert_eq!(answer.status, 503);
-        assert!(answer.header("retry-after").is_some());
+        let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
+        let registration = ledger.registration();
+        let response = ledger.register(&client, &registration).await.unwrap();
+        assert_eq!(response.status, 503);
+        assert!(response.header("retry-after").is_some());
         rabbitmqctl(&["-q", "set_vm_memory_high_watermark", "0.4"]).await.unwrap();
-        rig.fronts[0].is_ready(true).await;
+        fleet.fronts[0].wait_for_readiness(true).await;
     })
     .await;
 }

@@ -5,11 +5,11 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use serde_json::json;
 
-use crate::support::Rig;
+use crate::support::Fleet;
 use crate::support::broker::{Broker, DIRECT_REPLY, headers, registration, text_header};
 use crate::support::ledger::PASSWORD;
 use crate::support::muster::eventually;
-use crate::support::raw_producer::{RawProducer, deepest, long, nested, one_header, short};
+use crate::support::raw_producer::{RawProducer, max_levels, long, nested, one_header, short};
 use crate::support::services::unique;
 
 /// Values of every type a header can have.
@@ -67,8 +67,8 @@ fn odd_bodies() -> Vec<Vec<u8>> {
 
 #[tokio::test]
 async fn malformed_messages_are_put_aside_and_stop_nobody() {
-    let Some(mut rig) = Rig::running(&[]).await else { return };
-    let namespace = rig.setup.namespace().to_owned();
+    let Some(mut fleet) = Fleet::running(&[]).await else { return };
+    let namespace = fleet.setup.namespace().to_owned();
     let sender = async {
         let broker = Broker::connect().await;
         let _replies = broker.direct_replies().await;
@@ -79,10 +79,10 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
                 .clone()
                 .with_reply_to(DIRECT_REPLY.into())
                 .with_expiration("30000".into());
-            broker.publish_anything(&namespace, "bulk", properties, &body).await;
-            broker.publish_anything(&namespace, "interactive", asking.clone(), &body).await;
+            broker.publish_unchecked(&namespace, "bulk", properties, &body).await;
+            broker.publish_unchecked(&namespace, "interactive", asking.clone(), &body).await;
             let asking = asking.with_type("profile".into());
-            broker.publish_anything(&namespace, "profile", asking, &body).await;
+            broker.publish_unchecked(&namespace, "profile", asking, &body).await;
             count += 1;
         }
         let names = [
@@ -90,7 +90,7 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
             "deadline-ms",
             "sent-at-ms",
             "attempt",
-            "fresh",
+            "new-key",
             "producer",
             "reply-to",
             "sealed",
@@ -107,7 +107,7 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
                     .with_message_id(unique("odd").into())
                     .with_reply_to(DIRECT_REPLY.into())
                     .with_expiration("30000".into());
-                broker.publish_anything(&namespace, "interactive", properties, b"{}").await;
+                broker.publish_unchecked(&namespace, "interactive", properties, b"{}").await;
                 count += 1;
             }
         }
@@ -119,27 +119,27 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
             registration("flat-name").with_priority(255).with_message_id("p".into()),
             registration("flat-name").with_content_encoding("gzip".into()),
         ] {
-            broker.publish_anything(&namespace, "bulk", properties, b"{}").await;
+            broker.publish_unchecked(&namespace, "bulk", properties, b"{}").await;
         }
         eventually("all to be settled", async || {
-            rig.messages("bulk").await + rig.messages("interactive").await == 0
+            fleet.messages("bulk").await + fleet.messages("interactive").await == 0
         })
         .await;
         count
     };
-    let load = rig.ledger.drive(&rig.addresses, 4);
+    let load = fleet.ledger.start_load(&fleet.addresses, 4);
     assert!(sender.await > 100);
-    rig.ledger.goes_on(20).await;
+    fleet.ledger.wait_for_created(20).await;
     load.finish().await;
-    rig.settle().await.assert_kept();
-    for worker in &mut rig.workers {
+    fleet.repeat_and_compare().await.assert_consistent();
+    for worker in &mut fleet.workers {
         worker.stop().await;
     }
     // Nothing was left unsettled, or it would be back.
     for queue in ["interactive", "bulk"] {
-        assert_eq!(rig.messages(queue).await, 0, "{queue}");
+        assert_eq!(fleet.messages(queue).await, 0, "{queue}");
     }
-    assert!(rig.messages("dead").await > 0);
+    assert!(fleet.messages("dead").await > 0);
 }
 
 /// Properties that the client would refuse or recurse into without end, and what is said of each.
@@ -159,18 +159,18 @@ fn unreadable_properties() -> Vec<(Vec<u8>, &'static str)> {
     for kind in *b"AF" {
         all.push((one_header(b"deep", &nested(kind, 2_000)), DEEP));
         all.push((one_header(b"deep", &nested(kind, 5_000)), DEEP));
-        all.push((one_header(b"deep", &nested(kind, deepest(kind))), LARGE));
+        all.push((one_header(b"deep", &nested(kind, max_levels(kind))), LARGE));
     }
     all
 }
 
 #[tokio::test]
 async fn unreadable_properties_are_dead_lettered_at_the_first_delivery() {
-    let Some(mut rig) = Rig::running(&[]).await else { return };
-    let namespace = rig.setup.namespace().to_owned();
-    let mut producer = RawProducer::of_least_privilege(&namespace).await;
-    let ledger = rig.ledger.clone();
-    let load = ledger.drive(&rig.addresses, 4);
+    let Some(mut fleet) = Fleet::running(&[]).await else { return };
+    let namespace = fleet.setup.namespace().to_owned();
+    let mut producer = RawProducer::with_least_privilege(&namespace).await;
+    let ledger = fleet.ledger.clone();
+    let load = ledger.start_load(&fleet.addresses, 4);
     let mut expected = Vec::new();
     for (properties, reason) in unreadable_properties() {
         for queue in ["interactive", "bulk", "profile"] {
@@ -183,13 +183,13 @@ async fn unreadable_properties_are_dead_lettered_at_the_first_delivery() {
         one_header(b"CC", &[b"A", &long(&[b"S", &long(b"bulk")[..]].concat())[..]].concat());
     producer.publish(&namespace, b"\xff\xfe", &copied, b"{}").await;
     expected.push(("bulk".to_owned(), "no type".to_owned()));
-    ledger.goes_on(20).await;
+    ledger.wait_for_created(20).await;
     eventually("all to be dead letters", async || {
-        rig.messages("dead").await as usize == expected.len()
+        fleet.messages("dead").await as usize == expected.len()
     })
     .await;
     load.finish().await;
-    rig.settle().await.assert_kept();
+    fleet.repeat_and_compare().await.assert_consistent();
 
     let (broker, mut found) = (Broker::connect().await, Vec::new());
     while let Some(dead) = broker.fetch_now(&format!("{namespace}.dead")).await {
@@ -202,7 +202,7 @@ async fn unreadable_properties_are_dead_lettered_at_the_first_delivery() {
     assert_eq!(found, expected);
     // No connection was lost over it, and each came once.
     let mut deliveries = 0;
-    for node in rig.workers.iter_mut().chain(&mut rig.fronts) {
+    for node in fleet.workers.iter_mut().chain(&mut fleet.fronts) {
         let output = node.process().output();
         assert!(!output.contains("not ready"), "{output}");
         deliveries += output.matches("an unreadable message was put aside").count();

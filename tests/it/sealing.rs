@@ -7,22 +7,22 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
-use muster::queue::seal::{Letter, Sealer};
-use muster::signup::{Clock, ContractId, MessageId, Millis, Outcome};
+use muster::queue::seal::{SealContext, Sealer};
+use muster::domain::{Clock, ContractId, MessageId, Millis, Outcome};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
 use crate::flow::five_requests;
 use crate::support::broker::{
-    Broker, DIRECT_REPLY, number_header, own_account, own_replies, registration, text_header,
+    Broker, DIRECT_REPLY, number_header, test_account, reply_queue_name, registration, text_header,
 };
 use crate::support::services::{PRODUCTION, unique};
-use crate::support::{Answer, Client, Muster, Pair, QueueKind, Setup, StoreKind};
+use crate::support::{HttpResponse, Client, Muster, Pair, QueueAdapter, Setup, StoreAdapter};
 
 const PASSWORD: &str = "correct horse 7";
-const SEAL_TO: &str = "MUSTER_QUEUE_SEAL_TO";
-const SEAL_KEYS: &str = "MUSTER_QUEUE_SEAL_KEYS";
+const SEAL_TO: &str = "MUSTER_QUEUE_SEAL_PUBLIC_KEY";
+const SEAL_KEYS: &str = "MUSTER_QUEUE_SEAL_PRIVATE_KEYS";
 /// Where another system has its replies.
 const REPLIES: &str = "another.system.";
 
@@ -40,8 +40,8 @@ impl Keys {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         Self {
             id: text(&printed["key_id"]),
-            public: text(&printed["seal_to"]),
-            private: text(&printed["seal_keys"][0]),
+            public: text(&printed["seal_public_key"]),
+            private: text(&printed["seal_private_keys"][0]),
         }
     }
 
@@ -66,12 +66,12 @@ struct Bench {
 impl Bench {
     /// On RabbitMQ, if it is there.
     async fn new(pair: Pair) -> Option<Self> {
-        if !pair.is_there() {
+        if !pair.is_available() {
             return None;
         }
         let setup = Setup::new(pair)
-            .with("MUSTER_QUEUE_REPLY_PREFIX", REPLIES)
-            .with("MUSTER_FRONT_DEADLINE", "60s");
+            .with("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", REPLIES)
+            .with("MUSTER_FRONT_REQUEST_TIMEOUT", "60s");
         Some(Self { setup, broker: Broker::connect().await })
     }
 
@@ -115,13 +115,13 @@ impl Bench {
     async fn publish_bulk(&self, keys: &Keys, id: &str, document: &Value, reply_to: Option<&str>) {
         let (sealer, message) = (keys.sealer(), MessageId::parse(id).unwrap());
         let not_after = Millis(Clock::system().now().0 + 86_400_000);
-        let letter = Letter { contract: ContractId::FlatName, id: &message, reply_to, not_after };
+        let letter = SealContext { contract: ContractId::FlatName, id: &message, reply_to, not_after };
         let body = sealer.seal(&letter, document.to_string().as_bytes()).unwrap();
         let properties = sealed_by(registration("flat-name"), sealer.key_id());
         let properties = properties.with_message_id(id.into());
         let properties = match reply_to {
             Some(queue) => {
-                properties.with_user_id(own_account().into()).with_reply_to(queue.into())
+                properties.with_user_id(test_account().into()).with_reply_to(queue.into())
             }
             None => properties,
         };
@@ -150,7 +150,7 @@ fn document() -> Value {
     })
 }
 
-fn post(client: &Client, document: &Value) -> JoinHandle<Answer> {
+fn post(client: &Client, document: &Value) -> JoinHandle<HttpResponse> {
     let (client, document) = (client.clone(), document.clone());
     tokio::spawn(async move { client.post("/users/register", &document).await })
 }
@@ -195,14 +195,14 @@ async fn keygens_output_is_settings_and_they_register() {
 
     let file = bench.setup.directory().join("keys");
     std::fs::write(&file, format!("{private}\n")).unwrap();
-    bench.set("MUSTER_QUEUE_SEAL_KEYS_FILE", file.to_str().unwrap());
+    bench.set("MUSTER_QUEUE_SEAL_PRIVATE_KEYS_FILE", file.to_str().unwrap());
     bench.set("MUSTER_QUEUE_REQUIRE_SEALED", "true");
     let shown = bench.setup.command(&["config"]).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
-    assert!(shown.contains("seal_keys = [\"***\"]") && !shown.contains(private), "{shown}");
+    assert!(shown.contains("seal_private_keys = [\"***\"]") && !shown.contains(private), "{shown}");
     let worker = bench.setup.start_role("worker").await;
 
-    bench.unset("MUSTER_QUEUE_SEAL_KEYS_FILE");
+    bench.unset("MUSTER_QUEUE_SEAL_PRIVATE_KEYS_FILE");
     bench.set(SEAL_TO, public);
     let front = bench.setup.start_role("front").await;
     let name = json!({ "firstname": "Ann", "lastname": "Lee" });
@@ -226,7 +226,7 @@ async fn keygens_output_is_settings_and_they_register() {
         let other = front.client().post_with_key(path, &other, &key).await;
         assert_eq!(other.status, 422, "{path}: the passwords were compared");
     }
-    for log in [front.output_at_end().await, worker.output_at_end().await] {
+    for log in [front.stop_and_collect_output().await, worker.stop_and_collect_output().await] {
         assert!(!log.contains("in clear") && !log.contains(PASSWORD) && !log.contains(private));
     }
 }
@@ -234,7 +234,7 @@ async fn keygens_output_is_settings_and_they_register() {
 #[tokio::test]
 async fn a_front_without_a_key_says_so_once() {
     let Some(bench) = Bench::new(PRODUCTION).await else { return };
-    let log = bench.setup.start_role("front").await.output_at_end().await;
+    let log = bench.setup.start_role("front").await.stop_and_collect_output().await;
     let told: Vec<&str> = log.lines().filter(|line| line.contains("in clear")).collect();
     assert_eq!(told.len(), 1, "{log}");
     assert!(told[0].contains(SEAL_TO) && told[0].contains("muster keygen"), "{}", told[0]);
@@ -297,7 +297,7 @@ async fn bearer_token_of_a_look_up_is_sealed() {
     let asked = tokio::spawn(async move {
         client.get("/users/profile", &[("authorization", bearer.as_str())]).await
     });
-    let message = bench.broker.fetch_unseen(&bench.named("profile")).await;
+    let message = bench.broker.fetch_unchecked(&bench.named("profile")).await;
     asked.abort();
     assert_eq!(text_header(&message.properties, "sealed"), Some(keys.id.clone()));
     let seen = format!("{} {:?}", String::from_utf8_lossy(&message.data), message.properties);
@@ -315,8 +315,8 @@ async fn a_copied_password_is_of_no_use() {
     let original = bench.fetch("interactive").await;
     let _worker = bench.worker(&[&keys]).await;
 
-    let replies = own_replies(REPLIES);
-    bench.broker.own_queue(&replies).await;
+    let replies = reply_queue_name(REPLIES);
+    bench.broker.declare_exclusive_queue(&replies).await;
     let mut direct = bench.broker.direct_replies().await;
     let (properties, document) = (original.properties.clone(), body(&original));
     let mut other = document.clone();
@@ -324,7 +324,7 @@ async fn a_copied_password_is_of_no_use() {
     let to_eve = properties.clone().with_reply_to(replies.as_str().into());
     let bulk = registration("flat-name")
         .with_message_id(unique("row").into())
-        .with_user_id(own_account().into())
+        .with_user_id(test_account().into())
         .with_reply_to(replies.as_str().into());
     for (door, properties, document) in [
         ("interactive", to_eve.clone(), &document),
@@ -340,8 +340,8 @@ async fn a_copied_password_is_of_no_use() {
 
     // As it was sent, it registers; and nobody else was told anything.
     bench.publish("interactive", properties, &document).await;
-    let answer = waiting.await.unwrap();
-    assert_eq!(answer.status, 201, "{:?}", answer.json());
+    let response = waiting.await.unwrap();
+    assert_eq!(response.status, 201, "{:?}", response.json());
     let options = lapin::options::BasicGetOptions { no_ack: true };
     assert!(bench.broker.channel.basic_get(replies.into(), options).await.unwrap().is_none());
     assert!(futures_util::poll!(futures_util::StreamExt::next(&mut direct)).is_pending());
@@ -360,11 +360,11 @@ async fn keys_are_changed_without_losing_a_message() {
 
     // The old key was taken away too early.
     let mut worker = bench.worker(&[&new]).await;
-    let answer = before.client().post("/users/register", &document()).await;
-    assert_eq!(answer.status, 500);
-    assert!(answer.header("idempotency-key").is_some(), "repeating it is safe");
-    let replies = own_replies(REPLIES);
-    bench.broker.own_queue(&replies).await;
+    let response = before.client().post("/users/register", &document()).await;
+    assert_eq!(response.status, 500);
+    assert!(response.header("idempotency-key").is_some(), "repeating it is safe");
+    let replies = reply_queue_name(REPLIES);
+    bench.broker.declare_exclusive_queue(&replies).await;
     let id = unique("row");
     bench.publish_bulk(&old, &id, &document(), Some(&replies)).await;
     let row = id.clone();
@@ -428,10 +428,10 @@ async fn a_clear_password_is_refused_where_it_must_be_sealed() {
     let clear = || {
         registration("flat-name")
             .with_message_id(unique("row").into())
-            .with_user_id(own_account().into())
+            .with_user_id(test_account().into())
     };
-    let replies = own_replies(REPLIES);
-    bench.broker.own_queue(&replies).await;
+    let replies = reply_queue_name(REPLIES);
+    bench.broker.declare_exclusive_queue(&replies).await;
     // With a key alone, both kinds are taken.
     let worker = bench.worker(&[&keys]).await;
     let properties = clear().with_reply_to(replies.as_str().into());
@@ -452,7 +452,7 @@ async fn a_clear_password_is_refused_where_it_must_be_sealed() {
 
 #[tokio::test]
 async fn keys_that_do_not_fit_are_told_at_start() {
-    let pair = Pair(QueueKind::Rabbit, StoreKind::File);
+    let pair = Pair(QueueAdapter::Rabbit, StoreAdapter::File);
     let Some(mut bench) = Bench::new(pair).await else { return };
     let (keys, others) = (Keys::new(), Keys::new());
     bench.set(SEAL_TO, &keys.public);
@@ -475,5 +475,5 @@ async fn within_a_process_nothing_is_sealed() {
         .with("MUSTER_QUEUE_REQUIRE_SEALED", "true");
     let muster = setup.start().await;
     assert_eq!(muster.client().post("/users/register", &document()).await.status, 201);
-    assert!(!muster.output_at_end().await.contains("in clear"));
+    assert!(!muster.stop_and_collect_output().await.contains("in clear"));
 }

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::support::Rig;
+use crate::support::Fleet;
 use crate::support::proxy::Proxy;
-use crate::support::random::{Random, number, pause};
-use crate::support::rig::Node;
+use crate::support::random::{Random, env_number, pause};
+use crate::support::fleet::ProxiedProcess;
 
 /// Clients at work at any time.
 const CLIENTS: usize = 8;
@@ -17,38 +17,38 @@ const CLIENTS: usize = 8;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes ten minutes"]
 async fn soak() {
-    let seconds = number("SOAK_SECONDS", 600);
-    let seed = number("SOAK_SEED", u64::from(std::process::id()));
+    let seconds = env_number("SOAK_SECONDS", 600);
+    let seed = env_number("SOAK_SEED", u64::from(std::process::id()));
     println!("SOAK_SECONDS={seconds} SOAK_SEED={seed}");
-    let Some(mut rig) = Rig::new(2, 2, &[]).await else { return };
-    for worker in &mut rig.workers {
+    let Some(mut fleet) = Fleet::new(2, 2, &[]).await else { return };
+    for worker in &mut fleet.workers {
         worker.start().await;
     }
     let mut random = Random(seed);
     let mut faults: BTreeMap<String, usize> = BTreeMap::new();
-    let load = rig.ledger.drive(&rig.addresses, CLIENTS);
+    let load = fleet.ledger.start_load(&fleet.addresses, CLIENTS);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(seconds) {
         // Sometimes a second thing breaks before the first is mended.
         let broken: Vec<Fault> = (0..=random.below(2)).map(|_| Fault::any(&mut random)).collect();
         for fault in &broken {
             *faults.entry(fault.name()).or_default() += 1;
-            fault.begin(&mut rig).await;
+            fault.begin(&mut fleet).await;
             tokio::time::sleep(pause(&mut random, 1500)).await;
         }
         tokio::time::sleep(pause(&mut random, 3000)).await;
         for fault in &broken {
-            fault.end(&mut rig).await;
+            fault.end(&mut fleet).await;
         }
         tokio::time::sleep(pause(&mut random, 1000)).await;
     }
     load.finish().await;
-    let figures = rig.settle().await;
-    println!("{} registrations, {} requests", figures.registrations, figures.requests);
-    println!("answers: {:?}", figures.answers);
+    let summary = fleet.repeat_and_compare().await;
+    println!("{} registrations, {} requests", summary.registrations, summary.requests);
+    println!("answers: {:?}", summary.answers);
     println!("faults: {}, {faults:?}", faults.values().sum::<usize>());
-    println!("lost: {}, doubled: {}", figures.lost.len(), figures.doubled.len());
-    figures.assert_kept();
+    println!("lost: {}, doubled: {}", summary.lost.len(), summary.doubled.len());
+    summary.assert_consistent();
 }
 
 /// Something that breaks and is mended.
@@ -86,39 +86,39 @@ impl Fault {
         }
     }
 
-    fn node<'a>(&self, rig: &'a mut Rig) -> &'a mut Node {
-        if self.front { &mut rig.fronts[self.n] } else { &mut rig.workers[self.n] }
+    fn node<'a>(&self, fleet: &'a mut Fleet) -> &'a mut ProxiedProcess {
+        if self.front { &mut fleet.fronts[self.n] } else { &mut fleet.workers[self.n] }
     }
 
-    fn wire<'a>(&self, rig: &'a mut Rig) -> &'a Proxy {
-        let node = self.node(rig);
+    fn wire<'a>(&self, fleet: &'a mut Fleet) -> &'a Proxy {
+        let node = self.node(fleet);
         if self.store { &node.store } else { &node.broker }
     }
 
-    async fn begin(&self, rig: &mut Rig) {
+    async fn begin(&self, fleet: &mut Fleet) {
         match self.what {
-            What::Cut => self.wire(rig).cut(),
-            What::Stall => self.wire(rig).stall(),
-            What::Mute => self.wire(rig).mute(),
-            What::Kill if self.node(rig).runs() => {
-                self.node(rig).kill().await;
-                rig.tell_addresses();
+            What::Cut => self.wire(fleet).cut(),
+            What::Stall => self.wire(fleet).stall(),
+            What::Mute => self.wire(fleet).drop_responses(),
+            What::Kill if self.node(fleet).is_running() => {
+                self.node(fleet).kill().await;
+                fleet.update_addresses();
             }
             What::Kill => {}
         }
     }
 
-    async fn end(&self, rig: &mut Rig) {
+    async fn end(&self, fleet: &mut Fleet) {
         match self.what {
-            What::Kill if !self.node(rig).runs() => {
+            What::Kill if !self.node(fleet).is_running() => {
                 // Whatever else is broken, a process that starts is not to wait for it.
-                self.node(rig).broker.heal();
-                self.node(rig).store.heal();
-                self.node(rig).start().await;
-                rig.tell_addresses();
+                self.node(fleet).broker.restore();
+                self.node(fleet).store.restore();
+                self.node(fleet).start().await;
+                fleet.update_addresses();
             }
             What::Kill => {}
-            _ => self.wire(rig).heal(),
+            _ => self.wire(fleet).restore(),
         }
     }
 }

@@ -9,16 +9,16 @@ use jsonschema::Validator;
 use lapin::options::{QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use muster::contract::{bulk_schema, contract, rules};
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 
 use crate::flow::five_requests;
 use crate::support::Setup;
-use crate::support::broker::{Broker, own_account, rabbitmqctl, registration};
+use crate::support::broker::{Broker, test_account, rabbitmqctl, registration};
 use crate::support::services::{PRODUCTION, amqp_url, unique};
-use crate::support::spec::{Seen, accepted, accepts, asyncapi, table_as_json};
+use crate::support::spec::{WireMessage, accepted, accepts, asyncapi, table_as_json};
 
 #[test]
 fn asyncapi_document_is_printed() {
@@ -80,21 +80,21 @@ fn document() -> impl Strategy<Value = Value> {
         3 => "[a-z]{3,8}[A-Z][0-9][$_][a-z]{0,4}".prop_map(Value::from),
         1 => text(),
     ];
-    let left_out = 0..128u8;
-    (text(), text(), text(), address(), password, left_out).prop_map(
-        |(username, first, last, email, password, left_out)| {
+    let skip = 0..128u8;
+    (text(), text(), text(), address(), password, skip).prop_map(
+        |(username, first, last, email, password, skip)| {
             let mut document = json!({
                 "username": username, "firstname": first, "lastname": last, "email": email,
                 "password": password, "roles": ["admin"],
             });
-            document["fullname"] = match left_out & 3 {
+            document["fullname"] = match skip & 3 {
                 0 => first,
                 1 => json!({ "firstname": first }),
                 _ => json!({ "firstname": first, "lastname": last }),
             };
             let fields = document.as_object_mut().unwrap();
             for (bit, field) in ["username", "lastname", "email", "password"].iter().enumerate() {
-                if left_out >> 2 == 1 << bit {
+                if skip >> 2 == 1 << bit {
                     fields.remove(*field);
                 }
             }
@@ -170,7 +170,7 @@ impl Traced {
 
 #[tokio::test]
 async fn every_message_of_a_flow_is_as_described() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let Some(vhost) = Traced::new().await else { return };
@@ -178,8 +178,8 @@ async fn every_message_of_a_flow_is_as_described() {
     watch(&watcher).await;
     let setup = Setup::new(PRODUCTION)
         .with("MUSTER_QUEUE", &vhost.url())
-        .with("MUSTER_QUEUE_REPLY_PREFIX", "crm.")
-        .with("MUSTER_FRONT_BULK_KEY", BULK_KEY);
+        .with("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", "crm.")
+        .with("MUSTER_FRONT_BULK_API_KEY", BULK_KEY);
     let muster = setup.start().await;
 
     for (path, body, token) in five_requests() {
@@ -195,8 +195,8 @@ async fn every_message_of_a_flow_is_as_described() {
         }
     }
     let producer = Broker::connect_to(&vhost.url()).await;
-    let replies = format!("crm.{}.replies", own_account());
-    producer.own_queue(&replies).await;
+    let replies = format!("crm.{}.replies", test_account());
+    producer.declare_exclusive_queue(&replies).await;
     let asking = |id: &str| registration("register").with_message_id(id.into());
     // Two users, because it is not said which row comes first.
     let good = |user: &str| {
@@ -211,7 +211,7 @@ async fn every_message_of_a_flow_is_as_described() {
     ] {
         producer.publish(setup.namespace(), "bulk", asking(id), silent.as_bytes()).await;
         let asked = asking(&format!("{id}-told"))
-            .with_user_id(own_account().into())
+            .with_user_id(test_account().into())
             .with_reply_to(replies.as_str().into());
         producer.publish(setup.namespace(), "bulk", asked, told.as_bytes()).await;
     }
@@ -239,7 +239,7 @@ async fn every_message_of_a_flow_is_as_described() {
         ("dead", 2),
     ];
     while !wanted.is_empty() {
-        let copy = watcher.fetch_unseen(WATCHED).await;
+        let copy = watcher.fetch_unchecked(WATCHED).await;
         if is_probe(&copy) {
             continue;
         }
@@ -293,7 +293,7 @@ fn looked_at(copy: &lapin::message::Delivery) -> String {
     let mut properties = table_as_json(properties);
     let headers = properties["headers"].take();
     properties.as_object_mut().unwrap().remove("headers");
-    let seen = Seen { properties, headers, body: &copy.data };
+    let seen = WireMessage { properties, headers, body: &copy.data };
     // The default exchange has no name, the dead letters' no keys.
     let (queue, what) = if exchange.ends_with(".dlx") {
         ("x.dead".to_owned(), "dead".to_owned())
@@ -303,6 +303,6 @@ fn looked_at(copy: &lapin::message::Delivery) -> String {
     } else {
         (format!("{exchange}.{key}"), key)
     };
-    seen.came_to(&queue).unwrap_or_else(|wrong| panic!("{what}: {wrong}"));
+    seen.validate_delivery(&queue).unwrap_or_else(|wrong| panic!("{what}: {wrong}"));
     what
 }

@@ -127,8 +127,8 @@ async fn settings_that_make_no_sense_are_refused() {
         ),
         (
             "several at once",
-            |setup| setup.with("MUSTER_LISTEN", "nowhere").with("MUSTER_FRONT_DEADLINE", "soon"),
-            &["2 settings are wrong", "front.listen", "MUSTER_LISTEN", "front.deadline"],
+            |setup| setup.with("MUSTER_LISTEN", "nowhere").with("MUSTER_FRONT_REQUEST_TIMEOUT", "soon"),
+            &["2 settings are wrong", "front.listen", "MUSTER_LISTEN", "front.request_timeout"],
         ),
     ];
     for (case, change, parts) in cases {
@@ -176,10 +176,10 @@ async fn a_setting_that_names_no_regular_file_is_refused() {
         let cases: [&[(&str, &str)]; 8] = [
             &[("MUSTER_STORE", &store)],
             &[("MUSTER_FRONT_TLS_CERT", path), ("MUSTER_FRONT_TLS_KEY", regular)],
-            &[("MUSTER_FRONT_JWKS", path)],
+            &[("MUSTER_FRONT_JWKS_FILE", path)],
             &[("MUSTER_PASSWORD_BLOCKLIST", &list)],
-            &[("MUSTER_TOKEN_KEYS", path)],
-            &[("MUSTER_FRONT_BULK_KEY_FILE", path)],
+            &[("MUSTER_TOKEN_KEY_FILES", path)],
+            &[("MUSTER_FRONT_BULK_API_KEY_FILE", path)],
             &[("MUSTER_QUEUE", "amqps://127.0.0.1:1"), ("MUSTER_QUEUE_CA_FILE", path)],
             &[("MUSTER_TRACE_ENDPOINT", "https://127.0.0.1:1"), ("MUSTER_TRACE_CA_FILE", path)],
         ];
@@ -200,7 +200,7 @@ async fn a_reload_that_is_requested_at_the_first_moment_is_no_end() {
     let keys = setup.directory().join("jwks.json");
     std::fs::write(&keys, "{\"keys\":[]}").unwrap();
     let address = unique_address();
-    let setup = setup.with("MUSTER_FRONT_JWKS", keys.to_str().unwrap());
+    let setup = setup.with("MUSTER_FRONT_JWKS_FILE", keys.to_str().unwrap());
     let setup = setup.with("MUSTER_LISTEN", &address);
     let mut child = tokio::process::Command::from(setup.command(&["serve"]))
         .kill_on_drop(true)
@@ -334,7 +334,7 @@ async fn flags_beat_the_environment_which_beats_the_file_which_beats_the_default
 
 #[tokio::test]
 async fn printed_settings_are_a_file_of_settings() {
-    let embedded = without(Setup::embedded(), "JWT_SECRET").with("MUSTER_FRONT_DEADLINE", "21s");
+    let embedded = without(Setup::embedded(), "JWT_SECRET").with("MUSTER_FRONT_REQUEST_TIMEOUT", "21s");
     let production = Setup::embedded()
         .with("MUSTER_QUEUE", "amqp://user:hunter2@broker/%2f")
         .with("MUSTER_STORE", "mongodb://user:hunter2@one,two:27018/users?replicaSet=rs0")
@@ -471,7 +471,7 @@ async fn new_connections_are_accepted_for_the_stop_delay() {
 
 #[tokio::test]
 async fn a_soft_stop_ends_with_the_drain_time() {
-    let setup = Setup::embedded().with("MUSTER_FRONT_DRAIN", "500ms");
+    let setup = Setup::embedded().with("MUSTER_FRONT_SHUTDOWN_TIMEOUT", "500ms");
     let mut muster = setup.start().await;
     let mut unfinished = begin_request(muster.client().address()).await;
     muster.signal("TERM");

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::json;
 
-use crate::support::muster::PATIENCE;
+use crate::support::muster::TIMEOUT;
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Client, Setup};
 
@@ -40,12 +40,12 @@ impl Terminal {
                 let _ = sender.send(without_colours(line.trim_end_matches('\r')));
             }
         });
-        let pid = lines.recv_timeout(PATIENCE).unwrap();
+        let pid = lines.recv_timeout(TIMEOUT).unwrap();
         Self { script, lines, pid }
     }
 
     fn line(&self) -> String {
-        self.lines.recv_timeout(PATIENCE).expect("a line")
+        self.lines.recv_timeout(TIMEOUT).expect("a line")
     }
 
     /// The five lines of the start, without warnings.
@@ -127,7 +127,7 @@ async fn start_on_a_terminal_is_five_lines_and_a_signup_is_one() {
 
 #[tokio::test]
 async fn roles_on_terminals_show_what_each_of_them_serves() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION).with("MUSTER_LOG_FORMAT", "auto");

@@ -24,9 +24,9 @@ use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 use crate::support::broker::rabbitmqctl;
 use crate::support::collector::Collector;
 use crate::support::command::run;
-use crate::support::muster::{PATIENCE, eventually};
+use crate::support::muster::{TIMEOUT, eventually};
 use crate::support::services::{PRODUCTION, amqp_url, provided, unique};
-use crate::support::{Muster, Pair, QueueKind, Raw, Setup, StoreKind};
+use crate::support::{Muster, Pair, QueueAdapter, RawConnection, Setup, StoreAdapter};
 
 /// Certificates that `muster cert` has made.
 struct Certificates(PathBuf);
@@ -39,7 +39,7 @@ impl Certificates {
     async fn valid_for(setup: &Setup, name: &str, days: &str) -> Self {
         let directory = setup.directory().join(name);
         let arguments = ["cert", "--directory", directory.to_str().unwrap(), "--days", days];
-        run(setup, &arguments).await.printed();
+        run(setup, &arguments).await.expect_stdout();
         Self(directory)
     }
 
@@ -109,9 +109,9 @@ async fn a_signup_over_https_by_either_protocol() {
         .header("content-type", "application/json")
         .body(Full::new(registration()))
         .unwrap();
-    let answer = http2.send_request(request).await.unwrap();
-    assert_eq!(answer.status(), 201);
-    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let response = http2.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 201);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&body).contains("token"));
 
     // Who does not know the authority does not talk.
@@ -122,7 +122,7 @@ async fn a_signup_over_https_by_either_protocol() {
         .with("MUSTER_LISTEN", &address)
         .with("MUSTER_FRONT_TLS_CERT", &certificates.path("cert.pem"))
         .with("MUSTER_FRONT_TLS_KEY", &certificates.path("key.pem"));
-    run(&asked, &["healthcheck"]).await.printed();
+    run(&asked, &["healthcheck"]).await.expect_stdout();
     // So does a signup from the terminal.
     let url = format!("https://localhost:{}", port(&muster));
     let ca = certificates.path("ca.pem");
@@ -130,7 +130,7 @@ async fn a_signup_over_https_by_either_protocol() {
     let arguments =
         ["signup", "--url", &url, "--ca-file", &ca, "--firstname", "Ann", "--email", &email];
     let arguments: Vec<&str> = arguments.into_iter().chain(["--password-stdin"]).collect();
-    crate::support::command::run_with(&asked, &arguments, "a password\n").await.printed();
+    crate::support::command::run_with(&asked, &arguments, "a password\n").await.expect_stdout();
 }
 
 /// Takes TLS on a port of its own and passes on what is inside.
@@ -187,13 +187,13 @@ async fn plain_http_on_the_port_is_told_what_is_spoken_there() {
     let setup = Setup::embedded();
     let certificates = Certificates::made(&setup, "certs").await;
     let muster = served(setup, &certificates).await;
-    let mut raw = Raw::connect(muster.client().address()).await;
+    let mut raw = RawConnection::connect(muster.client().address()).await;
     raw.write("POST /register HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}").await;
     raw.finish().await;
-    let answer = raw.read_to_end().await;
-    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
-    assert!(answer.contains("application/problem+json"), "{answer}");
-    assert!(answer.contains("This port speaks https"), "{answer}");
+    let response = raw.read_to_end().await;
+    assert!(response.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{response}");
+    assert!(response.contains("application/problem+json"), "{response}");
+    assert!(response.contains("This port speaks https"), "{response}");
     // What is neither TLS nor HTTP is worth no answer.
     let mut stream = TcpStream::connect(muster.client().address()).await.unwrap();
     stream.write_all(b"\0\0\0").await.unwrap();
@@ -221,7 +221,7 @@ async fn who_does_not_finish_a_handshake_is_hung_up_on() {
 /// Waits until the other side has closed the connection, however it does that. What came before.
 async fn ends(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
+    let read = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut bytes)).await;
     let _ = read.expect("it is kept for ever");
     bytes
 }
@@ -327,8 +327,8 @@ fn free_port() -> u16 {
 
 #[tokio::test]
 async fn the_broker_over_tls_that_asks_who_one_is() {
-    let pair = Pair(QueueKind::Rabbit, StoreKind::File);
-    if !pair.is_there() {
+    let pair = Pair(QueueAdapter::Rabbit, StoreAdapter::File);
+    if !pair.is_available() {
         return;
     }
     let setup = Setup::new(pair);
@@ -390,7 +390,7 @@ impl Drop for Database {
 
 #[tokio::test]
 async fn the_database_over_tls_that_asks_who_one_is() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let Some(program) = provided("TEST_STORE_PROGRAM") else { return };

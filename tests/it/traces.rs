@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::types::AMQPValue;
-use muster::signup::ContractId;
-use muster::signup::id::random_hex;
+use muster::domain::ContractId;
+use muster::domain::id::random_hex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::support::broker::{Broker, DIRECT_REPLY, registration, text_header};
 use crate::support::collector::{Collector, Span, SpanKind};
 use crate::support::importer::{ndjson, outcomes, reports, user};
-use crate::support::secrets::secrets_in;
+use crate::support::secrets::lines_with_secrets;
 use crate::support::services::{EMBEDDED, PRODUCTION, amqp_url, unique};
 use crate::support::{Client, Pair, Setup};
 
@@ -48,7 +48,7 @@ impl Names {
 
 /// A setup whose spans come to a collector, soon.
 async fn traced(pair: Pair) -> Option<(Setup, Collector)> {
-    if !pair.is_there() {
+    if !pair.is_available() {
         return None;
     }
     let collector = Collector::start().await;
@@ -68,8 +68,8 @@ async fn sign_up(client: &Client, headers: &[(&str, &str)]) -> String {
     let username = unique("ann");
     let headers = [headers, &[("content-type", "application/json")]].concat();
     let body = json!({ "username": username, "password": PASSWORD }).to_string();
-    let answer = client.send("POST", "/signup", &headers, body).await.unwrap();
-    assert_eq!(answer.status, 201, "{:?}", answer.json());
+    let response = client.send("POST", "/signup", &headers, body).await.unwrap();
+    assert_eq!(response.status, 201, "{:?}", response.json());
     username
 }
 
@@ -106,14 +106,14 @@ async fn one_signup_is_one_trace_through_both_processes() {
         assert_eq!(spans[name].attributes["muster.contract"], "username");
     }
     assert!(collector.keys().iter().all(|key| key == "of-the-collector"));
-    for written in [front.output_at_end().await, worker.output_at_end().await] {
+    for written in [front.stop_and_collect_output().await, worker.stop_and_collect_output().await] {
         let told = |line: &&str| line.contains("answered") || line.contains("handled");
         let line: Value = serde_json::from_str(written.lines().find(told).unwrap()).unwrap();
         assert_eq!(line["span"]["trace_id"], *trace, "{line}");
-        assert!(secrets_in(&written).is_empty() && !written.contains("of-the-collector"));
+        assert!(lines_with_secrets(&written).is_empty() && !written.contains("of-the-collector"));
     }
     for secret in [PASSWORD, &username, "$2b$", "eyJ"] {
-        assert!(!collector.was_told(secret), "{secret}");
+        assert!(!collector.received_text(secret), "{secret}");
     }
 }
 
@@ -264,7 +264,7 @@ async fn reply_without_a_queue_fails_its_span() {
     let spans = collector.trace(&trace, &["reply"]).await;
     assert!(spans["reply"].failed);
     assert_eq!(spans["reply"].attributes["error.type"], "undelivered");
-    assert!(!collector.was_told(&gone));
+    assert!(!collector.received_text(&gone));
     assert!(worker.stop().await.success());
 }
 
@@ -318,7 +318,7 @@ async fn a_malformed_context_begins_a_new_trace() {
 #[tokio::test]
 async fn what_is_recorded_is_decided_where_the_trace_begins() {
     let Some((setup, collector)) = traced(EMBEDDED).await else { return };
-    let muster = setup.with("MUSTER_TRACE_RATIO", "0").start().await;
+    let muster = setup.with("MUSTER_TRACE_SAMPLE_RATIO", "0").start().await;
     let ((not, unrecorded, _), (yes, recorded, _)) = (context("00"), context("01"));
     sign_up(muster.client(), &[("traceparent", &not)]).await;
     sign_up(muster.client(), &[]).await;
@@ -421,7 +421,7 @@ async fn an_uploads_rows_are_in_its_trace() {
             EMBEDDED => Names::local("bulk"),
             _ => Names::broker(setup.namespace(), "bulk"),
         };
-        let muster = setup.with("MUSTER_FRONT_BULK_KEY", KEY).start().await;
+        let muster = setup.with("MUSTER_FRONT_BULK_API_KEY", KEY).start().await;
         let (parent, trace, _) = context("01");
         let bearer = format!("Bearer {KEY}");
         let headers = [
@@ -431,9 +431,9 @@ async fn an_uploads_rows_are_in_its_trace() {
         ];
         let rows = ndjson((0..3).map(|n| user(ContractId::Register, n)));
         let path = "/registrations?contract=register";
-        let answer = muster.client().send("POST", path, &headers, rows).await.unwrap();
-        let answers = reports(std::str::from_utf8(&answer.bytes).unwrap());
-        assert_eq!(outcomes(&answers)["registered"], 3);
+        let response = muster.client().send("POST", path, &headers, rows).await.unwrap();
+        let responses = reports(std::str::from_utf8(&response.bytes).unwrap());
+        assert_eq!(outcomes(&responses)["registered"], 3);
         assert!(muster.stop().await.success());
         let spans = collector.spans();
         assert!(spans.iter().all(|span| span.trace == trace));
@@ -448,10 +448,10 @@ async fn an_uploads_rows_are_in_its_trace() {
 
 #[tokio::test]
 async fn without_a_collector_a_context_is_passed_on_as_it_is() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
-    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_DEADLINE", "3s");
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_REQUEST_TIMEOUT", "3s");
     let setup = setup.with("MUSTER_STORE_TIMEOUT", "1s");
     let front = setup.start_role("front").await;
     let (client, (parent, ..)) = (front.client().clone(), context("01"));
@@ -491,7 +491,7 @@ async fn signups_go_on_when_the_collector_is_away_or_silent() {
             muster.wait_for_log(|line| line.contains("dropped a Span due to queue full")).await;
         }
         let started = std::time::Instant::now();
-        let written = muster.output_at_end().await;
+        let written = muster.stop_and_collect_output().await;
         assert!(started.elapsed().as_secs() < 15, "the stop does not wait for it");
         let told = |what: &str| written.lines().filter(|line| line.contains(what)).count();
         assert!(told("the collector takes no spans") <= 1, "{written}");

@@ -4,7 +4,7 @@
 //! `./tests/run trials::`; `CLUSTER_FAULT_SECONDS=90` makes each fault last at least so long.
 
 use crate::cluster::CONNECTED;
-use crate::support::cluster::{ClusterRig, Gaps};
+use crate::support::cluster::{ClusterFleet, GapMonitor};
 use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
 use crate::support::services::report;
@@ -12,11 +12,11 @@ use crate::support::services::report;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "freezes a broker: ./tests/run runs it alone"]
 async fn signups_survive_a_freeze_of_the_connected_node() {
-    let Some(rig) = ClusterRig::at(CONNECTED).await else { return };
-    rig.survives(
+    let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
+    fleet.assert_survives(
         "connected node frozen",
-        async |rig| rig.cluster.node("freeze", CONNECTED).await,
-        async |rig| rig.cluster.mend().await,
+        async |fleet| fleet.cluster.node("freeze", CONNECTED).await,
+        async |fleet| fleet.cluster.repair().await,
     )
     .await;
 }
@@ -24,11 +24,11 @@ async fn signups_survive_a_freeze_of_the_connected_node() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "cuts a broker off: ./tests/run runs it alone"]
 async fn signups_survive_a_partition_of_the_connected_node() {
-    let Some(rig) = ClusterRig::at(CONNECTED).await else { return };
-    rig.survives(
+    let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
+    fleet.assert_survives(
         "connected node cut off from the others (pause_minority)",
-        async |rig| rig.cluster.node("cut", CONNECTED).await,
-        async |rig| rig.cluster.mend().await,
+        async |fleet| fleet.cluster.node("cut", CONNECTED).await,
+        async |fleet| fleet.cluster.repair().await,
     )
     .await;
 }
@@ -36,21 +36,21 @@ async fn signups_survive_a_partition_of_the_connected_node() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "freezes a broker: ./tests/run runs it alone"]
 async fn signups_survive_a_freeze_of_the_leader_elsewhere() {
-    let Some(rig) = ClusterRig::at(CONNECTED).await else { return };
+    let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
     // Processes are elsewhere than the leaders, which are where the queues were declared.
-    rig.links(CONNECTED, Proxy::cut);
-    for member in rig.members() {
+    fleet.proxies_to(CONNECTED, Proxy::cut);
+    for member in fleet.processes() {
         eventually("a connection elsewhere", async || !member.connected().is_empty()).await;
-        member.is_ready(true).await;
+        member.wait_for_readiness(true).await;
     }
-    let leader = rig.cluster.leader(&rig.queue("interactive"), CONNECTED).await;
+    let leader = fleet.cluster.leader(&fleet.queue("interactive"), CONNECTED).await;
     assert_eq!(leader, CONNECTED);
-    rig.survives(
+    fleet.assert_survives(
         "leader frozen, processes connected to others",
-        async |rig| rig.cluster.node("freeze", CONNECTED).await,
-        async |rig| {
-            rig.cluster.mend().await;
-            rig.links(CONNECTED, Proxy::heal);
+        async |fleet| fleet.cluster.node("freeze", CONNECTED).await,
+        async |fleet| {
+            fleet.cluster.repair().await;
+            fleet.proxies_to(CONNECTED, Proxy::restore);
         },
     )
     .await;
@@ -58,28 +58,28 @@ async fn signups_survive_a_freeze_of_the_leader_elsewhere() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stops two brokers: ./tests/run runs it alone"]
-async fn a_lost_majority_is_reported_and_signups_resume_after_it() {
-    let Some(rig) = ClusterRig::at(CONNECTED).await else { return };
-    let load = rig.ledger.drive(&rig.addresses, 4);
-    rig.ledger.goes_on(20).await;
+async fn lost_majority_is_reported_and_signups_resume() {
+    let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
+    let load = fleet.ledger.start_load(&fleet.addresses, 4);
+    fleet.ledger.wait_for_created(20).await;
     let started = std::time::Instant::now();
-    rig.cluster.node("kill", 1).await;
-    rig.cluster.node("kill", 2).await;
-    let body = rig.front.is_ready(false).await;
+    fleet.cluster.node("kill", 1).await;
+    fleet.cluster.node("kill", 2).await;
+    let body = fleet.front.wait_for_readiness(false).await;
     let noticed = started.elapsed();
-    let asked = rig.ledger.registration();
-    let answer = rig.ledger.ask(&rig.front.client(), &asked).await.unwrap();
-    assert!([500, 503].contains(&answer.status), "{}", answer.status);
+    let registration = fleet.ledger.registration();
+    let response = fleet.ledger.register(&fleet.front.client(), &registration).await.unwrap();
+    assert!([500, 503].contains(&response.status), "{}", response.status);
 
-    let (gaps, before) = (Gaps::watch(&rig.ledger), rig.ledger.created());
-    rig.cluster.mend().await;
-    rig.resumes(before + 20).await;
-    rig.front.is_ready(true).await;
+    let (gaps, before) = (GapMonitor::start(&fleet.ledger), fleet.ledger.created());
+    fleet.cluster.repair().await;
+    fleet.wait_for_recovery(before + 20).await;
+    fleet.front.wait_for_readiness(true).await;
     let repaired = gaps.longest();
     load.finish().await;
-    let figures = rig.settle().await;
+    let summary = fleet.repeat_and_compare().await;
     report(&format!(
-        "cluster: majority lost: not ready after {:.1} s ({body}); a signup {:.1} s after the brokers were started; {figures}",
+        "cluster: majority lost: not ready after {:.1} s ({body}); a signup {:.1} s after the brokers were started; {summary}",
         noticed.as_secs_f64(),
         repaired.as_secs_f64(),
     ));
@@ -88,20 +88,20 @@ async fn a_lost_majority_is_reported_and_signups_resume_after_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "kills a broker: ./tests/run runs it alone"]
 async fn processes_start_without_the_node_that_held_the_profile_queue() {
-    let Some(rig) = ClusterRig::at(CONNECTED).await else { return };
-    let holder = rig.cluster.leader(&rig.queue("profile"), CONNECTED).await;
-    rig.survives(
+    let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
+    let holder = fleet.cluster.leader(&fleet.queue("profile"), CONNECTED).await;
+    fleet.assert_survives(
         "node of the profile queue killed, a front and a worker start anew",
-        async |rig| {
-            rig.cluster.node("kill", holder).await;
+        async |fleet| {
+            fleet.cluster.node("kill", holder).await;
             let started = std::time::Instant::now();
-            rig.workers[0].start().await;
-            rig.front.start().await;
-            *rig.addresses.lock().unwrap() = vec![rig.front.client()];
+            fleet.workers[0].start().await;
+            fleet.front.start().await;
+            *fleet.addresses.lock().unwrap() = vec![fleet.front.client()];
             let ready = started.elapsed().as_secs_f64();
             report(&format!("cluster: node of the profile queue down: started in {ready:.1} s"));
         },
-        async |rig| rig.cluster.mend().await,
+        async |fleet| fleet.cluster.repair().await,
     )
     .await;
 }

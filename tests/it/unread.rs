@@ -8,9 +8,9 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::support::muster::{PATIENCE, eventually};
+use crate::support::muster::{TIMEOUT, eventually};
 use crate::support::services::unique;
-use crate::support::{Http2, Muster, Setup};
+use crate::support::{Http2Connection, Muster, Setup};
 
 const WRITE_TIMEOUT: &str = "MUSTER_FRONT_WRITE_TIMEOUT";
 const PER_ADDRESS: &str = "MUSTER_FRONT_MAX_CONNECTIONS_PER_ADDRESS";
@@ -62,14 +62,14 @@ async fn pipeline(address: &str) -> TcpStream {
 async fn is_closed(stream: &mut TcpStream) {
     let requests = "GET /live HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
     let writing = async { while stream.write_all(requests.as_bytes()).await.is_ok() {} };
-    tokio::time::timeout(PATIENCE, writing).await.expect("the server closes the connection");
+    tokio::time::timeout(TIMEOUT, writing).await.expect("the server closes the connection");
 }
 
 #[tokio::test]
 async fn stalled_http2_responses_take_little_memory_on_every_path() {
     let setup = Setup::embedded()
         .with(PER_ADDRESS, "2000")
-        .with("MUSTER_FRONT_BULK_KEY", "an-api-key-of-thirty-two-characters");
+        .with("MUSTER_FRONT_BULK_API_KEY", "an-api-key-of-thirty-two-characters");
     let muster = setup.start().await;
     others_are_served(&muster).await;
     let address = muster.client().address().to_owned();
@@ -77,7 +77,7 @@ async fn stalled_http2_responses_take_little_memory_on_every_path() {
     let (mut most, mut held) = (0, Vec::new());
     for _ in 0..STALLED / 50 {
         let asking = (0..50).map(async |_| {
-            let mut client = Http2::connect(&address, 0).await;
+            let mut client = Http2Connection::connect(&address, 0).await;
             for (method, path, body) in REQUESTS.iter().chain(&REQUESTS) {
                 client.request(method, path, body).await;
             }
@@ -90,7 +90,7 @@ async fn stalled_http2_responses_take_little_memory_on_every_path() {
     let mut open = held.iter_mut().collect::<Vec<_>>();
     let started = std::time::Instant::now();
     while !open.is_empty() {
-        assert!(started.elapsed() < PATIENCE, "{} connections stay", open.len());
+        assert!(started.elapsed() < TIMEOUT, "{} connections stay", open.len());
         most = most.max(muster.memory_kib());
         let polled = open.into_iter().map(async |client| {
             let (_, closed) = client.frames(Duration::from_millis(100)).await;
@@ -110,7 +110,7 @@ async fn stalled_http2_responses_take_little_memory_on_every_path() {
 #[tokio::test]
 async fn a_response_that_is_taken_byte_by_byte_ends_in_time_too() {
     let muster = Setup::embedded().with(WRITE_TIMEOUT, "2s").start().await;
-    let mut client = Http2::connect(muster.client().address(), 1).await;
+    let mut client = Http2Connection::connect(muster.client().address(), 1).await;
     let stream = client.request("GET", "/openapi.json", "").await;
     eventually("the end of the connection", async || {
         !client.open_window(stream, 1).await || client.frames(Duration::from_millis(10)).await.1
@@ -132,8 +132,8 @@ async fn a_client_that_pipelines_and_does_not_read_loses_its_connection() {
     is_closed(&mut alone).await;
     let mut all = join_all((0..20).map(|_| pipeline(&address))).await;
     for _ in 0..20 {
-        let answer = muster.client().get("/live", &[]).await;
-        assert_eq!(answer.status, 200);
+        let response = muster.client().get("/live", &[]).await;
+        assert_eq!(response.status, 200);
     }
     join_all(all.iter_mut().map(is_closed)).await;
     others_are_served(&muster).await;
@@ -141,14 +141,14 @@ async fn a_client_that_pipelines_and_does_not_read_loses_its_connection() {
 
 #[tokio::test]
 async fn a_stop_does_not_wait_for_clients_that_do_not_read() {
-    let setup = Setup::embedded().with(WRITE_TIMEOUT, "10m").with("MUSTER_FRONT_DRAIN", "10m");
+    let setup = Setup::embedded().with(WRITE_TIMEOUT, "10m").with("MUSTER_FRONT_SHUTDOWN_TIMEOUT", "10m");
     let muster = setup.start().await;
     let address = muster.client().address().to_owned();
     let _pipelining = pipeline(&address).await;
-    let mut stalled = Http2::connect(&address, 0).await;
+    let mut stalled = Http2Connection::connect(&address, 0).await;
     stalled.request("GET", "/openapi.json", "").await;
-    let mut idle = Http2::connect(&address, 0).await;
+    let mut idle = Http2Connection::connect(&address, 0).await;
     idle.frames(Duration::from_millis(100)).await;
-    let output = muster.output_at_end().await;
+    let output = muster.stop_and_collect_output().await;
     assert!(!output.contains("stopped with work under way"), "{output}");
 }

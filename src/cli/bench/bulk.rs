@@ -14,8 +14,8 @@ use serde_json::json;
 use super::drive_apart;
 use super::load::Load;
 use super::report::Isolation;
-use crate::queue::{Producer, Queue, Row, Window};
-use crate::signup::{ContractId, MessageId, id::random_hex};
+use crate::queue::{BulkProducer, MessageQueue, BulkRow, Window};
+use crate::domain::{ContractId, MessageId, id::random_hex};
 use crate::telemetry::TraceContext;
 
 /// How long the broker has to put the rows away, with signups going on.
@@ -23,7 +23,7 @@ const SETTLE: Duration = Duration::from_secs(20);
 
 /// Measures both, `capacity` signups a second being all that goes without rows.
 pub(super) async fn measure(
-    queue: Arc<dyn Queue>,
+    queue: Arc<dyn MessageQueue>,
     address: SocketAddr,
     load: Load,
     rows: usize,
@@ -33,8 +33,8 @@ pub(super) async fn measure(
     let load = Load { pace: Some(capacity / 2.0), ..load };
     bar.set_prefix("half the load");
     let alone = drive_apart(address, load, bar).await?;
-    let client = queue.caller();
-    let Producer { rows: sender, mut answers, .. } = client.producer(Window::of(rows));
+    let client = queue.rpc_client();
+    let BulkProducer { rows: sender, replies: mut answers, .. } = client.producer(Window::new(rows));
     let done = Arc::new(AtomicU64::new(0));
     let counted = done.clone();
     let counting = tokio::spawn(async move {
@@ -75,18 +75,18 @@ pub(super) async fn measure(
     })
 }
 
-fn row(run: &str, tag: u64) -> Row {
+fn row(run: &str, tag: u64) -> BulkRow {
     let body = json!({
         "fullname": { "firstname": "John", "lastname": "Doe" },
         "email": format!("bulk-{run}-{tag}@example.com"),
         "password": "securePassword123",
     });
     let body = Bytes::from(body.to_string());
-    Row {
+    BulkRow {
         tag,
         contract: ContractId::NestedName,
         id: MessageId::random(),
-        fresh: true,
+        new_key: true,
         body,
         trace: TraceContext::default(),
     }

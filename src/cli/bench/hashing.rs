@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 use super::report::Hashing;
 use crate::config;
 use crate::password::Kernel;
-use crate::password::kernel::Hasher;
+use crate::password::kernel::BatchTimer;
 
 /// Rounds; the best of each kernel counts, because other work only ever adds time.
 const ROUNDS: u64 = 5;
@@ -23,13 +23,13 @@ pub(super) struct Times {
     batch: Duration,
 }
 
-pub(super) fn measure(chosen: Kernel, settings: &config::Password, bar: &ProgressBar) -> Times {
+pub(super) fn measure(chosen: Kernel, settings: &config::PasswordSettings, bar: &ProgressBar) -> Times {
     let lone = match chosen {
         Kernel::Scalar => chosen,
         Kernel::Lanes(backend, _) => Kernel::Lanes(backend, 1),
     };
     let mut hashers = [Kernel::Scalar, lone, chosen].map(|kernel| {
-        let hashers = (0..settings.threads).map(|_| Hasher::new(kernel));
+        let hashers = (0..settings.threads).map(|_| BatchTimer::new(kernel));
         hashers.collect::<Vec<_>>()
     });
     let mut best = [Duration::MAX; 3];
@@ -50,7 +50,7 @@ impl Hashing {
     /// The mean of two measurements.
     pub(super) fn mean(
         chosen: Kernel,
-        settings: &config::Password,
+        settings: &config::PasswordSettings,
         before: &Times,
         after: &Times,
     ) -> Self {
@@ -78,7 +78,7 @@ impl Hashing {
 
 /// The slowest of all threads doing one batch each in parallel, by the wall clock, as signups are
 /// measured too.
-fn in_parallel(hashers: &mut [Hasher], cost: u32) -> Duration {
+fn in_parallel(hashers: &mut [BatchTimer], cost: u32) -> Duration {
     let start = Barrier::new(hashers.len());
     thread::scope(|scope| {
         let running: Vec<_> = hashers

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::Signups;
 use crate::http_client::{Connection, probe};
-use crate::signup::id::random_hex;
+use crate::domain::id::random_hex;
 
 /// Longest wait for the muster under test.
 const READY_WITHIN: Duration = Duration::from_secs(30);

@@ -20,7 +20,7 @@ use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain, ru
 use crate::app::App;
 use crate::config::{Flag, Settings, StoreUrl};
 use crate::password::Kernel;
-use crate::signup::{Clock, id::random_hex};
+use crate::domain::{Clock, id::random_hex};
 use crate::{queue, store};
 use load::Load;
 use report::{Hashing, Isolation, Report, Signups};
@@ -77,14 +77,14 @@ pub(super) fn run(flags: Flags) -> u8 {
 fn own(cost: Option<u32>) -> Vec<Flag> {
     let set = [
         ("password.allow_weak_cost", "1"),
-        ("password.minimum", "0"),
+        ("password.min_length", "0"),
         ("password.blocklist", "none"),
         ("role", "all"),
         ("front.listen", "127.0.0.1:0"),
         ("front.mounts", load::MOUNT),
         ("front.tls_cert", ""),
         ("front.tls_key", ""),
-        ("front.jwks", ""),
+        ("front.jwks_file", ""),
         ("admin.listen", ""),
         ("limits.per_address", ""),
         ("limits.per_email", ""),
@@ -160,7 +160,7 @@ fn with_own_muster(
     let signups = runtime.block_on(async {
         let app = App::start(&settings, Clock::system()).await?;
         let address = app.addresses().front.context("a front that listens")?;
-        let slots = app.slots().cloned().context("a worker that hashes")?;
+        let slots = app.hash_pool().cloned().context("a worker that hashes")?;
         let queue = app.queue().clone();
         let stop = tokio_util::sync::CancellationToken::new();
         let running = tokio::spawn(app.run_until(stop.clone().cancelled_owned()));
@@ -215,7 +215,7 @@ mod tests {
         let environment = [
             ("MUSTER_ROLE", "front"),
             ("MUSTER_FRONT_MOUNTS", "/people = username"),
-            ("MUSTER_PASSWORD_MINIMUM", "64"),
+            ("MUSTER_PASSWORD_MIN_LENGTH", "64"),
             ("MUSTER_PASSWORD_BLOCKLIST", "file:/nowhere"),
             ("MUSTER_LIMITS_PER_ADDRESS", "1/1h"),
             ("MUSTER_ADMIN_LISTEN", "127.0.0.1:1"),
@@ -224,7 +224,7 @@ mod tests {
             environment.map(|(name, text)| (name.to_owned(), text.to_owned())).to_vec();
         let sources = Sources { environment, flags: own(Some(4)), ..Sources::default() };
         let settings = Settings::load(&sources).unwrap();
-        assert_eq!((settings.policy.minimum, settings.policy.blocklist), (0, Blocklist::None));
+        assert_eq!((settings.policy.min_length, settings.policy.blocklist), (0, Blocklist::None));
         assert_eq!((settings.limits.per_address, settings.admin), (None, None));
         assert_eq!(settings.front.mounts[0].path, load::PATH);
         assert_eq!(settings.password.cost, 4);

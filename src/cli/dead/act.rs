@@ -13,7 +13,7 @@ use super::{EXIT_CONFIGURATION, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, complain
 use crate::cli::stdout;
 use crate::queue::DeadLetters;
 use crate::queue::dead_letters::DeadLetter;
-use crate::signup::Millis;
+use crate::domain::Millis;
 use crate::telemetry::stderr;
 
 #[derive(Args)]

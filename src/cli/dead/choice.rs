@@ -10,7 +10,7 @@ use clap::builder::PossibleValuesParser;
 use super::look;
 use crate::queue::DeadLetters;
 use crate::queue::dead_letters::{DeadLetter, REASONS};
-use crate::signup::{ContractId, Millis};
+use crate::domain::{ContractId, Millis};
 
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct Filters {

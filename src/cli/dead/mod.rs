@@ -19,7 +19,7 @@ use super::{
 };
 use crate::queue::dead_letters::DeadLetter;
 use crate::queue::{self, DeadLetters};
-use crate::signup::{Clock, Millis};
+use crate::domain::{Clock, Millis};
 use crate::telemetry::stderr;
 use choice::{Choice, Filters};
 use stdout::Stdout;
@@ -87,7 +87,7 @@ pub(super) fn run(command: Command) -> u8 {
         | Command::Discard(act::Discard { settings, .. })
         | Command::Export(Export { settings, .. }) => settings.clone(),
     };
-    let settings = match flags.load_to_ask() {
+    let settings = match flags.load_for_client() {
         Ok(settings) => settings,
         Err(error) => {
             complain(&error);

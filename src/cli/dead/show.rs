@@ -8,9 +8,9 @@ use std::time::Duration;
 use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
 use super::choice::age;
-use crate::queue::Door;
+use crate::queue::QueueKind;
 use crate::queue::dead_letters::DeadLetter;
-use crate::signup::{ContractId, Millis};
+use crate::domain::{ContractId, Millis};
 
 /// Shortest beginning of an id that a table shows.
 const ID_MIN: usize = 12;
@@ -40,7 +40,7 @@ pub(super) fn table(rows: &[DeadLetter], now: Millis) -> String {
         [
             age_text(age(letter, now)),
             letter.reason.to_owned(),
-            letter.door.map_or("-", Door::as_str).to_owned(),
+            letter.door.map_or("-", QueueKind::as_str).to_owned(),
             letter.contract.map_or("-", ContractId::as_str).to_owned(),
             letter.attempt.to_string(),
             printable(letter.address().unwrap_or("-")),
@@ -68,9 +68,9 @@ pub(super) fn whole(letter: &DeadLetter, now: Millis) -> String {
     let lines = [
         ("id", id(letter)),
         ("reason", letter.reason.to_owned()),
-        ("detail", letter.detail.as_deref().map_or("-".to_owned(), printable)),
+        ("parse error", letter.detail.as_deref().map_or("-".to_owned(), printable)),
         ("died", died),
-        ("door", letter.door.map_or("-", Door::as_str).to_owned()),
+        ("queue", letter.door.map_or("-", QueueKind::as_str).to_owned()),
         ("contract", letter.contract.map_or("-", ContractId::as_str).to_owned()),
         ("attempt", letter.attempt.to_string()),
         (
@@ -136,7 +136,7 @@ pub(super) mod tests {
             reason: "expired",
             detail: None,
             died: Some(Millis(0)),
-            door: Some(Door::Bulk),
+            door: Some(QueueKind::Bulk),
             contract: Some(ContractId::Register),
             producer: String::new(),
             attempt: 2,

@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
 use super::counted;
-use crate::app::{self, FRONTS_DEFAULT};
+use crate::app::{self, DEFAULT_REQUEST_TIMEOUT};
 use crate::cli::reachable;
 use crate::config::{self, CertificateFiles, QueueUrl, Role, Settings, StoreUrl};
 use crate::front;
@@ -21,9 +21,9 @@ use crate::front::tls::Tls;
 use crate::front::validity::Validity;
 use crate::http_client::probe;
 use crate::password::kernel;
-use crate::signup::Clock;
+use crate::domain::Clock;
 use crate::telemetry::finding::Finding;
-use crate::token::{Key, public_keys};
+use crate::token::{TokenKey, public_keys};
 
 /// Files a process needs besides its clients' connections: broker, database, logs.
 const OTHER_FILES: u64 = 128;
@@ -60,7 +60,7 @@ pub(super) async fn look(settings: &Settings) -> Vec<Finding> {
     findings.extend(settings.queue.certificate.as_ref().and_then(broker_certificate));
     if settings.role.has_worker() {
         findings.extend(secret(settings));
-        findings.extend(settings.token.keys.iter().filter_map(|path| key(path)));
+        findings.extend(settings.token.key_files.iter().filter_map(|path| key(path)));
         findings.push(cost(settings.password.cost));
         findings.push(hashing());
     }
@@ -171,29 +171,29 @@ fn certificate(check: &'static str, files: &CertificateFiles) -> Finding {
 /// Fronts elsewhere answer 504 instead of 500 to a store outage if they wait no longer than this.
 fn store_timeout(timeout: Duration) -> Option<Finding> {
     let least = timeout * 2;
-    (least >= FRONTS_DEFAULT).then(|| {
+    (least >= DEFAULT_REQUEST_TIMEOUT).then(|| {
         Finding::warning(
             "store timeout",
             format!(
-                "store.timeout is {}: a front whose front.deadline is {} or less answers a store outage \
+                "store.timeout is {}: a front whose front.request_timeout is {} or less answers a store outage \
                  as a timeout",
                 format_duration(timeout),
                 format_duration(least)
             ),
-            "lower store.timeout, or raise front.deadline at every front",
+            "lower store.timeout, or raise front.request_timeout at every front",
         )
     })
 }
 
 fn sealing(settings: &Settings) -> Option<Finding> {
     let check = "sealed passwords";
-    match (&settings.queue.url, settings.queue.seal_to) {
+    match (&settings.queue.url, settings.queue.seal_public_key) {
         (QueueUrl::Local, _) => None,
         (QueueUrl::Amqp(_), Some(_)) => Some(Finding::ok(check, "yes")),
         (QueueUrl::Amqp(_), None) => Some(Finding::warning(
             check,
             "passwords travel through RabbitMQ and rest on its disk in clear",
-            "set queue.seal_to (MUSTER_QUEUE_SEAL_TO); `muster keygen` makes the keys",
+            "set queue.seal_public_key (MUSTER_QUEUE_SEAL_PUBLIC_KEY); `muster keygen` makes the keys",
         )),
     }
 }
@@ -219,7 +219,7 @@ fn secret(settings: &Settings) -> Option<Finding> {
     if let Some(secret) = &settings.token.secret {
         return Some(strength(check, secret));
     }
-    if !settings.token.keys.is_empty() {
+    if !settings.token.key_files.is_empty() {
         return None;
     }
     // Without one elsewhere the settings have been refused.
@@ -252,7 +252,7 @@ fn bits(text: &str) -> f64 {
 /// A key that can be read; any other has been refused.
 fn key(path: &Path) -> Option<Finding> {
     let check = "signing key";
-    let key = Key::read(path).ok()?;
+    let key = TokenKey::read(path).ok()?;
     if others_can_read(path) {
         return Some(open_key(check, path));
     }
@@ -297,11 +297,11 @@ fn hashing() -> Finding {
 /// Whether those who verify are given every key that signs.
 fn published(settings: &Settings) -> Option<Finding> {
     let check = "public keys";
-    let file = settings.front.jwks.as_ref().filter(|_| settings.role.has_front())?;
+    let file = settings.front.jwks_file.as_ref().filter(|_| settings.role.has_front())?;
     let set: Value = serde_json::from_str(&config::file::read_text(file).ok()?).ok()?;
     let known: Vec<&Value> = set["keys"].as_array()?.iter().map(|key| &key["kid"]).collect();
-    let own: Vec<Key> =
-        settings.token.keys.iter().filter_map(|path| Key::read(path).ok()).collect();
+    let own: Vec<TokenKey> =
+        settings.token.key_files.iter().filter_map(|path| TokenKey::read(path).ok()).collect();
     let own = public_keys(own.iter()).unwrap_or_default();
     let missing =
         own["keys"].as_array().into_iter().flatten().find(|key| !known.contains(&&key["kid"]));

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use crate::config::{self, QueueUrl};
-use crate::http_client::Connection;
+use crate::http_client::HttpConnection;
 use crate::http_client::trust::{self, Trust};
 use crate::queue;
 use crate::telemetry::finding::Finding;
@@ -22,7 +22,7 @@ const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Checks what only the HTTP API shows; without its URL, names what is not checked.
 pub(super) async fn look(
-    settings: &config::Queue,
+    settings: &config::QueueSettings,
     url: Option<&Url>,
 ) -> anyhow::Result<Vec<Finding>> {
     match (url, &settings.url) {
@@ -48,13 +48,13 @@ struct Api {
     trust: Option<Trust>,
     user: String,
     password: SecretString,
-    connection: Option<Connection>,
+    connection: Option<HttpConnection>,
     deadline: Instant,
 }
 
 impl Api {
     /// Checks the URL. The credentials are those in `url`, or else the queue's.
-    fn new(url: &Url, settings: &config::Queue) -> anyhow::Result<Self> {
+    fn new(url: &Url, settings: &config::QueueSettings) -> anyhow::Result<Self> {
         let host = url.host_str().context("--management: expected a host")?.to_owned();
         let port = url.port_or_known_default().context("--management: expected a port")?;
         let encrypted = url.scheme() == "https";
@@ -116,8 +116,8 @@ impl Api {
             Some(connection) => connection,
             None => {
                 let trust = self.trust.clone();
-                let mut connection = Connection::open_to(&self.host, self.port, trust).await?;
-                connection.log_in(&self.user, &self.password)?;
+                let mut connection = HttpConnection::open_to(&self.host, self.port, trust).await?;
+                connection.set_basic_auth(&self.user, &self.password)?;
                 connection
             }
         };

@@ -55,7 +55,7 @@ pub(super) fn run(flags: Flags) -> u8 {
         super::warn_of_credentials("--management", url.as_str(), instead);
     }
     let start = flags.settings.clone().load();
-    let settings = match flags.settings.load_to_ask() {
+    let settings = match flags.settings.load_for_client() {
         Ok(settings) => settings,
         Err(error) => {
             complain(&error);

@@ -26,7 +26,7 @@ use crate::app;
 use crate::config::{Flag, Role, Settings};
 use crate::import::{self, End, Import, Input, Job, Ledger, Mapping, Output, Progress};
 use crate::queue::Window;
-use crate::signup::{ContractId, id::random_hex};
+use crate::domain::{ContractId, id::random_hex};
 use crate::telemetry::stderr;
 
 /// What the log tells while a bar or a report is what counts.
@@ -138,7 +138,7 @@ pub(super) fn run(flags: Flags) -> u8 {
     // Nobody signs a token for a row, so a secret of its own does.
     let set =
         vec![Flag { name: "import", key: "token.secret", value: random_hex() + &random_hex() }];
-    let settings = Settings::load_to_ask(&flags.settings.clone().sources(set));
+    let settings = Settings::load_for_client(&flags.settings.clone().sources(set));
     let (runtime, settings) = match begin(settings.map_err(Into::into), Some(LOG)) {
         Ok(begun) => begun,
         Err(code) => return code,
@@ -168,7 +168,7 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
     for note in notes {
         stderr::line(&format!("muster: {note}"));
     }
-    let window = Window { rows: flags.in_flight, patience: flags.answer_timeout };
+    let window = Window { rows: flags.in_flight, answer_timeout: flags.answer_timeout };
     let Work { producer, worker, stop: stop_worker } =
         Work::start(flags, &settings, window).await?;
     // Last, because it cuts what is there.
@@ -207,8 +207,8 @@ async fn import(flags: &Flags, mut settings: Settings) -> anyhow::Result<u8> {
             ended = &mut worker => {
                 bar.finish_and_clear();
                 let why = match ended {
-                    app::End::Unfit(told) => told,
-                    app::End::Stopped => "it was asked to".to_owned(),
+                    app::ExitReason::StoreIncompatible(error) => error,
+                    app::ExitReason::Stopped => "it was asked to".to_owned(),
                 };
                 complain(&anyhow::anyhow!("its own worker ended: {why}"));
                 resume_hint(ledger_path.as_deref());

@@ -12,21 +12,21 @@ use super::Flags;
 use crate::app::{self, App};
 use crate::config::{QueueUrl, Settings, StoreUrl};
 use crate::import;
-use crate::queue::{self, Producer, Window};
+use crate::queue::{self, BulkProducer, Window};
 use crate::shutdown::Tasks;
-use crate::signup::Clock;
+use crate::domain::Clock;
 use crate::store;
 use crate::telemetry::{Health, Telemetry, stderr};
 
 /// Who answers the rows: a broker's workers, a worker of this process, or a look at the store.
 pub(super) struct Work {
-    pub(super) producer: Producer,
+    pub(super) producer: BulkProducer,
     /// Ends if it cannot work, or is asked to stop.
     pub(super) worker: Worker,
     pub(super) stop: CancellationToken,
 }
 
-pub(super) type Worker = BoxFuture<'static, app::End>;
+pub(super) type Worker = BoxFuture<'static, app::ExitReason>;
 
 impl Work {
     pub(super) async fn start(
@@ -39,7 +39,7 @@ impl Work {
             let stop = stop.clone();
             Box::pin(async move {
                 stop.cancelled_owned().await;
-                app::End::Stopped
+                app::ExitReason::Stopped
             })
         };
         if flags.dry_run {
@@ -48,13 +48,13 @@ impl Work {
         }
         if matches!(settings.queue.url, QueueUrl::Local) {
             let app = App::start(settings, Clock::system()).await?;
-            let producer = app.queue().caller().producer(window);
+            let producer = app.queue().rpc_client().producer(window);
             let worker = Box::pin(app.run_until(stop.clone().cancelled_owned()));
             return Ok(Self { producer, worker, stop });
         }
         let (telemetry, tasks) = (Telemetry::default(), Tasks::default());
         let queue = queue::open(&settings.queue, Clock::system(), &telemetry, &tasks).await?;
-        let client = queue.caller();
+        let client = queue.rpc_client();
         let producer = client.producer(window);
         let stopped = stop.clone();
         let worker: Worker = Box::pin(async move {
@@ -62,7 +62,7 @@ impl Work {
             client.close().await;
             // Its connections are closed properly, if that does not take long.
             let _ = tokio::time::timeout(Duration::from_secs(2), tasks.ended()).await;
-            app::End::Stopped
+            app::ExitReason::Stopped
         });
         Ok(Self { producer, worker, stop })
     }
@@ -80,8 +80,8 @@ async fn store(settings: &Settings) -> anyhow::Result<Option<Arc<dyn store::Stor
         ));
         return Ok(None);
     }
-    let store = store::open(&settings.store, &Health::default().part("store")).await?;
-    let probe = store.taken(Some("-"), None).await;
+    let store = store::open(&settings.store, &Health::default().component("store")).await?;
+    let probe = store.find_conflicts(Some("-"), None).await;
     probe.context("store.url (MUSTER_STORE): the store for the look-ups does not answer")?;
     Ok(Some(store))
 }

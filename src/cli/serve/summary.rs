@@ -24,7 +24,7 @@ pub(super) fn text(settings: &Settings, addresses: Addresses, is_new: bool) -> S
     let front = addresses.front.map(|address| url(address, settings.front.tls.is_some()));
     let probes = addresses.admin.map(|address| url(address, false)).or_else(|| front.clone());
     let (first, second) = match &front {
-        Some(front) if settings.front.pages => (
+        Some(front) if settings.front.ui => (
             format!("sign up   {front}/"),
             format!("status    {front}/status   docs  {front}/docs"),
         ),

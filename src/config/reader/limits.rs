@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::Reader;
-use crate::config::{Limits, ProxyHeader, Rate};
+use super::SettingsReader;
+use crate::config::{LimitSettings, ProxyHeader, RateLimit};
 
 /// Shortest time between two requests that is told apart.
 const EVERY_MIN: Duration = Duration::from_micros(1);
 /// Longest time until somebody who used everything up has all of it again.
 const WHOLE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
-impl Reader<'_> {
-    pub(super) fn limits(&mut self) -> Option<Limits> {
+impl SettingsReader<'_> {
+    pub(super) fn limits(&mut self) -> Option<LimitSettings> {
         let per_address = self.rate("limits.per_address");
         let per_email = self.rate("limits.per_email");
         let profile_per_address = self.rate("limits.profile_per_address");
@@ -27,7 +27,7 @@ impl Reader<'_> {
                 ("forwarded", ProxyHeader::Forwarded),
             ],
         );
-        Some(Limits {
+        Some(LimitSettings {
             per_address: per_address?,
             per_email: per_email?,
             profile_per_address: profile_per_address?,
@@ -37,8 +37,8 @@ impl Reader<'_> {
     }
 
     /// Outside: could it be read. Inside: is it set.
-    fn rate(&mut self, key: &str) -> Option<Option<Rate>> {
-        let Some(text) = self.given(key) else { return Some(None) };
+    fn rate(&mut self, key: &str) -> Option<Option<RateLimit>> {
+        let Some(text) = self.non_empty_text(key) else { return Some(None) };
         match rate(&text) {
             Some(rate) => Some(Some(rate)),
             None => self.problem(
@@ -55,7 +55,7 @@ impl Reader<'_> {
     }
 }
 
-fn rate(text: &str) -> Option<Rate> {
+fn rate(text: &str) -> Option<RateLimit> {
     let (rate, burst) = match text.split_once(" burst ") {
         Some((rate, burst)) => (rate, Some(burst)),
         None => (text, None),
@@ -65,7 +65,7 @@ fn rate(text: &str) -> Option<Rate> {
     let burst = burst.map_or(Ok(times), |burst| burst.trim().parse()).ok()?;
     let every = humantime::parse_duration(per.trim()).ok()? / times.get();
     let whole = every.checked_mul(burst.get())?;
-    (every >= EVERY_MIN && whole <= WHOLE_MAX).then_some(Rate { burst, every })
+    (every >= EVERY_MIN && whole <= WHOLE_MAX).then_some(RateLimit { burst, every })
 }
 
 /// A network, or one address.

@@ -1,13 +1,13 @@
 //! `front.mounts`: the contracts served at each path, and the path of their profile.
 
-use super::Reader;
-use crate::config::{Mount, Place};
-use crate::signup::ContractId;
+use super::SettingsReader;
+use crate::config::{Mount, PathPattern};
+use crate::domain::ContractId;
 
 /// The name of a mount's option for its profile, and the last segment of the path it has without one.
 const PROFILE: &str = "profile";
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     pub(super) fn mounts(&mut self) -> Option<Vec<Mount>> {
         let lines = self.list("front.mounts");
         let mounts: Result<Vec<Mount>, String> = lines.iter().map(|line| mount(line)).collect();
@@ -52,14 +52,14 @@ fn mount(line: &str) -> Result<Mount, String> {
         None => (line, None),
     };
     let (path, contracts) = mounted.split_once('=').ok_or_else(expected)?;
-    let Place { path, any_prefix } = place(path).ok_or_else(expected)?;
+    let PathPattern { path, any_prefix } = place(path).ok_or_else(expected)?;
     let contracts: Result<Vec<_>, _> =
         contracts.split('|').map(|name| name.trim().parse()).collect();
     let contracts = contracts.map_err(|unknown| format!("{line:?}: {unknown}"))?;
     let profile = match option.map(|option| option.split_once('=')) {
         None => {
             let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-            Some(Place { path: format!("{parent}/{PROFILE}"), any_prefix })
+            Some(PathPattern { path: format!("{parent}/{PROFILE}"), any_prefix })
         }
         Some(Some((name, value))) if name.trim() == PROFILE => match value.trim() {
             "none" => None,
@@ -71,14 +71,14 @@ fn mount(line: &str) -> Result<Mount, String> {
 }
 
 /// Reads `/path`, or `*/path` where anything may come before it.
-fn place(text: &str) -> Option<Place> {
+fn place(text: &str) -> Option<PathPattern> {
     let (path, any_prefix) = match text.trim().strip_prefix('*') {
         Some(rest) => (rest, true),
         None => (text.trim(), false),
     };
     // No request has such a character in its path.
     let is_path = path.starts_with('/') && !path.contains([' ', ';', '?', '#']);
-    is_path.then(|| Place { path: path.trim_end_matches('/').to_owned(), any_prefix })
+    is_path.then(|| PathPattern { path: path.trim_end_matches('/').to_owned(), any_prefix })
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 
 use url::Url;
 
-use super::Reader;
+use super::SettingsReader;
 use crate::config::without_credentials;
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     pub(super) fn origins(&mut self) -> Option<Vec<String>> {
         let key = "front.cors_origins";
         let origins = self.list(key);

@@ -1,7 +1,7 @@
 //! `[password]`: how passwords are hashed, and what is asked of them.
 
-use super::Reader;
-use crate::config::{Blocklist, Password, PasswordPolicy};
+use super::SettingsReader;
+use crate::config::{Blocklist, PasswordSettings, PasswordPolicy};
 
 /// Lowest cost that is safe today (OWASP password storage cheat sheet).
 const COST_MIN: i64 = 10;
@@ -11,8 +11,8 @@ const COST_RANGE: std::ops::RangeInclusive<i64> = 4..=31;
 /// and less than bcrypt can take.
 const MINIMUM_MAX: i64 = 64;
 
-impl Reader<'_> {
-    pub(super) fn password(&mut self) -> Option<Password> {
+impl SettingsReader<'_> {
+    pub(super) fn password(&mut self) -> Option<PasswordSettings> {
         let weak = self.flag("password.allow_weak_cost");
         let cost = self.number("password.cost", COST_RANGE)?;
         if self.is_worker && cost < COST_MIN && !weak {
@@ -24,7 +24,7 @@ impl Reader<'_> {
         let threads = self.number("password.threads", 0..=1024)? as usize;
         let lanes = self.number("password.lanes", 0..=8)? as usize;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Some(Password {
+        Some(PasswordSettings {
             cost: cost as u32,
             threads: if threads == 0 { cores } else { threads },
             lanes: (lanes != 0).then_some(lanes),
@@ -32,9 +32,9 @@ impl Reader<'_> {
     }
 
     pub(super) fn password_policy(&mut self) -> Option<PasswordPolicy> {
-        let minimum = self.number("password.minimum", 0..=MINIMUM_MAX);
+        let minimum = self.number("password.min_length", 0..=MINIMUM_MAX);
         let blocklist = self.blocklist();
-        Some(PasswordPolicy { minimum: minimum? as u64, blocklist: blocklist? })
+        Some(PasswordPolicy { min_length: minimum? as u64, blocklist: blocklist? })
     }
 
     fn blocklist(&mut self) -> Option<Blocklist> {

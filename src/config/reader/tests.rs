@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::{Blocklist, RootSampler, Sources};
-use crate::signup::ContractId;
+use crate::domain::ContractId;
 use secrecy::ExposeSecret;
 
 fn load(environment: &[(&str, &str)]) -> Result<Settings, String> {
@@ -28,14 +28,14 @@ fn all_problems_are_told_at_once() {
     let told = load(&[
         ("MUSTER_LISTEN", "nowhere"),
         ("MUSTER_BCRYPT_COST", "4"),
-        ("MUSTER_FRONT_DEADLINE", "soon"),
+        ("MUSTER_FRONT_REQUEST_TIMEOUT", "soon"),
         ("MUSTER_FRONT_BODY_LIMIT", "many"),
         ("MUSTER_COLOUR", "red"),
         ("JWT_SECRET", "short"),
     ])
     .unwrap_err();
     for part in
-        ["front.listen", "password.cost", "front.deadline", "BODY_LIMIT", "COLOUR", "token.secret"]
+        ["front.listen", "password.cost", "front.request_timeout", "BODY_LIMIT", "COLOUR", "token.secret"]
     {
         assert!(told.contains(part), "{part} in {told}");
     }
@@ -101,16 +101,16 @@ fn keys_are_32_bytes_and_may_be_several() {
     let one = BASE64.encode([1; 32]);
     let two = BASE64.encode([2; 32]);
     let amqp = ("MUSTER_QUEUE", "amqp://broker");
-    let front = [amqp, ("MUSTER_ROLE", "front"), ("MUSTER_QUEUE_SEAL_TO", &one)];
-    assert_eq!(load(&front).unwrap().queue.seal_to, Some([1; 32]));
+    let front = [amqp, ("MUSTER_ROLE", "front"), ("MUSTER_QUEUE_SEAL_PUBLIC_KEY", &one)];
+    assert_eq!(load(&front).unwrap().queue.seal_public_key, Some([1; 32]));
     let several = format!("{two}, {one}\n");
-    let settings = load(&[("MUSTER_QUEUE_SEAL_KEYS", &several)]).unwrap();
-    assert_eq!(settings.queue.seal_keys[0].expose_secret(), [2; 32]);
-    assert_eq!(settings.queue.seal_keys[1].expose_secret(), [1; 32]);
+    let settings = load(&[("MUSTER_QUEUE_SEAL_PRIVATE_KEYS", &several)]).unwrap();
+    assert_eq!(settings.queue.seal_private_keys[0].expose_secret(), [2; 32]);
+    assert_eq!(settings.queue.seal_private_keys[1].expose_secret(), [1; 32]);
     let shown = settings.to_toml();
-    assert!(shown.contains("seal_keys = [\"***\", \"***\"]"), "{shown}");
+    assert!(shown.contains("seal_private_keys = [\"***\", \"***\"]"), "{shown}");
     for bad in ["hunter2", "aHVudGVyMg==", &one[..43]] {
-        for key in ["MUSTER_QUEUE_SEAL_TO", "MUSTER_QUEUE_SEAL_KEYS"] {
+        for key in ["MUSTER_QUEUE_SEAL_PUBLIC_KEY", "MUSTER_QUEUE_SEAL_PRIVATE_KEYS"] {
             let told = load(&[(key, bad)]).unwrap_err();
             assert!(told.contains(key) && !told.contains(bad), "{told}");
         }
@@ -123,7 +123,7 @@ fn keys_are_32_bytes_and_may_be_several() {
 fn limits_and_the_policy_are_off_unless_they_are_set_right() {
     let settings = load(&[]).unwrap();
     assert_eq!((settings.limits.per_address, settings.limits.per_email), (None, None));
-    assert_eq!((settings.policy.minimum, settings.policy.blocklist), (0, Blocklist::None));
+    assert_eq!((settings.policy.min_length, settings.policy.blocklist), (0, Blocklist::None));
     let settings = load(&[
         ("MUSTER_LIMITS_TRUSTED_PROXIES", "10.0.0.0/8, ::1"),
         ("MUSTER_PASSWORD_BLOCKLIST", "file:a.txt"),
@@ -137,7 +137,7 @@ fn limits_and_the_policy_are_off_unless_they_are_set_right() {
         ("MUSTER_LIMITS_PROFILE_PER_ADDRESS", "0/1m"),
         ("MUSTER_LIMITS_TRUSTED_PROXIES", "proxy"),
         ("MUSTER_LIMITS_PROXY_HEADER", "x-real-ip"),
-        ("MUSTER_PASSWORD_MINIMUM", "65"),
+        ("MUSTER_PASSWORD_MIN_LENGTH", "65"),
         ("MUSTER_PASSWORD_BLOCKLIST", "all"),
     ];
     let told = load(&wrong).unwrap_err();
@@ -165,13 +165,13 @@ fn a_collector_is_named_by_its_address_and_its_keys_stay_secret() {
     let named = load(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318/"),
         ("MUSTER_TRACE_HEADERS", "authorization=Bearer hunter2=, x-tenant=1"),
-        ("MUSTER_TRACE_RATIO", "0.25"),
+        ("MUSTER_TRACE_SAMPLE_RATIO", "0.25"),
         ("OTEL_SERVICE_NAME", "signups"),
     ]);
     let settings = named.unwrap();
     let trace = settings.trace.as_ref().unwrap();
     assert_eq!(trace.endpoint, "https://collector:4318/v1/traces");
-    assert_eq!((trace.ratio, &*trace.service), (0.25, "signups"));
+    assert_eq!((trace.sample_ratio, &*trace.service_name), (0.25, "signups"));
     assert_eq!(trace.headers[0].1.expose_secret(), "Bearer hunter2=");
     assert_eq!(trace.headers[1].0, "x-tenant");
     assert!(
@@ -180,8 +180,8 @@ fn a_collector_is_named_by_its_address_and_its_keys_stay_secret() {
     for (name, bad) in [
         ("MUSTER_TRACE_ENDPOINT", "collector:4318"),
         ("MUSTER_TRACE_ENDPOINT", "https://user:hunter2@collector"),
-        ("MUSTER_TRACE_RATIO", "1.5"),
-        ("MUSTER_TRACE_RATIO", "half"),
+        ("MUSTER_TRACE_SAMPLE_RATIO", "1.5"),
+        ("MUSTER_TRACE_SAMPLE_RATIO", "half"),
         ("MUSTER_TRACE_HEADERS", "hunter2"),
     ] {
         let told = load(&[(name, bad)]).unwrap_err();
@@ -230,17 +230,17 @@ fn marks_and_carriage_returns_are_refused_in_every_kind_of_value() {
         ("JWT_SECRET", "\u{feff}0123456789abcdef0123456789abcdef"),
         ("MUSTER_STORE", "file:users.redb\r"),
         ("MUSTER_PASSWORD_BLOCKLIST", "file:list.txt\r\n"),
-        ("MUSTER_TOKEN_KEYS", "\u{feff}one.pem,two.pem"),
+        ("MUSTER_TOKEN_KEY_FILES", "\u{feff}one.pem,two.pem"),
         ("MUSTER_TOKEN_ISSUER", "https://issuer\r"),
-        ("MUSTER_FRONT_JWKS", "jw\u{fffd}ks.json"),
+        ("MUSTER_FRONT_JWKS_FILE", "jw\u{fffd}ks.json"),
     ] {
         let refused = load(&[(name, text)]).unwrap_err();
         assert!(refused.contains(name), "{refused}");
         assert!(!refused.contains("0123456789"), "a secret is shown: {refused}");
     }
     // Between the items of a list they are only space.
-    let settings = load(&[("MUSTER_TOKEN_KEYS", "one.pem\r\ntwo.pem\r\n")]).unwrap();
-    assert_eq!(settings.token.keys, [PathBuf::from("one.pem"), PathBuf::from("two.pem")]);
+    let settings = load(&[("MUSTER_TOKEN_KEY_FILES", "one.pem\r\ntwo.pem\r\n")]).unwrap();
+    assert_eq!(settings.token.key_files, [PathBuf::from("one.pem"), PathBuf::from("two.pem")]);
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn file_that_is_not_toml_is_refused_with_line_and_column() {
 fn role_decides_which_settings_are_checked() {
     let amqp = ("MUSTER_QUEUE", "amqp://broker");
     let short =
-        [("MUSTER_FRONT_DEADLINE", "4s"), ("JWT_SECRET", "short"), ("MUSTER_BCRYPT_COST", "4")];
+        [("MUSTER_FRONT_REQUEST_TIMEOUT", "4s"), ("JWT_SECRET", "short"), ("MUSTER_BCRYPT_COST", "4")];
     let front = [&[amqp, ("MUSTER_ROLE", "front")], &short[..]].concat();
     assert!(load(&front).is_ok(), "a front stores, signs and hashes nothing");
     let refused = load(&short).unwrap_err();
@@ -304,7 +304,7 @@ fn variables_of_opentelemetry_are_honoured_or_refused() {
     let trace = |name, value| load(&[base, (name, value)]).unwrap().trace.unwrap();
     let sampler = trace("OTEL_TRACES_SAMPLER", "always_off").sampler;
     assert_eq!((sampler.parent_based, sampler.root), (false, RootSampler::AlwaysOff));
-    assert_eq!(trace("OTEL_TRACES_SAMPLER_ARG", "0.25").ratio, 0.25);
+    assert_eq!(trace("OTEL_TRACES_SAMPLER_ARG", "0.25").sample_ratio, 0.25);
     let headers = trace("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2").headers;
     assert_eq!(headers[0].1.expose_secret(), "Bearer hunter2");
     for (name, bad) in [

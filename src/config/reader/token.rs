@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use secrecy::SecretString;
 
-use super::Reader;
-use crate::config::Token;
+use super::SettingsReader;
+use crate::config::TokenSettings;
 
 /// Shortest signing secret in bytes: as long as the digest (RFC 7518, 3.2).
 const SECRET_MIN: usize = 32;
 
-impl Reader<'_> {
-    pub(super) fn token(&mut self) -> Option<Token> {
+impl SettingsReader<'_> {
+    pub(super) fn token(&mut self) -> Option<TokenSettings> {
         let secret = self.text("token.secret");
         if self.is_worker && !secret.is_empty() && secret.len() < SECRET_MIN {
             self.problem::<()>(
@@ -21,11 +21,11 @@ impl Reader<'_> {
         }
         let lifetime = self.duration("token.lifetime");
         let secret = (!secret.is_empty()).then(|| SecretString::from(secret));
-        Some(Token {
+        Some(TokenSettings {
             secret,
-            keys: self.list("token.keys").into_iter().map(PathBuf::from).collect(),
-            issuer: self.given("token.issuer"),
-            audience: self.given("token.audience"),
+            key_files: self.list("token.key_files").into_iter().map(PathBuf::from).collect(),
+            issuer: self.non_empty_text("token.issuer"),
+            audience: self.non_empty_text("token.audience"),
             lifetime: lifetime?,
         })
     }

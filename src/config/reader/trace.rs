@@ -3,8 +3,8 @@
 use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 
-use super::Reader;
-use crate::config::Trace;
+use super::SettingsReader;
+use crate::config::TraceSettings;
 
 /// Which traces are recorded, by the names that OpenTelemetry gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub enum RootSampler {
     AlwaysOn,
     /// None.
     AlwaysOff,
-    /// The part that `trace.ratio` says.
+    /// The part that `trace.sample_ratio` says.
     Ratio,
 }
 
@@ -43,18 +43,18 @@ const fn sampler(parent_based: bool, root: RootSampler) -> Sampler {
     Sampler { parent_based, root }
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     /// Outside: could it be read. Inside: is it set.
-    pub(super) fn trace(&mut self) -> Option<Option<Trace>> {
-        let ratio = self.layers.get("trace.ratio").value.as_float().unwrap_or_default();
+    pub(super) fn trace(&mut self) -> Option<Option<TraceSettings>> {
+        let ratio = self.layers.get("trace.sample_ratio").value.as_float().unwrap_or_default();
         if !(0.0..=1.0).contains(&ratio) {
-            self.problem::<()>("trace.ratio", "0 to 1 wanted");
+            self.problem::<()>("trace.sample_ratio", "0 to 1 wanted");
         }
         let sampler = self.choice("trace.sampler", &SAMPLERS);
         self.choice("trace.protocol", &[("http/protobuf", ())])?;
         let headers = self.trace_headers();
-        let whole = self.given("trace.traces_endpoint").map(|url| ("trace.traces_endpoint", url));
-        let base = self.given("trace.endpoint").map(|url| ("trace.endpoint", url));
+        let whole = self.non_empty_text("trace.traces_endpoint").map(|url| ("trace.traces_endpoint", url));
+        let base = self.non_empty_text("trace.endpoint").map(|url| ("trace.endpoint", url));
         let Some((key, url)) = whole.or(base).filter(|_| !self.flag("trace.disabled")) else {
             return Some(None);
         };
@@ -74,13 +74,13 @@ impl Reader<'_> {
             "trace.endpoint" => base.to_owned(),
             _ => url,
         };
-        Some(Some(Trace {
+        Some(Some(TraceSettings {
             endpoint,
             ca_file: self.path("trace.ca_file"),
             headers: headers?,
             sampler: sampler?,
-            ratio,
-            service: self.text("trace.service"),
+            sample_ratio: ratio,
+            service_name: self.text("trace.service_name"),
         }))
     }
 

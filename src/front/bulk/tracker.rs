@@ -20,7 +20,7 @@ pub(super) const WINDOW: usize = 512;
 pub(super) struct RowIdentity {
     pub(super) key: IdempotencyKey,
     /// Whether the key is new, so that no row can be registered yet.
-    pub(super) fresh: bool,
+    pub(super) new_key: bool,
     /// The parent span of all rows.
     pub(super) trace: TraceContext,
 }
@@ -34,7 +34,7 @@ pub(super) struct Tracker {
     /// Whether the body is a JSON array, whose last line might look like a row.
     is_array: bool,
     /// Holds the first rows back while all their passwords look like digests.
-    column: HashColumnDetector<(u64, Cut)>,
+    column: HashColumnDetector<(u64, NumberedRow)>,
     /// Holds rows back behind earlier ones of the same user name or address.
     order: RowOrder<BulkRow>,
     /// Rows that may be sent now; their tags are their places among the rows.
@@ -42,18 +42,18 @@ pub(super) struct Tracker {
     /// Rows read from the body, and rows whose report has been given.
     read: u64,
     reported: u64,
-    /// By place: reports that wait for an earlier one, and the lines of rows without an outcome.
-    reports: BTreeMap<u64, State>,
+    /// By index: reports that wait for an earlier one, and the lines of rows without an outcome.
+    reports: BTreeMap<u64, RowState>,
     metrics: Arc<Metrics>,
 }
 
-enum State {
+enum RowState {
     Sent { line: u64 },
     Done(RowReport),
 }
 
 /// The line of a row and the result of its check.
-type Cut = (u64, Result<ValidRow, Vec<RowError>>);
+type NumberedRow = (u64, Result<ValidRow, Vec<RowError>>);
 
 impl Tracker {
     pub(super) fn new(
@@ -99,7 +99,7 @@ impl Tracker {
 
     /// Whether the next row to report has no outcome yet.
     pub(super) fn is_waiting(&self) -> bool {
-        matches!(self.reports.get(&self.reported), Some(State::Sent { .. }))
+        matches!(self.reports.get(&self.reported), Some(RowState::Sent { .. }))
     }
 
     /// Whether a row can be sent now.
@@ -143,11 +143,11 @@ impl Tracker {
                     (number, Err(vec![RowError::too_long(self.limit)]))
                 }
             };
-            let place = self.read;
+            let index = self.read;
             self.read += 1;
             let hash_like = checked.as_ref().ok().and_then(|checked| checked.hash_like);
-            for ((place, cut), is_hash) in self.column.add((place, (line, checked)), hash_like) {
-                self.add(place, cut, is_hash);
+            for ((index, row), is_hash) in self.column.add((index, (line, checked)), hash_like) {
+                self.add(index, row, is_hash);
             }
         }
         false
@@ -155,48 +155,48 @@ impl Tracker {
 
     /// Releases the rows that the check for a column of digests holds, when no more rows follow.
     pub(super) fn release_column(&mut self) {
-        for ((place, cut), is_hash) in self.column.end() {
-            self.add(place, cut, is_hash);
+        for ((index, row), is_hash) in self.column.end() {
+            self.add(index, row, is_hash);
         }
     }
 
     /// Prepares a row to be sent, or its report if it is invalid.
-    fn add(&mut self, place: u64, (line, checked): Cut, is_hash: bool) {
+    fn add(&mut self, index: u64, (line, checked): NumberedRow, is_hash: bool) {
         let state = match checked {
             Ok(checked) if is_hash => self.invalid(line, checked.as_hash()),
             Err(errors) => self.invalid(line, errors),
             Ok(ValidRow { body, identity, .. }) => {
                 let contract = self.rules.contract;
                 let id = MessageId::for_bulk_row(contract, &self.identity.key, line);
-                let (fresh, trace) = (self.identity.fresh, self.identity.trace.clone());
-                let row = BulkRow { tag: place, contract, id, new_key: fresh, body, trace };
-                self.unsent.extend(self.order.add(place, identity, row));
-                State::Sent { line }
+                let (new_key, trace) = (self.identity.new_key, self.identity.trace.clone());
+                let row = BulkRow { tag: index, contract, id, new_key: new_key, body, trace };
+                self.unsent.extend(self.order.add(index, identity, row));
+                RowState::Sent { line }
             }
         };
-        self.reports.insert(place, state);
+        self.reports.insert(index, state);
     }
 
-    fn invalid(&self, line: u64, errors: Vec<RowError>) -> State {
+    fn invalid(&self, line: u64, errors: Vec<RowError>) -> RowState {
         self.metrics.bulk_row_finished("invalid");
-        State::Done(RowReport::invalid(line, None, errors))
+        RowState::Done(RowReport::invalid(line, None, errors))
     }
 
     /// Takes the outcome of a row. A failure fails the rows that wait behind it.
-    pub(super) fn answered(&mut self, RowReply { tag, id, outcome }: RowReply) {
-        let Some(State::Sent { line }) = self.reports.get(&tag) else { return };
+    pub(super) fn record_reply(&mut self, RowReply { tag, id, outcome }: RowReply) {
+        let Some(RowState::Sent { line }) = self.reports.get(&tag) else { return };
         let id = RegistrationId::derive(&Origin::Import, self.rules.contract, &id);
         let report = RowReport::from_outcome(*line, id, outcome.ok());
         let has_failed = report.outcome == "failed";
-        self.reports.insert(tag, State::Done(report));
+        self.reports.insert(tag, RowState::Done(report));
         if !has_failed {
             self.unsent.extend(self.order.finish(tag).into_iter().map(|(_, row)| row));
             return;
         }
         for tag in self.order.fail(tag) {
-            if let Some(State::Sent { line }) = self.reports.get(&tag) {
+            if let Some(RowState::Sent { line }) = self.reports.get(&tag) {
                 self.metrics.bulk_row_finished(EARLIER_ROW_FAILED);
-                self.reports.insert(tag, State::Done(RowReport::earlier_row_failed(*line)));
+                self.reports.insert(tag, RowState::Done(RowReport::earlier_row_failed(*line)));
             }
         }
     }
@@ -204,7 +204,7 @@ impl Tracker {
     /// The reports that are due, as lines: those of the next rows, up to the first without an outcome.
     pub(super) fn due_reports(&mut self) -> Vec<u8> {
         let mut lines = Vec::new();
-        while let Some(State::Done(report)) = self.reports.get(&self.reported) {
+        while let Some(RowState::Done(report)) = self.reports.get(&self.reported) {
             serde_json::to_writer(&mut lines, report).expect("a report is JSON");
             lines.push(b'\n');
             self.reports.remove(&self.reported);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::answers::{self, by_status};
+use super::responses::{self, by_status};
 use super::reference;
 use crate::config::{self, Mount};
 use crate::contract::samples::{self, Sample};
@@ -162,8 +162,8 @@ fn responses(contracts: &[MountedContract]) -> Map<String, Value> {
         .iter()
         .map(|(status, samples)| (status.to_string(), response(*status, samples)))
         .collect();
-    let slow = answers::problem(StatusCode::REQUEST_TIMEOUT, &[SLOW_BODY]);
-    let slow = answers::with(slow, &[TIMES]);
+    let slow = responses::problem(StatusCode::REQUEST_TIMEOUT, &[SLOW_BODY]);
+    let slow = responses::with(slow, &[TIMES]);
     responses.insert(StatusCode::REQUEST_TIMEOUT.as_str().to_owned(), slow);
     responses
 }
@@ -171,7 +171,7 @@ fn responses(contracts: &[MountedContract]) -> Map<String, Value> {
 fn response(status: u16, samples: &[(ContractId, Sample)]) -> Value {
     let mut ids: Vec<ContractId> = samples.iter().map(|(id, _)| *id).collect();
     ids.dedup();
-    let of = |id: &ContractId| reference(&answers::name(*id, status));
+    let of = |id: &ContractId| reference(&responses::name(*id, status));
     let schema = match ids.as_slice() {
         [only] => of(only),
         several => json!({ "oneOf": several.iter().map(of).collect::<Vec<_>>() }),
@@ -188,7 +188,7 @@ fn response(status: u16, samples: &[(ContractId, Sample)]) -> Value {
         500.. => &["Idempotency-Key"],
         _ => &[],
     };
-    answers::with(answers::json(&schema, examples), &[headers, &[TIMES]].concat())
+    responses::with(responses::json(&schema, examples), &[headers, &[TIMES]].concat())
 }
 
 /// The header that makes repeating a request safe.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::config;
 use crate::front::{openapi, paths};
-use fields::Field;
+use fields::SchemaField;
 
 /// The page that shows the document of these settings.
 pub(super) fn page(document: &Value, settings: &config::FrontSettings) -> String {
@@ -89,13 +89,13 @@ fn write(document: &Value, order: &[String], origin: &str) -> String {
 }
 
 /// Operations of one tag.
-struct Group<'a> {
+struct OperationGroup<'a> {
     name: &'a str,
     about: &'a str,
-    operations: Vec<Operation<'a>>,
+    operations: Vec<DocOperation<'a>>,
 }
 
-struct Operation<'a> {
+struct DocOperation<'a> {
     method: String,
     path: &'a str,
     /// Parameters of the path, then of the operation.
@@ -103,9 +103,9 @@ struct Operation<'a> {
     told: &'a Value,
 }
 
-fn groups<'a>(document: &'a Value, order: &[String]) -> Vec<Group<'a>> {
+fn groups<'a>(document: &'a Value, order: &[String]) -> Vec<OperationGroup<'a>> {
     let tags = document["tags"].as_array().into_iter().flatten();
-    tags.map(|tag| Group {
+    tags.map(|tag| OperationGroup {
         name: text(&tag["name"]),
         about: text(&tag["description"]),
         operations: operations(document, &tag["name"], order),
@@ -114,13 +114,13 @@ fn groups<'a>(document: &'a Value, order: &[String]) -> Vec<Group<'a>> {
 }
 
 /// The operations of a tag, those of `order` in that order and before the others.
-fn operations<'a>(document: &'a Value, tag: &Value, order: &[String]) -> Vec<Operation<'a>> {
+fn operations<'a>(document: &'a Value, tag: &Value, order: &[String]) -> Vec<DocOperation<'a>> {
     let listed = |value: &'a Value| value["parameters"].as_array().into_iter().flatten();
     let mut found = Vec::new();
     for (path, item) in members(&document["paths"]) {
         for (method, told) in members(item).filter(|(_, told)| told["tags"][0] == *tag) {
             let parameters = listed(item).chain(listed(told));
-            found.push(Operation {
+            found.push(DocOperation {
                 method: method.to_uppercase(),
                 path,
                 parameters: parameters.map(|one| fields::resolved(document, one)).collect(),
@@ -133,12 +133,12 @@ fn operations<'a>(document: &'a Value, tag: &Value, order: &[String]) -> Vec<Ope
     found
 }
 
-fn contents(groups: &[Group<'_>]) -> Markup {
+fn contents(groups: &[OperationGroup<'_>]) -> Markup {
     html! {
         @for group in groups {
             p { (group.name) }
             ul {
-                @for Operation { method, path, told, .. } in &group.operations {
+                @for DocOperation { method, path, told, .. } in &group.operations {
                     li {
                         a href={ "#" (text(&told["operationId"])) } {
                             span.method { (method) } " " (path)
@@ -150,7 +150,7 @@ fn contents(groups: &[Group<'_>]) -> Markup {
     }
 }
 
-fn section(group: &Group<'_>, document: &Value, origin: &str) -> Markup {
+fn section(group: &OperationGroup<'_>, document: &Value, origin: &str) -> Markup {
     html! {
         section aria-labelledby={ "group-" (group.name) } {
             div.group {
@@ -162,8 +162,8 @@ fn section(group: &Group<'_>, document: &Value, origin: &str) -> Markup {
     }
 }
 
-fn article(operation: &Operation<'_>, document: &Value, origin: &str) -> Markup {
-    let Operation { method, path, parameters, told } = operation;
+fn article(operation: &DocOperation<'_>, document: &Value, origin: &str) -> Markup {
+    let DocOperation { method, path, parameters, told } = operation;
     let id = text(&told["operationId"]);
     html! {
         article.card id=(id) aria-labelledby={ "title-" (id) } {
@@ -178,12 +178,12 @@ fn article(operation: &Operation<'_>, document: &Value, origin: &str) -> Markup 
             }
             @if !parameters.is_empty() {
                 h4 { "Parameters" }
-                (table(&parameters.iter().map(|one| Field::of_parameter(one)).collect::<Vec<_>>(), Use::Sent))
+                (table(&parameters.iter().map(|one| SchemaField::of_parameter(one)).collect::<Vec<_>>(), Direction::Sent))
             }
             @for (media, body) in members(&told["requestBody"]["content"]) {
                 h4 { "Body " code { (media) } }
                 p { (prose(text(&told["requestBody"]["description"]))) }
-                (schemas(&body["schema"], document, Use::Sent))
+                (schemas(&body["schema"], document, Direction::Sent))
             }
             (samples::all(operation, origin))
             h4 { "Responses" }
@@ -211,7 +211,7 @@ fn response(status: &str, answer: &Value, document: &Value) -> Markup {
             }
             @for (media, body) in members(&answer["content"]) {
                 p.empty { code { (media) } }
-                (schemas(&body["schema"], document, Use::Received))
+                (schemas(&body["schema"], document, Direction::Received))
                 (example::all(body))
             }
         }
@@ -220,13 +220,13 @@ fn response(status: &str, answer: &Value, document: &Value) -> Markup {
 
 /// Whether a client sends what a table lists, or receives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Use {
+enum Direction {
     Sent,
     Received,
 }
 
 /// The fields of a schema; of one after the other where a body is one of several.
-fn schemas(schema: &Value, document: &Value, usage: Use) -> Markup {
+fn schemas(schema: &Value, document: &Value, usage: Direction) -> Markup {
     html! {
         @for (name, schema) in fields::choices(schema, document) {
             @let listed = fields::of(schema);
@@ -239,7 +239,7 @@ fn schemas(schema: &Value, document: &Value, usage: Use) -> Markup {
 }
 
 /// Fields to send are marked where they are required; of those received, the ones that may be absent are.
-fn table(fields: &[Field], usage: Use) -> Markup {
+fn table(fields: &[SchemaField], usage: Direction) -> Markup {
     html! {
         table {
             thead.unseen { tr { th { "Name" } th { "Type" } th { "Meaning" } } }
@@ -250,7 +250,7 @@ fn table(fields: &[Field], usage: Use) -> Markup {
                         td {
                             (field.kind)
                             @if !field.required { span.optional { "optional" } }
-                            @else if usage == Use::Sent { span.required { "required" } }
+                            @else if usage == Direction::Sent { span.required { "required" } }
                         }
                         td { (prose(&field.about)) }
                     }

@@ -37,7 +37,7 @@ static ASSETS: [Asset; 12] = [
     html("/status", include_str!("status.html")),
     script("/pages/signup.js", include_str!("signup.js")),
     script("/pages/exchange.js", include_str!("exchange.js")),
-    script("/pages/trip.js", include_str!("trip.js")),
+    script("/pages/timeline.js", include_str!("timeline.js")),
     script("/pages/status.js", include_str!("status.js")),
     script("/pages/chart.js", include_str!("chart.js")),
     script("/pages/docs.js", include_str!("docs.js")),

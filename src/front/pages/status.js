@@ -74,7 +74,7 @@ function part([name, state]) {
   badge.textContent = up ? "up" : "down";
   badge.className = up ? "badge" : "badge failed";
   // Only operators are shown why it is down.
-  told.textContent = state.waitingFor ? `waits for ${state.waitingFor}` : "";
+  told.textContent = state.reason ? `waits for ${state.reason}` : "";
   item.append(label, badge, told);
   return item;
 }

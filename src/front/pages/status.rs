@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::front::rolling_stats::{SECONDS, Second, Times, bulk_rate, bulk_rows, has_bulk_rows};
+use crate::front::rolling_stats::{SECONDS, SecondStats, DurationHistogram, bulk_rate, bulk_rows, has_bulk_rows};
 use crate::front::{Front, bulk, health};
 use crate::queue::{Backlog, BulkBacklog};
 use crate::telemetry::health::ComponentState;
@@ -19,12 +19,12 @@ const FAILURES_OVER: usize = 10;
 /// over.
 pub(super) fn snapshot(front: &Front) -> Value {
     let seconds = front.rolling_stats.seconds();
-    let minute = Times::of(&seconds[SECONDS - FIGURES_OVER..]);
+    let minute = DurationHistogram::of(&seconds[SECONDS - FIGURES_OVER..]);
     let health = &front.telemetry.health;
     let (backlog, bulk) = (front.caller.backlog(), front.caller.bulk_backlog());
     let parts = health.states();
     let reasons =
-        Observed { front, parts: &parts, seconds: &seconds, backlog: &backlog, bulk }.reasons();
+        StatusInputs { front, parts: &parts, seconds: &seconds, backlog: &backlog, bulk }.reasons();
     json!({
         "state": state(&parts, &reasons),
         "reasons": reasons,
@@ -53,7 +53,7 @@ pub(super) fn snapshot(front: &Front) -> Value {
 }
 
 /// Bulk rows: how many wait, how fast they are finished, and how long that takes; null where it is unknown.
-fn bulk_figures(front: &Front, seconds: &[Second], queued: Option<BulkBacklog>) -> Value {
+fn bulk_figures(front: &Front, seconds: &[SecondStats], queued: Option<BulkBacklog>) -> Value {
     let uploads = bulk::UPLOADS_MAX - front.uploads.available_permits();
     let rate = bulk_rate(seconds);
     let waiting = queued.map(|bulk| bulk.ready + bulk.retrying);
@@ -87,15 +87,15 @@ fn state(parts: &BTreeMap<&'static str, ComponentState>, reasons: &[String]) -> 
 }
 
 /// What the reasons are derived from.
-struct Observed<'a> {
+struct StatusInputs<'a> {
     front: &'a Front,
     parts: &'a BTreeMap<&'static str, ComponentState>,
-    seconds: &'a [Second],
+    seconds: &'a [SecondStats],
     backlog: &'a Backlog,
     bulk: Option<BulkBacklog>,
 }
 
-impl Observed<'_> {
+impl StatusInputs<'_> {
     /// Why the state is not `ready`, one sentence each.
     fn reasons(&self) -> Vec<String> {
         let mut reasons: Vec<String> =
@@ -154,7 +154,7 @@ impl Observed<'_> {
     }
 }
 
-fn bulk_in(second: &Second) -> Option<BulkBacklog> {
+fn bulk_in(second: &SecondStats) -> Option<BulkBacklog> {
     second.sample?.bulk
 }
 
@@ -165,7 +165,7 @@ fn capitalized(text: &str) -> String {
         .unwrap_or_default()
 }
 
-fn each(seconds: &[Second], figure: impl Fn(&Second) -> Value) -> Value {
+fn each(seconds: &[SecondStats], figure: impl Fn(&SecondStats) -> Value) -> Value {
     seconds.iter().map(figure).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Activity of one connection: its requests, the response data its client has not taken, and writes
 //! that its socket does not take. From these follows when it is the client's turn, and since when.
 //!
-//! `exchange` and `watched` report here; `server` ends a connection that is overdue, `places` one that
+//! `exchange` and `monitored_stream` report here; `server` ends a connection that is timed_out, `places` one that
 //! is in the way.
 
 use std::collections::BTreeMap;
@@ -27,22 +27,22 @@ struct State {
 
 /// What a connection waits for while it is the client's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum ClientAction {
     /// To read what was sent.
     Read,
-    /// To ask for something.
+    /// To request for something.
     Ask,
 }
 
 /// How long a client may take when it is its turn.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(super) struct ClientTimeouts {
     /// Time before this does not count.
     pub(super) from: Instant,
     /// To take response data.
     pub(super) read: Duration,
     /// To send a request; none: the protocol has a limit of its own.
-    pub(super) ask: Option<Duration>,
+    pub(super) request: Option<Duration>,
 }
 
 impl Activity {
@@ -57,18 +57,18 @@ impl Activity {
     }
 
     /// A request begins. It is open until the guard is dropped.
-    pub(super) fn open(self: &Arc<Self>) -> Open {
+    pub(super) fn open(self: &Arc<Self>) -> OpenRequest {
         self.lock().open += 1;
-        Open(self.clone())
+        OpenRequest(self.clone())
     }
 
     /// Response data is given to the connection. It is unread until the guard is dropped.
-    pub(super) fn unread(self: &Arc<Self>) -> Unread {
+    pub(super) fn unread(self: &Arc<Self>) -> UnreadData {
         let mut state = self.lock();
         let id = state.next;
         state.next += 1;
         state.unread.insert(id, Instant::now());
-        Unread { activity: self.clone(), id }
+        UnreadData { activity: self.clone(), id }
     }
 
     /// The socket does not take a write.
@@ -82,21 +82,21 @@ impl Activity {
     }
 
     /// Whose turn it is: the client's since this time, or muster's.
-    pub(super) fn client_since(&self) -> Option<(Turn, Instant)> {
-        self.lock().client_since()
+    pub(super) fn waiting_for_client(&self) -> Option<(ClientAction, Instant)> {
+        self.lock().waiting_for_client()
     }
 
     /// Resolves when the client has let its time pass.
-    pub(super) async fn overdue(&self, patience: Patience) -> Turn {
-        let Patience { from, read, ask } = patience;
+    pub(super) async fn timed_out(&self, timeouts: ClientTimeouts) -> ClientAction {
+        let ClientTimeouts { from, read, request } = timeouts;
         loop {
-            let due = self.client_since().and_then(|(turn, since)| {
-                let time = if turn == Turn::Read { Some(read) } else { ask };
+            let due = self.waiting_for_client().and_then(|(turn, since)| {
+                let time = if turn == ClientAction::Read { Some(read) } else { request };
                 time.map(|time| (turn, since.max(from) + time))
             });
             let now = Instant::now();
             // What begins after this look is due no sooner than then.
-            let mut look_at = now + ask.map_or(read, |ask| ask.min(read));
+            let mut look_at = now + request.map_or(read, |request| request.min(read));
             if let Some((turn, at)) = due {
                 if at <= now {
                     return turn;
@@ -113,20 +113,20 @@ impl Activity {
 }
 
 impl State {
-    fn client_since(&self) -> Option<(Turn, Instant)> {
+    fn waiting_for_client(&self) -> Option<(ClientAction, Instant)> {
         let oldest = self.unread.values().next().copied();
         match (oldest.into_iter().chain(self.blocked_since).min(), self.open) {
-            (Some(since), _) => Some((Turn::Read, since)),
-            (None, 0) => Some((Turn::Ask, self.quiet_since)),
+            (Some(since), _) => Some((ClientAction::Read, since)),
+            (None, 0) => Some((ClientAction::Request, self.quiet_since)),
             (None, _) => None,
         }
     }
 }
 
 /// An open request.
-pub(super) struct Open(Arc<Activity>);
+pub(super) struct OpenRequest(Arc<Activity>);
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.open -= 1;
@@ -135,12 +135,12 @@ impl Drop for Open {
 }
 
 /// Response data that is not taken yet.
-pub(super) struct Unread {
+pub(super) struct UnreadData {
     activity: Arc<Activity>,
     id: u64,
 }
 
-impl Drop for Unread {
+impl Drop for UnreadData {
     fn drop(&mut self) {
         let mut state = self.activity.lock();
         state.unread.remove(&self.id);
@@ -155,8 +155,8 @@ mod tests {
     const READ: Duration = Duration::from_secs(10);
     const ASK: Duration = Duration::from_secs(60);
 
-    fn patience() -> Patience {
-        Patience { from: Instant::now(), read: READ, ask: Some(ASK) }
+    fn timeouts() -> ClientTimeouts {
+        ClientTimeouts { from: Instant::now(), read: READ, request: Some(ASK) }
     }
 
     #[tokio::test(start_paused = true)]
@@ -167,7 +167,7 @@ mod tests {
         sleep_until(began + READ / 2).await;
         let second = activity.unread();
         drop((first, open));
-        assert_eq!(activity.overdue(patience()).await, Turn::Read);
+        assert_eq!(activity.timed_out(timeouts()).await, ClientAction::Read);
         assert_eq!(began.elapsed(), READ * 3 / 2, "progress of another does not count");
         drop(second);
     }
@@ -182,8 +182,8 @@ mod tests {
         activity.blocked();
         sleep_until(began + READ).await;
         activity.blocked();
-        let patience = Patience { from: began, ..patience() };
-        assert_eq!(activity.overdue(patience).await, Turn::Read);
+        let timeouts = ClientTimeouts { from: began, ..timeouts() };
+        assert_eq!(activity.timed_out(timeouts).await, ClientAction::Read);
         assert_eq!(began.elapsed(), READ * 3 / 2);
     }
 
@@ -191,20 +191,20 @@ mod tests {
     async fn an_open_request_is_never_overdue_and_an_idle_connection_is() {
         let (activity, began) = (Activity::new(), Instant::now());
         let open = activity.open();
-        let overdue = activity.overdue(patience());
+        let timed_out = activity.timed_out(timeouts());
         let answered = async {
             sleep_until(began + ASK * 3).await;
             drop(open);
         };
-        let (turn, ()) = tokio::join!(overdue, answered);
-        assert_eq!((turn, began.elapsed()), (Turn::Ask, ASK * 4));
+        let (turn, ()) = tokio::join!(timed_out, answered);
+        assert_eq!((turn, began.elapsed()), (ClientAction::Request, ASK * 4));
     }
 
     #[tokio::test(start_paused = true)]
     async fn time_before_the_patience_began_does_not_count() {
         let (activity, began) = (Activity::new(), Instant::now());
         sleep_until(began + ASK * 5).await;
-        assert_eq!(activity.overdue(patience()).await, Turn::Ask);
+        assert_eq!(activity.timed_out(timeouts()).await, ClientAction::Request);
         assert_eq!(began.elapsed(), ASK * 6);
     }
 }

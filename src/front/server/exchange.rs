@@ -10,12 +10,12 @@ use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::activity::{Activity, Open, Unread};
+use super::activity::{Activity, OpenRequest, UnreadData};
 
 /// An exchange that has begun.
 pub(super) struct Exchange {
     activity: Arc<Activity>,
-    open: Option<Open>,
+    open: Option<OpenRequest>,
     place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
@@ -27,30 +27,30 @@ impl Exchange {
     }
 
     /// The response's body, which carries the exchange on.
-    pub(super) fn respond<B>(self, body: B) -> Tracked<B> {
-        Tracked { body, exchange: self }
+    pub(super) fn respond<B>(self, body: B) -> TrackedBody<B> {
+        TrackedBody { body, exchange: self }
     }
 }
 
 /// A response's body that reports what is not taken of it.
-pub(super) struct Tracked<B> {
+pub(super) struct TrackedBody<B> {
     body: B,
     exchange: Exchange,
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Tracked<B> {
-    type Data = Piece;
+impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
+    type Data = ResponseChunk;
     type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<ResponseChunk>, B::Error>>> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
         let Exchange { activity, place, .. } = &self.exchange;
         let frame = frame.map(|frame| {
             frame.map(|frame| {
-                frame.map_data(|bytes| Piece {
+                frame.map_data(|bytes| ResponseChunk {
                     bytes,
                     _unread: activity.unread(),
                     _place: place.clone(),
@@ -74,13 +74,13 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Tracked<B> {
 }
 
 /// Response data; dropped when it is written.
-pub(super) struct Piece {
+pub(super) struct ResponseChunk {
     bytes: Bytes,
-    _unread: Unread,
+    _unread: UnreadData,
     _place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
-impl Buf for Piece {
+impl Buf for ResponseChunk {
     fn remaining(&self) -> usize {
         self.bytes.remaining()
     }

@@ -8,7 +8,7 @@ use super::amqp::{Outgoing, Publisher};
 use super::{Broker, properties};
 use crate::queue::Message;
 use crate::queue::event::Event;
-use crate::signup::Outcome;
+use crate::domain::Outcome;
 
 /// Between two attempts, while the broker refuses.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -12,7 +12,7 @@ pub(super) const DEADLINE: &str = "deadline-ms";
 /// When it was sent, by the sender's clock.
 pub(super) const SENT_AT: &str = "sent-at-ms";
 /// That nothing can be registered under this id yet.
-pub(super) const FRESH: &str = "fresh";
+pub(super) const NEW_KEY: &str = "new-key";
 /// The key of a sealed password.
 pub(super) const SEALED: &str = "sealed";
 /// How often muster has put a message back.
@@ -23,8 +23,8 @@ pub(super) const ENTRY_POINT: &str = "entry-point";
 pub(super) const PRODUCER: &str = "producer";
 /// Where the reply to a message goes that muster put back.
 pub(super) const REPLY_TO: &str = "reply-to";
-/// What a worker can register in a thousand seconds.
-pub(super) const PER_KILOSECOND: &str = "per-kilosecond";
+/// Registrations per second that the worker can process; a double.
+pub(super) const REGISTRATIONS_PER_SECOND: &str = "registrations-per-second";
 /// The threads on which it hashes them.
 pub(super) const THREADS: &str = "threads";
 /// How long the stages at the worker took.
@@ -32,9 +32,9 @@ pub(super) const SERVER_TIMING: &str = "server-timing";
 /// Why a message is a dead letter.
 pub(super) const REASON: &str = "reason";
 /// What could not be read of it.
-pub(super) const DETAIL: &str = "detail";
-/// Through which door it came.
-pub(super) const DOOR: &str = "door";
+pub(super) const PARSE_ERROR: &str = "parse-error";
+/// The queue that the message was delivered from.
+pub(super) const QUEUE: &str = "queue";
 /// That its password is gone.
 pub(super) const PASSWORD_REMOVED: &str = "password-removed";
 /// How large the body was that is gone.
@@ -71,6 +71,16 @@ impl<'a> Headers<'a> {
             AMQPValue::Timestamp(n) => i64::try_from(n).ok()?,
             _ => return None,
         })
+    }
+
+    /// A floating-point number. `None` for infinities and NaN.
+    pub(super) fn decimal(&self, name: &str) -> Option<f64> {
+        let number = match *self.get(name)? {
+            AMQPValue::Float(n) => n.into(),
+            AMQPValue::Double(n) => n,
+            _ => return None,
+        };
+        number.is_finite().then_some(number)
     }
 
     pub(super) fn flag(&self, name: &str) -> bool {

@@ -29,10 +29,10 @@ use tokio::time::Instant;
 
 use super::seal::Sealer;
 use super::spans::SpanNames;
-use super::{Caller, Door, Inbox, PaceNow, Prefetch, Queue};
+use super::{RpcClient, QueueKind, Consumer, ReadCapacity, Prefetch, MessageQueue};
 use crate::config;
 use crate::shutdown::Tasks;
-use crate::signup::Clock;
+use crate::domain::Clock;
 use crate::telemetry::{Health, Metrics, Telemetry};
 use amqp::{Connection, ConnectionError, Endpoints};
 use dead_room::DeadRoom;
@@ -76,7 +76,7 @@ struct Broker {
     spans: Arc<SpanNames>,
     /// Seals the passwords of calls; none where they travel in clear.
     sealer: Option<Sealer>,
-    settings: config::Queue,
+    settings: config::QueueSettings,
     clock: Clock,
     metrics: Arc<Metrics>,
     /// How many dead letters their queue holds, as it is on the broker; 0 while that is not known.
@@ -94,7 +94,7 @@ impl Rabbit {
     /// Reads the URL and connects once, so that bad credentials fail the start.
     pub async fn open(
         url: &SecretString,
-        settings: config::Queue,
+        settings: config::QueueSettings,
         clock: Clock,
         telemetry: &Telemetry,
         tasks: &Tasks,
@@ -122,7 +122,7 @@ impl Rabbit {
 impl Broker {
     fn new(
         url: &SecretString,
-        settings: config::Queue,
+        settings: config::QueueSettings,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
@@ -136,7 +136,7 @@ impl Broker {
         let names = Names::new(&settings.namespace);
         let endpoints = Arc::new(Endpoints::new(uris, tls::load(&settings)?));
         let spans = Arc::new(names.for_spans(endpoints.first(), &settings));
-        let sealer = settings.seal_to.map(Sealer::new);
+        let sealer = settings.seal_public_key.map(Sealer::new);
         let (dead_letters_max, dead_room) = (Arc::default(), DeadRoom::default());
         Ok(Self {
             endpoints,
@@ -265,24 +265,24 @@ impl Broker {
     }
 }
 
-impl Queue for Rabbit {
-    fn caller(&self) -> Arc<dyn Caller> {
+impl MessageQueue for Rabbit {
+    fn rpc_client(&self) -> Arc<dyn RpcClient> {
         if self.broker.sealer.is_none() {
             tracing::warn!(
                 "passwords travel through RabbitMQ and rest on its disk in clear: set \
-                 queue.seal_to (MUSTER_QUEUE_SEAL_TO); `muster keygen` makes the keys"
+                 queue.seal_public_key (MUSTER_QUEUE_SEAL_PUBLIC_KEY); `muster keygen` makes the keys"
             );
         }
         rpc_client::start(self.broker.clone(), &self.health, self.stats.clone(), &self.tasks)
     }
 
-    fn inbox(&self, prefetch: Prefetch, pace: PaceNow) -> Box<dyn Inbox> {
+    fn consumer(&self, prefetch: Prefetch, pace: ReadCapacity) -> Box<dyn Consumer> {
         consumer::start(
             self.broker.clone(),
             prefetch,
             pace,
             self.stats.clone(),
-            Door::ALL.map(|door| self.health.part(door.as_str())),
+            QueueKind::ALL.map(|door| self.health.component(door.as_str())),
             &self.tasks,
         )
     }
@@ -297,11 +297,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn queue_that_ended_a_connection_is_not_declared_for_a_while() {
-        let settings = config::Settings::load_to_ask(&Default::default()).unwrap().queue;
+        let settings = config::Settings::load_for_client(&Default::default()).unwrap().queue;
         let url = SecretString::from("amqp://broker");
         let broker = Broker::new(&url, settings, Clock::system(), Arc::default()).unwrap();
         let (retry, bulk) =
-            (broker.names.retry_queue(Duration::from_secs(1)), broker.names.queue(Door::Bulk));
+            (broker.names.retry_queue(Duration::from_secs(1)), broker.names.queue(QueueKind::Bulk));
         let reason =
             format!("INTERNAL_ERROR - Cannot declare quorum queue '{retry}': cluster_not_formed");
         // Every declaration under way reports the error that ended the connection.

@@ -12,7 +12,7 @@ use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher
 use super::properties::{NAME_MAX, TRANSIENT};
 use super::queue_stats::QueueStats;
 use super::topology;
-use crate::queue::Door;
+use crate::queue::QueueKind;
 
 /// The `type` of a probe and of the reply to it.
 const PROBE: &str = "probe";
@@ -46,7 +46,7 @@ pub(super) async fn require_confirm(
     let limit = if several { FIRST_CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT };
     let mut state = connection.state();
     let is_confirmed = tokio::select! {
-        probed = publisher.publish(message(broker, Door::Interactive), limit) => {
+        probed = publisher.publish(message(broker, QueueKind::Interactive), limit) => {
             probed != Err(PublishError::Indeterminate)
         }
         _ = state.wait_for(|state| *state == State::Blocked) => true,
@@ -60,8 +60,8 @@ pub(super) async fn require_confirm(
 
 /// The queue for the next probe. Behind a backlog a probe would wait and count as a registration, because a quorum
 /// queue drops what has expired at its head alone; then the profile queue takes it.
-pub(super) fn queue(stats: &QueueStats) -> Door {
-    if stats.is_backlogged(Door::Interactive) { Door::Profile } else { Door::Interactive }
+pub(super) fn queue(stats: &QueueStats) -> QueueKind {
+    if stats.is_backlogged(QueueKind::Interactive) { QueueKind::Profile } else { QueueKind::Interactive }
 }
 
 /// Probes every second. Resolves when the broker confirms nothing any more.
@@ -84,7 +84,7 @@ pub(super) async fn unconfirmed(
     }
 }
 
-fn message(broker: &Broker, queue: Door) -> Outgoing {
+fn message(broker: &Broker, queue: QueueKind) -> Outgoing {
     Outgoing {
         exchange: broker.names.exchange().to_owned(),
         routing_key: queue.as_str().to_owned(),
@@ -116,7 +116,7 @@ pub(super) fn is_probe(properties: &BasicProperties) -> bool {
 pub(super) fn reply(probe: &BasicProperties, broker: &Broker) -> Option<(String, BasicProperties)> {
     let reply_to = probe.reply_to().as_ref()?.as_str();
     let is_allowed =
-        reply_to.starts_with(&broker.names.reply_prefix()) && reply_to.len() <= NAME_MAX;
+        reply_to.starts_with(&broker.names.allowed_reply_prefix()) && reply_to.len() <= NAME_MAX;
     let properties =
         BasicProperties::default().with_type(PROBE.into()).with_delivery_mode(TRANSIENT);
     is_allowed.then(|| (reply_to.to_owned(), properties))

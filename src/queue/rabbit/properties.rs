@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use super::header::{self, Headers, Unreadable};
 use super::{Broker, amqp};
-use crate::queue::age::{Ages, Sender, Stamped};
+use crate::queue::age::{Ages, Sender, MessageTimes};
 use crate::queue::event::Event;
-use crate::queue::{Call, Door, Kind, Message, Pace, Reason, Row, Unsettled};
-use crate::signup::{MessageId, Millis, Origin};
+use crate::queue::{RpcRequest, QueueKind, MessageKind, Message, WorkerCapacity, DeadLetterReason, BulkRow, ReplyAddress};
+use crate::domain::{MessageId, Millis, Origin};
 use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};
 use crate::telemetry::{Stages, TraceContext};
 
@@ -46,7 +46,7 @@ pub(super) struct Envelope<'a> {
 
 /// The properties of a call that is sent now, its password sealed with the key of this id.
 pub(super) fn of_call(
-    call: &Call,
+    call: &RpcRequest,
     envelope: Envelope<'_>,
     now_ms: i64,
     sealed: Option<&str>,
@@ -54,11 +54,11 @@ pub(super) fn of_call(
     let left = call.deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
     let mut headers = FieldTable::default();
     let mode = match call.kind {
-        Kind::Register(contract) => {
+        MessageKind::Register(contract) => {
             put_text(&mut headers, header::CONTRACT, contract.as_str());
             PERSISTENT
         }
-        Kind::Profile => TRANSIENT,
+        MessageKind::Profile => TRANSIENT,
     };
     put_number(&mut headers, header::DEADLINE, i64::try_from(left).unwrap_or(i64::MAX));
     put_number(&mut headers, header::SENT_AT, now_ms);
@@ -66,8 +66,8 @@ pub(super) fn of_call(
     if let Some(key_id) = sealed {
         put_text(&mut headers, header::SEALED, key_id);
     }
-    if call.fresh {
-        headers.insert(header::FRESH.into(), AMQPValue::Boolean(true));
+    if call.new_key {
+        headers.insert(header::NEW_KEY.into(), AMQPValue::Boolean(true));
     }
     put_trace(&mut headers, &call.trace);
     BasicProperties::default()
@@ -84,8 +84,8 @@ pub(super) fn of_call(
 
 /// The properties of a bulk row that is sent now. It never expires: a backlog may be hours deep.
 pub(super) fn of_row(
-    row: &Row,
-    fresh: bool,
+    row: &BulkRow,
+    new_key: bool,
     envelope: Envelope<'_>,
     sealed: Option<&str>,
     trace: &TraceContext,
@@ -97,11 +97,11 @@ pub(super) fn of_row(
     if let Some(key_id) = sealed {
         put_text(&mut headers, header::SEALED, key_id);
     }
-    if fresh {
-        headers.insert(header::FRESH.into(), AMQPValue::Boolean(true));
+    if new_key {
+        headers.insert(header::NEW_KEY.into(), AMQPValue::Boolean(true));
     }
     BasicProperties::default()
-        .with_type(Kind::Register(row.contract).as_str().into())
+        .with_type(MessageKind::Register(row.contract).as_str().into())
         .with_content_type(JSON.into())
         .with_delivery_mode(PERSISTENT)
         .with_message_id(row.id.as_str().into())
@@ -112,10 +112,10 @@ pub(super) fn of_row(
 }
 
 /// The properties of a reply; it tells what its worker can do, and what took it how long.
-pub(super) fn of_reply(message: &Message, stages: &Stages, pace: Pace) -> BasicProperties {
+pub(super) fn of_reply(message: &Message, stages: &Stages, capacity: WorkerCapacity) -> BasicProperties {
     let mut headers = FieldTable::default();
-    put_number(&mut headers, header::PER_KILOSECOND, (pace.per_second * 1e3) as i64);
-    put_number(&mut headers, header::THREADS, pace.threads.into());
+    headers.insert(header::REGISTRATIONS_PER_SECOND.into(), AMQPValue::Double(capacity.per_second));
+    put_number(&mut headers, header::THREADS, capacity.threads.into());
     if *stages != Stages::default() {
         put_text(&mut headers, header::SERVER_TIMING, &stages.to_server_timing());
     }
@@ -126,7 +126,7 @@ pub(super) fn of_reply(message: &Message, stages: &Stages, pace: Pace) -> BasicP
         .with_delivery_mode(TRANSIENT)
         .with_message_id(message.id.as_str().into())
         .with_headers(headers);
-    match &message.unsettled.correlation_id {
+    match &message.reply_address.correlation_id {
         Some(correlation) => properties.with_correlation_id(correlation.as_str().into()),
         None => properties,
     }
@@ -146,18 +146,18 @@ pub(super) fn of_event(event: &Event, now: Millis, trace: &TraceContext) -> Basi
 }
 
 /// What the worker of a reply can do.
-pub(super) fn pace(reply: &BasicProperties) -> Option<Pace> {
+pub(super) fn capacity(reply: &BasicProperties) -> Option<WorkerCapacity> {
     let headers = Headers(reply.headers().as_ref());
-    let rate = headers.number(header::PER_KILOSECOND).filter(|rate| *rate > 0)?;
+    let rate = headers.decimal(header::REGISTRATIONS_PER_SECOND).filter(|rate| *rate > 0.0)?;
     // Older workers do not say how many threads they have.
     let threads = headers.number(header::THREADS).and_then(|threads| threads.try_into().ok());
-    Some(Pace { per_second: rate as f64 / 1e3, threads: threads.unwrap_or(0) })
+    Some(WorkerCapacity { per_second: rate, threads: threads.unwrap_or(0) })
 }
 
 /// How long the stages at the worker of a reply took.
 pub(super) fn stages(reply: &BasicProperties) -> Stages {
     let told = Headers(reply.headers().as_ref()).text(header::SERVER_TIMING);
-    told.map(Stages::of_server_timing).unwrap_or_default()
+    told.map(Stages::from_server_timing).unwrap_or_default()
 }
 
 /// The properties of a message that is put back to be tried again. Sent under the worker's own
@@ -167,11 +167,11 @@ pub(super) fn of_retry(message: &Message, attempt: u32, username: &str) -> Basic
     if let Some(key_id) = &message.sealed {
         put_text(&mut headers, header::SEALED, key_id);
     }
-    if let Some(reply_to) = &message.unsettled.reply_to {
+    if let Some(reply_to) = &message.reply_address.reply_to {
         put_text(&mut headers, header::REPLY_TO, reply_to);
     }
     let properties = republished(message, headers).with_user_id(username.into());
-    match &message.unsettled.correlation_id {
+    match &message.reply_address.correlation_id {
         Some(correlation) => properties.with_correlation_id(correlation.as_str().into()),
         None => properties,
     }
@@ -180,13 +180,13 @@ pub(super) fn of_retry(message: &Message, attempt: u32, username: &str) -> Basic
 /// The properties of a dead letter, in which the sealed password stayed or not. It replies to nobody.
 pub(super) fn of_dead(
     message: &Message,
-    reason: Reason,
+    reason: DeadLetterReason,
     sealed_stayed: bool,
     username: &str,
 ) -> BasicProperties {
     let mut headers = kept_headers(message, message.attempt);
     put_text(&mut headers, header::REASON, reason.as_str());
-    put_text(&mut headers, header::DOOR, message.door.as_str());
+    put_text(&mut headers, header::QUEUE, message.queue.as_str());
     headers.insert(header::PASSWORD_REMOVED.into(), AMQPValue::Boolean(!sealed_stayed));
     if let Some(key_id) = message.sealed.as_ref().filter(|_| sealed_stayed) {
         put_text(&mut headers, header::SEALED, key_id);
@@ -195,11 +195,11 @@ pub(super) fn of_dead(
 }
 
 /// The properties of a dead letter whose own cannot be read.
-pub(super) fn of_unreadable(door: Door, what: &str, bytes: usize) -> BasicProperties {
+pub(super) fn of_unreadable(door: QueueKind, what: &str, bytes: usize) -> BasicProperties {
     let mut headers = FieldTable::default();
-    put_text(&mut headers, header::REASON, Reason::Unreadable.as_str());
-    put_text(&mut headers, header::DETAIL, what);
-    put_text(&mut headers, header::DOOR, door.as_str());
+    put_text(&mut headers, header::REASON, DeadLetterReason::Unreadable.as_str());
+    put_text(&mut headers, header::PARSE_ERROR, what);
+    put_text(&mut headers, header::QUEUE, door.as_str());
     put_number(&mut headers, header::BODY_BYTES, i64::try_from(bytes).unwrap_or(i64::MAX));
     BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers)
 }
@@ -215,7 +215,7 @@ fn republished(message: &Message, headers: FieldTable) -> BasicProperties {
 
 fn kept_headers(message: &Message, attempt: u32) -> FieldTable {
     let mut headers = FieldTable::default();
-    if let Kind::Register(contract) = message.kind {
+    if let MessageKind::Register(contract) = message.kind {
         put_text(&mut headers, header::CONTRACT, contract.as_str());
     }
     put_number(&mut headers, header::ATTEMPT, i64::from(attempt));
@@ -231,7 +231,7 @@ fn kept_headers(message: &Message, attempt: u32) -> FieldTable {
 /// Reads a delivery from the queue of `door`, or says what is wrong with it. `backlogged`: whether messages
 /// waited in that queue lately.
 pub(super) fn read(
-    door: Door,
+    door: QueueKind,
     delivery: &Delivery,
     broker: &Broker,
     ages: &mut Ages,
@@ -246,11 +246,11 @@ pub(super) fn read(
     let is_own = broker.is_own_account(account);
 
     let kind = match properties.kind().as_ref().map(|kind| kind.as_str()) {
-        Some("register") if door != Door::Profile => {
+        Some("register") if door != QueueKind::Profile => {
             let contract = headers.typed_text(header::CONTRACT)?.ok_or("no contract header")?;
-            Kind::Register(contract.parse().map_err(|_| "unknown contract")?)
+            MessageKind::Register(contract.parse().map_err(|_| "unknown contract")?)
         }
-        Some("profile") if door == Door::Profile => Kind::Profile,
+        Some("profile") if door == QueueKind::Profile => MessageKind::Profile,
         Some(_) => return Err("its type does not belong in this queue".into()),
         None => return Err("no type".into()),
     };
@@ -272,8 +272,8 @@ pub(super) fn read(
         None => None,
     };
     let expires = match (door, ttl) {
-        (Door::Bulk, None) => None,
-        (Door::Bulk, Some(_)) => return Err("expiration on a bulk message".into()),
+        (QueueKind::Bulk, None) => None,
+        (QueueKind::Bulk, Some(_)) => return Err("expiration on a bulk message".into()),
         (_, None) => return Err("no expiration".into()),
         (_, Some(_)) if reply_to.is_none() => return Err("no reply_to".into()),
         (_, Some(ttl)) => {
@@ -284,7 +284,7 @@ pub(super) fn read(
             let sender = Sender { account, reply_to: reply_to.unwrap_or_default() };
             let now = broker.clock.now();
             let stamped = headers.typed_number(header::SENT_AT)?.map(Millis);
-            let stamped = stamped.map(|sent| Stamped { sent, now, ttl, backlogged });
+            let stamped = stamped.map(|sent| MessageTimes { sent, now, ttl, backlogged });
             let age = stamped.map_or(Duration::ZERO, |stamped| ages.of(sender, stamped));
             // What was left when it was sent, less its age since.
             Some((Instant::now() + left.saturating_sub(age), ttl))
@@ -295,7 +295,7 @@ pub(super) fn read(
         Some("import") => Origin::Import,
         _ if is_own => Origin::Amqp { producer: producer.unwrap_or_default().to_owned() },
         _ => {
-            if reply_to.is_some_and(|queue| queue.starts_with(&broker.names.reply_prefix())) {
+            if reply_to.is_some_and(|queue| queue.starts_with(&broker.names.allowed_reply_prefix())) {
                 broker.warn_of_untrusted_front(account);
             }
             Origin::Amqp { producer: account.to_owned() }
@@ -311,19 +311,19 @@ pub(super) fn read(
     let waits_for = expires.map(|(_, ttl)| ttl);
     let waits_for = waits_for.filter(|_| matches!(origin, Origin::Amqp { .. }));
     Ok(Message {
-        door,
+        queue: door,
         kind,
         id,
         origin,
-        fresh: headers.typed_flag(header::FRESH)?,
+        new_key: headers.typed_flag(header::NEW_KEY)?,
         sealed: sealed.map(str::to_owned),
         body: Bytes::copy_from_slice(&delivery.data),
         expires: expires.map(|(at, _)| at),
         waits_for,
         deliveries: deliveries(&headers, delivery.redelivered),
         attempt: vouched_attempt(&headers, is_own),
-        trace: TraceContext::read(headers.text(TRACEPARENT), headers.text(TRACESTATE)),
-        unsettled: Unsettled {
+        trace: TraceContext::from_headers(headers.text(TRACEPARENT), headers.text(TRACESTATE)),
+        reply_address: ReplyAddress {
             reply_to: reply_to.map(str::to_owned),
             correlation_id: properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()),
         },
@@ -348,9 +348,9 @@ fn vouched_attempt(headers: &Headers<'_>, is_own: bool) -> u32 {
 /// Whether replies to this account's messages may be sent to a queue of this name: a front end's, a direct
 /// reply-to, or one of the account's own. Anything else would let a producer write into any queue.
 fn may_reply_to(queue: &str, account: &str, broker: &Broker) -> bool {
-    let allowed = queue.starts_with(&broker.names.reply_prefix())
+    let allowed = queue.starts_with(&broker.names.allowed_reply_prefix())
         || queue.starts_with(DIRECT_REPLY_PREFIX)
-        || (is_of_account(queue, account, &broker.settings.reply_prefix)
+        || (is_of_account(queue, account, &broker.settings.allowed_reply_prefix)
             && !broker.names.owns(queue));
     allowed && queue.len() <= NAME_MAX
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, timeout};
 
 use super::Broker;
 use super::amqp::{Backoff, Connection, ConnectionError};
-use crate::queue::{Backlog, BulkBacklog, Door, Pace, PaceNow};
+use crate::queue::{Backlog, BulkBacklog, QueueKind, WorkerCapacity, ReadCapacity};
 use crate::telemetry::Metrics;
 
 /// Between two samples of a queue.
@@ -40,15 +40,15 @@ pub(super) struct QueueStats {
     /// Registrations of this front that have no reply yet.
     unanswered: AtomicU64,
     /// The capacity of one worker, as the last reply said.
-    reported: Mutex<Option<Pace>>,
+    reported: Mutex<Option<WorkerCapacity>>,
     /// The capacity of this process's own worker.
-    own: OnceLock<PaceNow>,
+    own: OnceLock<ReadCapacity>,
 }
 
 /// A queue that is sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watched {
-    Door(Door),
+    Door(QueueKind),
     /// The queues in which bulk rows wait for another attempt, taken together.
     Retries,
     DeadLetters,
@@ -91,20 +91,20 @@ impl QueueStats {
     }
 
     /// A reply, to whatever, reported the capacity of its worker, if it did.
-    pub(super) fn report(&self, pace: Option<Pace>) {
+    pub(super) fn report(&self, pace: Option<WorkerCapacity>) {
         if pace.is_some() {
             *lock(&self.reported) = pace;
         }
     }
 
     /// There is a worker in this process.
-    pub(super) fn set_own(&self, pace: PaceNow) {
+    pub(super) fn set_own(&self, pace: ReadCapacity) {
         // One is as good as another.
         let _ = self.own.set(pace);
     }
 
     /// The capacity of one worker.
-    fn pace(&self) -> Pace {
+    fn pace(&self) -> WorkerCapacity {
         let reported = *lock(&self.reported);
         reported.or_else(|| self.own.get().map(|own| own())).unwrap_or_default()
     }
@@ -115,7 +115,7 @@ impl QueueStats {
     }
 
     /// Whether messages waited in a queue when it was last sampled.
-    pub(super) fn is_backlogged(&self, door: Door) -> bool {
+    pub(super) fn is_backlogged(&self, door: QueueKind) -> bool {
         self.sample_of(Watched::Door(door)).is_some_and(|sample| sample.ready > 0)
     }
 
@@ -126,7 +126,7 @@ impl QueueStats {
 
     /// Depth of the bulk queue. Without a recent sample it is unknown.
     pub(super) fn bulk_backlog(&self) -> Option<BulkBacklog> {
-        let bulk = self.sample_of(Watched::Door(Door::Bulk))?;
+        let bulk = self.sample_of(Watched::Door(QueueKind::Bulk))?;
         let retrying = self.sample_of(Watched::Retries).map_or(0, |sample| sample.ready);
         Some(BulkBacklog { ready: bulk.ready, retrying, consumers: bulk.consumers })
     }
@@ -142,30 +142,30 @@ impl QueueStats {
     /// waits for.
     pub(super) fn backlog(&self) -> Backlog {
         let one = self.pace();
-        let Some(sample) = self.sample_of(Watched::Door(Door::Interactive)) else {
+        let Some(sample) = self.sample_of(Watched::Door(QueueKind::Interactive)) else {
             let waiting = self.unanswered.load(Ordering::Relaxed);
-            return Backlog { waiting, ..Backlog::default() };
+            return Backlog { ready: waiting, ..Backlog::default() };
         };
         let sent = sample.ready + self.sent.load(Ordering::Relaxed);
-        let pace = Pace {
+        let pace = WorkerCapacity {
             per_second: f64::from(sample.consumers) * one.per_second,
             threads: sample.consumers.saturating_mul(one.threads),
         };
         let waiting = sent.saturating_sub(self.answered.load(Ordering::Relaxed));
-        Backlog { waiting, consumers: sample.consumers, pace }
+        Backlog { ready: waiting, consumers: sample.consumers, capacity: pace }
     }
 
     /// Exports the recent samples; `dead_letters_max` of 0 is unknown.
     pub(super) fn export(&self, dead_letters_max: &AtomicU32, metrics: &Metrics) {
         let pace = self.pace();
-        for door in [Door::Interactive, Door::Bulk] {
+        for door in [QueueKind::Interactive, QueueKind::Bulk] {
             let ready = self.sample_of(Watched::Door(door)).map(|sample| sample.ready);
             let time = ready.and_then(|ready| pace.processor_time(ready));
-            metrics.backlog(door.as_str(), ready, time);
+            metrics.set_backlog(door.as_str(), ready, time);
         }
         let max = dead_letters_max.load(Ordering::Relaxed);
         let dead = self.dead_letters().filter(|_| max > 0);
-        metrics.dead_letters_room(dead.map(|dead| dead as f64 / f64::from(max)));
+        metrics.set_dead_letter_queue_fill(dead.map(|dead| dead as f64 / f64::from(max)));
     }
 
     /// Samples a queue as long as the connection lasts. A sample that fails costs a channel and nothing
@@ -242,7 +242,7 @@ impl QueueStats {
         if let Some(slot) = self.slot(watched) {
             *lock(slot) = Some(sample);
         }
-        if watched == Watched::Door(Door::Interactive) {
+        if watched == Watched::Door(QueueKind::Interactive) {
             self.sent.store(0, Ordering::Relaxed);
             self.answered.store(0, Ordering::Relaxed);
         }
@@ -251,9 +251,9 @@ impl QueueStats {
     /// Where the samples of a queue are kept; those of the profile queue are not.
     fn slot(&self, watched: Watched) -> Option<&Mutex<Option<Sample>>> {
         match watched {
-            Watched::Door(Door::Interactive) => Some(&self.interactive),
-            Watched::Door(Door::Bulk) => Some(&self.bulk),
-            Watched::Door(Door::Profile) => None,
+            Watched::Door(QueueKind::Interactive) => Some(&self.interactive),
+            Watched::Door(QueueKind::Bulk) => Some(&self.bulk),
+            Watched::Door(QueueKind::Profile) => None,
             Watched::Retries => Some(&self.retries),
             Watched::DeadLetters => Some(&self.dead),
         }
@@ -284,7 +284,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    const INTERACTIVE: Watched = Watched::Door(Door::Interactive);
+    const INTERACTIVE: Watched = Watched::Door(QueueKind::Interactive);
 
     fn sample(ready: u64) -> Sample {
         Sample { ready, consumers: 2, at: Instant::now() }
@@ -293,24 +293,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn samples_of_a_lost_connection_and_old_ones_do_not_count() {
         let stats = QueueStats::default();
-        stats.report(Some(Pace { per_second: 10.0, threads: 1 }));
+        stats.report(Some(WorkerCapacity { per_second: 10.0, threads: 1 }));
         stats.sampled(INTERACTIVE, sample(250));
         let backlog = stats.backlog();
-        assert_eq!((backlog.waiting, backlog.consumers), (250, 2));
-        assert!(stats.is_backlogged(Door::Interactive));
+        assert_eq!((backlog.ready, backlog.consumers), (250, 2));
+        assert!(stats.is_backlogged(QueueKind::Interactive));
         stats.sampled(Watched::Retries, sample(7));
         assert_eq!(stats.bulk_backlog(), None, "the bulk queue was not sampled");
-        stats.sampled(Watched::Door(Door::Bulk), sample(500));
+        stats.sampled(Watched::Door(QueueKind::Bulk), sample(500));
         let bulk = BulkBacklog { ready: 500, retrying: 7, consumers: 2 };
         assert_eq!(stats.bulk_backlog(), Some(bulk));
         stats.forget_samples();
         assert_eq!(stats.bulk_backlog(), None);
         assert_eq!(stats.backlog(), Backlog::default());
-        assert!(!stats.is_backlogged(Door::Interactive));
+        assert!(!stats.is_backlogged(QueueKind::Interactive));
         let call = stats.sent();
-        assert_eq!(stats.backlog().waiting, 1, "this front's own calls are still counted");
+        assert_eq!(stats.backlog().ready, 1, "this front's own calls are still counted");
         drop(call);
-        assert_eq!(stats.backlog().waiting, 0);
+        assert_eq!(stats.backlog().ready, 0);
         stats.sampled(Watched::DeadLetters, sample(7));
         assert_eq!(stats.dead_letters(), Some(7));
         tokio::time::advance(FRESH_FOR).await;

@@ -15,10 +15,10 @@ use super::acks::Ack;
 use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher, State};
 use super::queue_stats::QueueStats;
 use super::{Broker, events, probe, properties};
-use crate::queue::redact::{Kept, without_secrets};
+use crate::queue::redact::{RedactedBody, without_secrets};
 use crate::queue::seal;
-use crate::queue::{Door, Kind, Message, PaceNow, Reason, Reply, Settle, Undelivered};
-use crate::signup::MessageId;
+use crate::queue::{QueueKind, MessageKind, Message, ReadCapacity, DeadLetterReason, Reply, Settle, UnroutableReply};
+use crate::domain::MessageId;
 
 /// Between two attempts to publish a message that is retried or dead-lettered.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ const WARN_AGAIN_AFTER: Duration = Duration::from_secs(60);
 pub(super) struct Settler {
     broker: Arc<Broker>,
     /// Told with every reply, so that front ends know what the workers can do.
-    pace: PaceNow,
+    pace: ReadCapacity,
     /// For replies and events.
     publisher: Arc<Publisher>,
     /// For messages that are moved to another queue, which are gone from theirs once it says so.
@@ -49,7 +49,7 @@ pub(super) struct Settler {
 impl Settler {
     pub(super) fn new(
         broker: Arc<Broker>,
-        pace: PaceNow,
+        pace: ReadCapacity,
         publisher: Publisher,
         mover: Publisher,
         publish: Connection,
@@ -77,12 +77,12 @@ impl Settler {
     /// Puts a message with unreadable properties aside, without a body that might hold anything.
     pub(super) async fn bury_unreadable(
         &self,
-        door: Door,
+        door: QueueKind,
         received: Received,
         ack: Ack,
         what: &str,
     ) {
-        self.broker.metrics.buried_unreadable(door.as_str(), what);
+        self.broker.metrics.unreadable_dead_lettered(door.as_str(), what);
         let id = received.properties.message_id().as_ref().map(|id| id.as_str());
         // A letter without an id could not be spoken of.
         let id = id.and_then(MessageId::parse).unwrap_or_else(MessageId::random);
@@ -94,9 +94,9 @@ impl Settler {
 
     /// Publishes a dead letter, then acks. Where the broker refuses it, a bulk row is kept and tried again;
     /// a message that has a deadline is dropped, because what is kept would close its queue to the others.
-    async fn dead_letter(&self, queue: Door, properties: BasicProperties, body: Bytes, ack: &Ack) {
+    async fn dead_letter(&self, queue: QueueKind, properties: BasicProperties, body: Bytes, ack: &Ack) {
         let exchange = self.broker.names.dead_exchange();
-        if queue == Door::Bulk {
+        if queue == QueueKind::Bulk {
             let message = Outgoing { exchange, routing_key: String::new(), properties, body };
             return self.republish_then_ack(message, ack).await;
         }
@@ -172,7 +172,7 @@ impl Settler {
             if let Err(error) = sent.map_err(|error| error.to_string())
                 && !self.is_lost()
             {
-                self.broker.metrics.reply_undelivered("probe", &error);
+                self.broker.metrics.reply_unroutable("probe", &error);
             }
         }
         ack.ack().await;
@@ -197,7 +197,7 @@ impl Settler {
     /// front leaves behind that has ended.
     fn warn_of_unroutable(&self, reply_to: &str) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if reply_to.starts_with(&self.broker.names.reply_prefix())
+        if reply_to.starts_with(&self.broker.names.allowed_reply_prefix())
             && warned.is_none_or(|at| at.elapsed() >= WARN_AGAIN_AFTER)
         {
             *warned = Some(Instant::now());
@@ -280,10 +280,10 @@ impl RabbitHandle {
 
 #[async_trait]
 impl Settle for RabbitHandle {
-    async fn reply(self: Box<Self>, message: Message, reply: Reply) -> Result<(), Undelivered> {
+    async fn reply(self: Box<Self>, message: Message, reply: Reply) -> Result<(), UnroutableReply> {
         let Reply { outcome, stages, .. } = reply;
         let mut replied = Ok(());
-        if let Some(reply_to) = message.unsettled.reply_to.clone() {
+        if let Some(reply_to) = message.reply_address.reply_to.clone() {
             // The outcome is known and a caller waits for it: an alarm delays it, and no more. Bulk rows have no
             // deadline.
             self.settler.publisher.unblocked(message.expires).await;
@@ -299,10 +299,10 @@ impl Settle for RabbitHandle {
                         %error,
                         "connection lost before the reply was sent; the message will be redelivered"
                     );
-                    return Err(Undelivered);
+                    return Err(UnroutableReply);
                 }
-                replied = Err(Undelivered);
-                self.settler.broker.metrics.reply_undelivered(message.id.as_str(), &error);
+                replied = Err(UnroutableReply);
+                self.settler.broker.metrics.reply_unroutable(message.id.as_str(), &error);
             }
         }
         let Settler { broker, publisher, .. } = &*self.settler;
@@ -315,9 +315,9 @@ impl Settle for RabbitHandle {
     async fn retry(self: Box<Self>, message: Message) {
         let broker = &self.settler.broker;
         let Some(delay) = broker.settings.retry_delays.get(message.attempt as usize) else {
-            return self.bury(message, Reason::TooManyAttempts).await;
+            return self.dead_letter(message, DeadLetterReason::TooManyAttempts).await;
         };
-        broker.metrics.retried(&message.held());
+        broker.metrics.delivery_retried(&message.held());
         let queue = broker.names.retry_queue(*delay);
         let properties = properties::of_retry(&message, message.attempt + 1, broker.username());
         let (exchange, body) = (String::new(), message.body);
@@ -325,22 +325,22 @@ impl Settle for RabbitHandle {
         self.settler.republish_then_ack(message, &self.ack).await;
     }
 
-    async fn bury(self: Box<Self>, message: Message, reason: Reason) {
-        self.settler.broker.metrics.buried(&message.held(), reason.as_str());
+    async fn dead_letter(self: Box<Self>, message: Message, reason: DeadLetterReason) {
+        self.settler.broker.metrics.dead_lettered(&message.held(), reason.as_str());
         let kept = match message.kind {
-            Kind::Register(_) => {
-                without_secrets(&message.body, seal::may_be_kept(&message, reason))
+            MessageKind::Register(_) => {
+                without_secrets(&message.body, seal::may_keep_sealed(&message, reason))
             }
-            Kind::Profile => Kept::default(),
+            MessageKind::Profile => RedactedBody::default(),
         };
         let username = self.settler.broker.username();
         let properties = properties::of_dead(&message, reason, kept.password, username)
             .with_timestamp(self.settler.now());
-        let (door, body) = (message.door, kept.body.into());
+        let (door, body) = (message.queue, kept.body.into());
         self.settler.dead_letter(door, properties, body, &self.ack).await;
     }
 
-    async fn hand_back(self: Box<Self>, _message: Message) {
+    async fn requeue(self: Box<Self>, _message: Message) {
         self.ack.hand_back().await;
     }
 }

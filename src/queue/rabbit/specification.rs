@@ -13,9 +13,9 @@ use super::topology::{self, Names};
 use super::{header, properties};
 use crate::config::Settings;
 use crate::queue::event::{REGISTRATION_REJECTED, USER_REGISTERED};
-use crate::queue::{Door, Reason, seal};
-use crate::signup::MessageId;
-use crate::signup::{
+use crate::queue::{QueueKind, DeadLetterReason, seal};
+use crate::domain::MessageId;
+use crate::domain::{
     ContractId, Failure, FailureCode, FieldError, Millis, Outcome, Rejection, RejectionCode, User,
     UserId,
 };
@@ -49,7 +49,7 @@ fn schema(name: &str) -> &'static Value {
 
 #[test]
 fn topology_is_as_declared() {
-    let settings = Settings::load_to_ask(&Default::default()).unwrap().queue;
+    let settings = Settings::load_for_client(&Default::default()).unwrap().queue;
     let names = Names::new(&settings.namespace);
     let exchanges: Map<String, Value> = topology::exchanges(&names)
         .into_iter()
@@ -82,7 +82,7 @@ fn topology_is_as_declared() {
         assert_eq!(described.get(&queue.name), Some(&expected), "{}", queue.name);
     }
     assert_eq!(described.len(), queues.len(), "queues that nothing declares");
-    for door in Door::ALL {
+    for door in QueueKind::ALL {
         assert_eq!(DOCUMENT["channels"][door.as_str()]["x-queue"], *names.queue(door));
     }
 }
@@ -116,8 +116,8 @@ fn limits_and_codes_are_those_of_the_code() {
     assert_eq!(sealed["maxLength"], properties::KEY_ID_MAX);
     assert_eq!(schema("contract")["enum"], json!(ContractId::ALL));
     let dead = &schema("deadLetterHeaders")["properties"];
-    assert_eq!(dead["reason"]["enum"], json!(Reason::ALL.map(Reason::as_str)));
-    assert_eq!(dead["door"]["enum"], json!(Door::ALL.map(Door::as_str)));
+    assert_eq!(dead["reason"]["enum"], json!(DeadLetterReason::ALL.map(DeadLetterReason::as_str)));
+    assert_eq!(dead["queue"]["enum"], json!(QueueKind::ALL.map(QueueKind::as_str)));
 }
 
 fn user() -> User {
@@ -140,9 +140,9 @@ fn field_error() -> FieldError {
 fn every_outcome_is_as_described() {
     let token = Some("a.b.c".to_owned());
     let mut outcomes = vec![
-        Outcome::Registered { user: user(), token, replayed: false, under_another_id: false },
-        Outcome::Registered { user: user(), token: None, replayed: true, under_another_id: false },
-        Outcome::Found { user: user() },
+        Outcome::Registered { user: user(), token, replayed: false, by_other_registration: false },
+        Outcome::Registered { user: user(), token: None, replayed: true, by_other_registration: false },
+        Outcome::Profile { user: user() },
     ];
     let rejections = [
         RejectionCode::Invalid,

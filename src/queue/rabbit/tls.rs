@@ -9,7 +9,7 @@ use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use crate::config;
 
 /// Reads the files that the settings name.
-pub(super) fn load(settings: &config::Queue) -> anyhow::Result<OwnedTLSConfig> {
+pub(super) fn load(settings: &config::QueueSettings) -> anyhow::Result<OwnedTLSConfig> {
     let cert_chain = match &settings.ca_file {
         Some(path) => Some(read("queue.ca_file (MUSTER_QUEUE_CA_FILE)", path)?),
         None => None,

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::amqp::{ConnectionError, QueueSpec, bind_queue, declare_exchange, declare_queue};
 use crate::config;
-use crate::queue::Door;
+use crate::queue::QueueKind;
 use crate::queue::spans::SpanNames;
 
 /// The names of everything on the broker; all begin with the namespace.
@@ -44,12 +44,12 @@ impl Names {
     }
 
     /// The queue behind a door.
-    pub(super) fn queue(&self, door: Door) -> String {
+    pub(super) fn queue(&self, door: QueueKind) -> String {
         format!("{}.{}", self.0, door.as_str())
     }
 
     /// How the names of reply queues of front ends begin.
-    pub(super) fn reply_prefix(&self) -> String {
+    pub(super) fn allowed_reply_prefix(&self) -> String {
         format!("{}.reply.", self.0)
     }
 
@@ -63,7 +63,7 @@ impl Names {
     pub(super) fn for_spans(
         &self,
         (host, port): (String, u16),
-        settings: &config::Queue,
+        settings: &config::QueueSettings,
     ) -> SpanNames {
         let delays = settings.retry_delays.iter();
         SpanNames {
@@ -72,7 +72,7 @@ impl Names {
             exchange: self.exchange().to_owned(),
             dead_exchange: self.dead_exchange(),
             events_exchange: self.events_exchange(),
-            queues: Door::ALL.map(|queue| self.queue(queue)),
+            queues: QueueKind::ALL.map(|queue| self.queue(queue)),
             retry_queues: delays.map(|delay| self.retry_queue(*delay)).collect(),
         }
     }
@@ -112,7 +112,7 @@ pub(super) struct Declared {
 pub(super) async fn declare(
     connection: &Connection,
     names: &Names,
-    settings: &config::Queue,
+    settings: &config::QueueSettings,
     skipped: &BTreeMap<String, String>,
 ) -> Result<Declared, ConnectionError> {
     declare_exchanges(connection, names).await?;
@@ -152,7 +152,7 @@ pub(super) async fn declare_exchanges(
 }
 
 /// Binds all queues, because a binding may have been removed.
-pub(super) async fn bind(connection: &Connection, names: &Names, settings: &config::Queue) {
+pub(super) async fn bind(connection: &Connection, names: &Names, settings: &config::QueueSettings) {
     for queue in queues(names, settings) {
         if let Err(error) = bind_queue(connection, &queue).await {
             tracing::debug!(queue = queue.name, %error, "binding a queue failed");
@@ -164,7 +164,7 @@ pub(super) async fn bind(connection: &Connection, names: &Names, settings: &conf
 pub(super) async fn remove(
     connection: &Connection,
     names: &Names,
-    settings: &config::Queue,
+    settings: &config::QueueSettings,
 ) -> Result<(), lapin::Error> {
     let channel = connection.create_channel().await?;
     for queue in queues(names, settings) {
@@ -184,12 +184,12 @@ pub(super) fn exchanges(names: &Names) -> [(String, ExchangeKind); 3] {
     ]
 }
 
-pub(super) fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> {
-    let bound = |door: Door| Some((names.exchange().to_owned(), door.as_str()));
+pub(super) fn queues(names: &Names, settings: &config::QueueSettings) -> Vec<QueueSpec> {
+    let bound = |door: QueueKind| Some((names.exchange().to_owned(), door.as_str()));
     let max_length = i64::from(settings.max_length);
     let mut queues = vec![
         QueueSpec {
-            name: names.queue(Door::Interactive),
+            name: names.queue(QueueKind::Interactive),
             // No dead-letter exchange: what expires here is dropped, password and all.
             arguments: table([
                 ("x-queue-type", text("quorum")),
@@ -197,10 +197,10 @@ pub(super) fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> 
                 ("x-overflow", text("reject-publish")),
                 ("x-delivery-limit", number(DELIVERY_LIMIT)),
             ]),
-            bound_to: bound(Door::Interactive),
+            bound_to: bound(QueueKind::Interactive),
         },
         QueueSpec {
-            name: names.queue(Door::Bulk),
+            name: names.queue(QueueKind::Bulk),
             arguments: table([
                 ("x-queue-type", text("quorum")),
                 ("x-max-length", number(i64::from(settings.bulk_max_length))),
@@ -213,10 +213,10 @@ pub(super) fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> 
                 ("x-dead-letter-exchange", text(&names.dead_exchange())),
                 ("x-dead-letter-strategy", text("at-least-once")),
             ]),
-            bound_to: bound(Door::Bulk),
+            bound_to: bound(QueueKind::Bulk),
         },
         QueueSpec {
-            name: names.queue(Door::Profile),
+            name: names.queue(QueueKind::Profile),
             // A quorum queue, because a durable classic queue is gone with its node, and the bearer tokens in
             // it are sealed like passwords. No dead-letter exchange: what expires is dropped.
             arguments: table([
@@ -226,7 +226,7 @@ pub(super) fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> 
                 ("x-delivery-limit", number(DELIVERY_LIMIT)),
                 ("x-message-ttl", number(PROFILE_TTL)),
             ]),
-            bound_to: bound(Door::Profile),
+            bound_to: bound(QueueKind::Profile),
         },
         QueueSpec {
             name: names.dead_queue(),
@@ -235,7 +235,7 @@ pub(super) fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> 
                 ("x-max-length", number(i64::from(settings.bulk_max_length))),
                 ("x-overflow", text("reject-publish")),
                 ("x-delivery-limit", number(DEAD_DELIVERY_LIMIT)),
-                ("x-message-ttl", millis(settings.dead_retention)),
+                ("x-message-ttl", millis(settings.dead_letter_ttl)),
             ]),
             bound_to: Some((names.dead_exchange(), "")),
         },
@@ -247,7 +247,7 @@ pub(super) fn queues(names: &Names, settings: &config::Queue) -> Vec<QueueSpec> 
             ("x-message-ttl", millis(*delay)),
             ("x-overflow", text("reject-publish")),
             ("x-dead-letter-exchange", text(names.exchange())),
-            ("x-dead-letter-routing-key", text(Door::Bulk.as_str())),
+            ("x-dead-letter-routing-key", text(QueueKind::Bulk.as_str())),
             ("x-dead-letter-strategy", text("at-least-once")),
         ]),
         // Reached by its name through the default exchange.

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::queue::Unsettled;
-use crate::signup::Origin;
+use crate::queue::ReplyAddress;
+use crate::domain::Origin;
 use crate::telemetry::TraceContext;
 
 const NOW: Millis = Millis(1_700_000_000_000);
@@ -38,7 +38,7 @@ fn document(password: &str) -> Value {
 /// The document as it is in the queue.
 fn seal(sealer: &Sealer, password: &str) -> Value {
     let id = id("row-1");
-    let letter = Letter {
+    let letter = SealContext {
         contract: ContractId::Register,
         id: &id,
         reply_to: Some(REPLY_TO),
@@ -51,11 +51,11 @@ fn seal(sealer: &Sealer, password: &str) -> Value {
 /// The message that was sealed.
 fn message(sealer: &Sealer, body: &Value) -> Message {
     Message {
-        door: Door::Interactive,
-        kind: Kind::Register(ContractId::Register),
+        queue: QueueKind::Interactive,
+        kind: MessageKind::Register(ContractId::Register),
         id: id("row-1"),
         origin: Origin::Http,
-        fresh: false,
+        new_key: false,
         sealed: Some(sealer.key_id().to_owned()),
         body: Bytes::from(body.to_string()),
         expires: None,
@@ -63,12 +63,12 @@ fn message(sealer: &Sealer, body: &Value) -> Message {
         deliveries: 0,
         attempt: 0,
         trace: TraceContext::default(),
-        unsettled: Unsettled { reply_to: Some(REPLY_TO.into()), correlation_id: None },
+        reply_address: ReplyAddress { reply_to: Some(REPLY_TO.into()), correlation_id: None },
     }
 }
 
 /// Opens a message and checks it as the worker does. `None` if it is for somebody else.
-fn open_at(opener: &Opener, message: &Message, now: Millis) -> Result<Option<String>, NotOpened> {
+fn open_at(opener: &Opener, message: &Message, now: Millis) -> Result<Option<String>, OpenError> {
     let mut document = Document::parse(&message.body).unwrap();
     let opened = opener.open(message, &document, now)?;
     if let Some(opened) = &opened {
@@ -79,13 +79,13 @@ fn open_at(opener: &Opener, message: &Message, now: Millis) -> Result<Option<Str
     Ok(for_them.then(|| candidate.password.in_document().1.to_owned()))
 }
 
-fn open(opener: &Opener, message: &Message) -> Result<Option<String>, NotOpened> {
+fn open(opener: &Opener, message: &Message) -> Result<Option<String>, OpenError> {
     open_at(opener, message, NOW)
 }
 
-fn is_bad(opened: Result<Option<String>, NotOpened>, what: &str) {
+fn is_bad(opened: Result<Option<String>, OpenError>, what: &str) {
     match opened {
-        Err(NotOpened::Bad(told)) => assert!(told.contains(what), "{told:?} and not {what:?}"),
+        Err(OpenError::Bad(told)) => assert!(told.contains(what), "{told:?} and not {what:?}"),
         other => panic!("{other:?} and not {what:?}"),
     }
 }
@@ -101,11 +101,11 @@ fn what_is_sealed_is_opened_by_its_message_alone() {
     assert_eq!(open(&opener, &sealed).unwrap().as_deref(), Some(PASSWORD));
 
     is_bad(open(&opener, &Message { id: id("row-2"), ..sealed.clone() }), "message_id");
-    let kind = Kind::Register(ContractId::NestedName);
+    let kind = MessageKind::Register(ContractId::NestedName);
     is_bad(open(&opener, &Message { kind, ..sealed.clone() }), "contract");
     for reply_to in ["registration.reply.two", "amq.rabbitmq.reply-to.x", ""] {
         let mut copied = sealed.clone();
-        copied.unsettled.reply_to = Some(reply_to.to_owned());
+        copied.reply_address.reply_to = Some(reply_to.to_owned());
         is_bad(open(&opener, &copied), "reply_to");
     }
     is_bad(open_at(&opener, &sealed, Millis(NOW.0 + 1)), "expired");
@@ -122,7 +122,7 @@ fn what_is_sealed_is_opened_by_its_message_alone() {
 fn nobody_has_to_be_replied_to() {
     let (sealer, private) = pair();
     let mut requeued = message(&sealer, &seal(&sealer, PASSWORD));
-    requeued.unsettled.reply_to = None;
+    requeued.reply_address.reply_to = None;
     assert!(open(&opener(&[&private]), &requeued).unwrap().is_some());
 }
 
@@ -159,8 +159,8 @@ fn only_its_own_key_opens_it_and_keys_can_be_changed() {
     let (before, after) = (seal(&old, PASSWORD), seal(&new, PASSWORD));
     let (before, after) = (message(&old, &before), message(&new, &after));
 
-    assert_eq!(open(&opener(&[&new_private]), &before), Err(NotOpened::UnknownKey));
-    assert_eq!(open(&Opener::default(), &before), Err(NotOpened::UnknownKey));
+    assert_eq!(open(&opener(&[&new_private]), &before), Err(OpenError::UnknownKey));
+    assert_eq!(open(&Opener::default(), &before), Err(OpenError::UnknownKey));
     let both = opener(&[&new_private, &old_private]);
     assert!(open(&both, &before).unwrap().is_some());
     assert!(open(&both, &after).unwrap().is_some());
@@ -175,7 +175,7 @@ fn a_clear_password_is_taken_unless_it_must_be_sealed() {
     let clear = Message { sealed: None, ..message(&sealer, &document(PASSWORD)) };
     assert_eq!(open(&opener, &clear).unwrap().as_deref(), Some(PASSWORD));
     opener.required = true;
-    assert_eq!(open(&opener, &clear), Err(NotOpened::Clear));
+    assert_eq!(open(&opener, &clear), Err(OpenError::Clear));
     assert!(open(&opener, &message(&sealer, &seal(&sealer, PASSWORD))).unwrap().is_some());
     // Without any password there is none in clear; the rules have their say about that.
     let none = Document::parse(b"{}").unwrap();
@@ -186,7 +186,7 @@ fn a_clear_password_is_taken_unless_it_must_be_sealed() {
 fn what_the_rules_refuse_is_not_sealed() {
     let (sealer, _) = pair();
     let id = id("row-1");
-    let letter = Letter { contract: ContractId::Register, id: &id, reply_to: None, not_after: NOW };
+    let letter = SealContext { contract: ContractId::Register, id: &id, reply_to: None, not_after: NOW };
     for body in [document("short").to_string(), "{}".into(), "[".into()] {
         assert_eq!(sealer.seal(&letter, body.as_bytes()), None, "{body}");
     }
@@ -197,7 +197,7 @@ fn the_shortest_box_looks_sealed_and_the_longest_password_does_not() {
     let (sealer, _) = pair();
     let id = id("a");
     let letter =
-        Letter { contract: ContractId::Register, id: &id, reply_to: None, not_after: Millis(0) };
+        SealContext { contract: ContractId::Register, id: &id, reply_to: None, not_after: Millis(0) };
     let body = sealer.seal(&letter, document("123456").to_string().as_bytes()).unwrap();
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert!(looks_sealed(body["password"].as_str().unwrap()));
@@ -208,12 +208,12 @@ fn the_shortest_box_looks_sealed_and_the_longest_password_does_not() {
 fn only_a_rows_box_that_may_open_outlives_its_message() {
     let (sealer, _) = pair();
     let interactive = message(&sealer, &seal(&sealer, PASSWORD));
-    let row = Message { door: Door::Bulk, ..interactive.clone() };
+    let row = Message { queue: QueueKind::Bulk, ..interactive.clone() };
     let clear = Message { sealed: None, ..row.clone() };
-    assert!(may_be_kept(&row, Reason::Poison));
-    assert!(!may_be_kept(&row, Reason::BadSeal));
-    assert!(!may_be_kept(&interactive, Reason::Poison));
-    assert!(!may_be_kept(&clear, Reason::Poison));
+    assert!(may_keep_sealed(&row, DeadLetterReason::Poison));
+    assert!(!may_keep_sealed(&row, DeadLetterReason::BadSeal));
+    assert!(!may_keep_sealed(&interactive, DeadLetterReason::Poison));
+    assert!(!may_keep_sealed(&clear, DeadLetterReason::Poison));
 }
 
 #[test]
@@ -222,8 +222,8 @@ fn token_opens_in_its_own_look_up_alone() {
     let body = sealer.seal_token(&id("row-1"), REPLY_TO, NOW, b"header.claims.signature").unwrap();
     assert!(!String::from_utf8_lossy(&body).contains("claims"));
     let sealed = Message {
-        door: Door::Profile,
-        kind: Kind::Profile,
+        queue: QueueKind::Profile,
+        kind: MessageKind::Profile,
         body: body.into(),
         ..message(&sealer, &json!({}))
     };
@@ -232,16 +232,16 @@ fn token_opens_in_its_own_look_up_alone() {
         opener.open_token(message, now).map(|token| token.as_str().to_owned())
     };
     assert_eq!(open(&sealed, NOW), Ok("header.claims.signature".to_owned()));
-    assert!(matches!(open(&sealed, Millis(NOW.0 + 1)), Err(NotOpened::Bad(_))), "too late");
+    assert!(matches!(open(&sealed, Millis(NOW.0 + 1)), Err(OpenError::Bad(_))), "too late");
     let copied = Message { id: id("row-2"), ..sealed.clone() };
-    assert!(matches!(open(&copied, NOW), Err(NotOpened::Bad(_))));
-    let diverted = Unsettled { reply_to: Some("another".into()), correlation_id: None };
-    let diverted = Message { unsettled: diverted, ..sealed.clone() };
-    assert!(matches!(open(&diverted, NOW), Err(NotOpened::Bad(_))));
+    assert!(matches!(open(&copied, NOW), Err(OpenError::Bad(_))));
+    let diverted = ReplyAddress { reply_to: Some("another".into()), correlation_id: None };
+    let diverted = Message { reply_address: diverted, ..sealed.clone() };
+    assert!(matches!(open(&diverted, NOW), Err(OpenError::Bad(_))));
     let broken = Message { body: "AAAA".into(), ..sealed.clone() };
-    assert!(matches!(open(&broken, NOW), Err(NotOpened::Bad(_))));
+    assert!(matches!(open(&broken, NOW), Err(OpenError::Bad(_))));
     let unknown = Message { sealed: Some(key_id(&other.public_key())), ..sealed.clone() };
-    assert_eq!(open(&unknown, NOW), Err(NotOpened::UnknownKey));
+    assert_eq!(open(&unknown, NOW), Err(OpenError::UnknownKey));
     let clear = Message { sealed: None, body: "a.b.c".into(), ..sealed };
     assert_eq!(open(&clear, NOW), Ok("a.b.c".to_owned()));
 }
@@ -254,7 +254,7 @@ fn a_new_pair_fits_itself() {
     let private = SecretKey::from_slice(&private).unwrap();
     let sealer = Sealer::new(public.try_into().unwrap());
     assert_eq!(sealer.key_id(), pair.key_id);
-    assert!(opener(&[&private]).knows(&pair.key_id));
+    assert!(opener(&[&private]).has_key(&pair.key_id));
     assert_ne!(KeyPair::generate().key_id, pair.key_id);
 }
 

@@ -1,4 +1,4 @@
-//! Calls of the driver, bounded in number and time.
+//! CallLimiter of the driver, bounded in number and time.
 //!
 //! A call runs in a task of its own. The wait for it is timed, but the call is not dropped half-way: a driver whose
 //! future is dropped closes the connection, and the write goes on unseen. Only a server that accepts connections and
@@ -11,24 +11,24 @@ use tokio::sync::Semaphore;
 
 use crate::store::StoreError;
 
-/// Calls under way; more wait within their time-out. Several times the connections of the pool.
-const CALLS: usize = 256;
+/// CallLimiter under way; more wait within their time-out. Several times the connections of the pool.
+const MAX_CALLS: usize = 256;
 /// A call is dropped after so many time-outs.
 const DROPPED_AFTER: u32 = 10;
 
 /// Runs calls. Clones share the bound.
 #[derive(Clone)]
-pub(super) struct Calls {
-    room: Arc<Semaphore>,
+pub(super) struct CallLimiter {
+    permits: Arc<Semaphore>,
     timeout: Duration,
 }
 
-pub(super) enum CallFailed {
+pub(super) enum StoreCallError {
     Driver(mongodb::error::Error),
     Timeout,
 }
 
-impl CallFailed {
+impl StoreCallError {
     /// Logs what the driver said; documents are not in it (`redact-errors`).
     pub(super) fn log(self) -> StoreError {
         if let Self::Driver(error) = self {
@@ -38,9 +38,9 @@ impl CallFailed {
     }
 }
 
-impl Calls {
+impl CallLimiter {
     pub(super) fn new(timeout: Duration) -> Self {
-        Self { room: Arc::new(Semaphore::new(CALLS)), timeout }
+        Self { permits: Arc::new(Semaphore::new(MAX_CALLS)), timeout }
     }
 
     /// Runs a call, waiting for it no longer than the time-out.
@@ -48,10 +48,10 @@ impl Calls {
         &self,
         what: &'static str,
         call: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
-    ) -> Result<T, CallFailed> {
+    ) -> Result<T, StoreCallError> {
         let mut is_sent = false;
         let sent = async {
-            let permit = self.room.clone().acquire_owned().await;
+            let permit = self.permits.clone().acquire_owned().await;
             is_sent = true;
             let bounded = tokio::time::timeout(self.timeout * DROPPED_AFTER, call);
             let task = tokio::spawn(async move {
@@ -62,10 +62,10 @@ impl Calls {
         };
         match tokio::time::timeout(self.timeout, sent).await {
             Ok(Ok(Ok(Ok(value)))) => Ok(value),
-            Ok(Ok(Ok(Err(error)))) => Err(CallFailed::Driver(error)),
+            Ok(Ok(Ok(Err(error)))) => Err(StoreCallError::Driver(error)),
             Ok(Ok(Err(_)) | Err(_)) | Err(_) => {
                 tracing::warn!(what, is_sent, "the store did not answer in time");
-                Err(CallFailed::Timeout)
+                Err(StoreCallError::Timeout)
             }
         }
     }
@@ -83,14 +83,14 @@ mod tests {
     async fn calls_that_hang_are_bounded_and_dropped_in_the_end() {
         let (second, metrics) =
             (Duration::from_secs(1), tokio::runtime::Handle::current().metrics());
-        let calls = Calls::new(second);
+        let calls = CallLimiter::new(second);
         for _ in 0..3 {
             let hanging =
-                (0..CALLS).map(|_| calls.run("hang", pending::<mongodb::error::Result<()>>()));
+                (0..MAX_CALLS).map(|_| calls.run("hang", pending::<mongodb::error::Result<()>>()));
             assert!(join_all(hanging).await.iter().all(Result::is_err));
-            assert!(metrics.num_alive_tasks() <= CALLS, "{}", metrics.num_alive_tasks());
+            assert!(metrics.num_alive_tasks() <= MAX_CALLS, "{}", metrics.num_alive_tasks());
         }
-        assert!(calls.run("call", async { Ok(()) }).await.is_err(), "there is no room");
+        assert!(calls.run("call", async { Ok(()) }).await.is_err(), "there is no permits");
         tokio::time::sleep(second * DROPPED_AFTER).await;
         assert!(calls.run("call", async { Ok(()) }).await.is_ok());
         assert_eq!(metrics.num_alive_tasks(), 0);

@@ -2,7 +2,7 @@
 
 use mongodb::error::{Error, ErrorKind};
 
-use crate::store::{Inserted, PrepareError, StoreError};
+use crate::store::{InsertOutcome, PrepareError, StoreError};
 
 /// A unique index refused a write.
 pub(super) const DUPLICATE_KEY: i32 = 11000;
@@ -15,13 +15,13 @@ const REFUSED: [i32; 2] = [13, 18];
 
 /// How each document of an unordered insert fared. Which index refused one is not read from the
 /// error, because servers disagree on how they say it.
-pub(super) fn of_batch(error: &Error, count: usize) -> Vec<Result<Inserted, StoreError>> {
+pub(super) fn batch_results(error: &Error, count: usize) -> Vec<Result<InsertOutcome, StoreError>> {
     let ErrorKind::InsertMany(told) = error.kind.as_ref() else {
         tracing::warn!(%error, documents = count, "the store failed to insert");
         return vec![Err(StoreError); count];
     };
     let written = match &told.write_concern_error {
-        None => Ok(Inserted::Done),
+        None => Ok(InsertOutcome::Inserted),
         // What was not refused is written somewhere, and nobody knows whether to stay.
         Some(_) => Err(StoreError),
     };
@@ -29,7 +29,7 @@ pub(super) fn of_batch(error: &Error, count: usize) -> Vec<Result<Inserted, Stor
     for refused in told.write_errors.iter().flatten() {
         if let Some(result) = results.get_mut(refused.index) {
             *result = match refused.code {
-                DUPLICATE_KEY => Ok(Inserted::Taken),
+                DUPLICATE_KEY => Ok(InsertOutcome::Conflict),
                 _ => Err(StoreError),
             };
         }
@@ -41,7 +41,7 @@ pub(super) fn of_batch(error: &Error, count: usize) -> Vec<Result<Inserted, Stor
 }
 
 /// Why a unique index on a field cannot be made: documents have equal values there.
-pub(super) fn doubles(field: &str, address: &str) -> String {
+pub(super) fn duplicates(field: &str, address: &str) -> String {
     let found = format!("MongoDB at {address}: a unique index on {field} cannot be made, ");
     if field == "registrationId" {
         return format!(
@@ -53,7 +53,7 @@ pub(super) fn doubles(field: &str, address: &str) -> String {
     format!(
         "{found}documents in users have equal values; find them with db.users.aggregate([{{$group: \
          {{_id: \"${field}\", n: {{$sum: 1}}}}}}, {{$match: {{_id: {{$ne: null}}, n: {{$gt: 1}}}}}}]), \
-         and remove the doubles first"
+         and remove the duplicates first"
     )
 }
 
@@ -65,14 +65,14 @@ pub(super) fn prepare(error: &Error, address: &str) -> PrepareError {
         _ => None,
     };
     match code {
-        Some(code) if INDEX_CONFLICTS.contains(&code) => PrepareError::Unfit(format!(
+        Some(code) if INDEX_CONFLICTS.contains(&code) => PrepareError::Incompatible(format!(
             "MongoDB at {address}: an index on username, emailKey or registrationId is there with \
              other options; drop it, and muster makes the right one"
         )),
-        Some(code) if REFUSED.contains(&code) => PrepareError::Unfit(format!(
+        Some(code) if REFUSED.contains(&code) => PrepareError::Incompatible(format!(
             "MongoDB at {address}: access refused; check user, password and authSource in MUSTER_STORE"
         )),
-        _ => PrepareError::Away(match reason(&error.kind) {
+        _ => PrepareError::Unavailable(match reason(&error.kind) {
             Some(reason) => format!("MongoDB at {address}: {reason}"),
             None => format!("MongoDB at {address}"),
         }),
@@ -109,12 +109,12 @@ mod tests {
 
     use super::*;
 
-    const DONE: Result<Inserted, StoreError> = Ok(Inserted::Done);
-    const TAKEN: Result<Inserted, StoreError> = Ok(Inserted::Taken);
-    const UNKNOWN: Result<Inserted, StoreError> = Err(StoreError);
+    const DONE: Result<InsertOutcome, StoreError> = Ok(InsertOutcome::Inserted);
+    const TAKEN: Result<InsertOutcome, StoreError> = Ok(InsertOutcome::Conflict);
+    const UNKNOWN: Result<InsertOutcome, StoreError> = Err(StoreError);
 
     /// What the driver makes of a server's answer to an insert of three.
-    fn told(refused: &[(usize, i32)], concern: Value) -> Vec<Result<Inserted, StoreError>> {
+    fn told(refused: &[(usize, i32)], concern: Value) -> Vec<Result<InsertOutcome, StoreError>> {
         let refused: Vec<Value> = refused
             .iter()
             .map(|(index, code)| json!({ "index": index, "code": code, "errmsg": "" }))
@@ -124,7 +124,7 @@ mod tests {
             "write_errors": refused, "write_concern_error": concern,
         });
         let error: mongodb::error::InsertManyError = serde_json::from_value(error).unwrap();
-        of_batch(&ErrorKind::InsertMany(error).into(), 3)
+        batch_results(&ErrorKind::InsertMany(error).into(), 3)
     }
 
     #[test]
@@ -157,7 +157,7 @@ mod tests {
              ReadPreference(Primary)"
         );
         let away = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        let PrepareError::Away(told) = prepare(&away.into(), "db:27017") else {
+        let PrepareError::Unavailable(told) = prepare(&away.into(), "db:27017") else {
             panic!("it waits")
         };
         assert_eq!(told, "MongoDB at db:27017: I/O error: connection reset");
@@ -166,13 +166,13 @@ mod tests {
         ] });
         let error: mongodb::error::InsertManyError = serde_json::from_value(documents).unwrap();
         let quoting = ErrorKind::InsertMany(error).into();
-        let PrepareError::Away(told) = prepare(&quoting, "db:27017") else { panic!("it waits") };
+        let PrepareError::Unavailable(told) = prepare(&quoting, "db:27017") else { panic!("it waits") };
         assert_eq!(told, "MongoDB at db:27017");
     }
 
     #[test]
     fn of_an_election_nothing_is_known() {
         let away = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        assert_eq!(of_batch(&away.into(), 2), [UNKNOWN, UNKNOWN]);
+        assert_eq!(batch_results(&away.into(), 2), [UNKNOWN, UNKNOWN]);
     }
 }

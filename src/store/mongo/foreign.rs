@@ -8,9 +8,9 @@ use mongodb::error::Error;
 use mongodb::{Collection, IndexModel};
 
 use super::indexes::UNIQUE;
-use crate::signup::Record;
+use crate::domain::StoredUser;
 use crate::store::ForeignIndex;
-use crate::store::document::Document;
+use crate::store::document::UserDocument;
 
 /// Fields that muster writes with values that may differ between users; it writes `socketId` too, always
 /// null, and no others.
@@ -46,7 +46,7 @@ pub(super) enum Effect {
 }
 
 /// The unique indexes of a collection.
-pub(super) async fn list(users: &Collection<Document>) -> Result<Vec<IndexModel>, Error> {
+pub(super) async fn list(users: &Collection<UserDocument>) -> Result<Vec<IndexModel>, Error> {
     let found: Vec<IndexModel> = users.list_indexes().await?.try_collect().await?;
     Ok(found.into_iter().filter(is_unique).collect())
 }
@@ -124,10 +124,10 @@ pub(super) fn consequence(index: &IndexModel) -> Option<(String, String)> {
 /// The index that refuses a user without a user of muster in it, and whether what it covers is what the
 /// user is known by.
 pub(super) async fn refusing(
-    users: &Collection<Document>,
-    record: &Record,
+    users: &Collection<UserDocument>,
+    record: &StoredUser,
 ) -> Result<Option<ForeignIndex>, Error> {
-    let user = bson::serialize_to_document(&Document::from(record.clone())).unwrap_or_default();
+    let user = bson::serialize_to_document(&UserDocument::from(record.clone())).unwrap_or_default();
     let documents = users.clone_with_type::<Fields>();
     for index in list(users).await? {
         if effect(&index) == Effect::None {

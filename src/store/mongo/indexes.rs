@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use super::errors;
 use super::reindex::MongoKeys;
 use crate::store::PrepareError;
-use crate::store::document::Document;
+use crate::store::document::UserDocument;
 use crate::store::reindex::due;
 
 /// Fields under which a user is unique. The first two cover only users who have them.
@@ -26,13 +26,13 @@ pub(super) const UNIQUE: [(&str, bool); 3] =
     [("username", true), ("emailKey", true), ("registrationId", false)];
 
 /// Why the collection cannot be used.
-enum Unusable {
+enum IndexError {
     Driver(mongodb::error::Error),
-    Doubles(&'static str),
+    Duplicates(&'static str),
     Index(String),
 }
 
-impl From<mongodb::error::Error> for Unusable {
+impl From<mongodb::error::Error> for IndexError {
     fn from(error: mongodb::error::Error) -> Self {
         Self::Driver(error)
     }
@@ -69,7 +69,7 @@ impl Indexes {
     }
 
     /// Looks at them, unless no server has changed since the last time.
-    pub(super) async fn ensure(&self, users: &Collection<Document>) -> Result<(), PrepareError> {
+    pub(super) async fn ensure(&self, users: &Collection<UserDocument>) -> Result<(), PrepareError> {
         // Whoever writes meanwhile waits for this.
         let mut seen_after = self.seen_after.lock().await;
         let changes = || Some(self.changes.load(Ordering::SeqCst));
@@ -79,7 +79,7 @@ impl Indexes {
         let checked = async {
             ensure(users).await?;
             if MongoKeys::new(users).is_due(self.timeout / 2).await? {
-                return Err(Unusable::Index(due(&format!("MongoDB at {}", self.address))));
+                return Err(IndexError::Index(due(&format!("MongoDB at {}", self.address))));
             }
             Ok(())
         };
@@ -89,18 +89,18 @@ impl Indexes {
                 *seen_after = changes();
                 Ok(())
             }
-            Ok(Err(Unusable::Doubles(field))) => {
-                Err(PrepareError::Unfit(errors::doubles(field, &self.address)))
+            Ok(Err(IndexError::Duplicates(field))) => {
+                Err(PrepareError::Incompatible(errors::duplicates(field, &self.address)))
             }
-            Ok(Err(Unusable::Driver(error))) => Err(errors::prepare(&error, &self.address)),
-            Ok(Err(Unusable::Index(text))) => Err(PrepareError::Unfit(text)),
-            Err(_) => Err(PrepareError::Away(format!("MongoDB at {}: no answer", self.address))),
+            Ok(Err(IndexError::Driver(error))) => Err(errors::prepare(&error, &self.address)),
+            Ok(Err(IndexError::Index(text))) => Err(PrepareError::Incompatible(text)),
+            Err(_) => Err(PrepareError::Unavailable(format!("MongoDB at {}: no answer", self.address))),
         }
     }
 }
 
 /// Makes the indexes and checks that the server really has them as unique.
-async fn ensure(users: &Collection<Document>) -> Result<(), Unusable> {
+async fn ensure(users: &Collection<UserDocument>) -> Result<(), IndexError> {
     for (field, optional) in UNIQUE {
         let only_present = optional.then(|| doc! { field: { "$exists": true } });
         let options =
@@ -108,15 +108,15 @@ async fn ensure(users: &Collection<Document>) -> Result<(), Unusable> {
         let index = IndexModel::builder().keys(keys(field)).options(options).build();
         users.create_index(index).await.map_err(|error| match error.kind.as_ref() {
             ErrorKind::Command(refused) if refused.code == errors::DUPLICATE_KEY => {
-                Unusable::Doubles(field)
+                IndexError::Duplicates(field)
             }
-            _ => Unusable::Driver(error),
+            _ => IndexError::Driver(error),
         })?;
     }
     let found: Vec<IndexModel> = users.list_indexes().await?.try_collect().await?;
     for (field, optional) in UNIQUE {
         if !found.iter().any(|index| guards(index, field, optional)) {
-            return Err(Unusable::Index(format!(
+            return Err(IndexError::Index(format!(
                 "MongoDB has no unique index on {field}, though it was just made; muster does not \
                  work without it"
             )));

@@ -9,8 +9,8 @@ use super::errors::MISSING_ID;
 use super::foreign::{self, Effect};
 use super::indexes::{self, UNIQUE};
 use super::reindex::MongoKeys;
-use crate::signup::Clock;
-use crate::store::document::Document;
+use crate::domain::Clock;
+use crate::store::document::UserDocument;
 use crate::telemetry::finding::Finding;
 
 /// Clocks further apart than this make tokens and time stamps disagree, in milliseconds.
@@ -22,7 +22,7 @@ const NO_COLLECTION: i32 = 26;
 /// Looks at the server behind a collection.
 pub(super) async fn inspect(
     client: &Client,
-    users: &Collection<Document>,
+    users: &Collection<UserDocument>,
     address: &str,
 ) -> Vec<Finding> {
     let clock = Clock::system();
@@ -122,7 +122,7 @@ fn skew(hello: &Reply, here: i64) -> Finding {
     Finding::ok(check, format!("{apart} ms from the database's"))
 }
 
-async fn unique(users: &Collection<Document>) -> Vec<Finding> {
+async fn unique(users: &Collection<UserDocument>) -> Vec<Finding> {
     let check = "indexes";
     let found: Result<Vec<IndexModel>, _> = match users.list_indexes().await {
         Ok(cursor) => cursor.try_collect().await,
@@ -171,7 +171,7 @@ async fn unique(users: &Collection<Document>) -> Vec<Finding> {
 }
 
 /// Two documents without a registration id keep its unique index from being made.
-async fn unwritten(users: &Collection<Document>) -> Option<Finding> {
+async fn unwritten(users: &Collection<UserDocument>) -> Option<Finding> {
     let count = users.count_documents(doc! { "registrationId": null }).limit(2).await.ok()?;
     (count > 1).then(|| {
         Finding::error(

@@ -22,12 +22,12 @@ use mongodb::options::{
 use mongodb::{Client, Collection};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::document::Document;
-use super::{ForeignIndex, Inserted, PrepareError, Store, StoreError, Taken};
+use super::document::UserDocument;
+use super::{ForeignIndex, InsertOutcome, PrepareError, Store, StoreError, Conflicts};
 use crate::config;
-use crate::signup::{Record, RegistrationId, User, UserId};
+use crate::domain::{StoredUser, RegistrationId, User, UserId};
 use crate::telemetry::finding::Finding;
-use calls::{CallFailed, Calls};
+use calls::{StoreCallError, CallLimiter};
 use indexes::Indexes;
 use reindex::MongoKeys;
 use writer::Writer;
@@ -39,18 +39,18 @@ const COLLECTION: &str = "users";
 const POOL: u32 = 64;
 
 /// The MongoDB store.
-pub struct Mongo {
-    users: Collection<Document>,
+pub struct MongoStore {
+    users: Collection<UserDocument>,
     indexes: Indexes,
     writer: Writer,
-    calls: Calls,
+    calls: CallLimiter,
     timeout: Duration,
     address: String,
 }
 
-impl Mongo {
+impl MongoStore {
     /// Reads the URL; connects in the background.
-    pub async fn open(url: &SecretString, settings: &config::Store) -> anyhow::Result<Self> {
+    pub async fn open(url: &SecretString, settings: &config::StoreSettings) -> anyhow::Result<Self> {
         let url = read(url)?;
         let unusable = "store.url: not a MongoDB URL that can be used; check MUSTER_STORE";
         let mut options = ClientOptions::parse(url).await.context(unusable)?;
@@ -83,7 +83,7 @@ impl Mongo {
         let users = client
             .database(database.as_deref().unwrap_or(&settings.database))
             .collection_with_options(COLLECTION, concerns);
-        let calls = Calls::new(settings.timeout);
+        let calls = CallLimiter::new(settings.timeout);
         let writer = Writer::start(&users, &indexes, &calls);
         Ok(Self { users, indexes, writer, calls, timeout: settings.timeout, address })
     }
@@ -93,21 +93,21 @@ impl Mongo {
         inspect::inspect(self.users.client(), &self.users, &self.address).await
     }
 
-    async fn find(&self, filter: Filter) -> Result<Option<Record>, StoreError> {
+    async fn find(&self, filter: Filter) -> Result<Option<StoredUser>, StoreError> {
         let users = self.users.clone();
         let found = self.calls.run("find", async move { users.find_one(filter).await }).await;
-        Ok(found.map_err(CallFailed::log)?.map(Record::from))
+        Ok(found.map_err(StoreCallError::log)?.map(StoredUser::from))
     }
 
-    /// The user who holds a value. A document that muster did not write is not a user; `refused_by` finds it.
-    async fn holder(&self, field: &str, value: Option<&str>) -> Result<Option<Record>, StoreError> {
+    /// The user who holds a value. A document that muster did not write is not a user; `find_foreign_index` finds it.
+    async fn holder(&self, field: &str, value: Option<&str>) -> Result<Option<StoredUser>, StoreError> {
         let Some(value) = value else { return Ok(None) };
         let (users, filter) = (self.users.clone_with_type::<Filter>(), doc! { field: value });
         let found = self.calls.run("find", async move { users.find_one(filter).await }).await;
-        let found = found.map_err(CallFailed::log)?;
+        let found = found.map_err(StoreCallError::log)?;
         Ok(found
-            .and_then(|user| bson::deserialize_from_document::<Document>(user).ok())
-            .map(Record::from))
+            .and_then(|user| bson::deserialize_from_document::<UserDocument>(user).ok())
+            .map(StoredUser::from))
     }
 
     /// Its address keys, for `muster reindex`.
@@ -122,16 +122,16 @@ impl Mongo {
             self.calls.run("list indexes", async move { foreign::list(&users).await }).await;
         let listed = match listed {
             Ok(listed) => listed,
-            Err(CallFailed::Driver(error)) => return Err(errors::prepare(&error, &self.address)),
-            Err(CallFailed::Timeout) => {
-                return Err(PrepareError::Away(format!("MongoDB at {}: no answer", self.address)));
+            Err(StoreCallError::Driver(error)) => return Err(errors::prepare(&error, &self.address)),
+            Err(StoreCallError::Timeout) => {
+                return Err(PrepareError::Unavailable(format!("MongoDB at {}: no answer", self.address)));
             }
         };
         for index in listed.iter().filter(|index| foreign::is_foreign(index)) {
             let Some((reason, remedy)) = foreign::consequence(index) else { continue };
             if foreign::effect(index) == foreign::Effect::OneUser {
                 let address = &self.address;
-                return Err(PrepareError::Unfit(format!(
+                return Err(PrepareError::Incompatible(format!(
                     "MongoDB at {address}: {reason}; {remedy}"
                 )));
             }
@@ -184,14 +184,14 @@ pub fn with_database(url: &SecretString, database: &str) -> SecretString {
 }
 
 /// Removes the database.
-pub(super) async fn remove(url: &SecretString, settings: &config::Store) -> anyhow::Result<()> {
+pub(super) async fn remove(url: &SecretString, settings: &config::StoreSettings) -> anyhow::Result<()> {
     let client = Client::with_uri_str(url.expose_secret()).await?;
     let database = client.default_database().unwrap_or_else(|| client.database(&settings.database));
     Ok(database.drop().await?)
 }
 
 #[async_trait]
-impl Store for Mongo {
+impl Store for MongoStore {
     async fn prepare(&self) -> Result<(), PrepareError> {
         self.indexes.ensure(&self.users).await?;
         // Changes nothing, and yet is answered only by a primary that a majority follows.
@@ -201,17 +201,17 @@ impl Store for Mongo {
         let write = async move { users.update_one(nobody, change).await };
         match self.calls.run("check", write).await {
             Ok(_) => self.check_foreign().await,
-            Err(CallFailed::Driver(error)) => Err(errors::prepare(&error, &self.address)),
-            Err(CallFailed::Timeout) => Err(PrepareError::Away(format!(
+            Err(StoreCallError::Driver(error)) => Err(errors::prepare(&error, &self.address)),
+            Err(StoreCallError::Timeout) => Err(PrepareError::Unavailable(format!(
                 "MongoDB at {}: no answer to a write",
                 self.address
             ))),
         }
     }
 
-    async fn insert(&self, record: Record) -> Result<Inserted, StoreError> {
+    async fn insert(&self, record: StoredUser) -> Result<InsertOutcome, StoreError> {
         let is_sent = Arc::new(AtomicBool::new(false));
-        let inserted = self.writer.insert(Document::from(record), is_sent.clone());
+        let inserted = self.writer.insert(UserDocument::from(record), is_sent.clone());
         tokio::time::timeout(self.timeout, inserted).await.unwrap_or_else(|_| {
             let is_sent = is_sent.load(Ordering::Relaxed);
             tracing::warn!(is_sent, "an insert did not end in time");
@@ -219,27 +219,27 @@ impl Store for Mongo {
         })
     }
 
-    async fn registered(&self, id: &RegistrationId) -> Result<Option<Record>, StoreError> {
+    async fn find_by_registration(&self, id: &RegistrationId) -> Result<Option<StoredUser>, StoreError> {
         self.find(doc! { "registrationId": id.as_str() }).await
     }
 
-    async fn taken(
+    async fn find_conflicts(
         &self,
         username: Option<&str>,
         email_key: Option<&str>,
-    ) -> Result<Taken, StoreError> {
+    ) -> Result<Conflicts, StoreError> {
         let (username, email) =
             tokio::join!(self.holder("username", username), self.holder("emailKey", email_key));
-        Ok(Taken { username: username?, email: email? })
+        Ok(Conflicts { username: username?, email: email? })
     }
 
-    async fn refused_by(&self, record: &Record) -> Result<Option<ForeignIndex>, StoreError> {
+    async fn find_foreign_index(&self, record: &StoredUser) -> Result<Option<ForeignIndex>, StoreError> {
         let (users, record) = (self.users.clone(), record.clone());
         let call = async move { foreign::refusing(&users, &record).await };
-        self.calls.run("find a foreign index", call).await.map_err(CallFailed::log)
+        self.calls.run("find a foreign index", call).await.map_err(StoreCallError::log)
     }
 
-    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
+    async fn find_user(&self, id: UserId) -> Result<Option<User>, StoreError> {
         Ok(self.find(doc! { "_id": id.0 }).await?.map(|record| record.user))
     }
 }

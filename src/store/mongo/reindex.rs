@@ -12,9 +12,9 @@ use mongodb::Collection;
 use mongodb::error::{Error, ErrorKind, WriteFailure};
 
 use super::errors::DUPLICATE_KEY;
-use crate::signup::{Email, UserId};
-use crate::store::document::Document;
-use crate::store::reindex::{Holder, Keys, REMEDY};
+use crate::domain::{Email, UserId};
+use crate::store::document::UserDocument;
+use crate::store::reindex::{Holder, AddressKeys, REMEDY};
 use crate::telemetry::finding::Finding;
 
 /// Where the version of all keys is stored.
@@ -35,7 +35,7 @@ pub(in crate::store) struct MongoKeys {
 }
 
 impl MongoKeys {
-    pub(super) fn new(users: &Collection<Document>) -> Self {
+    pub(super) fn new(users: &Collection<UserDocument>) -> Self {
         let database = users.client().database(&users.namespace().db);
         let concerns = mongodb::options::CollectionOptions::builder()
             .write_concern(users.write_concern().cloned())
@@ -120,7 +120,7 @@ fn holder(user: &Fields) -> Option<Holder> {
 }
 
 #[async_trait]
-impl Keys for MongoKeys {
+impl AddressKeys for MongoKeys {
     async fn outdated(&self) -> anyhow::Result<Vec<Holder>> {
         let users =
             self.users.find(outdated()).projection(doc! { "email": 1, EMAIL_KEY: 1 }).await?;

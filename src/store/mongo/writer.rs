@@ -9,35 +9,35 @@ use mongodb::Collection;
 use mongodb::options::InsertManyOptions;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::calls::{CallFailed, Calls};
+use super::calls::{StoreCallError, CallLimiter};
 use super::errors;
 use super::indexes::Indexes;
-use crate::store::document::Document;
-use crate::store::{Inserted, StoreError};
+use crate::store::document::UserDocument;
+use crate::store::{InsertOutcome, StoreError};
 
 /// Writes under way at once. Two, so that one that is slow does not keep everybody.
-const WRITERS: usize = 2;
+const WRITER_TASKS: usize = 2;
 /// Most documents of one write.
-const BATCH: usize = 1000;
+const MAX_BATCH: usize = 1000;
 /// Inserts that may wait for a writer.
-const WAITING: usize = 4096;
+const MAX_QUEUED: usize = 4096;
 
 /// Where inserts are handed in. The writers end with it.
-pub(super) struct Writer(mpsc::Sender<Insert>);
+pub(super) struct Writer(mpsc::Sender<QueuedInsert>);
 
-struct Insert {
-    document: Document,
+struct QueuedInsert {
+    document: UserDocument,
     /// Set when it is given to the driver.
     is_sent: Arc<AtomicBool>,
-    done: oneshot::Sender<Result<Inserted, StoreError>>,
+    done: oneshot::Sender<Result<InsertOutcome, StoreError>>,
 }
 
 impl Writer {
     /// Starts the writers.
-    pub(super) fn start(users: &Collection<Document>, indexes: &Indexes, calls: &Calls) -> Self {
-        let (inserts, waiting) = mpsc::channel(WAITING);
+    pub(super) fn start(users: &Collection<UserDocument>, indexes: &Indexes, calls: &CallLimiter) -> Self {
+        let (inserts, waiting) = mpsc::channel(MAX_QUEUED);
         let waiting = Arc::new(Mutex::new(waiting));
-        for _ in 0..WRITERS {
+        for _ in 0..WRITER_TASKS {
             tokio::spawn(write_batches(
                 users.clone(),
                 indexes.clone(),
@@ -51,31 +51,31 @@ impl Writer {
     /// Inserts a document, in whatever company.
     pub(super) async fn insert(
         &self,
-        document: Document,
+        document: UserDocument,
         is_sent: Arc<AtomicBool>,
-    ) -> Result<Inserted, StoreError> {
+    ) -> Result<InsertOutcome, StoreError> {
         let (done, inserted) = oneshot::channel();
-        self.0.send(Insert { document, is_sent, done }).await.map_err(|_| StoreError)?;
+        self.0.send(QueuedInsert { document, is_sent, done }).await.map_err(|_| StoreError)?;
         inserted.await.unwrap_or(Err(StoreError))
     }
 }
 
 async fn write_batches(
-    users: Collection<Document>,
+    users: Collection<UserDocument>,
     indexes: Indexes,
-    waiting: Arc<Mutex<mpsc::Receiver<Insert>>>,
-    calls: Calls,
+    waiting: Arc<Mutex<mpsc::Receiver<QueuedInsert>>>,
+    calls: CallLimiter,
 ) {
-    let mut taken = Vec::with_capacity(BATCH);
+    let mut taken = Vec::with_capacity(MAX_BATCH);
     loop {
         {
             let mut waiting = waiting.lock().await;
-            if waiting.recv_many(&mut taken, BATCH).await == 0 {
+            if waiting.recv_many(&mut taken, MAX_BATCH).await == 0 {
                 return;
             }
             // Passwords are hashed several at once, so the next documents are just being made.
             tokio::task::yield_now().await;
-            while taken.len() < BATCH
+            while taken.len() < MAX_BATCH
                 && let Ok(next) = waiting.try_recv()
             {
                 taken.push(next);
@@ -98,12 +98,12 @@ async fn write_batches(
 
 /// Writes a batch. How each document fared, in their order.
 async fn write(
-    users: &Collection<Document>,
+    users: &Collection<UserDocument>,
     indexes: &Indexes,
-    documents: Vec<Document>,
+    documents: Vec<UserDocument>,
     sent: &[Arc<AtomicBool>],
-    calls: &Calls,
-) -> Vec<Result<Inserted, StoreError>> {
+    calls: &CallLimiter,
+) -> Vec<Result<InsertOutcome, StoreError>> {
     let count = documents.len();
     if let Err(error) = indexes.ensure(users).await {
         tracing::warn!(
@@ -118,8 +118,8 @@ async fn write(
     let options = InsertManyOptions::builder().ordered(false).build();
     let call = async move { users.insert_many(documents).with_options(options).await };
     match calls.run("insert", call).await {
-        Ok(_) => vec![Ok(Inserted::Done); count],
-        Err(CallFailed::Driver(error)) => errors::of_batch(&error, count),
-        Err(CallFailed::Timeout) => vec![Err(StoreError); count],
+        Ok(_) => vec![Ok(InsertOutcome::Inserted); count],
+        Err(StoreCallError::Driver(error)) => errors::batch_results(&error, count),
+        Err(StoreCallError::Timeout) => vec![Err(StoreError); count],
     }
 }

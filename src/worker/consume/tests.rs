@@ -10,10 +10,10 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::*;
-use crate::queue::{Reply, Settle, Undelivered, Unsettled};
-use crate::signup::{ContractId, MessageId, Origin};
+use crate::queue::{Reply, Settle, UnroutableReply, ReplyAddress};
+use crate::domain::{ContractId, MessageId, Origin};
 use crate::telemetry::TraceContext;
-use crate::worker::fake_store::{FakeStore, Insert, worker};
+use crate::worker::fake_store::{FakeStore, InsertBehavior, worker};
 
 const HASH: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
 
@@ -25,8 +25,8 @@ struct FakeQueue {
 }
 
 #[async_trait]
-impl Inbox for FakeQueue {
-    async fn next(&mut self) -> Option<Delivery> {
+impl Consumer for FakeQueue {
+    async fn recv(&mut self) -> Option<Delivery> {
         match self.deliveries.pop_front() {
             Some(delivery) => Some(delivery),
             None => std::future::pending().await,
@@ -46,7 +46,7 @@ impl Recorder {
 
 #[async_trait]
 impl Settle for Recorder {
-    async fn reply(self: Box<Self>, message: Message, _: Reply) -> Result<(), Undelivered> {
+    async fn reply(self: Box<Self>, message: Message, _: Reply) -> Result<(), UnroutableReply> {
         self.record(&message, "reply");
         Ok(())
     }
@@ -55,11 +55,11 @@ impl Settle for Recorder {
         self.record(&message, "retry");
     }
 
-    async fn bury(self: Box<Self>, message: Message, reason: Reason) {
+    async fn dead_letter(self: Box<Self>, message: Message, reason: DeadLetterReason) {
         self.record(&message, reason.as_str());
     }
 
-    async fn hand_back(self: Box<Self>, message: Message) {
+    async fn requeue(self: Box<Self>, message: Message) {
         self.record(&message, "hand_back");
     }
 }
@@ -68,11 +68,11 @@ impl Settle for Recorder {
 fn row(id: &str, deliveries: u32) -> Message {
     let body = json!({ "username": id, "passwordHash": HASH });
     Message {
-        door: Door::Bulk,
-        kind: Kind::Register(ContractId::Username),
+        queue: QueueKind::Bulk,
+        kind: MessageKind::Register(ContractId::Username),
         id: MessageId::parse(id).unwrap(),
         origin: Origin::Amqp { producer: "crm".to_owned() },
-        fresh: true,
+        new_key: true,
         sealed: None,
         body: Bytes::from(body.to_string()),
         expires: None,
@@ -81,21 +81,21 @@ fn row(id: &str, deliveries: u32) -> Message {
         // It had its second chance.
         attempt: 1,
         trace: TraceContext::default(),
-        unsettled: Unsettled::default(),
+        reply_address: ReplyAddress::default(),
     }
 }
 
 /// A worker that consumes these messages.
-struct Bench {
+struct ConsumeFixture {
     store: Arc<FakeStore>,
     settled: SettleLog,
     tasks: Tasks,
 }
 
-impl Bench {
+impl ConsumeFixture {
     /// Consumes; inserts wait until the test lets them go on.
     async fn start(messages: Vec<Message>) -> Self {
-        let mut store = FakeStore::new(Insert::Stores);
+        let mut store = FakeStore::new(InsertBehavior::Stores);
         store.gate = Semaphore::new(0);
         let (store, settled, tasks) = (Arc::new(store), SettleLog::default(), Tasks::default());
         let deliveries = messages
@@ -104,9 +104,9 @@ impl Bench {
         let queue = Box::new(FakeQueue { deliveries: deliveries.collect() });
         let worker = Arc::new(worker(store.clone()));
         tasks.spawn(consume(worker, queue, tasks.clone()));
-        let bench = Self { store, settled, tasks };
-        bench.idle().await;
-        bench
+        let fixture = Self { store, settled, tasks };
+        fixture.idle().await;
+        fixture
     }
 
     /// Waits until every task waits.
@@ -140,39 +140,39 @@ fn each(ids: &[&str], verb: &str) -> Vec<(String, String)> {
 #[tokio::test(start_paused = true)]
 async fn possible_poison_is_handled_one_at_a_time_next_to_the_others() {
     let messages = vec![row("p1", 2), row("p2", 3), row("a", 0), row("p3", 2), row("b", 1)];
-    let bench = Bench::start(messages).await;
-    assert_eq!(bench.store.inserting(), ["a", "b", "p1"]);
+    let fixture = ConsumeFixture::start(messages).await;
+    assert_eq!(fixture.store.inserting(), ["a", "b", "p1"]);
     // Permits go to the inserts in the order in which they wait.
     for expected in [["a", "b", "p2"], ["b", "p2", ""], ["p2", "", ""], ["p3", "", ""]] {
-        bench.release_one().await;
+        fixture.release_one().await;
         let expected: Vec<&str> = expected.into_iter().filter(|id| !id.is_empty()).collect();
-        assert_eq!(bench.store.inserting(), expected);
+        assert_eq!(fixture.store.inserting(), expected);
     }
-    bench.release_one().await;
-    assert_eq!(bench.stop().await, each(&["a", "b", "p1", "p2", "p3"], "reply"));
+    fixture.release_one().await;
+    assert_eq!(fixture.stop().await, each(&["a", "b", "p1", "p2", "p3"], "reply"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn bulk_row_is_retried_once_before_it_counts_as_possible_poison() {
     let held = Message { attempt: 0, ..row("held", 2) };
-    let bench = Bench::start(vec![held, row("again", 2)]).await;
-    assert_eq!(bench.settled(), each(&["held"], "retry"));
-    assert_eq!(bench.store.inserting(), ["again"]);
-    bench.stop().await;
+    let fixture = ConsumeFixture::start(vec![held, row("again", 2)]).await;
+    assert_eq!(fixture.settled(), each(&["held"], "retry"));
+    assert_eq!(fixture.store.inserting(), ["again"]);
+    fixture.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn message_that_is_delivered_too_often_is_dead_lettered() {
-    let bench = Bench::start(vec![row("often", GIVE_UP - 1), row("too-often", GIVE_UP)]).await;
-    assert_eq!(bench.settled(), each(&["too-often"], Reason::Poison.as_str()));
-    assert_eq!(bench.store.inserting(), ["often"]);
-    bench.stop().await;
+    let fixture = ConsumeFixture::start(vec![row("often", GIVE_UP - 1), row("too-often", GIVE_UP)]).await;
+    assert_eq!(fixture.settled(), each(&["too-often"], DeadLetterReason::Poison.as_str()));
+    assert_eq!(fixture.store.inserting(), ["often"]);
+    fixture.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn stop_hands_back_what_has_not_begun() {
-    let bench = Bench::start(vec![row("p1", 2), row("p2", 2), row("a", 0)]).await;
+    let fixture = ConsumeFixture::start(vec![row("p1", 2), row("p2", 2), row("a", 0)]).await;
     let mut expected = each(&["a", "p1"], "reply");
     expected.extend(each(&["p2"], "hand_back"));
-    assert_eq!(bench.stop().await, expected);
+    assert_eq!(fixture.stop().await, expected);
 }

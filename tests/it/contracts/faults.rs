@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use muster::contract::{Answer, Fault, Rendered, contract};
-use muster::signup::{ContractId, FailureCode, FullName, Millis, User, UserId};
+use muster::contract::{ApiResponse, ApiError, RenderedResponse, contract};
+use muster::domain::{ContractId, FailureCode, FullName, Millis, User, UserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -27,21 +27,21 @@ fn file() -> File {
 #[test]
 fn every_fault_in_every_shape() {
     let faults = [
-        ("unreadable", Fault::Unreadable),
-        ("bad key", Fault::BadKey),
-        ("too large", Fault::TooLarge),
-        ("media type", Fault::MediaType),
-        ("key reused", Fault::KeyReused),
-        ("too many", Fault::TooMany),
-        ("internal", Fault::Internal),
-        ("not accepted", Fault::NotAccepted),
-        ("no answer", Fault::NoAnswer),
+        ("unreadable", ApiError::InvalidJson),
+        ("bad key", ApiError::InvalidIdempotencyKey),
+        ("too large", ApiError::BodyTooLarge),
+        ("media type", ApiError::UnsupportedMediaType),
+        ("key reused", ApiError::KeyReused),
+        ("too many", ApiError::RateLimited),
+        ("internal", ApiError::Internal),
+        ("not accepted", ApiError::Unavailable),
+        ("no answer", ApiError::Timeout),
     ];
     let rendered: BTreeMap<String, BTreeMap<String, (u16, Value)>> = faults
         .into_iter()
         .map(|(name, fault)| {
             let shapes = ContractId::ALL.into_iter().map(|id| {
-                let Rendered { status, body } = contract(id).render(&Answer::Fault(fault));
+                let RenderedResponse { status, body } = contract(id).render(&ApiResponse::Error(fault));
                 (id.to_string(), (status, body))
             });
             (name.to_owned(), shapes.collect())
@@ -53,14 +53,14 @@ fn every_fault_in_every_shape() {
 #[test]
 fn what_a_client_hears_of_a_failure() {
     for (failure, fault) in [
-        (FailureCode::StoreUnavailable, Fault::Internal),
-        (FailureCode::StoreConflict, Fault::Internal),
-        (FailureCode::UnknownKey, Fault::Internal),
-        (FailureCode::Internal, Fault::Internal),
-        (FailureCode::Expired, Fault::NoAnswer),
-        (FailureCode::Overloaded, Fault::NotAccepted),
+        (FailureCode::StoreUnavailable, ApiError::Internal),
+        (FailureCode::StoreConflict, ApiError::Internal),
+        (FailureCode::UnknownKey, ApiError::Internal),
+        (FailureCode::Internal, ApiError::Internal),
+        (FailureCode::Expired, ApiError::Timeout),
+        (FailureCode::Overloaded, ApiError::Unavailable),
     ] {
-        assert_eq!(Fault::from(failure), fault, "{failure:?}");
+        assert_eq!(ApiError::from(failure), fault, "{failure:?}");
     }
 }
 

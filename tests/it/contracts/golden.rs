@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::tokens;
 use crate::support::muster::eventually;
 use crate::support::services::unique;
-use crate::support::{Answer, Client, Muster, Pair, Setup, muster::SECRET};
+use crate::support::{HttpResponse, Client, Muster, Pair, Setup, muster::SECRET};
 
 /// Headers as they are written in a file: one value, several, or null for none.
 type Headers = BTreeMap<String, Value>;
@@ -117,7 +117,7 @@ pub(super) async fn run(name: &str, text: &str, pair: Pair) {
     };
     let wrong = wrong.concat();
     // A busy server would first finish what keeps it busy.
-    let output = if file.busy { muster.output() } else { muster.output_at_end().await };
+    let output = if file.busy { muster.output() } else { muster.stop_and_collect_output().await };
     sessions.iter().for_each(|session| session.check_that_nothing_leaked(&output));
     assert!(wrong.is_empty(), "{name}, {} cases:\n{}", wrong.len(), wrong.join("\n"));
 }
@@ -195,7 +195,7 @@ impl Session {
         Ok(())
     }
 
-    async fn ask(&mut self, file: &File, request: &Request, person: &str) -> Answer {
+    async fn ask(&mut self, file: &File, request: &Request, person: &str) -> HttpResponse {
         let fill = |text: &str| self.fill(text, person);
         let body = match (&request.body, &request.raw, &request.hex) {
             (Some(body), ..) => Some(fill_all(body, &fill).to_string().into_bytes()),
@@ -268,7 +268,7 @@ fn expected(file: &File, answer: &Expected, person: &str) -> Value {
 }
 
 /// All headers but those that say nothing about the answer.
-fn headers_of(answer: &Answer) -> BTreeMap<String, Vec<String>> {
+fn headers_of(answer: &HttpResponse) -> BTreeMap<String, Vec<String>> {
     let mut headers = BTreeMap::<String, Vec<String>>::new();
     for (name, value) in &answer.headers {
         if !["date", "content-length", "server-timing"].contains(&name.as_str()) {

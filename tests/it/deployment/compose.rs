@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_norway::Value;
 
 use super::{file, is_a_command_of_the_image, schema_tool, settings_of, succeeds, yaml};
-use crate::support::services::lacking;
+use crate::support::services::skip_unsupported;
 
 const PROFILES: [&str; 3] = ["minimal", "full", "observability"];
 
@@ -60,8 +60,8 @@ fn filled_in() -> BTreeMap<&'static str, &'static str> {
     let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
     BTreeMap::from([
         ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
-        ("MUSTER_QUEUE_SEAL_TO", key),
-        ("MUSTER_QUEUE_SEAL_KEYS", key),
+        ("MUSTER_QUEUE_SEAL_PUBLIC_KEY", key),
+        ("MUSTER_QUEUE_SEAL_PRIVATE_KEYS", key),
     ])
 }
 
@@ -114,7 +114,7 @@ fn muster_knows_every_variable_it_is_given() {
     }
     let worker = settings(&services["worker"]);
     assert!(worker["store"]["url"].as_str().unwrap().contains("mongodb:27017"));
-    assert_eq!(worker["queue"]["seal_keys"].as_array().unwrap().len(), 1, "passwords are sealed");
+    assert_eq!(worker["queue"]["seal_private_keys"].as_array().unwrap().len(), 1, "passwords are sealed");
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn the_smallest_profile_is_one_muster_that_keeps_its_users() {
 #[test]
 fn a_front_is_given_no_secret_and_no_store() {
     let front = environment(&services()["front"], &mut BTreeSet::new());
-    for name in ["JWT_SECRET", "MUSTER_QUEUE_SEAL_KEYS", "MUSTER_STORE", "MUSTER_STORE_URL"] {
+    for name in ["JWT_SECRET", "MUSTER_QUEUE_SEAL_PRIVATE_KEYS", "MUSTER_STORE", "MUSTER_STORE_URL"] {
         assert!(
             !front.contains_key(name) && !front.contains_key(&format!("{name}_FILE")),
             "{name}"
@@ -247,7 +247,7 @@ fn docker_compose_takes_every_profile() {
         .output()
         .is_ok_and(|done| done.status.success())
     {
-        lacking("no docker compose");
+        skip_unsupported("no docker compose");
         return;
     }
     for name in PROFILES {

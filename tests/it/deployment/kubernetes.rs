@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_norway::Value;
 
 use super::{file, path, schema_tool, settings_of, succeeds, yaml};
-use crate::support::services::lacking;
+use crate::support::services::skip_unsupported;
 
 const FOLDER: &str = "docs/deploy/kubernetes";
 
@@ -91,7 +91,7 @@ fn muster_knows_every_variable_and_secrets_are_references() {
         referred.extend(secrets);
     }
     let keys: Vec<&str> = referred.iter().map(|(_, key)| key.as_str()).collect();
-    assert_eq!(keys, ["queue", "seal-to", "jwt-secret", "queue", "seal-keys", "store"]);
+    assert_eq!(keys, ["queue", "seal-public-key", "jwt-secret", "queue", "seal-private-keys", "store"]);
     // The page that says how to make them has the same.
     let page = file(&format!("{FOLDER}/README.md"));
     let mut made = BTreeSet::new();
@@ -134,7 +134,7 @@ fn the_probes_ask_where_muster_answers() {
 #[test]
 fn a_stop_has_the_time_that_muster_grants_itself() {
     let settings = settings_of(&BTreeMap::new());
-    let drain = settings["front"]["drain"].as_str().unwrap().trim_end_matches('s');
+    let drain = settings["front"]["shutdown_timeout"].as_str().unwrap().trim_end_matches('s');
     let drain: u64 = drain.parse().unwrap();
     for deployment in of_kind("Deployment") {
         let container = container(&deployment);
@@ -231,7 +231,7 @@ fn they_are_what_the_schemas_say() {
 fn kubectl_builds_them() {
     let built = Command::new("kubectl").arg("kustomize").arg(path(FOLDER)).output();
     let Ok(built) = built else {
-        lacking("no kubectl");
+        skip_unsupported("no kubectl");
         return;
     };
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));

@@ -7,7 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::{file, path, settings_of, succeeds};
-use crate::support::services::lacking;
+use crate::support::services::skip_unsupported;
 
 const FOLDER: &str = "docs/deploy/systemd";
 const PROGRAM: &str = "/usr/local/bin/muster";
@@ -66,7 +66,7 @@ fn muster_knows_every_variable_it_is_given() {
         let seconds = |key: &str| -> u64 {
             settings["front"][key].as_str().unwrap().trim_end_matches('s').parse().unwrap()
         };
-        let stopping = seconds("stop_delay") + seconds("drain");
+        let stopping = seconds("stop_delay") + seconds("shutdown_timeout");
         assert!(number(&unit, "TimeoutStopSec") > stopping, "time to finish");
         let connections = settings["front"]["max_connections"].as_integer().unwrap();
         assert!(number(&unit, "LimitNOFILE") > connections.unsigned_abs(), "a file for each");
@@ -78,7 +78,7 @@ fn muster_knows_every_variable_it_is_given() {
 #[test]
 fn systemd_takes_it() {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        lacking("no systemd-analyze");
+        skip_unsupported("no systemd-analyze");
         return;
     }
     let folder = TempDir::new().unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 use serde_json::json;
 
 use super::samples;
@@ -64,10 +64,10 @@ async fn process_metrics_have_the_usual_names() {
 #[tokio::test]
 async fn bulk_rows_are_counted_by_outcome_from_any_entry_point() {
     for pair in [EMBEDDED, PRODUCTION] {
-        if !pair.is_there() {
+        if !pair.is_available() {
             continue;
         }
-        let setup = Setup::new(pair).with("MUSTER_FRONT_BULK_KEY", KEY);
+        let setup = Setup::new(pair).with("MUSTER_FRONT_BULK_API_KEY", KEY);
         let muster = setup.start().await;
         let users: Vec<_> = (0..3).map(|n| user(ContractId::Register, n)).collect();
         let rows =
@@ -85,7 +85,7 @@ async fn bulk_rows_are_counted_by_outcome_from_any_entry_point() {
             let body = users[2].to_string();
             broker.publish(setup.namespace(), "bulk", row, body.as_bytes()).await;
             let unreadable = registration("register");
-            broker.publish_anything(setup.namespace(), "bulk", unreadable, b"{}").await;
+            broker.publish_unchecked(setup.namespace(), "bulk", unreadable, b"{}").await;
             expected =
                 [("registered", 3.0), ("duplicate", 1.0), ("invalid", 1.0), ("dead_letter", 1.0)]
                     .to_vec();

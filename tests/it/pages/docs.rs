@@ -31,15 +31,15 @@ async fn docs_show_every_operation_with_and_without_a_script() {
         for operation in operations(item) {
             let id = operation["operationId"].as_str().unwrap();
             let shown = format!("#{id}");
-            browser.says(&shown, path).await;
-            browser.says(".contents", path).await;
-            let answers = texts(&browser, &format!("{shown} details")).await;
-            assert_eq!(answers.len(), operation["responses"].as_object().unwrap().len(), "{path}");
+            browser.wait_for_text(&shown, path).await;
+            browser.wait_for_text(".contents", path).await;
+            let responses = texts(&browser, &format!("{shown} details")).await;
+            assert_eq!(responses.len(), operation["responses"].as_object().unwrap().len(), "{path}");
             assert!(written.contains(&format!("id=\"{id}\"")), "{path}");
         }
     }
     browser.click("#postSignup summary").await;
-    browser.says("#postSignup", "The user is registered").await;
+    browser.wait_for_text("#postSignup", "The user is registered").await;
     let scripts = "return [...document.scripts].map((script) => [script.src, script.text])";
     let own = format!("http://{}/pages/docs.js", muster.client().address());
     assert_eq!(browser.run(scripts).await, json!([[own, ""]]));
@@ -90,9 +90,9 @@ async fn samples_are_copied_and_work() {
     let setup = Setup::embedded();
     let Some((muster, browser)) = opened(&setup, "/docs").await else { return };
     // Each is copied by its button.
-    browser.allow_clipboard().await;
+    browser.grant_clipboard().await;
     browser.click("#postSignup .sample:nth-child(2) .copy").await;
-    browser.says("#postSignup .sample:nth-child(2) .copy", "Copied").await;
+    browser.wait_for_text("#postSignup .sample:nth-child(2) .copy", "Copied").await;
     let read = "const done = arguments[arguments.length - 1];
         navigator.clipboard.readText().then(done, (error) => done(String(error)))";
     let copied = browser.run_async(read).await;
@@ -101,7 +101,7 @@ async fn samples_are_copied_and_work() {
     // Where a browser has no clipboard for scripts, too.
     browser.run("Object.defineProperty(navigator, 'clipboard', { value: undefined })").await;
     browser.click("#postSignup .sample:first-child .copy").await;
-    browser.says("#postSignup .sample:first-child .copy", "Copied").await;
+    browser.wait_for_text("#postSignup .sample:first-child .copy", "Copied").await;
     nobody_complains(&browser).await;
 
     // Every registration is answered as a registration of the contract that it shows.

@@ -7,10 +7,10 @@ use crate::flow::five_requests;
 use crate::support::broker::{Broker, registration};
 use crate::support::importer::{ndjson, user};
 use crate::support::muster::eventually;
-use crate::support::rig::Rig;
+use crate::support::fleet::Fleet;
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Browser, Client, Setup};
-use muster::signup::ContractId;
+use muster::domain::ContractId;
 
 const KEY: &str = "an-api-key-of-thirty-two-characters";
 
@@ -43,15 +43,15 @@ async fn layout_shift(browser: &Browser) -> f64 {
 #[tokio::test]
 async fn status_shows_a_signup_within_seconds() {
     let Some((muster, browser)) = opened(&Setup::embedded(), "/status").await else { return };
-    browser.says("#ready", "ready").await;
-    browser.says("#reasons", "nothing needs attention").await;
-    browser.says("#workers", "1").await;
-    browser.says("#rate-told", "0 done, 0 refused, 0 failed").await;
+    browser.wait_for_text("#ready", "ready").await;
+    browser.wait_for_text("#reasons", "nothing needs attention").await;
+    browser.wait_for_text("#workers", "1").await;
+    browser.wait_for_text("#rate-told", "0 done, 0 refused, 0 failed").await;
     let (path, body, _) = five_requests().remove(0);
     assert_eq!(muster.client().post(path, &body).await.status, 201);
     assert_eq!(muster.client().post(path, &body).await.status, 403);
-    browser.says("#rate-told", "1 done, 1 refused, 0 failed").await;
-    browser.says("#time-told", "p50 and p95").await;
+    browser.wait_for_text("#rate-told", "1 done, 1 refused, 0 failed").await;
+    browser.wait_for_text("#time-told", "p50 and p95").await;
     // One signup is one point, which a line would not show.
     for series in ["p50", "p95"] {
         let dots = format!("return document.querySelectorAll('#time-chart .dot.{series}').length");
@@ -69,7 +69,7 @@ async fn status_shows_a_signup_within_seconds() {
         .map((figure) => figure.querySelectorAll('.legend li').length)";
     assert_eq!(browser.run(legends).await, serde_json::json!([3, 2, 1, 1, 2]));
     for part in ["process", "queue", "store", "worker"] {
-        browser.says("#parts", part).await;
+        browser.wait_for_text("#parts", part).await;
     }
     let response = muster.client().get("/status.json", &[]).await;
     assert_eq!(response.header("cache-control"), Some("no-cache"));
@@ -79,18 +79,18 @@ async fn status_shows_a_signup_within_seconds() {
     }
     nobody_complains(&browser).await;
     drop(muster);
-    browser.says("#ready", "does not answer").await;
+    browser.wait_for_text("#ready", "does not answer").await;
 }
 
 #[tokio::test]
 async fn status_shows_a_bulk_upload() {
     const ROWS: usize = 300;
     let setup = Setup::embedded()
-        .with("MUSTER_FRONT_BULK_KEY", KEY)
+        .with("MUSTER_FRONT_BULK_API_KEY", KEY)
         .with("MUSTER_QUEUE_PREFETCH", "4")
         .with("MUSTER_BCRYPT_COST", "11");
     let Some((muster, browser)) = opened(&setup, "/status").await else { return };
-    browser.says("#bulk-told", "No bulk rows wait").await;
+    browser.wait_for_text("#bulk-told", "No bulk rows wait").await;
     assert_eq!(browser.text("#bulk-left").await, "–");
     let client = muster.client().clone();
     let upload = tokio::spawn(async move {
@@ -99,7 +99,7 @@ async fn status_shows_a_bulk_upload() {
         let rows = ndjson((0..ROWS).map(|n| user(ContractId::Register, n)));
         client.send("POST", "/registrations?contract=register", &headers, rows).await.unwrap()
     });
-    browser.says("#bulk-told", "One upload to this front; one worker").await;
+    browser.wait_for_text("#bulk-told", "One upload to this front; one worker").await;
     let positive = async |selector: &str| {
         let figure = browser.text(selector).await;
         figure.parse::<f64>().is_ok_and(|figure| figure > 0.0)
@@ -115,13 +115,13 @@ async fn status_shows_a_bulk_upload() {
     .await;
     has_no_barriers(&browser, "/status with an upload").await;
     assert_eq!(upload.await.unwrap().status, 200);
-    browser.says("#bulk-rows-told", &format!("{ROWS} finished")).await;
+    browser.wait_for_text("#bulk-rows-told", &format!("{ROWS} finished")).await;
     // What came and went moved nothing.
     for (width, height) in [(1280, 900), (320, 800)] {
         browser.resize(width, height).await;
         browser.run("scrollTo(0, 0)").await;
         browser.open(&format!("http://{}/status", muster.client().address())).await;
-        browser.says("#bulk-rows-told", &format!("{ROWS} finished")).await;
+        browser.wait_for_text("#bulk-rows-told", &format!("{ROWS} finished")).await;
         let shift = layout_shift(&browser).await;
         assert!(shift < 0.01, "{width}: {shift}");
         let scrolled = browser.run("return document.documentElement.scrollWidth").await;
@@ -132,23 +132,23 @@ async fn status_shows_a_bulk_upload() {
 
 #[tokio::test]
 async fn status_is_amber_without_workers() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
-    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_PAGES", "on");
+    let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_UI", "on");
     let front = setup.start_role("front").await;
     reasons(front.client(), "warning", "No worker consumes the queue").await;
     let Some(browser) = Browser::start().await else { return };
     browser.open(&format!("http://{}/status", front.client().address())).await;
-    browser.says("#ready", "ready, with a warning").await;
-    browser.says("#reasons", "No worker consumes the queue").await;
+    browser.wait_for_text("#ready", "ready, with a warning").await;
+    browser.wait_for_text("#reasons", "No worker consumes the queue").await;
     let class = "return document.getElementById('state').className";
     assert!(browser.run(class).await.as_str().unwrap().contains("warning"));
     has_no_barriers(&browser, "/status without workers").await;
     browser.resize(320, 800).await;
     has_no_barriers(&browser, "/status without workers, on a phone").await;
     let _worker = setup.start_role("worker").await;
-    browser.says("#reasons", "nothing needs attention").await;
+    browser.wait_for_text("#reasons", "nothing needs attention").await;
     assert_eq!(browser.text("#ready").await, "ready");
     let shift = layout_shift(&browser).await;
     assert!(shift < 0.01, "{shift}");
@@ -157,14 +157,14 @@ async fn status_is_amber_without_workers() {
 #[tokio::test]
 async fn status_is_amber_while_workers_do_not_reach_the_store() {
     let settings = [
-        ("MUSTER_FRONT_PAGES", "on"),
+        ("MUSTER_FRONT_UI", "on"),
         ("MUSTER_QUEUE_RETRY_DELAYS", "60s"),
         ("MUSTER_STORE_TIMEOUT", "1s"),
     ];
-    let Some(rig) = Rig::running(&settings).await else { return };
-    let client = rig.fronts[0].client();
+    let Some(fleet) = Fleet::running(&settings).await else { return };
+    let client = fleet.fronts[0].client();
     reasons(&client, "ready", "").await;
-    rig.workers.iter().for_each(|worker| worker.store.cut());
+    fleet.workers.iter().for_each(|worker| worker.store.cut());
     let (path, body, _) = five_requests().remove(0);
     eventually("a failure", async || client.post(path, &body).await.status >= 500).await;
     reasons(&client, "warning", "do not reach the store").await;
@@ -172,19 +172,19 @@ async fn status_is_amber_while_workers_do_not_reach_the_store() {
     let properties = registration("flat-name").with_message_id(unique("row").into());
     let row = user(ContractId::FlatName, 0).to_string();
     let broker = Broker::connect().await;
-    broker.publish(rig.setup.namespace(), "bulk", properties, row.as_bytes()).await;
+    broker.publish(fleet.setup.namespace(), "bulk", properties, row.as_bytes()).await;
     eventually("a retry", async || snapshot(&client).await["bulk"]["retrying"] == 1).await;
     reasons(&client, "warning", "wait for another attempt").await;
-    rig.workers.iter().for_each(|worker| worker.store.heal());
+    fleet.workers.iter().for_each(|worker| worker.store.restore());
 }
 
 #[tokio::test]
 async fn status_counts_dead_letters_and_is_amber_when_they_are_full() {
-    if !PRODUCTION.is_there() {
+    if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION)
-        .with("MUSTER_FRONT_PAGES", "on")
+        .with("MUSTER_FRONT_UI", "on")
         .with("MUSTER_QUEUE_BULK_MAX_LENGTH", "1");
     let muster = setup.start().await;
     let dead = async || snapshot(muster.client()).await["deadLetters"].clone();
@@ -192,7 +192,7 @@ async fn status_counts_dead_letters_and_is_amber_when_they_are_full() {
     let broker = Broker::connect().await;
     for _ in 0..2 {
         let properties = registration("flat-name").with_message_id(unique("row").into());
-        broker.publish_anything(setup.namespace(), "bulk", properties, b"no JSON").await;
+        broker.publish_unchecked(setup.namespace(), "bulk", properties, b"no JSON").await;
     }
     // Of two at once a queue for one may accept both.
     eventually("a dead letter", async || dead().await.as_u64() >= Some(1)).await;

@@ -4,17 +4,17 @@
 use futures_util::StreamExt;
 use lapin::BasicProperties;
 use lapin::options::QueueDeclareOptions;
-use muster::queue::Reason;
+use muster::queue::DeadLetterReason;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::support::broker::{
-    Broker, DIRECT_REPLY, headers, number_header, own_account, rabbitmqctl,
+    Broker, DIRECT_REPLY, headers, number_header, test_account, rabbitmqctl,
     registration as raw_registration, text_header,
 };
 use crate::support::proxy::Proxy;
 use crate::support::services::{amqp_url, unique};
-use crate::support::spec::Seen;
+use crate::support::spec::WireMessage;
 
 /// A password as it must never be seen outside a queue that leads to a worker.
 const PASSWORD: &str = "correct horse 7";
@@ -22,7 +22,7 @@ const PASSWORD: &str = "correct horse 7";
 /// A queue on the broker, if there is one.
 async fn bench(settings: &[(&str, &str)]) -> Option<Bench> {
     let there = amqp_url().is_some();
-    if there { Some(Bench::new(QueueKind::Rabbit, settings).await) } else { None }
+    if there { Some(Bench::new(QueueAdapter::Rabbit, settings).await) } else { None }
 }
 
 impl Bench {
@@ -40,7 +40,7 @@ fn bulk_row(id: &str) -> BasicProperties {
 }
 
 #[tokio::test]
-async fn a_registration_on_the_wire() {
+async fn registration_message_has_the_documented_form() {
     let Some(bench) = bench(&[]).await else { return };
     let (caller, broker) = (bench.caller().await, Broker::connect().await);
     let before = Clock::system().now().0;
@@ -55,7 +55,7 @@ async fn a_registration_on_the_wire() {
     assert_eq!(message.data, call.body);
     assert_eq!(text(properties.kind()), "register");
     assert_eq!(text(properties.message_id()), call.id.as_str());
-    assert_eq!(text(properties.user_id()), own_account());
+    assert_eq!(text(properties.user_id()), test_account());
     assert_eq!(text_header(properties, "entry-point").as_deref(), Some("http"));
     assert_eq!(text(properties.content_type()), "application/json");
     assert_eq!(*properties.delivery_mode(), Some(2));
@@ -92,7 +92,7 @@ async fn a_registration_on_the_wire() {
 }
 
 #[tokio::test]
-async fn a_look_up_of_a_tokens_owner_on_the_wire() {
+async fn profile_message_has_the_documented_form() {
     let Some(bench) = bench(&[]).await else { return };
     let (caller, broker) = (bench.caller().await, Broker::connect().await);
     let sent = send(&caller, profile());
@@ -108,7 +108,7 @@ async fn a_look_up_of_a_tokens_owner_on_the_wire() {
 }
 
 #[tokio::test]
-async fn a_reply_on_the_wire() {
+async fn reply_message_has_the_documented_form() {
     let Some(bench) = bench(&[]).await else { return };
     let mut inbox = bench.inbox(ROOM).await;
     let broker = Broker::connect().await;
@@ -120,7 +120,7 @@ async fn a_reply_on_the_wire() {
         .with_reply_to(DIRECT_REPLY.into());
     broker.publish(bench.setup.namespace(), "interactive", properties, &row()).await;
     let delivery = next(&mut inbox).await;
-    assert_eq!(delivery.message().kind, Kind::Register(ContractId::Register));
+    assert_eq!(delivery.message().kind, MessageKind::Register(ContractId::Register));
     delivery.reply(FailureCode::Overloaded).await;
 
     let told = replies.next().await.unwrap().unwrap();
@@ -134,24 +134,24 @@ async fn a_reply_on_the_wire() {
 }
 
 #[tokio::test]
-async fn other_systems_publish_in_bulk_with_and_without_a_reply() {
+async fn bulk_message_of_another_system_needs_no_reply_to() {
     let prefix = unique("crm-replies");
-    let Some(bench) = bench(&[("MUSTER_QUEUE_REPLY_PREFIX", &prefix)]).await else { return };
+    let Some(bench) = bench(&[("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", &prefix)]).await else { return };
     let mut inbox = bench.inbox(ROOM).await;
     let broker = Broker::connect().await;
-    let replies = format!("{prefix}{}.one", own_account());
-    broker.own_queue(&replies).await;
+    let replies = format!("{prefix}{}.one", test_account());
+    broker.declare_exclusive_queue(&replies).await;
 
     let asking = bulk_row("row-1")
-        .with_user_id(own_account().into())
+        .with_user_id(test_account().into())
         .with_reply_to(replies.as_str().into())
         .with_correlation_id("c".into());
     for (id, properties) in [("row-1", asking), ("row-2", bulk_row("row-2"))] {
         broker.publish(bench.setup.namespace(), "bulk", properties, &row()).await;
         let delivery = next(&mut inbox).await;
         let message = delivery.message();
-        assert_eq!((message.door, message.id.as_str()), (Door::Bulk, id));
-        assert_eq!((message.expires, message.fresh, &message.body[..]), (None, false, &row()[..]));
+        assert_eq!((message.queue, message.id.as_str()), (QueueKind::Bulk, id));
+        assert_eq!((message.expires, message.new_key, &message.body[..]), (None, false, &row()[..]));
         reply(delivery).await;
     }
     let told = broker.fetch(&replies).await;
@@ -189,11 +189,11 @@ impl OtherUser {
 }
 
 #[tokio::test]
-async fn only_the_workers_own_user_is_believed_about_attempts_and_producers() {
+async fn retry_headers_are_trusted_only_from_the_own_account() {
     let Some(bench) = bench(&[]).await else { return };
     let Some(other) = OtherUser::new().await else { return };
     let mut inbox = bench.inbox(ROOM).await;
-    let own = own_account();
+    let own = test_account();
     let (ours, theirs) = (Broker::connect().await, other.connect().await);
     let claims = headers(&[
         ("contract", "flat-name".into()),
@@ -224,7 +224,7 @@ async fn only_the_workers_own_user_is_believed_about_attempts_and_producers() {
         let message = delivery.message();
         let origin = Origin::Amqp { producer: producer.to_owned() };
         assert_eq!((&message.origin, message.attempt), (&origin, attempt), "{case}");
-        assert_eq!(message.unsettled.reply_to.is_some(), replies, "{case}");
+        assert_eq!(message.reply_address.reply_to.is_some(), replies, "{case}");
         reply(delivery).await;
     }
     other.remove().await;
@@ -235,7 +235,7 @@ const REPLIES_INTO_DEAD: &str = "replies into the dead letters";
 const REPLIES_ELSEWHERE: &str = "replies elsewhere";
 
 #[tokio::test]
-async fn what_cannot_be_read_is_buried_with_a_reason_and_without_its_body() {
+async fn unreadable_message_is_dead_lettered_with_a_reason_and_no_body() {
     let Some(bench) = bench(&[]).await else { return };
     let mut inbox = bench.inbox(ROOM).await;
     let broker = Broker::connect().await;
@@ -266,10 +266,10 @@ async fn what_cannot_be_read_is_buried_with_a_reason_and_without_its_body() {
         (REPLIES_ELSEWHERE, "bulk", reply_to("other".into())),
     ];
     for (case, door, properties) in cases {
-        let described = Seen::new(&properties, &row()).is_asked(door).is_ok();
+        let described = WireMessage::new(&properties, &row()).validate_request(door).is_ok();
         let in_words = [REPLIES_INTO_BULK, REPLIES_INTO_DEAD, REPLIES_ELSEWHERE].contains(&case);
         assert_eq!(described, in_words, "{case}");
-        broker.publish_anything(bench.setup.namespace(), door, properties, &row()).await;
+        broker.publish_unchecked(bench.setup.namespace(), door, properties, &row()).await;
         let dead = broker.fetch(&bench.named("dead")).await;
         assert_eq!(
             text_header(&dead.properties, "reason").as_deref(),
@@ -286,11 +286,11 @@ async fn what_cannot_be_read_is_buried_with_a_reason_and_without_its_body() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_document_is_buried_by_the_worker() {
+async fn message_with_an_invalid_body_is_dead_lettered() {
     if amqp_url().is_none() {
         return;
     }
-    let setup = Setup::new(Pair(QueueKind::Rabbit, StoreKind::File));
+    let setup = Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File));
     let muster = setup.start().await;
     let (broker, namespace) = (Broker::connect().await, setup.namespace());
     let bodies: [&[u8]; 4] = [b"", b"[]", b"{\"password\":\"correct horse 7\"", b"\xff{}"];
@@ -305,14 +305,14 @@ async fn a_body_that_is_no_document_is_buried_by_the_worker() {
 }
 
 #[tokio::test]
-async fn what_is_buried_keeps_what_it_was_and_loses_its_password() {
+async fn dead_letter_keeps_its_fields_except_the_password() {
     let Some(bench) = bench(&[]).await else { return };
     let mut inbox = bench.inbox(ROOM).await;
     let broker = Broker::connect().await;
     let asking = bulk_row("row-1").with_reply_to(format!("{}x", bench.named("reply.")).into());
-    for reason in [Reason::Poison, Reason::TooManyAttempts] {
+    for reason in [DeadLetterReason::Poison, DeadLetterReason::TooManyAttempts] {
         broker.publish(bench.setup.namespace(), "bulk", asking.clone(), &row()).await;
-        next(&mut inbox).await.bury(reason).await;
+        next(&mut inbox).await.dead_letter(reason).await;
         let dead = broker.fetch(&bench.named("dead")).await;
         assert_eq!(text_header(&dead.properties, "reason").unwrap(), reason.as_str());
         assert_eq!(text_header(&dead.properties, "contract").unwrap(), "flat-name");
@@ -324,7 +324,7 @@ async fn what_is_buried_keeps_what_it_was_and_loses_its_password() {
 }
 
 #[tokio::test]
-async fn a_retry_comes_back_after_its_pause_until_there_were_too_many() {
+async fn retried_message_returns_after_its_pause_until_the_attempt_limit() {
     let Some(bench) = bench(&[]).await else { return };
     let mut inbox = bench.inbox(ROOM).await;
     let broker = Broker::connect().await;
@@ -342,11 +342,11 @@ async fn a_retry_comes_back_after_its_pause_until_there_were_too_many() {
     let took = started.elapsed();
     assert!(took >= Duration::from_millis(990), "the first pause is a second, not {took:?}");
     let after = second.message();
-    assert_eq!((after.door, after.attempt, after.deliveries), (Door::Bulk, 1, 0));
+    assert_eq!((after.queue, after.attempt, after.deliveries), (QueueKind::Bulk, 1, 0));
     assert_eq!((&after.id, after.kind, &after.body), (&before.id, before.kind, &before.body));
     assert_eq!(after.origin, before.origin);
-    assert_eq!(after.unsettled.reply_to, Some(reply_to));
-    assert_eq!(after.unsettled.correlation_id.as_deref(), Some("c"));
+    assert_eq!(after.reply_address.reply_to, Some(reply_to));
+    assert_eq!(after.reply_address.correlation_id.as_deref(), Some("c"));
     reply(second).await;
 
     // The last of its pauses is over.
@@ -362,11 +362,11 @@ async fn a_retry_comes_back_after_its_pause_until_there_were_too_many() {
 }
 
 #[tokio::test]
-async fn a_queue_with_other_arguments_is_used_as_it_is() {
+async fn existing_queue_with_other_arguments_is_used() {
     if amqp_url().is_none() {
         return;
     }
-    let setup = Setup::new(Pair(QueueKind::Rabbit, StoreKind::File));
+    let setup = Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File));
     let broker = Broker::connect().await;
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
     let name = format!("{}.profile", setup.namespace());
@@ -383,11 +383,11 @@ async fn a_queue_with_other_arguments_is_used_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_delivery_whose_connection_is_lost_is_delivered_again() {
+async fn message_is_redelivered_after_a_lost_connection() {
     if amqp_url().is_none() {
         return;
     }
-    let bench = Bench::new(QueueKind::Rabbit, &[]).await;
+    let bench = Bench::new(QueueAdapter::Rabbit, &[]).await;
     let caller = bench.caller().await;
     let proxy = Proxy::to(&amqp_url().unwrap()).await;
     let mut settings = bench.setup.settings().queue;
@@ -396,7 +396,7 @@ async fn a_delivery_whose_connection_is_lost_is_delivered_again() {
     let telemetry = Telemetry::default();
     let queue =
         queue::open(&settings, Clock::system(), &telemetry, &Tasks::default()).await.unwrap();
-    let mut inbox = queue.inbox(ROOM, Arc::new(|| PACE));
+    let mut inbox = queue.consumer(ROOM, Arc::new(|| PACE));
 
     let sent = send(&caller, registration());
     let delivery = next(&mut inbox).await;
@@ -405,34 +405,34 @@ async fn a_delivery_whose_connection_is_lost_is_delivered_again() {
     nothing_comes(&mut inbox).await;
     proxy.cut();
     eventually("the loss to be noticed", async || !telemetry.health.is_ready()).await;
-    proxy.heal();
+    proxy.restore();
     let again = next(&mut inbox).await;
     assert_eq!(again.message().id, sent.id);
-    assert!(again.message().deliveries > 0 && again.message().may_be_known());
+    assert!(again.message().deliveries > 0 && again.message().needs_lookup());
     reply(again).await;
     sent.gets_its_reply().await;
 }
 
 #[tokio::test]
-async fn a_caller_recovers_from_a_lost_connection() {
+async fn rpc_client_recovers_from_a_lost_connection() {
     if amqp_url().is_none() {
         return;
     }
     let proxy = Proxy::to(&amqp_url().unwrap()).await;
-    let setup = Setup::new(Pair(QueueKind::Rabbit, StoreKind::File))
+    let setup = Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File))
         .with("MUSTER_QUEUE", &proxy.url(&amqp_url().unwrap()));
     let bench = Bench::open(setup).await;
     let (caller, mut inbox) = (bench.caller().await, bench.inbox(ROOM).await);
     let lost = send(&caller, registration());
     let delivery = next(&mut inbox).await;
     proxy.cut();
-    assert_eq!(lost.result.await.unwrap(), Err(CallError::Unknown));
+    assert_eq!(lost.result.await.unwrap(), Err(RpcError::Indeterminate));
     // Its ack cannot be written; the broker delivers it again.
     reply(delivery).await;
-    let away = Call { deadline: tokio::time::Instant::now() + A_WHILE, ..registration() };
-    assert_eq!(caller.call(away).await, Err(CallError::NotAccepted));
+    let away = RpcRequest { deadline: tokio::time::Instant::now() + A_WHILE, ..registration() };
+    assert_eq!(caller.request(away).await, Err(RpcError::Rejected));
 
-    proxy.heal();
+    proxy.restore();
     let (answering, _) = answering(inbox);
     eventually("calls to come through again", async || {
         let sent = send(&caller, registration());

@@ -1,4 +1,4 @@
-//! The broker as another system sees it: raw messages, published and fetched without muster's help.
+//! An AMQP client of the tests: publishes and fetches raw messages without muster's code.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use lapin::options::{
 use lapin::types::parsing::parse_field_table;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
-use muster::signup::Outcome;
+use muster::domain::Outcome;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,16 +22,16 @@ use super::muster::eventually;
 use super::proxy::authority;
 use super::secrets;
 use super::services::{amqp_url, command, unique};
-use super::spec::{Seen, assert_came_to};
+use super::spec::{WireMessage, assert_valid_delivery};
 
-/// A connection of another system's.
+/// A connection with one channel in confirm mode.
 pub struct Broker {
     pub channel: Channel,
     connection: Connection,
 }
 
 impl Broker {
-    /// Connects as the tests' own user, who is also muster's.
+    /// Connects with the account in `AMQP_URL`, which muster uses too.
     pub async fn connect() -> Self {
         Self::connect_to(&amqp_url().unwrap()).await
     }
@@ -44,13 +44,13 @@ impl Broker {
         Self { channel, connection }
     }
 
-    /// Gives back whatever it holds.
+    /// Closes the connection; the broker requeues its unacknowledged messages.
     pub async fn close(self) {
         self.connection.close(200, "done".into()).await.unwrap();
     }
 
     /// Publishes, and fails unless a queue took it. What is asked of muster has to be as the printed
-    /// specification says; [`Self::publish_anything`] is for what is wrong on purpose.
+    /// specification says; [`Self::publish_unchecked`] is for what is wrong on purpose.
     pub async fn publish(
         &self,
         exchange: &str,
@@ -59,14 +59,14 @@ impl Broker {
         body: &[u8],
     ) {
         if !exchange.is_empty()
-            && let Err(wrong) = Seen::new(&properties, body).is_asked(key)
+            && let Err(violation) = WireMessage::new(&properties, body).validate_request(key)
         {
-            panic!("not as described: {wrong}");
+            panic!("message does not match docs/asyncapi.yaml: {violation}");
         }
-        self.publish_anything(exchange, key, properties, body).await;
+        self.publish_unchecked(exchange, key, properties, body).await;
     }
 
-    /// Publishes a new user's row, whose reply comes to [`Self::direct_replies`].
+    /// Publishes a bulk row for a new user, whose reply arrives at [`Self::direct_replies`].
     pub async fn publish_row(&self, namespace: &str) {
         let body = json!({
             "email": format!("{}@example.com", unique("john")),
@@ -79,14 +79,14 @@ impl Broker {
         self.publish(namespace, "bulk", properties, body.as_bytes()).await;
     }
 
-    /// Publishes what lies among the dead letters as one of them.
-    pub async fn publish_letter(&self, namespace: &str) {
+    /// Publishes a registration to the dead-letter exchange.
+    pub async fn publish_dead_letter(&self, namespace: &str) {
         let exchange = format!("{namespace}.dlx");
-        self.publish_anything(&exchange, "", registration("register"), b"{}").await;
+        self.publish_unchecked(&exchange, "", registration("register"), b"{}").await;
     }
 
-    /// Publishes without a look, and fails unless a queue took it.
-    pub async fn publish_anything(
+    /// Publishes without validation. Fails unless the message is routed.
+    pub async fn publish_unchecked(
         &self,
         exchange: &str,
         key: &str,
@@ -100,32 +100,36 @@ impl Broker {
             .basic_publish(exchange.into(), key.into(), options, body, properties)
             .await
             .unwrap();
-        assert_eq!(confirm.await.unwrap(), Confirmation::Ack(None), "no queue took it");
+        assert_eq!(
+            confirm.await.unwrap(),
+            Confirmation::Ack(None),
+            "message was not routed to a queue"
+        );
     }
 
-    /// The next message of a queue, taken from it, once there is one. It has to be as described.
+    /// Waits for a message in a queue, removes and validates it.
     pub async fn fetch(&self, queue: &str) -> Delivery {
-        let fetched = self.fetch_unseen(queue).await;
-        assert_came_to(queue, &fetched);
+        let fetched = self.fetch_unchecked(queue).await;
+        assert_valid_delivery(queue, &fetched);
         fetched
     }
 
-    /// What is in a queue now, taken from it, if anything is.
+    /// Removes and validates the next message of a queue, if there is one now.
     pub async fn fetch_now(&self, queue: &str) -> Option<Delivery> {
         let fetched = self.try_fetch(queue).await?.delivery;
-        assert_came_to(queue, &fetched);
+        assert_valid_delivery(queue, &fetched);
         Some(fetched)
     }
 
-    /// Messages in a queue that nobody holds.
+    /// Number of ready messages in a queue.
     pub async fn count(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let table = FieldTable::default();
         self.channel.queue_declare(queue.into(), options, table).await.unwrap().message_count()
     }
 
-    /// As [`Self::fetch`], whatever it is.
-    pub async fn fetch_unseen(&self, queue: &str) -> Delivery {
+    /// As [`Self::fetch`], without validation.
+    pub async fn fetch_unchecked(&self, queue: &str) -> Delivery {
         let mut fetched = None;
         eventually(&format!("a message in {queue}"), async || {
             fetched =
@@ -141,38 +145,38 @@ impl Broker {
         self.channel.basic_get(queue.into(), options).await.unwrap()
     }
 
-    /// A queue of this connection's own.
-    pub async fn own_queue(&self, name: &str) {
+    /// Declares an exclusive queue.
+    pub async fn declare_exclusive_queue(&self, name: &str) {
         let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
         self.channel.queue_declare(name.into(), options, FieldTable::default()).await.unwrap();
     }
 
-    /// Replies to this channel, without a queue: messages ask for them with [`DIRECT_REPLY`].
+    /// Consumes replies to messages whose `reply_to` is [`DIRECT_REPLY`].
     pub async fn direct_replies(&self) -> Replies {
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let table = FieldTable::default();
         let consumer = self.channel.basic_consume(DIRECT_REPLY.into(), "".into(), options, table);
-        let seen = consumer.await.unwrap().inspect(|reply| {
+        let replies = consumer.await.unwrap().inspect(|reply| {
             if let Ok(reply) = reply {
-                assert_came_to(DIRECT_REPLY, reply);
+                assert_valid_delivery(DIRECT_REPLY, reply);
             }
         });
-        seen.boxed()
+        replies.boxed()
     }
 }
 
-/// Whether a message is a probe that its queue had not dropped yet.
+/// Whether a message is a probe in the interactive queue.
 fn is_probe_of_queue(queue: &str, message: &BasicGetMessage) -> bool {
     let kind = message.properties.kind().as_ref().map(|kind| kind.as_str());
     queue.ends_with(".interactive") && kind == Some("probe")
 }
 
-/// An account of another system, which may publish to the namespace's exchange and do nothing else.
+/// A broker account that may only publish to the namespace's exchange.
 pub struct Account(String);
 
 impl Account {
-    /// `None` where the broker's accounts are not the tests' to make.
-    pub async fn of_least_privilege(namespace: &str) -> Option<Self> {
+    /// `None` if the tests cannot create accounts on this broker.
+    pub async fn with_least_privilege(namespace: &str) -> Option<Self> {
         let account = Self(unique("crm"));
         rabbitmqctl(&["add_user", &account.0, "a-password"]).await?;
         let write = format!("^{namespace}$");
@@ -191,41 +195,40 @@ impl Account {
         Broker::connect_to(url.as_str()).await
     }
 
-    /// Its connections end too.
+    /// Deletes the account, which also closes its connections.
     pub async fn remove(self) {
         rabbitmqctl(&["delete_user", &self.0]).await;
     }
 }
 
-/// Replies as they come, each as it is described.
+/// Replies in their order, each validated.
 pub type Replies = BoxStream<'static, lapin::Result<Delivery>>;
 
-/// Waits until so many rows were told that they are registered, each once or more, and none was told
-/// anything else.
-pub async fn are_registered(replies: &mut Replies, rows: usize) {
-    let mut told = HashSet::new();
-    while told.len() < rows {
+/// Waits until this many different messages have the reply `registered`. Fails on any other reply.
+pub async fn wait_for_registered(replies: &mut Replies, rows: usize) {
+    let mut registered = HashSet::new();
+    while registered.len() < rows {
         let reply = replies.next().await.unwrap().unwrap();
         let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
         assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome:?}");
-        told.insert(reply.properties.message_id().as_ref().unwrap().to_string());
+        registered.insert(reply.properties.message_id().as_ref().unwrap().to_string());
     }
 }
 
-/// The account of the tests, which is muster's too.
-pub fn own_account() -> String {
+/// The account in `AMQP_URL`, which muster uses too.
+pub fn test_account() -> String {
     url::Url::parse(&amqp_url().unwrap()).unwrap().username().to_owned()
 }
 
-/// A new name of a queue to which replies to the tests' account may go where `prefix` is allowed.
-pub fn own_replies(prefix: &str) -> String {
-    format!("{prefix}{}.{}", own_account(), unique("replies"))
+/// A unique reply queue name that `queue.allowed_reply_prefix` = `prefix` allows for the tests' account.
+pub fn reply_queue_name(prefix: &str) -> String {
+    format!("{prefix}{}.{}", test_account(), unique("replies"))
 }
 
 /// RabbitMQ's pseudo-queue for replies to the publishing channel.
 pub const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 
-/// A registration as any system may publish it, before its identity and its waiting time.
+/// Properties of a registration, without `message_id` and `expiration`.
 pub fn registration(contract: &str) -> BasicProperties {
     BasicProperties::default()
         .with_type("register".into())
@@ -234,21 +237,21 @@ pub fn registration(contract: &str) -> BasicProperties {
         .with_headers(headers(&[("contract", contract.into())]))
 }
 
-/// Headers from texts and numbers.
+/// A header table of strings and integers.
 pub fn headers(entries: &[(&str, Value)]) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in entries {
         let value = match value {
             Value::String(text) => AMQPValue::LongString(text.as_str().into()),
             Value::Number(number) => AMQPValue::LongLongInt(number.as_i64().unwrap()),
-            other => panic!("no header is like {other}"),
+            other => panic!("not a string or an integer: {other}"),
         };
         table.insert((*name).into(), value);
     }
     table
 }
 
-/// A header that holds a text.
+/// The value of a string header.
 pub fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
     match properties.headers().as_ref()?.inner().get(name)? {
         AMQPValue::LongString(text) => Some(text.to_string()),
@@ -256,7 +259,7 @@ pub fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
     }
 }
 
-/// A header that holds a number.
+/// The value of an integer header.
 pub fn number_header(properties: &BasicProperties, name: &str) -> Option<i64> {
     match properties.headers().as_ref()?.inner().get(name)? {
         AMQPValue::LongLongInt(number) => Some(*number),
@@ -264,11 +267,11 @@ pub fn number_header(properties: &BasicProperties, name: &str) -> Option<i64> {
     }
 }
 
-/// Major and minor version of a broker, which it announces before the login.
+/// Major and minor version of a broker, from its `connection.start`.
 pub async fn version(url: &str) -> (u32, u32) {
     let mut stream = TcpStream::connect(authority(url)).await.unwrap();
     stream.write_all(b"AMQP\x00\x00\x09\x01").await.unwrap();
-    // A frame's header is its type, channel and length; then come class, method and protocol version.
+    // Frame header: type, channel, length. Then class, method and protocol version.
     let mut header = [0; 7];
     stream.read_exact(&mut header).await.unwrap();
     let length = u32::from_be_bytes(header[3..].try_into().unwrap());
@@ -283,8 +286,7 @@ pub async fn version(url: &str) -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// Runs `rabbitmqctl` on the private broker and gives what it printed; nothing where the broker is
-/// not ours to command.
+/// Runs `rabbitmqctl` and returns its output. `None` if the tests do not control the broker.
 pub async fn rabbitmqctl(arguments: &[&str]) -> Option<String> {
     command("RABBITMQCTL", arguments).await
 }

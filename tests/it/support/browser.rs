@@ -1,4 +1,4 @@
-//! A Chromium without a window, driven over WebDriver (W3C) with the tests' own HTTP client.
+//! Headless Chromium, controlled over WebDriver (W3C) with the tests' HTTP client.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -16,10 +16,10 @@ use super::http::Client;
 use super::muster::eventually;
 use super::services::service;
 
-/// A browser takes several processes, so there is one at a time.
-static ONE: Semaphore = Semaphore::const_new(1);
+/// One browser at a time, because each starts several processes.
+static BROWSER_PERMIT: Semaphore = Semaphore::const_new(1);
 
-/// How Chromium runs as root, without a screen, and without asking anybody on the internet anything.
+/// Flags for Chromium as root, without a screen and without requests to the internet.
 const FLAGS: [&str; 11] = [
     "--headless=new",
     "--no-sandbox",
@@ -31,18 +31,18 @@ const FLAGS: [&str; 11] = [
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
-    // What moves smoothly is still on its way when a click looks for it.
+    // An element that is still moving receives no click.
     "--force-prefers-reduced-motion",
 ];
 
-/// The key that WebDriver names an element by.
+/// WebDriver's key for an element reference.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// Keys as WebDriver writes them.
+/// WebDriver's codes for keys.
 pub const TAB: &str = "\u{e004}";
 pub const ENTER: &str = "\u{e007}";
 
-/// A browser with one page. It ends when dropped.
+/// A browser with one page. Dropping it ends the browser.
 #[derive(Debug)]
 pub struct Browser {
     driver: Child,
@@ -53,11 +53,11 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// A fresh one; none where there is no driver.
+    /// Starts a browser with an empty profile. `None` without `TEST_CHROMEDRIVER`.
     pub async fn start() -> Option<Self> {
         let program = service("TEST_CHROMEDRIVER")?;
-        let turn = ONE.acquire().await.unwrap();
-        let (driver, port) = driver(&program);
+        let turn = BROWSER_PERMIT.acquire().await.unwrap();
+        let (driver, port) = start_driver(&program);
         let mut browser = Self {
             driver,
             client: Client::new(format!("127.0.0.1:{port}")),
@@ -67,32 +67,32 @@ impl Browser {
         };
         let profile = format!("--user-data-dir={}", browser._profile.path().display());
         let flags: Vec<&str> = FLAGS.into_iter().chain([profile.as_str()]).collect();
-        let wanted = json!({ "capabilities": { "alwaysMatch": {
+        let capabilities = json!({ "capabilities": { "alwaysMatch": {
             "goog:chromeOptions": { "args": flags },
             "goog:loggingPrefs": { "browser": "ALL" },
         } } });
-        let made = browser.ask("POST", "/session", wanted).await;
+        let made = browser.request("POST", "/session", capabilities).await;
         browser.session = format!("/session/{}", made["sessionId"].as_str().unwrap());
         browser.resize(1200, 1000).await;
         Some(browser)
     }
 
-    /// Goes to a page, and waits until it has loaded.
+    /// Opens a page and waits until it has loaded.
     pub async fn open(&self, url: &str) {
         self.command("/url", json!({ "url": url })).await;
     }
 
-    /// Runs a function's body in the page and gives what it returns.
+    /// Runs the body of a function in the page and returns its result.
     pub async fn run(&self, script: &str) -> Value {
         self.command("/execute/sync", json!({ "script": script, "args": [] })).await
     }
 
-    /// The same for one that gives a promise.
+    /// Runs the body of an asynchronous function in the page and returns its result.
     pub async fn run_async(&self, script: &str) -> Value {
         self.command("/execute/async", json!({ "script": script, "args": [] })).await
     }
 
-    /// The text of an element, as it is seen; empty if it is not.
+    /// The visible text of an element; empty if the element is hidden or missing.
     pub async fn text(&self, selector: &str) -> String {
         let script = format!(
             "const found = document.querySelector({selector:?});
@@ -101,23 +101,23 @@ impl Browser {
         self.run(&script).await.as_str().unwrap().to_owned()
     }
 
-    /// Waits until an element's text has this in it.
-    pub async fn says(&self, selector: &str, text: &str) {
-        let what = format!("{selector} to say {text:?}");
+    /// Waits until the text of an element contains `text`.
+    pub async fn wait_for_text(&self, selector: &str, text: &str) {
+        let what = format!("{selector} to contain {text:?}");
         eventually(&what, async || self.text(selector).await.contains(text)).await;
     }
 
-    /// Clicks as a mouse does: where the element is, and only if nothing lies over it.
+    /// Clicks an element. Fails if another element covers it.
     pub async fn click(&self, selector: &str) {
-        self.on(selector, "click", json!({})).await;
+        self.element_command(selector, "click", json!({})).await;
     }
 
-    /// Types at the end of a field.
+    /// Types text at the end of a field.
     pub async fn write(&self, selector: &str, text: &str) {
-        self.on(selector, "value", json!({ "text": text })).await;
+        self.element_command(selector, "value", json!({ "text": text })).await;
     }
 
-    /// Presses keys one by one, wherever the focus is.
+    /// Presses keys one by one in the focused element.
     pub async fn press(&self, keys: &str) {
         let strokes: Vec<Value> = keys
             .chars()
@@ -127,51 +127,50 @@ impl Browser {
         self.command("/actions", json!({ "actions": [keyboard] })).await;
     }
 
-    /// Pretends that the reader's system asks for this, such as `prefers-color-scheme: dark`.
-    pub async fn prefers(&self, feature: &str, value: &str) {
+    /// Emulates a media feature, such as `emulate_media-color-scheme: dark`.
+    pub async fn emulate_media(&self, feature: &str, value: &str) {
         let features = json!({ "features": [{ "name": feature, "value": value }] });
         self.devtools("Emulation.setEmulatedMedia", features).await;
     }
 
-    /// Lets scripts read the clipboard, as a person would when asked.
-    pub async fn allow_clipboard(&self) {
+    /// Grants scripts access to the clipboard.
+    pub async fn grant_clipboard(&self) {
         let permissions =
             json!({ "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"] });
         self.devtools("Browser.grantPermissions", permissions).await;
     }
 
-    /// The size of the page, in CSS pixels.
+    /// Sets the size of the page in CSS pixels.
     pub async fn resize(&self, width: u32, height: u32) {
         let size =
             json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
         self.devtools("Emulation.setDeviceMetricsOverride", size).await;
     }
 
-    /// Saves a picture of the top of the page, once nothing moves on it, where `SCREENSHOTS` says; does
-    /// nothing without it.
-    pub async fn picture(&self, name: &str) {
-        let Some(directory) = pictures() else { return };
+    /// Saves a screenshot of the top of the page to the directory `SCREENSHOTS`, after all animations have
+    /// ended. Does nothing if the variable is not set.
+    pub async fn screenshot(&self, name: &str) {
+        let Some(directory) = screenshot_directory() else { return };
         self.run("scrollTo(0, 0)").await;
-        let rests = "return document.getAnimations().length === 0";
-        eventually("the page to rest", async || self.run(rests).await == true).await;
-        let taken = self.devtools("Page.captureScreenshot", json!({})).await;
-        let picture = BASE64.decode(taken["data"].as_str().unwrap()).unwrap();
+        let is_still = "return document.getAnimations().length === 0";
+        eventually("the animations to end", async || self.run(is_still).await == true).await;
+        let captured = self.devtools("Page.captureScreenshot", json!({})).await;
+        let screenshot = BASE64.decode(captured["data"].as_str().unwrap()).unwrap();
         std::fs::create_dir_all(&directory).unwrap();
-        std::fs::write(directory.join(format!("{name}.png")), picture).unwrap();
+        std::fs::write(directory.join(format!("{name}.png")), screenshot).unwrap();
     }
 
-    /// What the browser complained about since it was asked last: errors, and breaches of the policy.
-    /// Each begins with where it comes from, such as `network`.
-    pub async fn complaints(&self) -> Vec<String> {
+    /// Errors and policy violations since the last call. Each begins with its source, such as `network`.
+    pub async fn console_errors(&self) -> Vec<String> {
         let log = self.command("/se/log", json!({ "type": "browser" })).await;
         let line =
             |entry: &Value| format!("{}: {}", entry["source"].as_str().unwrap(), entry["message"]);
         log.as_array().unwrap().iter().map(line).collect()
     }
 
-    async fn on(&self, selector: &str, verb: &str, body: Value) {
-        let wanted = json!({ "using": "css selector", "value": selector });
-        let found = self.command("/element", wanted).await;
+    async fn element_command(&self, selector: &str, verb: &str, body: Value) {
+        let selector_query = json!({ "using": "css selector", "value": selector });
+        let found = self.command("/element", selector_query).await;
         let element = found[ELEMENT].as_str().unwrap();
         self.command(&format!("/element/{element}/{verb}"), body).await;
     }
@@ -181,22 +180,22 @@ impl Browser {
     }
 
     async fn command(&self, path: &str, body: Value) -> Value {
-        self.ask("POST", &format!("{}{path}", self.session), body).await
+        self.request("POST", &format!("{}{path}", self.session), body).await
     }
 
-    async fn ask(&self, method: &str, path: &str, body: Value) -> Value {
+    async fn request(&self, method: &str, path: &str, body: Value) -> Value {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let headers = [("content-type", "application/json")];
-        let answer = self.client.send(method, path, &headers, body).await.unwrap();
-        let mut told = answer.json();
-        assert_eq!(answer.status, 200, "{path}: {}", told["value"]["message"]);
-        told["value"].take()
+        let response = self.client.send(method, path, &headers, body).await.unwrap();
+        let mut body = response.json();
+        assert_eq!(response.status, 200, "{path}: {}", body["value"]["message"]);
+        body["value"].take()
     }
 }
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The driver ends its browser when the session ends, and not when it is killed.
+        // The driver ends the browser when the session ends, but not when the driver is killed.
         let _ = end_session(self.client.address(), &self.session);
         let _ = self.driver.kill();
         let _ = self.driver.wait();
@@ -210,9 +209,9 @@ fn end_session(address: &str, session: &str) -> std::io::Result<()> {
     stream.read(&mut [0; 16]).map(drop)
 }
 
-/// A driver, and the port it listens on. It takes one that is free over IPv4 and ends if that is not free
-/// over IPv6, so it may take a few.
-fn driver(program: &str) -> (Child, u16) {
+/// Starts a driver and returns its port. The driver picks a port that is free over IPv4 and exits if the
+/// port is in use over IPv6, so this tries several times.
+fn start_driver(program: &str) -> (Child, u16) {
     for _ in 0..10 {
         let mut driver = Command::new(program)
             .arg("--port=0")
@@ -225,22 +224,22 @@ fn driver(program: &str) -> (Child, u16) {
         }
         driver.wait().unwrap();
     }
-    panic!("{program} does not start");
+    panic!("{program} did not start in 10 attempts");
 }
 
-/// The port the driver tells; none if it ends without. It goes on writing, which nobody reads.
+/// The port in the driver's output; `None` if the driver exits first. A thread discards the rest of the output.
 fn port_in(stdout: impl Read + Send + 'static) -> Option<u16> {
     let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
-    let told = lines.find_map(|line| {
+    let port = lines.find_map(|line| {
         let (_, port) = line.split_once("started successfully on port ")?;
         port.trim_end_matches('.').parse().ok()
     });
     std::thread::spawn(move || lines.for_each(drop));
-    told
+    port
 }
 
-/// Where pictures are wanted. Relative to the package, as one would type it there.
-pub fn pictures() -> Option<PathBuf> {
-    let wanted = std::env::var_os("SCREENSHOTS").filter(|directory| !directory.is_empty())?;
-    Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(wanted))
+/// The directory `SCREENSHOTS`, relative to the package.
+pub fn screenshot_directory() -> Option<PathBuf> {
+    let directory = std::env::var_os("SCREENSHOTS").filter(|directory| !directory.is_empty())?;
+    Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(directory))
 }

@@ -1,5 +1,5 @@
-//! Three brokers as a cluster, and processes that reach each of them by a link of their own, so that a test
-//! chooses which broker a process is connected to, and takes brokers and links away.
+//! A cluster of three brokers, and processes that reach each broker through a proxy. A test chooses the
+//! broker that a process connects to, and stops brokers and proxies.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::Muster;
-use super::ledger::{Fronts, Ledger, users_in};
+use super::ledger::{FrontClients, Ledger, users_in};
 use super::muster::{Setup, eventually};
 use super::proxy::{Proxy, authority};
 use super::services::{PRODUCTION, command, provided, report, try_command};
 
-/// Clients at work, and their pause between two registrations: enough to see a gap, few enough to repeat
-/// them all at the end.
+/// Number of clients, and their pause between two registrations. Frequent enough to measure a gap, few
+/// enough to repeat all registrations at the end.
 const CLIENTS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Twice the time after which brokers give a silent node up (`net_ticktime`, and a quarter more).
-const GIVEN_UP: Duration = Duration::from_secs(150);
+/// Twice the time after which brokers declare a silent node down (`net_ticktime` plus 25 %).
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// The brokers, numbered from 0.
 #[derive(Clone, Debug)]
@@ -28,16 +28,16 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// All nodes running and connected; none where there are no three brokers.
-    pub async fn whole() -> Option<Self> {
+    /// Starts and connects all nodes. `None` without three brokers.
+    pub async fn healthy() -> Option<Self> {
         provided("TEST_CLUSTER")?;
         let urls = provided("AMQP_CLUSTER_URLS")?;
         let cluster = Self { urls: urls.split_whitespace().map(str::to_owned).collect() };
-        cluster.wake().await;
-        if !cluster.is_whole().await {
-            cluster.mend().await;
+        cluster.resume_nodes().await;
+        if !cluster.is_healthy().await {
+            cluster.repair().await;
         }
-        // What docs/cluster.md asks for, whatever the test before set.
+        // Required by docs/cluster.md; the previous test may have changed it.
         cluster.handle_partitions("pause_minority").await;
         Some(cluster)
     }
@@ -50,29 +50,30 @@ impl Cluster {
         &self.urls[n]
     }
 
-    /// `start`, `launch`, `stop`, `kill`, `freeze`, `thaw` or `cut` (see tests/services/rabbitmq.sh).
+    /// Runs `start`, `launch`, `stop`, `kill`, `freeze`, `thaw` or `cut` (see tests/services/rabbitmq.sh).
     pub async fn node(&self, verb: &str, n: usize) {
         command("TEST_CLUSTER", &[verb, &name(n)]).await.unwrap();
     }
 
-    /// Ends every cut between nodes.
-    pub async fn heal(&self) {
+    /// Ends every network partition between nodes.
+    pub async fn end_partitions(&self) {
         command("TEST_CLUSTER", &["heal"]).await.unwrap();
     }
 
-    /// One of RabbitMQ's own programs on a node.
+    /// Runs one of RabbitMQ's command-line tools on a node.
     pub async fn run(&self, n: usize, program: &str, arguments: &[&str]) -> String {
         let node = name(n);
         let arguments = [&["run", &node, program, "-q"], arguments].concat();
         command("TEST_CLUSTER", &arguments).await.unwrap()
     }
 
-    /// `rabbitmqctl` on a node.
+    /// Runs `rabbitmqctl` on a node.
     pub async fn ctl(&self, n: usize, arguments: &[&str]) -> String {
         self.run(n, "rabbitmqctl", arguments).await
     }
 
-    /// Stops a node as an upgrade does: once no quorum queue depends on it, and after it gave up its leaders.
+    /// Stops a node as an upgrade does: waits until no quorum queue depends on it, moves its leaders, then
+    /// stops it.
     pub async fn stop_for_upgrade(&self, n: usize) {
         let timeout = ["await_online_quorum_plus_one", "--timeout", "60"];
         self.run(n, "rabbitmq-upgrade", &timeout).await;
@@ -80,52 +81,52 @@ impl Cluster {
         self.node("stop", n).await;
     }
 
-    /// Sets how every broker deals with a partition.
-    pub async fn handle_partitions(&self, how: &str) {
-        let set = format!("application:set_env(rabbit, cluster_partition_handling, {how}).");
+    /// Sets `cluster_partition_handling` of every broker.
+    pub async fn handle_partitions(&self, mode: &str) {
+        let set = format!("application:set_env(rabbit, cluster_partition_handling, {mode}).");
         for n in 0..self.len() {
             self.ctl(n, &["eval", &set]).await;
         }
     }
 
-    /// Starts what does not run, ends every cut, and waits until all nodes form one cluster.
-    pub async fn mend(&self) {
-        self.wake().await;
+    /// Starts stopped nodes, ends every partition, and waits until all nodes form one cluster.
+    pub async fn repair(&self) {
+        self.resume_nodes().await;
         for n in 0..self.len() {
             self.node("start", n).await;
         }
         let mut checks = 0;
-        eventually("one cluster", async || {
+        eventually("all nodes to form one cluster", async || {
             checks += 1;
-            // A node that was frozen for longer than the others waited for it keeps a view of its own.
+            // A node that was frozen longer than the others' timeout keeps its own view of the cluster.
             if checks % 5 == 0 {
-                self.restart_loners().await;
+                self.restart_isolated_nodes().await;
             }
-            self.is_whole().await
+            self.is_healthy().await
         })
         .await;
     }
 
-    /// Starts what does not run, without a wait, and ends every freeze and cut: a frozen node answers nobody.
-    async fn wake(&self) {
-        self.heal().await;
+    /// Ends every freeze and partition and starts stopped nodes, without waiting for them.
+    async fn resume_nodes(&self) {
+        self.end_partitions().await;
         for n in 0..self.len() {
             self.node("launch", n).await;
             self.node("thaw", n).await;
         }
     }
 
-    /// Whether every node counts all others as running.
-    async fn is_whole(&self) -> bool {
+    /// Whether every node sees all nodes as running.
+    async fn is_healthy(&self) -> bool {
         let counts = "lists:sum([case rpc:call(N, mnesia, system_info, [running_db_nodes]) of \
             L when is_list(L) -> length(L); _ -> 0 end || N <- rabbit_nodes:list_members()]).";
         let program = ["run", &name(0), "rabbitmqctl", "-q", "--timeout", "20", "eval", counts];
-        // A node that is about to start answers with an error.
+        // A starting node answers with an error.
         let printed = try_command("TEST_CLUSTER", &program).await;
         printed.is_some_and(|sum| sum.trim() == (self.len() * self.len()).to_string())
     }
 
-    async fn restart_loners(&self) {
+    async fn restart_isolated_nodes(&self) {
         for n in 0..self.len() {
             let count = "length(mnesia:system_info(running_db_nodes)).";
             let (node, timeout) = (name(n), ["--timeout", "20"]);
@@ -138,9 +139,9 @@ impl Cluster {
         }
     }
 
-    /// The node whose process leads a queue, or holds it.
-    pub async fn leader(&self, queue: &str, ask: usize) -> usize {
-        let listed = self.ctl(ask, &["list_queues", "name", "pid", "--no-table-headers"]).await;
+    /// The node that leads a queue, or holds it if it is not replicated. `via` is the node that is queried.
+    pub async fn leader(&self, queue: &str, via: usize) -> usize {
+        let listed = self.ctl(via, &["list_queues", "name", "pid", "--no-table-headers"]).await;
         let line = listed.lines().find(|line| line.split('\t').next() == Some(queue)).unwrap();
         (0..self.len()).find(|n| line.contains(&format!("-{}@", name(*n)))).unwrap()
     }
@@ -150,37 +151,37 @@ fn name(n: usize) -> String {
     format!("node{}", n + 1)
 }
 
-/// A process, and a link of its own to each broker.
+/// A process with a proxy to each broker.
 #[derive(Debug)]
-pub struct Member {
+pub struct ClusterProcess {
     role: &'static str,
     pub setup: Setup,
-    pub links: Vec<Proxy>,
+    pub proxies: Vec<Proxy>,
     process: Option<Muster>,
 }
 
-impl Member {
+impl ClusterProcess {
     pub async fn new(cluster: &Cluster, role: &'static str, setup: &Setup) -> Self {
-        let mut links = Vec::new();
+        let mut proxies = Vec::new();
         for n in 0..cluster.len() {
-            links.push(Proxy::to(cluster.url(n)).await);
+            proxies.push(Proxy::to(cluster.url(n)).await);
         }
-        let hosts: Vec<String> = links.iter().map(Proxy::address).collect();
+        let hosts: Vec<String> = proxies.iter().map(Proxy::address).collect();
         let url = cluster.url(0);
         let url = url.replace(&authority(url), &hosts.join(","));
-        Self { role, setup: setup.clone().with("MUSTER_QUEUE", &url), links, process: None }
+        Self { role, setup: setup.clone().with("MUSTER_QUEUE", &url), proxies, process: None }
     }
 
-    /// Starts it where only one broker can be reached, then lets it reach all.
+    /// Starts the process with only one broker reachable, then makes all brokers reachable.
     pub async fn start_at(&mut self, n: usize) {
-        for (other, link) in self.links.iter().enumerate() {
-            if other == n { link.heal() } else { link.cut() }
+        for (other, proxy) in self.proxies.iter().enumerate() {
+            if other == n { proxy.restore() } else { proxy.cut() }
         }
         self.start().await;
-        self.links.iter().for_each(Proxy::heal);
+        self.proxies.iter().for_each(Proxy::restore);
     }
 
-    /// Starts it, and waits until it is ready.
+    /// Starts the process and waits until it is ready.
     pub async fn start(&mut self) {
         self.process = Some(self.setup.start_role(self.role).await);
     }
@@ -189,148 +190,150 @@ impl Member {
         self.process.as_ref().unwrap().client().clone()
     }
 
-    /// Brokers that it is connected to.
+    /// Numbers of the brokers that the process is connected to.
     pub fn connected(&self) -> Vec<usize> {
-        (0..self.links.len()).filter(|n| self.links[*n].open() > 0).collect()
+        (0..self.proxies.len()).filter(|n| self.proxies[*n].open() > 0).collect()
     }
 
-    /// Waits until `/ready` says so, and gives its body.
-    pub async fn is_ready(&self, ready: bool) -> String {
+    /// Waits until `/ready` answers 200 (`true`) or something else (`false`), and returns its body.
+    pub async fn wait_for_readiness(&self, ready: bool) -> String {
         let (client, mut body) = (self.client(), String::new());
         eventually(&format!("ready: {ready}"), async || {
-            let answer = client.send("GET", "/ready", &[], "").await.unwrap();
-            body = answer.json().to_string();
-            (answer.status == 200) == ready
+            let response = client.send("GET", "/ready", &[], "").await.unwrap();
+            body = response.json().to_string();
+            (response.status == 200) == ready
         })
         .await;
         body
     }
 }
 
-/// A front and two workers on three brokers, and a ledger of what clients are told.
+/// A front and two workers on three brokers, and a ledger of the registrations.
 #[derive(Debug)]
-pub struct ClusterRig {
+pub struct ClusterFleet {
     pub cluster: Cluster,
-    pub front: Member,
-    pub workers: Vec<Member>,
-    pub addresses: Fronts,
+    pub front: ClusterProcess,
+    pub workers: Vec<ClusterProcess>,
+    pub addresses: FrontClients,
     pub ledger: Ledger,
-    // Last, because it takes away what the others still use.
+    // Last: dropping it removes the queues and the database that the processes use.
     pub setup: Setup,
 }
 
-impl ClusterRig {
-    /// All processes run, connected to the same broker, whose queues are declared there.
+impl ClusterFleet {
+    /// Starts all processes connected to broker `n`, on which they declare the queues.
     pub async fn at(n: usize) -> Option<Self> {
-        if !PRODUCTION.is_there() {
+        if !PRODUCTION.is_available() {
             return None;
         }
-        let cluster = Cluster::whole().await?;
-        // The queues are removed over a broker that no fault is about.
+        let cluster = Cluster::healthy().await?;
+        // The cleanup uses a broker that the tests do not stop.
         let setup = Setup::on(PRODUCTION, cluster.url((n + 1) % cluster.len()).to_owned());
-        let mut rig = Self {
-            front: Member::new(&cluster, "front", &setup).await,
+        let mut fleet = Self {
+            front: ClusterProcess::new(&cluster, "front", &setup).await,
             workers: vec![
-                Member::new(&cluster, "worker", &setup).await,
-                Member::new(&cluster, "worker", &setup).await,
+                ClusterProcess::new(&cluster, "worker", &setup).await,
+                ClusterProcess::new(&cluster, "worker", &setup).await,
             ],
             addresses: Arc::new(Mutex::new(Vec::new())),
             ledger: Ledger::default(),
             cluster,
             setup,
         };
-        for worker in &mut rig.workers {
+        for worker in &mut fleet.workers {
             worker.start_at(n).await;
         }
-        rig.front.start_at(n).await;
-        let front = &rig.front;
-        eventually("a standby elsewhere", async || front.connected().len() > 1).await;
-        *rig.addresses.lock().unwrap() = vec![rig.front.client()];
-        Some(rig)
+        fleet.front.start_at(n).await;
+        let front = &fleet.front;
+        eventually("a standby connection to another broker", async || front.connected().len() > 1)
+            .await;
+        *fleet.addresses.lock().unwrap() = vec![fleet.front.client()];
+        Some(fleet)
     }
 
-    /// Every process.
-    pub fn members(&self) -> impl Iterator<Item = &Member> {
+    pub fn processes(&self) -> impl Iterator<Item = &ClusterProcess> {
         self.workers.iter().chain([&self.front])
     }
 
-    /// Does something to the links of all processes to one broker.
-    pub fn links(&self, n: usize, change: impl Fn(&Proxy)) {
-        self.members().for_each(|member| change(&member.links[n]));
+    /// Changes the proxies of all processes to one broker.
+    pub fn proxies_to(&self, n: usize, change: impl Fn(&Proxy)) {
+        self.processes().for_each(|process| change(&process.proxies[n]));
     }
 
     pub fn queue(&self, name: &str) -> String {
         format!("{}.{name}", self.setup.namespace())
     }
 
-    /// Waits until a request for a profile gets it.
-    pub async fn profile_is_answered(&self) {
-        let asked = self.ledger.registration();
-        self.ledger.insist(&self.addresses, &asked).await;
-        let answer = self.ledger.ask(&self.front.client(), &asked).await.unwrap();
-        let bearer = format!("Bearer {}", answer.json()["token"].as_str().unwrap());
+    /// Registers a user and waits until a request for its profile succeeds.
+    pub async fn wait_for_profile(&self) {
+        let registration = self.ledger.registration();
+        self.ledger.retry_until_final(&self.addresses, &registration).await;
+        let response = self.ledger.register(&self.front.client(), &registration).await.unwrap();
+        let bearer = format!("Bearer {}", response.json()["token"].as_str().unwrap());
         let client = self.front.client();
         eventually("a profile", async || {
             let headers = [("authorization", bearer.as_str())];
-            let answer = client.send("GET", "/users/profile", &headers, "").await;
-            answer.is_ok_and(|answer| answer.status == 200)
+            let response = client.send("GET", "/users/profile", &headers, "").await;
+            response.is_ok_and(|response| response.status == 200)
         })
         .await;
     }
 
-    /// Breaks something while clients are at work. Before, during and after it they get on, and in the end
-    /// no user is lost or doubled. `fault` begins it, `repair` ends it; the longest time without a
-    /// signup is reported for both.
-    pub async fn survives(
+    /// Causes a fault under load. `fault` begins it, `repair` ends it. Signups must succeed before, during
+    /// and after it, and no user may be lost or duplicated. Reports the longest time without a signup.
+    pub async fn assert_survives(
         mut self,
         what: &str,
         fault: impl AsyncFnOnce(&mut Self),
         repair: impl AsyncFnOnce(&mut Self),
     ) {
-        let load = self.ledger.drive_with(&self.addresses, CLIENTS, PAUSE);
-        self.ledger.goes_on(20).await;
+        let load = self.ledger.start_load_with(&self.addresses, CLIENTS, PAUSE);
+        self.ledger.wait_for_created(20).await;
 
-        let gaps = Gaps::watch(&self.ledger);
+        let gaps = GapMonitor::start(&self.ledger);
         let before = self.ledger.created();
         fault(&mut self).await;
-        self.resumes(before + 20).await;
-        tokio::time::sleep(held()).await;
+        self.wait_for_recovery(before + 20).await;
+        tokio::time::sleep(min_fault_duration()).await;
         let broken = gaps.longest();
-        let gaps = Gaps::watch(&self.ledger);
+        let gaps = GapMonitor::start(&self.ledger);
         repair(&mut self).await;
-        self.ledger.goes_on(20).await;
-        for member in self.members() {
-            member.is_ready(true).await;
+        self.ledger.wait_for_created(20).await;
+        for process in self.processes() {
+            process.wait_for_readiness(true).await;
         }
         let repaired = gaps.longest();
-        self.profile_is_answered().await;
+        self.wait_for_profile().await;
 
         load.finish().await;
-        let figures = self.settle().await;
+        let summary = self.repeat_and_compare().await;
         report(&format!(
             "cluster: {what}: longest time without a signup {:.1} s, while it is repaired {:.1} s; {:?}",
             broken.as_secs_f64(),
             repaired.as_secs_f64(),
-            figures,
+            summary,
         ));
     }
 
-    /// Waits until so many registrations are created, for longer than the brokers take to give a node up: how
-    /// soon it is belongs into the report.
-    pub async fn resumes(&self, created: usize) {
+    /// Waits until this many registrations are created, longer than brokers take to declare a node down.
+    /// The report shows the time.
+    pub async fn wait_for_recovery(&self, created: usize) {
         let started = Instant::now();
         while self.ledger.created() < created {
-            assert!(started.elapsed() < GIVEN_UP, "signups do not resume");
+            assert!(
+                started.elapsed() < RECOVERY_TIMEOUT,
+                "signups did not resume within {RECOVERY_TIMEOUT:?}"
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     /// Repeats every registration and compares the ledger with the store.
-    pub async fn settle(&self) -> String {
+    pub async fn repeat_and_compare(&self) -> String {
         self.ledger.repeat_all(&self.addresses).await;
-        let figures = self.ledger.compare(&self.users().await);
-        figures.assert_kept();
-        format!("{} users, {:?}", figures.registrations, figures.answers)
+        let summary = self.ledger.compare(&self.users().await);
+        summary.assert_consistent();
+        format!("{} users, {:?}", summary.registrations, summary.answers)
     }
 
     pub async fn users(&self) -> HashMap<String, Vec<String>> {
@@ -338,24 +341,25 @@ impl ClusterRig {
     }
 }
 
-/// How long a fault lasts at least: `CLUSTER_FAULT_SECONDS`, for measuring. A test goes on once signups do.
-pub fn held() -> Duration {
+/// Minimum duration of a fault (`CLUSTER_FAULT_SECONDS`, default 0). After it, a test continues once signups
+/// succeed.
+pub fn min_fault_duration() -> Duration {
     let seconds = std::env::var("CLUSTER_FAULT_SECONDS").ok();
     Duration::from_secs(seconds.map_or(0, |seconds| seconds.parse().unwrap()))
 }
 
-/// Watches how long no registration is created.
+/// Measures the longest time without a new registration.
 #[derive(Debug)]
-pub struct Gaps {
+pub struct GapMonitor {
     state: Arc<Mutex<(Instant, Duration)>>,
-    watching: JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
-impl Gaps {
-    pub fn watch(ledger: &Ledger) -> Self {
+impl GapMonitor {
+    pub fn start(ledger: &Ledger) -> Self {
         let state = Arc::new(Mutex::new((Instant::now(), Duration::ZERO)));
         let (shared, ledger) = (state.clone(), ledger.clone());
-        let watching = tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let mut created = ledger.created();
             loop {
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -367,12 +371,12 @@ impl Gaps {
                 }
             }
         });
-        Self { state, watching }
+        Self { state, task }
     }
 
-    /// The longest time so far.
+    /// Stops the measurement and returns the longest gap.
     pub fn longest(self) -> Duration {
-        self.watching.abort();
+        self.task.abort();
         self.state.lock().unwrap().1
     }
 }

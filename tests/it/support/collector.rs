@@ -1,4 +1,4 @@
-//! A small collector of traces: takes OTLP over HTTP and keeps what it is sent.
+//! A trace collector for tests: receives OTLP over HTTP and stores the spans.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,25 +17,25 @@ use tokio::net::TcpListener;
 
 use super::muster::eventually;
 
-/// A span as it came, ids in hexadecimal.
+/// A received span. Ids are in hexadecimal.
 #[derive(Clone, Debug)]
 pub struct Span {
     pub trace: String,
     pub id: String,
-    /// Empty where it has none.
+    /// Id of the parent span; empty for a root span.
     pub parent: String,
     pub name: String,
     pub kind: SpanKind,
     pub state: String,
     pub attributes: BTreeMap<String, String>,
-    /// Of whoever made it.
+    /// Attributes of the process that created the span.
     pub resource: BTreeMap<String, String>,
-    /// When it began and ended, in nanoseconds since 1970.
+    /// Start and end, in nanoseconds since 1970.
     pub time: (u64, u64),
     pub failed: bool,
 }
 
-/// A collector on a port of its own.
+/// A running collector. Clones share its spans.
 #[derive(Clone, Debug)]
 pub struct Collector {
     pub address: String,
@@ -45,9 +45,9 @@ pub struct Collector {
 #[derive(Debug, Default)]
 struct Kept {
     spans: Vec<Span>,
-    /// All that was sent, as it was sent.
+    /// The bodies of all requests.
     bytes: Vec<u8>,
-    /// The header `x-key` of each request.
+    /// The `x-key` headers of all requests.
     keys: Vec<String>,
 }
 
@@ -82,23 +82,23 @@ impl Collector {
         Ok(Response::new(Full::default()))
     }
 
-    /// What came so far.
+    /// All spans so far.
     pub fn spans(&self) -> Vec<Span> {
         self.kept.lock().unwrap().spans.clone()
     }
 
-    /// Every request's `x-key`.
+    /// The `x-key` headers of all requests.
     pub fn keys(&self) -> Vec<String> {
         self.kept.lock().unwrap().keys.clone()
     }
 
-    /// Whether a text stands anywhere in what came.
-    pub fn was_told(&self, text: &str) -> bool {
+    /// Whether any request contained a text.
+    pub fn received_text(&self, text: &str) -> bool {
         let kept = self.kept.lock().unwrap();
         kept.bytes.windows(text.len()).any(|window| window == text.as_bytes())
     }
 
-    /// The spans of a trace, by their names, once these have come.
+    /// Waits for the named spans of a trace and returns all its spans by name.
     pub async fn trace(&self, trace: &str, names: &[&str]) -> BTreeMap<String, Span> {
         let mut found = BTreeMap::new();
         eventually(&format!("the spans {names:?}"), async || {

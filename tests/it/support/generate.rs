@@ -1,8 +1,8 @@
-//! Random input: documents, addresses and outcomes, good, odd and wrong. The properties and the fuzzer
-//! ask of it what must hold.
+//! Strategies that generate valid and invalid documents, addresses and outcomes for the property tests and
+//! the fuzz tests.
 
 use muster::contract::rules;
-use muster::signup::{
+use muster::domain::{
     ContractId, Failure, FailureCode, FieldError, FullName, Millis, Outcome, Rejection,
     RejectionCode, User, UserId,
 };
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 
-/// JSON as a client may write it: keys repeated, characters escaped or not.
+/// JSON text as a client may write it, with repeated keys and escaped characters.
 #[derive(Clone, Debug)]
 pub enum Json {
     Bare(&'static str),
@@ -47,7 +47,7 @@ impl Json {
     }
 }
 
-/// Writes characters, escaped where they say so and where they must be.
+/// Writes a JSON string. Escapes the marked characters and those that JSON requires.
 fn write_text(text: &[(char, bool)], out: &mut String) {
     out.push('"');
     for &(c, escaped) in text {
@@ -66,10 +66,10 @@ fn characters() -> impl Strategy<Value = Vec<(char, bool)>> {
     vec((any::<char>(), any::<bool>()), 0..8)
 }
 
-/// Few keys, so that they repeat.
+/// A key from a small set, so that keys repeat.
 fn key() -> impl Strategy<Value = Vec<(char, bool)>> {
-    let known = select(vec!["email", "fullname", "firstname", "password", "x", ""]);
-    let escaped = (known, any::<bool>())
+    let common = select(vec!["email", "fullname", "firstname", "password", "x", ""]);
+    let escaped = (common, any::<bool>())
         .prop_map(|(key, escaped)| key.chars().map(|c| (c, escaped)).collect());
     prop_oneof![4 => escaped, 1 => characters()]
 }
@@ -89,11 +89,11 @@ pub fn object() -> impl Strategy<Value = Json> {
     vec((key(), value), 0..8).prop_map(Json::Object)
 }
 
-/// A character of no text of any contract, and so the mark of a password.
+/// A character that no contract's text contains. Every generated password begins with it.
 pub const MARK: char = 'Ж';
 
-/// A document with the fields of every contract, each sometimes wrong and sometimes missing, and
-/// its password, if it has one.
+/// A document with the fields of every contract, each sometimes invalid or missing, and its password, if
+/// it has one.
 pub fn document() -> impl Strategy<Value = (Value, Option<String>)> {
     let name = || {
         prop_oneof![
@@ -114,15 +114,15 @@ pub fn document() -> impl Strategy<Value = (Value, Option<String>)> {
     ];
     let password =
         proptest::option::weighted(0.9, password.prop_map(|text| format!("{MARK}{text}")));
-    (vec(name(), 5), email, password, 0..32u8).prop_map(|(names, email, password, left_out)| {
+    (vec(name(), 5), email, password, 0..32u8).prop_map(|(names, email, password, skip)| {
         let keys = ["username", "firstname", "lastname"];
         let mut document = json!({ "fullname": { "firstname": names[3], "lastname": names[4] } });
         for (n, key) in keys.into_iter().enumerate() {
-            if left_out & (1 << n) == 0 {
+            if skip & (1 << n) == 0 {
                 document[key] = names[n].clone();
             }
         }
-        if left_out & 8 == 0 {
+        if skip & 8 == 0 {
             document["email"] = email;
         }
         if let Some(password) = &password {
@@ -135,7 +135,7 @@ pub fn document() -> impl Strategy<Value = (Value, Option<String>)> {
 /// A document that most contracts accept.
 pub fn valid_document() -> impl Strategy<Value = Value> {
     let name = || "[ ]?[a-zA-ZéİßΣ李\u{308}]{3,60}[ ]?";
-    // Some are at the limit, and over it in lower case, which has three bytes for the two of `İ`.
+    // Some are at the length limit and exceed it in lower case: `İ` has two bytes, its lower case three.
     let email = prop_oneof![3 => address(), 1 => "[aİ]{20,32}@example\\.com"];
     let password = "[a-zé€ ]{0,12}[A-Z][0-9][$_][a-z]{7,20}";
     (name(), name(), name(), email, password).prop_map(
@@ -157,17 +157,20 @@ pub fn valid_document() -> impl Strategy<Value = Value> {
 pub const ATOM: &str = "[a-zA-Z0-9!#$%&'*+/=?^_`{|}~éİ用\u{301}٣-]{1,12}";
 pub const LABEL: &str = "[a-zA-Z0-9é用९]([a-z0-9é用-]{0,10}[a-z0-9é])?";
 
-/// An address put together from good parts.
+/// A valid address.
 pub fn address() -> impl Strategy<Value = String> {
     (vec(ATOM, 1..3), vec(LABEL, 2..4))
         .prop_map(|(local, domain)| format!("{}@{}", local.join("."), domain.join(".")))
-        .prop_filter("not too long, no number for a host, no broken punycode", |address| {
-            let (local, domain) = address.rsplit_once('@').unwrap();
-            let is_punycode = domain.split('.').any(|label| label.starts_with("xn--"));
-            local.len() <= rules::LOCAL_MAX_BYTES
-                && domain.parse::<std::net::Ipv4Addr>().is_err()
-                && !is_punycode
-        })
+        .prop_filter(
+            "local part within its limit, no IPv4 address as domain, no invalid punycode",
+            |address| {
+                let (local, domain) = address.rsplit_once('@').unwrap();
+                let is_punycode = domain.split('.').any(|label| label.starts_with("xn--"));
+                local.len() <= rules::LOCAL_MAX_BYTES
+                    && domain.parse::<std::net::Ipv4Addr>().is_err()
+                    && !is_punycode
+            },
+        )
 }
 
 // --- outcomes ---
@@ -214,9 +217,9 @@ pub fn outcome() -> impl Strategy<Value = Outcome> {
             user,
             token,
             replayed,
-            under_another_id: false,
+            by_other_registration: false,
         }),
-        user().prop_map(|user| Outcome::Found { user }),
+        user().prop_map(|user| Outcome::Profile { user }),
         (select(vec![Invalid, Duplicate, KeyReused, Unauthorized]), errors())
             .prop_map(|(code, errors)| Outcome::Rejected(Rejection { code, errors })),
         (

@@ -1,4 +1,4 @@
-//! A plain HTTP/1.1 client: one request, one connection, the answer as it came.
+//! A minimal HTTP/1.1 client: one connection for each request.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -9,21 +9,21 @@ use tokio::net::TcpStream;
 
 use super::secrets;
 
-/// Talks to one address.
+/// A client for one address.
 #[derive(Clone, Debug)]
 pub struct Client {
     address: String,
 }
 
-/// An answer, read to its end.
+/// A response with its whole body.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct HttpResponse {
     pub status: u16,
     pub headers: hyper::HeaderMap,
     pub bytes: Bytes,
 }
 
-impl Answer {
+impl HttpResponse {
     /// The body as JSON; null if there is none.
     pub fn json(&self) -> Value {
         if self.bytes.is_empty() {
@@ -47,14 +47,14 @@ impl Client {
         &self.address
     }
 
-    /// Sends one request.
+    /// Sends one request on a new connection.
     pub async fn send(
         &self,
         method: &str,
         path: &str,
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
-    ) -> anyhow::Result<Answer> {
+    ) -> anyhow::Result<HttpResponse> {
         let body = body.into();
         secrets::learn(&body);
         let stream = TcpStream::connect(&self.address).await?;
@@ -66,7 +66,7 @@ impl Client {
             .uri(path)
             .header("host", &self.address);
         for (name, value) in headers {
-            // As bytes, because a header may hold what is no ASCII.
+            // As bytes, because tests send values that are not ASCII.
             request = request.header(*name, value.as_bytes());
         }
         let response = sender.send_request(request.body(Full::new(body))?).await?;
@@ -74,23 +74,23 @@ impl Client {
         let headers = response.headers().clone();
         let bytes = response.into_body().collect().await?.to_bytes();
         driver.abort();
-        Ok(Answer { status: StatusCode::as_u16(&status), headers, bytes })
+        Ok(HttpResponse { status: StatusCode::as_u16(&status), headers, bytes })
     }
 
     /// Posts JSON.
-    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+    pub async fn post(&self, path: &str, body: &Value) -> HttpResponse {
         let headers = [("content-type", "application/json")];
         self.send("POST", path, &headers, body.to_string()).await.unwrap()
     }
 
-    /// Posts JSON under an idempotency key.
-    pub async fn post_with_key(&self, path: &str, body: &Value, key: &str) -> Answer {
+    /// Posts JSON with an idempotency key.
+    pub async fn post_with_key(&self, path: &str, body: &Value, key: &str) -> HttpResponse {
         let headers = [("content-type", "application/json"), ("idempotency-key", key)];
         self.send("POST", path, &headers, body.to_string()).await.unwrap()
     }
 
-    /// Gets a path.
-    pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+    /// Sends a GET request.
+    pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> HttpResponse {
         self.send("GET", path, headers, Bytes::new()).await.unwrap()
     }
 }

@@ -1,4 +1,5 @@
-//! HTTP/2 frames on a socket, for clients that no library would be: one that takes no response data.
+//! An HTTP/2 client that writes its frames itself, for behaviour that no library offers, such as a closed
+//! flow-control window.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::muster::PATIENCE;
+use super::muster::TIMEOUT;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -18,15 +19,15 @@ const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// An HTTP/2 connection under a test's own hand.
+/// An HTTP/2 connection.
 #[derive(Debug)]
-pub struct Http2 {
+pub struct Http2Connection {
     stream: TcpStream,
     next: u32,
 }
 
-impl Http2 {
-    /// Connects, and lets the server send so many bytes of each response.
+impl Http2Connection {
+    /// Connects with an initial flow-control window of `window` bytes for each stream.
     pub async fn connect(address: &str, window: u32) -> Self {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -37,7 +38,7 @@ impl Http2 {
         Self { stream, next: 1 }
     }
 
-    /// Sends a request, and gives the number of its stream.
+    /// Sends a request and returns its stream id.
     pub async fn request(&mut self, method: &str, path: &str, body: &str) -> u32 {
         let stream = self.next;
         self.next += 2;
@@ -55,12 +56,12 @@ impl Http2 {
         stream
     }
 
-    /// Lets the server send more of a response. False: the connection is closed.
+    /// Sends WINDOW_UPDATE for a stream. Returns false if the connection is closed.
     pub async fn open_window(&mut self, stream: u32, bytes: u32) -> bool {
         self.send(&frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())).await
     }
 
-    /// Asks whether the server lives. False: the connection is closed.
+    /// Sends PING. Returns false if the connection is closed.
     pub async fn ping(&mut self) -> bool {
         self.send(&frame(PING, 0, 0, &[0; 8])).await
     }
@@ -69,8 +70,8 @@ impl Http2 {
         self.stream.write_all(bytes).await.is_ok()
     }
 
-    /// The types of the frames that have come, until none comes for so long or the server closes the
-    /// connection, which is then told.
+    /// Reads frames until none arrives for `quiet` or the server closes the connection. Returns the types of
+    /// the frames and whether the connection is closed.
     pub async fn frames(&mut self, quiet: Duration) -> (Vec<u8>, bool) {
         let mut types = Vec::new();
         loop {
@@ -82,17 +83,17 @@ impl Http2 {
             }
             types.push(head[3]);
             let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
-            let read = timeout(PATIENCE, self.stream.read_exact(&mut payload)).await.unwrap();
+            let read = timeout(TIMEOUT, self.stream.read_exact(&mut payload)).await.unwrap();
             if read.is_err() {
                 return (types, true);
             }
         }
     }
 
-    /// Waits until the server closes the connection, and gives the types of the frames before.
-    pub async fn closed(&mut self) -> Vec<u8> {
-        let (types, closed) = self.frames(PATIENCE).await;
-        assert!(closed, "the server closes the connection: {types:?}");
+    /// Waits until the server closes the connection, and returns the types of the frames before.
+    pub async fn wait_for_close(&mut self) -> Vec<u8> {
+        let (types, closed) = self.frames(TIMEOUT).await;
+        assert!(closed, "the server did not close the connection: {types:?}");
         types
     }
 }
@@ -105,7 +106,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A header whose name is in the static table (RFC 7541, 6.2.2), without compression.
+/// Appends a header with a name from the static table and a literal value (RFC 7541, 6.2.2).
 fn literal(block: &mut Vec<u8>, index: u8, value: &str) {
     match index.checked_sub(15) {
         None => block.push(index),

@@ -1,4 +1,4 @@
-//! `muster import` as a process: started, killed, and its report read; and rows for it.
+//! Runs `muster import` as a process, reads its report, and generates rows for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -6,51 +6,51 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use muster::signup::{ContractId, RegistrationId};
+use muster::domain::{ContractId, RegistrationId};
 use muster::store;
 use muster::telemetry::Health;
 use serde_json::{Value, json};
 
-use super::muster::PATIENCE;
-use super::{Muster, Pair, QueueKind, Setup};
+use super::muster::TIMEOUT;
+use super::{Muster, Pair, QueueAdapter, Setup};
 
-/// An import under way. Killed when dropped.
+/// A running import. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Importer {
     child: Child,
-    told: PathBuf,
-    printed: PathBuf,
+    stderr: PathBuf,
+    stdout: PathBuf,
 }
 
-/// How it ended.
+/// Exit code and output of an import.
 #[derive(Debug)]
-pub struct Ended {
-    /// None if a signal ended it.
+pub struct ImportOutput {
+    /// `None` if a signal ended the process.
     pub code: Option<i32>,
-    /// Standard error, for people.
-    pub told: String,
-    /// Standard output.
-    pub printed: String,
+    /// Standard error: progress and errors.
+    pub stderr: String,
+    /// Standard output: the report, unless `--output` names a file.
+    pub stdout: String,
 }
 
 impl Importer {
-    /// Starts it with these arguments, and nothing on standard input.
+    /// Starts an import with these arguments and an empty standard input.
     pub fn start(setup: &Setup, arguments: &[&str]) -> Self {
         Self::start_from(setup, arguments, Stdio::null())
     }
 
     pub fn start_from(setup: &Setup, arguments: &[&str], input: Stdio) -> Self {
         let name = super::services::unique("import");
-        let told = setup.directory().join(format!("{name}.told"));
-        let printed = setup.directory().join(format!("{name}.printed"));
+        let stderr = setup.directory().join(format!("{name}.stderr"));
+        let stdout = setup.directory().join(format!("{name}.stdout"));
         let mut command = setup.command(&[&["import"], arguments].concat());
         let child = command
             .stdin(input)
-            .stderr(fs::File::create(&told).unwrap())
-            .stdout(fs::File::create(&printed).unwrap())
+            .stderr(fs::File::create(&stderr).unwrap())
+            .stdout(fs::File::create(&stdout).unwrap())
             .spawn()
             .unwrap();
-        Self { child, told, printed }
+        Self { child, stderr, stdout }
     }
 
     pub fn signal(&self, name: &str) {
@@ -58,37 +58,37 @@ impl Importer {
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
-    /// What it has told so far.
-    pub fn told(&self) -> String {
-        fs::read_to_string(&self.told).unwrap()
+    /// Its standard error so far.
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(&self.stderr).unwrap()
     }
 
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// The most memory it ever had.
+    /// Its peak resident memory in KiB.
     pub fn peak_kib(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         line.trim().trim_end_matches(" kB").parse().ok()
     }
 
-    pub async fn ended(self) -> Ended {
-        self.ended_within(PATIENCE).await
+    pub async fn wait_for_exit(self) -> ImportOutput {
+        self.wait_for_exit_within(TIMEOUT).await
     }
 
-    pub async fn ended_within(mut self, patience: Duration) -> Ended {
+    pub async fn wait_for_exit_within(mut self, timeout: Duration) -> ImportOutput {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return Ended {
+                return ImportOutput {
                     code: status.code(),
-                    told: self.told(),
-                    printed: fs::read_to_string(&self.printed).unwrap(),
+                    stderr: self.stderr(),
+                    stdout: fs::read_to_string(&self.stdout).unwrap(),
                 };
             }
-            assert!(started.elapsed() < patience, "it does not end: {}", self.told());
+            assert!(started.elapsed() < timeout, "the import did not exit: {}", self.stderr());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -101,40 +101,41 @@ impl Drop for Importer {
     }
 }
 
-/// A setup, and a worker where the importer does not bring its own.
+/// A setup, and a worker if the queue is a broker. With the local queue the import starts its own worker.
+/// `None` without the services.
 pub async fn with_worker(pair: Pair) -> Option<(Setup, Option<Muster>)> {
-    if !pair.is_there() {
+    if !pair.is_available() {
         return None;
     }
     let setup = Setup::new(pair);
     let worker = match pair.0 {
-        QueueKind::Rabbit => Some(setup.start_role("worker").await),
-        QueueKind::Local => None,
+        QueueAdapter::Rabbit => Some(setup.start_role("worker").await),
+        QueueAdapter::Local => None,
     };
     Some((setup, worker))
 }
 
-/// Runs it to its end.
-pub async fn import(setup: &Setup, arguments: &[&str]) -> Ended {
-    Importer::start(setup, arguments).ended().await
+/// Runs an import and waits for its exit.
+pub async fn import(setup: &Setup, arguments: &[&str]) -> ImportOutput {
+    Importer::start(setup, arguments).wait_for_exit().await
 }
 
-/// A report's lines.
+/// Parses the lines of a report.
 pub fn reports(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// How many reports have each outcome, or each code where there is one.
+/// Number of reports by code, or by outcome where there is no code.
 pub fn outcomes(reports: &[Value]) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for report in reports {
-        let word = report["code"].as_str().unwrap_or(report["outcome"].as_str().unwrap());
-        *counts.entry(word.to_owned()).or_default() += 1;
+        let label = report["code"].as_str().unwrap_or(report["outcome"].as_str().unwrap());
+        **counts.entry(label.to_owned()).or_default() += 1;
     }
     counts
 }
 
-/// A user of a contract; the same number is the same user.
+/// The document of user number `n` in the form of a contract.
 pub fn user(contract: ContractId, n: usize) -> Value {
     let (username, email) = (format!("user {n}"), format!("user{n}@example.com"));
     let password = format!("{}A1-{n}", super::ledger::PASSWORD);
@@ -154,11 +155,11 @@ pub fn user(contract: ContractId, n: usize) -> Value {
     }
 }
 
-/// A hash that jBCrypt's tests publish, in the place of a user's password.
+/// A hash from jBCrypt's tests.
 pub const HASH: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
 
-/// The same user, whose password was hashed elsewhere.
-pub fn hashed(mut user: Value) -> Value {
+/// Replaces the password of a document by `passwordHash`.
+pub fn with_password_hash(mut user: Value) -> Value {
     user.as_object_mut().unwrap().remove("password");
     user["passwordHash"] = HASH.into();
     user
@@ -169,7 +170,7 @@ pub fn ndjson(users: impl Iterator<Item = Value>) -> String {
     users.map(|user| format!("{user}\n")).collect()
 }
 
-/// Users as CSV, their objects as dotted columns.
+/// Users as CSV; nested fields become dotted columns.
 pub fn csv(users: impl Iterator<Item = Value>) -> String {
     let mut text = String::new();
     for user in users {
@@ -195,22 +196,26 @@ fn flatten(prefix: &str, value: &Value, cells: &mut Vec<(String, String)>) {
             }
         }
         Value::String(text) => cells.push((prefix.to_owned(), text.clone())),
-        other => panic!("no cell is like {other}"),
+        other => panic!("not a string: {other}"),
     }
 }
 
-/// Compares reports with the store: each registered row is the user that the store has under its
-/// registration, and no user belongs to two rows.
+/// Compares reports with the store. Each registered row must have the user id that the store has for its
+/// registration, and no two rows may have the same user.
 pub async fn assert_stored(setup: &Setup, reports: &[Value]) {
-    let part = Health::default().part("store");
+    let part = Health::default().component("store");
     let store = store::open(&setup.settings().store, &part).await.unwrap();
     let mut owners: HashMap<String, u64> = HashMap::new();
     for report in reports.iter().filter(|report| report["outcome"] == "registered") {
         let id: RegistrationId = serde_json::from_value(report["registrationId"].clone()).unwrap();
-        let record = store.registered(&id).await.unwrap();
+        let record = store.find_by_registration(&id).await.unwrap();
         let stored = record.unwrap_or_else(|| panic!("not in the store: {report}"));
         assert_eq!(report["userId"], stored.user.id.to_string(), "{report}");
         let line = report["line"].as_u64().unwrap();
-        assert_eq!(owners.insert(stored.user.id.to_string(), line), None, "one user, two rows");
+        assert_eq!(
+            owners.insert(stored.user.id.to_string(), line),
+            None,
+            "two rows have the same user"
+        );
     }
 }

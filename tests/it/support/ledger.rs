@@ -1,5 +1,4 @@
-//! The book that is kept while things break: what every client asked and heard, compared with the
-//! store at the end.
+//! Records every request and response of a fault test and compares them with the store at the end.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,61 +11,62 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use super::http::{Answer, Client};
-use super::muster::{PATIENCE, eventually};
+use super::http::{Client, HttpResponse};
+use super::muster::{TIMEOUT, eventually};
 use super::services::unique;
 
-/// All passwords begin so; nothing the programs write may hold it.
+/// Prefix of every password in these tests; no program may write it.
 pub const PASSWORD: &str = "never-seen-outside-";
-/// Nobody waits longer for an answer: the front's deadline in these tests, and room for a machine
-/// that is busy.
-const ANSWERED_BY: Duration = Duration::from_secs(20);
-/// A client that was told to try again waits this long first.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Limit for one response: `front.request_timeout` in these tests, plus a margin for a busy machine.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause of a client before it repeats a request.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where the fronts are just now; a front that was started again has another address.
-pub type Fronts = Arc<Mutex<Vec<Client>>>;
+/// Clients for the running fronts; a restarted front listens on another port.
+pub type FrontClients = Arc<Mutex<Vec<Client>>>;
 
-/// What was asked and answered, by user name.
+/// Requests and responses by user name.
 #[derive(Clone, Debug, Default)]
-pub struct Ledger(Arc<Mutex<HashMap<String, Entry>>>);
+pub struct Ledger(Arc<Mutex<HashMap<String, LedgerEntry>>>);
 
-/// One registration, however often it was asked for.
+/// One registration and the results of all its requests.
 #[derive(Clone, Debug)]
-struct Entry {
-    /// None while the client chose none and was not told the one that was made for it.
+struct LedgerEntry {
+    /// The client's idempotency key, or the one that the front generated and returned.
     key: Option<String>,
     password: String,
-    heard: Vec<Heard>,
+    observations: Vec<Observation>,
 }
 
-/// What one request came to.
+/// Result of one request, as its client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Heard {
+enum Observation {
     Created {
         id: String,
         replayed: bool,
     },
-    /// A clear "try again": 500, 503, 504.
-    TryAgain(u16),
-    /// The connection broke, because the front it led to was gone.
-    Broken,
-    /// Nothing came, or what no client may be told here.
-    Wrong(String),
+    /// 500, 503 or 504 with the effective idempotency key.
+    Retryable(u16),
+    /// The connection closed before the response, because its front was killed.
+    ConnectionLost,
+    /// No response in time, or one that the test does not allow.
+    Unexpected(String),
 }
 
-impl Heard {
-    fn of(answer: &Answer, key: Option<&str>) -> Self {
-        match answer.status {
+impl Observation {
+    fn from_response(response: &HttpResponse, key: Option<&str>) -> Self {
+        match response.status {
             201 => {
-                let id = answer.json()["user"]["_id"].as_str().unwrap().to_owned();
-                Self::Created { id, replayed: answer.header("idempotency-replayed").is_some() }
+                let id = response.json()["user"]["_id"].as_str().unwrap().to_owned();
+                Self::Created { id, replayed: response.header("idempotency-replayed").is_some() }
             }
-            status @ (500 | 503 | 504) => match answer.header("idempotency-key") {
-                Some(told) if key.is_none_or(|key| key == told) => Self::TryAgain(status),
-                other => Self::Wrong(format!("{status} with the key {other:?}")),
+            status @ (500 | 503 | 504) => match response.header("idempotency-key") {
+                Some(effective) if key.is_none_or(|key| key == effective) => {
+                    Self::Retryable(status)
+                }
+                other => Self::Unexpected(format!("{status} with the key {other:?}")),
             },
-            status => Self::Wrong(format!("{status} {:?}", answer.json())),
+            status => Self::Unexpected(format!("{status} {:?}", response.json())),
         }
     }
 
@@ -74,14 +74,14 @@ impl Heard {
         match self {
             Self::Created { replayed: false, .. } => "201".into(),
             Self::Created { replayed: true, .. } => "201 replayed".into(),
-            Self::TryAgain(status) => status.to_string(),
-            Self::Broken => "broken connection".into(),
-            Self::Wrong(what) => format!("wrong: {what}"),
+            Self::Retryable(status) => status.to_string(),
+            Self::ConnectionLost => "connection lost".into(),
+            Self::Unexpected(what) => format!("unexpected: {what}"),
         }
     }
 }
 
-/// A registration as its client knows it.
+/// What a client needs to send a registration again.
 #[derive(Clone, Debug)]
 pub struct Registration {
     pub username: String,
@@ -95,200 +95,223 @@ impl Registration {
     }
 }
 
-/// What a ledger holds in figures.
+/// Counts of a ledger, and its differences from the store.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct LedgerSummary {
     pub registrations: usize,
     pub requests: usize,
-    pub answers: BTreeMap<String, usize>,
-    /// Registrations that were answered with 201 and are not in the store, or under another id.
+    pub responses: BTreeMap<String, usize>,
+    /// Registrations with a 201 response that the store lacks or has under another id.
     pub lost: Vec<String>,
-    /// Users nobody asked for, or more than one for a name.
-    pub doubled: Vec<String>,
-    /// Whatever else must not be.
-    pub wrong: Vec<String>,
+    /// Names with more than one user, and users without a registration.
+    pub duplicated: Vec<String>,
+    /// Other violations, one line each.
+    pub unexpected: Vec<String>,
 }
 
-impl Figures {
-    /// Fails unless everything is as promised.
-    pub fn assert_kept(&self) {
-        let Self { lost, doubled, wrong, .. } = self;
-        assert!(lost.is_empty() && doubled.is_empty() && wrong.is_empty(), "{self:#?}");
+impl LedgerSummary {
+    /// Fails if a user is lost or duplicated, or a response was unexpected.
+    pub fn assert_consistent(&self) {
+        let Self { lost, duplicated, unexpected, .. } = self;
+        assert!(lost.is_empty() && duplicated.is_empty() && unexpected.is_empty(), "{self:#?}");
     }
 }
 
 impl Ledger {
-    /// A user nobody else is.
+    /// A registration with a unique name and key.
     pub fn registration(&self) -> Registration {
         self.registration_with(Some(unique("key-of-a-client")))
     }
 
-    /// One whose client sends no key: its first delivery is hashed without a look-up, which is how
-    /// a test gets a worker to wait at its insert.
+    /// A registration without a key. The worker hashes it without a look-up, so a test can stop the worker
+    /// at its insert.
     pub fn registration_without_key(&self) -> Registration {
         self.registration_with(None)
     }
 
     fn registration_with(&self, key: Option<String>) -> Registration {
         let (username, password) = (unique("ann"), unique(PASSWORD));
-        let entry = Entry { key: key.clone(), password: password.clone(), heard: Vec::new() };
+        let entry =
+            LedgerEntry { key: key.clone(), password: password.clone(), observation: Vec::new() };
         self.0.lock().unwrap().insert(username.clone(), entry);
         Registration { username, key, password }
     }
 
-    /// Asks once, and writes down what came.
-    pub async fn ask(&self, client: &Client, asked: &Registration) -> Option<Answer> {
-        let body = asked.body().to_string();
+    /// Sends a registration once and records the result.
+    pub async fn register(
+        &self,
+        client: &Client,
+        registration: &Registration,
+    ) -> Option<HttpResponse> {
+        let body = registration.body().to_string();
         let mut headers = vec![("content-type", "application/json")];
-        headers.extend(asked.key.as_deref().map(|key| ("idempotency-key", key)));
+        headers.extend(registration.key.as_deref().map(|key| ("idempotency-key", key)));
         let sent = client.send("POST", "/signup", &headers, body);
-        let (heard, answer) = match tokio::time::timeout(ANSWERED_BY, sent).await {
-            Ok(Ok(answer)) => (Heard::of(&answer, asked.key.as_deref()), Some(answer)),
-            Ok(Err(_)) => (Heard::Broken, None),
-            Err(_) => (Heard::Wrong("no answer at all".into()), None),
+        let (observation, response) = match tokio::time::timeout(RESPONSE_TIMEOUT, sent).await {
+            Ok(Ok(response)) => {
+                (Observation::from_response(&response, registration.key.as_deref()), Some(response))
+            }
+            Ok(Err(_)) => (Observation::ConnectionLost, None),
+            Err(_) => (Observation::Unexpected("no response".into()), None),
         };
         let mut entries = self.0.lock().unwrap();
-        let entry = entries.get_mut(&asked.username).unwrap();
-        entry.heard.push(heard);
-        if let Some(told) = answer.as_ref().and_then(|answer| answer.header("idempotency-key")) {
-            entry.key.get_or_insert_with(|| told.to_owned());
+        let entry = entries.get_mut(&registration.username).unwrap();
+        entry.observations.push(observation);
+        if let Some(key) = response.as_ref().and_then(|response| response.header("idempotency-key"))
+        {
+            entry.key.get_or_insert_with(|| key.to_owned());
         }
-        answer
+        response
     }
 
-    /// Asks again with the same key, as long as the answer is "try again".
-    pub async fn insist(&self, fronts: &Fronts, asked: &Registration) {
+    /// Sends a registration until the result is final, each time with the same key.
+    pub async fn retry_until_final(&self, fronts: &FrontClients, registration: &Registration) {
         let started = Instant::now();
-        let mut turn = asked.username.bytes().map(usize::from).sum::<usize>();
-        while started.elapsed() < PATIENCE {
+        let mut turn = registration.username.bytes().map(usize::from).sum::<usize>();
+        while started.elapsed() < TIMEOUT {
             turn += 1;
             let client = {
                 let fronts = fronts.lock().unwrap();
                 fronts.get(turn % fronts.len().max(1)).cloned()
             };
-            // None while all fronts are dead at once.
+            // No front runs at the moment.
             let Some(client) = client else {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
                 continue;
             };
-            self.ask(&client, asked).await;
-            let last = self.0.lock().unwrap()[&asked.username].heard.last().cloned();
-            if matches!(last, Some(Heard::Created { .. } | Heard::Wrong(_))) {
+            self.register(&client, registration).await;
+            let last = self.0.lock().unwrap()[&registration.username].observations.last().cloned();
+            if matches!(last, Some(Observation::Created { .. } | Observation::Unexpected(_))) {
                 return;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 
-    /// So many clients, each with one registration after the other until it is told to stop.
-    pub fn drive(&self, fronts: &Fronts, clients: usize) -> Load {
-        // Not a load test: what counts is that somebody is always waiting.
-        self.drive_with(fronts, clients, PAUSE / 5)
+    /// Starts clients that each send one registration after the other until [`BackgroundLoad::finish`].
+    pub fn start_load(&self, fronts: &FrontClients, clients: usize) -> BackgroundLoad {
+        // Not a load test: a request is always in flight.
+        self.start_load_with(fronts, clients, RETRY_PAUSE / 5)
     }
 
-    /// As [`Self::drive`], each client waiting so long between two registrations.
-    pub fn drive_with(&self, fronts: &Fronts, clients: usize, pause: Duration) -> Load {
+    /// As [`Self::start_load`], with this pause between two registrations of a client.
+    pub fn start_load_with(
+        &self,
+        fronts: &FrontClients,
+        clients: usize,
+        pause: Duration,
+    ) -> BackgroundLoad {
         let stop = Arc::new(AtomicBool::new(false));
         let clients = (0..clients).map(|_| {
             let (ledger, fronts, stop) = (self.clone(), fronts.clone(), stop.clone());
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    let asked = ledger.registration();
-                    ledger.insist(&fronts, &asked).await;
+                    let registration = ledger.registration();
+                    ledger.retry_until_final(&fronts, &registration).await;
                     tokio::time::sleep(pause).await;
                 }
             })
         });
-        Load { clients: clients.collect(), stop }
+        BackgroundLoad { clients: clients.collect(), stop }
     }
 
-    /// Waits for so many more registrations to be answered with 201.
-    pub async fn goes_on(&self, more: usize) {
+    /// Waits for this many more registrations with a 201 response.
+    pub async fn wait_for_created(&self, more: usize) {
         let before = self.created();
         eventually("more registrations", async || self.created() >= before + more).await;
     }
 
-    /// How many registrations were answered with 201.
+    /// Number of registrations with a 201 response.
     pub fn created(&self) -> usize {
         let entries = self.0.lock().unwrap();
-        let created =
-            |entry: &&Entry| entry.heard.iter().any(|heard| matches!(heard, Heard::Created { .. }));
+        let created = |entry: &&LedgerEntry| {
+            entry
+                .observations
+                .iter()
+                .any(|observation| matches!(observation, Observation::Created { .. }))
+        };
         entries.values().filter(created).count()
     }
 
-    /// Every id of a user that anybody was told.
+    /// User ids of all 201 responses.
     pub fn ids(&self) -> HashSet<String> {
         let entries = self.0.lock().unwrap();
-        let heard = entries.values().flat_map(|entry| &entry.heard);
-        let ids = heard.filter_map(|heard| match heard {
-            Heard::Created { id, .. } => Some(id.clone()),
+        let observations = entries.values().flat_map(|entry| &entry.observations);
+        let ids = observations.filter_map(|observation| match observation {
+            Observation::Created { id, .. } => Some(id.clone()),
             _ => None,
         });
         ids.collect()
     }
 
-    /// Repeats every registration with its key, so that those in doubt are settled, and those
-    /// answered once must come to the same user again.
-    pub async fn repeat_all(&self, fronts: &Fronts) {
+    /// Sends every registration again with its key: unknown results become final, and a created user must be
+    /// returned again.
+    pub async fn repeat_all(&self, fronts: &FrontClients) {
         let all: Vec<Registration> = {
             let entries = self.0.lock().unwrap();
-            let asked = entries.iter().map(|(username, entry)| Registration {
+            let registrations = entries.iter().map(|(username, entry)| Registration {
                 username: username.clone(),
                 key: entry.key.clone(),
                 password: entry.password.clone(),
             });
-            // Without a key nobody can ask for the same again.
-            asked.filter(|asked| asked.key.is_some()).collect()
+            // A registration without a key cannot be repeated.
+            registrations.filter(|registration| registration.key.is_some()).collect()
         };
         for some in all.chunks(32) {
-            join_all(some.iter().map(|asked| self.insist(fronts, asked))).await;
+            join_all(some.iter().map(|registration| self.retry_until_final(fronts, registration)))
+                .await;
         }
     }
 
-    /// What was heard, by itself and beside the users there are.
-    pub fn compare(&self, store: &HashMap<String, Vec<String>>) -> Figures {
+    /// Compares the responses with each other and with the users in the store.
+    pub fn compare(&self, store: &HashMap<String, Vec<String>>) -> LedgerSummary {
         let entries = self.0.lock().unwrap();
-        let mut figures = Figures { registrations: entries.len(), ..Figures::default() };
+        let mut summary =
+            LedgerSummary { registrations: entries.len(), ..LedgerSummary::default() };
         for (username, entry) in entries.iter() {
             let mut ids = Vec::new();
             let mut firsts = 0;
-            for heard in &entry.heard {
-                figures.requests += 1;
-                *figures.answers.entry(heard.name()).or_default() += 1;
-                match heard {
-                    Heard::Created { id, replayed } => {
+            for observation in &entry.observations {
+                summary.requests += 1;
+                *summary.responses.entry(observation.name()).or_default() += 1;
+                match observation {
+                    Observation::Created { id, replayed } => {
                         firsts += usize::from(!replayed);
                         ids.push(id.clone());
                     }
-                    Heard::Wrong(what) => figures.wrong.push(format!("{username}: {what}")),
-                    Heard::TryAgain(_) | Heard::Broken => {}
+                    Observation::Unexpected(what) => {
+                        summary.unexpected.push(format!("{username}: {what}"))
+                    }
+                    Observation::Retryable(_) | Observation::ConnectionLost => {}
                 }
             }
             ids.dedup();
             match (ids.as_slice(), store.get(username).map(Vec::as_slice)) {
-                ([told], Some([stored])) if told == stored => {}
-                ([], _) => figures.wrong.push(format!("{username}: never created")),
-                ([_], None | Some([_])) => figures.lost.push(username.clone()),
-                _ => figures.doubled.push(username.clone()),
+                ([returned], Some([stored])) if returned == stored => {}
+                ([], _) => summary.unexpected.push(format!("{username}: never created")),
+                ([_], None | Some([_])) => summary.lost.push(username.clone()),
+                _ => summary.duplicated.push(username.clone()),
             }
             if firsts > 1 {
-                figures.doubled.push(format!("{username}: created {firsts} times"));
+                summary.duplicated.push(format!("{username}: created {firsts} times"));
             }
         }
-        figures.doubled.extend(store.keys().filter(|name| !entries.contains_key(*name)).cloned());
-        figures
+        summary
+            .duplicated
+            .extend(store.keys().filter(|name| !entries.contains_key(*name)).cloned());
+        summary
     }
 }
 
-/// Clients at work.
+/// Clients that send registrations in the background.
 #[derive(Debug)]
-pub struct Load {
+pub struct BackgroundLoad {
     clients: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
 
-impl Load {
-    /// Lets every client finish what it began.
+impl BackgroundLoad {
+    /// Stops the clients after their current registration.
     pub async fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
@@ -297,7 +320,7 @@ impl Load {
     }
 }
 
-/// The ids of all users in a database, by name.
+/// Ids of all users in a database, by name.
 pub async fn users_in(url: &str) -> HashMap<String, Vec<String>> {
     let client = mongodb::Client::with_uri_str(url).await.unwrap();
     let users = client.default_database().unwrap().collection::<Document>("users");
@@ -308,7 +331,7 @@ pub async fn users_in(url: &str) -> HashMap<String, Vec<String>> {
         found.entry(user.get_str("username").unwrap().to_owned()).or_default().push(id.to_hex());
     }
     drop(cursor);
-    // What the driver does in the background would complain about a runtime that ends before it.
+    // The driver's background tasks log errors if the runtime ends first.
     client.shutdown().await;
     found
 }

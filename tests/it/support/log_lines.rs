@@ -1,5 +1,5 @@
-//! Every line of a JSON log is one JSON object, and no key is in it twice: of two equal keys each reader
-//! keeps another one, and some refuse the line. Every program that a test starts is held to it at its end.
+//! Finds log lines that are not valid JSON or repeat a key. Readers differ in which of two equal keys they
+//! keep, and some reject the line. The log of every program that a test starts is checked at its end.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -7,8 +7,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// The lines that begin as JSON and are not what a strict reader accepts, each with the reason.
-pub fn malformed_in(written: &str) -> Vec<String> {
+/// Lines that begin with `{` and are not strict JSON, each with the error.
+pub fn malformed_lines(written: &str) -> Vec<String> {
     let lines = written.lines().filter(|line| line.starts_with('{'));
     lines.filter_map(|line| check(line).err().map(|error| format!("{error}: {line}"))).collect()
 }
@@ -27,7 +27,7 @@ fn check(line: &str) -> serde_json::Result<()> {
     reader.end()
 }
 
-/// Reads any value and keeps none of it.
+/// Deserializes any value, rejects repeated keys, and discards the value.
 struct Strict;
 
 impl<'de> DeserializeSeed<'de> for Strict {
@@ -40,7 +40,7 @@ impl<'de> DeserializeSeed<'de> for Strict {
 impl<'de> Visitor<'de> for Strict {
     type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON without a key that is there twice")
+        f.write_str("JSON without repeated keys")
     }
     fn visit_bool<E>(self, _: bool) -> Result<(), E> {
         Ok(())
@@ -69,7 +69,7 @@ impl<'de> Visitor<'de> for Strict {
         while let Some(key) = members.next_key::<String>()? {
             members.next_value_seed(Strict)?;
             if keys.contains(&key) {
-                return Err(A::Error::custom(format!("the key {key} is there twice")));
+                return Err(A::Error::custom(format!("repeated key {key}")));
             }
             keys.insert(key);
         }
@@ -78,11 +78,11 @@ impl<'de> Visitor<'de> for Strict {
 }
 
 #[test]
-fn this_check_finds_doubled_keys() {
+fn malformed_lines_finds_repeated_keys() {
     let sound = "{\"a\":1,\"b\":{\"a\":[null,true,1.5,-1,\"x\"]}}";
-    assert_eq!(malformed_in(&format!("plain text\n{sound}")), Vec::<String>::new());
+    assert_eq!(malformed_lines(&format!("plain text\n{sound}")), Vec::<String>::new());
     for bad in ["{\"a\":1,\"a\":2}", "{\"a\":{\"b\":1,\"b\":1}}", "{\"a\":1", "{\"a\":1} more"] {
-        assert_eq!(malformed_in(bad).len(), 1, "{bad}");
+        assert_eq!(malformed_lines(bad).len(), 1, "{bad}");
     }
 }
 

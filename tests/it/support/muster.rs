@@ -1,5 +1,4 @@
-//! The program as a process: started with an environment of its own, watched through its log,
-//! signalled, and cleaned up after.
+//! Runs the program as a process: starts it with its own environment, reads its log, sends signals and cleans up.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -15,19 +14,20 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::http::Client;
-use super::log_lines::{has_event, malformed_in};
-use super::secrets::secrets_and_addresses_in;
+use super::log_lines::{has_event, malformed_lines};
+use super::secrets::lines_with_secrets_or_addresses;
 use super::services::{
-    EMBEDDED, Pair, QueueKind, StoreKind, amqp_url, mongodb_database, mongodb_url, unique,
+    EMBEDDED, Pair, QueueAdapter, StoreAdapter, amqp_url, mongodb_database, mongodb_url, unique,
 };
 
-/// Longest wait for the program to do what it must.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Limit for everything that the tests wait for.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The secret all tests sign with.
+/// The token secret of all tests.
 pub const SECRET: &str = "a secret of the tests, 32 bytes and more";
 
-/// How to start the program: a queue and a store of a test's own, which all clones share.
+/// Environment and directory to start the program with. Each setup has its own queue and store, which its
+/// clones share.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub environment: BTreeMap<String, String>,
@@ -36,13 +36,13 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// A fresh queue and store of this kind, cheap passwords.
+    /// A new queue and store of these kinds, and the lowest bcrypt cost.
     pub fn new(pair: Pair) -> Self {
-        let broker = (pair.0 == QueueKind::Rabbit).then(|| amqp_url().unwrap());
+        let broker = (pair.0 == QueueAdapter::Rabbit).then(|| amqp_url().unwrap());
         Self::on(pair, broker.unwrap_or_default())
     }
 
-    /// As [`Self::new`], on this broker.
+    /// As [`Self::new`], on the broker at this URL.
     pub fn on(pair: Pair, broker: String) -> Self {
         let directory = TempDir::new().unwrap();
         let mut environment = BTreeMap::new();
@@ -56,8 +56,8 @@ impl Setup {
         set("RUST_BACKTRACE", "1".into());
         let mut cleanup = Cleanup::default();
         match pair.0 {
-            QueueKind::Local => set("MUSTER_QUEUE", "local:".into()),
-            QueueKind::Rabbit => {
+            QueueAdapter::Local => set("MUSTER_QUEUE", "local:".into()),
+            QueueAdapter::Rabbit => {
                 let namespace = unique("test");
                 cleanup.namespace = Some((broker.clone(), namespace.clone()));
                 set("MUSTER_QUEUE_NAMESPACE", namespace);
@@ -65,11 +65,11 @@ impl Setup {
             }
         };
         match pair.1 {
-            StoreKind::File => set(
+            StoreAdapter::File => set(
                 "MUSTER_STORE",
                 format!("file:{}", directory.path().join("users.redb").display()),
             ),
-            StoreKind::Mongo => {
+            StoreAdapter::Mongo => {
                 let url = mongodb_database(&mongodb_url().unwrap(), &unique("test"));
                 cleanup.database = Some(url.clone());
                 set("MUSTER_STORE", url)
@@ -78,29 +78,29 @@ impl Setup {
         Self { environment, directory: Arc::new(directory), cleanup: Arc::new(cleanup) }
     }
 
-    /// The embedded default.
+    /// A setup with the embedded queue and store.
     pub fn embedded() -> Self {
         Self::new(EMBEDDED)
     }
 
-    /// With one more variable.
+    /// Sets an environment variable.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// A directory that lives as long as anything started from here.
+    /// The directory of the setup. It exists as long as a process from this setup runs.
     pub fn directory(&self) -> PathBuf {
         self.directory.path().to_owned()
     }
 
-    /// The settings the program would have.
+    /// The settings that the program reads from this environment.
     pub fn settings(&self) -> Settings {
         let environment = self.environment.clone().into_iter().collect();
         Settings::load(&Sources { environment, ..Sources::default() }).unwrap()
     }
 
-    /// The exchange's name, with which the names of all queues begin.
+    /// Name of the exchange and prefix of all queue names.
     pub fn namespace(&self) -> &str {
         &self.environment["MUSTER_QUEUE_NAMESPACE"]
     }
@@ -110,12 +110,12 @@ impl Setup {
         self.start_with(&["serve"]).await.ready().await
     }
 
-    /// Starts one role of it and waits until it is ready.
+    /// Starts the program in one role and waits until it is ready.
     pub async fn start_role(&self, role: &str) -> Muster {
         self.start_with(&["serve", "--role", role]).await.ready().await
     }
 
-    /// Starts the program and waits until it listens (or consumes), ready or not.
+    /// Starts the program and waits until it logs its address.
     pub async fn start_with(&self, arguments: &[&str]) -> Muster {
         let mut command = self.command(arguments);
         if arguments.contains(&"worker") {
@@ -124,7 +124,7 @@ impl Setup {
         self.spawn(command).await
     }
 
-    /// Starts the program as a shell does that first runs `prelude`, and waits until it is ready.
+    /// Starts the program from a shell that runs `prelude` first, and waits until it is ready.
     pub async fn start_after(&self, prelude: &str) -> Muster {
         let script = format!("{prelude}; exec '{}' serve", env!("CARGO_BIN_EXE_muster"));
         let mut command = self.clean("/bin/sh");
@@ -134,7 +134,7 @@ impl Setup {
 
     async fn spawn(&self, mut command: Command) -> Muster {
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let log = Log::default();
+        let log = ProcessLog::default();
         let errors = log.collect(child.stderr.take().unwrap());
         let output = log.collect(child.stdout.take().unwrap());
         let mut muster = Muster {
@@ -150,7 +150,7 @@ impl Setup {
         muster
     }
 
-    /// The program with this environment and no other.
+    /// A command that runs the program with exactly this environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.clean(env!("CARGO_BIN_EXE_muster"));
         command.args(arguments);
@@ -177,11 +177,11 @@ fn address_in(line: &str) -> Option<String> {
     Some(address.to_owned())
 }
 
-/// A running program. Killed when dropped, and held to having told no secret.
+/// A running program. Dropping it kills the process and searches its output for secrets and malformed log lines.
 #[derive(Debug)]
 pub struct Muster {
     child: Child,
-    log: Log,
+    log: ProcessLog,
     readers: Vec<JoinHandle<()>>,
     client: Client,
     _directory: Arc<TempDir>,
@@ -189,32 +189,32 @@ pub struct Muster {
 }
 
 impl Muster {
-    /// Talks to it.
+    /// A client for its address.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// All it has written so far.
+    /// Its standard output and error so far.
     pub fn output(&self) -> String {
         self.log.lines().join("\n")
     }
 
-    /// Waits until it says it is ready.
+    /// Waits until `/ready` answers 200.
     pub async fn ready(self) -> Self {
         eventually("the program to be ready", async || {
             self.client
                 .send("GET", "/ready", &[], "")
                 .await
-                .is_ok_and(|answer| answer.status == 200)
+                .is_ok_and(|response| response.status == 200)
         })
         .await;
         self
     }
 
-    /// Waits for a log line and gives it.
-    pub async fn wait_for_log(&mut self, wanted: impl Fn(&str) -> bool) -> String {
-        let found = self.log.wait_for(wanted).await;
-        found.unwrap_or_else(|| panic!("no such line came:\n{}", self.output()))
+    /// Waits for the first log line that matches, and returns it.
+    pub async fn wait_for_log(&mut self, matches: impl Fn(&str) -> bool) -> String {
+        let found = self.log.wait_for(matches).await;
+        found.unwrap_or_else(|| panic!("no matching log line:\n{}", self.output()))
     }
 
     /// Waits for the first log line whose `event` field has this name, and returns the line.
@@ -222,21 +222,21 @@ impl Muster {
         self.wait_for_log(|line| has_event(line, name)).await
     }
 
-    /// Sets the largest file it can write, from now on: a number of bytes, or `unlimited`.
+    /// Sets the limit for the size of files that it writes: bytes or `unlimited`.
     pub fn limit_file_size(&self, limit: &str) {
         let (pid, limit) = (self.child.id().to_string(), format!("--fsize={limit}:"));
         let set = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
         assert!(set.expect("prlimit").success());
     }
 
-    /// Its resident memory.
+    /// Its resident memory in KiB.
     pub fn memory_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// Sends a signal by name.
+    /// Sends a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args([&format!("-{name}"), &self.child.id().to_string()])
@@ -245,31 +245,31 @@ impl Muster {
         assert!(status.success());
     }
 
-    /// Waits for its end.
-    pub async fn ended(&mut self) -> ExitStatus {
+    /// Waits until it exits.
+    pub async fn wait_for_exit(&mut self) -> ExitStatus {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(started.elapsed() < PATIENCE, "it does not end:\n{}", self.output());
+            assert!(started.elapsed() < TIMEOUT, "the program did not exit:\n{}", self.output());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// Asks it to stop and gives all it ever wrote.
-    pub async fn output_at_end(mut self) -> String {
+    /// Stops it with SIGTERM and returns its whole output.
+    pub async fn stop_and_collect_output(mut self) -> String {
         self.signal("TERM");
-        assert!(self.ended().await.success());
-        // A search for nothing ends with the last line.
+        assert!(self.wait_for_exit().await.success());
+        // Matches no line, so this returns when the output ends.
         self.log.wait_for(|_| false).await;
         self.output()
     }
 
-    /// Asks it to stop and waits for its end.
+    /// Sends SIGTERM and waits until it exits.
     pub async fn stop(mut self) -> ExitStatus {
         self.signal("TERM");
-        self.ended().await
+        self.wait_for_exit().await
     }
 }
 
@@ -284,28 +284,28 @@ impl Drop for Muster {
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
         }
-        let told = secrets_and_addresses_in(&self.output());
-        assert!(told.is_empty(), "the program told secrets:\n{}", told.join("\n"));
-        // The last line of a program that was killed may be cut off.
-        let written = self.output();
-        let whole = written.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let malformed = malformed_in(whole);
-        assert!(malformed.is_empty(), "lines of the log are not JSON:\n{}", malformed.join("\n"));
+        let secrets = lines_with_secrets_or_addresses(&self.output());
+        assert!(secrets.is_empty(), "the program wrote secrets:\n{}", secrets.join("\n"));
+        // The last line of a killed program may be incomplete.
+        let output = self.output();
+        let complete = output.rsplit_once('\n').map_or("", |(complete, _)| complete);
+        let malformed = malformed_lines(complete);
+        assert!(malformed.is_empty(), "malformed log lines:\n{}", malformed.join("\n"));
     }
 }
 
-/// Lines a program writes, as they come.
+/// The lines that a program has written.
 #[derive(Clone, Debug, Default)]
-struct Log(Arc<watch::Sender<Written>>);
+struct ProcessLog(Arc<watch::Sender<LogState>>);
 
 #[derive(Debug, Default)]
-struct Written {
+struct LogState {
     lines: Vec<String>,
-    /// Streams that have not ended; none when the program has.
+    /// Number of open streams; 0 after the program ended.
     open: usize,
 }
 
-impl Log {
+impl ProcessLog {
     fn collect(&self, stream: impl Read + Send + 'static) -> JoinHandle<()> {
         let log = self.0.clone();
         log.send_modify(|written| written.open += 1);
@@ -321,26 +321,26 @@ impl Log {
         self.0.borrow().lines.clone()
     }
 
-    /// The first line that fits; none when the program ended or took too long.
-    async fn wait_for(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+    /// Waits for the first line that matches. `None` if the program ends or the wait times out.
+    async fn wait_for(&self, matches: impl Fn(&str) -> bool) -> Option<String> {
         let mut log = self.0.subscribe();
-        let find = |written: &Written| written.lines.iter().find(|line| wanted(line)).cloned();
-        let told = log.wait_for(|written| written.open == 0 || find(written).is_some());
-        let written = tokio::time::timeout(PATIENCE, told).await.ok()?.ok()?;
+        let find = |written: &LogState| written.lines.iter().find(|line| matches(line)).cloned();
+        let found = log.wait_for(|written| written.open == 0 || find(written).is_some());
+        let written = tokio::time::timeout(TIMEOUT, found).await.ok()?.ok()?;
         find(&written)
     }
 }
 
-/// Waits for something to become true.
+/// Polls a condition until it holds. `what` names the expected state in the failure message.
 pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !holds().await {
-        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(started.elapsed() < TIMEOUT, "timed out after {TIMEOUT:?} waiting for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Removes what a test made on the services.
+/// Removes the queues and the database of a setup when dropped.
 #[derive(Debug, Default)]
 struct Cleanup {
     namespace: Option<(String, String)>,
@@ -350,14 +350,14 @@ struct Cleanup {
 impl Drop for Cleanup {
     fn drop(&mut self) {
         let (namespace, database) = (self.namespace.take(), self.database.take());
-        // A runtime of its own, because the test's may be the one this is dropped in.
+        // On its own runtime, because this may be dropped inside the test's runtime.
         let cleaning = thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
                 if let Some((url, namespace)) = namespace {
-                    // A broker that a failed test left frozen answers nothing.
+                    // A broker that a failed test left frozen does not answer.
                     let removing = remove_queues(&url, &namespace);
-                    let _ = tokio::time::timeout(PATIENCE, removing).await;
+                    let _ = tokio::time::timeout(TIMEOUT, removing).await;
                 }
                 if let Some(url) = database
                     && let Ok(client) = mongodb::Client::with_uri_str(url).await

@@ -1,4 +1,4 @@
-//! A Prometheus of a test's own: its own port and data, gone with it. And `promtool`, its checks.
+//! Runs a Prometheus server for a test, and `promtool`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -8,10 +8,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::Client;
-use super::muster::PATIENCE;
+use super::muster::TIMEOUT;
 use super::services::service;
 
-/// Runs `promtool` on some input and expects it to have no complaint.
+/// Runs `promtool` with this input and fails unless it succeeds. Skipped without `TEST_PROMTOOL`.
 pub fn promtool(arguments: &[&str], input: &str) {
     let Some(program) = service("TEST_PROMTOOL") else { return };
     let mut child = Command::new(program)
@@ -22,12 +22,12 @@ pub fn promtool(arguments: &[&str], input: &str) {
         .spawn()
         .unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let done = child.wait_with_output().unwrap();
-    let said = [done.stdout, done.stderr].concat();
-    assert!(done.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&said));
+    let output = child.wait_with_output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&text));
 }
 
-/// One that runs.
+/// A running server with its own port and data. Dropping it kills the process and removes the data.
 pub struct Prometheus {
     child: Child,
     client: Client,
@@ -35,7 +35,8 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts one that scrapes these, each a job and an address, four times a second, under these rules.
+    /// Starts a server that scrapes these targets (job, address) four times a second and evaluates these
+    /// rules. `None` without `TEST_PROMETHEUS`.
     pub fn scraping(targets: &[(&str, &str)], rules: &str) -> Option<Self> {
         let program = service("TEST_PROMETHEUS")?;
         let directory = TempDir::new().unwrap();
@@ -58,7 +59,7 @@ impl Prometheus {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It says where it listens, then that it is ready, and goes on talking as long as it lives.
+        // It logs its address, then that it is ready. The thread reads the rest so that the pipe does not fill.
         let (tell, told) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         std::thread::spawn(move || {
@@ -74,21 +75,23 @@ impl Prometheus {
                 }
             }
         });
-        let address = told.recv_timeout(PATIENCE).expect("Prometheus does not become ready");
+        let address = told.recv_timeout(TIMEOUT).expect("Prometheus does not become ready");
         Some(Self { child, client: Client::new(address), _directory: directory })
     }
 
-    /// What it answers to a query; an error is what is wrong with the query.
-    pub async fn ask(&self, query: &str) -> Result<Vec<Value>, String> {
+    /// Runs a query. The error is the server's message about an invalid query.
+    pub async fn query(&self, query: &str) -> Result<Vec<Value>, String> {
         let query: String = url::form_urlencoded::byte_serialize(query.as_bytes()).collect();
-        let answer = self.client.get(&format!("/api/v1/query?query={query}"), &[]).await;
-        match answer.json() {
-            told if answer.status == 200 => Ok(told["data"]["result"].as_array().unwrap().clone()),
+        let response = self.client.get(&format!("/api/v1/query?query={query}"), &[]).await;
+        match response.json() {
+            told if response.status == 200 => {
+                Ok(told["data"]["result"].as_array().unwrap().clone())
+            }
             told => Err(told.to_string()),
         }
     }
 
-    /// The rules it goes by, with their health.
+    /// The loaded rules with their health.
     pub async fn rules(&self) -> Vec<Value> {
         let told = self.client.get("/api/v1/rules", &[]).await.json();
         let groups = told["data"]["groups"].as_array().unwrap().clone();

@@ -1,5 +1,5 @@
-//! A wire that tests can cut and clamp: forwards TCP connections to a real service, so that one test
-//! can lose it while the others go on using it.
+//! A TCP proxy to a real service. A test can close, stall or restore its connections without effect on other
+//! tests.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,76 +11,76 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use url::Url;
 
-/// Forwards until dropped.
+/// A proxy. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    wire: Arc<watch::Sender<State>>,
-    /// Connections so far.
+    state: Arc<watch::Sender<ProxyState>>,
+    /// Number of connections so far.
     accepted: Arc<AtomicUsize>,
     accepting: AbortHandle,
     endings: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct State {
-    wire: Wire,
-    /// How often it was cut: what was cut stays cut, however soon the wire was healed.
+struct ProxyState {
+    mode: ProxyMode,
+    /// Number of cuts. A connection that was open at a cut closes even if the proxy is restored at once.
     cuts: u64,
 }
 
-/// What happens to bytes.
+/// What the proxy does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wire {
-    Whole,
-    /// Connections stay open, and nothing comes through.
-    Stalled,
-    /// What is asked arrives, and no answer comes back.
-    Mute,
-    /// Connections are closed, new ones as soon as they are made.
+enum ProxyMode {
+    Forward,
+    /// Connections stay open, but no bytes pass.
+    Stall,
+    /// Bytes to the service pass, bytes from it do not.
+    DropResponses,
+    /// Connections are closed, new ones at once.
     Cut,
 }
 
 impl Proxy {
-    /// Listens on a free port for the service that a URL names.
+    /// Listens on a free port and forwards to the service of a URL.
     pub async fn to(url: &str) -> Self {
         let target = authority(url);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let wire = Arc::new(watch::Sender::new(State { wire: Wire::Whole, cuts: 0 }));
-        let (state, accepted) = (wire.clone(), Arc::new(AtomicUsize::new(0)));
+        let state = Arc::new(watch::Sender::new(ProxyState { mode: ProxyMode::Forward, cuts: 0 }));
+        let (current, accepted) = (state.clone(), Arc::new(AtomicUsize::new(0)));
         let count = accepted.clone();
         let endings = Arc::new(Mutex::new(Vec::new()));
         let ended = endings.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
-                let (target, wire, ended) = (target.clone(), state.subscribe(), ended.clone());
+                let (target, state, ended) = (target.clone(), current.subscribe(), ended.clone());
                 tokio::spawn(async move {
-                    let ending = forward(client, target, wire).await;
+                    let ending = forward(client, target, state).await;
                     ended.lock().unwrap().push(ending);
                 });
             }
         });
-        Self { address, wire, accepted, accepting: accepting.abort_handle(), endings }
+        Self { address, state, accepted, accepting: accepting.abort_handle(), endings }
     }
 
-    /// How many connections were made so far.
+    /// Number of connections so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// How many connections are open now.
+    /// Number of open connections.
     pub fn open(&self) -> usize {
         self.accepted() - self.endings.lock().unwrap().len()
     }
 
-    /// What the service sent last on each connection that has ended.
+    /// The last bytes that the service sent on each closed connection.
     pub fn endings(&self) -> Vec<Vec<u8>> {
         self.endings.lock().unwrap().clone()
     }
 
-    /// The service's URL, by way of this proxy.
+    /// Replaces host and port of a URL by those of this proxy.
     pub fn url(&self, url: &str) -> String {
         let mut url = Url::parse(url).unwrap();
         url.set_host(Some(&self.address.ip().to_string())).unwrap();
@@ -88,40 +88,41 @@ impl Proxy {
         url.into()
     }
 
-    /// `host:port` as it stands in messages.
+    /// `host:port` of this proxy.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// The service is gone: every connection is closed.
+    /// Closes every connection, and new ones at once.
     pub fn cut(&self) {
-        self.wire.send_modify(|state| *state = State { wire: Wire::Cut, cuts: state.cuts + 1 });
+        self.state.send_modify(|state| {
+            *state = ProxyState { mode: ProxyMode::Cut, cuts: state.cuts + 1 }
+        });
     }
 
-    /// The service is silent: connections stay, and take what fits into their buffers.
+    /// Stops all bytes; connections stay open and their buffers fill.
     pub fn stall(&self) {
-        self.wire.send_modify(|state| state.wire = Wire::Stalled);
+        self.state.send_modify(|state| state.mode = ProxyMode::Stall);
     }
 
-    /// The service hears everything, and is not heard: what it was asked happens, and nobody learns
-    /// of it.
-    pub fn mute(&self) {
-        self.wire.send_modify(|state| state.wire = Wire::Mute);
+    /// Stops the bytes from the service. It receives and executes requests, but no response arrives.
+    pub fn drop_responses(&self) {
+        self.state.send_modify(|state| state.mode = ProxyMode::DropResponses);
     }
 
-    /// The service is back. What was stalled flows on; what was cut stays cut.
-    pub fn heal(&self) {
-        self.wire.send_modify(|state| state.wire = Wire::Whole);
+    /// Forwards again. Stalled connections continue; closed connections stay closed.
+    pub fn restore(&self) {
+        self.state.send_modify(|state| state.mode = ProxyMode::Forward);
     }
 }
 
-impl State {
+impl ProxyState {
     fn carries_requests(&self) -> bool {
-        matches!(self.wire, Wire::Whole | Wire::Mute)
+        matches!(self.mode, ProxyMode::Forward | ProxyMode::DropResponses)
     }
 
     fn carries_answers(&self) -> bool {
-        self.wire == Wire::Whole
+        self.mode == ProxyMode::Forward
     }
 }
 
@@ -139,44 +140,48 @@ pub fn authority(url: &str) -> String {
     format!("{}:{port}", url.host_str().unwrap())
 }
 
-/// Carries a connection to its end. What the service sent last.
-async fn forward(client: TcpStream, target: String, mut wire: watch::Receiver<State>) -> Vec<u8> {
+/// Forwards a connection until it ends, and returns the last bytes that the service sent.
+async fn forward(
+    client: TcpStream,
+    target: String,
+    mut state: watch::Receiver<ProxyState>,
+) -> Vec<u8> {
     let (mut asked, mut answered) = (Vec::new(), Vec::new());
-    let (mut up, mut down) = (wire.clone(), wire.clone());
-    let cuts = wire.borrow().cuts;
+    let (mut up, mut down) = (state.clone(), state.clone());
+    let cuts = state.borrow().cuts;
     let both_ways = async {
-        if up.wait_for(State::carries_requests).await.is_err() {
+        if up.wait_for(ProxyState::carries_requests).await.is_err() {
             return;
         }
         let Ok(server) = TcpStream::connect(target).await else { return };
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         tokio::select! {
-            () = pump(from_client, to_server, &mut up, State::carries_requests, &mut asked) => {}
-            () = pump(from_server, to_client, &mut down, State::carries_answers, &mut answered) => {}
+            () = pump(from_client, to_server, &mut up, ProxyState::carries_requests, &mut asked) => {}
+            () = pump(from_server, to_client, &mut down, ProxyState::carries_answers, &mut answered) => {}
         }
     };
-    // Whichever comes first ends the connection, because it drops both of its ends.
+    // Either branch closes the connection, because it drops both sockets.
     tokio::select! {
         biased;
-        _ = wire.wait_for(|state| state.wire == Wire::Cut || state.cuts > cuts) => {}
+        _ = state.wait_for(|state| state.mode == ProxyMode::Cut || state.cuts > cuts) => {}
         () = both_ways => {}
     }
     answered
 }
 
-/// Carries bytes one way while the wire lets it.
+/// Forwards bytes in one direction while `carries` holds.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    wire: &mut watch::Receiver<State>,
-    carries: fn(&State) -> bool,
+    state: &mut watch::Receiver<ProxyState>,
+    carries: fn(&ProxyState) -> bool,
     last: &mut Vec<u8>,
 ) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         *last = buffer[..read].to_vec();
-        let carried = wire.wait_for(carries).await.is_ok();
+        let carried = state.wait_for(carries).await.is_ok();
         if !carried || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }

@@ -1,9 +1,9 @@
-//! Random numbers that a seed repeats, and the variables that a long test is given.
+//! A seeded random generator, and numbers from environment variables.
 
 use std::env;
 use std::time::Duration;
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 #[derive(Clone, Debug)]
 pub struct Random(pub u64);
 
@@ -21,12 +21,12 @@ impl Random {
     }
 }
 
-/// A pause of so many milliseconds at most.
+/// A random pause shorter than `longest_ms` milliseconds.
 pub fn pause(random: &mut Random, longest_ms: u64) -> Duration {
     Duration::from_millis(random.below(longest_ms))
 }
 
-/// What a variable says, if it is set.
-pub fn number(variable: &str, otherwise: u64) -> u64 {
-    env::var(variable).map_or(otherwise, |value| value.parse().unwrap())
+/// The number in an environment variable, or `default` if it is not set.
+pub fn env_number(variable: &str, default: u64) -> u64 {
+    env::var(variable).map_or(default, |value| value.parse().unwrap())
 }

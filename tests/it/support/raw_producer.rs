@@ -1,4 +1,4 @@
-//! A producer that writes its AMQP frames itself, because no client library would send such properties.
+//! An AMQP producer that writes its frames itself, for properties that no client library sends.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -7,7 +7,7 @@ use url::Url;
 use super::broker::rabbitmqctl;
 use super::services::{amqp_url, unique};
 
-/// Largest frame of the broker, unless it is configured.
+/// RabbitMQ's default `frame_max` in bytes.
 pub const FRAME_MAX: usize = 128 << 10;
 
 /// Frame types.
@@ -19,9 +19,9 @@ const BODY: u8 = 3;
 pub struct RawProducer(TcpStream);
 
 impl RawProducer {
-    /// Connects with an account that may publish to the namespace's exchange and do nothing else, if the
-    /// broker's accounts are the tests' to make; otherwise with the tests' own.
-    pub async fn of_least_privilege(namespace: &str) -> Self {
+    /// Connects with an account that may only publish to the namespace's exchange. Uses the account in
+    /// `AMQP_URL` if the tests cannot create accounts.
+    pub async fn with_least_privilege(namespace: &str) -> Self {
         let mut url = Url::parse(&amqp_url().unwrap()).unwrap();
         let user = unique("producer");
         if rabbitmqctl(&["add_user", &user, "a-password"]).await.is_some() {
@@ -49,7 +49,7 @@ impl RawProducer {
             [&long(b"")[..], &short(b"PLAIN"), &long(login.as_bytes()), &short(b"en_US")];
         self.call(0, 10, 11, &start_ok.concat()).await;
         let tune = self.expect(10, 30).await;
-        // The same channels and frames, and no heartbeat.
+        // The broker's channel_max and frame_max, no heartbeat.
         self.call(0, 10, 31, &[&tune[..6], &[0, 0]].concat()).await;
         let vhost = url.path().strip_prefix('/').unwrap_or("%2f").replace("%2f", "/");
         let vhost = vhost.replace("%2F", "/");
@@ -61,7 +61,7 @@ impl RawProducer {
         self.expect(85, 11).await;
     }
 
-    /// Publishes, and fails unless the broker confirms it and did not return it.
+    /// Publishes a mandatory message. Fails unless the broker confirms it without a return.
     pub async fn publish(&mut self, exchange: &str, key: &[u8], properties: &[u8], body: &[u8]) {
         let mandatory = [1];
         let publish = [&[0, 0][..], &short(exchange.as_bytes()), &short(key), &mandatory].concat();
@@ -83,7 +83,7 @@ impl RawProducer {
         self.0.write_all(&frame).await.unwrap();
     }
 
-    /// The arguments of the next frame, which has to be this method.
+    /// Reads the next frame, which must be this method, and returns its arguments.
     async fn expect(&mut self, class: u16, method: u16) -> Vec<u8> {
         let mut start = [0; 7];
         self.0.read_exact(&mut start).await.unwrap();
@@ -97,36 +97,36 @@ impl RawProducer {
     }
 }
 
-/// A short string.
+/// Encodes a short string.
 pub fn short(text: &[u8]) -> Vec<u8> {
     [&[u8::try_from(text.len()).unwrap()][..], text].concat()
 }
 
-/// A long string, or a table or an array of these entries.
+/// Encodes a long string, or a table or an array with these entries.
 pub fn long(bytes: &[u8]) -> Vec<u8> {
     [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
 }
 
-/// Properties with only headers: this one.
+/// Encodes properties with one header.
 pub fn one_header(name: &[u8], value: &[u8]) -> Vec<u8> {
     let table = long(&[&short(name)[..], value].concat());
     [&(1u16 << 13).to_be_bytes()[..], &table].concat()
 }
 
-/// A header's value: so many arrays (`A`) or tables (`F`), each in the one before.
+/// Encodes a header value of nested arrays (`A`) or tables (`F`).
 pub fn nested(kind: u8, levels: usize) -> Vec<u8> {
     let mut value = Vec::new();
     for inner in (0..levels).rev() {
         value.push(kind);
         value.extend(u32::try_from(inner * level_size(kind)).unwrap().to_be_bytes());
-        // Without a name.
+        // An empty name.
         value.extend((kind == b'F' && inner > 0).then_some(0));
     }
     value
 }
 
-/// As many levels as one frame holds besides the rest of the properties.
-pub fn deepest(kind: u8) -> usize {
+/// The most levels that fit into one frame next to the other properties.
+pub fn max_levels(kind: u8) -> usize {
     (FRAME_MAX - 100) / level_size(kind)
 }
 

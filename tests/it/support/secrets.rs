@@ -1,5 +1,5 @@
-//! What no program may write: passwords, hashes, tokens, addresses. Every program that a test starts is held
-//! to it at its end, and every command.
+//! Finds passwords, hashes, tokens and addresses in output. The output of every program and command that a
+//! test runs is searched.
 
 use std::collections::BTreeSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -10,24 +10,24 @@ use super::generate::MARK;
 use super::ledger::PASSWORD;
 use super::muster::SECRET;
 
-/// How hashes and tokens look, and what is in every password of many.
+/// Prefixes of hashes, tokens and marked passwords, and the token secret.
 const MARKS: [&str; 6] = [PASSWORD, SECRET, "$2a$", "$2b$", "$2y$", "eyJ"];
-/// Shorter passwords are made to be refused, and stand in ordinary words.
-const LENGTH_MIN: usize = 8;
-/// So long is no ordinary word.
-const NO_WORD: usize = 12;
+/// Shorter passwords are rejected by muster and occur in ordinary words.
+const MIN_LENGTH: usize = 8;
+/// Minimum length of lower-case text that is not taken for an ordinary word.
+const MIN_UNCOMMON_LENGTH: usize = 12;
 
-/// The other passwords that were sent in this run.
+/// Passwords without a mark that were sent in this run.
 static SENT: LazyLock<Mutex<BTreeSet<String>>> = LazyLock::new(Mutex::default);
 
-/// Learns the passwords in what is sent, JSON in whatever wrapping.
+/// Remembers the passwords in sent bytes. The JSON documents may have other text before them.
 pub fn learn(sent: &[u8]) {
     for line in String::from_utf8_lossy(sent).lines() {
         let Some(object) = line.find('{').map(|start| &line[start..]) else { continue };
         let document = serde_json::Deserializer::from_str(object).into_iter::<Value>().next();
         if let Some(Ok(document)) = document
             && let Some(password) = document["password"].as_str()
-            && is_telling(password)
+            && is_searchable(password)
         {
             let mut sent = SENT.lock().unwrap_or_else(PoisonError::into_inner);
             sent.insert(password.to_owned());
@@ -35,39 +35,40 @@ pub fn learn(sent: &[u8]) {
     }
 }
 
-/// Whether a text can only be the password, and is not found by its mark already.
-fn is_telling(password: &str) -> bool {
+/// Whether a password is specific enough to search for, and has no mark.
+fn is_searchable(password: &str) -> bool {
     let is_plain = password.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b' ');
-    let may_be_words = is_plain && (password.len() < NO_WORD || password.contains(' '));
+    let may_be_words = is_plain && (password.len() < MIN_UNCOMMON_LENGTH || password.contains(' '));
     let is_marked = password.starts_with(PASSWORD) || password.contains(MARK);
-    password.len() >= LENGTH_MIN && !may_be_words && !is_marked
+    password.len() >= MIN_LENGTH && !may_be_words && !is_marked
 }
 
-/// The lines that hold a password, a hash or a token.
-pub fn secrets_in(written: &str) -> Vec<String> {
+/// Lines with a password, a hash or a token.
+pub fn lines_with_secrets(written: &str) -> Vec<String> {
     let sent = SENT.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let secrets = || MARKS.into_iter().chain(sent.iter().map(String::as_str));
-    let tells = |text: &str| text.contains(MARK) || secrets().any(|secret| text.contains(secret));
-    // All of it at once is the usual case, and fast.
-    let lines = written.lines().filter(|line| tells(line));
-    if tells(written) { lines.map(str::to_owned).collect() } else { Vec::new() }
+    let has_secret =
+        |text: &str| text.contains(MARK) || secrets().any(|secret| text.contains(secret));
+    // Searches the whole text first, because that is fast and usually finds nothing.
+    let lines = written.lines().filter(|line| has_secret(line));
+    if has_secret(written) { lines.map(str::to_owned).collect() } else { Vec::new() }
 }
 
-/// The same, and those that hold an address: what serves has no reason to write an `@`.
-pub fn secrets_and_addresses_in(written: &str) -> Vec<String> {
+/// Lines with a secret or an email address (any `@`).
+pub fn lines_with_secrets_or_addresses(written: &str) -> Vec<String> {
     let addresses = written.lines().filter(|line| line.contains('@'));
-    secrets_in(written).into_iter().chain(addresses.map(str::to_owned)).collect()
+    lines_with_secrets(written).into_iter().chain(addresses.map(str::to_owned)).collect()
 }
 
 #[test]
-fn this_check_can_see() {
+fn lines_with_secrets_finds_sent_passwords() {
     learn(b"POST / HTTP/1.1\r\n\r\n{\"password\":\"Seen-by-the-check-1\"} and more");
     learn(b"{\"password\":\"short-1\"}\n{\"x\":1,\"password\":\"only small letters\"}");
     for secret in ["Seen-by-the-check-1", "$2b$04$abc", "a.eyJhbGciOi.b", SECRET] {
         let line = format!("a line with {secret} in it");
-        assert_eq!(secrets_in(&format!("one\n{line}\nanother")), [line]);
+        assert_eq!(lines_with_secrets(&format!("one\n{line}\nanother")), [line]);
     }
     let written = "short-1\nonly small letters\nann@example.com";
-    assert_eq!(secrets_in(written), Vec::<String>::new());
-    assert_eq!(secrets_and_addresses_in(written), ["ann@example.com"]);
+    assert_eq!(lines_with_secrets(written), Vec::<String>::new());
+    assert_eq!(lines_with_secrets_or_addresses(written), ["ann@example.com"]);
 }

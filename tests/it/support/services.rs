@@ -1,44 +1,44 @@
-//! Where the services are, and names of their own for every test.
+//! Addresses of the services, and unique names for tests.
 
 use std::env;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Which queue a test runs on.
+/// The queue adapter of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueKind {
+pub enum QueueAdapter {
     Local,
     Rabbit,
 }
 
-/// Which store a test runs on.
+/// The store adapter of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoreKind {
+pub enum StoreAdapter {
     File,
     Mongo,
 }
 
-/// A queue and a store.
+/// A queue adapter and a store adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pair(pub QueueKind, pub StoreKind);
+pub struct Pair(pub QueueAdapter, pub StoreAdapter);
 
-pub const EMBEDDED: Pair = Pair(QueueKind::Local, StoreKind::File);
-pub const PRODUCTION: Pair = Pair(QueueKind::Rabbit, StoreKind::Mongo);
+pub const EMBEDDED: Pair = Pair(QueueAdapter::Local, StoreAdapter::File);
+pub const PRODUCTION: Pair = Pair(QueueAdapter::Rabbit, StoreAdapter::Mongo);
 
-/// Every queue with every store.
+/// Every queue adapter with every store adapter.
 pub const PAIRS: [Pair; 4] = [
     EMBEDDED,
-    Pair(QueueKind::Local, StoreKind::Mongo),
-    Pair(QueueKind::Rabbit, StoreKind::File),
+    Pair(QueueAdapter::Local, StoreAdapter::Mongo),
+    Pair(QueueAdapter::Rabbit, StoreAdapter::File),
     PRODUCTION,
 ];
 
 impl Pair {
-    /// Whether its services are there. Under `./tests/run` they must be.
-    pub fn is_there(self) -> bool {
-        (self.0 == QueueKind::Local || amqp_url().is_some())
-            && (self.1 == StoreKind::File || mongodb_url().is_some())
+    /// Whether its services are configured. Under `./tests/run` a missing service is a failure.
+    pub fn is_available(self) -> bool {
+        (self.0 == QueueAdapter::Local || amqp_url().is_some())
+            && (self.1 == StoreAdapter::File || mongodb_url().is_some())
     }
 }
 
@@ -52,77 +52,75 @@ pub fn mongodb_url() -> Option<String> {
     service("MONGODB_URL")
 }
 
-/// The value of a variable that `./tests/run` always sets; without it a test leaves itself out.
+/// The value of a variable that `./tests/run` always sets. Without it the test is skipped.
 pub fn service(name: &str) -> Option<String> {
     let url = env::var(name).ok().filter(|url| !url.is_empty());
     if url.is_none() {
         assert!(env::var_os("TEST_SERVICES").is_none(), "{name} is not set");
-        left_out(&format!("{name} is not set; ./tests/run starts the services"));
+        skip(&format!("{name} is not set; ./tests/run starts the services"));
     }
     url
 }
 
-/// The value of a variable that `./tests/run` sets where it can.
+/// The value of a variable that `./tests/run` sets where possible. Without it the test is skipped.
 pub fn provided(name: &str) -> Option<String> {
     let value = env::var(name).ok().filter(|value| !value.is_empty());
     if value.is_none() {
-        left_out(&format!("{name} is not set"));
+        skip(&format!("{name} is not set"));
     }
     value
 }
 
-/// Reports that the current test does not test something, or fails where everything is required.
-pub fn left_out(reason: &str) {
+/// Reports that the current test is skipped. Fails if `TEST_SERVICES` is `required`.
+pub fn skip(reason: &str) {
     assert!(env::var("TEST_SERVICES").as_deref() != Ok("required"), "left out: {reason}");
-    lacking(reason);
+    skip_unsupported(reason);
 }
 
-/// Reports that this machine cannot run a test: it lacks a program or a permission.
-pub fn lacking(reason: &str) {
+/// Reports that the current test is skipped because this machine lacks a program or a permission.
+pub fn skip_unsupported(reason: &str) {
     let current = std::thread::current();
     let line = format!("{}: {reason}\n", current.name().unwrap_or("a test"));
-    // Past the test runner, which keeps the output of passing tests to itself.
+    // Written directly, because the test runner hides the output of passing tests.
     let _ = std::io::stderr().write_all(format!("left out of {line}").as_bytes());
     append("TEST_LEFT_OUT", &line);
 }
 
-/// Reports a figure that the current test measured; `./tests/run` lists them at its end.
+/// Reports a measurement; `./tests/run` lists all measurements at its end.
 pub fn report(line: &str) {
     println!("{line}");
     append("TEST_REPORT", &format!("{line}\n"));
 }
 
-/// Appends a line to the file that a variable names, if it does.
+/// Appends a line to the file that a variable names, if it is set.
 fn append(variable: &str, line: &str) {
     let Some(path) = env::var_os(variable) else { return };
     let mut file = std::fs::OpenOptions::new().append(true).open(path).unwrap();
     file.write_all(line.as_bytes()).unwrap();
 }
 
-/// Runs the program that a variable names, on a private service, and gives what it printed; nothing
-/// where the service is not ours to command.
+/// Runs the program that a variable names and returns its output. `None` if the variable is not set.
 pub async fn command(variable: &str, arguments: &[&str]) -> Option<String> {
     provided(variable)?;
-    let printed = try_command(variable, arguments).await;
-    Some(printed.unwrap_or_else(|| panic!("{variable} {arguments:?}")))
+    let output = try_command(variable, arguments).await;
+    Some(output.unwrap_or_else(|| panic!("{variable} {arguments:?} failed")))
 }
 
-/// As [`command`]; nothing where the program fails.
+/// As [`command`]; `None` if the program fails.
 pub async fn try_command(variable: &str, arguments: &[&str]) -> Option<String> {
     let program = env::var_os(variable)?;
     let mut command = Command::new(program);
-    // A service that it starts keeps what it inherits open, so nothing is read from a pipe that
-    // would then never end.
-    let printed = tempfile::NamedTempFile::new().unwrap();
-    command.args(arguments).stdin(Stdio::null()).stdout(printed.reopen().unwrap());
-    // Elsewhere, because the wires of this test run on this thread.
+    // Not a pipe: a service that the program starts inherits it, so the pipe would not end.
+    let output = tempfile::NamedTempFile::new().unwrap();
+    command.args(arguments).stdin(Stdio::null()).stdout(output.reopen().unwrap());
+    // On another thread, because the test's proxies run on this one.
     let (done, status) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || done.send(command.status().unwrap()));
     let status = status.await.unwrap();
-    status.success().then(|| std::fs::read_to_string(printed.path()).unwrap())
+    status.success().then(|| std::fs::read_to_string(output.path()).unwrap())
 }
 
-/// The URL of one database of the server.
+/// The URL of a database on the server at `url`.
 pub fn mongodb_database(url: &str, database: &str) -> String {
     let (hosts, options) =
         url.split_once('?').map_or((url, ""), |(hosts, options)| (hosts, options));
@@ -132,18 +130,17 @@ pub fn mongodb_database(url: &str, database: &str) -> String {
     format!("{scheme}://{hosts}/{database}?{options}")
 }
 
-/// An address of the loopback network that only this process uses, for a program that cannot report which
-/// port it was given.
+/// A loopback address that only this process uses, for a program that cannot report its port.
 pub fn unique_address() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let (id, n) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     format!("127.{}.{}.{}:{}", 64 + (id >> 16) % 64, (id >> 8) % 256, id % 256, 4000 + n)
 }
 
-/// A name nobody else uses, now or in another run.
+/// A name that is unique across tests and runs.
 pub fn unique(prefix: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let random = muster::signup::id::random_hex();
+    let random = muster::domain::id::random_hex();
     format!("{prefix}-{n}-{}", &random[..12])
 }

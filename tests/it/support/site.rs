@@ -1,10 +1,10 @@
-//! A page on an origin of its own, as other people's front ends are served.
+//! Serves a page on another origin, like a third-party front end.
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
-/// Serves one page at every path until dropped.
+/// A server with one page at every path. Dropping it stops the server.
 #[derive(Debug)]
 pub struct Site {
     address: String,
@@ -12,20 +12,20 @@ pub struct Site {
 }
 
 impl Site {
-    pub async fn of(page: String) -> Self {
+    pub async fn serve(page: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let serving = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let page = page.clone();
-                // A browser opens connections that it does not use.
-                tokio::spawn(async move { answer(stream, &page).await });
+                // In parallel, because a browser opens connections that it does not use.
+                tokio::spawn(async move { respond(stream, &page).await });
             }
         });
         Self { address, serving: serving.abort_handle() }
     }
 
-    /// As a browser writes it in `Origin`.
+    /// The value that a browser sends in `Origin`.
     pub fn origin(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -37,7 +37,7 @@ impl Drop for Site {
     }
 }
 
-async fn answer(stream: TcpStream, page: &str) -> std::io::Result<()> {
+async fn respond(stream: TcpStream, page: &str) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     while stream.read_line(&mut line).await? > 2 {

@@ -1,4 +1,4 @@
-//! Validates messages against docs/asyncapi.yaml. Every message that tests publish or fetch through `broker` is validated.
+//! Validates messages against docs/asyncapi.yaml. `broker` validates every message that tests publish or fetch.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,20 +10,20 @@ use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 use muster::contract::{Document, Policy, check_bulk, contract};
-use muster::queue::Door;
-use muster::signup::ContractId;
+use muster::domain::ContractId;
+use muster::queue::QueueKind;
 use serde_json::{Map, Value, json};
 
-/// Validators of the parts of a message.
-struct Described {
+/// Validators for the parts of a message.
+struct MessageSchema {
     properties: Validator,
     headers: Validator,
     body: Validator,
 }
 
-static DESCRIBED: LazyLock<HashMap<String, Described>> = LazyLock::new(|| {
+static SCHEMAS: LazyLock<HashMap<String, MessageSchema>> = LazyLock::new(|| {
     let spec: Value = serde_norway::from_str(&asyncapi()).unwrap();
-    // Every header and property that muster writes is described, so the two refuse unknown names.
+    // The document lists every header and property that muster writes, so unknown names are errors.
     let validator = |name: &str, part: &str, is_closed: bool| {
         let mut schema = json!({
             "$ref": format!("#/components/messages/{name}/{part}"),
@@ -35,15 +35,15 @@ static DESCRIBED: LazyLock<HashMap<String, Described>> = LazyLock::new(|| {
         jsonschema::validator_for(&schema).unwrap()
     };
     let messages = spec["components"]["messages"].as_object().unwrap();
-    let described = messages.keys().map(|name| {
-        let described = Described {
+    let schemas = messages.keys().map(|name| {
+        let schema = MessageSchema {
             properties: validator(name, "x-properties", true),
             headers: validator(name, "headers", true),
             body: validator(name, "payload", false),
         };
-        (name.clone(), described)
+        (name.clone(), schema)
     });
-    described.collect()
+    schemas.collect()
 });
 
 /// The AsyncAPI document of the repository.
@@ -52,107 +52,107 @@ pub fn asyncapi() -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// Whether a body is what the message of this name holds.
+/// Whether a body matches the payload schema of the named message.
 pub fn accepts(name: &str, body: &Value) -> bool {
-    DESCRIBED[name].body.is_valid(body)
+    SCHEMAS[name].body.is_valid(body)
 }
 
-/// A message on its way, whoever saw it.
-pub struct Seen<'a> {
+/// Properties, headers and body of a published or fetched message.
+pub struct WireMessage<'a> {
     pub properties: Value,
     pub headers: Value,
     pub body: &'a [u8],
 }
 
-impl<'a> Seen<'a> {
+impl<'a> WireMessage<'a> {
     pub fn new(properties: &BasicProperties, body: &'a [u8]) -> Self {
         let headers = properties.headers().clone().unwrap_or_default();
         Self { properties: as_json(properties), headers: table_as_json(&headers), body }
     }
 
-    /// What is wrong with a message as one of this name, if anything.
-    pub fn is_a(&self, name: &str) -> Result<(), String> {
-        let described = DESCRIBED.get(name).ok_or(format!("there is no message {name}"))?;
-        let told = |part: &str, error: jsonschema::ValidationError<'_>| {
+    /// Validates properties and headers as those of the named message.
+    pub fn validate_headers(&self, name: &str) -> Result<(), String> {
+        let schema = SCHEMAS.get(name).ok_or(format!("there is no message {name}"))?;
+        let violation = |part: &str, error: jsonschema::ValidationError<'_>| {
             Err(format!("{part} of {name}: {error} at {}", error.instance_path()))
         };
-        if let Err(error) = described.properties.validate(&self.properties) {
-            return told("properties", error);
+        if let Err(error) = schema.properties.validate(&self.properties) {
+            return violation("properties", error);
         }
-        // Headers that begin with `x-` are the broker's.
+        // The broker adds the headers that begin with `x-`.
         let mut headers = self.headers.clone();
         if let Some(headers) = headers.as_object_mut() {
             headers.retain(|name, _| !name.starts_with("x-"));
         }
-        if let Err(error) = described.headers.validate(&headers) {
-            return told("headers", error);
+        if let Err(error) = schema.headers.validate(&headers) {
+            return violation("headers", error);
         }
         Ok(())
     }
 
-    /// The same with its body.
-    fn is_whole(&self, name: &str) -> Result<(), String> {
-        self.is_a(name)?;
+    /// Validates properties, headers and body as those of the named message.
+    fn validate_message(&self, name: &str) -> Result<(), String> {
+        self.validate_headers(name)?;
         let body = serde_json::from_slice(self.body).map_err(|error| format!("{name}: {error}"))?;
-        DESCRIBED[name].body.validate(&body).map_err(|error| format!("body of {name}: {error}"))
+        SCHEMAS[name].body.validate(&body).map_err(|error| format!("body of {name}: {error}"))
     }
 
-    /// As what was asked through a door. Of the body this says only that the schema refuses nothing that
-    /// the contract accepts: tests send much that neither does.
-    pub fn is_asked(&self, door: &str) -> Result<(), String> {
-        if door == "profile" {
-            return self.is_a(door);
+    /// Validates a request to a queue. The body is validated only if the contract accepts it, because tests
+    /// also send invalid documents.
+    pub fn validate_request(&self, queue: &str) -> Result<(), String> {
+        if queue == "profile" {
+            return self.validate_headers(queue);
         }
         if self.properties["type"] == "probe" {
-            return self.is_a("probe");
+            return self.validate_headers("probe");
         }
         let contract = self.headers["contract"].as_str().unwrap_or_default();
-        let name = format!("{door}.{contract}");
-        self.is_a(&name)?;
-        if self.headers["sealed"].is_null() && accepted(door, contract.parse().unwrap(), self.body)
+        let name = format!("{queue}.{contract}");
+        self.validate_headers(&name)?;
+        if self.headers["sealed"].is_null() && accepted(queue, contract.parse().unwrap(), self.body)
         {
-            self.is_whole(&name)?;
+            self.validate_message(&name)?;
         }
         Ok(())
     }
 
-    /// As what came to a queue of muster's or of another system's.
-    pub fn came_to(&self, queue: &str) -> Result<(), String> {
+    /// Validates a message that was fetched from one of muster's queues or from a reply or event queue.
+    pub fn validate_delivery(&self, queue: &str) -> Result<(), String> {
         let end = queue.rsplit('.').next().unwrap();
-        if Door::ALL.iter().any(|door| door.as_str() == end) {
-            return self.is_asked(end);
+        if QueueKind::ALL.iter().any(|queue| queue.as_str() == end) {
+            return self.validate_request(end);
         }
         if end == "dead" {
-            // The broker's own are as they were published.
+            // A message that the broker dead-lettered keeps its properties and body.
             let by_broker = !self.headers["x-death"].is_null();
             let empty = self.body.is_empty();
             return match (by_broker, empty) {
                 (true, _) => Ok(()),
-                (false, true) => self.is_a("dead-letter"),
-                (false, false) => self.is_whole("dead-letter"),
+                (false, true) => self.validate_headers("dead-letter"),
+                (false, false) => self.validate_message("dead-letter"),
             };
         }
         match self.properties["type"].as_str() {
-            Some("outcome") => self.is_whole("reply"),
-            Some("probe") => self.is_a("probe"),
-            Some(event) => self.is_whole(event),
+            Some("outcome") => self.validate_message("reply"),
+            Some("probe") => self.validate_headers("probe"),
+            Some(event) => self.validate_message(event),
             None => Err(format!("a message without a type in {queue}")),
         }
     }
 }
 
-/// Fails unless what was delivered is as it should be there.
-pub fn assert_came_to(queue: &str, delivery: &Delivery) {
-    let seen = Seen::new(&delivery.properties, &delivery.data);
-    if let Err(wrong) = seen.came_to(queue) {
-        panic!("{queue}: {wrong}");
+/// Fails unless a delivery matches the messages of its queue.
+pub fn assert_valid_delivery(queue: &str, delivery: &Delivery) {
+    let message = WireMessage::new(&delivery.properties, &delivery.data);
+    if let Err(violation) = message.validate_delivery(queue) {
+        panic!("{queue}: {violation}");
     }
 }
 
 /// Whether a contract accepts a document in the interactive or the bulk queue.
-pub fn accepted(door: &str, id: ContractId, body: &[u8]) -> bool {
+pub fn accepted(queue: &str, id: ContractId, body: &[u8]) -> bool {
     let Ok(document) = Document::parse(body) else { return false };
-    match door {
+    match queue {
         "bulk" => check_bulk(contract(id), &document, &Policy::default()).is_ok(),
         _ => contract(id).check(&document, &Policy::default()).is_ok(),
     }
@@ -183,7 +183,7 @@ fn as_json(properties: &BasicProperties) -> Value {
     Value::Object(json)
 }
 
-/// A table as JSON.
+/// Converts an AMQP table to JSON.
 pub fn table_as_json(table: &FieldTable) -> Value {
     let entries = table.inner().iter();
     entries.map(|(name, value)| (name.to_string(), value_as_json(value))).collect()

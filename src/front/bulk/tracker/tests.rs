@@ -13,7 +13,7 @@ fn tracker() -> Tracker {
     let rules =
         RowRules { contract, id_field: None, policy: Policy::default(), allow_hash_like: false };
     let key = IdempotencyKey::parse(b"a-key-of-the-tests-1").unwrap();
-    let identity = RowIdentity { key, fresh: true, trace: TraceContext::default() };
+    let identity = RowIdentity { key, new_key: true, trace: TraceContext::default() };
     Tracker::new(rules, 1000, identity, Arc::default())
 }
 
@@ -47,7 +47,7 @@ fn registered() -> Outcome {
     Outcome::Registered { user, token: None, replayed: false, by_other_registration: false }
 }
 
-fn answer(row: &BulkRow, outcome: Result<Outcome, NoReply>) -> RowReply {
+fn reply(row: &BulkRow, outcome: Result<Outcome, NoReply>) -> RowReply {
     RowReply { tag: row.tag, id: row.id.clone(), outcome }
 }
 
@@ -76,9 +76,9 @@ fn reports_keep_the_order_of_the_rows() {
     let rows = sendable(&mut tracker);
     assert_eq!(rows.iter().map(|row| row.tag).collect::<Vec<_>>(), [0, 2]);
     assert!(tracker.is_waiting() && due(&mut tracker).is_empty());
-    tracker.answered(answer(&rows[1], Ok(registered())));
+    tracker.record_reply(reply(&rows[1], Ok(registered())));
     assert!(due(&mut tracker).is_empty(), "the first row has no outcome yet");
-    tracker.answered(answer(&rows[0], Ok(RejectionCode::Duplicate.into())));
+    tracker.record_reply(reply(&rows[0], Ok(RejectionCode::Duplicate.into())));
     let reports = due(&mut tracker);
     assert_eq!(reports[0], done(1, "rejected", Some("duplicate")));
     assert_eq!((reports[1].0, reports[1].1.as_str()), (2, "rejected"));
@@ -94,7 +94,7 @@ fn equal_rows_are_sent_one_after_the_other() {
     let rows = sendable(&mut tracker);
     assert_eq!(rows.iter().map(|row| row.tag).collect::<Vec<_>>(), [0, 2]);
     assert!(!tracker.all_sent(), "the second waits for the first");
-    tracker.answered(answer(&rows[0], Ok(registered())));
+    tracker.record_reply(reply(&rows[0], Ok(registered())));
     let second = tracker.next_unsent().unwrap();
     assert_eq!(second.tag, 1);
     assert!(tracker.all_sent() && !tracker.all_reported());
@@ -107,7 +107,7 @@ fn failure_fails_the_rows_that_wait_for_it() {
         tracker.push((row("ann") + &row("ann") + &row("ann")).as_bytes());
         let rows = sendable(&mut tracker);
         assert_eq!(rows.len(), 1);
-        tracker.answered(answer(&rows[0], outcome.clone()));
+        tracker.record_reply(reply(&rows[0], outcome.clone()));
         let reports = due(&mut tracker);
         assert_eq!(reports[0].1, "failed", "{outcome:?}");
         for (report, line) in reports[1..].iter().zip([2, 3]) {
@@ -124,10 +124,10 @@ fn outcomes_are_taken_once() {
     let mut tracker = tracker();
     tracker.push(row("ann").as_bytes());
     let rows = sendable(&mut tracker);
-    tracker.answered(answer(&rows[0], Ok(registered())));
-    tracker.answered(answer(&rows[0], Ok(FailureCode::Internal.into())));
+    tracker.record_reply(reply(&rows[0], Ok(registered())));
+    tracker.record_reply(reply(&rows[0], Ok(FailureCode::Internal.into())));
     assert_eq!(due(&mut tracker), [done(1, "registered", None)]);
-    tracker.answered(answer(&rows[0], Ok(registered())));
+    tracker.record_reply(reply(&rows[0], Ok(registered())));
     assert!(due(&mut tracker).is_empty());
 }
 
@@ -139,9 +139,9 @@ fn no_more_rows_are_held_than_the_window() {
     let rows = sendable(&mut tracker);
     assert_eq!(rows.len(), WINDOW);
     assert!(!tracker.has_room());
-    tracker.answered(answer(&rows[1], Ok(registered())));
+    tracker.record_reply(reply(&rows[1], Ok(registered())));
     assert!(sendable(&mut tracker).is_empty(), "its report is not due");
-    tracker.answered(answer(&rows[0], Ok(registered())));
+    tracker.record_reply(reply(&rows[0], Ok(registered())));
     assert_eq!(due(&mut tracker).len(), 2);
     assert_eq!(sendable(&mut tracker).len(), 2);
 }
@@ -172,14 +172,14 @@ proptest! {
     ) {
         let mut tracker = tracker();
         let body: String = users.iter().map(|user| row(&format!("user{user}"))).collect();
-        let (mut pieces, mut in_flight) = (body.as_bytes().chunks(50), Vec::new());
+        let (mut chunks, mut in_flight) = (body.as_bytes().chunks(50), Vec::new());
         let (mut reports, mut choices) = (Vec::new(), choices.into_iter().cycle());
         let mut ended = false;
         while !(ended && in_flight.is_empty() && tracker.all_reported()) {
             let choice = choices.next().unwrap();
             if !ended && (choice % 2 == 0 || in_flight.is_empty()) {
-                match pieces.next() {
-                    Some(piece) => tracker.push(piece),
+                match chunks.next() {
+                    Some(chunk) => tracker.push(chunk),
                     None => {
                         tracker.end();
                         ended = true;
@@ -192,7 +192,7 @@ proptest! {
                     1 => Ok(RejectionCode::Duplicate.into()),
                     _ => Ok(registered()),
                 };
-                tracker.answered(answer(&row, outcome));
+                tracker.record_reply(reply(&row, outcome));
             }
             for row in sendable(&mut tracker) {
                 let user = users[row.tag as usize];

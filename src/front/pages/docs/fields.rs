@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// One line of the table.
-pub(super) struct Field {
+pub(super) struct SchemaField {
     /// `fullname.firstname`, `errors[].msg`.
     pub(super) name: String,
     /// `string`, `string or null`, `"const"`.
@@ -14,7 +14,7 @@ pub(super) struct Field {
     pub(super) about: String,
 }
 
-impl Field {
+impl SchemaField {
     /// A parameter of an operation.
     pub(super) fn of_parameter(parameter: &Value) -> Self {
         let said = |name: &str| parameter[name].as_str().unwrap_or_default();
@@ -51,19 +51,19 @@ fn name(reference: &Value) -> Option<&str> {
 }
 
 /// The fields of an object, in the order of their names.
-pub(super) fn of(schema: &Value) -> Vec<Field> {
+pub(super) fn of(schema: &Value) -> Vec<SchemaField> {
     let mut found = Vec::new();
     collect(schema, "", &mut found);
     found
 }
 
-fn collect(schema: &Value, within: &str, found: &mut Vec<Field>) {
+fn collect(schema: &Value, within: &str, found: &mut Vec<SchemaField>) {
     let is_required = |name: &str| {
         schema["required"].as_array().is_some_and(|names| names.iter().any(|one| one == name))
     };
     for (name, field) in schema["properties"].as_object().into_iter().flat_map(Map::iter) {
         let path = format!("{within}{name}");
-        found.push(Field {
+        found.push(SchemaField {
             name: path.clone(),
             kind: kind(field),
             required: is_required(name),

@@ -5,15 +5,15 @@ use std::fmt::Write;
 use maud::{Markup, html};
 use serde_json::Value;
 
-use super::{Operation, members, text};
+use super::{DocOperation, members, text};
 use crate::contract::contract;
 use crate::domain::ContractId;
 
 /// A name under which the samples of one body are shown, and the request that they send.
-struct Sample<'a> {
+struct CodeSample<'a> {
     name: Option<&'a str>,
     path: String,
-    body: Body,
+    body: SampleBody,
     /// The variable of a shell that holds the bearer token, and its name in a script.
     bearer: Option<(&'static str, &'static str)>,
 }
@@ -27,7 +27,7 @@ enum Body {
 
 /// The samples of an operation, each under a heading if there are several. `origin` is where this server is
 /// reached; the page's script replaces it with the address the page was loaded from.
-pub(super) fn all(operation: &Operation<'_>, origin: &str) -> Markup {
+pub(super) fn all(operation: &DocOperation<'_>, origin: &str) -> Markup {
     let method = operation.method.as_str();
     html! {
         h4 { "Samples" }
@@ -43,7 +43,7 @@ pub(super) fn all(operation: &Operation<'_>, origin: &str) -> Markup {
 
 /// A sample with its button, which the page's script shows. The text stands behind the first space of `written`
 /// where an address belongs.
-fn block(kind: &str, operation: &Operation<'_>, written: String, origin: Option<&str>) -> Markup {
+fn block(kind: &str, operation: &DocOperation<'_>, written: String, origin: Option<&str>) -> Markup {
     let label = format!("Copy the {kind} sample of {} {}", operation.method, operation.path);
     html! {
         div.sample {
@@ -67,33 +67,33 @@ fn block(kind: &str, operation: &Operation<'_>, written: String, origin: Option<
 /// Stands for the address of the server in a command.
 const ORIGIN: char = '\u{fffc}';
 
-fn samples<'a>(operation: &Operation<'a>) -> Vec<Sample<'a>> {
+fn samples<'a>(operation: &DocOperation<'a>) -> Vec<CodeSample<'a>> {
     let path = filled(operation);
     let bearer = operation.told["security"].as_array().and_then(|schemes| {
         let named = |name: &str| schemes.iter().any(|scheme| scheme.get(name).is_some());
         match (named("token"), named("bulkKey")) {
             (true, _) => Some(("TOKEN", "token")),
-            (_, true) => Some(("MUSTER_FRONT_BULK_KEY", "bulkKey")),
+            (_, true) => Some(("MUSTER_FRONT_BULK_API_KEY", "bulkKey")),
             _ => None,
         }
     });
     let content = &operation.told["requestBody"]["content"];
-    let sample = |name, body| Sample { name, path: path.clone(), body, bearer };
+    let sample = |name, body| CodeSample { name, path: path.clone(), body, bearer };
     if content.get("application/x-ndjson").is_some() {
-        return vec![sample(None, Body::Rows(contract(ContractId::ALL[0]).example()))];
+        return vec![sample(None, SampleBody::Rows(contract(ContractId::ALL[0]).example()))];
     }
     let json = &content["application/json"];
     if let Some(example) = json.get("example") {
-        return vec![sample(None, Body::Json(example.clone()))];
+        return vec![sample(None, SampleBody::Json(example.clone()))];
     }
-    let named: Vec<Sample<'_>> = members(&json["examples"])
-        .map(|(name, example)| sample(Some(name), Body::Json(example["value"].clone())))
+    let named: Vec<CodeSample<'_>> = members(&json["examples"])
+        .map(|(name, example)| sample(Some(name), SampleBody::Json(example["value"].clone())))
         .collect();
-    if named.is_empty() { vec![sample(None, Body::None)] } else { named }
+    if named.is_empty() { vec![sample(None, SampleBody::None)] } else { named }
 }
 
 /// The path with its parameters, and the query parameters that it needs.
-fn filled(operation: &Operation<'_>) -> String {
+fn filled(operation: &DocOperation<'_>) -> String {
     let mut path = operation.path.to_owned();
     let mut query = Vec::new();
     for parameter in operation.parameters.iter().filter(|one| one["required"] == true) {
@@ -108,13 +108,13 @@ fn filled(operation: &Operation<'_>) -> String {
     if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
 }
 
-fn curl(method: &str, sample: &Sample<'_>) -> String {
-    let Sample { path, body, bearer, .. } = sample;
+fn curl(method: &str, sample: &CodeSample<'_>) -> String {
+    let CodeSample { path, body, bearer, .. } = sample;
     let url = format!("{ORIGIN}{path}");
     // A shell would read a question mark as a pattern.
     let url = if path.contains('?') { format!("'{url}'") } else { url };
     let mut written = match (method, body) {
-        ("GET", _) | (_, Body::Json(_)) => format!("curl {url}"),
+        ("GET", _) | (_, SampleBody::Json(_)) => format!("curl {url}"),
         _ => format!("curl -X {method} {url}"),
     };
     let mut option = |option: &str| {
@@ -125,12 +125,12 @@ fn curl(method: &str, sample: &Sample<'_>) -> String {
         option(&format!("-H \"Authorization: Bearer ${variable}\""));
     }
     match body {
-        Body::None => {}
-        Body::Json(body) => {
+        SampleBody::None => {}
+        SampleBody::Json(body) => {
             option("-H 'Content-Type: application/json'");
             option(&format!("-d '{}'", format!("{body:#}").replace('\'', r"'\''")));
         }
-        Body::Rows(_) => {
+        SampleBody::Rows(_) => {
             option("-H 'Content-Type: application/x-ndjson'");
             option("-N -T users.ndjson");
         }
@@ -138,18 +138,18 @@ fn curl(method: &str, sample: &Sample<'_>) -> String {
     written
 }
 
-fn fetch(method: &str, sample: &Sample<'_>) -> String {
-    let Sample { path, body, bearer, .. } = sample;
+fn fetch(method: &str, sample: &CodeSample<'_>) -> String {
+    let CodeSample { path, body, bearer, .. } = sample;
     let mut headers = Vec::new();
     if let Some((_, variable)) = bearer {
         headers.push(format!("Authorization: `Bearer ${{{variable}}}`"));
     }
     let (media_type, body) = match body {
-        Body::None => (None, None),
-        Body::Json(body) => {
+        SampleBody::None => (None, None),
+        SampleBody::Json(body) => {
             (Some("application/json"), Some(format!("JSON.stringify({})", indented(body))))
         }
-        Body::Rows(row) => (
+        SampleBody::Rows(row) => (
             Some("application/x-ndjson"),
             Some(format!(
                 "[{}]\n    .map((row) => JSON.stringify(row)).join(\"\\n\")",
@@ -186,8 +186,8 @@ mod tests {
 
     use super::*;
 
-    fn operation<'a>(method: &str, told: &'a Value, parameters: Vec<&'a Value>) -> Operation<'a> {
-        Operation { method: method.into(), path: "/{prefix}/x", parameters, told }
+    fn operation<'a>(method: &str, told: &'a Value, parameters: Vec<&'a Value>) -> DocOperation<'a> {
+        DocOperation { method: method.into(), path: "/{prefix}/x", parameters, told }
     }
 
     #[test]
@@ -220,10 +220,10 @@ mod tests {
             "security": [{ "bulkKey": [] }],
             "requestBody": { "content": { "application/x-ndjson": {} } },
         });
-        let operation = Operation { path: "/rows", ..operation("POST", &told, vec![&query]) };
+        let operation = DocOperation { path: "/rows", ..operation("POST", &told, vec![&query]) };
         let samples = samples(&operation);
         let expected = "curl -X POST '\u{fffc}/rows?c=a' \\\n  \
-                        -H \"Authorization: Bearer $MUSTER_FRONT_BULK_KEY\" \\\n  \
+                        -H \"Authorization: Bearer $MUSTER_FRONT_BULK_API_KEY\" \\\n  \
                         -H 'Content-Type: application/x-ndjson' \\\n  -N -T users.ndjson";
         assert_eq!(curl("POST", &samples[0]), expected);
         assert!(fetch("POST", &samples[0]).contains("Authorization: `Bearer ${bulkKey}`"));

@@ -10,8 +10,8 @@ use crate::queue::dead_letters::{DeadLetter, Obstacle, reason, shown};
 use crate::queue::rabbit::header::{self, Headers};
 use crate::queue::rabbit::topology::Names;
 use crate::queue::rabbit::{Broker, amqp, properties};
-use crate::queue::{Door, Message, Reason, Unsettled};
-use crate::signup::Millis;
+use crate::queue::{QueueKind, Message, DeadLetterReason, ReplyAddress};
+use crate::domain::Millis;
 
 /// The redacted view of a dead letter, and the message that is sent if it is requeued.
 pub(super) fn read(
@@ -22,7 +22,7 @@ pub(super) fn read(
     let headers = Headers(properties.headers().as_ref());
     let death = Death::of(&headers, &broker.names);
     // The rules by which a worker would read it.
-    let message = properties::read(Door::Bulk, delivery, broker, &mut Ages::default(), false);
+    let message = properties::read(QueueKind::Bulk, delivery, broker, &mut Ages::default(), false);
     let user = properties.user_id().as_ref().map(|user| user.as_str());
     let elsewhere = death.is_none() && user.is_some_and(|user| !broker.is_own_account(user));
     let requeued = match &message {
@@ -30,7 +30,7 @@ pub(super) fn read(
         _ if elsewhere => Err(Obstacle::OtherAccount),
         Err(_) => Err(Obstacle::Unreadable),
         Ok(message) => obstacle(&message.body, headers.flag(header::PASSWORD_REMOVED)).map_or_else(
-            || Ok(Message { unsettled: Unsettled::default(), ..message.clone() }),
+            || Ok(Message { reply_address: ReplyAddress::default(), ..message.clone() }),
             Err,
         ),
     };
@@ -38,13 +38,13 @@ pub(super) fn read(
         id: properties.message_id().as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
         reason: match &death {
             // The headers by which the broker says why it moved it were replaced with the others.
-            _ if amqp::unreadable(properties).is_some() => Reason::Unreadable.as_str(),
+            _ if amqp::unreadable(properties).is_some() => DeadLetterReason::Unreadable.as_str(),
             Some(death) => reason(death.reason),
             None => reason(headers.text(header::REASON).unwrap_or_default()),
         },
         detail: match &death {
             None if amqp::unreadable(properties).is_none() => {
-                headers.text(header::DETAIL).map(str::to_owned)
+                headers.text(header::PARSE_ERROR).map(str::to_owned)
             }
             _ => message.as_ref().err().map(ToString::to_string),
         },
@@ -54,7 +54,7 @@ pub(super) fn read(
         },
         door: match &death {
             Some(death) => death.door,
-            None => headers.text(header::DOOR).and_then(door),
+            None => headers.text(header::QUEUE).and_then(door),
         },
         contract: headers.text(header::CONTRACT).and_then(|contract| contract.parse().ok()),
         producer: message
@@ -77,7 +77,7 @@ fn obstacle(body: &[u8], password_removed: bool) -> Option<Obstacle> {
 struct Death<'a> {
     reason: &'a str,
     time: Option<Millis>,
-    door: Option<Door>,
+    door: Option<QueueKind>,
 }
 
 impl<'a> Death<'a> {
@@ -104,13 +104,13 @@ impl<'a> Death<'a> {
         Self {
             reason: headers.text("reason").unwrap_or_default(),
             time,
-            door: Door::ALL.into_iter().find(|door| names.queue(*door) == queue),
+            door: QueueKind::ALL.into_iter().find(|door| names.queue(*door) == queue),
         }
     }
 }
 
-fn door(name: &str) -> Option<Door> {
-    Door::ALL.into_iter().find(|door| door.as_str() == name)
+fn door(name: &str) -> Option<QueueKind> {
+    QueueKind::ALL.into_iter().find(|door| door.as_str() == name)
 }
 
 fn seconds(time: u64) -> Option<Millis> {
@@ -137,7 +137,7 @@ mod tests {
         let entries = vec![entry("r.retry.1000", "expired"), entry("r.bulk", "delivery_limit")];
         table.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(entries)));
         let death = Death::of(&Headers(Some(&table)), &Names::new("r")).unwrap();
-        assert_eq!((death.reason, death.door), ("delivery_limit", Some(Door::Bulk)));
+        assert_eq!((death.reason, death.door), ("delivery_limit", Some(QueueKind::Bulk)));
         assert_eq!(death.time, Some(Millis(1_700_000_000_000)));
         assert!(Death::of(&Headers(Some(&FieldTable::default())), &Names::new("r")).is_none());
     }

@@ -15,7 +15,7 @@ use super::dead_letter;
 use crate::queue::dead_letters::{DeadLetter, Obstacle};
 use crate::queue::rabbit::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher};
 use crate::queue::rabbit::{Broker, properties};
-use crate::queue::{Door, Message};
+use crate::queue::{QueueKind, Message};
 
 /// Longest wait for a confirm. A broker with an alarm confirms nothing, and does not send `connection.blocked` to a
 /// connection that was opened after the alarm began.
@@ -116,7 +116,7 @@ impl DeadLetters {
         };
         let properties = properties::of_retry(&message, 0, self.broker.username());
         let (exchange, routing_key) =
-            (self.broker.names.exchange().to_owned(), Door::Bulk.as_str().to_owned());
+            (self.broker.names.exchange().to_owned(), QueueKind::Bulk.as_str().to_owned());
         let message = Outgoing { exchange, routing_key, properties, body: message.body };
         publisher.publish(message, CONFIRM_TIMEOUT).await.map_err(|error| match error {
             PublishError::Rejected | PublishError::Unroutable => anyhow!(

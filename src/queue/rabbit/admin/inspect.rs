@@ -10,7 +10,7 @@ use lapin::uri::AMQPScheme;
 use lapin::{Connection, ErrorKind, ExchangeKind};
 
 use super::server_properties::{self, ServerProperties};
-use crate::queue::Door;
+use crate::queue::QueueKind;
 use crate::queue::rabbit::Broker;
 use crate::queue::rabbit::amqp::QueueSpec;
 use crate::queue::rabbit::topology;
@@ -187,7 +187,7 @@ async fn queue(broker: &Broker, connection: &Connection, spec: &QueueSpec) -> Ve
     if name == broker.names.dead_queue() && waiting > 0 {
         findings.push(dead_letters(name, waiting, broker.settings.bulk_max_length));
     }
-    if name == broker.names.queue(Door::Interactive) && consumers == 0 {
+    if name == broker.names.queue(QueueKind::Interactive) && consumers == 0 {
         findings.push(Finding::note(
             "workers",
             format!("nobody consumes {name}"),

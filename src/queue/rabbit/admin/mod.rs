@@ -14,19 +14,19 @@ use serde_json::Value;
 
 use super::{Broker, topology};
 use crate::config;
-use crate::signup::Clock;
+use crate::domain::Clock;
 use crate::telemetry::finding::Finding;
 pub use dead_letters::DeadLetters;
 pub use management::REMEDY as MANAGEMENT_REMEDY;
 
-fn broker(url: &SecretString, settings: &config::Queue) -> anyhow::Result<Broker> {
+fn broker(url: &SecretString, settings: &config::QueueSettings) -> anyhow::Result<Broker> {
     Broker::new(url, settings.clone(), Clock::system(), Arc::default())
 }
 
 /// Opens the dead letters of a namespace.
 pub(in crate::queue) async fn open_dead_letters(
     url: &SecretString,
-    settings: &config::Queue,
+    settings: &config::QueueSettings,
 ) -> anyhow::Result<DeadLetters> {
     DeadLetters::open(broker(url, settings)?).await
 }
@@ -34,7 +34,7 @@ pub(in crate::queue) async fn open_dead_letters(
 /// Checks the broker and a namespace's queues over AMQP.
 pub(in crate::queue) async fn inspect(
     url: &SecretString,
-    settings: &config::Queue,
+    settings: &config::QueueSettings,
 ) -> anyhow::Result<Vec<Finding>> {
     Ok(inspect::inspect(&broker(url, settings)?).await)
 }
@@ -43,7 +43,7 @@ pub(in crate::queue) async fn inspect(
 /// 404.
 pub(in crate::queue) async fn inspect_management(
     url: &SecretString,
-    settings: &config::Queue,
+    settings: &config::QueueSettings,
     get: impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,
 ) -> anyhow::Result<Vec<Finding>> {
     Ok(management::inspect(&broker(url, settings)?, get).await)
@@ -52,7 +52,7 @@ pub(in crate::queue) async fn inspect_management(
 /// Removes everything that a namespace has on the broker.
 pub(in crate::queue) async fn remove(
     url: &SecretString,
-    settings: &config::Queue,
+    settings: &config::QueueSettings,
 ) -> anyhow::Result<()> {
     let broker = broker(url, settings)?;
     let connection = broker.connect("removal").await?;

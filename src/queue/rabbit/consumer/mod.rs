@@ -17,9 +17,9 @@ use super::amqp::{Backoff, ConnectionError, State};
 use super::queue_stats::QueueStats;
 use super::settle::Settler;
 use super::{Broker, probe};
-use crate::queue::{Delivery, Door, Inbox, PaceNow, Prefetch};
+use crate::queue::{Delivery, QueueKind, Consumer, ReadCapacity, Prefetch};
 use crate::shutdown::Tasks;
-use crate::telemetry::Part;
+use crate::telemetry::Component;
 use session::{QueueConsumer, Shared};
 
 struct RabbitInbox {
@@ -31,20 +31,20 @@ struct RabbitInbox {
 pub(super) fn start(
     broker: Arc<Broker>,
     prefetch: Prefetch,
-    pace: PaceNow,
+    pace: ReadCapacity,
     stats: Arc<QueueStats>,
-    parts: [Part; Door::ALL.len()],
+    parts: [Component; QueueKind::ALL.len()],
     tasks: &Tasks,
-) -> Box<dyn Inbox> {
+) -> Box<dyn Consumer> {
     // One at a time: what waits here is neither with the broker nor being worked on.
     let (sender, deliveries) = mpsc::channel(1);
     let stop = CancellationToken::new();
-    let doors = Door::ALL.into_iter().zip(parts);
+    let doors = QueueKind::ALL.into_iter().zip(parts);
     let doors = doors.map(|(door, part)| {
         let limit = match door {
-            Door::Interactive => prefetch.interactive,
-            Door::Bulk => prefetch.bulk,
-            Door::Profile => prefetch.profile,
+            QueueKind::Interactive => prefetch.interactive,
+            QueueKind::Bulk => prefetch.bulk,
+            QueueKind::Profile => prefetch.profile,
         };
         QueueConsumer::new(door, limit, part)
     });
@@ -63,22 +63,22 @@ impl Drop for RabbitInbox {
 }
 
 #[async_trait]
-impl Inbox for RabbitInbox {
-    async fn next(&mut self) -> Option<Delivery> {
+impl Consumer for RabbitInbox {
+    async fn recv(&mut self) -> Option<Delivery> {
         self.deliveries.recv().await
     }
 
     async fn stop(&mut self) {
         self.stop.cancel();
         while let Some(delivery) = self.deliveries.recv().await {
-            delivery.hand_back().await;
+            delivery.requeue().await;
         }
     }
 }
 
 /// Keeps a connection to publish on and, next to it, one for each queue. All are dropped together when the
 /// first is lost: what was delivered could not be answered.
-async fn supervise(shared: Shared, pace: PaceNow, queues: Vec<QueueConsumer>) {
+async fn supervise(shared: Shared, pace: ReadCapacity, queues: Vec<QueueConsumer>) {
     let (broker, stop) = (&shared.broker, &shared.stop);
     let mut backoff = Backoff::new();
     let mut was_connected = false;
@@ -91,7 +91,7 @@ async fn supervise(shared: Shared, pace: PaceNow, queues: Vec<QueueConsumer>) {
             Ok(settler) => {
                 backoff.connected();
                 if std::mem::replace(&mut was_connected, true) {
-                    broker.metrics.reconnected("worker");
+                    broker.metrics.broker_reconnected("worker");
                 }
                 let mut publishing = settler.state();
                 let consumed =
@@ -125,7 +125,7 @@ async fn supervise(shared: Shared, pace: PaceNow, queues: Vec<QueueConsumer>) {
 
 /// The publishing end, by which deliveries are settled. A queue that cannot be declared shows where it is
 /// consumed.
-async fn open(broker: &Arc<Broker>, pace: &PaceNow) -> Result<Arc<Settler>, ConnectionError> {
+async fn open(broker: &Arc<Broker>, pace: &ReadCapacity) -> Result<Arc<Settler>, ConnectionError> {
     let publish = broker.connect("worker publisher").await?;
     let publisher = publish.prepared(publish.publisher()).await?;
     probe::require_confirm(broker, &publish, &publisher).await?;

@@ -20,8 +20,8 @@ use crate::queue::rabbit::amqp::{Backoff, Connection, ConnectionError, State};
 use crate::queue::rabbit::queue_stats::{QueueStats, Watched, sampling};
 use crate::queue::rabbit::settle::{RabbitHandle, Settler};
 use crate::queue::rabbit::{Broker, probe, properties};
-use crate::queue::{Delivery, Door};
-use crate::telemetry::Part;
+use crate::queue::{Delivery, QueueKind};
+use crate::telemetry::Component;
 
 /// lapin ends a consumer a moment before it reports why (4.12.3; no issue found).
 const CLOSE_REASON_TIMEOUT: Duration = Duration::from_secs(1);
@@ -38,13 +38,13 @@ pub(super) struct Shared {
 
 /// A queue as a worker consumes it.
 pub(super) struct QueueConsumer {
-    door: Door,
+    door: QueueKind,
     prefetch: u16,
-    part: Part,
+    part: Component,
 }
 
 impl QueueConsumer {
-    pub(super) fn new(door: Door, prefetch: u16, part: Part) -> Self {
+    pub(super) fn new(door: QueueKind, prefetch: u16, part: Component) -> Self {
         Self { door, prefetch, part }
     }
 
@@ -67,7 +67,7 @@ impl QueueConsumer {
             let ended = match opened {
                 Ok(session) => {
                     if std::mem::replace(&mut was_connected, true) {
-                        shared.broker.metrics.reconnected(self.door.as_str());
+                        shared.broker.metrics.broker_reconnected(self.door.as_str());
                     }
                     session.run(shared, settler, &mut backoff).await
                 }
@@ -107,8 +107,8 @@ impl QueueConsumer {
             connection,
             samples,
             slow_start: match self.door {
-                Door::Bulk => SlowStart::new(),
-                Door::Interactive | Door::Profile => SlowStart::Over,
+                QueueKind::Bulk => SlowStart::new(),
+                QueueKind::Interactive | QueueKind::Profile => SlowStart::Over,
             },
             channels: Vec::new(),
             acks: None,
@@ -245,7 +245,7 @@ impl Session<'_> {
         let (channel, door) = (self.samples.clone(), self.consumer.door);
         async move {
             let (mut tick, watched) = (sampling(), Watched::Door(door));
-            let mut is_sampled = door != Door::Profile;
+            let mut is_sampled = door != QueueKind::Profile;
             while is_sampled {
                 tick.tick().await;
                 let sample = shared.stats.sample(&channel, &shared.broker, watched).await;
@@ -273,7 +273,7 @@ impl Session<'_> {
         let mut ages = shared.ages.lock().unwrap_or_else(PoisonError::into_inner);
         match properties::read(door, &received, &shared.broker, &mut ages, backlogged) {
             Ok(message) => {
-                self.slow_start.delivered(message.is_suspect());
+                self.slow_start.delivered(message.maybe_poison());
                 let handle = RabbitHandle::new(settler, ack);
                 let spans = Some(shared.broker.spans.clone());
                 Some(Delivery::new(message, Box::new(handle), spans))
@@ -295,7 +295,7 @@ impl Session<'_> {
     ) -> Result<(), ConnectionError> {
         self.cancel(self.channels.len() - 1..self.channels.len()).await?;
         if let Some(delivery) = next {
-            delivery.hand_back().await;
+            delivery.requeue().await;
         }
         let returned = async {
             while let Some(item) = self.received.next().await {

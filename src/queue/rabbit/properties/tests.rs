@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::{Flag, Settings, Sources};
 use crate::queue::rabbit::specification;
-use crate::signup::{Clock, ContractId};
+use crate::domain::{Clock, ContractId};
 use crate::telemetry::Stage;
 
 mod headers;
@@ -22,7 +22,7 @@ fn broker() -> Broker {
         flags: vec![
             set("queue.url", url),
             set("token.secret", secret),
-            set("queue.reply_prefix", "crm."),
+            set("queue.allowed_reply_prefix", "crm."),
             set("queue.trusted_accounts", "front"),
         ],
         ..Sources::default()
@@ -31,14 +31,14 @@ fn broker() -> Broker {
     Broker::new(&url.to_owned().into(), settings, Clock::system(), Arc::default()).unwrap()
 }
 
-fn delivered(door: Door, properties: BasicProperties, body: &[u8]) -> Delivery {
+fn delivered(door: QueueKind, properties: BasicProperties, body: &[u8]) -> Delivery {
     let key = door.as_str().into();
     let mut delivery = Delivery::mock(1, "registration".into(), key, false, body.to_vec());
     delivery.properties = properties;
     delivery
 }
 
-fn read_anew(door: Door, properties: BasicProperties, body: &[u8]) -> Result<Message, Unreadable> {
+fn read_anew(door: QueueKind, properties: BasicProperties, body: &[u8]) -> Result<Message, Unreadable> {
     read(door, &delivered(door, properties, body), &broker(), &mut Ages::default(), false)
 }
 
@@ -47,10 +47,10 @@ fn envelope(username: &str) -> Envelope<'_> {
     Envelope { username, reply_to: "registration.reply.x", correlation_id: "c0ffee" }
 }
 
-fn kind() -> impl Strategy<Value = Kind> {
+fn kind() -> impl Strategy<Value = MessageKind> {
     prop_oneof![
-        proptest::sample::select(ContractId::ALL.to_vec()).prop_map(Kind::Register),
-        Just(Kind::Profile),
+        proptest::sample::select(ContractId::ALL.to_vec()).prop_map(MessageKind::Register),
+        Just(MessageKind::Profile),
     ]
 }
 
@@ -74,7 +74,7 @@ fn headers() -> impl Strategy<Value = FieldTable> {
             "contract",
             "deadline-ms",
             "sent-at-ms",
-            "fresh",
+            "new-key",
             "attempt",
             "producer",
             "reply-to",
@@ -99,7 +99,7 @@ fn headers() -> impl Strategy<Value = FieldTable> {
 fn trace() -> impl Strategy<Value = TraceContext> {
     let parent = "00-[0-9a-f]{31}1-[0-9a-f]{15}1-0[01]";
     (proptest::option::of(parent), proptest::option::of("vendor=[a-z]{1,9}"))
-        .prop_map(|(parent, state)| TraceContext::read(parent.as_deref(), state.as_deref()))
+        .prop_map(|(parent, state)| TraceContext::from_headers(parent.as_deref(), state.as_deref()))
 }
 
 proptest! {
@@ -108,29 +108,29 @@ proptest! {
         kind in kind(),
         id in "[!-~]{1,128}",
         body in proptest::collection::vec(any::<u8>(), 0..256),
-        fresh in any::<bool>(),
+        new_key in any::<bool>(),
         left_ms in 1_000u64..100_000,
         trace in trace(),
     ) {
-        let call = Call {
+        let call = RpcRequest {
             kind,
             id: MessageId::parse(&id).unwrap(),
-            fresh,
+            new_key,
             body: Bytes::from(body.clone()),
             deadline: Instant::now() + Duration::from_millis(left_ms),
             trace: trace.clone(),
         };
         let properties = of_call(&call, envelope("worker"), 1_700_000_000_000, None);
-        prop_assert_eq!(properties.delivery_mode().unwrap() == PERSISTENT, kind != Kind::Profile);
-        let message = read_anew(kind.door(), properties, &body).unwrap();
+        prop_assert_eq!(properties.delivery_mode().unwrap() == PERSISTENT, kind != MessageKind::Profile);
+        let message = read_anew(kind.queue(), properties, &body).unwrap();
         prop_assert_eq!(message.kind, kind);
         prop_assert_eq!(message.id.as_str(), id);
         prop_assert_eq!(&message.body[..], &body[..]);
-        prop_assert_eq!((message.fresh, message.deliveries, message.attempt), (fresh, 0, 0));
+        prop_assert_eq!((message.new_key, message.deliveries, message.attempt), (new_key, 0, 0));
         prop_assert_eq!(&message.trace, &trace);
         prop_assert_eq!((message.origin, message.waits_for), (Origin::Http, None));
-        prop_assert_eq!(message.unsettled.reply_to.as_deref(), Some("registration.reply.x"));
-        prop_assert_eq!(message.unsettled.correlation_id.as_deref(), Some("c0ffee"));
+        prop_assert_eq!(message.reply_address.reply_to.as_deref(), Some("registration.reply.x"));
+        prop_assert_eq!(message.reply_address.correlation_id.as_deref(), Some("c0ffee"));
         let left = message.expires.unwrap().saturating_duration_since(Instant::now());
         prop_assert!(left <= Duration::from_millis(left_ms));
     }
@@ -160,20 +160,20 @@ proptest! {
         if let Some(queue) = &reply_to {
             properties = properties.with_reply_to(queue.as_str().into());
         }
-        let first = read_anew(Door::Bulk, properties, b"{}").unwrap();
-        let again = read_anew(Door::Bulk, of_retry(&first, attempt, "worker"), b"{}").unwrap();
+        let first = read_anew(QueueKind::Bulk, properties, b"{}").unwrap();
+        let again = read_anew(QueueKind::Bulk, of_retry(&first, attempt, "worker"), b"{}").unwrap();
         // Who publishes as the workers do has no name of its own.
         let producer = if producer == "worker" { "".to_owned() } else { producer };
         prop_assert_eq!(again.origin, Origin::Amqp { producer });
         prop_assert_eq!((again.kind, &again.id), (first.kind, &first.id));
         prop_assert_eq!(again.attempt, attempt);
         prop_assert_eq!(again.trace, trace);
-        prop_assert_eq!(again.unsettled.reply_to, reply_to);
+        prop_assert_eq!(again.reply_address.reply_to, reply_to);
     }
 
     #[test]
     fn whatever_comes_is_read_or_refused(
-        door in proptest::sample::select(Door::ALL.to_vec()),
+        door in proptest::sample::select(QueueKind::ALL.to_vec()),
         headers in headers(),
         kind in proptest::option::of("(register|profile|[a-z]{0,9})"),
         id in proptest::option::of("\\PC{0,60}"),
@@ -199,10 +199,10 @@ proptest! {
         }
         let properties_name_a_producer = user.as_deref() == Some("worker") && reply_to.is_none();
         let Ok(message) = read_anew(door, properties, b"{}") else { return Ok(()) };
-        prop_assert!(message.expires.is_none() == (door == Door::Bulk));
+        prop_assert!(message.expires.is_none() == (door == QueueKind::Bulk));
         prop_assert!(message.attempt == 0 || user.as_deref() == Some("worker"));
         prop_assert!(!message.is_from_front(), "no message names its entry point here");
-        if let Some(queue) = message.unsettled.reply_to {
+        if let Some(queue) = message.reply_address.reply_to {
             let fronts = queue.starts_with("registration.reply.");
             let own = user.is_some_and(|user| queue.starts_with(&format!("crm.{user}.")));
             // A name that muster put back keeps the queue of the producer that it names.
@@ -212,7 +212,7 @@ proptest! {
 
     #[test]
     fn what_is_described_is_read_and_nothing_else(
-        door in proptest::sample::select(Door::ALL.to_vec()),
+        door in proptest::sample::select(QueueKind::ALL.to_vec()),
         kind in proptest::option::weighted(0.9, "(register|profile|)"),
         id in proptest::option::weighted(0.9, "[a-z]{0,3}|x{127,130}"),
         contract in proptest::option::weighted(0.9, "(username|flat-name|colour|)"),
@@ -245,7 +245,7 @@ proptest! {
             }
         }
         let name = match door {
-            Door::Profile => door.as_str().to_owned(),
+            QueueKind::Profile => door.as_str().to_owned(),
             _ => format!("{}.{}", door.as_str(), contract.as_deref().unwrap_or_default()),
         };
         let described = specification::message(&name).is_some_and(|(of_properties, of_headers)| {
@@ -258,30 +258,30 @@ proptest! {
         });
         let read = read_anew(door, properties.with_headers(headers), b"{}");
         // A look-up has no password, so nobody asks how it is sealed.
-        let sealed_wrong = door == Door::Profile && sealed.is_some();
+        let sealed_wrong = door == QueueKind::Profile && sealed.is_some();
         prop_assert!(sealed_wrong || described == read.is_ok(), "{:?} for {}", read.err(), said);
     }
 }
 
 #[test]
 fn a_reply_tells_what_its_worker_can_do_and_what_took_it_how_long() {
-    let call = Call {
-        kind: Kind::Profile,
+    let call = RpcRequest {
+        kind: MessageKind::Profile,
         id: MessageId::random(),
-        fresh: true,
+        new_key: true,
         body: Bytes::new(),
         deadline: Instant::now() + Duration::from_secs(9),
         trace: TraceContext::default(),
     };
     let sent = of_call(&call, envelope("worker"), 1_700_000_000_000, None);
-    let message = read_anew(Door::Profile, sent, b"").unwrap();
+    let message = read_anew(QueueKind::Profile, sent, b"").unwrap();
     let mut told = Stages::default();
     told.add(Stage::Hash, Duration::from_micros(210_100));
     told.add(Stage::Work, Duration::from_micros(210_900));
-    let can = Pace { per_second: 66.5, threads: 4 };
+    let can = WorkerCapacity { per_second: 66.5, threads: 4 };
     let properties = of_reply(&message, &told, can);
-    assert_eq!((pace(&properties), stages(&properties)), (Some(can), told));
-    let nothing = of_reply(&message, &Stages::default(), Pace::default());
-    assert_eq!((pace(&nothing), stages(&nothing)), (None, Stages::default()));
+    assert_eq!((capacity(&properties), stages(&properties)), (Some(can), told));
+    let nothing = of_reply(&message, &Stages::default(), WorkerCapacity::default());
+    assert_eq!((capacity(&nothing), stages(&nothing)), (None, Stages::default()));
     assert_eq!(stages(&BasicProperties::default()), Stages::default());
 }

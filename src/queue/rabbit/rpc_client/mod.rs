@@ -23,13 +23,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::queue_stats::QueueStats;
 use super::{Broker, properties};
-use crate::queue::seal::Letter;
+use crate::queue::seal::SealContext;
 use crate::queue::spans::publish;
 use crate::queue::{
-    Backlog, BulkBacklog, Call, CallError, Caller, Door, Kind, Producer, Reply, Window,
+    Backlog, BulkBacklog, RpcRequest, RpcError, RpcClient, QueueKind, MessageKind, BulkProducer, Reply, Window,
 };
 use crate::shutdown::{Tasks, contained};
-use crate::signup::Millis;
+use crate::domain::Millis;
 use crate::telemetry::Health;
 use session::{Session, Status};
 
@@ -60,12 +60,12 @@ pub(super) fn start(
     health: &Health,
     stats: Arc<QueueStats>,
     tasks: &Tasks,
-) -> Arc<dyn Caller> {
+) -> Arc<dyn RpcClient> {
     let (sender, status) = watch::channel(Status::Down(broker.waiting_for()));
     let stop = CancellationToken::new();
     let supervisor = supervisor::supervise(
         broker.clone(),
-        health.part("queue"),
+        health.component("queue"),
         health.clone(),
         sender,
         stats.clone(),
@@ -78,27 +78,27 @@ pub(super) fn start(
 
 impl RabbitRpcClient {
     /// The current session, once there is one.
-    async fn session(&self, until: Instant) -> Result<Arc<Session>, CallError> {
+    async fn session(&self, until: Instant) -> Result<Arc<Session>, RpcError> {
         let mut status = self.status.clone();
         let status =
             timeout_at(until, status.wait_for(|status| matches!(status, Status::Up(_)))).await;
         match status.ok().and_then(|status| Some(status.ok()?.clone())) {
             Some(Status::Up(session)) => Ok(session),
-            Some(Status::Down(_)) | None => Err(CallError::NotAccepted),
+            Some(Status::Down(_)) | None => Err(RpcError::Rejected),
         }
     }
 
     /// Registers on this session. Soon after a node of a cluster was lost, a call without a reply is sent again
     /// under its id: a queue still gives messages to the consumers of a frozen node, as many as their prefetch.
-    async fn register_on(&self, session: &Session, mut call: Call) -> Result<Reply, CallError> {
+    async fn register_on(&self, session: &Session, mut call: RpcRequest) -> Result<Reply, RpcError> {
         loop {
             let again = Instant::now() + RESEND_AFTER;
             // Behind a backlog it is merely not its turn.
-            let is_backlogged = self.stats.is_backlogged(Door::Interactive);
+            let is_backlogged = self.stats.is_backlogged(QueueKind::Interactive);
             let is_last = !session.is_recovering() || is_backlogged || again >= call.deadline;
             let until = if is_last { call.deadline } else { again };
             match self.call_on(session, call.clone(), until).await {
-                Err(CallError::NoAnswer) if !is_last => call.fresh = false,
+                Err(RpcError::Timeout) if !is_last => call.new_key = false,
                 ended => return ended,
             }
         }
@@ -108,11 +108,11 @@ impl RabbitRpcClient {
     async fn call_on(
         &self,
         session: &Session,
-        mut call: Call,
+        mut call: RpcRequest,
         until: Instant,
-    ) -> Result<Reply, CallError> {
-        let pending = session.pending.add(call.kind.door(), &call.id);
-        let span = publish(&call.trace, Some(&self.broker.spans), call.kind.door(), &call.id);
+    ) -> Result<Reply, RpcError> {
+        let pending = session.pending.add(call.kind.queue(), &call.id);
+        let span = publish(&call.trace, Some(&self.broker.spans), call.kind.queue(), &call.id);
         call.trace = span.context().clone();
         let (body, sealed) = self.sealed(&call, session.reply_queue())?;
         let envelope = properties::Envelope {
@@ -122,11 +122,11 @@ impl RabbitRpcClient {
         };
         let now = self.broker.clock.now().0;
         let properties = properties::of_call(&call, envelope, now, sealed);
-        let _unanswered = matches!(call.kind, Kind::Register(_)).then(|| self.stats.sent());
+        let _unanswered = matches!(call.kind, MessageKind::Register(_)).then(|| self.stats.sent());
         let published = async {
             // It ends with the confirm.
             let mut span = span;
-            let published = session.publish(call.kind.door(), properties, body).await;
+            let published = session.publish(call.kind.queue(), properties, body).await;
             if let Err(error) = published {
                 span.fail(error.label());
             }
@@ -136,32 +136,32 @@ impl RabbitRpcClient {
     }
 
     /// The body with its password or token sealed, and the id of the key. What cannot be sealed is not sent.
-    fn sealed(&self, call: &Call, reply_to: &str) -> Result<(Bytes, Option<&str>), CallError> {
+    fn sealed(&self, call: &RpcRequest, reply_to: &str) -> Result<(Bytes, Option<&str>), RpcError> {
         let Some(sealer) = &self.broker.sealer else { return Ok((call.body.clone(), None)) };
         let left = call.deadline.saturating_duration_since(Instant::now()) + SEAL_MARGIN;
         let left = i64::try_from(left.as_millis()).unwrap_or(i64::MAX);
         let not_after = Millis(self.broker.clock.now().0.saturating_add(left));
         let sealed = match call.kind {
-            Kind::Register(contract) => {
-                let letter = Letter { contract, id: &call.id, reply_to: Some(reply_to), not_after };
+            MessageKind::Register(contract) => {
+                let letter = SealContext { contract, id: &call.id, reply_to: Some(reply_to), not_after };
                 sealer.seal(&letter, &call.body)
             }
-            Kind::Profile => sealer.seal_token(&call.id, reply_to, not_after, &call.body),
+            MessageKind::Profile => sealer.seal_token(&call.id, reply_to, not_after, &call.body),
         };
         match sealed {
             Some(body) => Ok((body.into(), Some(sealer.key_id()))),
             None => {
                 tracing::error!(event = "sealing_failed", id = call.id.as_str(), "sealing failed");
-                Err(CallError::NotAccepted)
+                Err(RpcError::Rejected)
             }
         }
     }
 }
 
 #[async_trait]
-impl Caller for RabbitRpcClient {
-    async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        if call.kind != Kind::Profile {
+impl RpcClient for RabbitRpcClient {
+    async fn request(&self, call: RpcRequest) -> Result<Reply, RpcError> {
+        if call.kind != MessageKind::Profile {
             let until = call.deadline.min(Instant::now() + CONNECTION_TIMEOUT);
             let session = self.session(until).await?;
             return self.register_on(&session, call).await;
@@ -171,14 +171,14 @@ impl Caller for RabbitRpcClient {
         while Instant::now() < call.deadline {
             let session = self.session(call.deadline).await?;
             match self.call_on(&session, call.clone(), call.deadline).await {
-                Err(CallError::Unknown) => sleep(LOOK_UP_PAUSE).await,
+                Err(RpcError::Indeterminate) => sleep(LOOK_UP_PAUSE).await,
                 ended => return ended,
             }
         }
-        Err(CallError::NotAccepted)
+        Err(RpcError::Rejected)
     }
 
-    fn producer(&self, window: Window) -> Producer {
+    fn producer(&self, window: Window) -> BulkProducer {
         let (producer, rows) = rows::Rows::new(self.clone(), window);
         // A panic in it ends the upload or the import whose rows these are.
         self.tasks.spawn(contained(rows.run()));

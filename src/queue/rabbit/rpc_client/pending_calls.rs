@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::reply_body;
 use crate::queue::rabbit::amqp::PublishError;
-use crate::queue::{CallError, Door, Reply};
-use crate::signup::{MessageId, id::random_hex};
+use crate::queue::{RpcError, QueueKind, Reply};
+use crate::domain::{MessageId, id::random_hex};
 use crate::telemetry::Stages;
 
 /// The calls of one session.
@@ -27,7 +27,7 @@ struct Calls {
 /// Dropped without a reply, it ends its call as indeterminate.
 struct Waiter {
     message_id: String,
-    queue: Door,
+    queue: QueueKind,
     reply: oneshot::Sender<Reply>,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct PendingCall<'a> {
 
 impl PendingCalls {
     /// Adds a call to a queue.
-    pub(super) fn add(&self, queue: Door, message_id: &MessageId) -> PendingCall<'_> {
+    pub(super) fn add(&self, queue: QueueKind, message_id: &MessageId) -> PendingCall<'_> {
         let (sender, reply) = oneshot::channel();
         let correlation_id = random_hex();
         let waiter = Waiter { message_id: message_id.as_str().to_owned(), queue, reply: sender };
@@ -60,7 +60,7 @@ impl PendingCalls {
         message_id: &str,
         body: &[u8],
         stages: Stages,
-    ) -> Option<Door> {
+    ) -> Option<QueueKind> {
         let calls = &mut self.lock().by_correlation_id;
         if calls.get(correlation_id)?.message_id != message_id {
             return None;
@@ -75,7 +75,7 @@ impl PendingCalls {
     /// Ends the calls to the interactive and the profile queue as indeterminate, those that are still being
     /// published too. Bulk rows have no deadline and go on waiting.
     pub(super) fn fail_interactive(&self) {
-        self.lock().by_correlation_id.retain(|_, waiter| waiter.queue == Door::Bulk);
+        self.lock().by_correlation_id.retain(|_, waiter| waiter.queue == QueueKind::Bulk);
     }
 
     /// Ends every call as indeterminate, those to come too.
@@ -102,26 +102,26 @@ impl PendingCall<'_> {
         mut self,
         publish: impl Future<Output = Result<(), PublishError>>,
         deadline: Option<Instant>,
-    ) -> Result<Reply, CallError> {
+    ) -> Result<Reply, RpcError> {
         let reply = &mut self.reply;
         let failed = async {
             match publish.await {
                 // From here on only the reply matters.
                 Ok(()) => std::future::pending().await,
-                Err(PublishError::Rejected | PublishError::Unroutable) => CallError::NotAccepted,
-                Err(PublishError::Indeterminate) => CallError::Unknown,
+                Err(PublishError::Rejected | PublishError::Unroutable) => RpcError::Rejected,
+                Err(PublishError::Indeterminate) => RpcError::Indeterminate,
             }
         };
         let replied = async {
             tokio::select! {
                 biased;
-                reply = reply => reply.map_err(|_| CallError::Unknown),
+                reply = reply => reply.map_err(|_| RpcError::Indeterminate),
                 error = failed => Err(error),
             }
         };
         match deadline {
             Some(deadline) => {
-                timeout_at(deadline, replied).await.unwrap_or(Err(CallError::NoAnswer))
+                timeout_at(deadline, replied).await.unwrap_or(Err(RpcError::Timeout))
             }
             None => replied.await,
         }

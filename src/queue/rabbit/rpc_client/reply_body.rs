@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
 
-use crate::signup::Outcome;
+use crate::domain::Outcome;
 
 /// Kinds that are logged; more of them are no upgrade but noise.
 const KINDS_MAX: usize = 32;

@@ -9,7 +9,7 @@ use lapin::types::FieldTable;
 
 use crate::queue::rabbit::Broker;
 use crate::queue::rabbit::amqp::{Connection, ConnectionError, State};
-use crate::signup::id::random_hex;
+use crate::domain::id::random_hex;
 
 /// The consuming half of a session.
 pub(super) struct ReplyQueue {
@@ -27,7 +27,7 @@ impl ReplyQueue {
         avoid: Option<SocketAddr>,
     ) -> Result<Self, ConnectionError> {
         let connection = broker.connect_elsewhere(purpose, avoid).await?;
-        let name = format!("{}{}", broker.names.reply_prefix(), random_hex());
+        let name = format!("{}{}", broker.names.allowed_reply_prefix(), random_hex());
         let subscribed = async {
             let channel = connection.client().create_channel().await?;
             let options =

@@ -14,14 +14,14 @@ use tokio::time::{Instant, Sleep, interval, sleep};
 
 use super::RabbitRpcClient;
 use super::session::{Session, Status};
-use crate::queue::producer::{Ends, Taken};
+use crate::queue::producer::{ProducerBackend, AcceptedRow};
 use crate::queue::rabbit::amqp::Backoff;
 use crate::queue::rabbit::properties;
 use crate::queue::rabbit::queue_stats::Watched;
-use crate::queue::seal::{Letter, Sealer};
+use crate::queue::seal::{SealContext, Sealer};
 use crate::queue::spans::publish;
-use crate::queue::{CallError, Door, NoAnswer, Producer, Reply, Row, Window};
-use crate::signup::{FailureCode, Millis, Outcome};
+use crate::queue::{RpcError, QueueKind, NoReply, BulkProducer, Reply, BulkRow, Window};
+use crate::domain::{FailureCode, Millis, Outcome};
 
 /// Between two checks of the bulk queue's last sample.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ const BACKLOG: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The rows of one producer and what sends them.
 pub(super) struct Rows {
     client: RabbitRpcClient,
-    ends: Ends,
+    ends: ProducerBackend,
     unanswered: BTreeMap<u64, Unanswered>,
     /// Tags of those that are in no queue as far as is known.
     to_send: BTreeSet<u64>,
@@ -54,7 +54,7 @@ pub(super) struct Rows {
 }
 
 struct Unanswered {
-    taken: Taken,
+    taken: AcceptedRow,
     /// The number of its publish; 0 before the first.
     number: u64,
     /// Since when a worker must have it.
@@ -67,7 +67,7 @@ struct Unanswered {
 struct Ended {
     tag: u64,
     number: u64,
-    result: Result<Reply, CallError>,
+    result: Result<Reply, RpcError>,
 }
 
 /// Publishes that are not confirmed.
@@ -99,8 +99,8 @@ fn lock(confirms: &Mutex<Confirms>) -> MutexGuard<'_, Confirms> {
 }
 
 impl Rows {
-    pub(super) fn new(client: RabbitRpcClient, window: Window) -> (Producer, Self) {
-        let (producer, ends) = Producer::new(window);
+    pub(super) fn new(client: RabbitRpcClient, window: Window) -> (BulkProducer, Self) {
+        let (producer, ends) = BulkProducer::new(window);
         let retries: Duration = client.broker.settings.retry_delays.iter().sum();
         let rows = Self {
             client,
@@ -112,7 +112,7 @@ impl Rows {
             confirms: Arc::new(Mutex::new(Confirms { missing: 0, last: Instant::now() })),
             sent: 0,
             passed: 0,
-            answer_timeout: window.patience.unwrap_or(retries + ANSWER_TIMEOUT),
+            answer_timeout: window.answer_timeout.unwrap_or(retries + ANSWER_TIMEOUT),
             full: None,
             backoff: Backoff::new(),
         };
@@ -136,7 +136,7 @@ impl Rows {
             let session = match &*status.borrow_and_update() {
                 Status::Up(session) => Some(session.clone()),
                 Status::Down(waiting_for) => {
-                    self.ends.wait_for(Some(waiting_for.clone()));
+                    self.ends.report_waiting_for(Some(waiting_for.clone()));
                     None
                 }
             };
@@ -149,7 +149,7 @@ impl Rows {
             let may_take = open.is_some() && !self.no_more;
             tokio::select! {
                 Some(ended) = self.in_flight.next() => self.ended(ended),
-                taken = self.ends.take(), if may_take => match taken {
+                taken = self.ends.accept(), if may_take => match taken {
                     Some(taken) => self.add(taken),
                     None => self.no_more = true,
                 },
@@ -165,9 +165,9 @@ impl Rows {
         }
     }
 
-    fn add(&mut self, taken: Taken) {
+    fn add(&mut self, taken: AcceptedRow) {
         let tag = taken.row.tag;
-        let again = !taken.row.fresh;
+        let again = !taken.row.new_key;
         self.unanswered.insert(tag, Unanswered { taken, number: 0, passed: None, again });
         self.to_send.insert(tag);
     }
@@ -187,8 +187,8 @@ impl Rows {
         let (row, session) = (row.taken.row.clone(), session.clone());
         let unconfirmed = Unconfirmed::new(&self.confirms);
         self.in_flight.push(Box::pin(async move {
-            let mut span = publish(&row.trace, Some(&broker.spans), Door::Bulk, &row.id);
-            let pending = session.pending.add(Door::Bulk, &row.id);
+            let mut span = publish(&row.trace, Some(&broker.spans), QueueKind::Bulk, &row.id);
+            let pending = session.pending.add(QueueKind::Bulk, &row.id);
             let envelope = properties::Envelope {
                 username: broker.username(),
                 reply_to: session.reply_queue(),
@@ -197,7 +197,7 @@ impl Rows {
             let sealed = sealed.as_deref();
             let properties = properties::of_row(&row, is_new, envelope, sealed, span.context());
             let published = async {
-                let published = session.publish(Door::Bulk, properties, body).await;
+                let published = session.publish(QueueKind::Bulk, properties, body).await;
                 if let Err(error) = published {
                     span.fail(error.label());
                 }
@@ -221,37 +221,37 @@ impl Rows {
                 self.answer(tag, Ok(outcome));
             }
             // The queue is full, or it is not there and is being declared again.
-            Err(CallError::NotAccepted) => {
+            Err(RpcError::Rejected) => {
                 self.to_send.insert(tag);
                 if self.full.is_none() {
                     self.full = Some(Box::pin(sleep(self.backoff.next())));
                 }
             }
             // The reply may be lost with its queue.
-            Err(CallError::Unknown | CallError::NoAnswer) => {
+            Err(RpcError::Indeterminate | RpcError::Timeout) => {
                 (row.again, row.passed) = (true, None);
                 self.to_send.insert(tag);
             }
         }
     }
 
-    fn answer(&mut self, tag: u64, outcome: Result<Outcome, NoAnswer>) {
+    fn answer(&mut self, tag: u64, outcome: Result<Outcome, NoReply>) {
         self.to_send.remove(&tag);
         if let Some(row) = self.unanswered.remove(&tag) {
             // A refusal made up here says nothing of the queue.
             if outcome.is_ok() {
                 self.passed = self.passed.max(row.number);
             }
-            row.taken.answer(outcome);
+            row.taken.reply(outcome);
         }
     }
 
     /// Reports what the rows wait for, and gives up those that a worker got long ago.
     fn check(&mut self, session: &Session) {
-        let sample = self.client.stats.sample_of(Watched::Door(Door::Bulk));
-        let name = self.client.broker.names.queue(Door::Bulk);
+        let sample = self.client.stats.sample_of(Watched::Door(QueueKind::Bulk));
+        let name = self.client.broker.names.queue(QueueKind::Bulk);
         let has_no_worker = sample.is_some_and(|sample| sample.consumers == 0);
-        self.ends.wait_for(if !session.is_open() {
+        self.ends.report_waiting_for(if !session.is_open() {
             Some("RabbitMQ to accept messages again: an alarm, or no confirms".to_owned())
         } else if has_no_worker {
             Some(format!(
@@ -286,7 +286,7 @@ impl Rows {
                 id = self.unanswered[&tag].taken.row.id.as_str(),
                 "no worker answered a row; `muster dead list` shows whether it is a dead letter"
             );
-            self.answer(tag, Err(NoAnswer));
+            self.answer(tag, Err(NoReply));
         }
     }
 }
@@ -295,15 +295,15 @@ impl Rows {
 fn sealed(
     client: &RabbitRpcClient,
     session: &Session,
-    row: &Row,
+    row: &BulkRow,
 ) -> Option<(Bytes, Option<String>)> {
     let broker = &client.broker;
     let sealer = broker.sealer.as_ref().filter(|_| Sealer::seals(&row.body));
     let Some(sealer) = sealer else { return Some((row.body.clone(), None)) };
     let retries: Duration = broker.settings.retry_delays.iter().sum();
-    let good_for = BACKLOG + retries + broker.settings.dead_retention;
+    let good_for = BACKLOG + retries + broker.settings.dead_letter_ttl;
     let good_for = i64::try_from(good_for.as_millis()).unwrap_or(i64::MAX);
-    let letter = Letter {
+    let letter = SealContext {
         contract: row.contract,
         id: &row.id,
         reply_to: Some(session.reply_queue()),

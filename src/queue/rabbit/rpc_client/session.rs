@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::pending_calls::PendingCalls;
 use super::reply_check::ReplyCheck;
-use crate::queue::Door;
+use crate::queue::QueueKind;
 use crate::queue::rabbit::amqp::{Outgoing, PublishError, Publisher};
 use crate::queue::rabbit::properties;
 
@@ -82,7 +82,7 @@ impl Session {
     /// Publishes to a queue and waits for the confirm.
     pub(super) async fn publish(
         &self,
-        queue: Door,
+        queue: QueueKind,
         properties: BasicProperties,
         body: Bytes,
     ) -> Result<(), PublishError> {
@@ -90,8 +90,8 @@ impl Session {
             return Err(PublishError::Rejected);
         }
         let overdue_after = match queue {
-            Door::Interactive | Door::Profile => CONFIRM_TIMEOUT,
-            Door::Bulk => ROW_CONFIRM_TIMEOUT,
+            QueueKind::Interactive | QueueKind::Profile => CONFIRM_TIMEOUT,
+            QueueKind::Bulk => ROW_CONFIRM_TIMEOUT,
         };
         self.send(queue, properties, body, overdue_after).await
     }
@@ -99,7 +99,7 @@ impl Session {
     /// As [`Self::publish`], whether confirms are overdue or not, with a limit for this one.
     pub(super) async fn send(
         &self,
-        queue: Door,
+        queue: QueueKind,
         properties: BasicProperties,
         body: Bytes,
         overdue_after: Duration,
@@ -118,7 +118,7 @@ impl Session {
     }
 
     /// Hands a reply to its call, if that is still there.
-    pub(super) fn settle(&self, reply: &Delivery) -> Option<Door> {
+    pub(super) fn settle(&self, reply: &Delivery) -> Option<QueueKind> {
         let correlation_id = reply.properties.correlation_id().as_ref()?;
         let message_id = reply.properties.message_id().as_ref()?;
         let stages = properties::stages(&reply.properties);

@@ -16,11 +16,11 @@ use super::reply_check::ReplyCheck;
 use super::reply_queue::ReplyQueue;
 use super::session::{Session, Status};
 use super::standby::Standby;
-use crate::queue::Door;
+use crate::queue::QueueKind;
 use crate::queue::rabbit::amqp::{Backoff, Connection, ConnectionError, PublishError, State};
 use crate::queue::rabbit::queue_stats::{QueueStats, Watched};
 use crate::queue::rabbit::{Broker, probe, properties};
-use crate::telemetry::{Health, Part};
+use crate::telemetry::{Health, Component};
 
 /// How long calls go on waiting once the broker has raised an alarm: workers cannot reply while it lasts, and
 /// that may be long.
@@ -36,7 +36,7 @@ const PROFILE_UNAVAILABLE: &str = "the profile queue cannot be used, so GET on a
 /// Keeps a session until `stop`.
 pub(super) async fn supervise(
     broker: Arc<Broker>,
-    part: Part,
+    part: Component,
     health: Health,
     status: watch::Sender<Status>,
     stats: Arc<QueueStats>,
@@ -55,7 +55,7 @@ pub(super) async fn supervise(
             Ok(opened) => {
                 backoff.connected();
                 if std::mem::replace(&mut was_connected, true) {
-                    broker.metrics.reconnected("front");
+                    broker.metrics.broker_reconnected("front");
                 }
                 let session = opened.session.clone();
                 status.send_replace(Status::Up(session.clone()));
@@ -104,7 +104,7 @@ impl Unavailable {
     async fn declare(broker: &Broker, connection: &Connection) -> Result<Self, ConnectionError> {
         let mut unavailable = broker.declare(connection).await?;
         let mut reason = |door| unavailable.remove(&broker.names.queue(door));
-        let (interactive, profile) = (reason(Door::Interactive), reason(Door::Profile));
+        let (interactive, profile) = (reason(QueueKind::Interactive), reason(QueueKind::Profile));
         // Probes cross the interactive queue, so a late answer alone does not make it unavailable.
         let silent = ConnectionError::Silent.to_string();
         Ok(Self { interactive: interactive.filter(|reason| *reason != silent), profile })
@@ -134,7 +134,7 @@ impl Opened {
 /// What a session needs while it runs.
 struct Context<'a> {
     broker: &'a Broker,
-    part: &'a Part,
+    part: &'a Component,
     health: &'a Health,
     stats: &'a QueueStats,
     standby: &'a Standby,
@@ -158,8 +158,8 @@ impl Context<'_> {
         let sample = |watched| self.stats.poll(&consume, self.broker, watched);
         let background = async {
             tokio::join!(
-                sample(Watched::Door(Door::Interactive)),
-                sample(Watched::Door(Door::Bulk)),
+                sample(Watched::Door(QueueKind::Interactive)),
+                sample(Watched::Door(QueueKind::Bulk)),
                 sample(Watched::Retries),
                 sample(Watched::DeadLetters),
                 self.keep_declared(&session, &publish, &unavailable),
@@ -238,11 +238,11 @@ impl Context<'_> {
         if probe::is_probe(&delivery.properties) {
             return;
         }
-        self.stats.report(properties::pace(&delivery.properties));
+        self.stats.report(properties::capacity(&delivery.properties));
         match session.settle(delivery) {
-            Some(Door::Interactive) => self.stats.answered(),
-            Some(Door::Bulk | Door::Profile) => {}
-            None => self.broker.metrics.reply_late(),
+            Some(QueueKind::Interactive) => self.stats.answered(),
+            Some(QueueKind::Bulk | QueueKind::Profile) => {}
+            None => self.broker.metrics.reply_orphaned(),
         }
     }
 
@@ -255,7 +255,7 @@ impl Context<'_> {
         let mut confirmed = Instant::now();
         loop {
             tick.tick().await;
-            let sample = self.stats.sample_of(Watched::Door(Door::Interactive));
+            let sample = self.stats.sample_of(Watched::Door(QueueKind::Interactive));
             let is_idle = sample.is_some_and(|sample| sample.consumers > 0 && sample.ready == 0);
             let asks = session.reply_check().ping(is_idle && session.is_open());
             let properties = probe::properties(asks.then(|| session.reply_queue()));

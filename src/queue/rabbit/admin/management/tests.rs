@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::config::Settings;
 use crate::queue::rabbit::amqp::QueueSpec;
-use crate::signup::Clock;
+use crate::domain::Clock;
 use crate::telemetry::finding::Severity;
 
 /// Responses of a single RabbitMQ 3.10.8 and of a cluster of three 4.0.5, which keep no statistics: by path, with the fields
@@ -23,7 +23,7 @@ fn recorded(text: &str) -> BTreeMap<String, Value> {
 
 /// What is found when the API responds so. `failing` is a path to which there is no response.
 async fn inspected(responses: &BTreeMap<String, Value>, failing: &str) -> Vec<Finding> {
-    let settings = Settings::load_to_ask(&Default::default()).unwrap().queue;
+    let settings = Settings::load_for_client(&Default::default()).unwrap().queue;
     let url = "amqp://guest:guest@127.0.0.1/%2f".to_owned().into();
     let broker = Broker::new(&url, settings, Clock::system(), Arc::default()).unwrap();
     inspect(&broker, async |path: &[&str]| {
@@ -119,7 +119,7 @@ fn found_policies(ending: &str, state: &Value) -> Finding {
 }
 
 fn queue(ending: &str) -> QueueSpec {
-    let settings = Settings::load_to_ask(&Default::default()).unwrap().queue;
+    let settings = Settings::load_for_client(&Default::default()).unwrap().queue;
     let names = topology::Names::new("registration");
     let queues = topology::queues(&names, &settings);
     queues.into_iter().find(|queue| queue.name.ends_with(ending)).unwrap()

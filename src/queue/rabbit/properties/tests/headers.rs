@@ -21,9 +21,9 @@ fn a_delivery_count_is_believed_of_a_redelivery_alone() {
         [(false, 3, 0), (false, 100, 0), (true, 3, 3), (true, 0, 1), (true, -1, 1)]
     {
         let properties = waiting("x-delivery-count", AMQPValue::LongLongInt(count));
-        let mut delivery = delivered(Door::Interactive, properties, b"{}");
+        let mut delivery = delivered(QueueKind::Interactive, properties, b"{}");
         delivery.redelivered = redelivered;
-        let read = read(Door::Interactive, &delivery, &broker(), &mut Ages::default(), false);
+        let read = read(QueueKind::Interactive, &delivery, &broker(), &mut Ages::default(), false);
         assert_eq!(read.unwrap().deliveries, deliveries, "{redelivered}, {count}");
     }
 }
@@ -45,7 +45,7 @@ fn the_entry_point_is_believed_of_own_accounts_alone() {
         if let Some(account) = account {
             properties = properties.with_user_id(account.into());
         }
-        let message = read_anew(Door::Interactive, properties, b"{}").unwrap();
+        let message = read_anew(QueueKind::Interactive, properties, b"{}").unwrap();
         assert_eq!(message.origin, origin, "{account:?} claims {claimed}");
         let waits_for = matches!(origin, Origin::Amqp { .. }).then(|| Duration::from_secs(9));
         assert_eq!(message.waits_for, waits_for, "{account:?} claims {claimed}");
@@ -96,7 +96,7 @@ fn header_of_another_type_is_reported_with_the_type_found() {
             "sent-at-ms: expected a whole number, got a floating-point number",
         ),
         (header::SEALED, AMQPValue::LongInt(1), "sealed: expected UTF-8 text, got a whole number"),
-        (header::FRESH, AMQPValue::Void, "fresh: expected a boolean, got no value"),
+        (header::NEW_KEY, AMQPValue::Void, "new-key: expected a boolean, got no value"),
     ] {
         let mut headers = FieldTable::default();
         put_text(&mut headers, header::CONTRACT, "flat-name");
@@ -107,7 +107,7 @@ fn header_of_another_type_is_reported_with_the_type_found() {
             .with_reply_to("registration.reply.x".into())
             .with_expiration("5000".into())
             .with_headers(headers);
-        let wrong = read_anew(Door::Interactive, properties, b"{}").unwrap_err();
+        let wrong = read_anew(QueueKind::Interactive, properties, b"{}").unwrap_err();
         assert_eq!(wrong, expected);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::*;
-use crate::signup::{FailureCode, Outcome};
+use crate::domain::{FailureCode, Outcome};
 use Fate::*;
 
 /// What becomes of one call.
@@ -62,9 +62,9 @@ fn reply() -> Vec<u8> {
 }
 
 /// One call as its client sees it; `None` when the client has gone.
-async fn call(calls: &PendingCalls, n: usize, fate: Fate) -> Option<Result<Reply, CallError>> {
+async fn call(calls: &PendingCalls, n: usize, fate: Fate) -> Option<Result<Reply, RpcError>> {
     let id = MessageId::random();
-    let pending = calls.add(Door::Interactive, &id);
+    let pending = calls.add(QueueKind::Interactive, &id);
     let correlation = pending.correlation_id().to_owned();
     let (id, correlation) = (id.as_str(), correlation.as_str());
     let moment = Duration::from_millis(n as u64 % 1000);
@@ -124,13 +124,13 @@ async fn call(calls: &PendingCalls, n: usize, fate: Fate) -> Option<Result<Reply
 }
 
 /// Whether it ended as it had to.
-fn is_right(fate: Fate, answer: &Option<Result<Reply, CallError>>) -> bool {
+fn is_right(fate: Fate, answer: &Option<Result<Reply, RpcError>>) -> bool {
     match fate {
         Replied | RepliedEarly | RepliedTwice | OthersFirst => matches!(answer, Some(Ok(_))),
-        WrongId | Late | NeverPublished => *answer == Some(Err(CallError::NoAnswer)),
-        NotAccepted => *answer == Some(Err(CallError::NotAccepted)),
+        WrongId | Late | NeverPublished => *answer == Some(Err(RpcError::Timeout)),
+        NotAccepted => *answer == Some(Err(RpcError::Rejected)),
         Unreadable | NoConfirm | LostPublishing | LostWaiting => {
-            *answer == Some(Err(CallError::Unknown))
+            *answer == Some(Err(RpcError::Indeterminate))
         }
         DroppedPublishing | DroppedWaiting => answer.is_none(),
     }
@@ -164,6 +164,6 @@ async fn a_call_that_comes_when_the_connection_is_lost_ends_at_once() {
     calls.close();
     let started = Instant::now();
     let answer = call(&calls, 1, LostWaiting).await;
-    assert_eq!(answer, Some(Err(CallError::Unknown)));
+    assert_eq!(answer, Some(Err(RpcError::Indeterminate)));
     assert!(started.elapsed() < DEADLINE && calls.lock().by_correlation_id.is_empty());
 }

@@ -1,0 +1,130 @@
+//! The JSON Schema of an answer, from samples of it: what all have is required, what some have is
+//! optional. Knows nothing of contracts; what it says holds for any answer that has the parts of one of
+//! the samples.
+
+use serde_json::{Map, Value, json};
+
+use super::samples::{CREATED_AT, TOKEN, USER_ID};
+
+/// The schema of what these are samples of.
+pub fn infer(samples: &[&Value]) -> Value {
+    let objects: Vec<&Map<String, Value>> =
+        samples.iter().filter_map(|sample| sample.as_object()).collect();
+    let items: Vec<&Value> =
+        samples.iter().filter_map(|sample| sample.as_array()).flatten().collect();
+    let mut kinds: Vec<&str> = Vec::new();
+    for sample in samples {
+        if !kinds.contains(&kind(sample)) {
+            kinds.push(kind(sample));
+        }
+    }
+    let mut schema = match samples {
+        [first, rest @ ..] if first.is_boolean() && rest.iter().all(|other| other == first) => {
+            return json!({ "const": first });
+        }
+        [Value::String(text), ..] if kinds.len() == 1 => text_like(text),
+        _ => {
+            json!({ "type": if let [only] = kinds.as_slice() { json!(only) } else { json!(kinds) } })
+        }
+    };
+    if !objects.is_empty() {
+        schema["properties"] = properties(&objects);
+        let required = required(&objects);
+        if !required.is_empty() {
+            schema["required"] = json!(required);
+        }
+    }
+    if kinds.contains(&"array") && !items.is_empty() {
+        schema["items"] = infer(&items);
+    }
+    schema
+}
+
+fn kind(sample: &Value) -> &'static str {
+    match sample {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// A text; the three that the samples are known by say more of themselves.
+fn text_like(sample: &str) -> Value {
+    match sample {
+        USER_ID => json!({
+            "type": "string",
+            "description": "The user's id: 24 hexadecimal digits.",
+            "pattern": "^[0-9a-f]{24}$",
+        }),
+        TOKEN => json!({
+            "type": "string",
+            "description": "A JSON Web Token (RFC 7519), for the header `Authorization: Bearer`.",
+        }),
+        time if time == CREATED_AT.to_rfc3339() => json!({
+            "type": "string",
+            "format": "date-time",
+        }),
+        _ => json!({ "type": "string" }),
+    }
+}
+
+fn properties(objects: &[&Map<String, Value>]) -> Value {
+    let mut found = Map::new();
+    for name in objects.iter().flat_map(|object| object.keys()) {
+        if !found.contains_key(name) {
+            let values: Vec<&Value> =
+                objects.iter().filter_map(|object| object.get(name)).collect();
+            found.insert(name.clone(), infer(&values));
+        }
+    }
+    Value::Object(found)
+}
+
+fn required<'a>(objects: &[&'a Map<String, Value>]) -> Vec<&'a String> {
+    let everywhere = |name: &&String| objects.iter().all(|object| object.contains_key(*name));
+    let names = objects.first().into_iter().flat_map(|object| object.keys());
+    names.filter(everywhere).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_all_have_is_required() {
+        let samples = [
+            json!({ "a": "x", "errors": [{ "msg": "m" }], "ok": false }),
+            json!({ "a": "y", "errors": [{ "msg": "m", "param": "p" }], "ok": false, "n": null }),
+        ];
+        let expected = json!({
+            "type": "object",
+            "required": ["a", "errors", "ok"],
+            "properties": {
+                "a": { "type": "string" },
+                "errors": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["msg"],
+                        "properties": { "msg": { "type": "string" }, "param": { "type": "string" } },
+                    },
+                },
+                "ok": { "const": false },
+                "n": { "type": "null" },
+            },
+        });
+        assert_eq!(infer(&samples.iter().collect::<Vec<_>>()), expected);
+    }
+
+    #[test]
+    fn different_kinds_are_all_named() {
+        let samples = [json!("up"), json!({ "reason": "x" })];
+        let schema = infer(&samples.iter().collect::<Vec<_>>());
+        assert_eq!(schema["type"], json!(["string", "object"]));
+        assert_eq!(schema["properties"]["reason"]["type"], "string");
+    }
+}
