@@ -1,15 +1,13 @@
-//! How old a message is, judged across clocks that disagree.
+//! Computes the age of a message when the clocks of sender and receiver differ.
 //!
-//! The difference between the receiver's time and the sender's time stamp is the message's age plus
-//! a constant: how far the two clocks stand apart. The smallest difference seen lately from a
-//! sender is that constant plus the fastest delivery, so what a message's difference exceeds it by
-//! is its age, to within that fastest delivery. A clock that is five minutes wrong thus neither
-//! expires everything nor keeps anything alive.
+//! The receiver's time minus the sender's timestamp is the message's age plus the clock skew. The smallest recent
+//! difference of a sender is the skew plus the fastest delivery. A message's age is therefore its difference minus that
+//! smallest one, too low by at most the fastest delivery. A clock that is five minutes wrong neither expires all messages
+//! nor keeps old ones alive.
 //!
-//! A sender is an account of the broker, which the broker vouches for, and a reply queue: nothing that
-//! another account sends changes its estimate. Without an account there is no estimate. An estimate that
-//! the broker's own expiry contradicts is wrong, and is dropped. While messages wait in the queue the
-//! smallest difference holds the waiting time too, so it is not raised then.
+//! A sender is an account, as validated by the broker, and a reply queue, so one account cannot change the estimate of
+//! another. Messages without an account have no estimate. If the broker's own expiration contradicts an estimate, the
+//! estimate is discarded. While the queue has a backlog the difference includes the wait, so the estimate is not raised.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,50 +16,50 @@ use tokio::time::Instant;
 
 use crate::domain::Millis;
 
-/// How long a smallest difference counts, so that a clock that was set right is believed again.
+/// How long a smallest difference counts. After at most two windows a corrected clock is used.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Reply queues remembered of one account; beyond, all of that account are learnt again.
-const QUEUES: usize = 256;
-/// Largest difference of two clocks that is believed: a wrong time zone, and more.
+/// Most reply queues of one account. With one more, all estimates of that account are discarded.
+const REPLY_QUEUES_MAX: usize = 256;
+/// Largest difference that is used. Covers a wrong time zone.
 const SKEW_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// How each sender's clock differs, by account and reply queue. Accounts are the broker's, so there are
-/// only so many.
+/// The estimated skew of each sender, by account and reply queue. The broker's accounts bound their number.
 #[derive(Debug, Default)]
 pub(super) struct Ages(HashMap<String, HashMap<String, SkewEstimate>>);
 
-/// Who sent a message.
+/// The sender of a message.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sender<'a> {
-    /// Its broker-validated `user_id`; empty where it set none.
+    /// The broker-validated `user_id`; empty if the message has none.
     pub(super) account: &'a str,
-    /// Where it expects the reply.
+    /// The property `reply_to`.
     pub(super) reply_to: &'a str,
 }
 
-/// A message as it was received.
+/// Timestamps and expiration of a received message.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MessageTimes {
-    /// When it was sent, by the sender's clock.
+    /// The time of sending, by the sender's clock.
     pub(super) sent: Millis,
-    /// Now, by the receiver's clock.
+    /// The current time, by the receiver's clock.
     pub(super) now: Millis,
-    /// The `expiration` by which the broker would have dropped it.
+    /// The property `expiration`, after which the broker drops the message.
     pub(super) ttl: Duration,
-    /// Whether messages waited in its queue lately.
+    /// Whether the last sample of its queue had ready messages.
     pub(super) backlogged: bool,
 }
 
 #[derive(Debug)]
 struct SkewEstimate {
     since: Instant,
-    /// Of the window that is running, and of the one before.
+    /// Smallest difference in the current window, in milliseconds.
     current: i64,
+    /// Smallest difference in the previous window.
     previous: i64,
 }
 
 impl Ages {
-    /// The age of a message that is here now: less than its `ttl`, because the broker let it through.
+    /// The age of a message that arrives now. It is less than `ttl`, because the broker did not drop the message.
     pub(super) fn of(&mut self, sender: Sender<'_>, message: MessageTimes) -> Duration {
         let difference = message.now.0.saturating_sub(message.sent.0);
         let is_plausible = Duration::from_millis(difference.unsigned_abs()) <= SKEW_MAX;
@@ -69,17 +67,17 @@ impl Ages {
             return Duration::ZERO;
         }
         let queues = self.0.entry(sender.account.to_owned()).or_default();
-        if !queues.contains_key(sender.reply_to) && queues.len() >= QUEUES {
+        if !queues.contains_key(sender.reply_to) && queues.len() >= REPLY_QUEUES_MAX {
             queues.clear();
         }
-        let smallest = queues
+        let estimate = queues
             .entry(sender.reply_to.to_owned())
             .or_insert_with(|| SkewEstimate::starting_with(difference));
-        let age = smallest.age(difference, message.backlogged);
+        let age = estimate.age(difference, message.backlogged);
         if age < message.ttl {
             return age;
         }
-        *smallest = SkewEstimate::starting_with(difference);
+        *estimate = SkewEstimate::starting_with(difference);
         Duration::ZERO
     }
 }
@@ -96,8 +94,8 @@ impl SkewEstimate {
             self.current = difference;
         }
         self.current = self.current.min(difference);
-        let least = self.current.min(self.previous);
-        Duration::from_millis(difference.saturating_sub(least).unsigned_abs())
+        let smallest = self.current.min(self.previous);
+        Duration::from_millis(difference.saturating_sub(smallest).unsigned_abs())
     }
 }
 
@@ -117,14 +115,14 @@ mod tests {
         for skew in [-300_000, 0, 300_000] {
             let mut ages = Ages::default();
             let mut age = |sent: i64, now: i64| ages.of(FRONT, at(sent + skew, now));
-            assert_eq!(age(1_000, 1_003), Duration::ZERO, "the first is as fast as any");
+            assert_eq!(age(1_000, 1_003), Duration::ZERO, "the first message has no age");
             assert_eq!(age(2_000, 2_001), Duration::ZERO);
             assert_eq!(age(3_000, 8_001), Duration::from_secs(5));
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_corrected_clock_is_believed_after_two_windows() {
+    async fn corrected_clock_is_used_after_two_windows() {
         let mut ages = Ages::default();
         ages.of(FRONT, at(5_000, 0));
         for _ in 0..2 {
@@ -135,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_steady_backlog_does_not_raise_the_estimate() {
+    async fn steady_backlog_does_not_raise_the_estimate() {
         let mut ages = Ages::default();
         ages.of(FRONT, at(0, 0));
         for minute in 1..=30 {
@@ -147,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn stamps_of_one_sender_do_not_age_the_messages_of_another() {
+    async fn timestamps_of_one_sender_do_not_age_messages_of_another() {
         let forged = [i64::MAX, i64::MIN, 23 * 3_600_000, 9_000];
         for (sent, account) in forged.into_iter().flat_map(|it| [(it, ""), (it, "crm")]) {
             let mut ages = Ages::default();
@@ -159,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_clock_that_jumps_expires_nothing_that_the_broker_let_through() {
+    async fn clock_jump_expires_no_message_that_the_broker_delivered() {
         for jump in [10_000, 300_000, 23 * 3_600_000, i64::MAX] {
             let mut ages = Ages::default();
             ages.of(FRONT, at(0, 0));
@@ -172,13 +170,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_reply_queues_remembered_are_bounded_for_each_account() {
+    async fn reply_queues_of_an_account_are_bounded() {
         let mut ages = Ages::default();
         ages.of(FRONT, at(0, 0));
-        for n in 0..3 * QUEUES {
+        for n in 0..3 * REPLY_QUEUES_MAX {
             ages.of(Sender { account: "crm", reply_to: &n.to_string() }, at(0, 0));
         }
-        assert!(ages.0["crm"].len() <= QUEUES);
-        assert_eq!(ages.of(FRONT, at(0, 5_000)), Duration::from_secs(5), "others are kept");
+        assert!(ages.0["crm"].len() <= REPLY_QUEUES_MAX);
+        assert_eq!(ages.of(FRONT, at(0, 5_000)), Duration::from_secs(5), "other accounts keep their estimates");
     }
 }

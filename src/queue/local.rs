@@ -1,6 +1,7 @@
-//! The queue within one process: bounded, with the refusals of a broker and none of its
-//! durability. What waits here is lost when the process ends, and whoever waits for it learns that
-//! nothing happened.
+//! The local queue: bounded queues within one process, for URLs of the scheme `local:`.
+//!
+//! It rejects messages like a broker does, but keeps nothing on disk: queued messages are lost when the process ends.
+//! Their clients get an error; the messages have had no effect.
 
 use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
 
@@ -9,57 +10,58 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
-use super::producer::{ProducerBackend, AcceptedRow};
+use super::producer::{AcceptedRow, ProducerBackend};
 use super::spans::publish;
 use super::{
-    Backlog, BulkBacklog, RpcRequest, RpcError, RpcClient, Delivery, QueueKind, Consumer, MessageKind, Message, WorkerCapacity,
-    ReadCapacity, Prefetch, BulkProducer, MessageQueue, DeadLetterReason, Reply, Settle, UnroutableReply, ReplyAddress, Window,
+    Backlog, BulkBacklog, BulkProducer, Consumer, DeadLetterReason, Delivery, Message, MessageKind,
+    MessageQueue, Prefetch, QueueKind, ReadCapacity, Reply, ReplyAddress, RpcClient, RpcError,
+    RpcRequest, Settle, UnroutableReply, Window, WorkerCapacity,
 };
-use crate::shutdown::contained;
 use crate::domain::{FailureCode, Origin};
+use crate::shutdown::contained;
 use crate::telemetry::{Metrics, Telemetry};
 
-/// An in-process queue.
+/// The queues of this process.
 pub struct Local {
-    doors: Arc<LocalQueues>,
+    queues: Arc<LocalQueues>,
 }
 
 struct LocalQueues {
     interactive: BoundedQueue,
     bulk: BoundedQueue,
     profile: BoundedQueue,
-    /// What each consumer can do.
-    paces: SyncMutex<Vec<ReadCapacity>>,
+    /// The capacity of each consumer.
+    capacities: SyncMutex<Vec<ReadCapacity>>,
     metrics: Arc<Metrics>,
     closed: CancellationToken,
 }
 
-/// One bounded line of waiting messages.
+/// A queue of limited length.
 struct BoundedQueue {
     sender: mpsc::Sender<QueuedMessage>,
     receiver: Mutex<mpsc::Receiver<QueuedMessage>>,
 }
 
-/// A message and whoever waits for its reply.
+/// A message and the destination of its reply.
 struct QueuedMessage {
     message: Message,
-    asker: ReplySender,
+    reply_sender: ReplySender,
 }
 
-/// Who is to be told.
+/// The destination of a reply: a request or a bulk row.
 enum ReplySender {
     Call(oneshot::Sender<Result<Reply, RpcError>>),
     Row(AcceptedRow),
 }
 
 impl ReplySender {
-    /// Whether anybody was there to tell: whoever waited may be gone.
-    fn send(self, answer: Result<Reply, RpcError>) -> bool {
+    /// Sends a reply. Returns whether its receiver is still there.
+    fn send(self, reply: Result<Reply, RpcError>) -> bool {
         match self {
-            Self::Call(reply) => reply.send(answer).is_ok(),
-            // Without a broker nothing is left behind, so a row that was not done has failed.
+            Self::Call(sender) => sender.send(reply).is_ok(),
+            // The message is in no queue any more, so an error means that the row failed.
             Self::Row(row) => {
-                let reply = answer.unwrap_or_else(|_| FailureCode::StoreUnavailable.into());
+                let reply = reply.unwrap_or_else(|_| FailureCode::StoreUnavailable.into());
                 row.reply(Ok(reply.outcome));
                 true
             }
@@ -73,88 +75,95 @@ impl BoundedQueue {
         Self { sender, receiver: Mutex::new(receiver) }
     }
 
-    fn waiting(&self) -> u64 {
+    fn ready(&self) -> u64 {
         (self.sender.max_capacity() - self.sender.capacity()) as u64
     }
 
-    /// The next message, once there is room to hold it.
-    async fn take(&self, room: &Arc<Semaphore>) -> Option<(QueuedMessage, OwnedSemaphorePermit)> {
-        let permit = room.clone().acquire_owned().await.ok()?;
-        let waiting = self.receiver.lock().await.recv().await?;
-        Some((waiting, permit))
+    /// The next message, when a permit of the prefetch is free.
+    async fn recv(
+        &self,
+        permits: &Arc<Semaphore>,
+    ) -> Option<(QueuedMessage, OwnedSemaphorePermit)> {
+        let permit = permits.clone().acquire_owned().await.ok()?;
+        let queued = self.receiver.lock().await.recv().await?;
+        Some((queued, permit))
     }
 }
 
 impl Local {
-    /// A queue in which `max_length` registrations and as many look-ups may wait.
+    /// Creates the queues; each holds at most `max_length` messages.
     pub fn new(max_length: u32, telemetry: &Telemetry) -> Self {
         telemetry.health.component("queue").up();
-        let doors = Arc::new(LocalQueues {
+        let queues = Arc::new(LocalQueues {
             interactive: BoundedQueue::new(max_length),
             bulk: BoundedQueue::new(max_length),
             profile: BoundedQueue::new(max_length),
-            paces: SyncMutex::default(),
+            capacities: SyncMutex::default(),
             metrics: telemetry.metrics.clone(),
             closed: CancellationToken::new(),
         });
-        let (known, registrations) = (Arc::downgrade(&doors), [QueueKind::Interactive, QueueKind::Bulk]);
+        let (weak, registrations) =
+            (Arc::downgrade(&queues), [QueueKind::Interactive, QueueKind::Bulk]);
         telemetry.metrics.at_scrape(move |metrics| {
-            let Some(doors) = known.upgrade() else { return };
-            let pace = doors.pace();
-            for door in registrations {
-                let waiting = doors.line(door).waiting();
-                metrics.set_backlog(door.as_str(), Some(waiting), pace.processor_time(waiting));
+            let Some(queues) = weak.upgrade() else { return };
+            let capacity = queues.total_capacity();
+            for queue in registrations {
+                let ready = queues.get(queue).ready();
+                metrics.set_backlog(queue.as_str(), Some(ready), capacity.processor_time(ready));
             }
         });
-        Self { doors }
+        Self { queues }
     }
 }
 
 impl MessageQueue for Local {
     fn rpc_client(&self) -> Arc<dyn RpcClient> {
-        Arc::new(LocalRpcClient(self.doors.clone()))
+        Arc::new(LocalRpcClient(self.queues.clone()))
     }
 
-    fn consumer(&self, prefetch: Prefetch, pace: ReadCapacity) -> Box<dyn Consumer> {
-        self.doors.paces().push(pace.clone());
+    fn consumer(&self, prefetch: Prefetch, capacity: ReadCapacity) -> Box<dyn Consumer> {
+        self.queues.capacities().push(capacity.clone());
         Box::new(LocalConsumer {
-            doors: self.doors.clone(),
+            queues: self.queues.clone(),
             interactive: Arc::new(Semaphore::new(prefetch.interactive.into())),
             bulk: Arc::new(Semaphore::new(prefetch.bulk.into())),
             profile: Arc::new(Semaphore::new(prefetch.profile.into())),
-            pace,
+            capacity,
             stopped: CancellationToken::new(),
         })
     }
 }
 
 impl LocalQueues {
-    fn paces(&self) -> MutexGuard<'_, Vec<ReadCapacity>> {
-        self.paces.lock().unwrap_or_else(PoisonError::into_inner)
+    fn capacities(&self) -> MutexGuard<'_, Vec<ReadCapacity>> {
+        self.capacities.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What all consumers together can do.
-    fn pace(&self) -> WorkerCapacity {
-        self.paces().iter().map(|pace| pace()).fold(WorkerCapacity::default(), |all, one| WorkerCapacity {
-            per_second: all.per_second + one.per_second,
-            threads: all.threads + one.threads,
-        })
+    /// The capacity of all consumers together.
+    fn total_capacity(&self) -> WorkerCapacity {
+        self.capacities().iter().map(|capacity| capacity()).fold(
+            WorkerCapacity::default(),
+            |all, one| WorkerCapacity {
+                per_second: all.per_second + one.per_second,
+                threads: all.threads + one.threads,
+            },
+        )
     }
 
-    fn line(&self, door: QueueKind) -> &BoundedQueue {
-        match door {
+    fn get(&self, kind: QueueKind) -> &BoundedQueue {
+        match kind {
             QueueKind::Interactive => &self.interactive,
             QueueKind::Bulk => &self.bulk,
             QueueKind::Profile => &self.profile,
         }
     }
 
-    /// Passes rows on as there is room for them, until there are no more or nobody wants answers.
-    async fn produce(self: Arc<Self>, mut ends: ProducerBackend) {
-        let abandoned = ends.closed();
-        let pass_on = async {
-            while let Some(taken) = ends.accept().await {
-                let row = &taken.row;
+    /// Enqueues rows while the bulk queue has capacity, until the last row or until the replies are dropped.
+    async fn produce(self: Arc<Self>, mut backend: ProducerBackend) {
+        let abandoned = backend.closed();
+        let enqueue = async {
+            while let Some(accepted) = backend.accept().await {
+                let row = &accepted.row;
                 let publish = publish(&row.trace, None, QueueKind::Bulk, &row.id);
                 let message = Message {
                     queue: QueueKind::Bulk,
@@ -171,43 +180,43 @@ impl LocalQueues {
                     trace: publish.context().clone(),
                     reply_address: ReplyAddress::default(),
                 };
-                let waiting = QueuedMessage { message, asker: ReplySender::Row(taken) };
-                let sent = self.bulk.sender.send(waiting).await;
+                let queued = QueuedMessage { message, reply_sender: ReplySender::Row(accepted) };
+                let sent = self.bulk.sender.send(queued).await;
                 drop(publish);
                 let Err(refused) = sent else { continue };
-                refused.0.asker.send(Err(RpcError::Rejected));
+                refused.0.reply_sender.send(Err(RpcError::Rejected));
             }
         };
         tokio::select! {
-            () = pass_on => {}
+            () = enqueue => {}
             () = abandoned => {}
         }
     }
 }
 
-/// The requesting end.
+/// A client of the local queues.
 struct LocalRpcClient(Arc<LocalQueues>);
 
 #[async_trait]
 impl RpcClient for LocalRpcClient {
-    async fn request(&self, call: RpcRequest) -> Result<Reply, RpcError> {
-        self.0.call(call).await
+    async fn request(&self, request: RpcRequest) -> Result<Reply, RpcError> {
+        self.0.request(request).await
     }
 
     fn producer(&self, window: Window) -> BulkProducer {
-        let (producer, ends) = BulkProducer::new(window);
-        tokio::spawn(contained(self.0.clone().produce(ends)));
+        let (producer, backend) = BulkProducer::new(window);
+        tokio::spawn(contained(self.0.clone().produce(backend)));
         producer
     }
 
     fn backlog(&self) -> Backlog {
-        let consumers = self.0.paces().len() as u32;
-        Backlog { ready: self.0.interactive.waiting(), consumers, capacity: self.0.pace() }
+        let consumers = self.0.capacities().len() as u32;
+        Backlog { ready: self.0.interactive.ready(), consumers, capacity: self.0.total_capacity() }
     }
 
     fn bulk_backlog(&self) -> Option<BulkBacklog> {
-        let consumers = self.0.paces().len() as u32;
-        Some(BulkBacklog { ready: self.0.bulk.waiting(), retrying: 0, consumers })
+        let consumers = self.0.capacities().len() as u32;
+        Some(BulkBacklog { ready: self.0.bulk.ready(), retrying: 0, consumers })
     }
 
     fn dead_letters(&self) -> Option<u64> {
@@ -220,35 +229,35 @@ impl RpcClient for LocalRpcClient {
 }
 
 impl LocalQueues {
-    async fn call(&self, call: RpcRequest) -> Result<Reply, RpcError> {
+    async fn request(&self, request: RpcRequest) -> Result<Reply, RpcError> {
         if self.closed.is_cancelled() {
             return Err(RpcError::Rejected);
         }
-        let (reply, answer) = oneshot::channel();
-        let publish = publish(&call.trace, None, call.kind.queue(), &call.id);
+        let (reply_sender, reply) = oneshot::channel();
+        let publish = publish(&request.trace, None, request.kind.queue(), &request.id);
         let message = Message {
-            queue: call.kind.queue(),
-            kind: call.kind,
-            id: call.id,
+            queue: request.kind.queue(),
+            kind: request.kind,
+            id: request.id,
             origin: Origin::Http,
-            new_key: call.new_key,
+            new_key: request.new_key,
             sealed: None,
-            body: call.body,
-            expires: Some(call.deadline),
+            body: request.body,
+            expires: Some(request.deadline),
             waits_for: None,
             deliveries: 0,
             attempt: 0,
             trace: publish.context().clone(),
             reply_address: ReplyAddress::default(),
         };
-        self.line(message.queue)
+        self.get(message.queue)
             .sender
-            .try_send(QueuedMessage { message, asker: ReplySender::Call(reply) })
+            .try_send(QueuedMessage { message, reply_sender: ReplySender::Call(reply_sender) })
             .map_err(|_| RpcError::Rejected)?;
         drop(publish);
         tokio::select! {
-            answer = timeout_at(call.deadline, answer) => match answer {
-                Ok(answer) => answer.unwrap_or(Err(RpcError::Indeterminate)),
+            reply = timeout_at(request.deadline, reply) => match reply {
+                Ok(reply) => reply.unwrap_or(Err(RpcError::Indeterminate)),
                 Err(_) => Err(RpcError::Timeout),
             },
             () = self.closed.cancelled() => Err(RpcError::Indeterminate),
@@ -257,73 +266,80 @@ impl LocalQueues {
 }
 
 struct LocalConsumer {
-    doors: Arc<LocalQueues>,
+    queues: Arc<LocalQueues>,
     interactive: Arc<Semaphore>,
     bulk: Arc<Semaphore>,
     profile: Arc<Semaphore>,
-    pace: ReadCapacity,
+    capacity: ReadCapacity,
     stopped: CancellationToken,
 }
 
 #[async_trait]
 impl Consumer for LocalConsumer {
     async fn recv(&mut self) -> Option<Delivery> {
-        let (waiting, permit) = tokio::select! {
+        let (queued, permit) = tokio::select! {
             biased;
             () = self.stopped.cancelled() => return None,
-            taken = self.doors.profile.take(&self.profile) => taken?,
-            taken = self.doors.interactive.take(&self.interactive) => taken?,
-            // Last, and yet its turn comes: under load the others soon hold all they may.
-            taken = self.doors.bulk.take(&self.bulk) => taken?,
+            received = self.queues.profile.recv(&self.profile) => received?,
+            received = self.queues.interactive.recv(&self.interactive) => received?,
+            // Last, but never starved: under load the others soon have no permits left.
+            received = self.queues.bulk.recv(&self.bulk) => received?,
         };
-        let handle =
-            LocalSettler { doors: self.doors.clone(), asker: waiting.asker, _permit: permit };
-        Some(Delivery::new(waiting.message, Box::new(handle), None))
+        let handle = LocalSettler {
+            queues: self.queues.clone(),
+            reply_sender: queued.reply_sender,
+            _permit: permit,
+        };
+        Some(Delivery::new(queued.message, Box::new(handle), None))
     }
 
     async fn stop(&mut self) {
         if !self.stopped.is_cancelled() {
             self.stopped.cancel();
-            self.doors.paces().retain(|pace| !Arc::ptr_eq(pace, &self.pace));
+            self.queues.capacities().retain(|capacity| !Arc::ptr_eq(capacity, &self.capacity));
         }
     }
 }
 
-/// The end of one delivery; gives its room back when dropped.
+/// Settles one delivery. Releases its permit when dropped.
 struct LocalSettler {
-    doors: Arc<LocalQueues>,
-    asker: ReplySender,
+    queues: Arc<LocalQueues>,
+    reply_sender: ReplySender,
     _permit: OwnedSemaphorePermit,
 }
 
 #[async_trait]
 impl Settle for LocalSettler {
-    async fn reply(self: Box<Self>, _message: Message, reply: Reply) -> Result<(), UnroutableReply> {
-        if self.asker.send(Ok(reply)) {
+    async fn reply(
+        self: Box<Self>,
+        _message: Message,
+        reply: Reply,
+    ) -> Result<(), UnroutableReply> {
+        if self.reply_sender.send(Ok(reply)) {
             return Ok(());
         }
-        self.doors.metrics.reply_orphaned();
+        self.queues.metrics.reply_orphaned();
         Err(UnroutableReply)
     }
 
-    // Nothing here outlives the request, so there is no later to retry in.
+    // Messages are not kept, so there is no later time to retry at.
     async fn retry(self: Box<Self>, message: Message) {
         if message.queue == QueueKind::Bulk {
-            self.doors.metrics.bulk_row_finished("store_unavailable");
+            self.queues.metrics.bulk_row_finished("store_unavailable");
         }
-        self.asker.send(Ok(FailureCode::StoreUnavailable.into()));
+        self.reply_sender.send(Ok(FailureCode::StoreUnavailable.into()));
     }
 
     async fn dead_letter(self: Box<Self>, message: Message, reason: DeadLetterReason) {
-        self.doors.metrics.dead_lettered(&message.held(), reason.as_str());
-        self.asker.send(Ok(FailureCode::Internal.into()));
+        self.queues.metrics.dead_lettered(&message.held(), reason.as_str());
+        self.reply_sender.send(Ok(FailureCode::Internal.into()));
     }
 
     async fn requeue(self: Box<Self>, message: Message) {
-        let Self { doors, asker, _permit } = *self;
-        let waiting = QueuedMessage { message, asker };
-        if let Err(refused) = doors.line(waiting.message.queue).sender.try_send(waiting) {
-            refused.into_inner().asker.send(Err(RpcError::Rejected));
+        let Self { queues, reply_sender, _permit } = *self;
+        let queued = QueuedMessage { message, reply_sender };
+        if let Err(refused) = queues.get(queued.message.queue).sender.try_send(queued) {
+            refused.into_inner().reply_sender.send(Err(RpcError::Rejected));
         }
     }
 }

@@ -6,7 +6,7 @@
 
 mod age;
 pub mod dead_letters;
-pub mod event;
+pub mod events;
 pub mod local;
 pub mod message;
 pub mod producer;
@@ -44,7 +44,7 @@ pub trait RpcClient: Send + Sync {
     ///
     /// # Errors
     /// See [`RpcError`]. MUST return [`RpcError::Rejected`] only if the message is certainly in no queue.
-    async fn request(&self, call: RpcRequest) -> Result<Reply, RpcError>;
+    async fn request(&self, request: RpcRequest) -> Result<Reply, RpcError>;
 
     /// Starts a producer of bulk rows on the connections of this client.
     fn producer(&self, window: Window) -> BulkProducer;

@@ -1,13 +1,14 @@
-//! Seals passwords on their way through the broker, and opens them; nothing else does either.
+//! Encrypts passwords and tokens on their way through the broker. No other module encrypts or decrypts them.
 //!
-//! A sealed password is an X25519 sealed box (libsodium's `crypto_box_seal`) in base64. Whoever has
-//! the public key can seal; only the private one opens, so a front, a broker's disk and its backups
-//! hold nothing that could be read. In the box lies not the password alone but also what it belongs
-//! to, because a ciphertext can be copied by whoever can read a queue: put into another message, it
-//! must neither fetch a token nor tell whether it is somebody's password.
+//! A sealed password is an X25519 sealed box (libsodium's `crypto_box_seal`) in base64. The public key encrypts, the
+//! private key decrypts. A front, the broker's disk and its backups therefore contain nothing readable.
 //!
-//! RabbitMQ's sending end seals, the worker opens. Not here: what the keys are (the settings), and
-//! what becomes of a message that cannot be opened (the worker's table of ends).
+//! The box contains the password together with the message that it belongs to. A client that can read a queue can copy
+//! the ciphertext into another message. There it must not produce a token, and must not reveal whether it is a certain
+//! user's password.
+//!
+//! The RabbitMQ client seals, the worker opens. The settings hold the keys. The worker decides about messages that cannot
+//! be opened (`worker::settle`).
 
 use std::borrow::Cow;
 use std::mem;
@@ -31,25 +32,25 @@ use crate::contract::{
 };
 use crate::domain::{ValidSignup, ContractId, MessageId, Millis, Password};
 
-/// The field that is sealed.
+/// The field with the password.
 const PASSWORD: &str = "password";
-/// Bytes of the shortest box there is: no text below, with its names and its digest, is shorter.
+/// Lower bound of a box in bytes: the field names and the digest in [`SealedPassword`] alone take more than 128.
 const SHORTEST: usize = SEALBYTES + 128;
 
-/// What a sealed password belongs to, besides the identity in its document.
+/// The message that a sealed password belongs to. A box is also bound to the identity in its document.
 #[derive(Clone, Copy, Debug)]
 pub struct SealContext<'a> {
     /// The contract of the document.
     pub contract: ContractId,
     /// The message's id.
     pub id: &'a MessageId,
-    /// The queue that gets the reply; none if nobody is to be told.
+    /// The queue for the reply; `None` if the producer expects no reply.
     pub reply_to: Option<&'a str>,
-    /// After this nobody opens it any more, by the worker's clock.
+    /// When the box expires, by the worker's clock.
     pub not_after: Millis,
 }
 
-/// A token's box, as JSON.
+/// The JSON in the box of a token.
 #[derive(Serialize, Deserialize)]
 struct SealedToken<'a> {
     #[serde(borrow)]
@@ -61,7 +62,7 @@ struct SealedToken<'a> {
     not_after: Millis,
 }
 
-/// What is in the box, as JSON. Other systems write it too: its names never change meaning.
+/// The JSON in the box of a password. Other systems write it too, so its fields never change their meaning.
 #[derive(Serialize, Deserialize)]
 struct SealedPassword<'a> {
     #[serde(borrow)]
@@ -77,37 +78,38 @@ struct SealedPassword<'a> {
     not_after: Millis,
 }
 
-/// Seals with a public key.
+/// Encrypts with a public key.
 pub struct Sealer {
     key: PublicKey,
     key_id: String,
 }
 
 impl Sealer {
-    /// Seals with this key: 32 bytes.
+    /// Creates a sealer for a public key.
     pub fn new(key: [u8; 32]) -> Self {
         let key = PublicKey::from_bytes(key);
         Self { key_id: key_id(&key), key }
     }
 
-    /// What the header `sealed` of a message says: which key opens it.
+    /// The id of the key, for the header `sealed` of a message.
     pub fn key_id(&self) -> &str {
         &self.key_id
     }
 
-    /// Whether there is a password to seal: a bulk document may bring a hash instead.
+    /// Whether a document needs sealing. A bulk document may have a hash instead of a password.
     pub fn seals(body: &[u8]) -> bool {
         !Document::parse(body).is_ok_and(|document| document.has(PASSWORD_HASH))
     }
 
-    /// The document with its password sealed, written anew with the contract's own fields. `None`
-    /// if it breaks the contract's rules: then there is no identity to bind the password to. The policy
-    /// does not matter to that.
-    pub fn seal(&self, letter: &SealContext<'_>, body: &[u8]) -> Option<Vec<u8>> {
-        let contract = contract(letter.contract);
+    /// Seals the password in a document. The result contains only the contract's fields.
+    ///
+    /// `None` if the document violates the contract, because then there is no identity to bind the password to, or if the
+    /// system has no randomness. The password policy does not matter here.
+    pub fn seal(&self, context: &SealContext<'_>, body: &[u8]) -> Option<Vec<u8>> {
+        let contract = contract(context.contract);
         let given = Document::parse(body).ok()?;
         let candidate = contract.check(&given, &Policy::default()).ok()?;
-        let sealed = self.seal_password(letter, &candidate)?;
+        let sealed = self.seal_password(context, &candidate)?;
         let mut document = contract.write(&candidate);
         if let Value::String(mut clear) = mem::replace(&mut document[PASSWORD], sealed.into()) {
             clear.zeroize();
@@ -118,8 +120,8 @@ impl Sealer {
         serde_json::to_vec(&document).ok()
     }
 
-    /// A bearer token sealed for one look-up: nobody else's message, reply queue or time. `None` if it is not
-    /// text or the system has no randomness.
+    /// Seals a bearer token for one lookup: it is bound to message id, reply queue and expiry. `None` if it is not UTF-8 or
+    /// the system has no randomness.
     pub fn seal_token(
         &self,
         id: &MessageId,
@@ -135,19 +137,19 @@ impl Sealer {
         Some(BASE64.encode(self.key.seal(&mut OsRng, &plain).ok()?).into_bytes())
     }
 
-    fn seal_password(&self, letter: &SealContext<'_>, candidate: &ValidSignup) -> Option<String> {
+    fn seal_password(&self, context: &SealContext<'_>, candidate: &ValidSignup) -> Option<String> {
         let Password::Clear(clear) = &candidate.password else { return None };
         let clear = clear.expose_secret();
-        // As long as the longest escape of every byte, so that growing leaves no copy behind.
+        // Room for the longest escape of every byte: a vector that grows leaves a copy of the password behind.
         let mut quoted = Zeroizing::new(Vec::with_capacity(2 + 6 * clear.len()));
         serde_json::to_writer(&mut *quoted, clear).ok()?;
         let text = SealedPassword {
             password: serde_json::from_slice(&quoted).ok()?,
-            message_id: letter.id.as_str().into(),
-            contract: letter.contract,
+            message_id: context.id.as_str().into(),
+            contract: context.contract,
             identity: candidate.fingerprint().into(),
-            reply_to: letter.reply_to.map(Cow::from),
-            not_after: letter.not_after,
+            reply_to: context.reply_to.map(Cow::from),
+            not_after: context.not_after,
         };
         let mut plain = Zeroizing::new(Vec::with_capacity(quoted.len() + 4096));
         serde_json::to_writer(&mut *plain, &text).ok()?;
@@ -155,56 +157,56 @@ impl Sealer {
     }
 }
 
-/// Opens with private keys: with several, so that a new one can be brought in before an old one
-/// is taken away.
+/// Decrypts with private keys. During a rotation it has the old and the new one.
 #[derive(Default)]
 pub struct Opener {
     keys: Vec<(String, SecretKey)>,
     required: bool,
 }
 
-/// A password that was sealed for the message it came in.
+/// A decrypted password that belongs to its message.
 pub struct OpenedPassword {
-    /// As a JSON text.
+    /// A JSON string.
     password: Zeroizing<String>,
+    /// The fingerprint of the candidate that it was sealed for.
     identity: String,
 }
 
-/// Why there is no opened password.
+/// Why a password or token was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// Sealed with a key that is not here; it may be on its way.
+    /// Sealed with a key that this worker does not have (yet).
     #[error("sealed with a key that this worker does not have")]
     UnknownKey,
-    /// The box is broken, too old or not this message's.
+    /// The box cannot be decrypted, has expired or belongs to another message.
     #[error("{0}")]
-    Bad(&'static str),
-    /// Not sealed, and it must be.
-    #[error("a clear password, and the settings require sealed ones")]
-    Clear,
+    Invalid(&'static str),
+    /// Clear, although `queue.require_sealed` is set.
+    #[error("the password is clear, but queue.require_sealed is set")]
+    NotSealed,
 }
 
 impl Opener {
-    /// Opens with the keys in the settings. The queue in this process never rests anywhere: on it
-    /// nothing is sealed, and nothing has to be.
+    /// Creates an opener with the keys in the settings. For the local queue it has none and requires none, because that
+    /// queue never leaves memory.
     pub fn new(settings: &config::QueueSettings) -> Self {
         if matches!(settings.url, config::QueueUrl::Local) {
             return Self::default();
         }
         let keys = settings.seal_private_keys.iter().map(|key| {
             let key = SecretKey::from_slice(key.expose_secret());
-            let key = key.expect("the settings' reader takes keys of 32 bytes and no others");
+            let key = key.expect("the settings accept only keys of 32 bytes");
             (key_id(&key.public_key()), key)
         });
         Self { keys: keys.collect(), required: settings.require_sealed }
     }
 
-    /// Whether it opens what is sealed with the key of this id.
+    /// Whether it has the private key of this id.
     pub fn has_key(&self, key_id: &str) -> bool {
         self.keys.iter().any(|(known, _)| known == key_id)
     }
 
-    /// Opens the password in a registration's document. `None` if it came in clear and may.
+    /// Opens the password in a registration's document. `None` if the password is clear and may be.
     pub fn open(
         &self,
         message: &Message,
@@ -213,14 +215,14 @@ impl Opener {
     ) -> Result<Option<OpenedPassword>, OpenError> {
         let Some(key_id) = &message.sealed else {
             let clear = self.required && document.has(PASSWORD);
-            return if clear { Err(OpenError::Clear) } else { Ok(None) };
+            return if clear { Err(OpenError::NotSealed) } else { Ok(None) };
         };
         let Field::Text(sealed) = document.text(PASSWORD) else {
-            return Err(OpenError::Bad("no sealed password in it"));
+            return Err(OpenError::Invalid("the document has no sealed password"));
         };
         let plain = self.unseal(key_id, sealed.as_bytes())?;
         let text: SealedPassword<'_> = serde_json::from_slice(&plain)
-            .map_err(|_| OpenError::Bad("what was sealed cannot be read"))?;
+            .map_err(|_| OpenError::Invalid("the sealed JSON cannot be parsed"))?;
         text.belongs_to(message, now)?;
         Ok(Some(OpenedPassword {
             password: Zeroizing::new(text.password.get().to_owned()),
@@ -230,8 +232,7 @@ impl Opener {
 }
 
 impl Opener {
-    /// Opens the bearer token in a look-up's body. A clear one is returned as it is: the queue that carries it
-    /// refuses no message that muster's older fronts send.
+    /// Opens the bearer token in a lookup's body. Returns a clear token unchanged, because older fronts send clear ones.
     pub fn open_token(
         &self,
         message: &Message,
@@ -239,20 +240,20 @@ impl Opener {
     ) -> Result<Zeroizing<String>, OpenError> {
         let Some(key_id) = &message.sealed else {
             let token = std::str::from_utf8(&message.body);
-            let token = token.map_err(|_| OpenError::Bad("its token is not text"))?;
+            let token = token.map_err(|_| OpenError::Invalid("the token is not UTF-8"))?;
             return Ok(Zeroizing::new(token.to_owned()));
         };
         let plain = self.unseal(key_id, &message.body)?;
         let text: SealedToken<'_> = serde_json::from_slice(&plain)
-            .map_err(|_| OpenError::Bad("what was sealed cannot be read"))?;
+            .map_err(|_| OpenError::Invalid("the sealed JSON cannot be parsed"))?;
         if text.message_id != message.id.as_str() {
-            return Err(OpenError::Bad("sealed for another message_id"));
+            return Err(OpenError::Invalid("sealed for another message_id"));
         }
         if Some(text.reply_to.as_ref()) != message.reply_address.reply_to.as_deref() {
-            return Err(OpenError::Bad("sealed for another reply_to"));
+            return Err(OpenError::Invalid("sealed for another reply_to"));
         }
         if text.not_after < now {
-            return Err(OpenError::Bad("its seal has expired"));
+            return Err(OpenError::Invalid("the sealed box has expired"));
         }
         Ok(Zeroizing::new(text.token.into_owned()))
     }
@@ -261,61 +262,60 @@ impl Opener {
         let (_, key) =
             self.keys.iter().find(|(known, _)| known == key_id).ok_or(OpenError::UnknownKey)?;
         let sealed = BASE64.decode(sealed);
-        let sealed = sealed.map_err(|_| OpenError::Bad("what is sealed is not base64"))?;
-        let plain = key.unseal(&sealed).map_err(|_| OpenError::Bad("its seal is broken"))?;
+        let sealed = sealed.map_err(|_| OpenError::Invalid("the sealed text is not base64"))?;
+        let plain = key.unseal(&sealed).map_err(|_| OpenError::Invalid("the sealed box cannot be decrypted"))?;
         Ok(Zeroizing::new(plain))
     }
 }
 
 impl SealedPassword<'_> {
     fn belongs_to(&self, message: &Message, now: Millis) -> Result<(), OpenError> {
-        let bad = |what| Err(OpenError::Bad(what));
+        let bad = |what| Err(OpenError::Invalid(what));
         if self.message_id != message.id.as_str() {
             return bad("sealed for another message_id");
         }
         if MessageKind::Register(self.contract) != message.kind {
             return bad("sealed for another contract");
         }
-        // A reply that nobody gets tells nobody anything, so taking reply_to away is no harm; and a
-        // dead letter that is tried again has none.
+        // A message without reply_to is accepted: without a reply a copied box reveals nothing, and a requeued dead
+        // letter has no reply_to.
         if message.reply_address.reply_to.is_some()
             && self.reply_to.as_deref() != message.reply_address.reply_to.as_deref()
         {
             return bad("sealed for another reply_to");
         }
         if self.not_after < now {
-            return bad("its seal has expired");
+            return bad("the sealed box has expired");
         }
         Ok(())
     }
 }
 
 impl OpenedPassword {
-    /// The password, to be put where the sealed one stands.
+    /// The password as a JSON string, to replace the sealed one in the document.
     pub fn password(&self) -> &RawValue {
-        serde_json::from_str(&self.password).expect("it was read as JSON before")
+        serde_json::from_str(&self.password).expect("parsed as JSON when it was opened")
     }
 
-    /// Whether it was sealed for this candidate.
+    /// Whether the password was sealed for this candidate.
     pub fn is_for(&self, candidate: &ValidSignup) -> bool {
         self.identity == candidate.fingerprint()
     }
 }
 
-/// Whether a text can be a sealed password: base64, and far longer than a password may be, so that
-/// what a producer merely calls sealed is not taken for it.
+/// Whether a text can be a sealed password: base64, and longer than any password. A clear password under the header
+/// `sealed` therefore does not count as sealed.
 pub(super) fn looks_sealed(text: &str) -> bool {
     BASE64.decode(text).is_ok_and(|sealed| sealed.len() >= SHORTEST)
 }
 
-/// Whether a dead letter may keep a password that looks sealed. One whose box would not open may be
-/// anything; and where somebody waited, the box opens for minutes more, too short for people to send it
-/// again.
+/// Whether a dead letter may keep a password that looks sealed. A box that cannot be opened may be anything. A box from
+/// the interactive queue expires within minutes, too soon for a requeue.
 pub(super) fn may_keep_sealed(message: &Message, reason: DeadLetterReason) -> bool {
     message.sealed.is_some() && message.queue == QueueKind::Bulk && reason != DeadLetterReason::BadSeal
 }
 
-/// A new pair of keys, in base64, as the settings take them.
+/// A key pair in base64, as the settings expect it.
 pub struct KeyPair {
     /// See [`Sealer::key_id`].
     pub key_id: String,
@@ -326,7 +326,7 @@ pub struct KeyPair {
 }
 
 impl KeyPair {
-    /// A pair nobody has, from the system's randomness.
+    /// Generates a pair from the system's randomness.
     pub fn generate() -> Self {
         let private = SecretKey::generate(&mut OsRng);
         let public = private.public_key();
@@ -339,14 +339,14 @@ impl KeyPair {
     }
 }
 
-/// Which key: 16 hexadecimal digits of its digest. Short enough to compare by eye, long enough that no
-/// two keys of one deployment share them.
+/// The id of a key: the first 16 hexadecimal digits of its SHA-256 digest. Short enough to compare by eye, long enough to
+/// be unique in a deployment.
 fn key_id(key: &PublicKey) -> String {
     let digest = Sha256::digest(key.as_bytes());
     digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Characters of the shortest box in base64.
+/// [`SHORTEST`] in base64 characters.
 #[cfg(test)]
 pub(super) const SHORTEST_TEXT: usize = SHORTEST.div_ceil(3) * 4;
 

@@ -2,7 +2,7 @@
 //! asks for it.
 
 use crate::password::{Kernel, HashPool};
-use crate::queue::{QueueKind, DeadLetterReason, event};
+use crate::queue::{QueueKind, DeadLetterReason, events};
 use crate::telemetry::Metrics;
 use crate::telemetry::gauges::HashPoolStats;
 
@@ -11,7 +11,7 @@ pub fn register_metrics(metrics: &Metrics, slots: HashPool) {
     for reason in DeadLetterReason::ALL {
         metrics.init_dead_letters(reason.as_str());
     }
-    for event in event::NAMES {
+    for event in events::NAMES {
         metrics.init_events_refused(event);
     }
     metrics.init_dead_letters_dropped(QueueKind::Interactive.as_str());

@@ -11,7 +11,7 @@ impl Worker {
         let token = match self.opener.open_token(message, self.clock.now()) {
             Ok(token) => token,
             Err(OpenError::UnknownKey) => return Ok(FailureCode::UnknownKey.into()),
-            Err(OpenError::Bad(_) | OpenError::Clear) if message.sealed.is_some() => {
+            Err(OpenError::Invalid(_) | OpenError::NotSealed) if message.sealed.is_some() => {
                 return Err(DeadLetterReason::BadSeal);
             }
             Err(_) => return Err(DeadLetterReason::Unreadable),

@@ -55,8 +55,8 @@ impl Worker {
                 tracing::warn!(id = message.id.as_str(), key, "sealed with a key that is not here");
                 return Ok(FailureCode::UnknownKey.into());
             }
-            Err(OpenError::Clear) => return Err(DeadLetterReason::NotSealed),
-            Err(OpenError::Bad(what)) => return Err(bad_seal(message, what)),
+            Err(OpenError::NotSealed) => return Err(DeadLetterReason::NotSealed),
+            Err(OpenError::Invalid(what)) => return Err(bad_seal(message, what)),
         };
         if let Some(opened) = &opened {
             document.put("password", opened.password());

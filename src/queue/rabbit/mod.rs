@@ -7,8 +7,8 @@ mod acks;
 pub mod admin;
 mod amqp;
 mod consumer;
-mod dead_room;
-mod events;
+mod dead_letter_capacity;
+mod event_publisher;
 mod header;
 mod probe;
 mod properties;
@@ -35,7 +35,7 @@ use crate::shutdown::Tasks;
 use crate::domain::Clock;
 use crate::telemetry::{Health, Metrics, Telemetry};
 use amqp::{Connection, ConnectionError, Endpoints};
-use dead_room::DeadRoom;
+use dead_letter_capacity::DeadLetterCapacity;
 use queue_stats::QueueStats;
 use topology::{Declared, Names};
 
@@ -81,7 +81,7 @@ struct Broker {
     metrics: Arc<Metrics>,
     /// How many dead letters their queue holds, as it is on the broker; 0 while that is not known.
     dead_letters_max: Arc<AtomicU32>,
-    dead_room: DeadRoom,
+    dead_letter_capacity: DeadLetterCapacity,
     /// Queues that could not be declared, and why.
     unavailable: Mutex<BTreeMap<String, String>>,
     /// Queues that are not declared for a while, since when, and why.
@@ -101,7 +101,7 @@ impl Rabbit {
     ) -> anyhow::Result<Self> {
         let metrics = telemetry.metrics.clone();
         let mut broker = Broker::new(url, settings, clock, metrics)?;
-        broker.dead_room = DeadRoom::new(telemetry.health.clone());
+        broker.dead_letter_capacity = DeadLetterCapacity::new(telemetry.health.clone());
         broker.closing = tasks.clone();
         let broker = Arc::new(broker);
         match tokio::time::timeout(FIRST_TRY, broker.connect("start")).await {
@@ -137,7 +137,7 @@ impl Broker {
         let endpoints = Arc::new(Endpoints::new(uris, tls::load(&settings)?));
         let spans = Arc::new(names.for_spans(endpoints.first(), &settings));
         let sealer = settings.seal_public_key.map(Sealer::new);
-        let (dead_letters_max, dead_room) = (Arc::default(), DeadRoom::default());
+        let (dead_letters_max, dead_letter_capacity) = (Arc::default(), DeadLetterCapacity::default());
         Ok(Self {
             endpoints,
             names,
@@ -147,7 +147,7 @@ impl Broker {
             clock,
             metrics,
             dead_letters_max,
-            dead_room,
+            dead_letter_capacity,
             unavailable: Mutex::default(),
             skipped: Mutex::default(),
             closing: Tasks::default(),

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::header::{self, Headers, Unreadable};
 use super::{Broker, amqp};
 use crate::queue::age::{Ages, Sender, MessageTimes};
-use crate::queue::event::Event;
+use crate::queue::events::Event;
 use crate::queue::{RpcRequest, QueueKind, MessageKind, Message, WorkerCapacity, DeadLetterReason, BulkRow, ReplyAddress};
 use crate::domain::{MessageId, Millis, Origin};
 use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};

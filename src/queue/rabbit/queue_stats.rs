@@ -231,9 +231,9 @@ impl QueueStats {
         match watched {
             Watched::DeadLetters => {
                 let max = u64::from(broker.dead_letters_max.load(Ordering::Relaxed));
-                broker.dead_room.sampled(max > 0 && sample.ready >= max);
+                broker.dead_letter_capacity.sampled(max > 0 && sample.ready >= max);
             }
-            Watched::Door(_) | Watched::Retries => broker.dead_room.refresh(),
+            Watched::Door(_) | Watched::Retries => broker.dead_letter_capacity.refresh(),
         }
         Ok(sample)
     }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::acks::Ack;
 use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher, State};
 use super::queue_stats::QueueStats;
-use super::{Broker, events, probe, properties};
+use super::{Broker, event_publisher, probe, properties};
 use crate::queue::redact::{RedactedBody, without_secrets};
 use crate::queue::seal;
 use crate::queue::{QueueKind, MessageKind, Message, ReadCapacity, DeadLetterReason, Reply, Settle, UnroutableReply};
@@ -107,13 +107,13 @@ impl Settler {
             self.mover.unblocked(None).await;
             match self.mover.publish(message.clone(), CONFIRM_TIMEOUT).await {
                 Ok(()) => {
-                    self.broker.dead_room.accepted();
+                    self.broker.dead_letter_capacity.accepted();
                     return ack.ack().await;
                 }
                 Err(PublishError::Rejected | PublishError::Unroutable)
                     if declared && !self.is_lost() =>
                 {
-                    self.broker.dead_room.refused();
+                    self.broker.dead_letter_capacity.refused();
                     self.broker.metrics.dead_letter_dropped(queue.as_str());
                     return ack.ack().await;
                 }
@@ -139,14 +139,14 @@ impl Settler {
             match self.mover.publish(message.clone(), CONFIRM_TIMEOUT).await {
                 Ok(()) => {
                     if is_dead {
-                        self.broker.dead_room.accepted();
+                        self.broker.dead_letter_capacity.accepted();
                     }
                     return ack.ack().await;
                 }
                 Err(_) if self.is_lost() => {}
                 Err(error) => {
                     if is_dead && error != PublishError::Indeterminate {
-                        self.broker.dead_room.refused();
+                        self.broker.dead_letter_capacity.refused();
                     }
                     if !std::mem::replace(&mut logged, true) {
                         let queue = message.routing_key.as_str();
@@ -306,7 +306,7 @@ impl Settle for RabbitHandle {
             }
         }
         let Settler { broker, publisher, .. } = &*self.settler;
-        if events::announce(broker, publisher, &message, &outcome).await {
+        if event_publisher::publish_event(broker, publisher, &message, &outcome).await {
             self.ack.ack().await;
         }
         replied

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::topology::{self, Names};
 use super::{header, properties};
 use crate::config::Settings;
-use crate::queue::event::{REGISTRATION_REJECTED, USER_REGISTERED};
+use crate::queue::events::{REGISTRATION_REJECTED, USER_REGISTERED};
 use crate::queue::{QueueKind, DeadLetterReason, seal};
 use crate::domain::MessageId;
 use crate::domain::{

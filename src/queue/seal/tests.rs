@@ -1,4 +1,4 @@
-//! What opens and what does not.
+//! Tests of sealing and opening passwords and tokens.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -13,7 +13,7 @@ const NOW: Millis = Millis(1_700_000_000_000);
 const REPLY_TO: &str = "registration.reply.one";
 const PASSWORD: &str = "correct horse 7";
 
-/// A key pair as the settings would hold it.
+/// A new key pair.
 fn pair() -> (Sealer, SecretKey) {
     let private = SecretKey::generate(&mut OsRng);
     (Sealer::new(private.public_key().to_bytes()), private)
@@ -35,20 +35,20 @@ fn document(password: &str) -> Value {
     })
 }
 
-/// The document as it is in the queue.
+/// The sealed document of the message row-1.
 fn seal(sealer: &Sealer, password: &str) -> Value {
     let id = id("row-1");
-    let letter = SealContext {
+    let context = SealContext {
         contract: ContractId::Register,
         id: &id,
         reply_to: Some(REPLY_TO),
         not_after: NOW,
     };
-    let body = sealer.seal(&letter, document(password).to_string().as_bytes()).unwrap();
+    let body = sealer.seal(&context, document(password).to_string().as_bytes()).unwrap();
     serde_json::from_slice(&body).unwrap()
 }
 
-/// The message that was sealed.
+/// The message row-1 with this body.
 fn message(sealer: &Sealer, body: &Value) -> Message {
     Message {
         queue: QueueKind::Interactive,
@@ -67,7 +67,7 @@ fn message(sealer: &Sealer, body: &Value) -> Message {
     }
 }
 
-/// Opens a message and checks it as the worker does. `None` if it is for somebody else.
+/// Opens a message and checks it as the worker does. `None` if it was sealed for another candidate.
 fn open_at(opener: &Opener, message: &Message, now: Millis) -> Result<Option<String>, OpenError> {
     let mut document = Document::parse(&message.body).unwrap();
     let opened = opener.open(message, &document, now)?;
@@ -75,23 +75,23 @@ fn open_at(opener: &Opener, message: &Message, now: Millis) -> Result<Option<Str
         document.put("password", opened.password());
     }
     let candidate = contract(ContractId::Register).check(&document, &Policy::default()).unwrap();
-    let for_them = opened.as_ref().is_none_or(|opened| opened.is_for(&candidate));
-    Ok(for_them.then(|| candidate.password.in_document().1.to_owned()))
+    let is_for_candidate = opened.as_ref().is_none_or(|opened| opened.is_for(&candidate));
+    Ok(is_for_candidate.then(|| candidate.password.in_document().1.to_owned()))
 }
 
 fn open(opener: &Opener, message: &Message) -> Result<Option<String>, OpenError> {
     open_at(opener, message, NOW)
 }
 
-fn is_bad(opened: Result<Option<String>, OpenError>, what: &str) {
+fn assert_invalid(opened: Result<Option<String>, OpenError>, what: &str) {
     match opened {
-        Err(OpenError::Bad(told)) => assert!(told.contains(what), "{told:?} and not {what:?}"),
-        other => panic!("{other:?} and not {what:?}"),
+        Err(OpenError::Invalid(error)) => assert!(error.contains(what), "expected {what:?}, got {error:?}"),
+        other => panic!("expected {what:?}, got {other:?}"),
     }
 }
 
 #[test]
-fn what_is_sealed_is_opened_by_its_message_alone() {
+fn sealed_password_opens_only_in_its_message() {
     let (sealer, private) = pair();
     let opener = opener(&[&private]);
     let body = seal(&sealer, PASSWORD);
@@ -100,15 +100,15 @@ fn what_is_sealed_is_opened_by_its_message_alone() {
     let sealed = message(&sealer, &body);
     assert_eq!(open(&opener, &sealed).unwrap().as_deref(), Some(PASSWORD));
 
-    is_bad(open(&opener, &Message { id: id("row-2"), ..sealed.clone() }), "message_id");
+    assert_invalid(open(&opener, &Message { id: id("row-2"), ..sealed.clone() }), "message_id");
     let kind = MessageKind::Register(ContractId::NestedName);
-    is_bad(open(&opener, &Message { kind, ..sealed.clone() }), "contract");
+    assert_invalid(open(&opener, &Message { kind, ..sealed.clone() }), "contract");
     for reply_to in ["registration.reply.two", "amq.rabbitmq.reply-to.x", ""] {
         let mut copied = sealed.clone();
         copied.reply_address.reply_to = Some(reply_to.to_owned());
-        is_bad(open(&opener, &copied), "reply_to");
+        assert_invalid(open(&opener, &copied), "reply_to");
     }
-    is_bad(open_at(&opener, &sealed, Millis(NOW.0 + 1)), "expired");
+    assert_invalid(open_at(&opener, &sealed, Millis(NOW.0 + 1)), "expired");
     for (field, value) in
         [("email", json!("eve@example.com")), ("fullname", json!({ "firstname": "Eve" }))]
     {
@@ -119,7 +119,7 @@ fn what_is_sealed_is_opened_by_its_message_alone() {
 }
 
 #[test]
-fn nobody_has_to_be_replied_to() {
+fn sealed_message_without_reply_to_opens() {
     let (sealer, private) = pair();
     let mut requeued = message(&sealer, &seal(&sealer, PASSWORD));
     requeued.reply_address.reply_to = None;
@@ -127,7 +127,7 @@ fn nobody_has_to_be_replied_to() {
 }
 
 #[test]
-fn a_broken_box_is_not_taken_for_a_password() {
+fn corrupted_box_is_refused() {
     let (sealer, private) = pair();
     let opener = opener(&[&private]);
     let mut body = seal(&sealer, PASSWORD);
@@ -135,25 +135,25 @@ fn a_broken_box_is_not_taken_for_a_password() {
     for at in [0, 31, 32, 47, 48, bytes.len() - 1] {
         bytes[at] ^= 1;
         body["password"] = BASE64.encode(&bytes).into();
-        is_bad(open(&opener, &message(&sealer, &body)), "broken");
+        assert_invalid(open(&opener, &message(&sealer, &body)), "decrypted");
         bytes[at] ^= 1;
     }
     let foreign = BASE64.encode(sealer.key.seal(&mut OsRng, b"\"hunter2\"").unwrap());
     for (password, what) in [
         (json!("hunter2"), "base64"),
-        (json!(""), "broken"),
-        (json!("aHVudGVyMg=="), "broken"),
-        (json!(foreign), "cannot be read"),
+        (json!(""), "decrypted"),
+        (json!("aHVudGVyMg=="), "decrypted"),
+        (json!(foreign), "cannot be parsed"),
         (json!(7), "no sealed password"),
         (Value::Null, "no sealed password"),
     ] {
         body["password"] = password;
-        is_bad(open(&opener, &message(&sealer, &body)), what);
+        assert_invalid(open(&opener, &message(&sealer, &body)), what);
     }
 }
 
 #[test]
-fn only_its_own_key_opens_it_and_keys_can_be_changed() {
+fn box_opens_only_with_its_key_and_keys_rotate() {
     let ((old, old_private), (new, new_private)) = (pair(), pair());
     assert_ne!(old.key_id(), new.key_id());
     let (before, after) = (seal(&old, PASSWORD), seal(&new, PASSWORD));
@@ -164,31 +164,31 @@ fn only_its_own_key_opens_it_and_keys_can_be_changed() {
     let both = opener(&[&new_private, &old_private]);
     assert!(open(&both, &before).unwrap().is_some());
     assert!(open(&both, &after).unwrap().is_some());
-    // The other key's name on it does not make it open.
-    is_bad(open(&both, &Message { sealed: Some(new.key_id().into()), ..before }), "broken");
+    // The id of the other key does not decrypt it.
+    assert_invalid(open(&both, &Message { sealed: Some(new.key_id().into()), ..before }), "decrypted");
 }
 
 #[test]
-fn a_clear_password_is_taken_unless_it_must_be_sealed() {
+fn clear_password_is_accepted_unless_sealing_is_required() {
     let (sealer, private) = pair();
     let mut opener = opener(&[&private]);
     let clear = Message { sealed: None, ..message(&sealer, &document(PASSWORD)) };
     assert_eq!(open(&opener, &clear).unwrap().as_deref(), Some(PASSWORD));
     opener.required = true;
-    assert_eq!(open(&opener, &clear), Err(OpenError::Clear));
+    assert_eq!(open(&opener, &clear), Err(OpenError::NotSealed));
     assert!(open(&opener, &message(&sealer, &seal(&sealer, PASSWORD))).unwrap().is_some());
-    // Without any password there is none in clear; the rules have their say about that.
+    // A document without a password has no clear one. The contract rejects it later.
     let none = Document::parse(b"{}").unwrap();
     assert!(opener.open(&clear, &none, NOW).unwrap().is_none());
 }
 
 #[test]
-fn what_the_rules_refuse_is_not_sealed() {
+fn invalid_document_is_not_sealed() {
     let (sealer, _) = pair();
     let id = id("row-1");
-    let letter = SealContext { contract: ContractId::Register, id: &id, reply_to: None, not_after: NOW };
+    let context = SealContext { contract: ContractId::Register, id: &id, reply_to: None, not_after: NOW };
     for body in [document("short").to_string(), "{}".into(), "[".into()] {
-        assert_eq!(sealer.seal(&letter, body.as_bytes()), None, "{body}");
+        assert_eq!(sealer.seal(&context, body.as_bytes()), None, "{body}");
     }
 }
 
@@ -196,16 +196,16 @@ fn what_the_rules_refuse_is_not_sealed() {
 fn the_shortest_box_looks_sealed_and_the_longest_password_does_not() {
     let (sealer, _) = pair();
     let id = id("a");
-    let letter =
+    let context =
         SealContext { contract: ContractId::Register, id: &id, reply_to: None, not_after: Millis(0) };
-    let body = sealer.seal(&letter, document("123456").to_string().as_bytes()).unwrap();
+    let body = sealer.seal(&context, document("123456").to_string().as_bytes()).unwrap();
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert!(looks_sealed(body["password"].as_str().unwrap()));
     assert!(!looks_sealed(&"abcd".repeat(18)), "72 bytes");
 }
 
 #[test]
-fn only_a_rows_box_that_may_open_outlives_its_message() {
+fn dead_letter_keeps_only_the_sealed_password_of_a_bulk_row() {
     let (sealer, _) = pair();
     let interactive = message(&sealer, &seal(&sealer, PASSWORD));
     let row = Message { queue: QueueKind::Bulk, ..interactive.clone() };
@@ -217,7 +217,7 @@ fn only_a_rows_box_that_may_open_outlives_its_message() {
 }
 
 #[test]
-fn token_opens_in_its_own_look_up_alone() {
+fn sealed_token_opens_only_in_its_message() {
     let ((sealer, private), (_, other)) = (pair(), pair());
     let body = sealer.seal_token(&id("row-1"), REPLY_TO, NOW, b"header.claims.signature").unwrap();
     assert!(!String::from_utf8_lossy(&body).contains("claims"));
@@ -232,14 +232,14 @@ fn token_opens_in_its_own_look_up_alone() {
         opener.open_token(message, now).map(|token| token.as_str().to_owned())
     };
     assert_eq!(open(&sealed, NOW), Ok("header.claims.signature".to_owned()));
-    assert!(matches!(open(&sealed, Millis(NOW.0 + 1)), Err(OpenError::Bad(_))), "too late");
+    assert!(matches!(open(&sealed, Millis(NOW.0 + 1)), Err(OpenError::Invalid(_))), "too late");
     let copied = Message { id: id("row-2"), ..sealed.clone() };
-    assert!(matches!(open(&copied, NOW), Err(OpenError::Bad(_))));
+    assert!(matches!(open(&copied, NOW), Err(OpenError::Invalid(_))));
     let diverted = ReplyAddress { reply_to: Some("another".into()), correlation_id: None };
     let diverted = Message { reply_address: diverted, ..sealed.clone() };
-    assert!(matches!(open(&diverted, NOW), Err(OpenError::Bad(_))));
+    assert!(matches!(open(&diverted, NOW), Err(OpenError::Invalid(_))));
     let broken = Message { body: "AAAA".into(), ..sealed.clone() };
-    assert!(matches!(open(&broken, NOW), Err(OpenError::Bad(_))));
+    assert!(matches!(open(&broken, NOW), Err(OpenError::Invalid(_))));
     let unknown = Message { sealed: Some(key_id(&other.public_key())), ..sealed.clone() };
     assert_eq!(open(&unknown, NOW), Err(OpenError::UnknownKey));
     let clear = Message { sealed: None, body: "a.b.c".into(), ..sealed };
@@ -247,7 +247,7 @@ fn token_opens_in_its_own_look_up_alone() {
 }
 
 #[test]
-fn a_new_pair_fits_itself() {
+fn generated_key_pair_matches() {
     let pair = KeyPair::generate();
     let public = BASE64.decode(&pair.public).unwrap();
     let private = BASE64.decode(pair.private.expose_secret()).unwrap();
@@ -263,7 +263,7 @@ proptest! {
 
     /// Any password the rules let through comes out as it went in, and nothing of it shows.
     #[test]
-    fn any_password_survives(password in "[^\u{0}]{6,18}") {
+    fn any_password_is_opened_unchanged(password in "[^\u{0}]{6,18}") {
         let (sealer, private) = pair();
         let body = seal(&sealer, &password);
         prop_assert!(!body.to_string().contains(&password));

@@ -18,7 +18,7 @@ const FULL: &str = "the dead-letter queue is full: bulk rows wait for room, and 
 
 /// Whether dead letters have room, for all parts of a process.
 #[derive(Default)]
-pub(super) struct DeadRoom {
+pub(super) struct DeadLetterCapacity {
     health: Health,
     seen: Mutex<Seen>,
 }
@@ -29,7 +29,7 @@ struct Seen {
     sampled_full: bool,
 }
 
-impl DeadRoom {
+impl DeadLetterCapacity {
     /// Reports to `health`.
     pub(super) fn new(health: Health) -> Self {
         Self { health, seen: Mutex::default() }
@@ -70,7 +70,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refusal_warns_until_a_letter_is_taken_or_it_is_old() {
         let health = Health::default();
-        let room = DeadRoom::new(health.clone());
+        let room = DeadLetterCapacity::new(health.clone());
         let warns = || health.warnings().contains_key(WARNING);
         room.refresh();
         assert!(!warns());

@@ -1,10 +1,8 @@
-//! Which outcomes are announced to whoever listens, and what is said of them. How an event travels is
-//! the adapter's business; on `local:` there are none.
+//! Events about outcomes, for subscribers on the broker. The local queue publishes none.
 //!
-//! Events fan out to systems nobody here knows, and are kept there for as long as those like. So they hold
-//! neither password, hash nor token, and nothing personal either: who the user is can be asked of the
-//! store by the id, by whoever may. The texts of broken rules are left out because one of them repeats
-//! the address.
+//! Subscribers are unknown systems that may keep events for any time. Events therefore contain no password, hash or
+//! token, and no personal data: an authorized system can read the user from the store by id. The texts of violated rules
+//! are left out, because one of them repeats the address.
 
 use serde::Serialize;
 
@@ -14,14 +12,14 @@ use crate::domain::{
     ContractId, FieldError, Millis, Outcome, RegistrationId, Rejection, RejectionCode, User, UserId,
 };
 
-/// The names of all events, which are their routing keys too.
+/// The names of all events. The name is also the routing key.
 pub const NAMES: [&str; 2] = [USER_REGISTERED, REGISTRATION_REJECTED];
-/// Somebody was registered.
+/// A user was registered.
 pub const USER_REGISTERED: &str = "user.registered";
-/// A bulk registration was refused and nobody was told.
+/// A bulk registration without `reply_to` was rejected.
 pub const REGISTRATION_REJECTED: &str = "registration.rejected";
 
-/// An event. It may come more than once; its name and its registration's id together tell it from others.
+/// An event. It may be published more than once; name and registration id together identify it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Event {
@@ -31,7 +29,7 @@ pub enum Event {
     RegistrationRejected(RegistrationRejected),
 }
 
-/// Somebody was registered. The event is the same however often it comes.
+/// A user was registered. A repeated event is identical.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UserRegistered {
@@ -44,48 +42,48 @@ pub struct UserRegistered {
     pub registered_at: Millis,
 }
 
-/// A bulk registration that asked for no reply was refused. Repeated unchanged, it ends the same.
+/// A bulk registration without `reply_to` was rejected. The same registration again is rejected again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistrationRejected {
     /// The registration.
     #[serde(flatten)]
     pub registration: Registration,
-    /// The kind of refusal.
+    /// The reason of the rejection.
     pub code: RejectionCode,
-    /// What is wrong with which field, in the contract's order and spelling.
+    /// Violated rules, in the contract's order and spelling.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<BrokenRule>,
-    /// When it was refused, in milliseconds since 1970. Another time if the event comes again.
+    /// When it was rejected, in milliseconds since 1970. A repeated event has another time.
     pub rejected_at: Millis,
 }
 
-/// Which registration an event is about.
+/// The registration that an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Registration {
-    /// What makes two messages the same registration: a digest of entry point, contract, producer and id.
+    /// Digest of entry point, contract, producer and message id. Messages with the same digest are one registration.
     pub registration_id: RegistrationId,
-    /// The `message_id` under which it was published.
+    /// The `message_id` of the message.
     pub message_id: String,
-    /// The broker's account that published it, as far as the message named it.
+    /// The account that published it; empty if the message has no `user_id`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub producer: String,
     /// The contract of its document.
     pub contract: ContractId,
 }
 
-/// A field and the code of the rule that it breaks.
+/// A field and the code of the rule that it violates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BrokenRule {
-    /// The field, as the contract spells it; empty where it is about several.
+    /// The field as the contract spells it; empty if the rule is about several fields.
     pub field: String,
     /// A stable code, such as `INVALID_LENGTH`.
     pub code: String,
 }
 
 impl Event {
-    /// What is announced of a message that ended so; nothing of most.
+    /// The event for this outcome of a message; `None` if there is none or if the setting `queue.events` excludes it.
     pub fn of(
         message: &Message,
         outcome: &Outcome,
@@ -93,24 +91,25 @@ impl Event {
         now: Millis,
     ) -> Option<Self> {
         let MessageKind::Register(contract) = message.kind else { return None };
-        let announced = match events {
+        let is_selected = match events {
             config::EventScope::All => true,
             config::EventScope::Bulk => message.queue == QueueKind::Bulk,
             config::EventScope::None => false,
         };
-        let told = message.queue != QueueKind::Bulk || message.reply_address.reply_to.is_some();
+        let has_reply = message.queue != QueueKind::Bulk || message.reply_address.reply_to.is_some();
         match outcome {
-            Outcome::Registered { user, by_other_registration: false, .. } if announced => {
+            Outcome::Registered { user, by_other_registration: false, .. } if is_selected => {
                 Some(Self::UserRegistered(UserRegistered::new(message, contract, user)))
             }
-            Outcome::Rejected(rejection) if announced && !told => Some(Self::RegistrationRejected(
-                RegistrationRejected::new(message, contract, rejection, now),
-            )),
+            Outcome::Rejected(rejection) if is_selected && !has_reply => {
+                let event = RegistrationRejected::new(message, contract, rejection, now);
+                Some(Self::RegistrationRejected(event))
+            }
             _ => None,
         }
     }
 
-    /// Its name.
+    /// The name, which is also the routing key.
     pub fn name(&self) -> &'static str {
         match self {
             Self::UserRegistered(_) => USER_REGISTERED,
@@ -118,7 +117,7 @@ impl Event {
         }
     }
 
-    /// Its id: the registration's.
+    /// The id of its registration.
     pub fn id(&self) -> &RegistrationId {
         match self {
             Self::UserRegistered(event) => &event.registration.registration_id,
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn every_outcome_is_announced_to_whom_the_settings_say() {
+    fn event_depends_on_outcome_queue_reply_and_setting() {
         let (user, none) = (Some(USER_REGISTERED), [None; 3]);
         assert_eq!(of(QueueKind::Interactive, Some("r"), &registered()), [user, None, None]);
         assert_eq!(of(QueueKind::Bulk, Some("r"), &registered()), [user, user, None]);
@@ -244,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn events_hold_nothing_personal() {
+    fn events_contain_no_personal_data() {
         let event = |outcome| {
             let message = message(QueueKind::Bulk, None);
             let event = Event::of(&message, &outcome, config::EventScope::All, Millis(7)).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::amqp::{Outgoing, Publisher};
 use super::{Broker, properties};
 use crate::queue::Message;
-use crate::queue::event::Event;
+use crate::queue::events::Event;
 use crate::domain::Outcome;
 
 /// Between two attempts, while the broker refuses.
@@ -18,7 +18,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 /// Announces the outcome of a message, if it is to be. Whether the message may be acked now: not if the
 /// connection is gone without a confirm. An alarm of the broker's delays it; as long as a listener's queue
 /// is full and refuses more, this tries again and keeps the delivery.
-pub(super) async fn announce(
+pub(super) async fn publish_event(
     broker: &Broker,
     publisher: &Publisher,
     message: &Message,
