@@ -15,7 +15,7 @@ use crate::config::{Role, Settings};
 use crate::front::ReloadableFiles;
 use crate::http_client::collector::Collector;
 use crate::domain::Clock;
-use crate::telemetry::export::Export;
+use crate::telemetry::export::SpanExport;
 use crate::telemetry::{stderr, terminal};
 
 pub(super) fn run(flags: SettingFlags) -> u8 {
@@ -33,7 +33,7 @@ pub(super) fn run(flags: SettingFlags) -> u8 {
     let code = runtime.block_on(serve(&settings));
     // Before the runtime, which carries the last spans too. A hard stop waits for nobody.
     if let Some(export) = export.filter(|_| code != EXIT_FAILED) {
-        export.end();
+        export.shutdown();
     }
     // What still runs after a hard stop is not waited for.
     runtime.shutdown_background();
@@ -41,10 +41,10 @@ pub(super) fn run(flags: SettingFlags) -> u8 {
 }
 
 /// Begins to send spans, if they are wanted.
-fn export(settings: &Settings, runtime: &Handle) -> anyhow::Result<Option<Export>> {
+fn export(settings: &Settings, runtime: &Handle) -> anyhow::Result<Option<SpanExport>> {
     let Some(trace) = &settings.trace else { return Ok(None) };
     let collector = Collector::new(trace, runtime.clone())?;
-    Export::begin(trace, settings.role, collector).map(Some)
+    SpanExport::start(trace, settings.role, collector).map(Some)
 }
 
 async fn serve(settings: &Settings) -> u8 {

@@ -1,6 +1,5 @@
-//! Things worth telling, each a function: its log line and its counters together. Called by whatever part
-//! it happens to. No field of a line holds a password, hash, token or address, and no label comes from
-//! outside.
+//! Telemetry events. Each is one method of [`Metrics`] that updates the metrics and writes the log line, if the event
+//! has one. No log field holds a password, hash, token or email address, and no label value comes from a client.
 
 use std::fmt::Display;
 
@@ -9,57 +8,57 @@ use super::stages::{Stage, Stages};
 use super::terminal;
 use crate::domain::ContractId;
 
-/// Label of the queue of bulk rows.
+/// Label value of the bulk queue.
 const BULK: &str = "bulk";
 
-/// A registration that was answered over HTTP.
+/// Fields logged for an HTTP response to a signup.
 #[derive(Debug)]
 pub struct SignupFields<'a> {
-    /// The message's id; none where nothing was sent, because the request could not be read.
+    /// Message id. `None` if nothing was published, because the request could not be read.
     pub id: Option<&'a str>,
-    /// The contract that answered.
+    /// Contract that rendered the response.
     pub contract: ContractId,
-    /// One word.
+    /// Label of the outcome.
     pub outcome: &'static str,
-    /// The status of the answer.
+    /// HTTP status of the response.
     pub status: u16,
-    /// What is known of its times.
+    /// Durations measured so far.
     pub stages: &'a Stages,
 }
 
-/// Fields logged for a message that a worker holds.
+/// Fields logged for a delivery that a worker has received.
 #[derive(Clone, Copy, Debug)]
 pub struct DeliveryFields<'a> {
-    /// The message's id.
+    /// Message id.
     pub id: &'a str,
-    /// The queue it came from.
+    /// Queue that delivered it.
     pub queue: &'static str,
-    /// The contract of its document; none for a profile.
+    /// Contract of the document. `None` for a profile request.
     pub contract: Option<&'static str>,
-    /// How often it was delivered before.
+    /// Number of earlier deliveries.
     pub deliveries: u32,
-    /// How often it was retried.
+    /// Number of retries so far.
     pub attempt: u32,
 }
 
-/// A registration that a worker handled.
+/// Fields logged for a registration that a worker handled.
 #[derive(Debug)]
 pub struct RegistrationFields<'a> {
-    /// The message's id.
+    /// Message id.
     pub id: &'a str,
-    /// Through which door it came.
+    /// Queue that delivered it.
     pub queue: &'static str,
-    /// Whose document it was.
+    /// Contract of the document.
     pub contract: ContractId,
-    /// One word: the outcome, or why it was put aside.
+    /// Label of the outcome, or of the reason for dead-lettering.
     pub outcome: &'static str,
-    /// Whether a front sent it, and logs it when it answers.
+    /// Whether a front published it. The front logs the response too.
     pub is_from_front: bool,
-    /// What is known of its times.
+    /// Durations measured so far.
     pub stages: &'a Stages,
 }
 
-/// Counts itself for as long as it lives.
+/// Adds one to a gauge until it is dropped.
 #[derive(Debug)]
 pub struct GaugeGuard(prometheus::IntGauge);
 
@@ -76,9 +75,9 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// At a front.
+/// Events at a front.
 impl Metrics {
-    /// A registration was answered over HTTP. The one line a signup has at the front.
+    /// A signup got its HTTP response. This is the only log line of a signup at the front.
     pub fn request_answered(&self, signup: &SignupFields<'_>) {
         let SignupFields { id, contract, outcome, status, stages } = *signup;
         self.signups_total.with_label_values(&[contract.as_str(), outcome]).inc();
@@ -94,6 +93,7 @@ impl Metrics {
         }
         tracing::info!(
             target: "muster::signup",
+            event = "request_answered",
             id,
             contract = contract.as_str(),
             outcome,
@@ -105,59 +105,69 @@ impl Metrics {
             insert_ms = stages.ms(Stage::Insert),
             reply_ms = stages.ms(Stage::Reply),
             total_ms = stages.ms(Stage::Total),
-            "answered"
+            "signup answered"
         );
     }
 
-    /// A registration was refused with 503 and is in no queue.
+    /// A signup was refused with 503 and not published.
     pub fn request_shed(&self, reason: &'static str) {
         self.shed_total.with_label_values(&[reason]).inc();
     }
 
-    /// A connection was opened; it is, until what this returns is dropped.
+    /// An HTTP connection was opened. It counts as open until the guard is dropped.
     pub fn connection_opened(&self) -> GaugeGuard {
         GaugeGuard::new(self.connections.clone())
     }
 
-    /// A request waits for a worker until what this returns is dropped.
+    /// A request waits for a worker's reply. It counts as waiting until the guard is dropped.
     pub fn request_in_flight(&self) -> GaugeGuard {
         GaugeGuard::new(self.requests_in_flight.clone())
     }
 
-    /// A reply came, and its call was over.
+    /// A reply arrived after its request had ended.
     pub fn reply_orphaned(&self) {
         self.orphan_replies_total.inc();
-        tracing::debug!("a reply came too late");
+        tracing::debug!(event = "reply_orphaned", "a reply arrived after its request had ended");
     }
 }
 
-/// At a worker.
+/// Events at a worker.
 impl Metrics {
-    /// A message is in the worker's hands until what this returns is dropped.
+    /// A worker received a delivery. It counts as in flight until the guard is dropped.
     pub fn delivery_started(&self, message: &DeliveryFields<'_>) -> GaugeGuard {
         let DeliveryFields { id, queue, contract, deliveries, attempt } = *message;
-        tracing::debug!(id, queue, contract, deliveries, attempt, "taken");
+        tracing::debug!(
+            event = "delivery_started",
+            id,
+            queue,
+            contract,
+            deliveries,
+            attempt,
+            "delivery started"
+        );
         GaugeGuard::new(self.deliveries_in_flight.with_label_values(&[queue]))
     }
 
-    /// A registration came to its outcome. The one line it has at a worker.
+    /// A registration has its outcome. This is the only log line of a registration at a worker, apart from debug lines.
     pub fn registration_handled(&self, registration: &RegistrationFields<'_>) {
-        let RegistrationFields { id, queue: door, contract, outcome, is_from_front, stages } = *registration;
-        self.registrations_total.with_label_values(&[door, contract.as_str(), outcome]).inc();
+        let RegistrationFields { id, queue, contract, outcome, is_from_front, stages } =
+            *registration;
+        self.registrations_total.with_label_values(&[queue, contract.as_str(), outcome]).inc();
         self.observe_stages(stages, &[Stage::Slot, Stage::Hash, Stage::Insert, Stage::Work]);
         macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(
                     target: "muster::registration",
+                    event = "registration_handled",
                     id,
-                    queue = door,
+                    queue,
                     contract = contract.as_str(),
                     outcome,
                     slot_ms = stages.ms(Stage::Slot),
                     hash_ms = stages.ms(Stage::Hash),
                     insert_ms = stages.ms(Stage::Insert),
                     work_ms = stages.ms(Stage::Work),
-                    "handled"
+                    "registration handled"
                 )
             };
         }
@@ -168,95 +178,118 @@ impl Metrics {
         }
     }
 
-    /// A unique index of another program refused a user. Its name comes from the database's operator, and a
-    /// collection has 64 at most.
+    /// A unique index that another program created refused a user. The label is safe: index names come from the
+    /// database operator, and a collection has at most 64 indexes.
     pub fn foreign_index_conflict(&self, id: &str, index: &str) {
         self.foreign_index_conflicts_total.with_label_values(&[index]).inc();
         tracing::error!(
             event = "foreign_index_conflict",
             id,
             index,
-            "a unique index of another program refused a user; drop it, or see `muster doctor`"
+            "a unique index that another program created refused a user; drop the index or run `muster doctor`"
         );
     }
 
-    /// A token's owner was looked up.
+    /// The profile of a token's owner was looked up.
     pub fn profile_looked_up(&self, id: &str, outcome: &'static str) {
         self.profiles_total.with_label_values(&[outcome]).inc();
-        tracing::debug!(id, outcome, "looked up");
+        tracing::debug!(event = "profile_looked_up", id, outcome, "profile looked up");
     }
 
-    /// A registration was told of and its message acked.
+    /// The reply was published and the message acked.
     pub fn delivery_settled(&self, stages: &Stages) {
         self.observe_stages(stages, &[Stage::Settle]);
     }
 
-    /// A reply has nowhere to go. Whoever waited is gone, or will ask again with the same key.
+    /// The reply queue no longer exists. The client disconnected, or repeats the request with the same key.
     pub fn reply_unroutable(&self, id: &str, error: &dyn Display) {
         self.unroutable_replies_total.inc();
-        tracing::info!(id, %error, "a reply was not delivered");
+        tracing::info!(
+            event = "reply_unroutable",
+            id,
+            %error,
+            "the reply was not delivered, because the reply queue no longer exists"
+        );
     }
 
-    /// Exports the counter of refused events from now on, so that the first refusal is a change.
+    /// Exports the counter of refused events as zero, so that a rate includes the first refusal.
     pub fn init_events_refused(&self, event: &'static str) {
         self.events_refused_total.with_label_values(&[event]);
     }
 
-    /// The broker did not accept an event. It is published again, and its message is held until then.
+    /// The broker did not confirm an event. The worker holds the message and publishes the event again.
     pub fn event_refused(&self, event: &'static str) {
         self.events_refused_total.with_label_values(&[event]).inc();
     }
 
-    /// A message is put back, to be tried again.
+    /// A message was scheduled for a retry.
     pub fn delivery_retried(&self, message: &DeliveryFields<'_>) {
         self.retries_total.inc();
         let DeliveryFields { id, queue, contract, deliveries, attempt } = *message;
-        tracing::debug!(id, queue, contract, deliveries, attempt, "to be tried again");
+        tracing::debug!(
+            event = "delivery_retried",
+            id,
+            queue,
+            contract,
+            deliveries,
+            attempt,
+            "the message was scheduled for a retry"
+        );
     }
 
-    /// A message may be put among the dead letters for this reason: shown from now on, so that the first
-    /// time is seen as a change.
+    /// Exports the counter of dead letters with this reason as zero, so that a rate includes the first one.
     pub fn init_dead_letters(&self, reason: &'static str) {
         self.dead_letters_total.with_label_values(&[reason]);
     }
 
-    /// A dead letter of this queue may be dropped; see [`Self::may_bury`].
+    /// Exports the counter of dropped dead letters from this queue as zero, so that a rate includes the first one.
     pub fn init_dead_letters_dropped(&self, queue: &'static str) {
         self.dead_letters_dropped_total.with_label_values(&[queue]);
     }
 
-    /// A message is put among the dead letters.
+    /// A message was dead-lettered.
     pub fn dead_lettered(&self, message: &DeliveryFields<'_>, reason: &'static str) {
         self.count_dead_letter(message.queue, reason);
         let DeliveryFields { id, queue, contract, deliveries, attempt } = *message;
         tracing::warn!(
+            event = "dead_lettered",
             id,
             queue,
             contract,
             reason,
             deliveries,
             attempt,
-            "a message was put aside among the dead letters"
+            "the message was dead-lettered"
         );
     }
 
-    /// A message would have become a dead letter, and was dropped because there is no room for them.
+    /// A message was dropped instead of dead-lettered, because the dead-letter queue is full.
     pub fn dead_letter_dropped(&self, queue: &'static str) {
         self.dead_letters_dropped_total.with_label_values(&[queue]).inc();
-        tracing::debug!(event = "dead_letter_dropped", queue, "a dead letter was dropped: no room");
+        tracing::debug!(
+            event = "dead_letter_dropped",
+            queue,
+            "a message was dropped, because the dead-letter queue is full"
+        );
     }
 
-    /// The same with one whose properties cannot be read.
+    /// A message with unreadable properties was dead-lettered. `what` is the property and the expected value.
     pub fn unreadable_dead_lettered(&self, queue: &'static str, what: &str) {
         let reason = "unreadable";
         self.count_dead_letter(queue, reason);
-        tracing::warn!(queue, reason, what, "an unreadable message was put aside");
+        tracing::warn!(
+            event = "dead_lettered",
+            queue,
+            reason,
+            what,
+            "a message with unreadable properties was dead-lettered"
+        );
     }
 }
 
-/// At both.
+/// Events at a front and at a worker.
 impl Metrics {
-    /// A bulk row has its final outcome.
+    /// A bulk row got its final outcome.
     pub fn bulk_row_finished(&self, outcome: &'static str) {
         self.bulk_rows_total.with_label_values(&[outcome]).inc();
     }
@@ -268,10 +301,10 @@ impl Metrics {
         }
     }
 
-    /// A connection to the broker was made again after one was lost.
+    /// A lost connection to the broker was replaced.
     pub fn broker_reconnected(&self, connection: &'static str) {
         self.broker_reconnects_total.with_label_values(&[connection]).inc();
-        tracing::info!(connection, "connected to the broker again");
+        tracing::info!(event = "broker_reconnected", connection, "reconnected to the broker");
     }
 
     fn observe_stages(&self, stages: &Stages, observed: &[Stage]) {

@@ -1,5 +1,5 @@
-//! Sends spans to a collector, as OTLP over HTTP. Spans wait in a bounded line for a thread of their own,
-//! so that a collector that is slow or away costs spans and never a signup. Begun by `serve`.
+//! Export of spans to a collector, as OTLP over HTTP. A separate thread sends spans from a bounded queue: a slow or
+//! unreachable collector loses spans and never delays a signup.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,16 +20,18 @@ use super::trace;
 use crate::config::{self, RootSampler};
 use crate::domain::id::random_hex;
 
-/// How long the end waits for what was not sent yet.
-const LAST_WORD: Duration = Duration::from_secs(3);
+/// Longest time that the shutdown takes to send the remaining spans.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Checks what a start would refuse, or the library would leave out without a word.
+/// Checks the settings. Returns an error for headers that the library would drop silently and for an invalid endpoint.
 pub fn check(settings: &config::TraceSettings) -> anyhow::Result<()> {
     let headers = settings.headers.iter().fold(Request::post("/"), |request, (name, value)| {
         request.header(name, value.expose_secret())
     });
-    headers.body(()).context("trace.headers (MUSTER_TRACE_HEADERS): not headers of HTTP")?;
-    exporter(settings, Unused).map(drop)
+    headers.body(()).context(
+        "trace.headers (MUSTER_TRACE_HEADERS): expected valid HTTP header names and values",
+    )?;
+    exporter(settings, NoopClient).map(drop)
 }
 
 fn exporter(
@@ -47,14 +49,14 @@ fn exporter(
         .context("trace.endpoint (MUSTER_TRACE_ENDPOINT)")
 }
 
-/// Stands for the client where nothing is sent.
+/// An HTTP client that sends nothing, for checks of the settings.
 #[derive(Debug)]
-struct Unused;
+struct NoopClient;
 
 #[async_trait]
-impl HttpClient for Unused {
+impl HttpClient for NoopClient {
     async fn send_bytes(&self, _: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        Err("nothing is sent".into())
+        Err("no HTTP client".into())
     }
 }
 
@@ -67,89 +69,101 @@ fn sampler(settings: &config::TraceSettings) -> Sampler {
     if settings.sampler.parent_based { Sampler::ParentBased(Box::new(root)) } else { root }
 }
 
-/// Spans are made and sent until this ends.
+/// The running export of spans.
 #[derive(Debug)]
-pub struct Export(SdkTracerProvider);
+pub struct SpanExport(SdkTracerProvider);
 
-impl Export {
-    /// Makes spans from now on, and sends them with `client`.
-    pub fn begin(
+impl SpanExport {
+    /// Starts to record spans and to send them with `client`. Returns an error as [`check`] does.
+    pub fn start(
         settings: &config::TraceSettings,
         role: config::Role,
         client: impl HttpClient + 'static,
     ) -> anyhow::Result<Self> {
         check(settings)?;
-        let why = Arc::default();
-        let exporter = exporter(settings, Remembering { client, why: Arc::clone(&why) })?;
-        let about = [
+        let last_error = Arc::default();
+        let exporter =
+            exporter(settings, ErrorRecorder { client, last_error: Arc::clone(&last_error) })?;
+        let attributes = [
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
             KeyValue::new("service.instance.id", random_hex()),
             KeyValue::new("muster.role", role.as_str()),
         ];
         let resource = Resource::builder().with_service_name(settings.service_name.clone());
         let provider = SdkTracerProvider::builder()
-            .with_resource(resource.with_attributes(about).build())
+            .with_resource(resource.with_attributes(attributes).build())
             .with_sampler(sampler(settings))
-            .with_batch_exporter(Told { exporter, why, lost: AtomicU64::new(0) })
+            .with_batch_exporter(QuietExporter { exporter, last_error, lost: AtomicU64::new(0) })
             .build();
-        trace::begin(provider.tracer("muster"));
-        tracing::info!(endpoint = settings.endpoint, sample_ratio = settings.sample_ratio, "spans are sent");
+        trace::set_tracer(provider.tracer("muster"));
+        tracing::info!(
+            event = "span_export_started",
+            endpoint = settings.endpoint,
+            sample_ratio = settings.sample_ratio,
+            "exporting spans"
+        );
         Ok(Self(provider))
     }
 
-    /// Sends what is left, for three seconds at most. Waits on this thread, so not within the runtime
-    /// that carries the requests.
-    pub fn end(self) {
-        if let Err(error) = self.0.shutdown_with_timeout(LAST_WORD) {
-            tracing::warn!(%error, "the last spans were not sent");
+    /// Sends the remaining spans, for at most three seconds. Blocks, so it must not be called on the runtime that
+    /// carries the requests.
+    pub fn shutdown(self) {
+        if let Err(error) = self.0.shutdown_with_timeout(SHUTDOWN_TIMEOUT) {
+            tracing::warn!(event = "last_spans_lost", %error, "the last spans were not sent");
         }
     }
 }
 
-/// Remembers why the last request did not get through: the library says "network error" of everything.
+/// Keeps the error of the last request, because the exporter reports every error as "network error"
+/// (opentelemetry-otlp 0.33; opentelemetry-rust#3331 is the same defect for gRPC).
 #[derive(Debug)]
-struct Remembering<C> {
+struct ErrorRecorder<C> {
     client: C,
-    why: Arc<Mutex<Option<String>>>,
+    last_error: Arc<Mutex<Option<String>>>,
 }
 
 #[async_trait]
-impl<C: HttpClient> HttpClient for Remembering<C> {
+impl<C: HttpClient> HttpClient for ErrorRecorder<C> {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let sent = self.client.send_bytes(request).await;
-        let why = sent.as_ref().err().map(ToString::to_string);
-        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        let error = sent.as_ref().err().map(ToString::to_string);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
         sent
     }
 }
 
-/// Tells once that a collector takes nothing, and once that it does again, where the library would
-/// tell of every batch.
+/// Logs the first failed batch and the next successful one, where the library would log every batch.
 #[derive(Debug)]
-struct Told {
+struct QuietExporter {
     exporter: SpanExporter,
-    why: Arc<Mutex<Option<String>>>,
-    /// Spans it did not take since it last took some.
+    last_error: Arc<Mutex<Option<String>>>,
+    /// Spans lost since the last successful batch.
     lost: AtomicU64,
 }
 
-impl sdk::SpanExporter for Told {
+impl sdk::SpanExporter for QuietExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len() as u64;
         match self.exporter.export(batch).await {
             Ok(()) => {
                 let lost = self.lost.swap(0, Ordering::Relaxed);
                 if lost > 0 {
-                    tracing::info!(lost, "the collector takes spans again");
+                    tracing::info!(
+                        event = "span_export_resumed",
+                        lost,
+                        "the collector accepts spans again"
+                    );
                 }
             }
             Err(error) => {
                 if self.lost.fetch_add(spans, Ordering::Relaxed) == 0 {
-                    let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).take();
-                    let error = why.unwrap_or_else(|| error.to_string());
+                    let last_error = &self.last_error;
+                    let cause = last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    let error = cause.unwrap_or_else(|| error.to_string());
                     tracing::warn!(
+                        event = "span_export_failed",
                         error,
-                        "the collector takes no spans; they are lost until it does"
+                        "the collector does not accept spans; they are lost until it does"
                     );
                 }
             }

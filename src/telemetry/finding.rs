@@ -1,24 +1,24 @@
-//! What somebody who looks at a part finds: how bad it is, why, and what to do. Found by `queue`,
-//! `store` and the `doctor` command, which prints it.
+//! Findings of `muster doctor`: severity, reason and remedy. `queue` and `store` inspect their services and return
+//! findings; the command adds its own and prints all.
 
 use serde::Serialize;
 
-/// How bad it is.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// Good to know; nothing has to be done.
+    /// Worth knowing; no action is required.
     Note,
-    /// It works, and will not under load, after a failure or against an attacker.
+    /// Works, but will fail under load, after a failure or under attack.
     Warning,
-    /// It does not work, or loses what it must not.
+    /// Does not work, or loses data.
     Error,
 }
 
 impl Severity {
-    /// Its name.
+    /// Name in the output.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -29,32 +29,32 @@ impl Severity {
     }
 }
 
-/// One thing that was looked at. No secret stands in it.
+/// Result of one check. Contains no secret.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// How bad it is.
+    /// Severity.
     pub severity: Severity,
-    /// What was looked at; the same word each time.
+    /// Stable name of the check.
     pub check: &'static str,
-    /// What there is, and why that matters.
+    /// The observation, and why it matters.
     pub reason: String,
-    /// What to do about it.
+    /// The recommended action. `None` if there is no problem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
 
 impl Finding {
-    /// As it should be.
+    /// A check without a problem.
     pub fn ok(check: &'static str, reason: impl Into<String>) -> Self {
         Self { severity: Severity::Ok, check, reason: reason.into(), remedy: None }
     }
 
-    /// Good to know.
+    /// A note.
     pub fn note(check: &'static str, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::with(Severity::Note, check, reason, remedy)
     }
 
-    /// Works for the moment.
+    /// A warning.
     pub fn warning(
         check: &'static str,
         reason: impl Into<String>,
@@ -63,7 +63,7 @@ impl Finding {
         Self::with(Severity::Warning, check, reason, remedy)
     }
 
-    /// Does not work.
+    /// An error.
     pub fn error(
         check: &'static str,
         reason: impl Into<String>,
@@ -72,7 +72,7 @@ impl Finding {
         Self::with(Severity::Error, check, reason, remedy)
     }
 
-    /// With a severity of its own.
+    /// A finding with any severity.
     pub fn with(
         severity: Severity,
         check: &'static str,

@@ -1,5 +1,4 @@
-//! Whether each part can do its work right now. Parts report; the probes of the front end read.
-//! Neither knows the other.
+//! Readiness of each component: components report their state, `/ready` and the metrics read it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,34 +6,34 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// After so long a part that is still down with the same reason logs it again.
+/// A component that stays down for the same reason logs it again after this time.
 const LOG_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// The state of all parts of this process.
+/// State of all components, and the warnings, of this process. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, Reported>>>, Warnings);
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, ComponentReport>>>, Warnings);
 
-/// What an operator should see to although every part can work, by name.
+/// Warnings by name: problems that need an operator although all components are up.
 type Warnings = Arc<Mutex<BTreeMap<&'static str, &'static str>>>;
 
-/// The last report of a part.
+/// Last reported state of a component.
 #[derive(Debug)]
-struct Reported {
+struct ComponentReport {
     state: ComponentState,
-    /// When the state was last logged, or was first reported.
+    /// Time of the last log line or, before the first one, of the first report.
     logged: Instant,
 }
 
-/// How a part is.
+/// State of a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ComponentState {
-    /// It works.
+    /// Ready.
     Up,
-    /// It does not; the text says what it waits for.
+    /// Not ready, with the reason.
     Down(String),
 }
 
-/// A part's own line in the report.
+/// Handle with which a component reports its state.
 #[derive(Clone, Debug)]
 pub struct Component {
     health: Health,
@@ -42,24 +41,25 @@ pub struct Component {
 }
 
 impl Health {
-    /// Adds a part, down until it reports.
+    /// Adds a component. It is down with the reason `starting` until it reports.
     pub fn component(&self, name: &'static str) -> Component {
-        let part = Component { health: self.clone(), name };
-        part.down("starting");
-        part
+        let component = Component { health: self.clone(), name };
+        component.down("starting");
+        component
     }
 
-    /// Every part's state, by name.
-    pub fn report(&self) -> BTreeMap<&'static str, ComponentState> {
+    /// Returns the state of each component by name.
+    pub fn states(&self) -> BTreeMap<&'static str, ComponentState> {
         self.lock().iter().map(|(name, reported)| (*name, reported.state.clone())).collect()
     }
 
-    /// Whether all parts are up.
+    /// Returns whether all components are up.
     pub fn is_ready(&self) -> bool {
         self.lock().values().all(|reported| reported.state == ComponentState::Up)
     }
 
-    /// Sets or clears a warning, and logs it when that is news. The text names no address.
+    /// Sets (`Some`) or clears (`None`) a warning, and logs a change. `/ready` shows the text to the public, so it
+    /// must not contain an address.
     pub fn warn(&self, name: &'static str, text: Option<&'static str>) {
         let mut warnings = self.1.lock().unwrap_or_else(PoisonError::into_inner);
         match text {
@@ -67,67 +67,72 @@ impl Health {
                 tracing::warn!(event = "warning_raised", name, "{text}");
             }
             None if warnings.remove(name).is_some() => {
-                tracing::info!(event = "warning_cleared", name, "no longer: {name}");
+                tracing::info!(event = "warning_cleared", name, "the warning {name} was cleared");
             }
             _ => {}
         }
     }
 
-    /// Every warning that stands, by name.
+    /// Returns the current warnings by name.
     pub fn warnings(&self) -> BTreeMap<&'static str, &'static str> {
         self.1.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Reported>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, ComponentReport>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Component {
-    /// Reports that it works, and logs it when that is news.
+    /// Sets the state to up, and logs a change.
     pub fn up(&self) {
-        if self.set(ComponentState::Up) != Change::None {
-            tracing::info!(part = self.name, "ready");
+        if self.set(ComponentState::Up) != StateChange::None {
+            tracing::info!(event = "component_ready", component = self.name, "component is ready");
         }
     }
 
-    /// Reports what it waits for. Logs it when that is news, and again now and then while it lasts.
-    pub fn down(&self, waiting_for: &str) {
-        if self.set(ComponentState::Down(waiting_for.to_owned())) == Change::News {
-            tracing::warn!(part = self.name, waiting_for, "not ready");
+    /// Sets the state to down. Logs a new reason at once, and the same reason every 60 seconds.
+    pub fn down(&self, reason: &str) {
+        if self.set(ComponentState::Down(reason.to_owned())) == StateChange::Log {
+            tracing::warn!(
+                event = "component_not_ready",
+                component = self.name,
+                reason,
+                "component is not ready"
+            );
         }
     }
 
-    /// Sets the state.
-    fn set(&self, state: ComponentState) -> Change {
-        let mut parts = self.health.lock();
+    fn set(&self, state: ComponentState) -> StateChange {
+        let mut components = self.health.lock();
         let now = Instant::now();
-        let Some(reported) = parts.get_mut(self.name) else {
-            parts.insert(self.name, Reported { state, logged: now });
-            return Change::First;
+        let Some(reported) = components.get_mut(self.name) else {
+            components.insert(self.name, ComponentReport { state, logged: now });
+            return StateChange::First;
         };
         let is_down = state != ComponentState::Up;
         let is_due = is_down && now.duration_since(reported.logged) >= LOG_AGAIN_AFTER;
         if reported.state == state && !is_due {
-            return Change::None;
+            return StateChange::None;
         }
-        *reported = Reported { state, logged: now };
-        Change::News
+        *reported = ComponentReport { state, logged: now };
+        StateChange::Log
     }
 
-    /// Reports that its end has begun. That is no news for the log: whoever asked for it knows.
+    /// Sets the state to down because the process is stopping. Not logged: the signal is logged already.
     pub fn stopping(&self) {
-        self.set(ComponentState::Down("the end: it is stopping".to_owned()));
+        self.set(ComponentState::Down("stopping".to_owned()));
     }
 }
 
-/// What a report changes.
+/// Effect of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
-    /// It is the part's first report.
+enum StateChange {
+    /// First report of the component: not logged.
     First,
-    /// It is worth a line in the log.
-    News,
+    /// To be logged: a new state or reason, or the repetition is due.
+    Log,
+    /// The same state as before.
     None,
 }
 
@@ -136,19 +141,22 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn reason_that_lasts_is_logged_again() {
-        let part = Health::default().component("queue");
-        let refused = || part.set(ComponentState::Down("missing permission".to_owned()));
-        assert_eq!((refused(), refused()), (Change::News, Change::None));
+    async fn lasting_reason_is_logged_again() {
+        let component = Health::default().component("queue");
+        let refused = || component.set(ComponentState::Down("missing permission".to_owned()));
+        assert_eq!((refused(), refused()), (StateChange::Log, StateChange::None));
         tokio::time::advance(LOG_AGAIN_AFTER).await;
-        assert_eq!((refused(), refused()), (Change::News, Change::None));
-        part.up();
+        assert_eq!((refused(), refused()), (StateChange::Log, StateChange::None));
+        component.up();
         tokio::time::advance(LOG_AGAIN_AFTER).await;
-        assert_eq!((part.set(ComponentState::Up), refused()), (Change::None, Change::News));
+        assert_eq!(
+            (component.set(ComponentState::Up), refused()),
+            (StateChange::None, StateChange::Log)
+        );
     }
 
     #[test]
-    fn ready_when_every_part_is() {
+    fn health_is_ready_when_all_components_are_up() {
         let health = Health::default();
         let (queue, store) = (health.component("queue"), health.component("store"));
         queue.up();

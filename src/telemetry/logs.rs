@@ -1,4 +1,4 @@
-//! Sets up log output, once, at start.
+//! Set-up of the log output, once, at the start.
 
 use std::io::IsTerminal;
 
@@ -11,19 +11,20 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::stderr;
-use super::terminal::{self, Terminal};
+use super::terminal::{self, TerminalFormat};
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
+enum LogFormat {
     Json,
-    /// For a file that people read.
+    /// Text for a file.
     Text,
+    /// Short coloured text for a terminal.
     Terminal,
 }
 
-/// Sends log lines to standard error: as text or as JSON or, where that is left open, as text for
-/// a terminal and JSON otherwise. What the modules of `never` say is not logged, whatever the filter asks for.
+/// Sends log lines to standard error, as text or as JSON. The default (`None`) is text on a terminal, otherwise JSON.
+/// Lines of the modules in `never` are not logged, whatever the filter. Returns an error for an invalid filter.
 pub fn init(
     filter: &str,
     as_text: Option<bool>,
@@ -31,52 +32,53 @@ pub fn init(
 ) -> anyhow::Result<()> {
     let is_terminal = std::io::stderr().is_terminal();
     let format = match (as_text.unwrap_or(is_terminal), is_terminal) {
-        (false, _) => Format::Json,
-        (true, false) => Format::Text,
-        (true, true) => Format::Terminal,
+        (false, _) => LogFormat::Json,
+        (true, false) => LogFormat::Text,
+        (true, true) => LogFormat::Terminal,
     };
     let lines = stderr::start().context("cannot start the thread that writes the log")?;
     log_to(lines, filter, format, never)?.init();
-    if format == Format::Terminal {
+    if format == LogFormat::Terminal {
         terminal::activate();
     }
     Ok(())
 }
 
-/// Reads what is to be logged.
+/// Parses the setting `log.filter`.
 pub fn filter(text: &str) -> anyhow::Result<EnvFilter> {
-    EnvFilter::try_new(text)
-        .with_context(|| format!("log.filter {text:?} is not like \"info,muster=debug\""))
+    EnvFilter::try_new(text).with_context(|| {
+        format!("log.filter: expected directives such as \"info,muster=debug\", got {text:?}")
+    })
 }
 
 fn log_to<W>(
     writer: W,
     filter: &str,
-    format: Format,
+    format: LogFormat,
     never: &'static [&'static str],
 ) -> anyhow::Result<Dispatch>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = self::filter(filter)?;
-    // Not directives of the filter: of two that fit, the more precise one would count.
-    let may_be_logged =
+    // Not a directive of the filter, because a more specific directive would override it.
+    let is_allowed =
         filter_fn(move |at| !never.iter().any(|module| at.target().starts_with(module)));
-    // Its own errors would be printed to standard error, and a print that fails panics.
+    // With `log_internal_errors` the subscriber would print to standard error, and a failed print panics.
     let builder = tracing_subscriber::fmt()
         .log_internal_errors(false)
         .with_env_filter(filter)
         .with_writer(writer);
     Ok(match format {
-        Format::Json => {
+        LogFormat::Json => {
             let builder = builder.json().flatten_event(true).with_span_list(false);
-            builder.finish().with(may_be_logged).into()
+            builder.finish().with(is_allowed).into()
         }
-        Format::Text => {
-            builder.with_ansi(false).with_target(false).finish().with(may_be_logged).into()
+        LogFormat::Text => {
+            builder.with_ansi(false).with_target(false).finish().with(is_allowed).into()
         }
-        Format::Terminal => {
-            builder.event_format(Terminal::new()).finish().with(may_be_logged).into()
+        LogFormat::Terminal => {
+            builder.event_format(TerminalFormat::new()).finish().with(is_allowed).into()
         }
     })
 }
@@ -88,8 +90,8 @@ mod tests {
 
     use super::*;
 
-    /// What is written when a client of the broker talks, within a span of its own.
-    fn written(filter: &str, format: Format) -> String {
+    /// Returns the lines written when a broker client logs within a span.
+    fn written(filter: &str, format: LogFormat) -> String {
         let file = Arc::new(tempfile::tempfile().unwrap());
         let never = &["client::messages"];
         let log = log_to(file.clone(), filter, format, never).unwrap();
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn no_filter_gets_at_what_is_never_logged() {
+    fn no_filter_enables_a_module_that_is_never_logged() {
         for filter in [
             "trace",
             "trace,client::messages=trace",
@@ -115,7 +117,7 @@ mod tests {
             "trace,client::messages[reading{frame=1}]=trace",
             "trace,[reading]=trace",
         ] {
-            for format in [Format::Json, Format::Text, Format::Terminal] {
+            for format in [LogFormat::Json, LogFormat::Text, LogFormat::Terminal] {
                 let written = written(filter, format);
                 assert!(written.contains("connected"), "{filter}: {written}");
                 assert!(!written.contains("password"), "{filter}: {written}");
@@ -124,22 +126,22 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_still_chooses_among_the_rest() {
-        assert_eq!(written("info", Format::Json), "");
+    fn filter_applies_to_all_other_modules() {
+        assert_eq!(written("info", LogFormat::Json), "");
         let line: serde_json::Value =
-            serde_json::from_str(&written("trace", Format::Json)).unwrap();
+            serde_json::from_str(&written("trace", LogFormat::Json)).unwrap();
         assert_eq!((&line["message"], &line["target"]), (&"connected".into(), &"client".into()));
-        assert!(log_to(std::io::sink, "muster=loud", Format::Text, &[]).is_err());
+        assert!(log_to(std::io::sink, "muster=loud", LogFormat::Text, &[]).is_err());
     }
 
     #[test]
-    fn line_for_a_terminal_is_short_and_free_of_control_characters() {
+    fn terminal_line_is_short_and_has_no_control_characters() {
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let log = log_to(file.clone(), "info", Format::Terminal, &[]).unwrap();
+        let log = log_to(file.clone(), "info", LogFormat::Terminal, &[]).unwrap();
         tracing::dispatcher::with_default(&log, || {
             tracing::info!(
                 id = "0123",
-                event = "answered",
+                event = "request_answered",
                 outcome = "registered",
                 read_ms = 0.2,
                 hash_ms = 207.8,

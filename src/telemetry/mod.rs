@@ -3,8 +3,8 @@
 mod description;
 pub mod events;
 pub mod export;
-pub mod gauges;
 pub mod finding;
+pub mod gauges;
 pub mod health;
 pub mod logs;
 pub mod metrics;
@@ -17,7 +17,7 @@ pub mod trace;
 use std::sync::Arc;
 
 use health::ComponentState;
-pub use health::{Health, Component};
+pub use health::{Component, Health};
 pub use metrics::Metrics;
 pub use stages::{Stage, Stages};
 pub use trace::TraceContext;

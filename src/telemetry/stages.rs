@@ -1,34 +1,34 @@
-//! How long the stages of one signup took. Each stage is measured by one clock, where it happens; a reply
-//! carries the worker's to the front, written as the HTTP header `Server-Timing` is.
+//! Durations of the stages of a signup. Each stage is measured by one clock, in the process where it happens. A reply
+//! carries the worker's stages to the front in the format of the HTTP header `Server-Timing`.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-/// A part of a signup's time.
+/// A stage of a signup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// At the front: the body came in.
+    /// At the front: from the request headers to the end of the body.
     Read,
-    /// At the front: sent, and neither in a worker's hands nor answered; so the reply's way back is in it.
+    /// At the front: from the publish to the reply, without [`Stage::Work`]. Includes the way of the reply.
     Queue,
-    /// At a worker: waited for a hash slot.
+    /// At a worker: in the hash queue.
     Slot,
-    /// At a worker: hashed or verified, beside the others of its batch.
+    /// At a worker: hashed or verified, in parallel with other passwords.
     Hash,
-    /// At a worker: written to the store.
+    /// At a worker: the insert into the store.
     Insert,
-    /// At a worker: from the first look to the outcome, the three above included.
+    /// At a worker: from the delivery to the outcome. Includes the three stages before.
     Work,
-    /// At a worker: the reply published and confirmed, the event after it, and the message acked.
+    /// At a worker: reply and event published and confirmed, message acked.
     Settle,
-    /// At the front: the reply was here, and the answer was made of it.
+    /// At the front: from the reply to the rendered response.
     Reply,
-    /// At the front: from the request's headers to the answer.
+    /// At the front: from the request headers to the response.
     Total,
 }
 
 impl Stage {
-    /// All of them, in the order in which they are told.
+    /// All stages, in the order of the header.
     pub const ALL: [Self; 9] = [
         Self::Read,
         Self::Queue,
@@ -41,7 +41,7 @@ impl Stage {
         Self::Total,
     ];
 
-    /// Its name, in metrics and headers.
+    /// Name in metrics and headers.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -57,18 +57,18 @@ impl Stage {
     }
 }
 
-/// The stages of one signup, as far as they are known.
+/// Durations of the stages of one signup that have been measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stages([Option<Duration>; Stage::ALL.len()]);
 
 impl Stages {
-    /// Notes what a stage took. What is done again, such as a second look at the store, adds up.
+    /// Adds a duration to a stage. Repeated work, such as a second store lookup, adds up.
     pub fn add(&mut self, stage: Stage, took: Duration) {
-        let known = &mut self.0[stage as usize];
-        *known = Some(known.unwrap_or_default() + took);
+        let total = &mut self.0[stage as usize];
+        *total = Some(total.unwrap_or_default() + took);
     }
 
-    /// Adds what somebody else knows.
+    /// Adds the stages measured by another process.
     pub fn merge(&mut self, others: Self) {
         for stage in Stage::ALL {
             if let Some(took) = others.get(stage) {
@@ -77,36 +77,36 @@ impl Stages {
         }
     }
 
-    /// What a stage took, if it took place.
+    /// Returns the duration of a stage, if it was measured.
     pub fn get(&self, stage: Stage) -> Option<Duration> {
         self.0[stage as usize]
     }
 
-    /// Takes a stage out.
+    /// Removes a stage and returns its duration.
     pub fn take(&mut self, stage: Stage) -> Option<Duration> {
         self.0[stage as usize].take()
     }
 
-    /// The same in milliseconds, to the microsecond.
+    /// Returns the duration of a stage in milliseconds, with three decimals.
     pub fn ms(&self, stage: Stage) -> Option<f64> {
         self.get(stage).map(|took| took.as_micros() as f64 / 1e3)
     }
 
-    /// Those that are known, as `Server-Timing` writes them: `slot;dur=0.012, hash;dur=210.1`, in
+    /// Formats the measured stages like a `Server-Timing` header: `slot;dur=0.012, hash;dur=210.1`, in
     /// milliseconds.
     pub fn to_server_timing(&self) -> String {
         let mut text = String::with_capacity(96);
         for stage in Stage::ALL {
             if let Some(ms) = self.ms(stage) {
                 let comma = if text.is_empty() { "" } else { ", " };
-                // Writing to a string does not fail.
+                // Writing to a `String` does not fail.
                 let _ = write!(text, "{comma}{};dur={ms}", stage.as_str());
             }
         }
         text
     }
 
-    /// Reads what [`Stages::to_server_timing`] wrote; what it does not know is left out.
+    /// Parses the format of [`Stages::to_server_timing`]. Unknown or invalid entries are skipped.
     pub fn from_server_timing(text: &str) -> Self {
         let mut stages = Self::default();
         for entry in text.split(',') {
@@ -115,22 +115,22 @@ impl Stages {
             let took =
                 ms.parse().ok().and_then(|ms: f64| Duration::try_from_secs_f64(ms / 1e3).ok());
             if let (Some(stage), Some(took)) = (stage, took) {
-                stages.add(stage, took.min(LONGEST));
+                stages.add(stage, took.min(STAGE_MAX));
             }
         }
         stages
     }
 }
 
-/// Longer than anything takes: no number in a header makes a sum overflow.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// Upper limit of a parsed duration, so that a number in a header cannot overflow a sum.
+const STAGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn formatted_stages_are_parsed() {
         let mut stages = Stages::default();
         assert_eq!(stages.to_server_timing(), "");
         stages.add(Stage::Hash, Duration::from_micros(210_100));
@@ -143,18 +143,18 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_is_no_time() {
-        let rubbish = "hash, hash;dur=x, hash;dur=-1, hash;dur=inf, other;dur=1, ;dur=1,,";
-        assert_eq!(Stages::from_server_timing(rubbish), Stages::default());
+    fn invalid_entries_are_skipped() {
+        let invalid = "hash, hash;dur=x, hash;dur=-1, hash;dur=inf, other;dur=1, ;dur=1,,";
+        assert_eq!(Stages::from_server_timing(invalid), Stages::default());
         let long = Stages::from_server_timing("hash;dur=1e300, slot;dur=1e18,hash;dur=2");
         assert_eq!(long.ms(Stage::Hash), Some(2.0));
-        assert_eq!(long.get(Stage::Slot), Some(LONGEST));
+        assert_eq!(long.get(Stage::Slot), Some(STAGE_MAX));
     }
 
     #[test]
-    fn every_stage_has_its_place() {
-        for (place, stage) in Stage::ALL.into_iter().enumerate() {
-            assert_eq!(stage as usize, place);
+    fn stages_are_listed_in_order() {
+        for (index, stage) in Stage::ALL.into_iter().enumerate() {
+            assert_eq!(stage as usize, index);
         }
     }
 }

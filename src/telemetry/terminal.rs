@@ -1,5 +1,5 @@
-//! Log lines for a person at a terminal: time, level, message and fields, short enough for one line each. Programs
-//! read JSON, which `logs` formats. `serve` decides which routine lines are left out here.
+//! Short log lines for a terminal: time, level, message and fields on one line. Some routine lines are left out, as
+//! `serve` decides. Programs read the JSON format of `logs`.
 
 use std::fmt::{self, Debug};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,16 +14,16 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::stderr::printable;
 
-/// Whether the log of this process is written for a terminal.
+/// Whether this process logs in the terminal format.
 static IS_ACTIVE: AtomicBool = AtomicBool::new(false);
-/// Whether the process is starting, and shows a summary in the end instead of its steps.
+/// Whether the process is starting. Its steps are left out, because a summary follows.
 static IS_STARTING: AtomicBool = AtomicBool::new(false);
-/// Whether the front's line of a signup is the only one.
+/// Whether a signup over HTTP has only the front's line.
 static IS_ONE_LINE: AtomicBool = AtomicBool::new(false);
-/// Shortest time of a stage that is shown.
+/// Shortest stage duration that is shown, in milliseconds.
 const SHOWN_MS: f64 = 0.5;
 
-/// Whether log lines are written for a terminal.
+/// Returns whether log lines are written in the terminal format.
 pub fn is_active() -> bool {
     IS_ACTIVE.load(Ordering::Relaxed)
 }
@@ -32,30 +32,30 @@ pub(super) fn activate() {
     IS_ACTIVE.store(true, Ordering::Relaxed);
 }
 
-/// Leaves out the informational lines of the start, until [`started`].
+/// Leaves out `INFO` lines until [`started`] is called.
 pub fn starting() {
     IS_STARTING.store(is_active(), Ordering::Relaxed);
 }
 
-/// Ends what [`starting`] began. In a process with both a front and a worker, a signup over HTTP has one line from
-/// now on, that of the front.
+/// Ends the effect of [`starting`]. In a process with both a front and a worker, a signup over HTTP has only the
+/// front's line from now on.
 pub fn started(has_front_and_worker: bool) {
     IS_STARTING.store(false, Ordering::Relaxed);
     IS_ONE_LINE.store(is_active() && has_front_and_worker, Ordering::Relaxed);
 }
 
-/// Whether the worker's line of a signup over HTTP is for debugging only.
+/// Returns whether the worker logs a signup over HTTP at debug level.
 pub(super) fn has_one_line_per_signup() -> bool {
     IS_ONE_LINE.load(Ordering::Relaxed)
 }
 
-/// Formats events for a terminal.
-pub(super) struct Terminal {
+/// Formats log lines for a terminal.
+pub(super) struct TerminalFormat {
     colours: bool,
 }
 
-impl Terminal {
-    /// Colours, unless the environment forbids them (<https://no-color.org>).
+impl TerminalFormat {
+    /// Uses colours unless `NO_COLOR` is set (<https://no-color.org>).
     pub(super) fn new() -> Self {
         Self { colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
     }
@@ -71,12 +71,12 @@ impl Terminal {
 
 const DIM: &str = "2";
 
-#[expect(clippy::disallowed_methods, reason = "a log line has the time at which it is written")]
+#[expect(clippy::disallowed_methods, reason = "a log line shows the time of its writing")]
 fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-impl<S, N> FormatEvent<S, N> for Terminal
+impl<S, N> FormatEvent<S, N> for TerminalFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -88,7 +88,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let level = *event.metadata().level();
-        // Who asks for more sees everything.
+        // A filter that includes debug lines shows every line.
         let is_routine = level == Level::INFO && LevelFilter::current() <= LevelFilter::INFO;
         if is_routine && IS_STARTING.load(Ordering::Relaxed) {
             return Ok(());
@@ -104,7 +104,7 @@ where
         };
         writer.write_char(' ')?;
         self.paint(&mut writer, colour, name)?;
-        let mut fields = Fields::default();
+        let mut fields = TerminalFields::default();
         event.record(&mut fields);
         write!(writer, " {}", printable(&fields.message))?;
         for (name, value) in fields.others.into_iter().chain(fields.id) {
@@ -116,30 +116,30 @@ where
     }
 }
 
-/// The message and the fields of an event, as they are shown.
+/// Message and fields of a log line as shown.
 #[derive(Default)]
-struct Fields {
+struct TerminalFields {
     message: String,
     others: Vec<(&'static str, String)>,
-    /// Shown last, because it is long.
+    /// Shown last, because ids are long.
     id: Option<(&'static str, String)>,
 }
 
-impl Fields {
+impl TerminalFields {
     fn add(&mut self, field: &Field, value: String) {
         match field.name() {
             "message" => self.message = value,
-            // A name for programs; the message says the same.
+            // For programs only.
             "event" => {}
             "id" => self.id = Some(("id", value)),
-            // What the `log` crate adds to its records.
+            // Fields that `tracing-log` adds to records of the `log` crate.
             name if name.starts_with("log.") => {}
             name => self.others.push((name, value)),
         }
     }
 }
 
-impl Visit for Fields {
+impl Visit for TerminalFields {
     fn record_f64(&mut self, field: &Field, value: f64) {
         match field.name().strip_suffix("_ms") {
             Some(stage) if value >= SHOWN_MS => self.others.push((stage, format!("{value:.0}ms"))),

@@ -1,11 +1,9 @@
-//! Where something stands in a trace, and the spans of what is done there.
+//! Trace contexts (W3C Trace Context) and spans (OpenTelemetry).
 //!
-//! A context (W3C Trace Context) travels with requests and messages, whether this process makes spans
-//! or not. Spans are made once `export` has begun; until then, and without it, a span is nothing and
-//! costs nothing, and who asks for its context gets the one it would have hung below.
+//! A context travels with requests and messages, whether or not this process records spans. Spans are recorded only
+//! after `export` has set the tracer. Without a tracer a span costs nothing, and its context is that of its parent.
 //!
-//! Spans are kept by others, so they hold ids, contracts, numbers and outcome codes, and never what a
-//! user wrote. Called by `front`, `queue` and `worker`.
+//! Spans leave the process, so their attributes are ids, contracts, numbers and outcome labels, never user input.
 
 use std::fmt::Display;
 use std::sync::OnceLock;
@@ -16,31 +14,31 @@ use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId,
     TraceState, Tracer,
 };
-use opentelemetry_sdk::trace::{SdkTracer, Span as Recorded};
+use opentelemetry_sdk::trace::{SdkTracer, Span as SdkSpan};
 
 pub use opentelemetry::KeyValue as Attribute;
-pub use opentelemetry::trace::SpanKind as Kind;
+pub use opentelemetry::trace::SpanKind;
 
-/// The header that names trace and parent, over HTTP and AMQP alike.
+/// Header with trace id and parent span id, over HTTP and AMQP.
 pub const TRACEPARENT: &str = "traceparent";
-/// The header in which tracing systems keep what is theirs.
+/// Header with the data of tracing vendors, over HTTP and AMQP.
 pub const TRACESTATE: &str = "tracestate";
 
-/// The form of `traceparent`: version, trace, parent and flags, in hexadecimal digits.
-const FORM: [usize; 4] = [2, 32, 16, 2];
-/// Longest `tracestate` that is carried on, in bytes: what the specification asks for.
+/// Lengths of the fields of `traceparent` in hexadecimal digits: version, trace id, parent id, flags.
+const FIELD_LENGTHS: [usize; 4] = [2, 32, 16, 2];
+/// Longest `tracestate` that is propagated, in bytes: the minimum that the specification requires.
 const TRACESTATE_MAX: usize = 512;
 
-/// Set once, like the log.
+/// Set once per process.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// From now on spans are made.
-pub(super) fn begin(tracer: SdkTracer) {
-    // A second one in the same process would be the same.
+/// Sets the tracer, with which spans are recorded from now on.
+pub(super) fn set_tracer(tracer: SdkTracer) {
+    // A second call in the same process has no effect.
     let _ = TRACER.set(tracer);
 }
 
-/// Where something stands: in which trace, below which span. By default in none.
+/// A trace id and a parent span id. The default is no trace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceContext(SpanContext);
 
@@ -51,14 +49,14 @@ impl Default for TraceContext {
 }
 
 impl TraceContext {
-    /// Reads the two headers. What is not exactly as the specification says is ignored: a bad
-    /// `traceparent` is none, a bad or long `tracestate` too.
-    pub fn read(traceparent: Option<&str>, tracestate: Option<&str>) -> Self {
+    /// Parses the two headers. An invalid `traceparent` gives no trace. An invalid `tracestate`, or one over 512 bytes,
+    /// is dropped.
+    pub fn from_headers(traceparent: Option<&str>, tracestate: Option<&str>) -> Self {
         let parent = traceparent.and_then(|text| parse(text, tracestate));
         parent.filter(SpanContext::is_valid).map(Self).unwrap_or_default()
     }
 
-    /// The two headers, each only if there is something to say.
+    /// Returns the two headers, `tracestate` only if it is not empty, and none without a trace.
     pub fn headers(&self) -> impl Iterator<Item = (&'static str, String)> {
         let context = &self.0;
         let traceparent = context.is_valid().then(|| {
@@ -72,45 +70,45 @@ impl TraceContext {
             .filter_map(|(name, value)| Some((name, value?)))
     }
 
-    /// Begins a span below this place; the first of a trace where this is in none.
-    pub fn span(&self, kind: Kind, name: impl Display) -> Span {
+    /// Starts a child span, or the first span of a new trace.
+    pub fn span(&self, kind: SpanKind, name: impl Display) -> Span {
         self.span_with(kind, || (name.to_string(), Vec::new()))
     }
 
-    /// Begins a span with attributes that a sampler may decide by. `describe` returns its name and them, and is
-    /// called only where spans are made.
+    /// Starts a span with attributes that the sampler may use. `describe` returns name and attributes, and is called
+    /// only if spans are recorded.
     pub fn span_with(
         &self,
-        kind: Kind,
+        kind: SpanKind,
         describe: impl FnOnce() -> (String, Vec<Attribute>),
     ) -> Span {
         let Some(tracer) = TRACER.get() else {
             return Span { recorded: None, context: self.clone() };
         };
         let (name, attributes) = describe();
-        self.begin(tracer, tracer.span_builder(name).with_kind(kind).with_attributes(attributes))
+        self.start(tracer, tracer.span_builder(name).with_kind(kind).with_attributes(attributes))
     }
 
-    /// Does some work within a span of its own.
-    pub async fn around<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
-        let _span = self.span(Kind::Internal, name);
+    /// Runs `work` in a child span.
+    pub async fn in_span<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
+        let _span = self.span(SpanKind::Internal, name);
         work.await
     }
 
-    /// The span of something that ended so long ago, and took so long.
-    pub fn was(&self, name: &'static str, ago: Duration, took: Duration) {
+    /// Records a child span of work that ended `ago` before now and took `took`.
+    pub fn record_past(&self, name: &'static str, ago: Duration, took: Duration) {
         if let Some(tracer) = TRACER.get() {
             let ended = now() - ago;
-            let builder = tracer.span_builder(name).with_kind(Kind::Internal);
-            let mut span = self.begin(tracer, builder.with_start_time(ended - took));
+            let builder = tracer.span_builder(name).with_kind(SpanKind::Internal);
+            let mut span = self.start(tracer, builder.with_start_time(ended - took));
             if let Some(recorded) = &mut span.recorded {
                 recorded.end_with_timestamp(ended);
             }
         }
     }
 
-    fn begin(&self, tracer: &SdkTracer, builder: SpanBuilder) -> Span {
-        // A parent that is none would count as one that is not recorded.
+    fn start(&self, tracer: &SdkTracer, builder: SpanBuilder) -> Span {
+        // The SDK would take an invalid parent for one that is not sampled.
         let parent = match self.0.is_valid() {
             true => Context::new().with_remote_span_context(self.0.clone()),
             false => Context::new(),
@@ -121,35 +119,35 @@ impl TraceContext {
     }
 }
 
-/// One thing that is done. Ends when it is dropped.
+/// A span. Ends when it is dropped.
 #[derive(Debug, Default)]
 pub struct Span {
-    recorded: Option<Recorded>,
+    recorded: Option<SdkSpan>,
     context: TraceContext,
 }
 
 impl Span {
-    /// Where what it causes stands.
+    /// Returns the context for child spans and outgoing messages.
     pub fn context(&self) -> &TraceContext {
         &self.context
     }
 
-    /// Tells a word about it; never what a user wrote.
-    pub fn text(&mut self, key: &'static str, text: &str) {
+    /// Sets a text attribute; never user input.
+    pub fn set_text(&mut self, key: &'static str, text: &str) {
         if let Some(recorded) = &mut self.recorded {
             recorded.set_attribute(Attribute::new(key, text.to_owned()));
         }
     }
 
-    /// Tells a number about it.
-    pub fn number(&mut self, key: &'static str, number: i64) {
+    /// Sets a numeric attribute.
+    pub fn set_number(&mut self, key: &'static str, number: i64) {
         if let Some(recorded) = &mut self.recorded {
             recorded.set_attribute(Attribute::new(key, number));
         }
     }
 
-    /// Marks it as failed. `error_type` is one of few words, such as an outcome's code: the attribute
-    /// `error.type`.
+    /// Marks the span as failed. `error_type` becomes the attribute `error.type`: one of few values, such as the code
+    /// of an outcome.
     pub fn fail(&mut self, error_type: &str) {
         if let Some(recorded) = &mut self.recorded {
             recorded.set_attribute(Attribute::new("error.type", error_type.to_owned()));
@@ -157,10 +155,10 @@ impl Span {
         }
     }
 
-    /// What log lines are written within, so that they name the trace; nothing where no spans are made.
-    pub fn log(&self) -> tracing::Span {
+    /// Returns the `tracing` span that adds the trace id to log lines. Disabled if spans are not recorded.
+    pub fn log_span(&self) -> tracing::Span {
         match &self.recorded {
-            // Of the highest level, so that no filter lets the line through without it.
+            // At the highest level, so that no filter passes a line without its trace id.
             Some(_) => tracing::error_span!("traced", trace_id = %self.context.0.trace_id()),
             None => tracing::Span::none(),
         }
@@ -169,8 +167,8 @@ impl Span {
 
 fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<SpanContext> {
     let mut rest = traceparent;
-    let mut parts = [""; FORM.len()];
-    for (n, length) in FORM.into_iter().enumerate() {
+    let mut parts = [""; FIELD_LENGTHS.len()];
+    for (n, length) in FIELD_LENGTHS.into_iter().enumerate() {
         if n > 0 {
             rest = rest.strip_prefix('-')?;
         }
@@ -180,29 +178,29 @@ fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<SpanContext> {
         }
     }
     let [version, trace_id, span_id, flags] = parts;
-    // Later versions may say more behind these four.
-    let fits = match version {
+    // Later versions may append fields.
+    let is_valid = match version {
         "00" => rest.is_empty(),
         "ff" => false,
         _ => rest.is_empty() || rest.starts_with('-'),
     };
     let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED;
-    fits.then_some(SpanContext::new(
+    is_valid.then_some(SpanContext::new(
         TraceId::from_hex(trace_id).ok()?,
         SpanId::from_hex(span_id).ok()?,
         flags,
         true,
-        tracestate.and_then(state).unwrap_or_default(),
+        tracestate.and_then(parse_state).unwrap_or_default(),
     ))
 }
 
-fn state(tracestate: &str) -> Option<TraceState> {
+fn parse_state(tracestate: &str) -> Option<TraceState> {
     let printable = |byte| matches!(byte, b' '..=b'~' | b'\t');
-    let fits = tracestate.len() <= TRACESTATE_MAX && tracestate.bytes().all(printable);
-    fits.then(|| tracestate.parse().ok()).flatten()
+    let is_valid = tracestate.len() <= TRACESTATE_MAX && tracestate.bytes().all(printable);
+    is_valid.then(|| tracestate.parse().ok()).flatten()
 }
 
-#[allow(clippy::disallowed_methods, reason = "the other spans take their times from it too")]
+#[allow(clippy::disallowed_methods, reason = "the SDK uses the system time for all other spans")]
 fn now() -> SystemTime {
     SystemTime::now()
 }
@@ -220,23 +218,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_is_carried_on() {
+    fn valid_headers_are_propagated() {
         for flags in ["00", "01"] {
             let given = format!("00-{TRACE}-{PARENT}-{flags}");
             let carried = read(&given, "vendor=1,other@a=x y");
             assert_eq!(carried[0], (TRACEPARENT, given));
             assert_eq!(carried[1], (TRACESTATE, "vendor=1,other@a=x y".to_owned()));
         }
-        let known = format!("00-{TRACE}-{PARENT}-01");
+        let expected = format!("00-{TRACE}-{PARENT}-01");
         for later in [format!("00-{TRACE}-{PARENT}-ff"), format!("cc-{TRACE}-{PARENT}-01-more")] {
-            assert_eq!(read(&later, ""), [(TRACEPARENT, known.clone())], "{later}");
+            assert_eq!(read(&later, ""), [(TRACEPARENT, expected.clone())], "{later}");
         }
     }
 
     #[test]
-    fn what_is_wrong_is_no_context() {
+    fn invalid_traceparent_gives_no_context() {
         let (zero_trace, zero_parent) = ("0".repeat(32), "0".repeat(16));
-        for wrong in [
+        for invalid in [
             String::new(),
             format!("ff-{TRACE}-{PARENT}-01"),
             format!("00-{TRACE}-{PARENT}-01-"),
@@ -251,32 +249,33 @@ mod tests {
             format!("00-{TRACE}{PARENT}-01"),
             format!("00-{}é-{PARENT}-01", &TRACE[2..]),
         ] {
-            assert_eq!(read(&wrong, "vendor=1"), [], "{wrong}");
+            assert_eq!(read(&invalid, "vendor=1"), [], "{invalid}");
         }
         assert_eq!(TraceContext::from_headers(None, Some("vendor=1")), TraceContext::default());
     }
 
     #[test]
-    fn a_bad_tracestate_does_not_spoil_the_rest() {
+    fn invalid_tracestate_is_dropped_alone() {
         let parent = format!("00-{TRACE}-{PARENT}-01");
-        for wrong in
+        for invalid in
             ["", "no value", "Upper=1", "a=\u{7}", "a=é", &format!("a={}", "x".repeat(511))]
         {
-            assert_eq!(read(&parent, wrong), [(TRACEPARENT, parent.clone())], "{wrong}");
+            assert_eq!(read(&parent, invalid), [(TRACEPARENT, parent.clone())], "{invalid}");
         }
     }
 
     #[test]
-    fn without_a_collector_a_context_passes_through() {
-        let context = TraceContext::from_headers(Some(&format!("00-{TRACE}-{PARENT}-01")), Some("a=1"));
-        let span = context.span(Kind::Server, "a signup");
+    fn context_is_propagated_without_a_tracer() {
+        let context =
+            TraceContext::from_headers(Some(&format!("00-{TRACE}-{PARENT}-01")), Some("a=1"));
+        let span = context.span(SpanKind::Server, "a signup");
         assert_eq!(span.context(), &context);
-        assert!(span.log().is_none());
+        assert!(span.log_span().is_none());
     }
 
     proptest! {
         #[test]
-        fn whatever_comes_is_read_as_it_is_or_not_at_all(
+        fn headers_are_propagated_unchanged_or_not_at_all(
             parent in "([0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}.{0,3})|(\\PC{0,60})",
             state in "\\PC{0,40}",
         ) {

@@ -25,7 +25,7 @@ async fn message_of_a_worker_killed_before_hashing_is_redelivered() {
     // The worker waits at the look-up before the hash.
     fleet.workers[0].store.stall();
     let killed = async {
-        fleet.workers[0].says("taken").await;
+        fleet.workers[0].says_event("delivery_started").await;
         fleet.workers[0].kill().await;
         fleet.workers[1].start().await;
     };
@@ -47,7 +47,7 @@ async fn worker_killed_after_the_insert_causes_a_replay() {
         // Neither the reply nor the ack reaches the broker.
         fleet.workers[0].broker.stall();
         fleet.workers[0].store.restore();
-        fleet.workers[0].says("handled").await;
+        fleet.workers[0].says_event("registration_handled").await;
         fleet.workers[0].kill().await;
         fleet.workers[0].broker.cut();
         fleet.workers[1].start().await;
@@ -66,7 +66,7 @@ async fn worker_killed_between_reply_and_ack_has_replied() {
     let registration = ledger.registration();
     fleet.workers[0].store.stall();
     let replied = async {
-        fleet.workers[0].says("taken").await;
+        fleet.workers[0].says_event("delivery_started").await;
         // The reply reaches the broker, but the worker gets no confirm and does not ack.
         fleet.workers[0].broker.drop_responses();
         fleet.workers[0].store.restore();
@@ -91,7 +91,7 @@ async fn request_to_a_killed_front_succeeds_at_another() {
     let registration = ledger.registration();
     fleet.workers[0].store.stall();
     let killed = async {
-        fleet.workers[0].says("taken").await;
+        fleet.workers[0].says_event("delivery_started").await;
         fleet.fronts[0].kill().await;
         fleet.update_addresses();
         let again = ledger.register(&clients[1], &registration);
@@ -167,9 +167,9 @@ fn panic_ends_the_process_without_quoting_data() {
     assert_eq!(output.status.code(), Some(70), "{stdout}");
     let stderr = String::from_utf8_lossy(&output.stderr);
     for end in ["a connection was lost to it", "the process ends"] {
-        let line = told.lines().find(|line| line.contains(end));
-        assert!(line.is_some_and(|line| line.contains("crash.rs:")), "{told}");
+        let line = stderr.lines().find(|line| line.contains(end));
+        assert!(line.is_some_and(|line| line.contains("crash.rs:")), "{stderr}");
     }
-    assert!(told.contains("(a text of the program): a connection was lost to it"), "{told}");
-    assert!(!told.contains(SECRET), "{told}");
+    assert!(stderr.contains("(a constant message): a connection was lost to it"), "{stderr}");
+    assert!(!stderr.contains(SECRET), "{stderr}");
 }

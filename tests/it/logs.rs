@@ -163,7 +163,7 @@ async fn a_log_that_is_read_again_goes_on() {
     });
     eventually("every line", async || {
         let lines = lines.lock().unwrap();
-        lines.iter().filter(|line| line.contains("\"answered\"")).count() == 200
+        lines.iter().filter(|line| line.contains("\"request_answered\"")).count() == 200
     })
     .await;
     assert_eq!(muster.lost_lines().await, 0);

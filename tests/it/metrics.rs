@@ -12,6 +12,7 @@ use muster::telemetry::process;
 use serde_json::{Value, json};
 
 use crate::support::broker::Broker;
+use crate::support::log_lines::has_event;
 use crate::support::muster::eventually;
 use crate::support::prometheus::{Prometheus, promtool};
 use crate::support::services::{EMBEDDED, PRODUCTION, Pair, QueueAdapter, unique};
@@ -99,7 +100,7 @@ async fn the_stages_come_through_the_broker_and_stay_within() {
     let mut muster = Setup::new(pair).start().await;
     let response = muster.client().post("/users/register", &somebody()).await;
     assert_eq!((response.status, response.header("server-timing")), (201, None));
-    let line = muster.wait_for_log(|line| line.contains("\"answered\"")).await;
+    let line = muster.wait_for_event("request_answered").await;
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!((&line["outcome"], &line["status"]), (&json!("registered"), &json!(201)));
     for stage in SHOWN {
@@ -107,7 +108,7 @@ async fn the_stages_come_through_the_broker_and_stay_within() {
         assert!(ms.is_some_and(|ms| ms >= 0.0), "{stage}: {line}");
     }
     let id = line["id"].as_str().unwrap().to_owned();
-    let handled = |line: &str| line.contains("\"handled\"") && line.contains(&id);
+    let handled = |line: &str| has_event(line, "registration_handled") && line.contains(&id);
     let line: Value = serde_json::from_str(&muster.wait_for_log(handled).await).unwrap();
     assert_eq!((&line["queue"], &line["outcome"]), (&json!("interactive"), &json!("registered")));
 }

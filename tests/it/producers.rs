@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::support::broker::{
     Account, Broker, DIRECT_REPLY, Replies, headers, rabbitmqctl, registration, text_header,
 };
+use crate::support::log_lines::has_event;
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Client, Fleet, Setup};
@@ -101,7 +102,7 @@ async fn a_suspect_that_cannot_finish_holds_no_queue_up() {
     fleet.workers[0].store.stall();
     fleet.workers[0].broker.restore();
     let worker = fleet.workers[0].process();
-    worker.wait_for_log(|line| line.contains("taken") && line.contains(&suspect)).await;
+    worker.wait_for_log(|line| has_event(line, "delivery_started") && line.contains(&suspect)).await;
 
     // Nothing of this needs the store.
     let mut honest = Vec::new();

@@ -1,5 +1,4 @@
-//! Messages that come twice: because they were published twice, or because the worker that held one
-//! was killed.
+//! Messages that are published twice, redelivered after a worker was killed, or poison.
 
 use futures_util::StreamExt;
 use lapin::options::BasicGetOptions;
@@ -7,13 +6,14 @@ use muster::domain::Outcome;
 use serde_json::{Value, json};
 
 use crate::support::broker::{
-    Broker, DIRECT_REPLY, Replies, wait_for_registered, headers, registration, text_header,
+    Broker, DIRECT_REPLY, Replies, headers, registration, text_header, wait_for_registered,
 };
+use crate::support::log_lines::has_event;
 use crate::support::muster::eventually;
 use crate::support::services::{amqp_url, unique};
 use crate::support::{PAIRS, Pair, QueueAdapter, Setup, StoreAdapter};
 
-/// RabbitMQ with every store.
+/// Runs a test on RabbitMQ with every store.
 async fn on_every_store(test: impl AsyncFn(Setup)) {
     let rabbit = PAIRS.into_iter().filter(|pair| pair.0 == QueueAdapter::Rabbit);
     for pair in rabbit.filter(|pair| pair.is_available()) {
@@ -29,7 +29,7 @@ fn document() -> Value {
     })
 }
 
-/// Another system that registers users over the broker.
+/// Another system that registers users over AMQP.
 struct Producer {
     broker: Broker,
     replies: Replies,
@@ -57,8 +57,8 @@ impl Producer {
         self.broker.publish(&self.exchange, queue, properties, body.as_bytes()).await;
         let reply = self.replies.next().await.unwrap().unwrap();
         assert_eq!(reply.properties.message_id().as_ref().unwrap().as_str(), id);
-        let answered = reply.properties.correlation_id().as_ref().unwrap().to_string();
-        assert_eq!(answered, correlation);
+        let replied = reply.properties.correlation_id().as_ref().unwrap().to_string();
+        assert_eq!(replied, correlation);
         serde_json::from_slice(&reply.data).unwrap()
     }
 }
@@ -114,7 +114,7 @@ async fn different_registration_under_a_used_id_is_rejected() {
                 let outcome = producer.register(queue, &id, &other).await;
                 assert_eq!(outcome.label(), "key_reused", "{queue}: {other}");
             }
-            // Under an id of its own the same document is somebody else's, and the address taken.
+            // Under another id the same document is a duplicate.
             let outcome = producer.register(queue, &unique("row"), &document).await;
             assert_eq!(outcome.label(), "duplicate", "{queue}");
         }
@@ -125,15 +125,16 @@ async fn different_registration_under_a_used_id_is_rejected() {
 #[tokio::test]
 async fn message_of_a_worker_killed_while_hashing_is_redelivered() {
     on_every_store(async |setup: Setup| {
-        // Expensive enough that the worker is killed while it hashes.
-        let setup = setup.with("MUSTER_BCRYPT_COST", "14").with("MUSTER_FRONT_REQUEST_TIMEOUT", "60s");
+        // Slow enough to kill the worker while it hashes.
+        let setup =
+            setup.with("MUSTER_BCRYPT_COST", "14").with("MUSTER_FRONT_REQUEST_TIMEOUT", "60s");
         let front = setup.start_role("front").await;
-        let mut doomed = setup.start_role("worker").await;
+        let mut first = setup.start_role("worker").await;
         let (client, body) = (front.client().clone(), document());
         let request = tokio::spawn(async move { client.post("/users/register", &body).await });
         doomed.wait_for_log(|line| line.contains("hashing")).await;
-        doomed.signal("KILL");
-        assert!(!doomed.wait_for_exit().await.success());
+        first.signal("KILL");
+        assert!(!first.wait_for_exit().await.success());
 
         let second = setup.start_role("worker").await;
         let response = request.await.unwrap();
@@ -148,13 +149,13 @@ async fn message_of_a_worker_killed_while_hashing_is_redelivered() {
     .await;
 }
 
-/// Takes a message out of a queue and loses the connection, so many times.
-async fn lose(setup: &Setup, queue: &str, times: usize) {
+/// Fetches a message and closes the connection without an ack, several times.
+async fn fetch_and_disconnect(setup: &Setup, queue: &str, times: usize) {
     for _ in 0..times {
         let broker = Broker::connect().await;
         let queue = format!("{}.{queue}", setup.namespace());
-        // What was lost may take a moment to come back.
-        eventually("the message", async || {
+        // The broker may requeue the message after a moment.
+        eventually("the message to be ready", async || {
             let options = BasicGetOptions { no_ack: false };
             broker.channel.basic_get(queue.as_str().into(), options).await.unwrap().is_some()
         })
@@ -163,35 +164,35 @@ async fn lose(setup: &Setup, queue: &str, times: usize) {
     }
 }
 
-/// Deliveries after which a message is given up.
-const GIVEN_UP_AFTER: usize = 8;
+/// Deliveries after which a message is dead-lettered as poison.
+const MAX_DELIVERIES: usize = 8;
 
 #[tokio::test]
 async fn row_held_during_lost_connections_is_registered() {
-    let Some(setup) = without_a_worker().await else { return };
+    let Some(setup) = setup_without_worker().await else { return };
     let mut producer = Producer::new(&setup).await;
     let (id, document) = (unique("row"), document());
-    let registering = producer.register("bulk", &id, &document);
-    let lost = async {
-        lose(&setup, "bulk", GIVEN_UP_AFTER).await;
+    let request = producer.register("bulk", &id, &document);
+    let disconnects = async {
+        fetch_and_disconnect(&setup, "bulk", MAX_DELIVERIES).await;
         setup.start_role("worker").await
     };
-    let (outcome, _worker) = tokio::join!(registering, lost);
+    let (outcome, _worker) = tokio::join!(request, disconnects);
     assert!(matches!(outcome, Outcome::Registered { replayed: false, .. }), "{outcome:?}");
 }
 
 #[tokio::test]
 async fn row_lost_again_after_its_requeue_is_poison() {
-    let Some(setup) = without_a_worker().await else { return };
+    let Some(setup) = setup_without_worker().await else { return };
     let (broker, own) = (Broker::connect().await, url::Url::parse(&amqp_url().unwrap()).unwrap());
-    // As a worker puts it back.
+    // As a worker requeues it.
     let properties = registration("flat-name")
         .with_headers(headers(&[("contract", "flat-name".into()), ("attempt", 1.into())]))
         .with_user_id(own.username().into())
         .with_message_id(unique("row").into());
     let body = document().to_string();
     broker.publish(setup.namespace(), "bulk", properties, body.as_bytes()).await;
-    lose(&setup, "bulk", GIVEN_UP_AFTER).await;
+    fetch_and_disconnect(&setup, "bulk", MAX_DELIVERIES).await;
     let _worker = setup.start_role("worker").await;
     let dead = broker.fetch(&format!("{}.dead", setup.namespace())).await;
     assert_eq!(text_header(&dead.properties, "reason").as_deref(), Some("poison"));
@@ -200,52 +201,52 @@ async fn row_lost_again_after_its_requeue_is_poison() {
 
 #[tokio::test]
 async fn poison_row_is_dead_lettered_alone() {
-    let Some(setup) = without_a_worker().await else { return };
-    // Long enough to be killed over.
+    let Some(setup) = setup_without_worker().await else { return };
+    // Slow enough to kill the worker while it hashes.
     let setup = setup.with("MUSTER_BCRYPT_COST", "11");
     let broker = Broker::connect().await;
     let mut replies = broker.direct_replies().await;
-    let killer = unique("killer");
-    let properties = registration("flat-name").with_message_id(killer.as_str().into());
+    let poison = unique("poison");
+    let properties = registration("flat-name").with_message_id(poison.as_str().into());
     let body = document().to_string();
     broker.publish(setup.namespace(), "bulk", properties, body.as_bytes()).await;
-    // Held beside it whenever a worker goes down, those that fit into its prefetch.
+    // Other rows in the worker's prefetch when it is killed.
     const OTHERS: usize = 20;
     for _ in 0..OTHERS {
         broker.publish_row(setup.namespace()).await;
     }
-    let mut deaths = 0;
+    let mut kills = 0;
     let _worker = loop {
         let mut worker = setup.start_role("worker").await;
         let line = worker
             .wait_for_log(|line| {
-                let is_its_end = line.contains("hashing") || line.contains("was put aside");
-                is_its_end && line.contains(&killer)
+                let is_its_end = line.contains("hashing") || has_event(line, "dead_lettered");
+                is_its_end && line.contains(&poison)
             })
             .await;
-        if line.contains("was put aside") {
+        if has_event(&line, "dead_lettered") {
             break worker;
         }
         worker.signal("KILL");
         assert!(!worker.wait_for_exit().await.success());
-        deaths += 1;
+        kills += 1;
     };
-    assert!((3..=12).contains(&deaths), "given up after {deaths}");
-    // Who was stored or answered when its worker went down is answered again.
+    assert!((3..=12).contains(&kills), "dead-lettered after {kills} kills");
+    // Rows that were stored or replied to before a kill get another reply.
     wait_for_registered(&mut replies, OTHERS).await;
     let dead = broker.fetch(&format!("{}.dead", setup.namespace())).await;
-    assert_eq!(dead.properties.message_id().as_ref().unwrap().as_str(), killer);
+    assert_eq!(dead.properties.message_id().as_ref().unwrap().as_str(), poison);
     assert_eq!(text_header(&dead.properties, "reason").as_deref(), Some("poison"));
 }
 
-/// Queues of its own, and nobody who consumes them.
-async fn without_a_worker() -> Option<Setup> {
+/// A setup whose queues exist and have no consumers.
+async fn setup_without_worker() -> Option<Setup> {
     let pair = Pair(QueueAdapter::Rabbit, StoreAdapter::File);
     if !pair.is_available() {
         return None;
     }
     let setup = Setup::new(pair);
-    // A front declares them.
+    // A front declares the queues.
     assert!(setup.start_role("front").await.stop().await.success());
     Some(setup)
 }

@@ -151,8 +151,8 @@ async fn roles_on_terminals_show_what_each_of_them_serves() {
     let shows = |terminal: &Terminal, text: &str| {
         std::iter::from_fn(|| Some(terminal.line())).find(|line| line.contains(text)).unwrap()
     };
-    shows(&front, "answered contract=username");
-    shows(&worker, "handled queue=interactive contract=username outcome=registered");
+    shows(&front, "signup answered contract=username");
+    shows(&worker, "registration handled queue=interactive contract=username outcome=registered");
     front.stop();
     worker.stop();
 }
@@ -166,7 +166,7 @@ fn json_on_a_terminal_is_as_elsewhere() {
         let line: serde_json::Value = serde_json::from_str(&terminal.line()).unwrap();
         messages.push(line["message"].as_str().unwrap().to_owned());
     }
-    assert!(messages.contains(&"ready".to_owned()), "{messages:?}");
+    assert!(messages.contains(&"component is ready".to_owned()), "{messages:?}");
     let rest = terminal.stop();
     assert!(rest.iter().all(|line| line.starts_with('{')), "{rest:?}");
 }

@@ -173,7 +173,7 @@ async fn spans_go_to_a_collector_over_https() {
     let mut stranger = setup.start().await;
     sign_up(&stranger).await;
     let told = format!("localhost:{port}: no TLS: invalid peer certificate");
-    stranger.wait_for_log(|line| line.contains("takes no spans") && line.contains(&told)).await;
+    stranger.wait_for_log(|line| line.contains("span_export_failed") && line.contains(&told)).await;
     assert!(collector.spans().is_empty());
     assert!(stranger.stop().await.success());
 

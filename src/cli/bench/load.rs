@@ -12,7 +12,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::Signups;
-use crate::http_client::{Connection, probe};
+use crate::http_client::{HttpConnection, probe};
 use crate::domain::id::random_hex;
 
 /// Longest wait for the muster under test.
@@ -106,7 +106,7 @@ async fn sign_up(
     end: Instant,
     created: &AtomicU64,
 ) -> anyhow::Result<(Vec<Duration>, u64)> {
-    let mut connection = Connection::open(address).await?;
+    let mut connection = HttpConnection::open(address).await?;
     let (mut times, mut other) = (Vec::new(), 0);
     for n in 0.. {
         let body = json!({

@@ -107,7 +107,7 @@ pub(super) async fn run(name: &str, text: &str, pair: Pair) {
     let (sessions, wrong): (Vec<Session>, Vec<Vec<String>>) = if file.together {
         // One after the other reaches the worker: what waits for one would have the next refused.
         let cases = file.cases.iter().enumerate().map(async |(before, case)| {
-            let taken = || muster.output().matches("\"message\":\"taken\"").count();
+            let taken = || muster.output().matches("\"delivery_started\"").count();
             eventually("the request before it to be taken", async || taken() > before).await;
             session().play_all(&file, std::slice::from_ref(case)).await
         });
