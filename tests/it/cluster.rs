@@ -1,5 +1,5 @@
-//! Three brokers, of which one is killed, silent, stopped or missing while clients are at work. `./tests/run` runs
-//! these by themselves, one after the other, and lists what they measure. Faults that take minutes are in `trials`.
+//! Faults of one broker in a cluster of three, under load. `./tests/run` runs these tests one after the other and
+//! lists their measurements. `trials` has the faults that take minutes.
 
 use std::fs;
 use std::io::Write;
@@ -14,34 +14,36 @@ use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
 use crate::support::services::{PRODUCTION, report};
 
-/// The broker that every process is connected to at first, and that holds what lies on one node only.
+/// The broker that every process connects to first. It holds the queues that are not replicated.
 pub const CONNECTED: usize = 0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "kills a broker: ./tests/run runs it alone"]
 async fn signups_survive_a_kill_of_the_connected_node() {
     let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
-    fleet.assert_survives(
-        "connected node killed",
-        async |fleet| {
-            fleet.cluster.node("kill", CONNECTED).await;
-            fleet.wait_for_profile().await;
-        },
-        async |fleet| fleet.cluster.repair().await,
-    )
-    .await;
+    fleet
+        .assert_survives(
+            "connected node killed",
+            async |fleet| {
+                fleet.cluster.node("kill", CONNECTED).await;
+                fleet.wait_for_profile().await;
+            },
+            async |fleet| fleet.cluster.repair().await,
+        )
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs three brokers: ./tests/run runs it alone"]
 async fn signups_survive_stalled_connections_to_the_connected_node() {
     let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
-    fleet.assert_survives(
-        "connected node silent to its clients",
-        async |fleet| fleet.proxies_to(CONNECTED, Proxy::stall),
-        async |fleet| fleet.proxies_to(CONNECTED, Proxy::restore),
-    )
-    .await;
+    fleet
+        .assert_survives(
+            "connected node silent to its clients",
+            async |fleet| fleet.proxies_to(CONNECTED, Proxy::stall),
+            async |fleet| fleet.proxies_to(CONNECTED, Proxy::restore),
+        )
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -64,7 +66,8 @@ async fn queues_are_declared_while_a_node_is_down() {
     ));
     let body = serde_json::json!({ "username": "ann", "password": "never-seen-outside-1" });
     let headers = [("content-type", "application/json")];
-    let response = front.client().send("POST", "/signup", &headers, body.to_string()).await.unwrap();
+    let response =
+        front.client().send("POST", "/signup", &headers, body.to_string()).await.unwrap();
     assert_eq!(response.status, 201);
     cluster.repair().await;
     front.wait_for_readiness(true).await;
@@ -75,12 +78,12 @@ async fn queues_are_declared_while_a_node_is_down() {
 async fn rolling_restart_loses_no_signup_and_no_import_row() {
     const ROWS: usize = 200;
     let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
-    let importing = ClusterProcess::new(&fleet.cluster, "import", &fleet.setup).await;
+    let import_process = ClusterProcess::new(&fleet.cluster, "import", &fleet.setup).await;
     let arguments = ["-", "--format", "ndjson", "--contract", "flat-name", "--in-flight", "32"];
     let arguments = [&arguments[..], &["--output", "report.ndjson"]].concat();
     let (input, mut rows) = std::io::pipe().unwrap();
-    let importer = Importer::start_from(&importing.setup, &arguments, Stdio::from(input));
-    // Rows go in before, during and after the stop of each node.
+    let importer = Importer::start_from(&import_process.setup, &arguments, Stdio::from(input));
+    // Sends rows before, during and after the stop of each node.
     let mut sent = 0;
     let mut send = move || {
         let users = (sent..sent + ROWS).map(|n| user(ContractId::FlatName, n));
@@ -91,28 +94,29 @@ async fn rolling_restart_loses_no_signup_and_no_import_row() {
     send();
     let path = fleet.setup.directory().join("report.ndjson");
     let setup = fleet.setup.clone();
-    let reported = path.clone();
-    fleet.assert_survives(
-        "every node drained and restarted in turn, with an import",
-        async move |fleet| {
-            for n in 0..fleet.cluster.len() {
-                fleet.cluster.stop_for_upgrade(n).await;
-                send();
-                fleet.ledger.wait_for_created(20).await;
-                fleet.cluster.repair().await;
-                let all = send();
-                eventually("every row", async || {
-                    let text = fs::read_to_string(&reported).unwrap_or_default();
-                    text.lines().count() == all
-                })
-                .await;
-            }
-        },
-        async |_| {},
-    )
-    .await;
-    let ended = importer.wait_for_exit().await;
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let report_path = path.clone();
+    fleet
+        .assert_survives(
+            "every node drained and restarted in turn, with an import",
+            async move |fleet| {
+                for n in 0..fleet.cluster.len() {
+                    fleet.cluster.stop_for_upgrade(n).await;
+                    send();
+                    fleet.ledger.wait_for_created(20).await;
+                    fleet.cluster.repair().await;
+                    let all = send();
+                    eventually("a report for every row", async || {
+                        let text = fs::read_to_string(&report_path).unwrap_or_default();
+                        text.lines().count() == all
+                    })
+                    .await;
+                }
+            },
+            async |_| {},
+        )
+        .await;
+    let output = importer.wait_for_exit().await;
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
     let reports = reports(&fs::read_to_string(path).unwrap());
     assert_eq!(outcomes(&reports)["registered"], ROWS * 7);
     assert_stored(&setup, &reports).await;

@@ -1,10 +1,10 @@
-//! Dead letters as an operator meets them: put there through the running program and by the broker,
-//! then looked at, sent again and removed with the program's own commands.
+//! The commands for dead letters: list, show, requeue, discard and export, on dead letters that workers and the
+//! broker create.
 
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use muster::domain::{ContractId, MessageId, Origin, StoredUser, RegistrationId};
+use muster::domain::{ContractId, MessageId, Origin, RegistrationId, StoredUser};
 use muster::store;
 use muster::telemetry::Health;
 use serde_json::{Value, json};
@@ -12,20 +12,20 @@ use serde_json::{Value, json};
 use crate::support::broker::{Broker, headers, registration, version};
 use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
-use crate::support::raw_producer::{RawProducer, max_levels, long, nested, short};
+use crate::support::raw_producer::{RawProducer, long, max_levels, nested, short};
 use crate::support::services::{PRODUCTION, amqp_url};
 use crate::support::{Muster, Pair, QueueAdapter, Setup, StoreAdapter};
 
 const BROKER_ONLY: Pair = Pair(QueueAdapter::Rabbit, StoreAdapter::File);
-/// What stands in the messages and must be seen nowhere.
+/// Data in the messages that no command may print.
 const PASSWORD: &str = "hunter2-securePassword";
 const ADDRESS: &str = "john.doe@example.com";
 const REPLY_QUEUE: &str = "amq.rabbitmq.reply-to.g1h2";
 
-/// Messages that may use up both their attempts while the pauses are still short.
-const ATTEMPTED: usize = 6;
+/// Limit for dead letters during a store outage: messages may use both attempts before the pauses grow.
+const MAX_DEAD_LETTERS: usize = 6;
 
-/// The program run to its end: exit code, standard output, standard error.
+/// Runs a command. Returns exit code, standard output and standard error.
 async fn run(setup: &Setup, arguments: &[&str]) -> (i32, String, String) {
     let mut command = tokio::process::Command::from(setup.command(arguments));
     let Output { status, stdout, stderr } = command.output().await.unwrap();
@@ -36,7 +36,7 @@ async fn run(setup: &Setup, arguments: &[&str]) -> (i32, String, String) {
     (status.code().unwrap(), stdout, stderr)
 }
 
-/// The letters that a listing gives, with these flags.
+/// The dead letters that `list` prints with these flags.
 async fn listed(setup: &Setup, flags: &[&str]) -> Vec<Value> {
     let (code, stdout, stderr) = run(setup, &[&["dead", "list", "--json"], flags].concat()).await;
     assert_eq!(code, 0, "{stderr}");
@@ -60,14 +60,16 @@ fn document() -> Vec<u8> {
     document.to_string().into()
 }
 
-/// Makes the queues and consumes none of them.
+/// Starts a front, which declares the queues and consumes none.
 async fn start_front(setup: &Setup) -> Muster {
     let front = setup.start_with(&["serve", "--role", "front"]).await;
-    eventually("the queues", async || run(setup, &["dead", "list"]).await.0 == 0).await;
-    start_front
+    eventually("the queues to be declared", async || run(setup, &["dead", "list"]).await.0 == 0)
+        .await;
+    front
 }
 
-/// Dies at once while nobody consumes: the broker moves it as it is, password and all.
+/// Publishes a message that expires at once if the queue has no consumer. The broker dead-letters it unchanged,
+/// with its password.
 async fn publish_expiring(broker: &Broker, setup: &Setup, id: &str) {
     let properties = registration("register")
         .with_message_id(id.into())
@@ -80,11 +82,16 @@ async fn stored(setup: &Setup, producer: &str, id: &str) -> Option<StoredUser> {
     let origin = Origin::Amqp { producer: producer.to_owned() };
     let id = RegistrationId::derive(&origin, ContractId::Register, &MessageId::parse(id).unwrap());
     let part = Health::default().component("store");
-    store::open(&setup.settings().store, &part).await.unwrap().find_by_registration(&id).await.unwrap()
+    store::open(&setup.settings().store, &part)
+        .await
+        .unwrap()
+        .find_by_registration(&id)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
-async fn letters_are_looked_at_without_being_taken_or_shuffled() {
+async fn list_keeps_dead_letters_and_their_order() {
     if !BROKER_ONLY.is_available() {
         return;
     }
@@ -113,7 +120,7 @@ async fn letters_are_looked_at_without_being_taken_or_shuffled() {
     assert_eq!(code, 1, "{stderr}");
     assert!(stderr.contains("120 dead letters' ids begin so"), "{stderr}");
     let (code, _, stderr) = run(&setup, &["dead", "discard", "import-2024-060"]).await;
-    assert_eq!(code, 2, "nobody to ask: {stderr}");
+    assert_eq!(code, 2, "no terminal to confirm on: {stderr}");
     let all_but_one: Vec<String> = sent.into_iter().filter(|id| !id.ends_with("060")).collect();
     let (code, done, stderr) = run(&setup, &["dead", "discard", "--yes", "import-2024-060"]).await;
     assert_eq!((code, done.as_str()), (0, "import-2024-060 discarded\n"), "{stderr}");
@@ -126,7 +133,7 @@ async fn letters_are_looked_at_without_being_taken_or_shuffled() {
 }
 
 #[tokio::test]
-async fn every_reason_is_told_and_nothing_secret_with_it() {
+async fn list_and_show_report_reasons_without_secrets() {
     if !BROKER_ONLY.is_available() {
         return;
     }
@@ -147,14 +154,16 @@ async fn every_reason_is_told_and_nothing_secret_with_it() {
     wait_for_count(&setup, 3).await;
 
     let dead_letters = listed(&setup, &[]).await;
-    let of = |key: &str| dead_letters.iter().map(|dead_letter| dead_letter[key].clone()).collect::<Vec<_>>();
-    assert_eq!(of("id"), ["bad-body", "no-type", "expired"]);
-    assert_eq!(of("reason"), ["unreadable", "unreadable", "expired"]);
-    assert_eq!(of("obstacle"), [json!("no_body"), json!("no_body"), json!(null)]);
-    assert!(of("died").iter().all(Value::is_string), "{dead_letters:?}");
+    let values = |key: &str| {
+        dead_letters.iter().map(|dead_letter| dead_letter[key].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(values("id"), ["bad-body", "no-type", "expired"]);
+    assert_eq!(values("reason"), ["unreadable", "unreadable", "expired"]);
+    assert_eq!(values("obstacle"), [json!("no_body"), json!("no_body"), json!(null)]);
+    assert!(values("died").iter().all(Value::is_string), "{dead_letters:?}");
     assert_eq!(dead_letters[1]["detail"], "no type");
-    let known = json!({ "email": "j***@example.com", "fullname": { "firstname": "John" } });
-    assert_eq!(of("body"), [json!(null), json!(null), known]);
+    let masked = json!({ "email": "j***@example.com", "fullname": { "firstname": "John" } });
+    assert_eq!(values("body"), [json!(null), json!(null), masked]);
 
     assert_eq!(ids(&setup, &["--reason", "expired"]).await, ["expired"]);
     assert_eq!(ids(&setup, &["--reason", "unreadable", "--reason", "expired"]).await.len(), 3);
@@ -173,7 +182,7 @@ async fn every_reason_is_told_and_nothing_secret_with_it() {
 
     let (code, lines, _) = run(&setup, &["dead", "export", "--output", "-"]).await;
     assert_eq!((code, lines.lines().count()), (0, 3));
-    let file = setup.directory().join("letters.ndjson");
+    let file = setup.directory().join("dead-letters.ndjson");
     let (code, _, stderr) =
         run(&setup, &["dead", "export", "--output", file.to_str().unwrap()]).await;
     assert_eq!(code, 0, "{stderr}");
@@ -187,7 +196,7 @@ async fn every_reason_is_told_and_nothing_secret_with_it() {
     assert_eq!(ids(&setup, &[]).await, ["bad-body", "no-type", "expired"]);
 }
 
-/// Moved there by the broker itself, which keeps the headers.
+/// The broker dead-letters the messages and keeps their headers.
 #[tokio::test]
 async fn unreadable_dead_letters_are_shown_and_discarded() {
     if !BROKER_ONLY.is_available() {
@@ -198,19 +207,19 @@ async fn unreadable_dead_letters_are_shown_and_discarded() {
     let mut producer = RawProducer::with_least_privilege(setup.namespace()).await;
     let nestings = [(b'A', 2_000), (b'A', max_levels(b'A')), (b'F', 2_000), (b'F', 5_000)];
     for (kind, levels) in nestings {
-        // Headers and expiration.
+        // Flags of headers and expiration.
         let flags = (1u16 << 13 | 1 << 8).to_be_bytes();
         let table = long(&[&short(b"deep")[..], &nested(kind, levels)].concat());
         let properties = [&flags[..], &table, &short(b"1")].concat();
         producer.publish(setup.namespace(), b"bulk", &properties, &document()).await;
     }
-    // Expiration and message_id.
+    // Flags of expiration and message_id.
     let properties = [&[1, 0x80][..], &short(b"1"), &short(b"\xff\xfe")].concat();
     producer.publish(setup.namespace(), b"bulk", &properties, &document()).await;
     let (broker, queue) = (Broker::connect().await, format!("{}.dead", setup.namespace()));
     let count = nestings.len() + 1;
-    // Not by listing them: the broker takes its time for each of these whenever it is read.
-    eventually("dead letters", async || broker.count(&queue).await as usize == count).await;
+    // Counted, not listed: the broker reads these messages slowly.
+    eventually("all dead letters", async || broker.count(&queue).await as usize == count).await;
 
     for dead_letter in listed(&setup, &[]).await {
         assert_eq!(
@@ -218,15 +227,18 @@ async fn unreadable_dead_letters_are_shown_and_discarded() {
             (&json!("unreadable"), &json!("unreadable"))
         );
         let detail = dead_letter["detail"].as_str().unwrap();
-        let known = ["16 levels", "larger than a frame", "message_id is not UTF-8"];
-        assert!(known.iter().any(|known| detail.contains(known)), "{detail}");
+        let errors = ["16 levels", "larger than a frame", "message_id is not UTF-8"];
+        assert!(errors.iter().any(|error| detail.contains(error)), "{detail}");
     }
     let (code, _, stderr) = run(&setup, &["dead", "show", "no-such-id"]).await;
     assert_eq!(code, 1, "{stderr}");
     let (code, _, stderr) = run(&setup, &["dead", "requeue", "--all"]).await;
     assert_eq!(code, 3, "{stderr}");
     assert!(stderr.contains("its properties cannot be read"), "{stderr}");
-    eventually("all to be kept", async || broker.count(&queue).await as usize == count).await;
+    eventually("all dead letters to be requeued", async || {
+        broker.count(&queue).await as usize == count
+    })
+    .await;
     let (code, _, stderr) =
         run(&setup, &["dead", "discard", "--yes", "--reason", "unreadable"]).await;
     assert_eq!(code, 0, "{stderr}");
@@ -234,7 +246,7 @@ async fn unreadable_dead_letters_are_shown_and_discarded() {
 }
 
 #[tokio::test]
-async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
+async fn requeued_dead_letter_creates_its_user_once() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -243,8 +255,8 @@ async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
     let broker = Broker::connect().await;
     publish_expiring(&broker, &setup, "row-1").await;
     wait_for_count(&setup, 1).await;
-    // Vouched for by muster's own account, which is the tests'.
-    let vouched = headers(&[
+    // These headers are trusted because the message comes from muster's own account.
+    let trusted = headers(&[
         ("contract", "register".into()),
         ("producer", "crm".into()),
         ("attempt", 3.into()),
@@ -252,7 +264,7 @@ async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
     let properties = registration("register")
         .with_message_id("row-1".into())
         .with_user_id("guest".into())
-        .with_headers(vouched)
+        .with_headers(trusted)
         .with_expiration("1".into());
     let body = json!({ "email": "jane@example.com", "fullname": { "firstname": "Jane" }, "password": PASSWORD });
     broker
@@ -260,7 +272,10 @@ async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
         .await;
     wait_for_count(&setup, 2).await;
     let dead_letters = listed(&setup, &[]).await;
-    assert_eq!((&dead_letters[1]["producer"], &dead_letters[1]["attempt"]), (&json!("crm"), &json!(3)));
+    assert_eq!(
+        (&dead_letters[1]["producer"], &dead_letters[1]["attempt"]),
+        (&json!("crm"), &json!(3))
+    );
 
     let (code, done, stderr) =
         run(&setup, &["dead", "requeue", "row-1", "--rate", "100/s", "--json"]).await;
@@ -271,16 +286,16 @@ async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
     let headers = sent.properties.headers().as_ref().unwrap().inner();
     let names: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
     let mut expected = vec!["attempt", "contract", "entry-point"];
-    // The broker's own, of this queue; since 4.0 not on a first delivery.
+    // The broker adds this header; since 4.0 not on a first delivery.
     if version(&amqp_url().unwrap()).await < (4, 0) {
         expected.push("x-delivery-count");
     }
-    assert_eq!(names, expected, "nothing else is copied");
-    // Back for the worker.
+    assert_eq!(names, expected, "no other header is copied");
+    // Published again for the worker.
     broker.publish(setup.namespace(), "bulk", sent.properties, &sent.data).await;
 
     let worker = setup.start_role("worker").await;
-    eventually("both users", async || {
+    eventually("both users to be stored", async || {
         stored(&setup, "", "row-1").await.is_some()
             && stored(&setup, "crm", "row-1").await.is_some()
     })
@@ -288,20 +303,20 @@ async fn a_requeued_letter_registers_its_user_once_under_its_own_id() {
     let first = stored(&setup, "", "row-1").await;
     assert!(worker.stop().await.success());
 
-    // The same registration dies once more, and is sent once more.
+    // The same registration is dead-lettered and requeued again.
     publish_expiring(&broker, &setup, "row-1").await;
     wait_for_count(&setup, 1).await;
     let (code, _, stderr) = run(&setup, &["dead", "requeue", "--all"]).await;
     assert_eq!(code, 0, "{stderr}");
     let mut worker = setup.start_role("worker").await;
     worker.wait_for_log(|line| line.contains("\"replayed\"")).await;
-    assert_eq!(stored(&setup, "", "row-1").await, first, "the first user, and no other");
+    assert_eq!(stored(&setup, "", "row-1").await, first, "the user does not change");
     wait_for_count(&setup, 0).await;
     drop(front);
 }
 
 #[tokio::test]
-async fn a_letter_without_its_password_stays() {
+async fn dead_letter_without_a_password_cannot_be_requeued() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -319,7 +334,10 @@ async fn a_letter_without_its_password_stays() {
     broker.publish(setup.namespace(), "bulk", properties, &document()).await;
     wait_for_count(&setup, 1).await;
     let dead_letter = listed(&setup, &[]).await.remove(0);
-    assert_eq!((&dead_letter["reason"], &dead_letter["attempt"]), (&json!("too_many_attempts"), &json!(1)));
+    assert_eq!(
+        (&dead_letter["reason"], &dead_letter["attempt"]),
+        (&json!("too_many_attempts"), &json!(1))
+    );
 
     let (code, done, stderr) = run(&setup, &["dead", "requeue", "row-1", "row-2"]).await;
     assert_eq!((code, done.as_str()), (3, ""), "{stderr}");
@@ -334,7 +352,7 @@ async fn a_letter_without_its_password_stays() {
 }
 
 #[tokio::test]
-async fn bulk_rows_that_find_the_dead_letter_queue_full_are_kept_until_there_is_room() {
+async fn bulk_rows_are_retried_while_the_dead_letter_queue_is_full() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -346,12 +364,12 @@ async fn bulk_rows_that_find_the_dead_letter_queue_full_are_kept_until_there_is_
     for _ in 0..UNREADABLE {
         let nameless = registration("register");
         broker.publish_unchecked(setup.namespace(), "bulk", nameless, b"{}").await;
-        // Its own queue is as small.
-        eventually("the worker to hold it", async || broker.count(&bulk).await == 0).await;
+        // The bulk queue has the same limit.
+        eventually("the worker to hold the message", async || broker.count(&bulk).await == 0).await;
     }
     worker.wait_for_log(|line| line.contains("republish_failed")).await;
     let (queue, mut seen) = (format!("{}.dead", setup.namespace()), 0);
-    eventually("all letters", async || {
+    eventually("all dead letters", async || {
         let purge = broker.channel.queue_purge(queue.as_str().into(), Default::default());
         seen += purge.await.unwrap();
         seen == UNREADABLE
@@ -364,7 +382,7 @@ async fn bulk_rows_that_find_the_dead_letter_queue_full_are_kept_until_there_is_
 }
 
 #[tokio::test]
-async fn an_outage_of_the_store_makes_no_dead_letters_of_the_backlog() {
+async fn store_outage_dead_letters_only_few_bulk_rows() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -389,18 +407,18 @@ async fn an_outage_of_the_store_makes_no_dead_letters_of_the_backlog() {
         broker.publish(setup.namespace(), "bulk", properties, body.to_string().as_bytes()).await;
     }
     muster.wait_for_log(|line| line.contains("store_unavailable")).await;
-    // Somebody waits: answered at once, whatever is held.
+    // An interactive request is not delayed by bulk retries.
     let started = Instant::now();
     let body = json!({ "username": "ann", "password": "secret-1" });
     assert_eq!(muster.client().post("/signup", &body).await.status, 500);
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
-    // Time enough to use up both attempts of all of them, if nothing were held.
+    // Without the backoff, all rows would use both attempts in this time.
     tokio::time::sleep(Duration::from_secs(4)).await;
     proxy.restore();
     let setup = setup.with("MUSTER_STORE", &store).with("MUSTER_STORE_TIMEOUT", "3s");
-    eventually("the backlog", async || {
+    eventually("every row to be stored or dead-lettered", async || {
         let mut done = listed(&setup, &[]).await.len();
-        assert!(done <= ATTEMPTED, "{done} letters");
+        assert!(done <= MAX_DEAD_LETTERS, "{done} dead letters");
         for id in &rows {
             done += usize::from(stored(&setup, "", id).await.is_some());
         }
@@ -411,16 +429,16 @@ async fn an_outage_of_the_store_makes_no_dead_letters_of_the_backlog() {
 }
 
 #[tokio::test]
-async fn a_queue_without_letters_is_told_as_such() {
+async fn commands_explain_a_queue_without_dead_letters() {
     let (code, _, stderr) = run(&Setup::embedded(), &["dead", "list"]).await;
     assert_eq!(code, 2, "{stderr}");
     assert!(stderr.contains("local:") && stderr.contains("amqp://"), "{stderr}");
-    let away = Setup::embedded().with("MUSTER_QUEUE", "amqp://guest:guest@127.0.0.1:1/%2f");
-    let (code, _, stderr) = run(&away, &["dead", "list"]).await;
+    let unreachable = Setup::embedded().with("MUSTER_QUEUE", "amqp://guest:guest@127.0.0.1:1/%2f");
+    let (code, _, stderr) = run(&unreachable, &["dead", "list"]).await;
     assert_eq!(code, 1, "{stderr}");
     assert!(stderr.contains("127.0.0.1:1") && stderr.contains("MUSTER_QUEUE"), "{stderr}");
-    for nothing_chosen in ["requeue", "discard"] {
-        assert_eq!(run(&away, &["dead", nothing_chosen]).await.0, 2);
+    for command in ["requeue", "discard"] {
+        assert_eq!(run(&unreachable, &["dead", command]).await.0, 2);
     }
     if BROKER_ONLY.is_available() {
         let (code, _, stderr) = run(&Setup::new(BROKER_ONLY), &["dead", "list"]).await;

@@ -94,7 +94,7 @@ async fn nothing_is_made_by_looking() {
     assert_eq!(ended.code, Some(0), "what is not there yet is no fault: {}", ended.stdout);
     is(&found(&setup, "queue").await, "note", "is not there yet");
     is(&found(&setup, "exchange").await, "note", "is not there yet");
-    is(&found(&setup, "indexes").await, "note", "is not there yet");
+    is(&found(&setup, "indexes").await, "note", "does not exist yet");
     let broker =
         Connection::connect(&amqp_url().unwrap(), ConnectionProperties::default()).await.unwrap();
     for queue in ["interactive", "bulk", "profile", "dead", "retry.1000"] {
@@ -335,7 +335,7 @@ async fn what_is_wrong_here() {
     let limited = found(&many, "file limit").await;
     assert!(limited.0 == "ok" || limited.1.contains("1000000"), "{limited:?}");
     is(&found(&setup, "hashing").await, "ok", "agree");
-    is(&found(&setup, "data file").await, "note", "not there yet");
+    is(&found(&setup, "data file").await, "note", "does not exist yet");
     let nowhere = setup.clone().with("MUSTER_STORE", "file:/no/such/place/users.redb");
     is(&found(&nowhere, "data file").await, "error", "directory");
 
@@ -372,7 +372,7 @@ async fn what_is_wrong_here() {
     };
     is(&found(&tls(&cert), "certificate").await, "ok", "fits its key");
     is(&found(&tls(&ca), "certificate").await, "error", "do not fit");
-    is(&found(&setup, "data folder").await, "ok", "owner alone");
+    is(&found(&setup, "data directory").await, "ok", "only its owner");
 
     let wrong = run(&setup.with("MUSTER_LISTEN", "nowhere"), &["doctor"]).await;
     assert_eq!(wrong.code, Some(2), "settings that are wrong are told as everywhere");
@@ -420,10 +420,10 @@ async fn data_files_and_folders_that_others_can_change() {
     is(&found(&setup, "data file").await, "warning", "can be read by others");
     mode(&file, 0o600);
     mode(&folder, 0o777);
-    is(&found(&setup, "data folder").await, "warning", "replace the data file");
+    is(&found(&setup, "data directory").await, "warning", "replace the data file");
     mode(&folder, 0o755);
     if std::os::unix::fs::chown(&folder, Some(12_345), None).is_ok() {
-        is(&found(&setup, "data folder").await, "warning", "belongs to user 12345");
+        is(&found(&setup, "data directory").await, "warning", "belongs to user 12345");
         std::os::unix::fs::chown(&file, Some(12_345), None).unwrap();
         is(&found(&setup, "data file").await, "warning", "belongs to user 12345");
     }

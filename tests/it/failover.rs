@@ -1,5 +1,5 @@
-//! Several addresses for one broker, queues that cannot be used, and reply queues that are unknown to the workers. Proxies
-//! stand in for the nodes of a cluster; `cluster` runs real ones.
+//! Several broker addresses in one URL, queues that cannot be declared, and unknown reply queues. Proxies act as
+//! the nodes of a cluster; `cluster` uses real nodes.
 
 use futures_util::StreamExt;
 use lapin::BasicProperties;
@@ -17,7 +17,7 @@ use crate::support::{Client, Pair, QueueAdapter, Setup, StoreAdapter};
 
 const PAIR: Pair = Pair(QueueAdapter::Rabbit, StoreAdapter::File);
 
-/// Settings whose broker URL names these addresses, in no order.
+/// A setup whose broker URL has these addresses.
 fn setup(addresses: &[String]) -> Setup {
     let setup = Setup::new(PAIR);
     let mut url = url::Url::parse(&setup.environment["MUSTER_QUEUE"]).unwrap();
@@ -31,7 +31,7 @@ async fn is_ready(client: &Client) -> bool {
     client.get("/ready", &[]).await.status == 200
 }
 
-/// Signs up under one key until that succeeds.
+/// Repeats a signup with one key until it succeeds.
 async fn sign_up(client: &Client) {
     let (path, body, _) = five_requests().remove(0);
     let key = crate::support::services::unique("a-key-of-16-signs");
@@ -42,12 +42,14 @@ async fn sign_up(client: &Client) {
     if let Some(name) = body.get_mut("username") {
         *name = json!(format!("u{}", &muster::domain::id::random_hex()[..12]));
     }
-    eventually("a signup", async || client.post_with_key(path, &body, &key).await.status == 201)
-        .await;
+    eventually("a signup to succeed", async || {
+        client.post_with_key(path, &body, &key).await.status == 201
+    })
+    .await;
 }
 
-/// Breaks the wire that the process uses, whichever it is: signups succeed by way of the other one.
-async fn moves_to_the_other_address(fault: impl Fn(&Proxy)) {
+/// Causes a fault on each address in turn. Signups must succeed over the other address.
+async fn assert_moves_to_the_other_address(fault: impl Fn(&Proxy)) {
     let Some(url) = amqp_url() else { return };
     let proxies = [Proxy::to(&url).await, Proxy::to(&url).await];
     let muster = setup(&proxies.each_ref().map(Proxy::address)).start().await;
@@ -69,27 +71,28 @@ async fn moves_to_the_other_address(fault: impl Fn(&Proxy)) {
 
 #[tokio::test]
 async fn cut_connection_moves_to_the_other_address() {
-    moves_to_the_other_address(Proxy::cut).await;
+    assert_moves_to_the_other_address(Proxy::cut).await;
 }
 
 #[tokio::test]
 async fn stalled_connection_moves_to_the_other_address() {
-    moves_to_the_other_address(Proxy::stall).await;
+    assert_moves_to_the_other_address(Proxy::stall).await;
 }
 
 #[tokio::test]
 async fn connection_without_responses_moves_to_the_other_address() {
-    moves_to_the_other_address(Proxy::drop_responses).await;
+    assert_moves_to_the_other_address(Proxy::drop_responses).await;
 }
 
 #[tokio::test]
 async fn silent_address_only_delays_the_start() {
     let Some(url) = amqp_url() else { return };
-    // Nobody accepts: the system completes the connections, as it does for a frozen node.
+    // No process accepts: the kernel completes the connections, as for a frozen node.
     let frozen = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let proxy = Proxy::to(&url).await;
-    let addresses = [frozen.local_addr().unwrap().to_string(), refused.to_string(), proxy.address()];
+    let addresses =
+        [frozen.local_addr().unwrap().to_string(), refused.to_string(), proxy.address()];
     let muster = setup(&addresses).start().await;
     sign_up(muster.client()).await;
 }
@@ -106,7 +109,7 @@ async fn signups_succeed_while_the_profile_queue_cannot_be_declared() {
     let setup = Setup::new(PAIR);
     let broker = Broker::connect().await;
     let profile = format!("{}.profile", setup.namespace());
-    // Exclusive to another connection, it refuses every declaration and every consumer.
+    // Exclusive to another connection, so every declaration and consumer fails.
     broker.declare_exclusive_queue(&profile).await;
     let muster = setup.start_with(&["serve"]).await;
     let client = muster.client();
@@ -124,8 +127,8 @@ async fn signups_succeed_while_the_profile_queue_cannot_be_declared() {
         .queue_delete(profile.as_str().into(), QueueDeleteOptions::default())
         .await
         .unwrap();
-    eventually("the profile queue", async || is_ready(client).await).await;
-    eventually("no warning", async || ready_report(&muster).await.get("warnings").is_none()).await;
+    eventually("the process to be ready", async || is_ready(client).await).await;
+    eventually("no warnings", async || ready_report(&muster).await.get("warnings").is_none()).await;
     assert_eq!(client.get("/users/profile", &headers).await.status, 401);
 }
 
@@ -140,7 +143,7 @@ async fn front_is_not_ready_while_the_interactive_queue_cannot_be_declared() {
     broker.declare_exclusive_queue(&interactive).await;
     let muster = setup.start_with(&["serve"]).await;
     let client = muster.client();
-    eventually("the reason", async || {
+    eventually("the reason in /ready", async || {
         let report = ready_report(&muster).await;
         report["components"]["queue"].to_string().contains("RESOURCE_LOCKED")
     })
@@ -153,7 +156,7 @@ async fn front_is_not_ready_while_the_interactive_queue_cannot_be_declared() {
         .await
         .unwrap();
     sign_up(client).await;
-    eventually("all parts", async || is_ready(client).await).await;
+    eventually("the process to be ready again", async || is_ready(client).await).await;
 }
 
 #[tokio::test]
@@ -175,7 +178,7 @@ async fn worker_replies_to_probes_only_on_reply_queues_of_fronts() {
             .with_reply_to(queue.as_str().into());
         broker.publish_unchecked(setup.namespace(), "interactive", probe, b"").await;
     }
-    // In their order, so the first has been handled by now.
+    // The worker handles probes in order, so it has handled the first one.
     let reply = broker.fetch_unchecked(&own).await;
     assert_eq!(reply.properties.kind().as_ref().unwrap().as_str(), "probe");
     assert_eq!(broker.count(&foreign).await, 0);
@@ -192,7 +195,7 @@ async fn reply_queue_is_replaced_when_probes_get_no_reply() {
     let mut front = setup.start_role("front").await;
     let broker = Broker::connect().await;
     let queue = format!("{}.interactive", setup.namespace());
-    // Takes everything and answers nothing, like a worker that does not know the reply queue.
+    // Consumes everything without a reply, like a worker that does not find the reply queue.
     let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
     let table = FieldTable::default();
     let mut consumer = broker

@@ -15,7 +15,7 @@ use crate::support::broker::{Broker, rabbitmqctl};
 use crate::support::muster::eventually;
 use crate::support::proxy::Proxy;
 use crate::support::services::{amqp_url, unique};
-use crate::support::{Pair, QueueAdapter, Fleet, Setup, StoreAdapter};
+use crate::support::{Fleet, Pair, QueueAdapter, Setup, StoreAdapter};
 
 /// Limit for a response that must not wait for the request timeout; generous for a busy machine.
 const PROMPT: Duration = Duration::from_secs(10);
@@ -29,7 +29,8 @@ async fn pending_requests_fail_when_the_front_loses_the_broker() {
     let Some(mut fleet) = Fleet::new(1, 2, &[LONG_REQUEST_TIMEOUT]).await else { return };
     let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
     let registrations: Vec<_> = (0..20).map(|_| ledger.registration()).collect();
-    let waiting = join_all(registrations.iter().map(|registration| ledger.register(&client, registration)));
+    let waiting =
+        join_all(registrations.iter().map(|registration| ledger.register(&client, registration)));
     let cut = async {
         eventually("20 queued messages", async || fleet.messages("interactive").await >= 20).await;
         fleet.fronts[0].broker.cut();
@@ -134,7 +135,7 @@ async fn request_is_replayed_when_the_worker_loses_the_broker_after_the_insert()
         fleet.workers[0].broker.stall();
         fleet.workers[0].store.restore();
         // The proxy holds the reply, which never arrives.
-        fleet.workers[0].says("handled").await;
+        fleet.workers[0].says_event("registration_handled").await;
         fleet.workers[0].broker.cut();
         fleet.workers[1].start().await;
     };
@@ -159,7 +160,7 @@ async fn lost_insert_gets_500_in_time_and_can_be_repeated() {
                 fleet.workers[n].store.cut();
             }
         };
-        let (response, ()) = tokio::join!(ledger.register(&client, &registration), cut);
+        let (response, ()) = tokio::join!(ledger.register(&client, &registration), fault);
         assert_eq!(response.unwrap().status, 500);
         assert!(started.elapsed() < PROMPT);
         fleet.workers[n].kill().await;
@@ -196,38 +197,41 @@ async fn insert_without_a_response_is_replayed_when_repeated() {
 #[tokio::test]
 async fn front_reconnects_after_a_stalled_broker_connection() {
     let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
-    fleet.under_load(async |fleet| {
-        fleet.fronts[0].broker.stall();
-        fleet.fronts[0].wait_for_readiness(false).await;
-        fleet.fronts[0].broker.restore();
-        fleet.fronts[0].wait_for_readiness(true).await;
-    })
-    .await;
+    fleet
+        .under_load(async |fleet| {
+            fleet.fronts[0].broker.stall();
+            fleet.fronts[0].wait_for_readiness(false).await;
+            fleet.fronts[0].broker.restore();
+            fleet.fronts[0].wait_for_readiness(true).await;
+        })
+        .await;
 }
 
 #[tokio::test]
 async fn message_held_by_a_stalled_worker_is_redelivered() {
     let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
-    fleet.under_load(async |fleet| {
-        fleet.workers[0].broker.stall();
-        fleet.workers[0].wait_for_readiness(false).await;
-        fleet.ledger.wait_for_created(20).await;
-        fleet.workers[0].broker.restore();
-        fleet.workers[0].wait_for_readiness(true).await;
-    })
-    .await;
+    fleet
+        .under_load(async |fleet| {
+            fleet.workers[0].broker.stall();
+            fleet.workers[0].wait_for_readiness(false).await;
+            fleet.ledger.wait_for_created(20).await;
+            fleet.workers[0].broker.restore();
+            fleet.workers[0].wait_for_readiness(true).await;
+        })
+        .await;
 }
 
 #[tokio::test]
 async fn signups_continue_while_one_worker_has_a_stalled_store() {
     let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
-    fleet.under_load(async |fleet| {
-        fleet.workers[0].store.stall();
-        fleet.workers[0].says("the store did not answer in time").await;
-        fleet.ledger.wait_for_created(20).await;
-        fleet.workers[0].store.restore();
-    })
-    .await;
+    fleet
+        .under_load(async |fleet| {
+            fleet.workers[0].store.stall();
+            fleet.workers[0].says("the store did not answer in time").await;
+            fleet.ledger.wait_for_created(20).await;
+            fleet.workers[0].store.restore();
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -258,17 +262,21 @@ async fn every_contract_reports_an_unavailable_store_in_time() {
 #[tokio::test]
 async fn deleted_queue_is_declared_again() {
     let Some(fleet) = Fleet::running(&[LONG_REQUEST_TIMEOUT]).await else { return };
-    fleet.under_load(async |fleet| {
-        let broker = Broker::connect().await;
-        for queue in ["interactive", "profile", "bulk"] {
-            let name = format!("{}.{queue}", fleet.setup.namespace());
-            let options = QueueDeleteOptions::default();
-            broker.channel.queue_delete(name.as_str().into(), options).await.unwrap();
-            eventually("both workers to consume it", async || fleet.consumers(queue).await == 2).await;
-            fleet.ledger.wait_for_created(20).await;
-        }
-    })
-    .await;
+    fleet
+        .under_load(async |fleet| {
+            let broker = Broker::connect().await;
+            for queue in ["interactive", "profile", "bulk"] {
+                let name = format!("{}.{queue}", fleet.setup.namespace());
+                let options = QueueDeleteOptions::default();
+                broker.channel.queue_delete(name.as_str().into(), options).await.unwrap();
+                eventually("both workers to consume it", async || {
+                    fleet.consumers(queue).await == 2
+                })
+                .await;
+                fleet.ledger.wait_for_created(20).await;
+            }
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -374,7 +382,8 @@ async fn full_queue_gets_503_with_retry_after() {
 
     fleet.workers[0].start().await;
     let responses = join_all(waiting).await;
-    let created = responses.iter().filter(|response| response.as_ref().unwrap().status == 201).count();
+    let created =
+        responses.iter().filter(|response| response.as_ref().unwrap().status == 201).count();
     assert!(created >= 3, "{created}");
     fleet.repeat_and_compare().await.assert_consistent();
 }
@@ -387,11 +396,11 @@ async fn reply_to_a_killed_front_is_dropped_and_its_message_acked() {
     let registration = ledger.registration();
     fleet.workers[0].store.stall();
     let gone = async {
-        fleet.workers[0].says("taken").await;
+        fleet.workers[0].says_event("delivery_started").await;
         fleet.fronts[0].kill().await;
         fleet.update_addresses();
         fleet.workers[0].store.restore();
-        fleet.workers[0].says("a reply was not delivered").await;
+        fleet.workers[0].says_event("reply_unroutable").await;
     };
     let (response, ()) = tokio::join!(ledger.register(&client, &registration), gone);
     assert!(response.is_none(), "no response, because the front was killed");
@@ -435,7 +444,8 @@ async fn prefetch_is_restored_after_a_reconnect() {
     let settings = [("MUSTER_QUEUE_PREFETCH", "7"), LONG_REQUEST_TIMEOUT];
     let Some(fleet) = Fleet::running(&settings).await else { return };
     let consumers = async || {
-        let listing = rabbitmqctl(&["-q", "list_consumers", "queue_name", "prefetch_count"]).await?;
+        let listing =
+            rabbitmqctl(&["-q", "list_consumers", "queue_name", "prefetch_count"]).await?;
         let own = listing
             .lines()
             .filter(|line| line.starts_with(fleet.setup.namespace()) && !line.contains(".reply."));
@@ -451,7 +461,8 @@ async fn prefetch_is_restored_after_a_reconnect() {
     let each = [".bulk 7", ".interactive 7", ".profile 64"];
     let before: Vec<_> = each.into_iter().flat_map(|line| [line; 2].map(str::to_owned)).collect();
     // A new worker starts with a bulk prefetch of one row.
-    eventually("all consumers with their prefetch", async || consumers().await.unwrap() == before).await;
+    eventually("all consumers with their prefetch", async || consumers().await.unwrap() == before)
+        .await;
     for worker in &fleet.workers {
         worker.broker.cut();
         worker.wait_for_readiness(false).await;
@@ -517,8 +528,9 @@ async fn abandoned_requests_still_count_as_in_flight() {
         let registration = ledger.registration();
         let request = ledger.register(&client, &registration);
         let mut request = std::pin::pin!(request);
-        let queued =
-            eventually("the message to be queued", async || fleet.messages("interactive").await >= n);
+        let queued = eventually("the message to be queued", async || {
+            fleet.messages("interactive").await >= n
+        });
         tokio::select! {
             response = &mut request => panic!("{response:?}"),
             () = queued => {}

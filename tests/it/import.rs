@@ -416,7 +416,7 @@ async fn what_cannot_be_begun_is_told() {
     for (arguments, code, told) in [
         (&["users.txt", "--contract", "register"][..], 2, "--format"),
         (&["missing.csv", "--contract", "register"], 1, "missing.csv: cannot be read"),
-        (&["users.csv", "--contract", "other"], 2, "no such contract"),
+        (&["users.csv", "--contract", "other"], 2, "unknown contract"),
         (&["users.csv", "--contract", "register", "--resume"], 1, "no import to resume"),
         (&["-", "--format", "csv", "--contract", "register", "--resume"], 2, "--checkpoint"),
         (&["users.csv", "--contract", "flat-name"], 1, "--delimiter"),

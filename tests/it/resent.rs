@@ -1,5 +1,5 @@
-//! The replay window: a form that a page sends again without an idempotency key, because it was reloaded or
-//! its button clicked twice. What a browser makes of it is in `pages`.
+//! The replay window: a page sends a form again without an idempotency key, because it was reloaded or its button
+//! clicked twice. `pages` tests the same in a browser.
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -21,14 +21,14 @@ fn with_window(setup: Setup) -> Setup {
     setup.with(WINDOW.0, WINDOW.1)
 }
 
-/// What a duplicate is in each of the five requests' contracts.
+/// The status of a duplicate in each contract of `five_requests`.
 const DUPLICATES: [u16; 5] = [403, 400, 409, 400, 409];
 
 fn is_replayed(response: &HttpResponse) -> bool {
     response.header("idempotency-replayed") == Some("true")
 }
 
-/// An answer's body without what differs between two of the same success.
+/// A response body without the token, which differs between replays.
 fn without_token(response: &HttpResponse) -> Value {
     let mut body = response.json();
     for parent in ["", "/data"] {
@@ -39,7 +39,7 @@ fn without_token(response: &HttpResponse) -> Value {
     body
 }
 
-/// A document with one text changed, wherever it is.
+/// A document with one string replaced.
 fn changed(document: &Value, pointer: &str, text: &str) -> Value {
     let mut document = document.clone();
     *document.pointer_mut(pointer).unwrap() = json!(text);
@@ -54,7 +54,7 @@ async fn repeated_signup_gets_the_first_success() {
         for ((path, body, token), duplicate) in five_requests().into_iter().zip(DUPLICATES) {
             let first = client.post(path, &body).await;
             assert_eq!((first.status, is_replayed(&first)), (201, false), "{pair:?} {path}");
-            // Without a key, and under one that is used for the first time.
+            // Without a key, and with a new key.
             let key = unique("a-key-of-some-length");
             for again in
                 [client.post(path, &body).await, client.post_with_key(path, &body, &key).await]
@@ -115,11 +115,11 @@ async fn double_click_creates_one_user_and_gets_two_successes() {
     }
 }
 
-/// Registers with a muster whose clock differs by so many milliseconds, and stops it.
+/// Starts muster with a clock skew of `skew` milliseconds, registers, and stops it.
 async fn register_at(setup: &Setup, skew: i64, path: &str, body: &Value) -> HttpResponse {
-    // The data file of the one before is open until its last thread ends.
+    // The previous instance keeps the data file open until its last thread ends.
     let mut app = None;
-    eventually("the data file is closed", async || {
+    eventually("the data file to be closed", async || {
         app = App::start(&setup.settings(), Clock::skewed(skew)).await.ok();
         app.is_some()
     })
@@ -151,7 +151,7 @@ async fn hash_jobs(muster: &Muster) -> u64 {
     line.unwrap().parse().unwrap()
 }
 
-/// So that the time of an answer does not show what in the document was wrong.
+/// Otherwise the response time would show which field differs.
 #[tokio::test]
 async fn every_duplicate_within_the_window_costs_a_verification() {
     let muster = with_window(Setup::embedded()).start().await;
@@ -180,7 +180,7 @@ async fn rate_limits_count_repeated_signups() {
     }
 }
 
-/// A producer of AMQP messages knows what it has sent, and must not get tokens for what others did.
+/// An AMQP producer knows what it sent, and must not get tokens for the registrations of others.
 #[tokio::test]
 async fn replay_window_does_not_apply_to_amqp() {
     if !PRODUCTION.is_available() {
@@ -205,6 +205,6 @@ async fn replay_window_does_not_apply_to_amqp() {
     let reply = replies.next().await.unwrap().unwrap();
     let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
     assert_eq!(outcome.label(), "duplicate");
-    // The window is open all the same.
+    // Over HTTP the registration is still in the window.
     assert!(is_replayed(&muster.client().post("/register", &body).await));
 }

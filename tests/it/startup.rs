@@ -290,7 +290,7 @@ async fn a_credential_is_shown_in_no_output_and_warned_of_on_the_command_line() 
     let setup = without(Setup::embedded(), "MUSTER_STORE");
     for url in ["mongodb://user:hunter2", "mongodb://u:hunter2@h/?tlsCAFile", "mongodb://u:%2@h"] {
         let told = refusal(&setup.clone().with("MUSTER_STORE", url), &["serve"]).await;
-        names(&told, &["store.url", "not a MongoDB URL", "MUSTER_STORE"]);
+        names(&told, &["store.url", "not a valid MongoDB URL", "MUSTER_STORE"]);
     }
     let flags = ["--queue", "amqp://user:hunter2@broker", "--store", "mongodb://u:hunter2@db"];
     let output = run(&setup, &[&["config"], &flags[..]].concat()).await;

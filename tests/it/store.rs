@@ -402,13 +402,13 @@ async fn mongodb_with_an_index_that_guards_nothing_is_refused() {
 }
 
 #[tokio::test]
-async fn mongodb_with_doubles_is_refused() {
+async fn mongodb_with_duplicates_is_incompatible() {
     let Some(setup) = mongo() else { return };
     let twice = [doc! { "username": "ann" }, doc! { "username": "ann" }];
     users(&setup).await.insert_many(twice).await.unwrap();
     let store = store::open(&setup.settings().store, &part()).await.unwrap();
     match store.prepare().await {
-        Err(PrepareError::Incompatible(told)) => assert!(told.contains("remove the doubles"), "{told}"),
+        Err(PrepareError::Incompatible(told)) => assert!(told.contains("remove the duplicates"), "{told}"),
         other => panic!("{other:?}"),
     }
 }

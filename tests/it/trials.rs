@@ -1,7 +1,5 @@
-//! Brokers that are frozen, cut off or without a majority: faults that RabbitMQ itself notices after a minute
-//! or more, so they are measured by hand and not in each run.
-//!
-//! `./tests/run trials::`; `CLUSTER_FAULT_SECONDS=90` makes each fault last at least so long.
+//! Frozen, partitioned and lost brokers in a cluster of three. RabbitMQ detects these faults after a minute or more,
+//! so only `./tests/run trials::` runs them. `CLUSTER_FAULT_SECONDS=90` sets the minimum duration of a fault.
 
 use crate::cluster::CONNECTED;
 use crate::support::cluster::{ClusterFleet, GapMonitor};
@@ -13,47 +11,51 @@ use crate::support::services::report;
 #[ignore = "freezes a broker: ./tests/run runs it alone"]
 async fn signups_survive_a_freeze_of_the_connected_node() {
     let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
-    fleet.assert_survives(
-        "connected node frozen",
-        async |fleet| fleet.cluster.node("freeze", CONNECTED).await,
-        async |fleet| fleet.cluster.repair().await,
-    )
-    .await;
+    fleet
+        .assert_survives(
+            "connected node frozen",
+            async |fleet| fleet.cluster.node("freeze", CONNECTED).await,
+            async |fleet| fleet.cluster.repair().await,
+        )
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "cuts a broker off: ./tests/run runs it alone"]
 async fn signups_survive_a_partition_of_the_connected_node() {
     let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
-    fleet.assert_survives(
-        "connected node cut off from the others (pause_minority)",
-        async |fleet| fleet.cluster.node("cut", CONNECTED).await,
-        async |fleet| fleet.cluster.repair().await,
-    )
-    .await;
+    fleet
+        .assert_survives(
+            "connected node cut off from the others (pause_minority)",
+            async |fleet| fleet.cluster.node("cut", CONNECTED).await,
+            async |fleet| fleet.cluster.repair().await,
+        )
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "freezes a broker: ./tests/run runs it alone"]
 async fn signups_survive_a_freeze_of_the_leader_elsewhere() {
     let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
-    // Processes are elsewhere than the leaders, which are where the queues were declared.
+    // Moves the processes to other brokers. The leaders stay where the queues were declared.
     fleet.proxies_to(CONNECTED, Proxy::cut);
-    for member in fleet.processes() {
-        eventually("a connection elsewhere", async || !member.connected().is_empty()).await;
-        member.wait_for_readiness(true).await;
+    for process in fleet.processes() {
+        eventually("a connection to another broker", async || !process.connected().is_empty())
+            .await;
+        process.wait_for_readiness(true).await;
     }
     let leader = fleet.cluster.leader(&fleet.queue("interactive"), CONNECTED).await;
     assert_eq!(leader, CONNECTED);
-    fleet.assert_survives(
-        "leader frozen, processes connected to others",
-        async |fleet| fleet.cluster.node("freeze", CONNECTED).await,
-        async |fleet| {
-            fleet.cluster.repair().await;
-            fleet.proxies_to(CONNECTED, Proxy::restore);
-        },
-    )
-    .await;
+    fleet
+        .assert_survives(
+            "leader frozen, processes connected to others",
+            async |fleet| fleet.cluster.node("freeze", CONNECTED).await,
+            async |fleet| {
+                fleet.cluster.repair().await;
+                fleet.proxies_to(CONNECTED, Proxy::restore);
+            },
+        )
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -66,7 +68,7 @@ async fn lost_majority_is_reported_and_signups_resume() {
     fleet.cluster.node("kill", 1).await;
     fleet.cluster.node("kill", 2).await;
     let body = fleet.front.wait_for_readiness(false).await;
-    let noticed = started.elapsed();
+    let detected = started.elapsed();
     let registration = fleet.ledger.registration();
     let response = fleet.ledger.register(&fleet.front.client(), &registration).await.unwrap();
     assert!([500, 503].contains(&response.status), "{}", response.status);
@@ -80,7 +82,7 @@ async fn lost_majority_is_reported_and_signups_resume() {
     let summary = fleet.repeat_and_compare().await;
     report(&format!(
         "cluster: majority lost: not ready after {:.1} s ({body}); a signup {:.1} s after the brokers were started; {summary}",
-        noticed.as_secs_f64(),
+        detected.as_secs_f64(),
         repaired.as_secs_f64(),
     ));
 }
@@ -90,18 +92,21 @@ async fn lost_majority_is_reported_and_signups_resume() {
 async fn processes_start_without_the_node_that_held_the_profile_queue() {
     let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
     let holder = fleet.cluster.leader(&fleet.queue("profile"), CONNECTED).await;
-    fleet.assert_survives(
-        "node of the profile queue killed, a front and a worker start anew",
-        async |fleet| {
-            fleet.cluster.node("kill", holder).await;
-            let started = std::time::Instant::now();
-            fleet.workers[0].start().await;
-            fleet.front.start().await;
-            *fleet.addresses.lock().unwrap() = vec![fleet.front.client()];
-            let ready = started.elapsed().as_secs_f64();
-            report(&format!("cluster: node of the profile queue down: started in {ready:.1} s"));
-        },
-        async |fleet| fleet.cluster.repair().await,
-    )
-    .await;
+    fleet
+        .assert_survives(
+            "node of the profile queue killed, a front and a worker restarted",
+            async |fleet| {
+                fleet.cluster.node("kill", holder).await;
+                let started = std::time::Instant::now();
+                fleet.workers[0].start().await;
+                fleet.front.start().await;
+                *fleet.addresses.lock().unwrap() = vec![fleet.front.client()];
+                let ready = started.elapsed().as_secs_f64();
+                report(&format!(
+                    "cluster: node of the profile queue down: started in {ready:.1} s"
+                ));
+            },
+            async |fleet| fleet.cluster.repair().await,
+        )
+        .await;
 }

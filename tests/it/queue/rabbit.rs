@@ -1,5 +1,4 @@
-//! What only a broker has: messages as they look on the wire, other systems that publish, dead
-//! letters, pauses between attempts, and connections that are lost.
+//! Tests of the RabbitMQ adapter: message formats, other producers, dead letters, retries and lost connections.
 
 use futures_util::StreamExt;
 use lapin::BasicProperties;
@@ -9,23 +8,23 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::support::broker::{
-    Broker, DIRECT_REPLY, headers, number_header, test_account, rabbitmqctl,
-    registration as raw_registration, text_header,
+    Broker, DIRECT_REPLY, headers, number_header, rabbitmqctl, registration as raw_registration,
+    test_account, text_header,
 };
 use crate::support::proxy::Proxy;
 use crate::support::services::{amqp_url, unique};
 use crate::support::spec::WireMessage;
 
-/// A password as it must never be seen outside a queue that leads to a worker.
+/// A password that no dead letter may contain.
 const PASSWORD: &str = "correct horse 7";
 
-/// A queue on the broker, if there is one.
-async fn bench(settings: &[(&str, &str)]) -> Option<Bench> {
+/// A fixture on the broker; `None` without a broker.
+async fn fixture(settings: &[(&str, &str)]) -> Option<QueueFixture> {
     let there = amqp_url().is_some();
-    if there { Some(Bench::new(QueueAdapter::Rabbit, settings).await) } else { None }
+    if there { Some(QueueFixture::new(QueueAdapter::Rabbit, settings).await) } else { None }
 }
 
-impl Bench {
+impl QueueFixture {
     fn named(&self, end: &str) -> String {
         format!("{}.{end}", self.setup.namespace())
     }
@@ -41,20 +40,20 @@ fn bulk_row(id: &str) -> BasicProperties {
 
 #[tokio::test]
 async fn registration_message_has_the_documented_form() {
-    let Some(bench) = bench(&[]).await else { return };
-    let (caller, broker) = (bench.caller().await, Broker::connect().await);
+    let Some(fixture) = fixture(&[]).await else { return };
+    let (client, broker) = (fixture.client().await, Broker::connect().await);
     let before = Clock::system().now().0;
-    let call = registration();
-    let sent = send(&caller, call.clone());
-    let message = broker.fetch(&bench.named("interactive")).await;
+    let request = registration();
+    let sent = send(&client, request.clone());
+    let message = broker.fetch(&fixture.named("interactive")).await;
     let text = |field: &Option<lapin::types::ShortString>| field.as_ref().unwrap().to_string();
 
     let properties = &message.properties;
-    assert_eq!(message.exchange.as_str(), bench.setup.namespace());
+    assert_eq!(message.exchange.as_str(), fixture.setup.namespace());
     assert_eq!(message.routing_key.as_str(), "interactive");
-    assert_eq!(message.data, call.body);
+    assert_eq!(message.data, request.body);
     assert_eq!(text(properties.kind()), "register");
-    assert_eq!(text(properties.message_id()), call.id.as_str());
+    assert_eq!(text(properties.message_id()), request.id.as_str());
     assert_eq!(text(properties.user_id()), test_account());
     assert_eq!(text_header(properties, "entry-point").as_deref(), Some("http"));
     assert_eq!(text(properties.content_type()), "application/json");
@@ -62,15 +61,15 @@ async fn registration_message_has_the_documented_form() {
     let correlation = text(properties.correlation_id());
     assert!(correlation.len() == 32 && correlation.bytes().all(|byte| byte.is_ascii_hexdigit()));
     let reply_to = text(properties.reply_to());
-    assert!(reply_to.starts_with(&bench.named("reply.")), "{reply_to}");
+    assert!(reply_to.starts_with(&fixture.named("reply.")), "{reply_to}");
     assert_eq!(text_header(properties, "contract").unwrap(), "flat-name");
     let left = number_header(properties, "deadline-ms").unwrap();
-    assert!((1..=SOON.as_millis() as i64).contains(&left), "{left}");
+    assert!((1..=TIMEOUT.as_millis() as i64).contains(&left), "{left}");
     assert_eq!(text(properties.expiration()), left.to_string());
     let sent_at = number_header(properties, "sent-at-ms").unwrap();
     assert!((before..=Clock::system().now().0).contains(&sent_at));
 
-    // A reply counts only if it names the message and the call.
+    // A reply is accepted only with the right message id and correlation id.
     let body = serde_json::to_vec(&outcome_of(&sent.id)).unwrap();
     for (message_id, correlation_id) in [
         ("another", correlation.as_str()),
@@ -88,15 +87,15 @@ async fn registration_message_has_the_documented_form() {
             .with_correlation_id(correlation_id.into());
         broker.publish("", &reply_to, properties, body).await;
     }
-    sent.gets_its_reply().await;
+    sent.assert_reply().await;
 }
 
 #[tokio::test]
 async fn profile_message_has_the_documented_form() {
-    let Some(bench) = bench(&[]).await else { return };
-    let (caller, broker) = (bench.caller().await, Broker::connect().await);
-    let sent = send(&caller, profile());
-    let message = broker.fetch(&bench.named("profile")).await;
+    let Some(fixture) = fixture(&[]).await else { return };
+    let (client, broker) = (fixture.client().await, Broker::connect().await);
+    let sent = send(&client, profile());
+    let message = broker.fetch(&fixture.named("profile")).await;
     let properties = &message.properties;
     assert_eq!(message.routing_key.as_str(), "profile");
     assert_eq!(message.data, b"a.b.c");
@@ -109,8 +108,8 @@ async fn profile_message_has_the_documented_form() {
 
 #[tokio::test]
 async fn reply_message_has_the_documented_form() {
-    let Some(bench) = bench(&[]).await else { return };
-    let mut inbox = bench.inbox(ROOM).await;
+    let Some(fixture) = fixture(&[]).await else { return };
+    let mut consumer = fixture.consumer(PREFETCH).await;
     let broker = Broker::connect().await;
     let mut replies = broker.direct_replies().await;
     let properties = raw_registration("register")
@@ -118,26 +117,28 @@ async fn reply_message_has_the_documented_form() {
         .with_correlation_id("c-1".into())
         .with_expiration("60000".into())
         .with_reply_to(DIRECT_REPLY.into());
-    broker.publish(bench.setup.namespace(), "interactive", properties, &row()).await;
-    let delivery = next(&mut inbox).await;
+    broker.publish(fixture.setup.namespace(), "interactive", properties, &row()).await;
+    let delivery = receive_one(&mut consumer).await;
     assert_eq!(delivery.message().kind, MessageKind::Register(ContractId::Register));
     delivery.reply(FailureCode::Overloaded).await;
 
-    let told = replies.next().await.unwrap().unwrap();
-    let properties = &told.properties;
+    let reply = replies.next().await.unwrap().unwrap();
+    let properties = &reply.properties;
     assert_eq!(properties.message_id().as_ref().unwrap().as_str(), "order-66");
     assert_eq!(properties.correlation_id().as_ref().unwrap().as_str(), "c-1");
     assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "application/json");
     assert_eq!(*properties.delivery_mode(), Some(1));
-    let body: Value = serde_json::from_slice(&told.data).unwrap();
+    let body: Value = serde_json::from_slice(&reply.data).unwrap();
     assert_eq!(body, json!({ "outcome": "failed", "code": "overloaded", "retryable": true }));
 }
 
 #[tokio::test]
 async fn bulk_message_of_another_system_needs_no_reply_to() {
     let prefix = unique("crm-replies");
-    let Some(bench) = bench(&[("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", &prefix)]).await else { return };
-    let mut inbox = bench.inbox(ROOM).await;
+    let Some(fixture) = fixture(&[("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", &prefix)]).await else {
+        return;
+    };
+    let mut consumer = fixture.consumer(PREFETCH).await;
     let broker = Broker::connect().await;
     let replies = format!("{prefix}{}.one", test_account());
     broker.declare_exclusive_queue(&replies).await;
@@ -147,25 +148,28 @@ async fn bulk_message_of_another_system_needs_no_reply_to() {
         .with_reply_to(replies.as_str().into())
         .with_correlation_id("c".into());
     for (id, properties) in [("row-1", asking), ("row-2", bulk_row("row-2"))] {
-        broker.publish(bench.setup.namespace(), "bulk", properties, &row()).await;
-        let delivery = next(&mut inbox).await;
+        broker.publish(fixture.setup.namespace(), "bulk", properties, &row()).await;
+        let delivery = receive_one(&mut consumer).await;
         let message = delivery.message();
         assert_eq!((message.queue, message.id.as_str()), (QueueKind::Bulk, id));
-        assert_eq!((message.expires, message.new_key, &message.body[..]), (None, false, &row()[..]));
+        assert_eq!(
+            (message.expires, message.new_key, &message.body[..]),
+            (None, false, &row()[..])
+        );
         reply(delivery).await;
     }
-    let told = broker.fetch(&replies).await;
-    assert_eq!(told.properties.correlation_id().as_ref().unwrap().as_str(), "c");
-    let told: Outcome = serde_json::from_slice(&told.data).unwrap();
-    assert_eq!(told, outcome_of(&MessageId::parse("row-1").unwrap()));
+    let reply = broker.fetch(&replies).await;
+    assert_eq!(reply.properties.correlation_id().as_ref().unwrap().as_str(), "c");
+    let reply: Outcome = serde_json::from_slice(&reply.data).unwrap();
+    assert_eq!(reply, outcome_of(&MessageId::parse("row-1").unwrap()));
 
-    // Both were acked: nothing comes back when the connections that held them are gone.
-    inbox.stop().await;
-    let mut second = bench.inbox(ROOM).await;
-    nothing_comes(&mut second).await;
+    // Both messages were acked, so none is redelivered.
+    consumer.stop().await;
+    let mut second = fixture.consumer(PREFETCH).await;
+    assert_no_delivery(&mut second).await;
 }
 
-/// A user of the broker's besides the tests' own; none where the broker is not ours to change.
+/// Another account on the broker. `None` if the tests cannot create accounts.
 struct OtherUser(String);
 
 impl OtherUser {
@@ -190,37 +194,42 @@ impl OtherUser {
 
 #[tokio::test]
 async fn retry_headers_are_trusted_only_from_the_own_account() {
-    let Some(bench) = bench(&[]).await else { return };
+    let Some(fixture) = fixture(&[]).await else { return };
     let Some(other) = OtherUser::new().await else { return };
-    let mut inbox = bench.inbox(ROOM).await;
+    let mut consumer = fixture.consumer(PREFETCH).await;
     let own = test_account();
     let (ours, theirs) = (Broker::connect().await, other.connect().await);
-    let claims = headers(&[
+    let retry_headers = headers(&[
         ("contract", "flat-name".into()),
         ("attempt", 2.into()),
-        ("producer", "somebody-else".into()),
-        ("reply-to", format!("{}x", bench.named("reply.")).into()),
+        ("producer", "other-producer".into()),
+        ("reply-to", format!("{}x", fixture.named("reply.")).into()),
     ]);
-    let claiming = bulk_row("row-1").with_headers(claims);
+    let with_headers = bulk_row("row-1").with_headers(retry_headers);
     let cases = [
-        ("no user", &theirs, claiming.clone(), ("", 0, false)),
+        ("no user_id", &theirs, with_headers.clone(), ("", 0, false)),
         (
-            "their user",
+            "user_id of another account",
             &theirs,
-            claiming.clone().with_user_id(other.0.as_str().into()),
+            with_headers.clone().with_user_id(other.0.as_str().into()),
             (other.0.as_str(), 0, false),
         ),
-        ("our user", &ours, claiming.with_user_id(own.as_str().into()), ("somebody-else", 2, true)),
         (
-            "our user, claiming nothing",
+            "own user_id",
+            &ours,
+            with_headers.with_user_id(own.as_str().into()),
+            ("other-producer", 2, true),
+        ),
+        (
+            "own user_id, no headers",
             &ours,
             bulk_row("row-1").with_user_id(own.as_str().into()),
             ("", 0, false),
         ),
     ];
     for (case, broker, properties, (producer, attempt, replies)) in cases {
-        broker.publish(bench.setup.namespace(), "bulk", properties, &row()).await;
-        let delivery = next(&mut inbox).await;
+        broker.publish(fixture.setup.namespace(), "bulk", properties, &row()).await;
+        let delivery = receive_one(&mut consumer).await;
         let message = delivery.message();
         let origin = Origin::Amqp { producer: producer.to_owned() };
         assert_eq!((&message.origin, message.attempt), (&origin, attempt), "{case}");
@@ -236,11 +245,11 @@ const REPLIES_ELSEWHERE: &str = "replies elsewhere";
 
 #[tokio::test]
 async fn unreadable_message_is_dead_lettered_with_a_reason_and_no_body() {
-    let Some(bench) = bench(&[]).await else { return };
-    let mut inbox = bench.inbox(ROOM).await;
+    let Some(fixture) = fixture(&[]).await else { return };
+    let mut consumer = fixture.consumer(PREFETCH).await;
     let broker = Broker::connect().await;
     let good = raw_registration("flat-name").with_message_id("row".into());
-    let asking = good.clone().with_reply_to(format!("{}x", bench.named("reply.")).into());
+    let asking = good.clone().with_reply_to(format!("{}x", fixture.named("reply.")).into());
     let waiting = asking.clone().with_expiration("60000".into());
     let reply_to = |queue: String| good.clone().with_reply_to(queue.into());
     let cases = [
@@ -249,40 +258,41 @@ async fn unreadable_message_is_dead_lettered_with_a_reason_and_no_body() {
         ("long id", "bulk", good.clone().with_message_id("x".repeat(129).into())),
         ("no type", "bulk", good.clone().with_type("".into())),
         ("another type", "bulk", good.clone().with_type("profile".into())),
-        ("a registration among look-ups", "profile", waiting.clone()),
+        ("a registration in the profile queue", "profile", waiting.clone()),
         ("no contract", "bulk", good.clone().with_headers(headers(&[]))),
         ("unknown contract", "bulk", raw_registration("colour").with_message_id("row".into())),
         (
-            "a contract that is no text",
+            "a contract that is not a string",
             "bulk",
             good.clone().with_headers(headers(&[("contract", 1.into())])),
         ),
         ("no expiration", "interactive", asking.clone()),
-        ("nobody to reply to", "interactive", good.clone().with_expiration("60000".into())),
+        ("no reply_to", "interactive", good.clone().with_expiration("60000".into())),
         ("expiration on bulk", "bulk", good.clone().with_expiration("60000".into())),
-        // These are said in words alone, because they depend on the settings.
-        (REPLIES_INTO_BULK, "bulk", reply_to(bench.named("bulk"))),
-        (REPLIES_INTO_DEAD, "bulk", reply_to(bench.named("dead"))),
+        // The schema allows these, because they depend on the settings.
+        (REPLIES_INTO_BULK, "bulk", reply_to(fixture.named("bulk"))),
+        (REPLIES_INTO_DEAD, "bulk", reply_to(fixture.named("dead"))),
         (REPLIES_ELSEWHERE, "bulk", reply_to("other".into())),
     ];
-    for (case, door, properties) in cases {
-        let described = WireMessage::new(&properties, &row()).validate_request(door).is_ok();
-        let in_words = [REPLIES_INTO_BULK, REPLIES_INTO_DEAD, REPLIES_ELSEWHERE].contains(&case);
-        assert_eq!(described, in_words, "{case}");
-        broker.publish_unchecked(bench.setup.namespace(), door, properties, &row()).await;
-        let dead = broker.fetch(&bench.named("dead")).await;
+    for (case, queue, properties) in cases {
+        let matches_schema = WireMessage::new(&properties, &row()).validate_request(queue).is_ok();
+        let depends_on_settings =
+            [REPLIES_INTO_BULK, REPLIES_INTO_DEAD, REPLIES_ELSEWHERE].contains(&case);
+        assert_eq!(matches_schema, depends_on_settings, "{case}");
+        broker.publish_unchecked(fixture.setup.namespace(), queue, properties, &row()).await;
+        let dead = broker.fetch(&fixture.named("dead")).await;
         assert_eq!(
             text_header(&dead.properties, "reason").as_deref(),
             Some("unreadable"),
             "{case}"
         );
-        assert_eq!(text_header(&dead.properties, "door").as_deref(), Some(door), "{case}");
+        assert_eq!(text_header(&dead.properties, "door").as_deref(), Some(queue), "{case}");
         assert!(text_header(&dead.properties, "detail").is_some(), "{case}");
         assert!(dead.data.is_empty(), "{case}");
         assert!(dead.properties.reply_to().is_none() && dead.properties.expiration().is_none());
         assert_eq!(*dead.properties.delivery_mode(), Some(2), "{case}");
     }
-    nothing_comes(&mut inbox).await;
+    assert_no_delivery(&mut consumer).await;
 }
 
 #[tokio::test]
@@ -299,25 +309,25 @@ async fn message_with_an_invalid_body_is_dead_lettered() {
         let dead = broker.fetch(&format!("{namespace}.dead")).await;
         assert_eq!(text_header(&dead.properties, "reason").as_deref(), Some("unreadable"));
         assert_eq!(dead.properties.message_id().as_ref().unwrap().as_str(), "row");
-        assert!(dead.data.is_empty(), "it may hold a password anywhere");
+        assert!(dead.data.is_empty(), "an invalid body may contain a password");
     }
-    assert!(muster.stop().await.success(), "a bad body never crashes a worker");
+    assert!(muster.stop().await.success(), "an invalid body must not crash the worker");
 }
 
 #[tokio::test]
 async fn dead_letter_keeps_its_fields_except_the_password() {
-    let Some(bench) = bench(&[]).await else { return };
-    let mut inbox = bench.inbox(ROOM).await;
+    let Some(fixture) = fixture(&[]).await else { return };
+    let mut consumer = fixture.consumer(PREFETCH).await;
     let broker = Broker::connect().await;
-    let asking = bulk_row("row-1").with_reply_to(format!("{}x", bench.named("reply.")).into());
+    let asking = bulk_row("row-1").with_reply_to(format!("{}x", fixture.named("reply.")).into());
     for reason in [DeadLetterReason::Poison, DeadLetterReason::TooManyAttempts] {
-        broker.publish(bench.setup.namespace(), "bulk", asking.clone(), &row()).await;
-        next(&mut inbox).await.dead_letter(reason).await;
-        let dead = broker.fetch(&bench.named("dead")).await;
+        broker.publish(fixture.setup.namespace(), "bulk", asking.clone(), &row()).await;
+        receive_one(&mut consumer).await.dead_letter(reason).await;
+        let dead = broker.fetch(&fixture.named("dead")).await;
         assert_eq!(text_header(&dead.properties, "reason").unwrap(), reason.as_str());
         assert_eq!(text_header(&dead.properties, "contract").unwrap(), "flat-name");
         assert_eq!(dead.properties.message_id().as_ref().unwrap().as_str(), "row-1");
-        assert!(dead.properties.reply_to().is_none(), "a dead letter replies to nobody");
+        assert!(dead.properties.reply_to().is_none(), "a dead letter has no reply_to");
         let body: Value = serde_json::from_slice(&dead.data).unwrap();
         assert_eq!(body, json!({ "email": "row@example.com" }));
     }
@@ -325,20 +335,20 @@ async fn dead_letter_keeps_its_fields_except_the_password() {
 
 #[tokio::test]
 async fn retried_message_returns_after_its_pause_until_the_attempt_limit() {
-    let Some(bench) = bench(&[]).await else { return };
-    let mut inbox = bench.inbox(ROOM).await;
+    let Some(fixture) = fixture(&[]).await else { return };
+    let mut consumer = fixture.consumer(PREFETCH).await;
     let broker = Broker::connect().await;
-    let reply_to = format!("{}x", bench.named("reply."));
+    let reply_to = format!("{}x", fixture.named("reply."));
     let asking =
         bulk_row("row-1").with_reply_to(reply_to.as_str().into()).with_correlation_id("c".into());
-    broker.publish(bench.setup.namespace(), "bulk", asking, &row()).await;
-    let first = next(&mut inbox).await;
+    broker.publish(fixture.setup.namespace(), "bulk", asking, &row()).await;
+    let first = receive_one(&mut consumer).await;
     let before = first.message().clone();
     assert_eq!(before.attempt, 0);
     let started = Instant::now();
     first.retry().await;
 
-    let second = next(&mut inbox).await;
+    let second = receive_one(&mut consumer).await;
     let took = started.elapsed();
     assert!(took >= Duration::from_millis(990), "the first pause is a second, not {took:?}");
     let after = second.message();
@@ -349,13 +359,13 @@ async fn retried_message_returns_after_its_pause_until_the_attempt_limit() {
     assert_eq!(after.reply_address.correlation_id.as_deref(), Some("c"));
     reply(second).await;
 
-    // The last of its pauses is over.
+    // A message that used all its pauses.
     let own = url::Url::parse(&amqp_url().unwrap()).unwrap().username().to_owned();
     let attempts = headers(&[("contract", "flat-name".into()), ("attempt", 4.into())]);
-    let tired = bulk_row("row-2").with_headers(attempts).with_user_id(own.into());
-    broker.publish(bench.setup.namespace(), "bulk", tired, &row()).await;
-    next(&mut inbox).await.retry().await;
-    let dead = broker.fetch(&bench.named("dead")).await;
+    let last_attempt = bulk_row("row-2").with_headers(attempts).with_user_id(own.into());
+    broker.publish(fixture.setup.namespace(), "bulk", last_attempt, &row()).await;
+    receive_one(&mut consumer).await.retry().await;
+    let dead = broker.fetch(&fixture.named("dead")).await;
     assert_eq!(text_header(&dead.properties, "reason").unwrap(), "too_many_attempts");
     assert_eq!(number_header(&dead.properties, "attempt"), Some(4));
     assert!(!String::from_utf8_lossy(&dead.data).contains(PASSWORD));
@@ -373,12 +383,12 @@ async fn existing_queue_with_other_arguments_is_used() {
     let arguments = headers(&[("x-queue-type", "classic".into()), ("x-max-length", 7.into())]);
     broker.channel.queue_declare(name.as_str().into(), durable, arguments).await.unwrap();
 
-    let bench = Bench::open(setup).await;
-    let (caller, mut inbox) = (bench.caller().await, bench.inbox(ROOM).await);
-    for call in [profile(), registration()] {
-        let sent = send(&caller, call);
-        reply(next(&mut inbox).await).await;
-        sent.gets_its_reply().await;
+    let fixture = QueueFixture::open(setup).await;
+    let (client, mut consumer) = (fixture.client().await, fixture.consumer(PREFETCH).await);
+    for request in [profile(), registration()] {
+        let sent = send(&client, request);
+        reply(receive_one(&mut consumer).await).await;
+        sent.assert_reply().await;
     }
 }
 
@@ -387,30 +397,30 @@ async fn message_is_redelivered_after_a_lost_connection() {
     if amqp_url().is_none() {
         return;
     }
-    let bench = Bench::new(QueueAdapter::Rabbit, &[]).await;
-    let caller = bench.caller().await;
+    let fixture = QueueFixture::new(QueueAdapter::Rabbit, &[]).await;
+    let client = fixture.client().await;
     let proxy = Proxy::to(&amqp_url().unwrap()).await;
-    let mut settings = bench.setup.settings().queue;
+    let mut settings = fixture.setup.settings().queue;
     let through = proxy.url(&amqp_url().unwrap());
     settings.url = muster::config::QueueUrl::Amqp(through.into());
     let telemetry = Telemetry::default();
     let queue =
         queue::open(&settings, Clock::system(), &telemetry, &Tasks::default()).await.unwrap();
-    let mut inbox = queue.consumer(ROOM, Arc::new(|| PACE));
+    let mut consumer = queue.consumer(PREFETCH, Arc::new(|| CAPACITY));
 
-    let sent = send(&caller, registration());
-    let delivery = next(&mut inbox).await;
+    let sent = send(&client, registration());
+    let delivery = receive_one(&mut consumer).await;
     assert_eq!(delivery.message().deliveries, 0);
     drop(delivery);
-    nothing_comes(&mut inbox).await;
+    assert_no_delivery(&mut consumer).await;
     proxy.cut();
-    eventually("the loss to be noticed", async || !telemetry.health.is_ready()).await;
+    eventually("the lost connection to be detected", async || !telemetry.health.is_ready()).await;
     proxy.restore();
-    let again = next(&mut inbox).await;
+    let again = receive_one(&mut consumer).await;
     assert_eq!(again.message().id, sent.id);
     assert!(again.message().deliveries > 0 && again.message().needs_lookup());
     reply(again).await;
-    sent.gets_its_reply().await;
+    sent.assert_reply().await;
 }
 
 #[tokio::test]
@@ -421,23 +431,23 @@ async fn rpc_client_recovers_from_a_lost_connection() {
     let proxy = Proxy::to(&amqp_url().unwrap()).await;
     let setup = Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File))
         .with("MUSTER_QUEUE", &proxy.url(&amqp_url().unwrap()));
-    let bench = Bench::open(setup).await;
-    let (caller, mut inbox) = (bench.caller().await, bench.inbox(ROOM).await);
-    let lost = send(&caller, registration());
-    let delivery = next(&mut inbox).await;
+    let fixture = QueueFixture::open(setup).await;
+    let (client, mut consumer) = (fixture.client().await, fixture.consumer(PREFETCH).await);
+    let request = send(&client, registration());
+    let delivery = receive_one(&mut consumer).await;
     proxy.cut();
-    assert_eq!(lost.result.await.unwrap(), Err(RpcError::Indeterminate));
-    // Its ack cannot be written; the broker delivers it again.
+    assert_eq!(request.result.await.unwrap(), Err(RpcError::Indeterminate));
+    // The ack cannot be sent, so the broker redelivers the message.
     reply(delivery).await;
-    let away = RpcRequest { deadline: tokio::time::Instant::now() + A_WHILE, ..registration() };
-    assert_eq!(caller.request(away).await, Err(RpcError::Rejected));
+    let short = RpcRequest { deadline: tokio::time::Instant::now() + QUIET, ..registration() };
+    assert_eq!(client.request(short).await, Err(RpcError::Rejected));
 
     proxy.restore();
-    let (answering, _) = answering(inbox);
-    eventually("calls to come through again", async || {
-        let sent = send(&caller, registration());
+    let (replier, _) = spawn_replier(consumer);
+    eventually("a request to succeed", async || {
+        let sent = send(&client, registration());
         sent.result.await.unwrap() == Ok(outcome_of(&sent.id))
     })
     .await;
-    answering.abort();
+    replier.abort();
 }
