@@ -1,24 +1,24 @@
-// Registers three users through the bulk door and reads the three replies. Needs amqplib.
+// Registers three users through the bulk queue and reads the three replies. Needs amqplib.
 //
-// AMQP_URL says where the broker is. JOB names this piece of work: run again under the same name, it
-// registers nobody twice and is answered as before.
+// AMQP_URL is the broker's URL. JOB is part of each message id: run again with the same value, it registers no user
+// twice and gets the same replies.
 
 const amqp = require("amqplib");
 
 const NAMESPACE = process.env.NAMESPACE ?? "registration";
 const JOB = process.env.JOB ?? "example";
-const REPLIES = "amq.rabbitmq.reply-to"; // answers to this channel, without a queue
+const REPLIES = "amq.rabbitmq.reply-to"; // replies to this channel, without a queue
 
 async function main() {
   const connection = await amqp.connect(process.env.AMQP_URL);
   const channel = await connection.createConfirmChannel();
-  // What no queue takes comes back; the confirm alone would not tell.
+  // An unroutable message is returned, but confirmed too.
   channel.on("return", (message) => {
-    throw new Error(`${message.properties.messageId} was not taken: does muster run?`);
+    throw new Error(`${message.properties.messageId} was returned: is muster running?`);
   });
 
   const waiting = new Map(["ann", "bob", "eve"].map((name) => [`${JOB}-${name}`, name]));
-  const answered = new Promise((resolve) => {
+  const replied = new Promise((resolve) => {
     channel.consume(REPLIES, onReply, { noAck: true });
 
     function onReply(reply) {
@@ -51,7 +51,7 @@ async function main() {
     });
   }
   await channel.waitForConfirms();
-  await answered;
+  await replied;
   await connection.close();
 }
 

@@ -1,7 +1,7 @@
-"""Registers three users through the bulk door and reads the three replies. Needs pika.
+"""Registers three users through the bulk queue and reads the three replies. Needs pika.
 
-AMQP_URL says where the broker is. JOB names this piece of work: run again under the same name, it
-registers nobody twice and is answered as before.
+AMQP_URL is the broker's URL. JOB is part of each message id: run again with the same value, it registers no user
+twice and gets the same replies.
 """
 
 import json
@@ -11,11 +11,11 @@ import pika
 
 NAMESPACE = os.environ.get("NAMESPACE", "registration")
 JOB = os.environ.get("JOB", "example")
-REPLIES = "amq.rabbitmq.reply-to"  # answers to this channel, without a queue
+REPLIES = "amq.rabbitmq.reply-to"  # replies to this channel, without a queue
 
 connection = pika.BlockingConnection(pika.URLParameters(os.environ["AMQP_URL"]))
 channel = connection.channel()
-channel.confirm_delivery()  # basic_publish now raises if the broker does not take a message
+channel.confirm_delivery()  # basic_publish now raises if the broker rejects or returns a message
 
 waiting = {f"{JOB}-{name}": name for name in ("ann", "bob", "eve")}
 

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Registers three users through the bulk door and reads the three replies, with nothing but curl and the
-# HTTP API of RabbitMQ's management plugin (rabbitmqadmin does the same). For a handful of users: every
-# message is a request of its own, and the API has no confirms, only "routed".
+# Registers three users through the bulk queue and reads the three replies, with curl and the HTTP API of RabbitMQ's
+# management plugin (rabbitmqadmin does the same). For a few users: every message is a request, and the API has no
+# confirms, only "routed".
 #
-# MANAGEMENT_URL says where the API is, with user and password (http://guest:guest@localhost:15672).
-# VHOST is the virtual host as it stands in a URL. JOB names this piece of work: run again under the same
-# name, it registers nobody twice. muster has to allow the reply queue: queue.allowed_reply_prefix = "example."
+# MANAGEMENT_URL is the API's URL, with user and password (http://guest:guest@localhost:15672).
+# VHOST is the virtual host, percent-encoded. JOB is part of each message id: run again with the same
+# value, it registers no user twice. muster has to allow the reply queue: queue.allowed_reply_prefix = "example."
 set -eu
 
 api=$MANAGEMENT_URL/api vhost=${VHOST:-%2F}
 exchange=${NAMESPACE:-registration} job=${JOB:-example}
 account=${MANAGEMENT_URL#*://} account=${account%%:*}
-replies=example.$account.$job # queue.allowed_reply_prefix, then the account that asks
+replies=example.$account.$job # queue.allowed_reply_prefix, then the account
 
 call() { # call METHOD PATH JSON
     curl --silent --show-error --fail --request "$1" --header 'Content-Type: application/json' \
@@ -36,16 +36,16 @@ for name in Ann Bob Eve; do
         "payload": "'"$user"'",
         "payload_encoding": "string"
     }')
-    [ "$routed" = '{"routed":true}' ] || { echo "$name was not taken: does muster run?" >&2; exit 1; }
+    [ "$routed" = '{"routed":true}' ] || { echo "$name was not routed: is muster running?" >&2; exit 1; }
 done
 
-answered=0
-while [ "$answered" -lt 3 ]; do
+replied=0
+while [ "$replied" -lt 3 ]; do
     reply=$(call POST "queues/$vhost/$replies/get" '{"count":1,"ackmode":"ack_requeue_false","encoding":"auto"}')
     if [ "$reply" = '[]' ]; then
         sleep 1
     else
-        answered=$((answered + 1))
+        replied=$((replied + 1))
         echo "$reply"
     fi
 done

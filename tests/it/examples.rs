@@ -96,12 +96,16 @@ async fn the_example_for_the_shell() {
 }
 
 #[test]
-fn the_page_shows_the_examples_as_they_are() {
+fn the_page_shows_one_example_as_it_is_and_links_all() {
     let page = fs::read_to_string(examples().parent().unwrap().join("amqp.md")).unwrap();
+    let shown = fs::read_to_string(examples().join("register.py")).unwrap();
+    assert!(page.contains(shown.trim_end()), "docs/amqp.md shows another register.py");
     for entry in fs::read_dir(examples()).unwrap() {
-        let path = entry.unwrap().path();
-        let text = fs::read_to_string(&path).unwrap();
-        assert!(page.contains(text.trim_end()), "docs/amqp.md shows another {}", path.display());
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(
+            page.contains(&format!("](examples/{name})")),
+            "docs/amqp.md has no link to {name}"
+        );
     }
 }
 
