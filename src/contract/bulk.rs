@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::document::TextValue;
 use super::hash_detection::{HashLike, detect_hash};
 use super::{Contract, Document, Policy, rules, schema};
-use crate::domain::{ValidSignup, FieldError, Password};
+use crate::domain::{FieldError, Password, ValidSignup};
 
 /// The field that holds a bcrypt hash.
 pub const PASSWORD_HASH: &str = "passwordHash";
@@ -42,9 +42,7 @@ pub fn check_bulk(
     let mut rest = document.clone();
     rest.put(PASSWORD, stand_in);
     match (contract.check(&rest, &policy.without_passwords()), hash) {
-        (Ok(signup), Ok(hash)) => {
-            Ok(ValidSignup { password: Password::Hashed(hash), ..signup })
-        }
+        (Ok(signup), Ok(hash)) => Ok(ValidSignup { password: Password::Hashed(hash), ..signup }),
         (checked, hash) => {
             let errors = checked.err().unwrap_or_default();
             Err(errors.into_iter().chain(hash.err()).collect())

@@ -61,7 +61,8 @@ impl<'a> Document<'a> {
         if raw == "null" {
             return TextValue::Absent;
         }
-        serde_json::from_str(raw).map_or(TextValue::WrongType, |text| TextValue::Text(Zeroizing::new(text)))
+        serde_json::from_str(raw)
+            .map_or(TextValue::WrongType, |text| TextValue::Text(Zeroizing::new(text)))
     }
 
     /// Returns the unparsed value of a key.
@@ -80,7 +81,8 @@ impl<'a> Document<'a> {
         if raw == "null" {
             return ObjectValue::Absent;
         }
-        serde_json::from_str(raw).map_or(ObjectValue::WrongType, |map| ObjectValue::Object(Self(map)))
+        serde_json::from_str(raw)
+            .map_or(ObjectValue::WrongType, |map| ObjectValue::Object(Self(map)))
     }
 }
 

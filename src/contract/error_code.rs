@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::document::TextValue;
 use super::rules::{self, Violation};
-use super::{ApiResponse, Contract, Document, ApiError, Policy, RenderedResponse, schema};
-use crate::domain::{ValidSignup, ContractId, Email, FieldError, User};
+use super::{ApiError, ApiResponse, Contract, Document, Policy, RenderedResponse, schema};
+use crate::domain::{ContractId, Email, FieldError, User, ValidSignup};
 
 pub(super) struct ErrorCode;
 
@@ -45,7 +45,7 @@ impl Contract for ErrorCode {
     }
 
     fn schema(&self) -> Value {
-        let classes = " Among them an upper-case letter, a digit and a symbol.";
+        let classes = " At least one upper-case letter, one digit and one symbol.";
         let fields = json!({
             "username": schema::username(),
             "email": schema::email(),
@@ -87,7 +87,8 @@ impl Contract for ErrorCode {
                 )
             }
             ApiResponse::Duplicate(_) => {
-                let identifier = if response.is_duplicate_of("email") { "email" } else { "username" };
+                let identifier =
+                    if response.is_duplicate_of("email") { "email" } else { "username" };
                 let text = format!("User already exists with identifier: {identifier}");
                 let body =
                     json!({ "error_code": "DUPLICATE_USER", "description": text, "error": text });
@@ -104,7 +105,9 @@ impl Contract for ErrorCode {
 
 fn error_body(error: ApiError) -> Value {
     let code = match error {
-        ApiError::InvalidJson | ApiError::InvalidIdempotencyKey => return validation_error(error.text(), Vec::new()),
+        ApiError::InvalidJson | ApiError::InvalidIdempotencyKey => {
+            return validation_error(error.text(), Vec::new());
+        }
         ApiError::BodyTooLarge => "PAYLOAD_TOO_LARGE",
         ApiError::UnsupportedMediaType => "UNSUPPORTED_MEDIA_TYPE",
         ApiError::KeyReused => "KEY_REUSED",

@@ -4,9 +4,9 @@
 use serde_json::{Map, Value, json};
 
 use super::document::{Document, TextValue};
-use super::signup_fields::{SignupFields, PASSWORD_MIN, FieldWording, Wording};
-use super::{ApiResponse, Contract, ApiError, Policy, RenderedResponse, schema};
-use crate::domain::{ValidSignup, ContractId, Email, FieldError, User};
+use super::signup_fields::{FieldWording, PASSWORD_MIN, SignupFields, Wording};
+use super::{ApiError, ApiResponse, Contract, Policy, RenderedResponse, schema};
+use crate::domain::{ContractId, Email, FieldError, User, ValidSignup};
 
 pub(super) struct FlatName {
     /// Whether a name that is missing at the top level is read from a nested `fullname`.
@@ -122,7 +122,10 @@ impl Contract for FlatName {
                     data["token"] = json!(token);
                 }
                 let message = "User created successfully";
-                RenderedResponse::new(201, json!({ "success": true, "message": message, "data": data }))
+                RenderedResponse::new(
+                    201,
+                    json!({ "success": true, "message": message, "data": data }),
+                )
             }
             ApiResponse::Invalid(errors) => {
                 let errors: Map<String, Value> = errors

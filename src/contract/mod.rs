@@ -4,25 +4,24 @@
 //! No I/O: the front end, the worker and the import call the same code. Each contract is one file.
 //! To add one, write its file, add a variant to [`ContractId`] and a line to [`contract`].
 
-pub mod response;
 mod bulk;
 mod characters;
 pub mod document;
 mod error_code;
 mod flat_name;
 mod hash_detection;
-mod signup_fields;
 mod nested_name;
 mod policy;
 pub mod problem;
 mod register;
+pub mod response;
 pub mod rules;
 pub mod samples;
 pub mod schema;
 pub mod schema_inference;
+mod signup_fields;
 mod username;
 
-pub use response::{ApiResponse, ApiError, RenderedResponse};
 pub use bulk::{
     ALLOW_HASH_LIKE, BulkField, PASSWORD_HASH, allows_hash_like, bulk_fields, bulk_schema,
     check_bulk, hash_like_error,
@@ -30,10 +29,11 @@ pub use bulk::{
 pub use document::{Document, InvalidDocument};
 pub use hash_detection::{HashLike, detect_hash};
 pub use policy::{CommonPasswords, Policy};
+pub use response::{ApiError, ApiResponse, RenderedResponse};
 
 use serde_json::Value;
 
-use crate::domain::{ValidSignup, ContractId, FieldError, User};
+use crate::domain::{ContractId, FieldError, User, ValidSignup};
 
 /// One published signup API.
 ///
@@ -48,8 +48,11 @@ pub trait Contract: Sync {
     ///
     /// # Errors
     /// The violated rules, in the contract's field order.
-    fn check(&self, document: &Document<'_>, policy: &Policy)
-    -> Result<ValidSignup, Vec<FieldError>>;
+    fn check(
+        &self,
+        document: &Document<'_>,
+        policy: &Policy,
+    ) -> Result<ValidSignup, Vec<FieldError>>;
 
     /// The JSON Schema of a document with a clear password. It MUST accept every document that `check`
     /// accepts, provided that its strings are in NFC. The operator's policy is not part of it.
@@ -92,7 +95,10 @@ pub fn sole_contract(id: ContractId) -> &'static dyn Contract {
 /// Selects the contract by the document's keys: `fullname` selects `nested-name`, `firstname` or
 /// `lastname` selects `flat-name`. With neither or both, without a document, or when the selected
 /// contract is not in `listed`, the first of `listed` applies.
-pub fn select_contract(listed: &[ContractId], document: Option<&Document<'_>>) -> Option<ContractId> {
+pub fn select_contract(
+    listed: &[ContractId],
+    document: Option<&Document<'_>>,
+) -> Option<ContractId> {
     let selected = document.and_then(|document| {
         let nested = document.has("fullname");
         let flat = document.has("firstname") || document.has("lastname");

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::signup_fields::{self, SignupFields, FieldWording, Wording};
+use super::signup_fields::{self, FieldWording, SignupFields, Wording};
 use super::{ApiResponse, Contract, Document, Policy, RenderedResponse};
-use crate::domain::{ValidSignup, ContractId, FieldError, User};
+use crate::domain::{ContractId, FieldError, User, ValidSignup};
 
 pub(super) struct NestedName;
 

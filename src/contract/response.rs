@@ -85,7 +85,9 @@ impl ApiError {
     pub fn text(self) -> &'static str {
         match self {
             Self::InvalidJson => "Invalid JSON",
-            Self::InvalidIdempotencyKey => "Idempotency-Key must be 16 to 128 visible ASCII characters",
+            Self::InvalidIdempotencyKey => {
+                "Idempotency-Key must be 16 to 128 visible ASCII characters"
+            }
             Self::BodyTooLarge => "Request body is too large",
             Self::UnsupportedMediaType => "Content-Type must be application/json",
             Self::KeyReused => "Idempotency-Key was used for another request",

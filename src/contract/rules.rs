@@ -1,7 +1,8 @@
-//! The rules that the contracts share, without their wording. Each takes what stands at a key and
-//! gives the checked value or the first rule it breaks, in the order: type, minimum or format,
-//! maximum, characters, bytes. The `validator` crate does what it knows: lengths in code points and
-//! the HTML5 address.
+//! Validation rules that the contracts share, without their messages.
+//!
+//! Each rule takes the value of a field and returns the checked value or the first [`Violation`], in
+//! the order type, minimum or format, maximum, characters, bytes. The `validator` crate checks lengths
+//! in code points and the HTML5 address syntax.
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
@@ -16,56 +17,56 @@ use super::characters::{is_blank, is_invisible};
 use super::document::TextValue;
 use crate::domain::Email;
 
-/// Longest first or last name, in code points.
+/// Maximum length of a first or last name, in code points.
 pub const NAME_MAX: u64 = 100;
-/// Longest user name, in code points.
+/// Maximum length of a user name, in code points.
 pub const USERNAME_MAX: u64 = 64;
-/// Longest password, in bytes: bcrypt reads no further (OpenBSD's `bcrypt(3)`).
+/// Maximum length of a password, in bytes: bcrypt ignores any further bytes (OpenBSD's `bcrypt(3)`).
 pub const PASSWORD_MAX_BYTES: usize = 72;
-/// Costs of a bcrypt hash that is taken as it comes: below it protects little, above it a single login
-/// would keep a processor busy for seconds.
+/// Costs of the bcrypt hashes that are accepted. A lower cost gives little protection; with a higher
+/// one, each login would occupy a core for seconds.
 pub const HASH_COSTS: RangeInclusive<u32> = 8..=14;
-/// Length of a bcrypt hash, in characters.
+/// Length of a bcrypt hash string, in characters.
 pub const HASH_LENGTH: usize = 60;
-/// Longest address, in bytes (RFC 5321, 4.5.3.1.3 less the angle brackets).
+/// Maximum length of an address, in bytes (RFC 5321, 4.5.3.1.3, without the angle brackets).
 pub const EMAIL_MAX_BYTES: usize = 254;
-/// Longest local part, in bytes (RFC 5321, 4.5.3.1.1).
+/// Maximum length of an address's local part, in bytes (RFC 5321, 4.5.3.1.1).
 pub const LOCAL_MAX_BYTES: usize = 64;
-/// Longest label of a domain, in bytes (RFC 1035, 2.3.4).
+/// Maximum length of a domain label, in bytes (RFC 1035, 2.3.4).
 pub const LABEL_MAX_BYTES: usize = 63;
 
-/// What the last of a salt's 22 characters in a bcrypt string can be: it has 2 bits.
+/// Valid last characters of the 22-character salt in a bcrypt hash. That character encodes 2 bits.
 pub const SALT_ENDS: &str = ".Oeu";
-/// What the last of a digest's 31 characters can be: it has 4 bits.
+/// Valid last characters of the 31-character digest in a bcrypt hash. That character encodes 4 bits.
 pub const DIGEST_ENDS: &str = ".CGKOSWaeimquy26";
 
-/// The first rule that a value breaks.
+/// The first rule that a value violates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// Absent or null.
+    /// The value is missing or null.
     Missing,
-    /// Not a text.
-    Type,
-    /// Empty; where white space is trimmed also a text without a visible character.
+    /// The value is not a string.
+    WrongType,
+    /// The value is empty. Where white space is trimmed, a string without a visible character is empty.
     Empty,
-    /// Shorter than the contract's minimum.
-    Short,
-    /// Not an address.
-    Format,
-    /// Longer than the maximum.
-    Long,
-    /// Holds a character that the field may not have: a control character; in a user name or an address
-    /// also an invisible one, or scripts that the policy does not allow together.
-    Characters,
-    /// A password of more than [`PASSWORD_MAX_BYTES`].
-    Bytes,
-    /// A password of fewer code points than this, which the policy wants.
-    Policy(u64),
-    /// A password that the policy finds too common.
-    Common,
+    /// The value is shorter than the contract's minimum.
+    TooShort,
+    /// The value is not an email address.
+    NotAnAddress,
+    /// The value is longer than the maximum.
+    TooLong,
+    /// The value has a control character. In a user name or an address: also an invisible character,
+    /// or a combination of scripts that the policy forbids.
+    ForbiddenCharacter,
+    /// The password is longer than [`PASSWORD_MAX_BYTES`].
+    TooManyBytes,
+    /// The password is shorter than the policy's minimum, which is this number of code points.
+    BelowPolicyMinimum(u64),
+    /// The password is in the policy's list of common passwords.
+    CommonPassword,
 }
 
-/// The text of a field, whatever it says.
+/// Returns the string of a required field, unchecked.
 pub fn text(field: &TextValue) -> Result<&str, Violation> {
     match field {
         TextValue::Absent => Err(Violation::Missing),
@@ -74,18 +75,18 @@ pub fn text(field: &TextValue) -> Result<&str, Violation> {
     }
 }
 
-/// A required first name of at least `min` code points, trimmed.
+/// Validates a required name of `min` to [`NAME_MAX`] code points. Returns it trimmed.
 pub fn name(field: &TextValue, min: u64) -> Result<String, Violation> {
     let name = text(field)?.trim();
     if !name.is_empty() && is_empty(name) {
         return Err(Violation::Empty);
     }
-    sized(name, min, NAME_MAX)?;
-    no_control(name)?;
+    check_length(name, min, NAME_MAX)?;
+    check_no_control(name)?;
     Ok(name.to_owned())
 }
 
-/// An optional name: absent, null, empty and blank are all "none".
+/// Validates an optional name. Returns `None` if it is missing, null, empty or white space.
 pub fn optional_name(field: &TextValue, min: u64) -> Result<Option<String>, Violation> {
     match field {
         TextValue::Absent => Ok(None),
@@ -94,53 +95,59 @@ pub fn optional_name(field: &TextValue, min: u64) -> Result<Option<String>, Viol
     }
 }
 
-/// A user name: trimmed, NFC, 1 to [`USERNAME_MAX`] code points, no control and no invisible characters;
-/// of one script if the policy says so.
+/// Validates a user name of 1 to [`USERNAME_MAX`] code points without control or invisible
+/// characters; in a single script if the policy requires it. Returns it trimmed and in NFC.
 pub fn username(field: &TextValue, policy: &Policy) -> Result<String, Violation> {
     let name: String = text(field)?.trim().nfc().collect();
     if is_empty(&name) {
         return Err(Violation::Empty);
     }
-    sized(&name, 1, USERNAME_MAX)?;
-    no_control(&name)?;
+    check_length(&name, 1, USERNAME_MAX)?;
+    check_no_control(&name)?;
     if name.contains(is_invisible) || !policy.allows_scripts(&name) {
         return Err(Violation::ForbiddenCharacter);
     }
     Ok(name)
 }
 
-/// An address. One that is valid without its invisible characters looks right to the user, so the error
-/// reports the characters and not the format.
+/// Validates an email address. If it would be valid without its invisible characters, the violation
+/// is [`Violation::ForbiddenCharacter`]: the format looks right to the user.
 pub fn email(field: &TextValue, policy: &Policy) -> Result<Email, Violation> {
     let address = text(field)?;
     if address.contains(is_invisible) {
         let visible: String = address.chars().filter(|c| !is_invisible(*c)).collect();
-        return Err(if is_address(&visible) { Violation::ForbiddenCharacter } else { Violation::NotAnAddress });
+        return Err(if is_address(&visible) {
+            Violation::ForbiddenCharacter
+        } else {
+            Violation::NotAnAddress
+        });
     }
     let email = parse_address(address).ok_or(Violation::NotAnAddress)?;
     let local = address.rsplit_once('@').map_or("", |(local, _)| local);
     if policy.allows_scripts(local) { Ok(email) } else { Err(Violation::ForbiddenCharacter) }
 }
 
-/// A password of at least `min` code points, or of more if the policy wants that; never trimmed.
+/// Validates a password of at least `min` code points, or the policy's minimum if that is larger. The
+/// password is not trimmed.
 pub fn password(field: &TextValue, min: u64, policy: &Policy) -> Result<SecretString, Violation> {
     let password = text(field)?;
-    let wanted = policy.min_length(min);
-    // Told before the contract's own minimum, or a second try would meet another one.
-    if wanted > min {
-        sized(password, wanted, u64::MAX).map_err(|_| Violation::BelowPolicyMinimum(wanted))?;
+    let required = policy.min_length(min);
+    // Reported first: with the contract's smaller minimum, the next attempt could fail again.
+    if required > min {
+        check_length(password, required, u64::MAX)
+            .map_err(|_| Violation::BelowPolicyMinimum(required))?;
     }
-    sized(password, min, u64::MAX)?;
-    password_limits(password)?;
+    check_length(password, min, u64::MAX)?;
+    check_bcrypt_limits(password)?;
     if policy.is_common(password) {
         return Err(Violation::CommonPassword);
     }
     Ok(SecretString::from(password))
 }
 
-/// What bcrypt cannot take: U+0000, at which some of its implementations stop, and more bytes than
-/// it reads.
-fn password_limits(password: &str) -> Result<(), Violation> {
+/// Rejects passwords that bcrypt does not hash completely: some implementations stop at U+0000, and
+/// all ignore what exceeds [`PASSWORD_MAX_BYTES`].
+fn check_bcrypt_limits(password: &str) -> Result<(), Violation> {
     if password.contains('\0') {
         return Err(Violation::ForbiddenCharacter);
     }
@@ -150,53 +157,58 @@ fn password_limits(password: &str) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Whether a text is a bcrypt string that bcrypt itself could have written: one of the versions that are
-/// sound, a cost within [`HASH_COSTS`], and in the alphabet of bcrypt 16 bytes of salt and 23 of digest,
-/// whose last characters have bits that are always zero.
+/// Whether a string is an acceptable bcrypt hash: version `2a`, `2b` or `2y`, a cost within
+/// [`HASH_COSTS`], and 16 bytes of salt and 23 bytes of digest in bcrypt's base64. The unused bits of
+/// the last characters must be zero, as bcrypt writes them.
 pub fn is_bcrypt(text: &str) -> bool {
-    let sound = ["$2a$", "$2b$", "$2y$"].iter().any(|version| text.starts_with(version));
+    let is_version = ["$2a$", "$2b$", "$2y$"].iter().any(|version| text.starts_with(version));
     let Some((cost, rest)) = text.get(4..).and_then(|rest| rest.split_once('$')) else {
         return false;
     };
-    let cost_fits = HASH_COSTS.map(|cost| format!("{cost:02}")).any(|known| known == cost);
-    let known = rest.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'.' || c == b'/');
-    let ends = |c: u8, known: &str| known.as_bytes().contains(&c);
-    let whole =
-        |rest: &[u8]| rest.len() == 53 && ends(rest[21], SALT_ENDS) && ends(rest[52], DIGEST_ENDS);
-    text.len() == HASH_LENGTH && sound && cost_fits && known && whole(rest.as_bytes())
+    let is_cost = HASH_COSTS.map(|valid| format!("{valid:02}")).any(|valid| valid == cost);
+    let is_base64 = rest.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'.' || c == b'/');
+    let is_one_of = |c: u8, valid: &str| valid.as_bytes().contains(&c);
+    let has_valid_ends = |rest: &[u8]| {
+        rest.len() == 53 && is_one_of(rest[21], SALT_ENDS) && is_one_of(rest[52], DIGEST_ENDS)
+    };
+    text.len() == HASH_LENGTH
+        && is_version
+        && is_cost
+        && is_base64
+        && has_valid_ends(rest.as_bytes())
 }
 
-/// Whether a text has an upper-case letter (Lu).
+/// Whether a string has an upper-case letter (general category Lu).
 pub fn has_uppercase(text: &str) -> bool {
     text.chars().any(|c| c.general_category() == GeneralCategory::UppercaseLetter)
 }
 
-/// Whether a text has a decimal digit (Nd).
+/// Whether a string has a decimal digit (general category Nd).
 pub fn has_digit(text: &str) -> bool {
     text.chars().any(|c| c.general_category() == GeneralCategory::DecimalNumber)
 }
 
-/// Whether a text has a symbol: neither letter, mark nor number. A space counts.
+/// Whether a string has a symbol: a character that is not a letter, mark or number. A space counts.
 pub fn has_symbol(text: &str) -> bool {
     use GeneralCategoryGroup::{Letter, Mark, Number};
     text.chars().any(|c| !matches!(c.general_category_group(), Letter | Mark | Number))
 }
 
-/// An HTML5-like address with a dot in its domain, in any script (RFC 6531), without invisible characters,
-/// whose domain has an ASCII form (UTS 46).
+/// Whether a string is an email address: HTML5 syntax extended to any script (RFC 6531), a domain with
+/// a dot and an ASCII form (UTS 46), and no invisible characters.
 pub fn is_address(address: &str) -> bool {
     parse_address(address).is_some()
 }
 
 fn parse_address(address: &str) -> Option<Email> {
-    if !looks_like_an_address(address) || address.contains(is_invisible) {
+    if !has_address_syntax(address) || address.contains(is_invisible) {
         return None;
     }
-    // Digits in full width are those of a host's number too.
+    // Checked on the ASCII form, because full-width digits can also form an IPv4 address.
     Email::new(address.to_owned()).filter(|email| email.domain().parse::<Ipv4Addr>().is_err())
 }
 
-fn looks_like_an_address(address: &str) -> bool {
+fn has_address_syntax(address: &str) -> bool {
     let Some((local, domain)) = address.rsplit_once('@') else { return false };
     let dots_are_inside = !local.starts_with('.') && !local.ends_with('.') && !local.contains("..");
     let labels_fit = domain.split('.').all(|label| (1..=LABEL_MAX_BYTES).contains(&label.len()));
@@ -209,15 +221,16 @@ fn looks_like_an_address(address: &str) -> bool {
         && matches_html5(&to_ascii_pattern(address))
 }
 
-/// The HTML5 rule. What is not ASCII by now (an emoji, say) would be taken as a domain to convert.
+/// Whether an ASCII pattern has the HTML5 syntax. A remaining non-ASCII character, such as an emoji, is
+/// rejected first, because `validate_email` would convert it as part of an internationalized domain.
 fn matches_html5(pattern: &str) -> bool {
     pattern.is_ascii() && pattern.validate_email()
 }
 
-/// Letters, marks and digits of every script stand where ASCII letters may: the HTML5 rule, which
-/// knows only ASCII, then judges the rest.
+/// Replaces the non-ASCII letters, marks and digits with `a`, so that the HTML5 rule, which is defined
+/// for ASCII, accepts them wherever it accepts a letter.
 fn to_ascii_pattern(address: &str) -> String {
-    let stands_for_a_letter = |c: char| {
+    let counts_as_letter = |c: char| {
         !c.is_ascii()
             && (c.general_category() == GeneralCategory::DecimalNumber
                 || matches!(
@@ -225,10 +238,10 @@ fn to_ascii_pattern(address: &str) -> String {
                     GeneralCategoryGroup::Letter | GeneralCategoryGroup::Mark
                 ))
     };
-    address.chars().map(|c| if stands_for_a_letter(c) { 'a' } else { c }).collect()
+    address.chars().map(|c| if counts_as_letter(c) { 'a' } else { c }).collect()
 }
 
-fn sized(text: &str, min: u64, max: u64) -> Result<(), Violation> {
+fn check_length(text: &str, min: u64, max: u64) -> Result<(), Violation> {
     if !text.validate_length(Some(min), None, None) {
         return Err(Violation::TooShort);
     }
@@ -238,12 +251,13 @@ fn sized(text: &str, min: u64, max: u64) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Whether nothing in a text can be seen. What has a control character has something wrong to report.
+/// Whether a string has no visible character. A string with a control character is not empty, so that
+/// the control character is reported.
 fn is_empty(text: &str) -> bool {
     is_blank(text) && !text.contains(char::is_control)
 }
 
-fn no_control(text: &str) -> Result<(), Violation> {
+fn check_no_control(text: &str) -> Result<(), Violation> {
     if text.chars().any(char::is_control) { Err(Violation::ForbiddenCharacter) } else { Ok(()) }
 }
 
@@ -256,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses() {
+    fn addresses_are_accepted_or_rejected() {
         let label = "d".repeat(63);
         let long_local = format!("{}@b.co", "l".repeat(64));
         let long_label = format!("a@{label}.co");
@@ -315,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_trimmed_then_counted_in_code_points() {
+    fn name_is_trimmed_and_counted_in_code_points() {
         assert_eq!(name(&field("  Zoë "), 3).unwrap(), "Zoë");
         assert_eq!(name(&field(" ab "), 3), Err(Violation::TooShort));
         assert_eq!(name(&field(&"é".repeat(100)), 3).map(|name| name.len()), Ok(200));
@@ -326,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn usernames_are_composed() {
+    fn username_is_normalized_to_nfc() {
         let username = |name: &str| super::username(&field(name), &Policy::default());
         assert_eq!(username(" Jo\u{308}rg D ").unwrap(), "J\u{f6}rg D");
         assert_eq!(username(" \t "), Err(Violation::Empty));
@@ -334,13 +348,17 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_is_refused_or_empty() {
+    fn invisible_characters_are_rejected_or_count_as_empty() {
         let policy = Policy::default();
         for hidden in
             ['\u{200b}', '\u{feff}', '\u{202e}', '\u{3164}', '\u{fe0f}', '\u{34f}', '\u{2800}']
         {
             let name = format!("an{hidden}n");
-            assert_eq!(username(&field(&name), &policy), Err(Violation::ForbiddenCharacter), "{hidden:?}");
+            assert_eq!(
+                username(&field(&name), &policy),
+                Err(Violation::ForbiddenCharacter),
+                "{hidden:?}"
+            );
             let nothing = format!(" {hidden}{hidden}{hidden} ");
             assert_eq!(username(&field(&nothing), &policy), Err(Violation::Empty), "{hidden:?}");
             assert_eq!(super::name(&field(&nothing), 3), Err(Violation::Empty), "{hidden:?}");
@@ -350,19 +368,21 @@ mod tests {
             assert_eq!(address(&format!("ann@b{hidden}.co")), Some(Violation::ForbiddenCharacter));
             assert_eq!(address(&format!("an{hidden}n")), Some(Violation::NotAnAddress));
         }
-        // Scripts need joiners within a name.
+        // Some scripts need joiners within a name.
         assert_eq!(super::name(&field("نامه\u{200c}ای"), 3).unwrap(), "نامه\u{200c}ای");
         assert_eq!(username(&field("a\u{7}"), &policy), Err(Violation::ForbiddenCharacter));
         assert_eq!(username(&field("\u{7}"), &policy), Err(Violation::ForbiddenCharacter));
     }
 
     #[test]
-    fn scripts_are_mixed_unless_the_policy_refuses() {
+    fn mixed_scripts_are_rejected_only_by_the_policy() {
         let strict = Policy::default().with_single_script(true);
-        for (policy, mixed) in [(Policy::default(), None), (strict, Some(Violation::ForbiddenCharacter))] {
+        for (policy, mixed) in
+            [(Policy::default(), None), (strict, Some(Violation::ForbiddenCharacter))]
+        {
             assert_eq!(username(&field("\u{430}dmin"), &policy).err(), mixed);
             assert_eq!(email(&field("\u{430}dmin@b.co"), &policy).err(), mixed);
-            // UTS 46 and the registries see to domains.
+            // Domains are exempt: UTS 46 and the domain registries restrict them.
             assert_eq!(email(&field("admin@\u{430}b.co"), &policy).err(), None);
             assert_eq!(username(&field("Анна"), &policy).err(), None);
             assert_eq!(username(&field("John Doe"), &policy).err(), None);
@@ -370,13 +390,16 @@ mod tests {
     }
 
     #[test]
-    fn passwords_are_counted_in_code_points_and_bounded_in_bytes() {
+    fn password_has_a_minimum_in_code_points_and_a_maximum_in_bytes() {
         use secrecy::ExposeSecret;
         assert_eq!(
             password(&field("      "), 6, &Policy::default()).unwrap().expose_secret(),
             "      "
         );
-        assert_eq!(password(&field("ééééé"), 6, &Policy::default()).unwrap_err(), Violation::TooShort);
+        assert_eq!(
+            password(&field("ééééé"), 6, &Policy::default()).unwrap_err(),
+            Violation::TooShort
+        );
         assert!(password(&field(&"x".repeat(72)), 6, &Policy::default()).is_ok());
         assert_eq!(
             password(&field(&"x".repeat(73)), 6, &Policy::default()).unwrap_err(),
@@ -389,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_are_as_bcrypt_writes_them() {
+    fn only_well_formed_bcrypt_hashes_are_accepted() {
         // Test vectors of jBCrypt.
         for hash in [
             "$2a$08$HqWuK6/Ng6sg9gQzbLrgb.Tl.ZHfXLhvt/SgVyWhQqgqcZ7ZuUtye",
@@ -411,15 +434,15 @@ mod tests {
             }
             assert!(!is_bcrypt(&hash[..59]) && !is_bcrypt(&format!("{hash}.")));
             for (at, other) in [(28, "/"), (59, "/"), (40, "-"), (40, "$")] {
-                let mut spoilt = hash.to_owned();
-                spoilt.replace_range(at..=at, other);
-                assert!(!is_bcrypt(&spoilt), "{spoilt}");
+                let mut damaged = hash.to_owned();
+                damaged.replace_range(at..=at, other);
+                assert!(!is_bcrypt(&damaged), "{damaged}");
             }
         }
     }
 
     #[test]
-    fn categories_hold_in_any_script() {
+    fn character_classes_cover_any_script() {
         assert!(has_uppercase("xΩ") && !has_uppercase("xω中"));
         assert!(has_digit("٣") && !has_digit("Ⅷ½"));
         assert!(has_symbol("a€") && has_symbol("a_") && !has_symbol("aé\u{301}9½"));

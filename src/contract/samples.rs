@@ -1,63 +1,78 @@
-//! Every answer a contract gives to a registration, given by the contract itself: what is printed of
-//! them is what is answered. The specification is made from these.
+//! Sample responses of a contract, rendered by the contract itself, so that they match what the
+//! server sends. The OpenAPI document is generated from them.
 
 use serde_json::{Map, Value, json};
 
 use super::policy::{CommonPasswords, Policy};
-use super::{ApiResponse, Contract, Document, ApiError};
-use crate::domain::{ValidSignup, FieldError, Millis, User, UserId};
+use super::{ApiError, ApiResponse, Contract, Document};
+use crate::domain::{FieldError, Millis, User, UserId, ValidSignup};
 
-/// The id of the user in every sample: one that a document shows.
+/// The user id in every sample, taken from a published document.
 pub const USER_ID: &str = "64b7f9c2e4b0f5a1d8c9e123";
-/// The token, as the documents show it.
+/// The token in every sample, as the published documents show it.
 pub const TOKEN: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9...";
-/// When the user was registered: 2023-10-01T12:00:00.000Z.
+/// The registration time in every sample: 2023-10-01T12:00:00.000Z.
 pub const CREATED_AT: Millis = Millis(1_696_161_600_000);
 
-/// One answer.
+/// One sample response.
 #[derive(Clone, Debug)]
 pub struct ResponseSample {
-    /// HTTP status.
+    /// The HTTP status.
     pub status: u16,
-    /// A word for it, of its own among those of the contract.
+    /// A name that is unique within the contract, such as `duplicate-email`.
     pub name: String,
-    /// What it says.
+    /// One sentence about the case, without a full stop.
     pub summary: String,
-    /// The body.
+    /// The response body.
     pub body: Value,
 }
 
-/// The answers of a contract, none of them twice.
+/// Returns the distinct responses of a contract to a signup.
 pub fn response_samples(contract: &dyn Contract) -> Vec<ResponseSample> {
     let example = contract.example();
-    let least = without_optional(&example, &contract.schema());
+    let minimal = without_optional(&example, &contract.schema());
     let mut all = SampleCollector { contract, found: Vec::new() };
     for (name, summary, document, token) in [
         ("registered", "The user is registered", &example, Some(TOKEN)),
-        ("without-optional", "Registered without what is optional", &least, Some(TOKEN)),
-        ("old-replay", "Registered more than a day ago, under the same key", &example, None),
+        (
+            "without-optional",
+            "The user is registered without the optional fields",
+            &minimal,
+            Some(TOKEN),
+        ),
+        (
+            "old-replay",
+            "The signup repeats one that is more than a day old; there is no new token",
+            &example,
+            None,
+        ),
     ] {
         if let Ok(signup) = check(contract, document) {
             let user = user(&signup);
             all.add(name, summary, &ApiResponse::Created { user: &user, token });
         }
     }
-    for (name, summary, document) in
-        [("invalid", "Rules are broken", violating_document()), ("missing", "Nothing is given", json!({}))]
-    {
+    for (name, summary, document) in [
+        ("invalid", "Every field is invalid", violating_document()),
+        ("missing", "No field is sent", json!({})),
+    ] {
         if let Err(errors) = check(contract, &document) {
             all.add(name, summary, &ApiResponse::Invalid(&errors));
         }
     }
     let common: CommonPasswords = example["password"].as_str().into_iter().collect();
-    if let Err(errors) = checked(contract, &example, &Policy::new(0, common)) {
-        let summary = "The password is on the operator's list of common ones (off by default)";
+    if let Err(errors) = check_with(contract, &example, &Policy::new(0, common)) {
+        let summary = "The password is on the operator's list of common passwords (off by default)";
         all.add("common-password", summary, &ApiResponse::Invalid(&errors));
     }
     for field in ["email", "username"] {
         if example.get(field).is_some() {
             let summary = format!("The {field} belongs to another user");
-            all.add(&format!("duplicate-{field}"), &summary, &ApiResponse::Duplicate(&[duplicate_error(field)]));
+            all.add(
+                &format!("duplicate-{field}"),
+                &summary,
+                &ApiResponse::Duplicate(&[duplicate_error(field)]),
+            );
         }
     }
     for error in ApiError::ALL {
@@ -66,18 +81,18 @@ pub fn response_samples(contract: &dyn Contract) -> Vec<ResponseSample> {
     all.found
 }
 
-/// What `GET /users/profile` shows of the user of a contract's example, with and without what is
-/// optional.
+/// Returns the bodies of `GET /users/profile` for a contract's example user, with and without the
+/// optional fields.
 pub fn profile_samples(contract: &dyn Contract) -> Vec<Value> {
     let example = contract.example();
-    let least = without_optional(&example, &contract.schema());
-    let documents = [example, least];
+    let minimal = without_optional(&example, &contract.schema());
+    let documents = [example, minimal];
     let signups = documents.iter().filter_map(|document| check(contract, document).ok());
     signups.map(|signup| contract.profile(&user(&signup))).collect()
 }
 
 fn user(signup: &ValidSignup) -> User {
-    // The id is a constant of 24 digits.
+    // The constant is a valid id, so no id is generated.
     let id = UserId::parse(USER_ID).unwrap_or_else(UserId::generate);
     User::new(id, signup, CREATED_AT)
 }
@@ -99,10 +114,10 @@ impl SampleCollector<'_> {
 }
 
 fn check(contract: &dyn Contract, document: &Value) -> Result<ValidSignup, Vec<FieldError>> {
-    checked(contract, document, &Policy::default())
+    check_with(contract, document, &Policy::default())
 }
 
-fn checked(
+fn check_with(
     contract: &dyn Contract,
     document: &Value,
     policy: &Policy,
@@ -112,7 +127,7 @@ fn checked(
     contract.check(&document, policy)
 }
 
-/// Breaks a rule of every field there is in any contract.
+/// Returns a document that violates a rule for each field of each contract.
 fn violating_document() -> Value {
     json!({
         "username": "J".repeat(65),
@@ -124,7 +139,7 @@ fn violating_document() -> Value {
     })
 }
 
-/// A document with nothing but what its schema requires.
+/// Returns a document with only the fields that its schema requires.
 fn without_optional(document: &Value, schema: &Value) -> Value {
     let Value::Object(fields) = document else { return document.clone() };
     let is_required = |field: &str| {
@@ -166,7 +181,7 @@ mod tests {
     use crate::domain::ContractId;
 
     #[test]
-    fn every_kind_of_answer_is_among_them() {
+    fn samples_cover_every_status() {
         for id in ContractId::ALL {
             let samples = response_samples(contract(id));
             let has = |status: u16| samples.iter().any(|sample| sample.status == status);
@@ -182,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn examples_are_accepted_and_are_what_they_should_be() {
+    fn examples_are_valid() {
         for id in ContractId::ALL {
             let contract = contract(id);
             assert!(check(contract, &contract.example()).is_ok(), "{id}");

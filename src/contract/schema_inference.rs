@@ -1,30 +1,29 @@
-//! The JSON Schema of an answer, from samples of it: what all have is required, what some have is
-//! optional. Knows nothing of contracts; what it says holds for any answer that has the parts of one of
-//! the samples.
+//! Infers a JSON Schema from sample values. Keys that every sample has are required; the others are
+//! optional.
 
 use serde_json::{Map, Value, json};
 
 use super::samples::{CREATED_AT, TOKEN, USER_ID};
 
-/// The schema of what these are samples of.
+/// Returns a schema that accepts all of the samples.
 pub fn infer(samples: &[&Value]) -> Value {
     let objects: Vec<&Map<String, Value>> =
         samples.iter().filter_map(|sample| sample.as_object()).collect();
     let items: Vec<&Value> =
         samples.iter().filter_map(|sample| sample.as_array()).flatten().collect();
-    let mut kinds: Vec<&str> = Vec::new();
+    let mut types: Vec<&str> = Vec::new();
     for sample in samples {
-        if !kinds.contains(&kind(sample)) {
-            kinds.push(kind(sample));
+        if !types.contains(&type_name(sample)) {
+            types.push(type_name(sample));
         }
     }
     let mut schema = match samples {
         [first, rest @ ..] if first.is_boolean() && rest.iter().all(|other| other == first) => {
             return json!({ "const": first });
         }
-        [Value::String(text), ..] if kinds.len() == 1 => text_like(text),
+        [Value::String(text), ..] if types.len() == 1 => string_schema(text),
         _ => {
-            json!({ "type": if let [only] = kinds.as_slice() { json!(only) } else { json!(kinds) } })
+            json!({ "type": if let [only] = types.as_slice() { json!(only) } else { json!(types) } })
         }
     };
     if !objects.is_empty() {
@@ -34,13 +33,13 @@ pub fn infer(samples: &[&Value]) -> Value {
             schema["required"] = json!(required);
         }
     }
-    if kinds.contains(&"array") && !items.is_empty() {
+    if types.contains(&"array") && !items.is_empty() {
         schema["items"] = infer(&items);
     }
     schema
 }
 
-fn kind(sample: &Value) -> &'static str {
+fn type_name(sample: &Value) -> &'static str {
     match sample {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
@@ -52,8 +51,9 @@ fn kind(sample: &Value) -> &'static str {
     }
 }
 
-/// A text; the three that the samples are known by say more of themselves.
-fn text_like(sample: &str) -> Value {
+/// Returns the schema of a string. The id, token and time of [`samples`](super::samples) get a
+/// description or format.
+fn string_schema(sample: &str) -> Value {
     match sample {
         USER_ID => json!({
             "type": "string",
@@ -73,21 +73,21 @@ fn text_like(sample: &str) -> Value {
 }
 
 fn properties(objects: &[&Map<String, Value>]) -> Value {
-    let mut found = Map::new();
+    let mut schemas = Map::new();
     for name in objects.iter().flat_map(|object| object.keys()) {
-        if !found.contains_key(name) {
+        if !schemas.contains_key(name) {
             let values: Vec<&Value> =
                 objects.iter().filter_map(|object| object.get(name)).collect();
-            found.insert(name.clone(), infer(&values));
+            schemas.insert(name.clone(), infer(&values));
         }
     }
-    Value::Object(found)
+    Value::Object(schemas)
 }
 
 fn required<'a>(objects: &[&'a Map<String, Value>]) -> Vec<&'a String> {
-    let everywhere = |name: &&String| objects.iter().all(|object| object.contains_key(*name));
+    let in_all = |name: &&String| objects.iter().all(|object| object.contains_key(*name));
     let names = objects.first().into_iter().flat_map(|object| object.keys());
-    names.filter(everywhere).collect()
+    names.filter(in_all).collect()
 }
 
 #[cfg(test)]
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_all_have_is_required() {
+    fn keys_of_all_samples_are_required() {
         let samples = [
             json!({ "a": "x", "errors": [{ "msg": "m" }], "ok": false }),
             json!({ "a": "y", "errors": [{ "msg": "m", "param": "p" }], "ok": false, "n": null }),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn different_kinds_are_all_named() {
+    fn types_of_all_samples_are_listed() {
         let samples = [json!("up"), json!({ "reason": "x" })];
         let schema = infer(&samples.iter().collect::<Vec<_>>());
         assert_eq!(schema["type"], json!(["string", "object"]));

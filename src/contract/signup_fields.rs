@@ -6,10 +6,10 @@
 
 use serde_json::{Value, json};
 
-use super::document::{Document, TextValue, ObjectValue};
+use super::document::{Document, ObjectValue, TextValue};
 use super::rules::Violation;
-use super::{ApiResponse, ApiError, Policy, RenderedResponse, rules, schema};
-use crate::domain::{ValidSignup, ContractId, Email, FieldError, FullName, User};
+use super::{ApiError, ApiResponse, Policy, RenderedResponse, rules, schema};
+use crate::domain::{ContractId, Email, FieldError, FullName, User, ValidSignup};
 
 /// Minimum name length of the nested form, in code points.
 const NAME_MIN: u64 = 3;
@@ -54,7 +54,9 @@ impl FieldWording {
                 "INVALID_LENGTH",
                 format!("{label} must be at least {least} characters long").into(),
             ),
-            Violation::CommonPassword => ("COMMON_PASSWORD", format!("{label} is too common").into()),
+            Violation::CommonPassword => {
+                ("COMMON_PASSWORD", format!("{label} is too common").into())
+            }
             Violation::Missing | Violation::Empty => ("EMPTY_FIELD", (*minimum).into()),
             Violation::WrongType => ("INVALID_TYPE", (*minimum).into()),
             Violation::TooShort => ("INVALID_LENGTH", (*minimum).into()),
@@ -100,9 +102,10 @@ impl SignupFields {
         wording: &Wording,
         policy: &Policy,
     ) -> Result<ValidSignup, Vec<FieldError>> {
-        let email = rules::email(&self.email, policy).map_err(|violation| wording.email.error(violation));
-        let firstname =
-            rules::name(&self.firstname, name_min).map_err(|violation| wording.firstname.error(violation));
+        let email =
+            rules::email(&self.email, policy).map_err(|violation| wording.email.error(violation));
+        let firstname = rules::name(&self.firstname, name_min)
+            .map_err(|violation| wording.firstname.error(violation));
         let lastname = rules::optional_name(&self.lastname, name_min)
             .map_err(|violation| wording.lastname.error(violation));
         let password = rules::password(&self.password, PASSWORD_MIN, policy)
@@ -167,7 +170,10 @@ pub(super) fn write_nested(signup: &ValidSignup) -> Value {
 }
 
 /// Renders a response in the style that `nested-name` and `register` share. `user` renders the user.
-pub(super) fn render(response: &ApiResponse<'_>, user: impl Fn(&User) -> Value) -> RenderedResponse {
+pub(super) fn render(
+    response: &ApiResponse<'_>,
+    user: impl Fn(&User) -> Value,
+) -> RenderedResponse {
     match response {
         ApiResponse::Created { user: created, token } => {
             let mut body = json!({ "user": user(created) });
@@ -188,7 +194,10 @@ pub(super) fn render(response: &ApiResponse<'_>, user: impl Fn(&User) -> Value) 
         ApiResponse::Error(error) => {
             let mut body = json!({ "message": error.text() });
             // Clients read either `message` or `errors`.
-            if !matches!(error, ApiError::BodyTooLarge | ApiError::UnsupportedMediaType | ApiError::KeyReused) {
+            if !matches!(
+                error,
+                ApiError::BodyTooLarge | ApiError::UnsupportedMediaType | ApiError::KeyReused
+            ) {
                 body["errors"] = json!([{ "msg": error.text() }]);
             }
             RenderedResponse::new(error.status(), body)

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::document::TextValue;
 use super::rules::{self, Violation};
 use super::{ApiResponse, Contract, Document, Policy, RenderedResponse, schema};
-use crate::domain::{ValidSignup, ContractId, Email, FieldError, User};
+use crate::domain::{ContractId, Email, FieldError, User, ValidSignup};
 
 pub(super) struct Username;
 
@@ -76,14 +76,17 @@ impl Contract for Username {
                 }
                 RenderedResponse::new(201, body)
             }
-            ApiResponse::Invalid(errors) => {
-                RenderedResponse::new(400, message_body(errors.first().map_or("", |error| &error.message)))
-            }
+            ApiResponse::Invalid(errors) => RenderedResponse::new(
+                400,
+                message_body(errors.first().map_or("", |error| &error.message)),
+            ),
             ApiResponse::Duplicate(_) => {
                 let field = if response.is_duplicate_of("username") { "username" } else { "email" };
                 RenderedResponse::new(403, message_body(&format!("That {field} is already taken")))
             }
-            ApiResponse::Error(error) => RenderedResponse::new(error.status(), message_body(error.text())),
+            ApiResponse::Error(error) => {
+                RenderedResponse::new(error.status(), message_body(error.text()))
+            }
         }
     }
 
@@ -97,7 +100,10 @@ impl Contract for Username {
 }
 
 /// Validates the password. An empty one counts as missing.
-fn required_password(field: &TextValue, policy: &Policy) -> Result<secrecy::SecretString, Violation> {
+fn required_password(
+    field: &TextValue,
+    policy: &Policy,
+) -> Result<secrecy::SecretString, Violation> {
     if rules::text(field)?.is_empty() {
         return Err(Violation::Empty);
     }
@@ -126,7 +132,9 @@ fn error(field: &'static str, label: &str, violation: Violation) -> FieldError {
             "INVALID_LENGTH",
             format!("{label} must be at most {} characters long", rules::USERNAME_MAX),
         ),
-        Violation::ForbiddenCharacter => ("INVALID_CHARACTER", format!("{label} contains invalid characters")),
+        Violation::ForbiddenCharacter => {
+            ("INVALID_CHARACTER", format!("{label} contains invalid characters"))
+        }
         Violation::TooManyBytes => (
             "INVALID_LENGTH",
             format!("{label} must be at most {} bytes long", rules::PASSWORD_MAX_BYTES),

@@ -1,16 +1,16 @@
-//! The name of one of the five documented endpoints, as it travels in a message and stands in a
-//! stored user. What a contract *does* is in `contract`; this is only what it is called.
+//! The names of the five contracts, as used in messages, settings and stored users. Their behaviour is
+//! in the module `contract`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// One documented registration endpoint.
+/// The name of a contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ContractId {
-    /// `POST /signup`, known by user name.
+    /// `POST /signup`, users identified by user name.
     Username,
     /// `POST /users/register` with a nested `fullname`.
     NestedName,
@@ -18,7 +18,7 @@ pub enum ContractId {
     FlatName,
     /// `POST /register`.
     Register,
-    /// `POST /<uri>/auth/signup`, answers with error codes.
+    /// `POST /<uri>/auth/signup` with error codes.
     ErrorCode,
 }
 
@@ -27,7 +27,7 @@ impl ContractId {
     pub const ALL: [Self; 5] =
         [Self::Username, Self::NestedName, Self::FlatName, Self::Register, Self::ErrorCode];
 
-    /// The name used in messages, settings and stored users.
+    /// Returns the name used in messages, settings and stored users.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Username => "username",
@@ -53,7 +53,7 @@ impl FromStr for ContractId {
     }
 }
 
-/// A name that is none of the five.
+/// The name of no contract.
 #[derive(Debug, thiserror::Error)]
-#[error("no such contract; known are username, nested-name, flat-name, register, error-code")]
+#[error("unknown contract; expected username, nested-name, flat-name, register or error-code")]
 pub struct UnknownContract;

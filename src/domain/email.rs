@@ -1,11 +1,12 @@
-//! An e-mail address and the key under which it is unique: one mailbox has one key, however its address is
-//! written. Whether a text is an address at all is decided by the rules of `contract`.
+//! An email address and its uniqueness key. All spellings of one mailbox have the same key.
+//!
+//! The address syntax is checked by the rules in `contract`.
 
 use icu_casemap::CaseMapper;
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 use unicode_normalization::UnicodeNormalization;
 
-/// An address and the key under which it is unique.
+/// An email address and its uniqueness key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Email {
     address: String,
@@ -13,53 +14,54 @@ pub struct Email {
 }
 
 impl Email {
-    /// Version of the rule that makes keys, stored with every key. Raise it with each change of
-    /// [`Email::new`] that gives an existing address another key; `muster reindex` then recomputes the
-    /// stored ones.
+    /// Version of the key derivation in [`Email::new`], stored with every key. Increase it with each
+    /// change that gives an existing address another key; `muster reindex` then recomputes stored keys.
     ///
-    /// 1: the whole address in NFC and lower case. 2: the present one.
+    /// Version 1: the whole address in NFC and lower case. Version 2: as [`Email::new`] describes.
     pub const KEY_VERSION: i32 = 2;
 
-    /// Makes the key: the local part in NFC after Unicode's default case folding, and the domain in its
-    /// ASCII form (UTS 46), so that a domain in its own script, in punycode and in full width is one.
-    /// `None` if the domain has no ASCII form.
+    /// Derives the key of an address: the local part after Unicode's default case folding, in NFC, and
+    /// the domain in its ASCII form (UTS 46). A domain in its own script, in punycode or in full-width
+    /// letters therefore gives the same key. Returns `None` if the domain has no ASCII form.
     pub fn new(address: String) -> Option<Self> {
         let (local, domain) = address.rsplit_once('@')?;
         let key = format!("{}@{}", fold(local), ascii(domain)?);
         Some(Self { address, key })
     }
 
-    /// The address as the user gets it back.
+    /// Returns the address as the client sent it.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The key that a unique index covers.
+    /// Returns the key, which a unique index of the store covers.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// The part of the key after the @: the domain in ASCII.
+    /// Returns the domain in ASCII.
     pub fn domain(&self) -> &str {
         self.key.rsplit_once('@').map_or("", |(_, domain)| domain)
     }
 }
 
-/// `j***@example.com`: enough to recognise an address that one knows. What is not an address stays.
+/// Masks an address as `j***@example.com`, which lets a person recognize an address they know. A
+/// string without an `@` is returned unchanged.
 pub fn mask(text: &str) -> String {
     let Some((local, domain)) = text.rsplit_once('@') else { return text.to_owned() };
     let first: String = local.chars().take(1).collect();
     format!("{first}***@{domain}")
 }
 
-/// Canonical caseless form (Unicode, 3.13, D145), composed. In lower case `ΣΣ` would be `σς`, and another
-/// than `σσ`.
+/// Returns the canonical caseless form (Unicode 3.13, D145), composed. Lower case would not suffice:
+/// it turns `ΣΣ` into `σς`, which differs from `σσ`.
 fn fold(local: &str) -> String {
     let decomposed: String = local.nfd().collect();
     CaseMapper::new().fold_string(&decomposed).nfc().collect()
 }
 
-/// A label may have hyphens in its third and fourth place: such hosts exist (`r3---sn-x.example`).
+/// Returns the ASCII form of a domain. Hyphens in the third and fourth position of a label are allowed,
+/// because such hosts exist (`r3---sn-x.example`).
 fn ascii(domain: &str) -> Option<String> {
     let ascii = Uts46::new().to_ascii(
         domain.as_bytes(),
@@ -79,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn one_mailbox_has_one_key() {
+    fn spellings_of_one_mailbox_have_the_same_key() {
         for (addresses, expected) in [
             (&["Ann@Example.COM", "ann@example.com"][..], "ann@example.com"),
             (&["J\u{f6}rg@a.example", "jo\u{308}rg@A.example"], "j\u{f6}rg@a.example"),
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_without_an_ascii_form_is_refused() {
+    fn domain_without_ascii_form_is_rejected() {
         for address in [
             "a",
             "a@",
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_returned_as_it_was_sent() {
+    fn address_is_returned_as_it_was_sent() {
         let email = Email::new("J\u{f6}rg@B\u{fc}cher.Example".to_owned()).unwrap();
         assert_eq!(email.address(), "J\u{f6}rg@B\u{fc}cher.Example");
         assert_eq!(email.domain(), "xn--bcher-kva.example");

@@ -1,8 +1,8 @@
-//! What makes two requests the same registration.
+//! The ids that identify a registration across retries.
 //!
-//! A client's key becomes a *message id*, which travels; the worker makes the *registration id*
-//! from it, which is stored with the user. Both are digests, so that neither a broker's listing nor
-//! the store shows a client's key.
+//! The front end derives the message id from a client's idempotency key. The worker derives the
+//! registration id from the message id and stores it with the user. Both are digests, so that neither
+//! the broker nor the store contains a client's key.
 
 use std::fmt;
 
@@ -11,34 +11,34 @@ use sha2::{Digest, Sha256};
 
 use super::ContractId;
 
-/// The effective `Idempotency-Key` of a request: the client's, or one made for it.
+/// The `Idempotency-Key` of a request: the client's, or a random one if the client sent none.
 #[derive(Clone, PartialEq, Eq)]
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
-    /// Shortest accepted key. Shorter ones could be guessed, and a key together with the password
-    /// is what fetches a token again.
+    /// Minimum length, in characters. Shorter keys could be guessed, and a client with the key and the
+    /// password gets a token again.
     pub const MIN: usize = 16;
-    /// Longest accepted key.
+    /// Maximum length, in characters.
     pub const MAX: usize = 128;
 
-    /// Reads the header's value, quoted (a structured-field string, as the IETF draft wants it) or
-    /// bare. `None` unless it holds 16 to 128 visible ASCII characters.
+    /// Parses the value of the header: quoted (a structured-field string, as in the IETF draft) or
+    /// bare. Returns `None` unless it has 16 to 128 visible ASCII characters.
     pub fn parse(value: &[u8]) -> Option<Self> {
         let value = value.trim_ascii();
         let bare = unquoted(value).unwrap_or(value);
         let fits = (Self::MIN..=Self::MAX).contains(&bare.len());
-        // A key is given back bare, so it must not look quoted then.
+        // The response returns the key bare, so the bare key must not itself look quoted.
         let clean = bare.iter().all(u8::is_ascii_graphic) && unquoted(bare).is_none();
         (fits && clean).then(|| Self(String::from_utf8_lossy(bare).into_owned()))
     }
 
-    /// 128 random bits, in hexadecimal, for a request that brought no key.
+    /// Returns 128 random bits in hexadecimal, for a request without a key.
     pub fn random() -> Self {
         Self(random_hex())
     }
 
-    /// The key as it is sent back to the client.
+    /// Returns the key without quotes, as the response contains it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -54,63 +54,62 @@ impl fmt::Debug for IdempotencyKey {
     }
 }
 
-/// The `message_id` of a registration on its way through the queue: 1 to 128 bytes, chosen by
-/// whoever publishes. The front end makes it from contract and idempotency key.
+/// The AMQP `message_id` of a registration: 1 to 128 bytes, chosen by the producer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MessageId(String);
 
 impl MessageId {
-    /// Longest accepted `message_id`, in bytes.
+    /// Maximum length, in bytes.
     pub const MAX: usize = 128;
 
-    /// The id of a request that came in over HTTP.
+    /// Derives the id of a signup over HTTP.
     pub fn for_http(contract: ContractId, key: &IdempotencyKey) -> Self {
         Self(digest(&["http", contract.as_str(), key.as_str()]))
     }
 
-    /// The id of a row of an import that names none itself; `job` are 128 random bits.
+    /// Derives the id of an import row without its own id. `job` is the import's random id.
     pub fn for_import_row(job: &str, line: u64) -> Self {
         Self(digest(&["import", job, &line.to_string()]))
     }
 
-    /// The id of a row that came in over HTTP, in a body sent under one idempotency key.
+    /// Derives the id of a row in an HTTP upload (`POST /registrations`).
     pub fn for_bulk_row(contract: ContractId, key: &IdempotencyKey, line: u64) -> Self {
         Self(digest(&["bulk", contract.as_str(), key.as_str(), &line.to_string()]))
     }
 
-    /// An id for a message that registers nobody.
+    /// Returns a random id, for a message that is not a registration.
     pub fn random() -> Self {
         Self(random_hex())
     }
 
-    /// Takes a producer's own id. `None` when it is empty or too long.
+    /// Parses a producer's id. Returns `None` if it is empty or too long.
     pub fn parse(id: &str) -> Option<Self> {
         (1..=Self::MAX).contains(&id.len()).then(|| Self(id.to_owned()))
     }
 
-    /// As it stands in the message.
+    /// Returns the id as the message contains it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Where a registration entered muster. It is part of the registration's identity, and a producer
-/// cannot choose it: only what muster's own accounts publish is believed about it.
+/// Where a registration entered muster. It is part of the registration id. Producers cannot forge it:
+/// the worker accepts a stated origin only from muster's own broker accounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A registration path of a front.
+    /// A signup request to a front end.
     Http,
-    /// A row of an import or of an upload.
+    /// A row of an import or of an HTTP upload.
     Import,
-    /// Another system.
+    /// A message from another system.
     Amqp {
-        /// Its broker-validated `user_id`; empty where it set none.
+        /// The producer's `user_id`, validated by the broker. Empty if the message has none.
         producer: String,
     },
 }
 
 impl Origin {
-    /// The name of the entry point.
+    /// Returns the name of the entry point.
     pub fn entry_point(&self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -119,7 +118,7 @@ impl Origin {
         }
     }
 
-    /// The broker-validated account of the other system; empty where there is none.
+    /// Returns the producer's broker account. Empty if it is unknown, or for other origins.
     pub fn producer(&self) -> &str {
         match self {
             Self::Amqp { producer } => producer,
@@ -128,27 +127,28 @@ impl Origin {
     }
 }
 
-/// The identity of a registration, stored with the user under a unique index: 64 hexadecimal
-/// digits. Equal ids mean the same registration, however often and over whatever it was delivered.
+/// The identity of a registration: 64 hexadecimal digits, stored with the user under a unique index.
+/// Retries and redeliveries of one registration have the same id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RegistrationId(String);
 
 impl RegistrationId {
-    /// The identity of what came from `origin` under `message`. Entry point and producer are part of
-    /// it, so that no producer can meet the ids of HTTP clients or of another producer.
+    /// Derives the id. Entry point and producer are part of it, so that a producer cannot produce the
+    /// ids of HTTP clients or of another producer.
     pub fn derive(origin: &Origin, contract: ContractId, message: &MessageId) -> Self {
         let (entry_point, producer) = (origin.entry_point(), origin.producer());
         Self(digest(&[entry_point, contract.as_str(), producer, message.as_str()]))
     }
 
-    /// As it is stored.
+    /// Returns the id as the store contains it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Lower-case hexadecimal SHA-256 over parts that cannot run into each other.
+/// Returns the SHA-256 of the parts in lower-case hexadecimal. Each part is preceded by its length, so
+/// that different parts never give the same input.
 pub(super) fn digest(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -158,10 +158,10 @@ pub(super) fn digest(parts: &[&str]) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// 128 bits from the system's generator, in hexadecimal.
+/// Returns 128 bits from the system's random generator, in hexadecimal.
 pub fn random_hex() -> String {
     let mut bytes = [0u8; 16];
-    // Without randomness nothing here is safe; the kernel's generator does not fail once booted.
+    // Continuing without randomness would be unsafe. The kernel's generator does not fail after boot.
     getrandom::fill(&mut bytes).expect("the system's random generator");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_taken_quoted_or_bare() {
+    fn idempotency_key_is_accepted_quoted_or_bare() {
         let bare = IdempotencyKey::parse(b"0123456789abcdef").unwrap();
         assert_eq!(IdempotencyKey::parse(b" \"0123456789abcdef\" ").unwrap(), bare);
         assert!(IdempotencyKey::parse(b"0123456789abcde").is_none(), "15 characters");
@@ -182,12 +182,12 @@ mod tests {
     }
 
     #[test]
-    fn digests_keep_their_parts_apart() {
+    fn digest_depends_on_the_boundaries_of_its_parts() {
         assert_ne!(digest(&["ab", "c"]), digest(&["a", "bc"]));
     }
 
     #[test]
-    fn a_producer_cannot_meet_the_id_of_another_producer_or_entry_point() {
+    fn producers_and_entry_points_never_share_an_id() {
         let message = MessageId::parse("row-1").unwrap();
         let of = |origin| RegistrationId::derive(&origin, ContractId::Register, &message);
         let amqp = |producer: &str| of(Origin::Amqp { producer: producer.to_owned() });

@@ -1,6 +1,7 @@
-//! How a registration ended, in words that no transport owns. The same JSON is the reply on the
-//! queue; the front end renders it through the contract. The codes live here and never change
-//! meaning.
+//! The outcome of a message, independent of the transport. Its JSON is the reply on the queue, and the
+//! front end renders it through the contract.
+//!
+//! The codes are part of that protocol: a code never changes its meaning.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,41 +10,41 @@ use serde::{Deserialize, Serialize};
 
 use super::User;
 
-/// Label of a code that this version does not know.
+/// The label of a code that this version does not know.
 const UNRECOGNIZED: &str = "unrecognized";
 
-/// The end of one message.
+/// The outcome of one message.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
-    /// The user exists, made by this registration.
+    /// The user exists, created by this registration.
     Registered {
-        /// The new user.
+        /// The user.
         user: User,
-        /// A token for the user. Bulk registrations and replays after 24 hours get none.
+        /// A token for the user. `None` for bulk registrations and for replays after 24 hours.
         #[serde(skip_serializing_if = "Option::is_none")]
         token: Option<String>,
-        /// Whether an earlier delivery or request of the same registration made it.
+        /// Whether an earlier delivery or request of the same registration created the user.
         #[serde(default)]
         replayed: bool,
-        /// Whether another registration of the same person made it. That one is announced under its own
-        /// id, so this one is not. No part of a reply.
+        /// Whether a registration with another id created the user (see `front.replay_window`). That
+        /// registration has its own event, so this one has none. Not part of a reply.
         #[serde(skip)]
         by_other_registration: bool,
     },
-    /// The owner of a token.
+    /// The user that a token belongs to.
     Profile {
-        /// That user.
+        /// The user.
         user: User,
     },
-    /// The caller's fault: repeating it unchanged ends the same.
+    /// The request is at fault. Sending it again unchanged gives the same outcome.
     Rejected(Rejection),
-    /// Ours: nothing is known to have happened.
+    /// muster or a service it uses is at fault. No user is known to have been stored.
     Failed(Failure),
 }
 
 impl fmt::Debug for Outcome {
-    // Without the token.
+    // Leaves out the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registered { user, replayed, .. } => f
@@ -58,70 +59,71 @@ impl fmt::Debug for Outcome {
     }
 }
 
-/// Why a request was refused.
+/// Why a request was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejection {
-    /// The kind of refusal.
+    /// The reason.
     pub code: RejectionCode,
-    /// One entry a field, in the contract's order and spelling.
+    /// One entry per field, in the contract's order and spelling.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
 }
 
-/// Kinds of refusal.
+/// Reasons for a rejection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RejectionCode {
-    /// A rule of the contract is broken.
+    /// The document violates the contract's rules.
     Invalid,
-    /// The user name or address belongs to somebody; `errors` names the fields.
+    /// Another user has the user name or address; `errors` names the fields.
     Duplicate,
-    /// The same registration id was used for another request.
+    /// The same registration id was used for a different request.
     KeyReused,
-    /// The token is missing, malformed, expired or forged, or its user is gone.
+    /// The token is missing, malformed, expired or forged, or its user no longer exists.
     Unauthorized,
-    /// A code that this version does not know, from a newer worker. Never written.
+    /// A newer worker's code that this version does not know. Never sent.
     #[serde(other)]
     Unrecognized,
 }
 
-/// What is wrong with one field.
+/// An error of one field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FieldError {
     /// The field, as the contract spells it.
     pub field: Cow<'static, str>,
     /// A stable code, such as `INVALID_LENGTH`.
     pub code: Cow<'static, str>,
-    /// The contract's text. Shows the caller's own address at most, never a password.
+    /// The contract's text. It may contain the client's own address, but never a password.
     pub message: Cow<'static, str>,
 }
 
-/// A failure of ours. What is logged of it is logged where it happens; only the code travels.
+/// A failure of muster or of a service it uses. The reply has only the code; the cause is logged where
+/// the failure occurs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What failed.
+    /// The cause.
     pub code: FailureCode,
-    /// Whether the same message may succeed later.
+    /// Whether sending the same message again may succeed.
     pub retryable: bool,
 }
 
-/// Kinds of failure.
+/// Causes of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureCode {
-    /// The store did not answer, or its answer was lost and the outcome could not be read.
+    /// The store did not respond, or its response was lost and the outcome could not be read back.
     StoreUnavailable,
-    /// A unique index of another program refused the user. An operator has to drop it.
+    /// A unique index that muster did not create rejected the user. An operator must drop the index.
     StoreConflict,
-    /// The deadline had passed before the work was done.
+    /// The deadline passed before the work was done.
     Expired,
-    /// No hash slot was free in time.
+    /// The hash pool had no capacity in time.
     Overloaded,
-    /// The password is sealed with a key that this worker does not have, or not yet.
+    /// The password is sealed with a key that this worker does not have (yet).
     UnknownKey,
-    /// A fault in muster itself.
+    /// A defect in muster.
     Internal,
-    /// A code that this version does not know, from a newer worker. Never written.
+    /// A newer worker's code that this version does not know. Never sent.
     #[serde(other)]
     Unrecognized,
 }
@@ -149,7 +151,7 @@ impl From<RejectionCode> for Outcome {
 }
 
 impl Outcome {
-    /// One word for logs and metrics.
+    /// Returns the label for logs and metrics.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Registered { replayed: false, .. } => "registered",
@@ -181,7 +183,7 @@ mod tests {
     use crate::domain::{ContractId, Millis, UserId};
 
     #[test]
-    fn codes_of_a_newer_worker_are_read() {
+    fn unknown_codes_of_a_newer_worker_are_accepted() {
         let read = |body: &str| serde_json::from_str::<Outcome>(body).unwrap();
         let rejected = read(r#"{"outcome":"rejected","code":"too_blue","errors":[],"hue":7}"#);
         assert_eq!(rejected, RejectionCode::Unrecognized.into());
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn no_token_is_printed() {
+    fn debug_output_contains_no_token_and_no_address() {
         let user = User {
             id: UserId::generate(),
             contract: ContractId::FlatName,

@@ -1,23 +1,23 @@
-//! A registered user: what others may see of one, and the whole record as the store keeps it.
+//! A registered user: the public part, and the complete record in the store.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ValidSignup, ContractId, Email, Millis, RegistrationId};
+use super::{ContractId, Email, Millis, RegistrationId, ValidSignup};
 
-/// A user's id: an ObjectId, generated here and not by the database, so that an insert whose
-/// answer was lost can be recognised.
+/// A user's id: an ObjectId. muster generates it, not the database, so that an insert whose response
+/// was lost can be identified.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UserId(pub bson::oid::ObjectId);
 
 impl UserId {
-    /// A new, unique id.
+    /// Returns a new, unique id.
     pub fn generate() -> Self {
         Self(bson::oid::ObjectId::new())
     }
 
-    /// Reads 24 hexadecimal digits.
+    /// Parses 24 hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         bson::oid::ObjectId::parse_str(text).ok().map(Self)
     }
@@ -35,7 +35,7 @@ impl fmt::Debug for UserId {
     }
 }
 
-// In replies an id is its 24 digits, whatever BSON would make of it.
+// In JSON an id is a string of 24 digits, unlike in BSON's own serialization.
 impl Serialize for UserId {
     fn serialize<S: serde::Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
         out.collect_str(self)
@@ -45,36 +45,37 @@ impl Serialize for UserId {
 impl<'de> Deserialize<'de> for UserId {
     fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         let text = String::deserialize(input)?;
-        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("not a user id"))
+        Self::parse(&text)
+            .ok_or_else(|| serde::de::Error::custom("expected a user id of 24 hexadecimal digits"))
     }
 }
 
 /// First and last name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FullName {
-    /// Always there where a contract has names.
+    /// The first name.
     pub firstname: String,
-    /// Absent, never empty.
+    /// The last name; never empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lastname: Option<String>,
 }
 
-/// What may be shown of a user. Holds neither the password nor its hash.
+/// The public part of a user, without the password hash.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct User {
     /// The user's id.
     #[serde(rename = "_id")]
     pub id: UserId,
-    /// The contract that created it, in whose shape it is shown.
+    /// The contract that created the user, and that renders it.
     pub contract: ContractId,
-    /// As registered.
+    /// The user name, if the contract has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
-    /// As returned at registration.
+    /// The email address as the client sent it, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
-    /// Where the contract has names.
+    /// First and last name, if the contract has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fullname: Option<FullName>,
     /// When the user was registered, in milliseconds since 1970.
@@ -84,7 +85,7 @@ pub struct User {
 }
 
 impl User {
-    /// What may be shown of a new user.
+    /// Returns the public part of a new user.
     pub fn new(id: UserId, signup: &ValidSignup, now: Millis) -> Self {
         Self {
             id,
@@ -99,29 +100,29 @@ impl User {
 }
 
 impl fmt::Debug for User {
-    // A user in a log line is an id, never a name or an address.
+    // Logs must not contain names or addresses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("User").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
-/// A user as the store keeps it.
+/// A user's complete record in the store.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoredUser {
-    /// The part that may be shown.
+    /// The public part.
     pub user: User,
-    /// The address in the form in which it is unique.
+    /// The uniqueness key of the address ([`Email::key`]).
     pub email_key: Option<String>,
-    /// A bcrypt string.
+    /// The bcrypt hash.
     pub password_hash: String,
-    /// The registration that made it.
+    /// The registration that created the user.
     pub registration_id: RegistrationId,
-    /// [`Candidate::fingerprint`] of that registration.
+    /// [`ValidSignup::fingerprint`] of that registration.
     pub fingerprint: String,
 }
 
 impl StoredUser {
-    /// The record of a new user.
+    /// Returns the record of a new user with a generated id.
     pub fn new(
         signup: &ValidSignup,
         registration_id: RegistrationId,
@@ -140,6 +141,6 @@ impl StoredUser {
 
 impl fmt::Debug for StoredUser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Record").field("id", &self.user.id).finish_non_exhaustive()
+        f.debug_struct("StoredUser").field("id", &self.user.id).finish_non_exhaustive()
     }
 }

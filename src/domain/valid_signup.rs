@@ -1,36 +1,36 @@
-//! A registration that has passed its contract's rules. It is the only thing the hasher and the
-//! store accept, so an unchecked request cannot reach them.
+//! A validated signup. The hash pool and the store accept no other type, so an unvalidated request
+//! cannot reach them.
 
 use secrecy::{ExposeSecret, SecretString};
 
 use super::id::digest;
 use super::{ContractId, Email, FullName};
 
-/// A checked registration.
+/// A signup that passed its contract's rules.
 pub struct ValidSignup {
-    /// The contract whose rules it passed.
+    /// The contract that validated it.
     pub contract: ContractId,
-    /// Trimmed and in NFC; unique exactly as written.
+    /// The user name, trimmed and in NFC. Unique across all contracts; case matters.
     pub username: Option<String>,
-    /// Unique over all contracts by its key.
+    /// The email address. Unique across all contracts by its key.
     pub email: Option<Email>,
-    /// Trimmed.
+    /// First and last name, trimmed.
     pub fullname: Option<FullName>,
-    /// What its user will be known by.
+    /// The password, or its hash.
     pub password: Password,
 }
 
-/// A password, or what is left of one.
+/// A password, in clear or hashed.
 #[derive(Clone, Debug)]
 pub enum Password {
-    /// To be hashed: at most 72 bytes, without U+0000.
+    /// A clear password of at most 72 bytes, without U+0000.
     Clear(SecretString),
-    /// A bcrypt string made elsewhere. Comes through the bulk door alone.
+    /// A bcrypt hash that another system made. Only bulk registrations may have one.
     Hashed(SecretString),
 }
 
 impl Password {
-    /// The key under which it stands in a document, and the text there.
+    /// Returns the document field that holds it, and the field's value.
     pub fn in_document(&self) -> (&'static str, &str) {
         match self {
             Self::Clear(password) => ("password", password.expose_secret()),
@@ -46,8 +46,8 @@ impl From<SecretString> for Password {
 }
 
 impl ValidSignup {
-    /// A digest of everything but the password. Beside its bcrypt hash, a fast digest over the
-    /// password would undo the bcrypt.
+    /// Returns a digest of all fields except the password. A fast digest of the password would defeat
+    /// bcrypt, because both are stored.
     pub fn fingerprint(&self) -> String {
         let name = self.fullname.as_ref();
         let parts = [
@@ -57,7 +57,7 @@ impl ValidSignup {
             name.map(|name| name.firstname.as_str()),
             name.and_then(|name| name.lastname.as_deref()),
         ];
-        // An absent field and an empty one differ by the leading mark.
+        // The leading character distinguishes an absent field from an empty one.
         let marked: Vec<String> =
             parts.iter().map(|part| part.map_or("-".into(), |text| format!("+{text}"))).collect();
         digest(&marked.iter().map(String::as_str).collect::<Vec<_>>())
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_never_covers_the_password() {
+    fn fingerprint_covers_all_fields_except_the_password() {
         let one = signup(Some("ann"), "secret-one").fingerprint();
         assert_eq!(one, signup(Some("ann"), "secret-two").fingerprint());
         assert_ne!(one, signup(Some("bob"), "secret-one").fingerprint());
