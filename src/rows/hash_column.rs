@@ -1,25 +1,27 @@
-//! Decides whether the passwords of a file or an upload are bare digests. One digest may come from a password
-//! generator; where every password is one, the column holds hashes.
+//! Decides whether the passwords of a file or an upload are hashes.
 //!
-//! Rows are held back only while every clear password so far is a digest, so an ordinary file passes without
-//! a delay. At most 128 rows are held: then, or at the end, they are judged. The judgement stands
-//! for the rest.
+//! A single bare digest may come from a password generator. If every password is a digest, the column
+//! holds hashes. Rows are buffered while every clear password so far is a digest, so ordinary input
+//! is not delayed. The decision is made at the first ordinary password, after 128 rows, or at the end
+//! of the input, and applies to all later rows.
 
 use std::mem;
 
 use crate::contract::HashLike;
 
-/// Rows that are held back at most.
+/// Maximum number of buffered rows.
 const HELD_MAX: usize = 128;
 
-/// Rows in their order, held back until the judgement.
+/// Buffers rows in their order until it is decided whether their passwords are hashes.
 pub struct HashColumnDetector<R> {
+    /// Rows, and whether the password of each is a digest.
     held: Vec<(R, bool)>,
+    /// The decision; `None` until it is made.
     are_hashes: Option<bool>,
 }
 
-/// A row that may go on, and whether it is refused because its password is a hash.
-pub type Judged<R> = (R, bool);
+/// A row that leaves the buffer, and whether to reject it because its password is a hash.
+pub type ReleasedRow<R> = (R, bool);
 
 impl<R> Default for HashColumnDetector<R> {
     fn default() -> Self {
@@ -28,9 +30,9 @@ impl<R> Default for HashColumnDetector<R> {
 }
 
 impl<R> HashColumnDetector<R> {
-    /// Takes the next row, with what [`super::ValidRow::hash_like`] says of it, and returns the rows that may
-    /// go on.
-    pub fn add(&mut self, row: R, password: Option<HashLike>) -> Vec<Judged<R>> {
+    /// Adds the next row, with its [`hash_like`](super::ValidRow::hash_like), and returns the rows that
+    /// leave the buffer.
+    pub fn add(&mut self, row: R, password: Option<HashLike>) -> Vec<ReleasedRow<R>> {
         let is_digest = password == Some(HashLike::Digest);
         match self.are_hashes {
             Some(are_hashes) => return vec![(row, are_hashes && is_digest)],
@@ -46,17 +48,17 @@ impl<R> HashColumnDetector<R> {
         }
     }
 
-    /// There are no more rows: those that are held were all digests.
-    pub fn end(&mut self) -> Vec<Judged<R>> {
+    /// Ends the input and returns the buffered rows.
+    pub fn end(&mut self) -> Vec<ReleasedRow<R>> {
         self.decide(true)
     }
 
-    /// Whether the judgement is made, so that later rows need not be shown for it.
+    /// Whether the decision is made.
     pub fn is_decided(&self) -> bool {
         self.are_hashes.is_some()
     }
 
-    fn decide(&mut self, are_hashes: bool) -> Vec<Judged<R>> {
+    fn decide(&mut self, are_hashes: bool) -> Vec<ReleasedRow<R>> {
         self.are_hashes = Some(are_hashes);
         let held = mem::take(&mut self.held).into_iter();
         held.map(|(row, is_digest)| (row, are_hashes && is_digest)).collect()
@@ -70,35 +72,35 @@ mod tests {
     const DIGEST: Option<HashLike> = Some(HashLike::Digest);
     const ORDINARY: Option<HashLike> = Some(HashLike::No);
 
-    /// What becomes of each row, in the order in which they go on.
-    fn judged(rows: &[Option<HashLike>]) -> Vec<(usize, bool)> {
+    /// Returns each row's number and whether it is rejected, in the order in which they leave the buffer.
+    fn released(rows: &[Option<HashLike>]) -> Vec<(usize, bool)> {
         let mut column = HashColumnDetector::default();
-        let mut judged = Vec::new();
+        let mut released = Vec::new();
         for (n, row) in rows.iter().enumerate() {
-            judged.extend(column.add(n, *row));
+            released.extend(column.add(n, *row));
             assert!(column.held.len() < HELD_MAX, "bounded");
         }
-        judged.extend(column.end());
-        judged
+        released.extend(column.end());
+        released
     }
 
     #[test]
-    fn digests_in_every_row_are_refused_and_the_rest_is_not() {
-        assert_eq!(judged(&[DIGEST]), [(0, true)]);
-        assert_eq!(judged(&[DIGEST, None, DIGEST]), [(0, true), (1, false), (2, true)]);
-        let many = judged(&vec![DIGEST; 1000]);
+    fn digests_are_rejected_if_every_password_is_one() {
+        assert_eq!(released(&[DIGEST]), [(0, true)]);
+        assert_eq!(released(&[DIGEST, None, DIGEST]), [(0, true), (1, false), (2, true)]);
+        let many = released(&vec![DIGEST; 1000]);
         assert!(many.len() == 1000 && many.iter().all(|(_, is_hash)| *is_hash));
     }
 
     #[test]
-    fn one_ordinary_password_admits_the_digests() {
+    fn digests_are_accepted_if_one_password_is_ordinary() {
         for rows in [[DIGEST, DIGEST, ORDINARY, DIGEST], [ORDINARY, DIGEST, DIGEST, DIGEST]] {
-            assert_eq!(judged(&rows), [(0, false), (1, false), (2, false), (3, false)]);
+            assert_eq!(released(&rows), [(0, false), (1, false), (2, false), (3, false)]);
         }
     }
 
     #[test]
-    fn ordinary_rows_are_not_held() {
+    fn ordinary_rows_are_not_buffered() {
         let mut column = HashColumnDetector::default();
         assert_eq!(column.add(1, None), [(1, false)]);
         assert_eq!(column.add(2, ORDINARY), [(2, false)]);

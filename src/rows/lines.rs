@@ -1,61 +1,59 @@
-//! Cuts a stream of bytes into lines of a bounded length, however the bytes come. A line ends with LF, CR LF
-//! or a lone CR.
+//! Splits a stream of bytes into lines of a bounded length. A line ends with LF, CR LF or a lone CR.
 
 use memchr::memchr2;
 
-/// One line, without its end.
+/// One line, without its line end.
 #[derive(PartialEq, Eq)]
 pub enum InputLine<'a> {
-    /// A line with something in it.
+    /// A line that is not blank.
     Text {
-        /// Counted from 1.
+        /// The line number, from 1.
         number: u64,
-        /// What stands in it.
+        /// The content, without surrounding ASCII white space.
         bytes: &'a [u8],
     },
-    /// A line over the limit; what it held is gone.
+    /// A line over the limit. Its content was dropped.
     TooLong {
-        /// Counted from 1.
+        /// The line number, from 1.
         number: u64,
     },
 }
 
-/// Bytes that came and were not yet cut.
+/// Buffers bytes and splits them into lines. The line limit and the chunk size bound the buffer.
 pub struct LineSplitter {
     buffer: Vec<u8>,
-    /// Where the next line begins.
+    /// The offset of the next line in the buffer.
     start: usize,
     limit: usize,
-    /// LineSplitter cut so far.
+    /// The number of lines so far.
     number: u64,
-    /// Whether the rest of a line that is too long is being passed over.
+    /// Whether the rest of a line over the limit is being skipped.
     skipping: bool,
-    /// Whether the last line ended with CR: an LF right behind it belongs to the same line end.
+    /// Whether the last line ended with CR. A directly following LF belongs to the same line end.
     after_cr: bool,
 }
 
 impl LineSplitter {
-    /// LineSplitter of at most `limit` bytes.
+    /// Creates a splitter for lines of at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self { buffer: Vec::new(), start: 0, limit, number: 0, skipping: false, after_cr: false }
     }
 
-    /// More bytes.
+    /// Appends a chunk of the stream.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
         self.start = 0;
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The last line may have no end.
+    /// Ends the stream. Completes a last line without a line end.
     pub fn end(&mut self) {
         if self.start < self.buffer.len() || self.skipping {
             self.buffer.push(b'\n');
         }
     }
 
-    /// The next whole line that is not blank; `None` until more bytes come. What it borrows is gone
-    /// with the next push.
+    /// Returns the next complete line that is not blank, or `None` if more bytes are needed.
     pub fn next_line(&mut self) -> Option<InputLine<'_>> {
         loop {
             if self.after_cr && self.start < self.buffer.len() {
@@ -75,29 +73,24 @@ impl LineSplitter {
             self.start += length + 1;
             self.number += 1;
             let number = self.number;
-            let bytes = trimmed(&self.buffer[start..start + length]);
+            let bytes = self.buffer[start..start + length].trim_ascii();
             if std::mem::take(&mut self.skipping) || bytes.len() > self.limit {
                 return Some(InputLine::TooLong { number });
             }
             if !bytes.is_empty() {
-                // Borrowed anew, because the borrow above would outlive the loop.
-                let bytes = trimmed(&self.buffer[start..start + length]);
+                // Borrowed again, because the borrow above would outlive the loop.
+                let bytes = self.buffer[start..start + length].trim_ascii();
                 return Some(InputLine::Text { number, bytes });
             }
         }
     }
 }
 
-/// Without the blanks around it.
-fn trimmed(line: &[u8]) -> &[u8] {
-    line.trim_ascii()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn cut(limit: usize, input: &[u8], piece: usize) -> Vec<(u64, Option<String>)> {
+    fn split(limit: usize, input: &[u8], chunk: usize) -> Vec<(u64, Option<String>)> {
         let mut lines = LineSplitter::new(limit);
         let mut found = Vec::new();
         let mut take = |lines: &mut LineSplitter| {
@@ -110,10 +103,10 @@ mod tests {
                 });
             }
         };
-        for piece in input.chunks(piece) {
-            lines.push(piece);
+        for chunk in input.chunks(chunk) {
+            lines.push(chunk);
             take(&mut lines);
-            assert!(lines.buffer.len() <= limit + 2 * piece.len(), "bounded");
+            assert!(lines.buffer.len() <= limit + 2 * chunk.len(), "bounded");
         }
         lines.end();
         take(&mut lines);
@@ -121,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pieces_do_not_matter() {
+    fn lines_do_not_depend_on_the_chunks() {
         let input = b"one\r\n\n  \ntwelve bytes\n123456789012345678\ntwo\n\nthree";
         let text = |text: &str| Some(text.to_owned());
         let expected = [
@@ -131,15 +124,15 @@ mod tests {
             (6, text("two")),
             (8, text("three")),
         ];
-        for piece in 1..input.len() {
-            assert_eq!(cut(12, input, piece), expected, "{piece}");
+        for chunk in 1..input.len() {
+            assert_eq!(split(12, input, chunk), expected, "{chunk}");
         }
-        assert_eq!(cut(4, b"12345", 1), [(1, None)]);
+        assert_eq!(split(4, b"12345", 1), [(1, None)]);
         let mixed = b"one\rtwo\r\r\nfour\n\rsix\r";
         let expected = [(1, text("one")), (2, text("two")), (4, text("four")), (6, text("six"))];
-        for piece in 1..mixed.len() {
-            assert_eq!(cut(12, mixed, piece), expected, "a lone CR ends a line, {piece}");
+        for chunk in 1..mixed.len() {
+            assert_eq!(split(12, mixed, chunk), expected, "a lone CR ends a line, {chunk}");
         }
-        assert_eq!(cut(4, b"", 1), []);
+        assert_eq!(split(4, b"", 1), []);
     }
 }

@@ -1,14 +1,16 @@
-//! Rows of a bulk registration, as the import and the front's bulk path both take them: cut out of a
-//! stream, checked, and reported. Not here: where rows come from, and how they travel. No I/O.
+//! Rows of bulk registrations, for the import and for `POST /registrations`: splitting a stream into
+//! lines, validation, ordering and reports.
+//!
+//! This module does no I/O. Reading input and sending rows is up to its callers.
 
-mod validate;
 mod hash_column;
 mod lines;
 mod order;
 mod report;
+mod validate;
 
-pub use validate::{Identity, RowRules, ValidRow, not_utf8, validate};
-pub use hash_column::{HashColumnDetector, Judged};
+pub use hash_column::{HashColumnDetector, ReleasedRow};
 pub use lines::{InputLine, LineSplitter};
 pub use order::RowOrder;
-pub use report::{EARLIER_ROW_FAILED, RowReport, RowError};
+pub use report::{EARLIER_ROW_FAILED, RowError, RowReport};
+pub use validate::{Identity, RowRules, ValidRow, not_utf8, validate};

@@ -1,32 +1,36 @@
-//! Keeps rows of one identity in order, so that the first of two equal rows wins however many rows are in
-//! flight: a later one is held until the earlier ones have their outcome. Memory is bounded by the caller,
-//! who stops adding rows while [`RowOrder::held`] is too much.
+//! Keeps rows with the same identity in order while others are in flight in parallel.
+//!
+//! A row is held until all earlier rows of its identity have an outcome, so that the first of two
+//! equal rows is registered. The caller bounds the memory: it stops adding rows while
+//! [`RowOrder::held`] is too large.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::Identity;
 
-/// Rows in flight and rows held behind them, by tag.
+/// Rows in flight and the rows held behind them. Each row has a tag that the caller chooses.
 pub struct RowOrder<R> {
-    /// Tags of the rows that share a key, first come first.
-    lines: HashMap<u64, VecDeque<u64>>,
-    rows: HashMap<u64, Identity>,
+    /// For each key of an identity, the tags of its rows in the order of their arrival.
+    queues: HashMap<u64, VecDeque<u64>>,
+    /// The identities of the rows without an outcome, by tag.
+    identities: HashMap<u64, Identity>,
+    /// The held rows, by tag.
     held: BTreeMap<u64, R>,
 }
 
 impl<R> Default for RowOrder<R> {
     fn default() -> Self {
-        Self { lines: HashMap::new(), rows: HashMap::new(), held: BTreeMap::new() }
+        Self { queues: HashMap::new(), identities: HashMap::new(), held: BTreeMap::new() }
     }
 }
 
 impl<R> RowOrder<R> {
-    /// Adds a row behind those of the same identity. Returns it if it may be sent now.
+    /// Adds a row. Returns it if it can be sent now; otherwise it is held behind an earlier row.
     pub fn add(&mut self, tag: u64, identity: Identity, row: R) -> Option<R> {
         for key in identity.keys() {
-            self.lines.entry(key).or_default().push_back(tag);
+            self.queues.entry(key).or_default().push_back(tag);
         }
-        self.rows.insert(tag, identity);
+        self.identities.insert(tag, identity);
         if self.is_first(tag) {
             return Some(row);
         }
@@ -34,49 +38,49 @@ impl<R> RowOrder<R> {
         None
     }
 
-    /// A row has its outcome. Returns the rows that may be sent now.
+    /// Removes a row that has its outcome. Returns the held rows that can be sent now.
     pub fn finish(&mut self, tag: u64) -> Vec<(u64, R)> {
-        let Some(identity) = self.rows.remove(&tag) else { return Vec::new() };
-        let mut free = Vec::new();
+        let Some(identity) = self.identities.remove(&tag) else { return Vec::new() };
+        let mut released = Vec::new();
         for key in identity.keys() {
-            let Some(line) = self.lines.get_mut(&key) else { continue };
-            line.retain(|other| *other != tag);
-            match line.front().copied() {
-                None => drop(self.lines.remove(&key)),
+            let Some(queue) = self.queues.get_mut(&key) else { continue };
+            queue.retain(|other| *other != tag);
+            match queue.front().copied() {
+                None => drop(self.queues.remove(&key)),
                 Some(next) if self.is_first(next) => {
-                    free.extend(self.held.remove(&next).map(|row| (next, row)));
+                    released.extend(self.held.remove(&next).map(|row| (next, row)));
                 }
                 Some(_) => {}
             }
         }
-        free
+        released
     }
 
-    /// A row failed, and what became of it is open. Later rows of its identity must not take its place, so
-    /// those that are held fail with it. Returns their tags.
+    /// Removes a row that failed with an unknown outcome, and all rows held behind it. They must not be
+    /// registered in its place. Returns the tags of the held rows.
     pub fn fail(&mut self, tag: u64) -> Vec<u64> {
         let mut failed = Vec::new();
-        let mut free = self.finish(tag);
-        while let Some((tag, _)) = free.pop() {
+        let mut released = self.finish(tag);
+        while let Some((tag, _)) = released.pop() {
             failed.push(tag);
-            free.extend(self.finish(tag));
+            released.extend(self.finish(tag));
         }
         failed
     }
 
-    /// How many rows wait for others.
+    /// The number of held rows.
     pub fn held(&self) -> usize {
         self.held.len()
     }
 
-    /// Forgets the rows that wait.
+    /// Drops the held rows.
     pub fn clear_held(&mut self) {
         self.held.clear();
     }
 
     fn is_first(&self, tag: u64) -> bool {
-        let mut keys = self.rows.get(&tag).into_iter().flat_map(Identity::keys);
-        keys.all(|key| self.lines.get(&key).and_then(VecDeque::front) == Some(&tag))
+        let mut keys = self.identities.get(&tag).into_iter().flat_map(Identity::keys);
+        keys.all(|key| self.queues.get(&key).and_then(VecDeque::front) == Some(&tag))
     }
 }
 
@@ -89,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equal_rows_never_overtake_and_every_row_is_sent(
+        fn equal_rows_keep_their_order_and_every_row_is_sent(
             rows in prop::collection::vec((0u64..6, 0u64..6), 1..40),
             choices in prop::collection::vec(0usize..1000, 80),
         ) {
@@ -98,7 +102,7 @@ mod tests {
             let (mut next, mut choices) = (0, choices.into_iter().cycle());
             while next < rows.len() || !in_flight.is_empty() {
                 let choice = choices.next().unwrap();
-                let free: Vec<u64> = if next < rows.len() && (choice % 3 > 0 || in_flight.is_empty()) {
+                let released: Vec<u64> = if next < rows.len() && (choice % 3 > 0 || in_flight.is_empty()) {
                     let (name, email) = rows[next];
                     let tag = next as u64;
                     next += 1;
@@ -107,7 +111,7 @@ mod tests {
                     let tag = in_flight.swap_remove(choice % in_flight.len());
                     order.finish(tag).into_iter().map(|(_, row)| row).collect()
                 };
-                for tag in free {
+                for tag in released {
                     let (name, email) = rows[tag as usize];
                     let shares = |other: &u64| {
                         rows[*other as usize].0 == name || rows[*other as usize].1 == email
@@ -120,7 +124,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(sent.len(), rows.len());
-            prop_assert!(order.lines.is_empty() && order.rows.is_empty() && order.held() == 0);
+            prop_assert!(order.queues.is_empty() && order.identities.is_empty() && order.held() == 0);
         }
     }
 }

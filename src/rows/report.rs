@@ -1,4 +1,4 @@
-//! How one row ended, as the line that is reported of it: no token, and nothing of what the row held.
+//! The report line of one row. It contains no token and no value of the row.
 
 use std::borrow::Cow;
 
@@ -6,45 +6,45 @@ use serde::Serialize;
 
 use crate::domain::{FieldError, Outcome, RegistrationId, RejectionCode, UserId};
 
-/// The code of a row that was not sent, because an earlier one of the same identity failed.
+/// The code of a row that was not sent because an earlier row of the same identity failed.
 pub const EARLIER_ROW_FAILED: &str = "earlier_row_failed";
 
 /// One line of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RowReport {
-    /// Where the row begins, counted from 1.
+    /// The line on which the row begins, from 1.
     pub line: u64,
-    /// The identity under which the user is stored; none for a row that could not be read.
+    /// The registration id. `None` if the row was not sent and its id is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registration_id: Option<RegistrationId>,
-    /// `registered`, `rejected` or `failed`, as in a reply; an import has some of its own.
+    /// `registered`, `rejected` or `failed`, as in a reply. Imports have further values.
     pub outcome: &'static str,
-    /// Why not registered.
+    /// The reason, if the row was not registered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<Cow<'static, str>>,
-    /// The user.
+    /// The id of the registered user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
-    /// Whether the same row had been registered before, under the same id.
+    /// Whether the user was created earlier under the same registration id.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub replayed: bool,
-    /// What is wrong with which field.
+    /// The errors of the row.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<RowError>,
 }
 
-/// What is wrong with a row.
+/// An error of a row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RowError {
-    /// The field; empty where it is the whole row.
+    /// The field. Empty if the error concerns the whole row.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub field: Cow<'static, str>,
     /// A stable code.
     pub code: Cow<'static, str>,
-    /// A text that repeats no value.
+    /// A message without any value of the row.
     pub message: Cow<'static, str>,
-    /// The byte of the line at which it cannot be read, counted from 1.
+    /// The first byte of the line that is not valid, from 1. `None` if the line could be parsed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<usize>,
 }
@@ -54,23 +54,23 @@ impl RowError {
         Self { field: field.into(), code: code.into(), message: message.into(), column: None }
     }
 
-    /// A row that is no document at all.
+    /// Returns the error for a row that cannot be parsed.
     pub fn unreadable(code: &'static str, message: &'static str, column: Option<usize>) -> Self {
         Self { column, ..Self::new("", code, message) }
     }
 
-    /// A row that is longer than may be.
+    /// Returns the error for a row of more than `limit` bytes.
     pub fn too_long(limit: usize) -> Self {
-        let message = format!("at most {limit} bytes wanted");
+        let message = format!("expected at most {limit} bytes");
         Self { message: message.into(), ..Self::new("", "TOO_LONG", "") }
     }
 }
 
 impl From<FieldError> for RowError {
     fn from(FieldError { field, code, message }: FieldError) -> Self {
-        // One contract repeats what is no address, which may be a password in the wrong column.
+        // `error-code` repeats the invalid address, which may be a password in the wrong column.
         let message = match &*code {
-            "INVALID_EMAIL_FORMAT" => "an e-mail address wanted".into(),
+            "INVALID_EMAIL_FORMAT" => "expected an email address".into(),
             _ => message,
         };
         Self { field, code, message, column: None }
@@ -78,7 +78,7 @@ impl From<FieldError> for RowError {
 }
 
 impl RowReport {
-    /// A row that was refused before it was sent.
+    /// Reports a row that was rejected before it was sent.
     pub fn invalid(line: u64, id: Option<RegistrationId>, errors: Vec<RowError>) -> Self {
         Self {
             registration_id: id,
@@ -88,12 +88,12 @@ impl RowReport {
         }
     }
 
-    /// A row that was not sent, because an earlier one of the same identity failed.
+    /// Reports a row that was not sent because an earlier row of the same identity failed.
     pub fn earlier_row_failed(line: u64) -> Self {
         Self { code: Some(EARLIER_ROW_FAILED.into()), ..Self::empty(line, "failed") }
     }
 
-    /// A row that was answered, or for which nobody answered.
+    /// Reports the outcome of a row that was sent. `None`: no reply arrived in time.
     pub fn from_outcome(line: u64, id: RegistrationId, outcome: Option<Outcome>) -> Self {
         let failed =
             |code: Cow<'static, str>| Self { code: Some(code), ..Self::empty(line, "failed") };
@@ -108,12 +108,12 @@ impl RowReport {
             },
             Some(Outcome::Profile { .. }) => failed("internal".into()),
             Some(failure @ Outcome::Failed(_)) => failed(failure.label().into()),
-            None => failed("no_answer".into()),
+            None => failed("timeout".into()),
         };
         Self { registration_id: Some(id), ..report }
     }
 
-    /// Whether the user name or address belongs to somebody else.
+    /// Whether the row was rejected because another user has its user name or address.
     pub fn is_duplicate(&self) -> bool {
         let duplicate = Outcome::from(RejectionCode::Duplicate).label();
         self.outcome == "rejected" && self.code.as_deref() == Some(duplicate)
@@ -139,7 +139,7 @@ mod tests {
     use crate::domain::ContractId;
 
     #[test]
-    fn no_value_of_a_row_is_repeated() {
+    fn errors_contain_no_value_of_the_row() {
         let row =
             br#"{"username": "hunter2 and more", "email": "hunter2", "password": "hunter2@b.co",
             "fullname": {"firstname": "hunter2"}, "firstname": "hunter2", "lastname": "hunter2"}"#;
@@ -147,8 +147,8 @@ mod tests {
             let document = Document::parse(row).unwrap();
             let refused = check_bulk(contract(id), &document, &Policy::default());
             for error in refused.err().into_iter().flatten().map(RowError::from) {
-                let told = serde_json::to_string(&error).unwrap();
-                assert!(!told.contains("hunter2"), "{id}: {told}");
+                let report = serde_json::to_string(&error).unwrap();
+                assert!(!report.contains("hunter2"), "{id}: {report}");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! One row: read, checked by its contract's rules and written again with the contract's own fields, so
-//! that nothing else a producer sent travels on.
+//! Validates one row of a bulk registration and rewrites it with only the contract's own fields, so
+//! that other fields do not reach the queue.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -10,32 +10,34 @@ use serde_json::value::RawValue;
 use super::RowError;
 use crate::contract::document::TextValue;
 use crate::contract::{
-    ALLOW_HASH_LIKE, Document, HashLike, Policy, allows_hash_like, check_bulk, contract, detect_hash,
-    hash_like_error,
+    ALLOW_HASH_LIKE, Document, HashLike, Policy, allows_hash_like, check_bulk, contract,
+    detect_hash, hash_like_error,
 };
-use crate::domain::{ValidSignup, ContractId, Email, MessageId, Password};
+use crate::domain::{ContractId, Email, MessageId, Password, ValidSignup};
 
-/// A row that passed.
+/// A row that passed validation.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ValidRow {
-    /// Its own id, if it names one.
+    /// The row's own id, if [`RowRules::id_field`] is set.
     pub id: Option<MessageId>,
-    /// The contract's document.
+    /// The message body: the contract's document in JSON.
     pub body: Bytes,
-    /// What no other row may share.
+    /// The unique values of the row.
     pub identity: Identity,
-    /// How much its clear password looks like a hash; `None` if it has none, or it is allowed to.
+    /// Whether the clear password resembles a hash. `None` without a clear password, or if resembling
+    /// a hash is allowed.
     pub hash_like: Option<HashLike>,
 }
 
 impl ValidRow {
-    /// The error of a row whose bare digest turned out to be a hash.
-    pub fn as_hash(&self) -> Vec<RowError> {
+    /// Returns the error for a row whose bare digest was found to be a hash.
+    pub fn hash_like_errors(&self) -> Vec<RowError> {
         vec![hash_like_error().into()]
     }
 }
 
-/// A row's user name, address and own id, each as a hash. Equal ones are equal or, rarely, not.
+/// The unique values of a row (user name, address, own id), each as a 64-bit hash. Rows whose
+/// different values have the same hash are treated as equal, which is rare.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     user: [Option<u64>; 2],
@@ -49,12 +51,12 @@ impl Identity {
         Self { user: [username, email], id: id.map(|id| hash(2, id.as_str())) }
     }
 
-    /// How many fields no other user may have.
-    pub fn unique(&self) -> usize {
+    /// Counts the fields that must be unique among users (user name and address).
+    pub fn unique_fields(&self) -> usize {
         self.user.iter().flatten().count()
     }
 
-    /// Everything that makes two rows one.
+    /// Returns the hashes. Rows that share one have the same identity.
     pub(super) fn keys(&self) -> impl Iterator<Item = u64> + use<> {
         self.user.into_iter().chain([self.id]).flatten()
     }
@@ -66,28 +68,30 @@ fn hash(kind: u8, text: &str) -> u64 {
     hasher.finish()
 }
 
-/// How rows are checked.
+/// How rows are validated.
 #[derive(Clone, Debug)]
 pub struct RowRules {
-    /// Whose documents they are.
+    /// The contract of the rows.
     pub contract: ContractId,
-    /// The field that holds a row's own id.
+    /// The field that holds a row's own id. `None`: rows have no ids.
     pub id_field: Option<String>,
-    /// What is asked of passwords beyond the contract.
+    /// The operator's policy.
     pub policy: Policy,
-    /// Whether every clear password may look like a hash.
+    /// Whether clear passwords may look like hashes.
     pub allow_hash_like: bool,
 }
 
-/// Checks a row: a contract's document, in which the field `id_field` may name the row. Errors stand
-/// in the order of the contract's own.
+/// Validates a row: a bulk document of the contract in JSON.
+///
+/// # Errors
+/// The errors of the row, in the contract's field order.
 pub fn validate(rules: &RowRules, row: &[u8]) -> Result<ValidRow, Vec<RowError>> {
     let mut document = Document::parse(row).map_err(|_| vec![unreadable(row)])?;
     match document.text("contract") {
         TextValue::Absent => {}
         TextValue::Text(named) if named.as_str() == rules.contract.as_str() => {}
         _ => {
-            let text = "a row cannot name another contract than its import";
+            let text = "the row names a contract other than the one of its import or upload";
             return Err(vec![RowError::new("contract", "OTHER_CONTRACT", text)]);
         }
     }
@@ -95,9 +99,9 @@ pub fn validate(rules: &RowRules, row: &[u8]) -> Result<ValidRow, Vec<RowError>>
         Some(field) => Some(own_id(&document, field).map_err(|error| vec![error])?),
         None => None,
     };
-    let yes: &RawValue = serde_json::from_str("true").expect("a JSON text");
+    let json_true: &RawValue = serde_json::from_str("true").expect("valid JSON");
     if rules.allow_hash_like {
-        document.put(ALLOW_HASH_LIKE, yes);
+        document.put(ALLOW_HASH_LIKE, json_true);
     }
     let contract = contract(rules.contract);
     let signup = check_bulk(contract, &document, &rules.policy)
@@ -115,7 +119,7 @@ pub fn validate(rules: &RowRules, row: &[u8]) -> Result<ValidRow, Vec<RowError>>
     Ok(ValidRow { id: own, body: Bytes::from(body.to_string()), identity, hash_like })
 }
 
-/// The row's own id: a text, or a number as it is written.
+/// Reads the row's own id: a string, or an unsigned integer as it is written.
 fn own_id(document: &Document<'_>, field: &str) -> Result<MessageId, RowError> {
     let text = match document.text(field) {
         TextValue::Text(text) => Some(text.to_string()),
@@ -128,14 +132,15 @@ fn own_id(document: &Document<'_>, field: &str) -> Result<MessageId, RowError> {
     id.ok_or_else(|| RowError {
         field: field.to_owned().into(),
         code: "INVALID_ID".into(),
-        message: "an id of 1 to 128 bytes wanted".into(),
+        message: "expected an id of 1 to 128 bytes".into(),
         column: None,
     })
 }
 
-/// A row that is not UTF-8, and what it looks like instead.
+/// Returns the error for a row that is not UTF-8, with a guess at its encoding. `column` is the first
+/// invalid byte, counted from 1.
 pub fn not_utf8(bytes: &[u8], column: usize) -> RowError {
-    // Bytes that windows-1252 leaves undefined.
+    // Bytes that windows-1252 does not define.
     let undefined = [0x81, 0x8d, 0x8f, 0x90, 0x9d];
     let message = if bytes.contains(&0) {
         "not UTF-8; it looks like UTF-16 without a byte order mark"
@@ -151,7 +156,7 @@ fn is_number(raw: &str) -> bool {
     raw.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// What is wrong with a row that is no document, and at which byte.
+/// Returns the error for a row that is not a JSON object, with the column of the first invalid byte.
 fn unreadable(row: &[u8]) -> RowError {
     let text = match std::str::from_utf8(row) {
         Ok(text) => text,
@@ -163,7 +168,7 @@ fn unreadable(row: &[u8]) -> RowError {
         Err(error) => {
             RowError::unreadable("INVALID_JSON", "not valid JSON", Some(error.column().max(1)))
         }
-        Ok(_) => RowError::unreadable("INVALID_JSON", "a JSON object wanted", Some(1)),
+        Ok(_) => RowError::unreadable("INVALID_JSON", "expected a JSON object", Some(1)),
     }
 }
 
@@ -171,7 +176,7 @@ fn unreadable(row: &[u8]) -> RowError {
 pub(super) mod tests {
     use super::*;
 
-    /// The identity of a row with this user name and address.
+    /// Returns the identity of a row with this user name and address.
     pub(in super::super) fn identity(username: u64, email: u64) -> Identity {
         Identity { user: [Some(username), Some(1000 + email)], id: None }
     }
@@ -194,15 +199,15 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_row_is_written_again() {
+    fn row_is_rewritten_with_the_contracts_fields_only() {
         let checked = validate(&rules(None), GOOD.as_bytes()).unwrap();
         let body: serde_json::Value = serde_json::from_slice(&checked.body).unwrap();
         assert_eq!(body.as_object().unwrap().len(), 3, "{body}");
-        assert_eq!((checked.id, checked.identity.unique()), (None, 1));
+        assert_eq!((checked.id, checked.identity.unique_fields()), (None, 1));
     }
 
     #[test]
-    fn a_row_may_name_itself() {
+    fn id_field_names_the_row() {
         let id = |field| validate(&rules(Some(field)), GOOD.as_bytes()).map(|row| row.id);
         assert_eq!(id("nr").unwrap(), MessageId::parse("17"));
         assert_eq!(id("email").unwrap(), MessageId::parse("a@b.co"));
@@ -211,7 +216,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn equal_addresses_are_one_identity() {
+    fn equal_addresses_give_the_same_identity() {
         let identity = |row: &str| validate(&rules(None), row.as_bytes()).unwrap().identity;
         let other = GOOD.replace("a@b.co", "A@B.co").replace("Ann", "Bob");
         assert_eq!(identity(GOOD), identity(&other));
@@ -219,7 +224,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_hash_is_admitted_only_if_that_is_allowed_and_the_worker_is_shown_it() {
+    fn hash_as_clear_password_is_accepted_only_if_allowed_and_the_body_is_marked() {
         let row = GOOD.replace("secret-1", "pbkdf2_sha256$260000$salt$hash=");
         assert_eq!(errors(row.as_bytes())[0].1, "LOOKS_LIKE_HASH");
         let allowing = RowRules { allow_hash_like: true, ..rules(None) };
@@ -233,7 +238,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_told_with_its_column() {
+    fn unreadable_row_is_reported_with_its_column() {
         let one = |code: &str, column| vec![(String::new(), code.to_owned(), column)];
         assert_eq!(errors(br#"{"a":1,,}"#), one("INVALID_JSON", Some(8)));
         assert_eq!(errors(b"[1]"), one("INVALID_JSON", Some(1)));
@@ -241,7 +246,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_row_names_no_other_contract() {
+    fn row_of_another_contract_is_rejected() {
         let row = GOOD.replacen('{', r#"{"contract":"username","#, 1);
         assert_eq!(errors(row.as_bytes())[0].1, "OTHER_CONTRACT");
         let row = GOOD.replacen('{', r#"{"contract":"register","#, 1);

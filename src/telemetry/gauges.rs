@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn bulk_rows_that_will_be_retried_are_not_counted() {
         let metrics = Metrics::default();
-        for outcome in ["registered", "registered", "duplicate", "invalid", "no_answer"] {
+        for outcome in ["registered", "registered", "duplicate", "invalid", "timeout"] {
             metrics.bulk_rows_total.with_label_values(&[outcome]).inc();
         }
         for (queue, outcome) in
