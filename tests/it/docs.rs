@@ -98,6 +98,40 @@ fn tests_named_in_tables_exist() {
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
+#[test]
+fn tests_named_in_commands_exist() {
+    let modules = modules("tests/it");
+    let (mut missing, mut named) = (Vec::new(), 0);
+    let functions = |module: &str, part: &str| {
+        modules.iter().any(|(path, text)| {
+            path.starts_with(module)
+                && text.lines().any(|line| {
+                    let function = line.trim_start().trim_start_matches("async ");
+                    function.strip_prefix("fn ").is_some_and(|name| name.contains(part))
+                })
+        })
+    };
+    for (path, text) in documents() {
+        for line in text.lines().filter(|line| line.contains("./tests/run")) {
+            let words: Vec<&str> = line.split(['`', ' ']).collect();
+            for (at, word) in words.iter().enumerate() {
+                let after_ignored =
+                    at > 0 && words[at - 1] == "--ignored" && !word.starts_with('-');
+                if !after_ignored && (!word.contains("::") || word.starts_with('|')) {
+                    continue;
+                }
+                named += 1;
+                let (module, part) = word.rsplit_once("::").unwrap_or(("", word));
+                if !functions(module, part) {
+                    missing.push(format!("{path}: there is no test {word}"));
+                }
+            }
+        }
+    }
+    assert!(named > 5, "only {named} tests are named");
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
 /// The anchors that GitHub gives the headings of a document.
 fn anchors(text: &str) -> BTreeSet<String> {
     let headings = prose(text);
@@ -147,6 +181,7 @@ fn is_path(name: &str) -> bool {
 
 #[test]
 fn paths_in_documents_exist() {
+    let sources = [files("src", ".rs"), files("tests", ".rs")].concat();
     let (mut missing, mut named) = (Vec::new(), 0);
     for (path, text) in documents() {
         for name in prose(&text).lines().flat_map(quoted) {
@@ -155,11 +190,11 @@ fn paths_in_documents_exist() {
                 continue;
             }
             named += 1;
-            let folder = Path::new(&path).parent().unwrap().to_str().unwrap();
-            let is_there = ["", "src", "tests/it", folder]
-                .map(|root| package().join(root).join(name))
-                .iter()
-                .any(|path| path.exists() || path.with_extension("rs").exists());
+            let roots =
+                ["", "src", "tests/it", Path::new(&path).parent().unwrap().to_str().unwrap()];
+            let exists = |path: PathBuf| path.exists() || path.with_extension("rs").exists();
+            let is_there = roots.iter().any(|root| exists(package().join(root).join(name)))
+                || sources.iter().any(|source| source.rsplit('/').next() == Some(name));
             if !is_there {
                 missing.push(format!("{path}: there is no {name}"));
             }
