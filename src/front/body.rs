@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap};
 use hyper::http::request::Parts;
 use tokio::time::timeout;
@@ -16,6 +16,11 @@ use super::response::{self, Response};
 const DRAIN_BYTES: usize = 1 << 20;
 /// How long a refused body is read and discarded.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// The body of a request: a stream from the network, or bytes in memory.
+pub trait RequestBody: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static {}
+
+impl<B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static> RequestBody for B {}
 
 /// Why a body could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +62,7 @@ pub(super) fn is_utf8_of(headers: &HeaderMap, expected: &str) -> bool {
 /// Reads a body of at most `limit` bytes within `time`. The rest of a body that is too large is drained.
 pub(super) async fn read(
     head: &Parts,
-    mut body: Incoming,
+    mut body: impl RequestBody,
     limit: usize,
     time: Duration,
 ) -> Result<Bytes, BodyError> {
@@ -76,7 +81,7 @@ pub(super) async fn read(
     read
 }
 
-async fn read_limited(body: &mut Incoming, limit: usize) -> Result<Bytes, BodyError> {
+async fn read_limited(body: &mut impl RequestBody, limit: usize) -> Result<Bytes, BodyError> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| BodyError::Aborted)?.into_data() else { continue };
@@ -90,7 +95,7 @@ async fn read_limited(body: &mut Incoming, limit: usize) -> Result<Bytes, BodyEr
 
 /// Returns `refusal` for a request whose body is not needed. The body is drained first, unless the client waits for
 /// 100 (Continue): then it has sent no body yet and gets this response instead.
-pub(super) async fn refuse(refusal: Response, head: &Parts, body: Incoming) -> Response {
+pub(super) async fn refuse(refusal: Response, head: &Parts, body: impl RequestBody) -> Response {
     if waits_for_continue(&head.headers) {
         // It may still send the body (RFC 9110, section 10.1.1), so the connection is closed.
         return response::closing(refusal, head.version);
@@ -105,7 +110,7 @@ fn waits_for_continue(headers: &HeaderMap) -> bool {
 }
 
 /// Reads and discards the rest of a refused body, within [`DRAIN_BYTES`] and [`DRAIN_TIME`].
-async fn drain(mut body: Incoming) {
+async fn drain(mut body: impl RequestBody) {
     let drained = async {
         let mut left = DRAIN_BYTES;
         while let Some(Ok(frame)) = body.frame().await {

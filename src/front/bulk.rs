@@ -1,16 +1,16 @@
-//! `POST /registrations`: a stream of rows for those who speak no AMQP, answered row by row in the order
-//! of the rows while they still come. For other systems, not for browsers: it takes an API key, and
-//! without one in the settings it is not there.
+//! `POST /registrations`: registers a stream of NDJSON rows, and reports the outcome of each row, in the order of the
+//! rows, while the upload continues.
+//!
+//! It is for systems that do not use AMQP. Requests need an API key; without `front.bulk_api_key` the path is not served.
 
-mod preconditions;
 mod abort;
+mod preconditions;
 mod tracker;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Request, StatusCode};
 use secrecy::SecretString;
@@ -19,11 +19,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use preconditions::{contract_of_query, is_authorized};
 use abort::{INTERNAL, abort_line, run_contained};
+use preconditions::{contract_of_query, is_authorized};
 
 use super::Front;
-use super::body;
+use super::body::{self, RequestBody};
 use super::response::{self, Response};
 use super::signup::idempotency_key;
 use crate::domain::IdempotencyKey;
@@ -32,66 +32,70 @@ use crate::rows::RowRules;
 use crate::telemetry::trace::Span;
 use tracker::{RowIdentity, Tracker};
 
-/// Uploads at once. Each has a window of rows on the front's connection to the broker.
+/// Largest number of concurrent uploads. Each has a window of rows on the front's connection to the broker.
 pub(super) const UPLOADS_MAX: usize = 8;
-/// Pieces of the answer that may wait for a client that does not read.
+/// Number of response chunks that are buffered for a client that does not read.
 const CHUNKS_MAX: usize = 4;
-/// Longest silence of a response whose rows wait: a proxy in between cuts what is silent for longer. Then an
-/// empty line is sent, which readers of NDJSON skip.
+/// While rows wait for an outcome, the response has an empty line at least this often, because proxies close idle
+/// connections. Readers of NDJSON skip empty lines.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Asks nginx not to hold lines back.
+/// Turns off response buffering in nginx.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// How long a client may neither send nor read while nothing else is going on.
+/// How long a client may send or read nothing while no row waits for an outcome.
 const IDLE: Duration = Duration::from_secs(60);
-/// For the answers to rows that are under way when a stop comes. The client still has to be told, before
-/// `front.shutdown_timeout` is over.
+/// How long an upload waits for the outcomes of rows in flight after a shutdown began. It is shorter than
+/// `front.shutdown_timeout`, so that the last line still reaches the client.
 const GRACE: Duration = Duration::from_secs(5);
 
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
-/// What is said of a request of which no row is read.
-pub(super) const NO_KEY: &str = "The API key of front.bulk_api_key is wanted as a bearer token.";
+/// Problem detail of a 401.
+pub(super) const NO_KEY: &str = "Missing or invalid API key (Authorization: Bearer).";
+/// Problem detail of a 415.
 pub(super) const NOT_NDJSON: &str =
-    "Content-Type must be application/x-ndjson: one JSON object a line.";
-pub(super) const NO_CONTRACT: &str = "Name the rows' contract: ?contract=username, nested-name, \
-    flat-name, register or error-code.";
-pub(super) const BUSY: &str = "No row was read; send them again later.";
+    "Content-Type must be application/x-ndjson, with one JSON object per line.";
+/// Problem detail of a 400 whose query is wrong.
+pub(super) const NO_CONTRACT: &str = "The query parameter contract is required, once: username, \
+    nested-name, flat-name, register or error-code.";
+/// Problem detail of a 503.
+pub(super) const BUSY: &str = "No row was read. Send the request again later.";
 
 impl Front {
-    /// Refuses, in this order: 401, 415, 400, 503. After that every row has its own answer.
+    /// Starts an upload. Errors take precedence in this order: 401, 415, 400, 503. After those checks the status is 200,
+    /// and each row has its own outcome.
     pub(super) async fn bulk(
         &self,
-        request: Request<Incoming>,
+        request: Request<impl RequestBody>,
         key: &SecretString,
         span: &mut Span,
     ) -> Response {
         let (head, body) = request.into_parts();
         if !is_authorized(&head.headers, key) {
-            let mut refused = response::problem(StatusCode::UNAUTHORIZED, NO_KEY);
-            refused.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            return body::refuse(refused, &head, body).await;
+            let mut refusal = response::problem(StatusCode::UNAUTHORIZED, NO_KEY);
+            refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return body::refuse(refusal, &head, body).await;
         }
         if !body::is_utf8_of(&head.headers, NDJSON) {
-            let refused = response::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, NOT_NDJSON);
-            return body::refuse(refused, &head, body).await;
+            let refusal = response::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, NOT_NDJSON);
+            return body::refuse(refusal, &head, body).await;
         }
         let Some(contract) = contract_of_query(head.uri.query().unwrap_or_default()) else {
-            let refused = response::problem(StatusCode::BAD_REQUEST, NO_CONTRACT);
-            return body::refuse(refused, &head, body).await;
+            let refusal = response::problem(StatusCode::BAD_REQUEST, NO_CONTRACT);
+            return body::refuse(refusal, &head, body).await;
         };
-        let (key, fresh) = match idempotency_key(&head.headers) {
+        let (key, new_key) = match idempotency_key(&head.headers) {
             Ok(Some(key)) => (key, false),
             Ok(None) => (IdempotencyKey::random(), true),
             Err(_) => {
                 let detail = crate::contract::ApiError::InvalidIdempotencyKey.text();
-                let refused = response::problem(StatusCode::BAD_REQUEST, detail);
-                return body::refuse(refused, &head, body).await;
+                let refusal = response::problem(StatusCode::BAD_REQUEST, detail);
+                return body::refuse(refusal, &head, body).await;
             }
         };
         let permit = self.uploads.clone().try_acquire_owned().ok();
         let Some(permit) = permit.filter(|_| self.telemetry.health.is_ready()) else {
-            let refused = response::problem(StatusCode::SERVICE_UNAVAILABLE, BUSY);
-            return body::refuse(response::with_key(refused, &key), &head, body).await;
+            let refusal = response::problem(StatusCode::SERVICE_UNAVAILABLE, BUSY);
+            return body::refuse(response::with_key(refusal, &key), &head, body).await;
         };
         let (chunks, streamed) = mpsc::channel(CHUNKS_MAX);
         let last_chunk = chunks.clone();
@@ -101,7 +105,7 @@ impl Front {
             policy: self.policy.clone(),
             allow_hash_like: false,
         };
-        let identity = RowIdentity { key: key.clone(), fresh, trace: span.context().clone() };
+        let identity = RowIdentity { key: key.clone(), new_key, trace: span.context().clone() };
         let metrics = self.telemetry.metrics.clone();
         let upload = Upload {
             rows: Tracker::new(rules, self.settings.body_limit, identity, metrics),
@@ -111,7 +115,7 @@ impl Front {
             _permit: permit,
         };
         let producer = self.caller.producer(Window::new(tracker::WINDOW));
-        // The answer begins now, and the span ends with it.
+        // The response starts now. The upload's task ends the span.
         span.set_text("muster.contract", contract.as_str());
         span.set_number("http.response.status_code", StatusCode::OK.as_u16().into());
         let log = span.log_span();
@@ -127,76 +131,92 @@ impl Front {
     }
 }
 
-/// The client neither reads nor sends any more.
+/// The client disconnected, or did not read for [`IDLE`].
 struct ClientGone;
 
-/// One request: its rows, and the response.
+/// One upload: its rows and its response.
 struct Upload {
     rows: Tracker,
+    /// The response body.
     chunks: mpsc::Sender<Bytes>,
-    /// When the client was last sent something.
+    /// When the last chunk was sent.
     sent_at: Instant,
     stop: CancellationToken,
     _permit: OwnedSemaphorePermit,
 }
 
-/// Why no more rows are read.
+/// Why no further rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InputEnd {
+    /// The body was read to its end.
     Complete,
-    Broken,
+    /// The client disconnected or violated the protocol.
+    Aborted,
+    /// The client sent nothing for [`IDLE`].
     Idle,
+    /// The front shuts down.
     Stopping,
-    /// By a fault of muster.
+    /// An internal error: the queue's producer ended.
     Failed,
+    /// The body is a JSON array.
     NotNdjson,
 }
 
 impl Upload {
-    async fn run(mut self, mut body: Incoming, producer: BulkProducer) -> Result<(), ClientGone> {
-        let BulkProducer { rows: sender, replies: mut answers, .. } = producer;
+    async fn run(
+        mut self,
+        mut body: impl RequestBody,
+        producer: BulkProducer,
+    ) -> Result<(), ClientGone> {
+        let BulkProducer { rows: sender, mut replies, .. } = producer;
         let mut sender = Some(sender);
-        let mut over: Option<InputEnd> = None;
+        let mut input_end: Option<InputEnd> = None;
         let mut give_up_at = None;
         let stop = self.stop.clone();
         loop {
             let no_lines = loop {
-                let is_stopped = matches!(over, Some(InputEnd::Stopping | InputEnd::NotNdjson));
+                let is_stopped =
+                    matches!(input_end, Some(InputEnd::Stopping | InputEnd::NotNdjson));
                 let no_lines = is_stopped || self.rows.read();
                 if self.rows.is_array() {
-                    over = Some(InputEnd::NotNdjson);
+                    input_end = Some(InputEnd::NotNdjson);
                 }
-                // Reports that were sent make room for more rows.
+                // Sent reports free window slots for further rows.
                 let reported = self.report().await?;
                 if no_lines || self.rows.has_unsent() || !reported {
                     break no_lines;
                 }
             };
-            if no_lines && matches!(over, Some(InputEnd::Complete | InputEnd::Aborted | InputEnd::Idle)) {
+            if no_lines
+                && matches!(
+                    input_end,
+                    Some(InputEnd::Complete | InputEnd::Aborted | InputEnd::Idle)
+                )
+            {
                 self.rows.release_column();
                 self.report().await?;
             }
-            let nothing_left = no_lines && self.rows.all_sent() && over.is_some();
-            if nothing_left {
+            let is_all_sent = no_lines && self.rows.all_sent() && input_end.is_some();
+            if is_all_sent {
                 sender = None;
             }
-            if nothing_left && self.rows.all_reported() {
-                return self.finish(over).await;
+            if is_all_sent && self.rows.all_reported() {
+                return self.finish(input_end).await;
             }
-            let wants_more = over.is_none() && no_lines && self.rows.has_room();
+            let wants_more = input_end.is_none() && no_lines && self.rows.has_capacity();
             tokio::select! {
-                answer = answers.recv() => match answer {
-                    Some(answer) => self.rows.answered(answer),
-                    // A stop leaves rows that were not sent.
-                    None if over == Some(InputEnd::Stopping) => return self.finish(over).await,
-                    // It cannot end before the rows do, unless it failed.
+                reply = replies.recv() => match reply {
+                    Some(reply) => self.rows.record_reply(reply),
+                    // After a shutdown began, rows remain that were not sent.
+                    None if input_end == Some(InputEnd::Stopping) => return self.finish(input_end).await,
+                    // The producer ended before the rows did, so it failed.
                     None => return self.finish(Some(InputEnd::Failed)).await,
                 },
-                room = reserve(sender.clone()), if sender.is_some() && self.rows.has_unsent() => {
-                    let (Some(room), Some(row)) = (room, self.rows.next_unsent()) else {
+                permit = reserve(sender.clone()), if sender.is_some() && self.rows.has_unsent() => {
+                    let (Some(permit), Some(row)) = (permit, self.rows.next_unsent()) else {
                         return self.finish(Some(InputEnd::Failed)).await;
                     };
-                    room.send(row);
+                    permit.send(row);
                 }
                 frame = timeout(IDLE, body.frame()), if wants_more => match frame {
                     Ok(Some(Ok(frame))) => {
@@ -204,24 +224,24 @@ impl Upload {
                             self.rows.push(data);
                         }
                     }
-                    Ok(Some(Err(_))) => over = Some(InputEnd::Aborted),
+                    Ok(Some(Err(_))) => input_end = Some(InputEnd::Aborted),
                     Ok(None) => {
                         self.rows.end();
-                        over = Some(InputEnd::Complete);
+                        input_end = Some(InputEnd::Complete);
                     }
-                    Err(_) if !self.rows.is_waiting() => over = Some(InputEnd::Idle),
+                    Err(_) if !self.rows.is_waiting() => input_end = Some(InputEnd::Idle),
                     Err(_) => {}
                 },
-                () = stop.cancelled(), if over.is_none() => {
-                    over = Some(InputEnd::Stopping);
+                () = stop.cancelled(), if input_end.is_none() => {
+                    input_end = Some(InputEnd::Stopping);
                     give_up_at = Some(Instant::now() + GRACE);
                     self.rows.drop_unsent();
                 }
                 () = sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
-                    return self.finish(over).await;
+                    return self.finish(input_end).await;
                 }
                 () = sleep_until(self.sent_at + KEEP_ALIVE), if self.rows.is_waiting() => {
-                    // A client that has lines to read needs no more of them.
+                    // If the channel is full, the client has lines to read and needs no keep-alive.
                     let _ = self.chunks.try_send(Bytes::from_static(b"\n"));
                     self.sent_at = Instant::now();
                 }
@@ -230,8 +250,8 @@ impl Upload {
         }
     }
 
-    /// Sends the reports that are due. Waits while the client does not read, and with it everything else of this upload.
-    /// Returns whether there were any.
+    /// Sends the reports that are due; returns whether there were any. While the client does not read, this waits and
+    /// stalls the whole upload.
     async fn report(&mut self) -> Result<bool, ClientGone> {
         let chunk = self.rows.due_reports();
         if chunk.is_empty() {
@@ -249,11 +269,11 @@ impl Upload {
         }
     }
 
-    /// An answer that is not about the whole body says so in its last line.
-    async fn finish(mut self, over: Option<InputEnd>) -> Result<(), ClientGone> {
-        let code = match over {
+    /// Ends the response. Its last line gives the reason if the body was not read to its end.
+    async fn finish(mut self, input_end: Option<InputEnd>) -> Result<(), ClientGone> {
+        let code = match input_end {
             Some(InputEnd::Complete) | None => return Ok(()),
-            Some(InputEnd::Aborted) => "broken",
+            Some(InputEnd::Aborted) => "body_aborted",
             Some(InputEnd::Idle) => "idle",
             Some(InputEnd::Stopping) => "stopping",
             Some(InputEnd::Failed) => INTERNAL,

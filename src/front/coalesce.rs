@@ -252,13 +252,13 @@ mod tests {
         let (caller, calls): (Arc<dyn RpcClient>, _) =
             (Arc::new(PanickingCaller), CallCoalescer::default());
         let permits = Arc::new(Semaphore::new(3));
-        let ask = |fresh| {
+        let send = |new_key| {
             let permit = permits.clone().try_acquire_owned().unwrap();
             let call = RpcRequest { new_key, ..call("a", Duration::from_secs(60)) };
             calls.call(&caller, call, permit)
         };
-        let (first, joined, fresh) = tokio::join!(ask(false), ask(false), ask(true));
-        for outcome in [first, joined, fresh] {
+        let (first, joined, other) = tokio::join!(send(false), send(false), send(true));
+        for outcome in [first, joined, other] {
             assert_eq!(outcome, Err(RpcError::Indeterminate));
         }
         assert!(lock(&calls.0).is_empty());
@@ -304,7 +304,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn call_keeps_its_permit_after_its_client_disconnected() {
-        for fresh in [false, true] {
+        for new_key in [false, true] {
             let (gate, caller) = gated_caller();
             let (calls, permits) = (CallCoalescer::default(), Arc::new(Semaphore::new(1)));
             let permit = permits.clone().try_acquire_owned().unwrap();
@@ -313,7 +313,7 @@ mod tests {
             assert!(futures_util::poll!(&mut first).is_pending());
             drop(first);
             tokio::task::yield_now().await;
-            assert_eq!(permits.available_permits(), 0, "fresh: {fresh}");
+            assert_eq!(permits.available_permits(), 0, "new_key: {new_key}");
             assert_eq!(gate.calls.load(Ordering::SeqCst), 1);
             gate.replies.add_permits(1);
             drop(permits.acquire().await.unwrap());

@@ -26,12 +26,10 @@ pub mod tls;
 mod trace;
 pub mod validity;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -46,10 +44,11 @@ use crate::telemetry::trace::Span;
 use admission::Admission;
 use limits::RateLimits;
 use openapi::Specification;
-use response::Response;
 use router::{EnabledRoutes, Route, Routes};
 
+pub use body::RequestBody;
 pub use reload::ReloadableFiles;
+pub use response::Response;
 pub use server::{ConnectionLimits, bind};
 
 /// Largest request head that is accepted, in bytes: about ten times what a browser sends.
@@ -145,7 +144,10 @@ impl Front {
         let metrics = self.telemetry.metrics.clone();
         let on_connect = move || metrics.connection_opened();
         let front = self.clone();
-        let handler = move |request, peer| front.clone().handle(request, peer);
+        let handler = move |request, peer| {
+            let front = front.clone();
+            async move { Ok(front.respond(request, peer).await) }
+        };
         tokio::select! {
             () = server::serve(listener, limits, tls, stop, on_connect, handler) => {}
             () = self.sample_stats(), if self.settings.ui => {}
@@ -159,11 +161,7 @@ impl Front {
     }
 
     /// Responds to a request. Adds `Retry-After` to every 503, and CORS headers except on operators' paths.
-    async fn handle(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> Result<Response, Infallible> {
+    pub async fn respond(&self, request: Request<impl RequestBody>, peer: SocketAddr) -> Response {
         let origin = request.headers().get(hyper::header::ORIGIN).cloned();
         let route = self.routes.find(request.uri().path());
         let allows_other_origins = !route.is_some_and(Route::is_for_operators);
@@ -182,10 +180,10 @@ impl Front {
         if allows_other_origins {
             self.cors.allow(origin.as_ref(), &mut response);
         }
-        Ok(response)
+        response
     }
 
-    async fn route(&self, request: Request<Incoming>, peer: SocketAddr) -> Response {
+    async fn route(&self, request: Request<impl RequestBody>, peer: SocketAddr) -> Response {
         let route = self.routes.find(request.uri().path());
         if request.method() == Method::OPTIONS {
             return self.cors.preflight(request.headers(), route.map(Route::allow));
@@ -203,7 +201,7 @@ impl Front {
     async fn dispatch(
         &self,
         route: Route<'_>,
-        request: Request<Incoming>,
+        request: Request<impl RequestBody>,
         peer: SocketAddr,
         span: &mut Span,
     ) -> Response {

@@ -1,10 +1,9 @@
-//! The HTTP door as an OpenAPI document, from the definitions that the code itself uses: mounts, the
-//! contracts' schemas, and the responses that the contracts give. Served at `/openapi.json`, printed by
-//! `muster spec openapi`.
+//! The OpenAPI document of the HTTP API. It is derived from the mounts, the contracts' schemas and the responses that the
+//! contracts render. The front serves it at `/openapi.json`; `muster spec openapi` prints it.
 
-mod responses;
 mod operations;
 mod registration;
+mod responses;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -14,15 +13,17 @@ use crate::contract::{bulk_schema, contract, problem, samples, schema_inference}
 use crate::domain::ContractId;
 pub(in crate::front) use registration::prefixed;
 
-const DESCRIPTION: &str = "Registers users. Five published signup contracts are served at once, each with the \
-    responses its document prescribes. A registration goes through a queue to a worker that hashes the \
-    password, stores the user and signs the token; the answer comes when that is done. Fields that a \
-    contract does not know are ignored, of equal keys the last one counts, and null is the same as \
-    absent. Every answer says which pages may read it (CORS), and every path responses OPTIONS with 204, those too where nothing is.";
+const DESCRIPTION: &str = "Registers users through five published signup contracts, each with its own \
+    requests and responses. A registration is sent through a queue to a worker, which hashes the password, \
+    stores the user and signs a token; then the response is sent. Unknown fields are ignored, the last of \
+    several equal keys counts, and null means absent. Every response has CORS headers, and every path, \
+    including unknown ones, responds to OPTIONS with 204.";
 
-/// The document of one front, built once: for programs as bytes, for the page as a value.
+/// The OpenAPI document of one front, built once.
 pub(super) struct Specification {
+    /// For the HTML page.
     pub(super) document: Value,
+    /// The serialized document.
     pub(super) bytes: Bytes,
 }
 
@@ -33,7 +34,7 @@ impl Specification {
     }
 }
 
-/// The document, for these mounts and limits.
+/// Builds the document for the mounts and limits of these settings.
 pub fn document(settings: &config::FrontSettings) -> Value {
     let mut paths = operations::paths(&settings.mounts);
     for mount in &settings.mounts {
@@ -49,10 +50,10 @@ pub fn document(settings: &config::FrontSettings) -> Value {
         },
         "servers": [{ "url": "/" }],
         "tags": [
-            { "name": registration::TAG, "description": "One user at a time." },
-            { "name": operations::USERS, "description": "Who a token belongs to, and who signed it." },
-            { "name": operations::BULK, "description": "Many users with one request." },
-            { "name": operations::PROBES, "description": "How the process is doing." },
+            { "name": registration::TAG, "description": "Register one user per request." },
+            { "name": operations::USERS, "description": "Get the user of a token, and the keys that verify tokens." },
+            { "name": operations::BULK, "description": "Register many users with one request." },
+            { "name": operations::PROBES, "description": "Liveness and readiness of the process." },
         ],
         "paths": paths,
         "components": {
@@ -64,25 +65,26 @@ pub fn document(settings: &config::FrontSettings) -> Value {
                     "type": "http",
                     "scheme": "bearer",
                     "bearerFormat": "JWT",
-                    "description": "The token of a registration.",
+                    "description": "The token that a registration returned.",
                 },
                 "bulkKey": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "The API key in the setting front.bulk_api_key.",
+                    "description": "The API key of the setting front.bulk_api_key.",
                 },
             },
         },
     })
 }
 
-/// What the responses' bodies and the documents look like, each under the name that refers to it.
+/// The schemas of request documents and response bodies, by name.
 fn schemas(mounts: &[config::Mount]) -> Map<String, Value> {
     let mut all = Map::new();
     for mount in mounts {
         for served in registration::contracts(mount) {
             all.insert(served.name(), served.contract.schema());
-            for (status, samples) in responses::by_status(&samples::response_samples(served.contract))
+            for (status, samples) in
+                responses::by_status(&samples::response_samples(served.contract))
             {
                 let bodies: Vec<&Value> = samples.iter().map(|sample| &sample.body).collect();
                 all.insert(
@@ -110,7 +112,7 @@ fn schemas(mounts: &[config::Mount]) -> Map<String, Value> {
     all
 }
 
-/// One line of a bulk response, as `rows::Report` writes it.
+/// The schema of one line of a bulk response, which `rows::RowReport` serializes.
 fn report() -> Value {
     let text = |description: &str| json!({ "type": "string", "description": description });
     let id = |digits: u8, description: &str| {
@@ -123,26 +125,26 @@ fn report() -> Value {
         "type": "object",
         "required": ["code", "message"],
         "properties": {
-            "field": text("The field; absent if the error is about the whole row."),
-            "code": text("A stable code."),
-            "message": text("A text that repeats no value."),
-            "column": count("The byte of the line at which parsing failed, counted from 1."),
+            "field": text("The invalid field; absent if the error concerns the whole row."),
+            "code": text("A stable error code."),
+            "message": text("A message that contains no value of the row."),
+            "column": count("The byte of the line at which parsing failed, starting at 1."),
         },
     });
     json!({
         "type": "object",
-        "description": "One line of a report.",
+        "description": "The outcome of one row.",
         "required": ["line", "outcome"],
         "properties": {
-            "line": count("The line at which the row begins, counted from 1."),
+            "line": count("The line number of the row, starting at 1."),
             "registrationId":
-                id(64, "The identity under which the user is stored; absent if the row could not be read."),
+                id(64, "The registration's id, which is stored with the user; absent if the row could not be read."),
             "outcome": { "enum": ["registered", "rejected", "failed"] },
-            "code": text("Why it was not registered."),
-            "userId": id(24, "The user."),
+            "code": text("Why the row was not registered; absent if it was."),
+            "userId": id(24, "The id of the registered user."),
             "replayed": {
                 "type": "boolean",
-                "description": "true if the same row was registered before, under the same id.",
+                "description": "true if the row was registered by an earlier request, under the same registration id.",
             },
             "errors": { "type": "array", "description": "One entry for each violation.", "items": error },
         },
@@ -153,29 +155,29 @@ fn headers() -> Value {
     let text = json!({ "type": "string" });
     json!({
         "Idempotency-Key": {
-            "description": "The key under which repeating the request is safe: the one that was sent, or \
-                            one made for it.",
+            "description": "The key with which the request can safely be retried: the one that was sent, or a \
+                            generated one.",
             "schema": registration::key_schema(),
         },
         "Idempotency-Replayed": {
-            "description": "There, and true, where an earlier registration is answered again.",
+            "description": "true if the response repeats the outcome of an earlier request; otherwise absent.",
             "schema": { "const": "true" },
         },
         "Server-Timing": {
-            "description": "How many milliseconds the stages took that the registration came to. Only \
-                            where pages for people are on.",
+            "description": "Duration of each stage of the registration in milliseconds. Present if the HTML pages are \
+                            enabled.",
             "schema": text,
         },
         "Retry-After": {
-            "description": "In how many seconds to try again.",
+            "description": "Seconds to wait before the next attempt.",
             "schema": { "type": "integer", "minimum": 1 },
         },
-        "WWW-Authenticate": { "description": "How to say who one is.", "schema": text },
-        "Cache-Control": { "description": "How long it may be kept.", "schema": text },
+        "WWW-Authenticate": { "description": "The required authentication scheme.", "schema": text },
+        "Cache-Control": { "description": "How long the response may be cached.", "schema": text },
     })
 }
 
-/// A reference to a schema of [`schemas`].
+/// A reference to a schema in [`schemas`].
 fn reference(name: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{name}") })
 }

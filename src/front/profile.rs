@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Request, StatusCode};
 use tokio::time::Instant;
 
 use super::Front;
+use super::body::RequestBody;
 use super::limits::RateLimited;
 use super::response::{self, Response};
 use crate::contract::{ApiError, contract, problem};
@@ -26,7 +26,7 @@ impl Front {
     /// Returns the token's user. Errors take precedence in this order: 429, 401, 503.
     pub(super) async fn profile(
         &self,
-        request: Request<Incoming>,
+        request: Request<impl RequestBody>,
         peer: SocketAddr,
         span: &mut Span,
     ) -> Response {

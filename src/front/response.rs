@@ -17,10 +17,10 @@ use crate::contract::{RenderedResponse, problem as problems};
 use crate::domain::IdempotencyKey;
 
 /// A response with a complete or a streamed body.
-pub(super) type Response = hyper::Response<Either<Full<Bytes>, StreamedBody>>;
+pub type Response = hyper::Response<Either<Full<Bytes>, StreamedBody>>;
 
 /// A response body that is produced while it is sent. It is dropped when the client disconnects.
-pub(super) struct StreamedBody(mpsc::Receiver<Bytes>);
+pub struct StreamedBody(mpsc::Receiver<Bytes>);
 
 impl Body for StreamedBody {
     type Data = Bytes;

@@ -1,9 +1,9 @@
-//! Accepts connections and serves HTTP/1.1 and HTTP/2 on them, everything bounded.
+//! Accepts connections and serves HTTP/1.1 and HTTP/2 on them, with limits on connections, requests, sizes and times.
 
 mod activity;
+mod connection_limiter;
 mod exchange;
 mod host;
-mod connection_limiter;
 mod monitored_stream;
 
 use std::convert::Infallible;
@@ -30,90 +30,91 @@ use super::protocol::{HTTP2_PREFACE, Protocol};
 use super::response::{self, Response};
 use super::tls::{EncryptedStream, Tls};
 use crate::shutdown::contained;
-use activity::{ClientTimeouts, ClientAction};
-use exchange::Exchange;
+use activity::{ClientAction, ClientTimeouts};
 use connection_limiter::{ConnectionLimiter, ConnectionPermit};
+use exchange::Exchange;
 use monitored_stream::MonitoredStream;
 
-/// Between two looks at a preface that comes in pieces.
+/// How often an incomplete connection preface is checked again.
 const PEEK_INTERVAL: Duration = Duration::from_millis(10);
-/// After an accept that failed for want of file descriptors, which only time can mend.
+/// Pause after `accept` failed, mostly because the process has no free file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Largest header block that is read. What exceeds it hyper refuses by itself (431), without the headers
-/// that let a page read the refusal; what only exceeds [`super::HEADERS_MAX`] is refused with them.
+/// Largest request head that hyper reads, in bytes; beyond it hyper responds 431 without CORS headers. It is larger than
+/// [`super::HEADERS_MAX`], so that most such responses have CORS headers and web pages can read them.
 const HEADERS_READ: usize = 32 << 10;
-/// Requests at once on one HTTP/2 connection.
+/// Largest number of concurrent requests on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 32;
-/// What an HTTP/2 client may send ahead of being read: the least there is (RFC 9113, 6.9.2).
+/// HTTP/2 flow-control window for request bodies, in bytes: the initial size in RFC 9113, section 6.9.2.
 const RECEIVE_WINDOW: u32 = (1 << 16) - 1;
-/// Data of a response that HTTP/2 takes ahead of being sent.
+/// Response data that hyper buffers for one HTTP/2 stream, in bytes.
 const SEND_BUFFER: usize = 16 << 10;
-/// How often an idle HTTP/2 connection is asked whether it lives.
+/// How often hyper sends a PING on an idle HTTP/2 connection.
 const PING_EVERY: Duration = Duration::from_secs(20);
-/// How long the client of a connection that is ending may take to read, or to agree to the end.
+/// How long a graceful shutdown of a connection waits for its client to read, or to close the connection.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Problem detail of a request without a valid host.
 const BAD_HOST: &str = "The Host header must name one host (RFC 9112, section 3.2).";
 
-/// What one listener allows.
+/// Limits of one listener.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimits {
-    /// OpenRequest connections; for more, idle ones make room. As many requests besides one on each.
+    /// Largest number of open connections; beyond it, idle ones are closed. The same number limits the requests in
+    /// flight in addition to the first one of each connection.
     pub connections: usize,
-    /// Those of one client address; of IPv6, of one /64.
+    /// Largest number of open connections from one IPv4 address or one IPv6 /64 network.
     pub connections_per_address: usize,
-    /// Addresses that this does not count for.
+    /// Networks to which `connections_per_address` does not apply.
     pub trusted_proxies: Vec<IpNet>,
-    /// For the headers of a request, and for the handshake of TLS.
+    /// Time for the TLS handshake, and for the headers of a request.
     pub header_timeout: Duration,
-    /// For the client to take a part of a response.
+    /// Time for the client to read each part of a response.
     pub write_timeout: Duration,
-    /// For a connection of HTTP/2 without a request.
+    /// Longest time of an HTTP/2 connection without a request.
     pub idle_timeout: Duration,
 }
 
-/// Listens, or says why not and what to do.
+/// Listens on an address. The error names `setting` and says what to do.
 pub async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "{setting}: {address} is in use; stop what listens there, or choose another address"
+            "{setting}: {address} is in use by another process; stop it, or choose another address"
         ),
         io::ErrorKind::PermissionDenied => anyhow::anyhow!(
-            "{setting}: {address} may not be used by this user; choose a port above 1023"
+            "{setting}: no permission to listen on {address}; choose a port above 1023"
         ),
         _ => anyhow::anyhow!("{setting}: cannot listen on {address}: {error}"),
     })
 }
 
-/// Serves until the stop, then lets requests under way finish, however long they take: the caller
-/// knows how long it can wait. `answer` is told whose connection a request came on; what `opened` gives
-/// lives as long as a connection. Of HTTP/2 every request has a task of its own, so panics are contained in
-/// each.
-pub(super) async fn serve<G, A, F>(
+/// Serves until `stop` is cancelled, then finishes the requests in flight without a time limit; the caller limits the
+/// wait. `handler` gets each request and the address of its peer. The value that `on_connect` returns lives as long as
+/// the connection. A panic in a handler ends only its own request.
+pub(super) async fn serve<G, H, F>(
     listener: TcpListener,
     limits: ConnectionLimits,
     tls: Option<Tls>,
     stop: CancellationToken,
-    opened: impl Fn() -> G,
-    answer: A,
+    on_connect: impl Fn() -> G,
+    handler: H,
 ) where
     G: Send + 'static,
-    A: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response, Infallible>> + Send + 'static,
 {
-    let places = ConnectionLimiter::new(&limits);
+    let limiter = ConnectionLimiter::new(&limits);
     let connections = TaskTracker::new();
-    let server = Arc::new(Server { builder: builder(&limits), places, limits, tls, stop });
+    let server = Arc::new(Server { builder: builder(&limits), limiter, limits, tls, stop });
     loop {
-        let (place, stream, peer) = tokio::select! {
+        let (permit, stream, peer) = tokio::select! {
             biased;
             () = server.stop.cancelled() => break,
-            accepted = accept(&listener, &server.places) => accepted,
+            accepted = accept(&listener, &server.limiter) => accepted,
         };
-        let (server, answer, gauged) = (server.clone(), answer.clone(), opened());
+        let (server, handler, connection_gauge) = (server.clone(), handler.clone(), on_connect());
         connections.spawn(contained(async move {
-            server.connection(stream, peer, &place, answer).await;
-            drop((place, gauged));
+            server.serve_stream(stream, peer, &permit, handler).await;
+            drop((permit, connection_gauge));
         }));
     }
     drop(listener);
@@ -121,67 +122,72 @@ pub(super) async fn serve<G, A, F>(
     connections.wait().await;
 }
 
-/// What the connections of one listener share.
+/// State that all connections of one listener share.
 struct Server {
     builder: Builder<TokioExecutor>,
-    places: Arc<ConnectionLimiter>,
+    limiter: Arc<ConnectionLimiter>,
     limits: ConnectionLimits,
     tls: Option<Tls>,
     stop: CancellationToken,
 }
 
 impl Server {
-    async fn connection<A, F>(&self, stream: TcpStream, peer: SocketAddr, place: &ConnectionPermit, answer: A)
-    where
-        A: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    /// Negotiates the protocol of an accepted connection and serves it.
+    async fn serve_stream<H, F>(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        permit: &ConnectionPermit,
+        handler: H,
+    ) where
+        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Result<Response, Infallible>> + Send + 'static,
     {
-        // A client that says nothing must not hold its place for ever.
-        let opened = tokio::select! {
-            opened = timeout(self.limits.header_timeout, open(stream, self.tls.clone())) => opened,
+        // A client that sends nothing must not keep its permit.
+        let negotiated = tokio::select! {
+            result = timeout(self.limits.header_timeout, negotiate(stream, self.tls.clone())) => result,
             () = self.stop.cancelled() => return,
-            () = place.end.cancelled() => return,
+            () = permit.end.cancelled() => return,
         };
-        match opened {
+        match negotiated {
             Ok(Ok(NegotiatedStream::Plain(protocol, stream))) => {
-                self.converse(protocol, stream, peer, place, answer).await;
+                self.serve_http(protocol, stream, peer, permit, handler).await;
             }
             Ok(Ok(NegotiatedStream::Encrypted(protocol, stream))) => {
-                self.converse(protocol, stream, peer, place, answer).await;
+                self.serve_http(protocol, stream, peer, permit, handler).await;
             }
             Ok(Err(_)) | Err(_) => {}
         }
     }
 
-    /// Serves a connection to its end, or until its client has let it wait for too long.
-    async fn converse<S, A, F>(
+    /// Serves a connection until it ends, its client times out, or the front shuts down.
+    async fn serve_http<S, H, F>(
         &self,
         protocol: Protocol,
         stream: S,
         peer: SocketAddr,
-        place: &ConnectionPermit,
-        answer: A,
+        permit: &ConnectionPermit,
+        handler: H,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        A: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Result<Response, Infallible>> + Send + 'static,
     {
-        let (places, activity) = (self.places.clone(), place.activity.clone());
+        let (limiter, activity) = (self.limiter.clone(), permit.activity.clone());
         let service = service_fn(move |request| {
-            let place = places.request(&activity);
-            let exchange = place.map(|place| Exchange::begin(&activity, place));
-            let answer = answer.clone();
+            let permit = limiter.acquire_request(&activity);
+            let exchange = permit.map(|permit| Exchange::begin(&activity, permit));
+            let handler = handler.clone();
             async move {
                 let Ok(exchange) = exchange else {
-                    return Err(io::Error::other("too many requests under way"));
+                    return Err(io::Error::other("too many requests in flight"));
                 };
-                // Boxed here: while a request waits for its turn, and its response for its client, this
-                // future is kept, and it is small.
-                let response = Box::pin(contained(respond(request, peer, answer))).await;
-                Ok::<_, io::Error>(response.map(|body| exchange.respond(body)))
+                // Boxed, so that this future is small: HTTP/2 keeps it while the response waits for its client.
+                let response = Box::pin(contained(respond(request, peer, handler))).await;
+                Ok::<_, io::Error>(response.map(|body| exchange.track_response(body)))
             }
         });
-        let stream = TokioIo::new(MonitoredStream::new(stream, place.activity.clone()));
+        let stream = TokioIo::new(MonitoredStream::new(stream, permit.activity.clone()));
         let builder = match protocol {
             Protocol::Http1 => self.builder.clone().http1_only(),
             Protocol::Http2 => self.builder.clone().http2_only(),
@@ -190,75 +196,81 @@ impl Server {
         let timeouts = ClientTimeouts {
             from: Instant::now(),
             read: self.limits.write_timeout,
-            // Of HTTP/1.1 the time for the headers runs from the request before.
+            // For HTTP/1.1, hyper's `header_read_timeout` covers the time between two requests.
             request: (protocol == Protocol::Http2).then_some(self.limits.idle_timeout),
         };
-        let softly = tokio::select! {
-            ended = connection.as_mut() => {
-                // A client that breaks the protocol or goes away is no event.
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended badly");
+        let is_graceful = tokio::select! {
+            result = connection.as_mut() => {
+                // Clients that disconnect or violate the protocol are normal, so this is debug.
+                if let Err(error) = result {
+                    tracing::debug!(
+                        event = "connection_failed",
+                        %error,
+                        "a client connection ended with an error"
+                    );
                 }
                 return;
             }
             () = self.stop.cancelled() => true,
-            turn = place.activity.timed_out(timeouts) => turn == ClientAction::Request,
-            () = place.end.cancelled() => false,
+            action = permit.activity.client_timeout(timeouts) => action == ClientAction::Request,
+            () = permit.end.cancelled() => false,
         };
-        // HTTP/2 can say that it ends; whatever else is under way is finished.
+        // Sends GOAWAY on HTTP/2; hyper finishes the requests in flight.
         connection.as_mut().graceful_shutdown();
-        if !softly {
+        if !is_graceful {
             let _ = futures_util::poll!(connection);
             tracing::debug!(
-                event = "connection_ended",
-                "a client let its connection wait too long"
+                event = "connection_timed_out",
+                "a connection was closed because its client did not read, or to free it for another client"
             );
             return;
         }
         let read = self.limits.write_timeout.min(SHUTDOWN_TIMEOUT);
-        let timeouts = ClientTimeouts { from: Instant::now(), read, request: Some(SHUTDOWN_TIMEOUT) };
+        let timeouts =
+            ClientTimeouts { from: Instant::now(), read, request: Some(SHUTDOWN_TIMEOUT) };
         tokio::select! {
             _ = connection => {}
-            _ = place.activity.timed_out(timeouts) => {}
-            () = place.end.cancelled() => {}
+            _ = permit.activity.client_timeout(timeouts) => {}
+            () = permit.end.cancelled() => {}
         }
     }
 }
 
-/// Answers a request, unless it is not clear which host it is for.
-async fn respond<A, F>(request: Request<Incoming>, peer: SocketAddr, answer: A) -> Response
+/// Responds to a request; 400 if it does not name exactly one host.
+async fn respond<H, F>(request: Request<Incoming>, peer: SocketAddr, handler: H) -> Response
 where
-    A: Fn(Request<Incoming>, SocketAddr) -> F,
+    H: Fn(Request<Incoming>, SocketAddr) -> F,
     F: Future<Output = Result<Response, Infallible>>,
 {
     let version = request.version();
     if !host::is_valid(&request) {
         return response::closing(response::problem(StatusCode::BAD_REQUEST, BAD_HOST), version);
     }
-    match answer(request, peer).await {
+    match handler(request, peer).await {
         Ok(response) => response,
         Err(never) => match never {},
     }
 }
 
-/// A connection of which is known what it speaks.
+/// A connection whose HTTP version is known.
 enum NegotiatedStream {
     Plain(Protocol, TcpStream),
     Encrypted(Protocol, EncryptedStream),
 }
 
-async fn open(stream: TcpStream, tls: Option<Tls>) -> io::Result<NegotiatedStream> {
+async fn negotiate(stream: TcpStream, tls: Option<Tls>) -> io::Result<NegotiatedStream> {
     match tls {
-        None => Ok(NegotiatedStream::Plain(speaks(&stream).await?, stream)),
-        Some(tls) => {
-            tls.accept(stream).await.map(|(protocol, stream)| NegotiatedStream::Encrypted(protocol, stream))
-        }
+        None => Ok(NegotiatedStream::Plain(detect_protocol(&stream).await?, stream)),
+        Some(tls) => tls
+            .accept(stream)
+            .await
+            .map(|(protocol, stream)| NegotiatedStream::Encrypted(protocol, stream)),
     }
 }
 
-/// Looks at what a client says first. hyper can tell the two apart itself, but waits for the first
-/// bytes without a limit.
-async fn speaks(stream: &TcpStream) -> io::Result<Protocol> {
+/// Detects the HTTP version from the first bytes of a client, without consuming them. hyper-util 0.1.21 can detect it,
+/// but waits for the first bytes without a timeout (hyperium/hyper#3756).
+async fn detect_protocol(stream: &TcpStream) -> io::Result<Protocol> {
     let mut first = [0; HTTP2_PREFACE.len()];
     loop {
         let read = stream.peek(&mut first).await?;
@@ -271,7 +283,7 @@ async fn speaks(stream: &TcpStream) -> io::Result<Protocol> {
         if read == HTTP2_PREFACE.len() {
             return Ok(Protocol::Http2);
         }
-        // The same bytes can be seen again at once, so waiting for readiness does not help.
+        // The socket stays readable while the peeked bytes are in it, so `readable` would return immediately.
         tokio::time::sleep(PEEK_INTERVAL).await;
     }
 }
@@ -283,8 +295,8 @@ fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(HEADERS_READ)
-        // A client that has said all it has to say may close its half. One that is gone is not told from
-        // it before the response, so its connection stays as long as its call does.
+        // A client may close its sending half after a request. hyper cannot distinguish that from a client that
+        // disconnected, so such a connection stays open until its call ends.
         .half_close(true);
     builder
         .http2()
@@ -298,18 +310,25 @@ fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
     builder
 }
 
-/// The next connection, once there is a place for it.
-async fn accept(listener: &TcpListener, places: &Arc<ConnectionLimiter>) -> (ConnectionPermit, TcpStream, SocketAddr) {
+/// Accepts the next connection and waits for its permit. Connections over the limit of their address are closed.
+async fn accept(
+    listener: &TcpListener,
+    limiter: &Arc<ConnectionLimiter>,
+) -> (ConnectionPermit, TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let Some(place) = places.enter(peer.ip()).await else { continue };
-                // Answers are small and complete; waiting to fill a packet only delays them.
+                let Some(permit) = limiter.acquire(peer.ip()).await else { continue };
+                // Responses are small and written at once; Nagle's algorithm would only delay them.
                 let _ = stream.set_nodelay(true);
-                return (place, stream, peer);
+                return (permit, stream, peer);
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
+                tracing::warn!(
+                    event = "accept_failed",
+                    %error,
+                    "a connection could not be accepted; trying again after a pause"
+                );
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

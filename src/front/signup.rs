@@ -5,13 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Request, StatusCode};
 use tokio::time::Instant;
 
 use super::Front;
-use super::body::{self, BodyError};
+use super::body::{self, BodyError, RequestBody};
 use super::limits::RateLimited;
 use super::response::{self, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Response};
 use crate::contract::{
@@ -43,7 +42,7 @@ impl Front {
     pub(super) async fn sign_up(
         &self,
         mount: &[ContractId],
-        request: Request<Incoming>,
+        request: Request<impl RequestBody>,
         peer: SocketAddr,
         span: &mut Span,
     ) -> Response {
@@ -57,7 +56,7 @@ impl Front {
         span.set_text("muster.contract", contract.as_str());
         span.set_text("muster.outcome", outcome);
         stages.add(Stage::Total, started.elapsed());
-        self.rolling_stats.note(outcome, response.status(), started.elapsed());
+        self.rolling_stats.record(outcome, response.status(), started.elapsed());
         let status = response.status().as_u16();
         let id = id.as_ref().map(MessageId::as_str);
         let stages = &stages;
@@ -80,7 +79,7 @@ impl Front {
     async fn process(
         &self,
         mount: &[ContractId],
-        request: Request<Incoming>,
+        request: Request<impl RequestBody>,
         peer: SocketAddr,
         log: &mut SignupLog,
     ) -> LabelledResponse {
@@ -126,7 +125,10 @@ impl Front {
             Ok(Some(key)) => (key, false),
             Ok(None) => (IdempotencyKey::random(), true),
             Err(InvalidIdempotencyKey) => {
-                return ("invalid_idempotency_key", error(contract, ApiError::InvalidIdempotencyKey));
+                return (
+                    "invalid_idempotency_key",
+                    error(contract, ApiError::InvalidIdempotencyKey),
+                );
             }
         };
         let id = MessageId::for_http(contract.id(), &key);

@@ -1,5 +1,5 @@
-//! From when until when a certificate is valid, for `doctor` and the metrics. Clients check it, this
-//! program does not: a server with an expired certificate starts, and no client connects.
+//! The validity period of certificates, for `muster doctor` and the metrics. Only clients enforce it: a server with an
+//! expired certificate starts, but its clients refuse to connect.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::file;
 
-/// Both in seconds since 1970.
+/// A validity period, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     /// The first second.
@@ -20,15 +20,15 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// Reads a PEM file: when all certificates in it are valid.
+    /// The period in which all certificates of a PEM file are valid.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let pem = file::read_text(path)?;
         let chain = CertificateDer::pem_slice_iter(pem.as_bytes());
-        Self::of(&chain.collect::<Result<Vec<_>, _>>()?)
+        Self::of_chain(&chain.collect::<Result<Vec<_>, _>>()?)
     }
 
-    /// When all certificates of a chain are valid.
-    pub(super) fn of(chain: &[CertificateDer<'_>]) -> anyhow::Result<Self> {
+    /// The period in which all certificates of a chain are valid.
+    pub(super) fn of_chain(chain: &[CertificateDer<'_>]) -> anyhow::Result<Self> {
         let mut all: Option<Self> = None;
         for certificate in chain {
             let (_, certificate) =
@@ -38,6 +38,6 @@ impl Validity {
             let all = all.get_or_insert(Self { from, until });
             *all = Self { from: all.from.max(from), until: all.until.min(until) };
         }
-        all.context("no certificate in PEM")
+        all.context("expected at least one PEM certificate, got none")
     }
 }

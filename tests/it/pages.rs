@@ -23,7 +23,7 @@ const PARTS: [(&str, &str); 15] = [
     ("/status.json", "application/json; charset=utf-8"),
     ("/pages/signup.js", "text/javascript; charset=utf-8"),
     ("/pages/exchange.js", "text/javascript; charset=utf-8"),
-    ("/pages/trip.js", "text/javascript; charset=utf-8"),
+    ("/pages/timeline.js", "text/javascript; charset=utf-8"),
     ("/pages/status.js", "text/javascript; charset=utf-8"),
     ("/pages/chart.js", "text/javascript; charset=utf-8"),
     ("/pages/docs.js", "text/javascript; charset=utf-8"),
@@ -132,7 +132,7 @@ async fn nobody_complains(browser: &Browser) {
 
 /// Waits until these stations and no others are lit, each with its time.
 async fn lit(browser: &Browser, stations: &[&str]) {
-    let script = "return [...document.querySelectorAll('#stations .passed')]
+    let script = "return [...document.querySelectorAll('#stages .passed')]
         .filter((station) => station.querySelector('output').innerText.endsWith(' ms'))
         .map((station) => station.dataset.stage)";
     let what = format!("{stations:?} to be lit");
@@ -154,7 +154,7 @@ async fn one_signs_up_by_every_contract_and_sees_the_token() {
         browser.click("#example").await;
         send(&browser, "201 Created").await;
         lit(&browser, &STATIONS).await;
-        browser.wait_for_text("#trip-told", "of it hashing").await;
+        browser.wait_for_text("#timeline-summary", "of it for hashing").await;
         assert!(!browser.text("#request-body").await.contains("Analytical"), "masked");
         let has_token = contract != ContractId::ErrorCode;
         assert_eq!(browser.text("#token").await.is_empty(), !has_token);
@@ -209,9 +209,9 @@ async fn the_same_again_is_a_replay_under_its_key_and_a_duplicate_under_another(
     browser.click("#example").await;
     send(&browser, "201").await;
     browser.click("#repeat").await;
-    browser.wait_for_text("#answer-headers", "idempotency-replayed").await;
+    browser.wait_for_text("#response-headers", "idempotency-replayed").await;
     browser.wait_for_text("#status", "201").await;
-    browser.wait_for_text("#trip-told", "nobody was registered twice").await;
+    browser.wait_for_text("#timeline-summary", "no second user was registered").await;
     send(&browser, "409").await;
     let expected = [("email".to_owned(), "Email already exists".to_owned())];
     assert_eq!(wrong_fields(&browser).await, expected);
@@ -273,7 +273,7 @@ async fn axe_finds_nothing() {
     send(&browser, "201").await;
     has_no_barriers(&browser, "/").await;
     browser.click("nav a[href='/status']").await;
-    browser.wait_for_text("#rate-told", "1 done").await;
+    browser.wait_for_text("#rate-summary", "1 done").await;
     has_no_barriers(&browser, "/status").await;
     browser.click("nav a[href='/docs']").await;
     browser.wait_for_text("#postRegister", "/register").await;
@@ -328,10 +328,10 @@ async fn pictures_for_the_documentation() {
         }
     });
     join_all(load).await;
-    browser.wait_for_text("#rate-told", "done").await;
+    browser.wait_for_text("#rate-summary", "done").await;
     browser.screenshot("status").await;
 
     browser.click("nav a[href='/docs']").await;
-    browser.wait_for_text("h1", "HTTP interface").await;
+    browser.wait_for_text("h1", "HTTP API").await;
     browser.screenshot("docs").await;
 }

@@ -1,5 +1,4 @@
-//! TLS in front of muster and behind it: https with a certificate that can be changed, the broker over
-//! amqps and the database over TLS, each of which wants to see a certificate too.
+//! TLS: HTTPS with certificate reload, and the broker and the database over mutual TLS.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -28,11 +27,11 @@ use crate::support::muster::{TIMEOUT, eventually};
 use crate::support::services::{PRODUCTION, amqp_url, provided, unique};
 use crate::support::{Muster, Pair, QueueAdapter, RawConnection, Setup, StoreAdapter};
 
-/// Certificates that `muster cert` has made.
+/// Certificates from `muster cert`.
 struct Certificates(PathBuf);
 
 impl Certificates {
-    async fn made(setup: &Setup, name: &str) -> Self {
+    async fn generate(setup: &Setup, name: &str) -> Self {
         Self::valid_for(setup, name, "90").await
     }
 
@@ -51,7 +50,7 @@ impl Certificates {
         trust::authorities(Some(Path::new(&self.path("ca.pem")))).unwrap()
     }
 
-    /// Puts others in the place of these.
+    /// Overwrites these files with others.
     fn replace_with(&self, other: &Self) {
         for name in ["cert.pem", "key.pem"] {
             std::fs::copy(other.path(name), self.path(name)).unwrap();
@@ -59,7 +58,7 @@ impl Certificates {
     }
 }
 
-async fn served(setup: Setup, certificates: &Certificates) -> Muster {
+async fn start_with_tls(setup: Setup, certificates: &Certificates) -> Muster {
     let setup = setup
         .with("MUSTER_FRONT_TLS_CERT", &certificates.path("cert.pem"))
         .with("MUSTER_FRONT_TLS_KEY", &certificates.path("key.pem"));
@@ -74,7 +73,7 @@ async fn connect(muster: &Muster, trust: Arc<ClientConfig>) -> anyhow::Result<Co
     Connection::open_to("localhost", port(muster), Some(trust)).await
 }
 
-/// A connection after its handshake, and nothing said on it yet.
+/// A connection after the TLS handshake.
 async fn handshake(muster: &Muster, trust: &ClientConfig, alpn: &[u8]) -> TlsStream<TcpStream> {
     let mut config = trust.clone();
     config.alpn_protocols = vec![alpn.to_vec()];
@@ -91,10 +90,10 @@ fn registration() -> Bytes {
 }
 
 #[tokio::test]
-async fn a_signup_over_https_by_either_protocol() {
+async fn signup_works_over_https_with_both_protocols() {
     let setup = Setup::embedded();
-    let certificates = Certificates::made(&setup, "certs").await;
-    let muster = served(setup.clone(), &certificates).await;
+    let certificates = Certificates::generate(&setup, "certs").await;
+    let muster = start_with_tls(setup.clone(), &certificates).await;
     let trust = certificates.trust();
     let mut http1 = connect(&muster, trust.clone()).await.unwrap();
     assert_eq!(http1.post("/register", registration()).await.unwrap().0, 201);
@@ -114,27 +113,27 @@ async fn a_signup_over_https_by_either_protocol() {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&body).contains("token"));
 
-    // Who does not know the authority does not talk.
+    // A client without the authority refuses the connection.
     assert!(connect(&muster, trust::authorities(None).unwrap()).await.is_err());
-    // The health check asks the same port.
+    // The health check uses the same port.
     let address = muster.client().address().to_owned();
-    let asked = setup
+    let setup = setup
         .with("MUSTER_LISTEN", &address)
         .with("MUSTER_FRONT_TLS_CERT", &certificates.path("cert.pem"))
         .with("MUSTER_FRONT_TLS_KEY", &certificates.path("key.pem"));
-    run(&asked, &["healthcheck"]).await.expect_stdout();
-    // So does a signup from the terminal.
+    run(&setup, &["healthcheck"]).await.expect_stdout();
+    // The signup command uses it too.
     let url = format!("https://localhost:{}", port(&muster));
     let ca = certificates.path("ca.pem");
     let email = format!("{}@example.com", unique("tls"));
     let arguments =
         ["signup", "--url", &url, "--ca-file", &ca, "--firstname", "Ann", "--email", &email];
     let arguments: Vec<&str> = arguments.into_iter().chain(["--password-stdin"]).collect();
-    crate::support::command::run_with(&asked, &arguments, "a password\n").await.expect_stdout();
+    crate::support::command::run_with(&setup, &arguments, "a password\n").await.expect_stdout();
 }
 
-/// Takes TLS on a port of its own and passes on what is inside.
-async fn behind_tls(address: String, certificates: &Certificates) -> u16 {
+/// Starts a TLS proxy to an address and returns its port.
+async fn start_tls_proxy(address: String, certificates: &Certificates) -> u16 {
     let chain = CertificateDer::pem_file_iter(certificates.path("cert.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(certificates.path("key.pem")).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -148,7 +147,7 @@ async fn behind_tls(address: String, certificates: &Certificates) -> u16 {
     let acceptor = TlsAcceptor::from(Arc::new(config));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            // Who does not trust the certificate hangs up.
+            // A client that does not trust the certificate closes the connection.
             let Ok(mut inner) = acceptor.accept(stream).await else { continue };
             let mut outer = TcpStream::connect(&address).await.unwrap();
             tokio::spawn(async move { copy_bidirectional(&mut inner, &mut outer).await });
@@ -158,11 +157,11 @@ async fn behind_tls(address: String, certificates: &Certificates) -> u16 {
 }
 
 #[tokio::test]
-async fn spans_go_to_a_collector_over_https() {
+async fn spans_are_exported_over_https() {
     let collector = Collector::start().await;
     let setup = Setup::embedded().with("OTEL_BSP_SCHEDULE_DELAY", "50");
-    let certificates = Certificates::made(&setup, "certs").await;
-    let port = behind_tls(collector.address.clone(), &certificates).await;
+    let certificates = Certificates::generate(&setup, "certs").await;
+    let port = start_tls_proxy(collector.address.clone(), &certificates).await;
     let setup = setup.with("MUSTER_TRACE_ENDPOINT", &format!("https://localhost:{port}"));
     let sign_up = async |muster: &Muster| {
         let address = muster.client().address().parse().unwrap();
@@ -170,69 +169,71 @@ async fn spans_go_to_a_collector_over_https() {
         assert_eq!(connection.post("/register", registration()).await.unwrap().0, 201);
     };
 
-    let mut stranger = setup.start().await;
-    sign_up(&stranger).await;
-    let told = format!("localhost:{port}: no TLS: invalid peer certificate");
-    stranger.wait_for_log(|line| line.contains("span_export_failed") && line.contains(&told)).await;
+    let mut untrusting = setup.start().await;
+    sign_up(&untrusting).await;
+    let expected = format!("localhost:{port}: no TLS: invalid peer certificate");
+    untrusting
+        .wait_for_log(|line| line.contains("span_export_failed") && line.contains(&expected))
+        .await;
     assert!(collector.spans().is_empty());
-    assert!(stranger.stop().await.success());
+    assert!(untrusting.stop().await.success());
 
     let muster = setup.with("MUSTER_TRACE_CA_FILE", &certificates.path("ca.pem")).start().await;
     sign_up(&muster).await;
-    eventually("a span", async || !collector.spans().is_empty()).await;
+    eventually("a span to arrive", async || !collector.spans().is_empty()).await;
 }
 
 #[tokio::test]
-async fn plain_http_on_the_port_is_told_what_is_spoken_there() {
+async fn plain_http_on_the_https_port_gets_400() {
     let setup = Setup::embedded();
-    let certificates = Certificates::made(&setup, "certs").await;
-    let muster = served(setup, &certificates).await;
+    let certificates = Certificates::generate(&setup, "certs").await;
+    let muster = start_with_tls(setup, &certificates).await;
     let mut raw = RawConnection::connect(muster.client().address()).await;
     raw.write("POST /register HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}").await;
     raw.finish().await;
     let response = raw.read_to_end().await;
     assert!(response.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{response}");
     assert!(response.contains("application/problem+json"), "{response}");
-    assert!(response.contains("This port speaks https"), "{response}");
-    // What is neither TLS nor HTTP is worth no answer.
+    assert!(response.contains("This port serves HTTPS only"), "{response}");
+    // Bytes that are neither TLS nor HTTP get no response.
     let mut stream = TcpStream::connect(muster.client().address()).await.unwrap();
     stream.write_all(b"\0\0\0").await.unwrap();
-    assert!(ends(&mut stream).await.is_empty());
+    assert!(read_until_closed(&mut stream).await.is_empty());
 }
 
 #[tokio::test]
-async fn who_does_not_finish_a_handshake_is_hung_up_on() {
+async fn unfinished_handshake_times_out() {
     let setup = Setup::embedded().with("MUSTER_FRONT_HEADER_TIMEOUT", "300ms");
-    let certificates = Certificates::made(&setup, "certs").await;
-    let muster = served(setup, &certificates).await;
-    // Silent before the handshake, and in the middle of it.
-    for said in [&b""[..], b"\x16\x03\x01"] {
+    let certificates = Certificates::generate(&setup, "certs").await;
+    let muster = start_with_tls(setup, &certificates).await;
+    // Silent before and during the handshake.
+    for bytes in [&b""[..], b"\x16\x03\x01"] {
         let mut stream = TcpStream::connect(muster.client().address()).await.unwrap();
-        stream.write_all(said).await.unwrap();
-        ends(&mut stream).await;
+        stream.write_all(bytes).await.unwrap();
+        read_until_closed(&mut stream).await;
     }
-    // And after it, whichever protocol was agreed on.
+    // Silent after it, with either protocol.
     for protocol in [&b"h2"[..], b"http/1.1"] {
         let mut stream = handshake(&muster, &certificates.trust(), protocol).await;
-        ends(&mut stream).await;
+        read_until_closed(&mut stream).await;
     }
 }
 
-/// Waits until the other side has closed the connection, however it does that. What came before.
-async fn ends(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
+/// Reads until the server closes the connection in any way, and returns the bytes.
+async fn read_until_closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut bytes)).await;
-    let _ = read.expect("it is kept for ever");
+    let _ = read.expect("the server did not close the connection");
     bytes
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_shown_after_sighup_and_nobody_is_cut_off() {
+async fn sighup_replaces_the_certificate_and_keeps_connections() {
     let setup = Setup::embedded();
-    let certificates = Certificates::made(&setup, "certs").await;
+    let certificates = Certificates::generate(&setup, "certs").await;
     let new = Certificates::valid_for(&setup, "new", "30").await;
     let (old_trust, new_trust) = (certificates.trust(), new.trust());
-    let mut muster = served(setup, &certificates).await;
+    let mut muster = start_with_tls(setup, &certificates).await;
     let mut open = connect(&muster, old_trust.clone()).await.unwrap();
     assert_eq!(open.get("/live").await.unwrap().0, 200);
     assert_eq!(expiry_metric(&mut open).await, expiry(&certificates));
@@ -244,26 +245,30 @@ async fn a_new_certificate_is_shown_after_sighup_and_nobody_is_cut_off() {
     let stream = handshake(&muster, &new_trust, b"h2").await;
     let shown = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
     assert_eq!(shown, CertificateDer::from_pem_file(new.path("cert.pem")).unwrap());
-    assert!(connect(&muster, old_trust).await.is_err(), "the old one is no longer shown");
-    assert_eq!(open.post("/register", registration()).await.unwrap().0, 201, "the open connection");
+    assert!(connect(&muster, old_trust).await.is_err(), "the old certificate must not be used");
+    assert_eq!(
+        open.post("/register", registration()).await.unwrap().0,
+        201,
+        "the open connection must still work"
+    );
     let expires = expiry(&new);
     assert_eq!(expiry_metric(&mut open).await, expires);
 
-    // One that does not fit is told, and the one before stays.
+    // A certificate that does not match its key is logged, and the old one stays.
     std::fs::copy(certificates.path("ca.pem"), certificates.path("cert.pem")).unwrap();
     muster.signal("HUP");
     muster.wait_for_log(|line| line.contains("do not fit") && line.contains("stays in use")).await;
     assert_eq!(connect(&muster, new_trust).await.unwrap().get("/live").await.unwrap().0, 200);
-    assert_eq!(expiry_metric(&mut open).await, expires, "that of the certificate in use");
+    assert_eq!(expiry_metric(&mut open).await, expires, "the metric shows the certificate in use");
     assert!(muster.stop().await.success());
 }
 
-/// When certificates expire, in seconds since 1970.
+/// Expiry of the certificate, in seconds since 1970.
 fn expiry(certificates: &Certificates) -> i64 {
     Validity::read(Path::new(&certificates.path("cert.pem"))).unwrap().until
 }
 
-/// The same as the metrics say it.
+/// Expiry of the certificate according to the metrics.
 async fn expiry_metric(connection: &mut Connection) -> i64 {
     let (status, metrics) = connection.get("/metrics").await.unwrap();
     assert_eq!(status, 200);
@@ -273,20 +278,20 @@ async fn expiry_metric(connection: &mut Connection) -> i64 {
 }
 
 #[tokio::test]
-async fn a_reload_of_what_is_not_a_regular_file_keeps_the_certificate() {
+async fn reload_of_a_special_file_keeps_the_certificate() {
     let setup = Setup::embedded();
-    let certificates = Certificates::made(&setup, "certs").await;
+    let certificates = Certificates::generate(&setup, "certs").await;
     let trust = certificates.trust();
-    let muster = served(setup, &certificates).await;
+    let muster = start_with_tls(setup, &certificates).await;
     let certificate = certificates.path("cert.pem");
-    // One would block for ever, the other would be read for ever.
+    // A read of the first would block; a read of the second would not end.
     for (n, replacement) in ["mkfifo", "ln -s /dev/zero"].into_iter().enumerate() {
         std::fs::remove_file(&certificate).unwrap();
         let script = format!("{replacement} '{certificate}'");
-        let made = std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
-        assert!(made.success(), "{script}");
+        let generate = std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
+        assert!(generate.success(), "{script}");
         muster.signal("HUP");
-        eventually("the refusal in the log", async || {
+        eventually("the error in the log", async || {
             muster.output().matches("not a regular file").count() == n + 1
         })
         .await;
@@ -297,43 +302,43 @@ async fn a_reload_of_what_is_not_a_regular_file_keeps_the_certificate() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_cannot_be_used_stops_the_start() {
+async fn unusable_certificate_stops_the_start() {
     let setup = Setup::embedded();
     let [one, two] =
-        [Certificates::made(&setup, "one").await, Certificates::made(&setup, "two").await];
+        [Certificates::generate(&setup, "one").await, Certificates::generate(&setup, "two").await];
     assert_eq!(std::fs::metadata(one.path("key.pem")).unwrap().permissions().mode() & 0o777, 0o600);
     let again = run(&setup, &["cert", "--directory", one.0.to_str().unwrap()]).await;
-    assert_eq!(again.code, Some(1), "never over a key");
+    assert_eq!(again.code, Some(1), "an existing key is never overwritten");
     let with = |certificate: &str, key: &str| {
         setup.clone().with("MUSTER_FRONT_TLS_CERT", certificate).with("MUSTER_FRONT_TLS_KEY", key)
     };
-    for (setup, told) in [
+    for (setup, expected) in [
         (with(&one.path("cert.pem"), &two.path("key.pem")), "do not fit"),
         (with(&one.path("cert.pem"), "/no/such/file"), "MUSTER_FRONT_TLS_KEY"),
         (with("/no/such/file", &one.path("key.pem")), "MUSTER_FRONT_TLS_CERT"),
         (with(&one.path("cert.pem"), ""), "front.tls_key"),
     ] {
-        let ended = run(&setup, &["serve"]).await;
-        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
-        assert!(ended.stderr.contains(told), "{told}: {}", ended.stderr);
+        let output = run(&setup, &["serve"]).await;
+        assert_eq!(output.code, Some(2), "{}", output.stderr);
+        assert!(output.stderr.contains(expected), "{expected}: {}", output.stderr);
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that is free at the moment.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
 #[tokio::test]
-async fn the_broker_over_tls_that_asks_who_one_is() {
+async fn broker_with_mutual_tls_works() {
     let pair = Pair(QueueAdapter::Rabbit, StoreAdapter::File);
     if !pair.is_available() {
         return;
     }
     let setup = Setup::new(pair);
-    let certificates = Certificates::made(&setup, "certs").await;
-    let others = Certificates::made(&setup, "others").await;
+    let certificates = Certificates::generate(&setup, "certs").await;
+    let others = Certificates::generate(&setup, "others").await;
     let port = free_port();
     let options = format!(
         r#"[{{cacertfile,"{}"}},{{certfile,"{}"}},{{keyfile,"{}"}},{{verify,verify_peer}},{{fail_if_no_peer_cert,true}}]"#,
@@ -359,26 +364,25 @@ async fn the_broker_over_tls_that_asks_who_one_is() {
     assert_eq!(muster.client().post("/register", &body).await.status, 201);
     assert!(muster.stop().await.success());
 
-    // A broker whose authority is not trusted is not talked to; neither does this one talk to somebody
-    // without a certificate.
+    // muster refuses a broker with an unknown authority, and the broker refuses muster without a certificate.
     let mut unknown = amqps.clone();
     unknown.environment.remove("MUSTER_QUEUE_CERT_FILE");
     unknown.environment.remove("MUSTER_QUEUE_KEY_FILE");
     let untrusted = amqps.clone().with("MUSTER_QUEUE_CA_FILE", &others.path("ca.pem"));
     for setup in [unknown, untrusted] {
-        let asked = run(&setup, &["doctor", "--json"]).await;
-        assert_eq!(asked.code, Some(3));
-        let findings = asked.json()["findings"].as_array().unwrap().clone();
+        let setup = run(&setup, &["doctor", "--json"]).await;
+        assert_eq!(setup.code, Some(3));
+        let findings = setup.json()["findings"].as_array().unwrap().clone();
         let found = findings.iter().find(|finding| finding["check"] == "broker").unwrap();
         assert_eq!(found["severity"], "error", "{found}");
     }
     let no_pem = amqps.with("MUSTER_QUEUE_CA_FILE", "/dev/null");
-    let ended = run(&no_pem, &["serve"]).await;
-    assert_eq!(ended.code, Some(2));
-    assert!(ended.stderr.contains("queue.ca_file"), "{}", ended.stderr);
+    let output = run(&no_pem, &["serve"]).await;
+    assert_eq!(output.code, Some(2));
+    assert!(output.stderr.contains("queue.ca_file"), "{}", output.stderr);
 }
 
-/// A server of the MongoDB protocol of this test's own. Killed when dropped.
+/// A server of the MongoDB protocol. Dropping it kills the process.
 struct Database(Child);
 
 impl Drop for Database {
@@ -389,13 +393,13 @@ impl Drop for Database {
 }
 
 #[tokio::test]
-async fn the_database_over_tls_that_asks_who_one_is() {
+async fn database_with_mutual_tls_works() {
     if !PRODUCTION.is_available() {
         return;
     }
     let Some(program) = provided("TEST_STORE_PROGRAM") else { return };
     let setup = Setup::embedded();
-    let certificates = Certificates::made(&setup, "certs").await;
+    let certificates = Certificates::generate(&setup, "certs").await;
     let (port, data) = (free_port().to_string(), setup.directory().join("data"));
     let empty = setup.directory().join("empty.toml");
     std::fs::write(&empty, "").unwrap();
@@ -409,7 +413,7 @@ async fn the_database_over_tls_that_asks_who_one_is() {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let _database = Database(command.spawn().unwrap());
 
-    // The driver takes the certificate and its key from one file.
+    // The driver reads the certificate and its key from one file.
     let both = setup.directory().join("both.pem");
     let [certificate, key] = ["cert.pem", "key.pem"]
         .map(|name| std::fs::read_to_string(certificates.path(name)).unwrap());
@@ -426,8 +430,8 @@ async fn the_database_over_tls_that_asks_who_one_is() {
 
     for refused in [base, with_ca] {
         let setup = setup.clone().with("MUSTER_STORE", &refused).with("MUSTER_STORE_TIMEOUT", "1s");
-        let asked = run(&setup, &["doctor", "--json"]).await;
-        let findings = asked.json()["findings"].as_array().unwrap().clone();
+        let setup = run(&setup, &["doctor", "--json"]).await;
+        let findings = setup.json()["findings"].as_array().unwrap().clone();
         let found = findings.iter().find(|finding| finding["check"] == "database").unwrap();
         assert_eq!(found["severity"], "error", "{found}");
     }

@@ -1,4 +1,4 @@
-//! How the response of an upload ends where not every row was read.
+//! The last line of a response whose upload was not read to its end, also after a panic.
 
 use std::panic::AssertUnwindSafe;
 
@@ -11,11 +11,11 @@ use tokio::time::timeout;
 use super::{ClientGone, IDLE};
 use crate::shutdown::contained;
 
-/// The code of an upload that a fault of muster ended.
+/// The code of an upload that an internal error ended.
 pub(super) const INTERNAL: &str = "internal";
 
-/// Runs an upload. A panic in it ends the upload alone, and its response says so: without a last line it
-/// would look complete.
+/// Runs an upload. A panic in it ends only this upload, and adds the last line: without it the response would look
+/// complete.
 pub(super) async fn run_contained(
     upload: impl Future<Output = Result<(), ClientGone>>,
     last_chunk: mpsc::Sender<Bytes>,
@@ -23,7 +23,10 @@ pub(super) async fn run_contained(
     match AssertUnwindSafe(contained(upload)).catch_unwind().await {
         Ok(Ok(())) => {}
         Ok(Err(ClientGone)) => {
-            tracing::info!("a client of a bulk upload is gone; what was queued is still done");
+            tracing::info!(
+                event = "upload_abandoned",
+                "the client of a bulk upload disconnected; workers still process its queued rows"
+            );
         }
         Err(_) => {
             let _ = timeout(IDLE, last_chunk.send(abort_line(INTERNAL))).await;
@@ -31,7 +34,7 @@ pub(super) async fn run_contained(
     }
 }
 
-/// The last line of an answer to an upload of which not every row was read.
+/// The last line of such a response.
 pub(super) fn abort_line(code: &str) -> Bytes {
     let line = json!({ "outcome": "abort_line", "code": code });
     format!("{line}\n").into()
@@ -42,12 +45,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_ends_its_upload_alone_with_a_line_that_says_so() {
+    async fn panic_ends_its_upload_with_an_abort_line() {
         let (chunks, mut streamed) = mpsc::channel(4);
         let upload = async {
             assert!(crate::shutdown::is_contained());
             chunks.send(Bytes::from("{}\n")).await.unwrap();
-            panic!("a fault in a row");
+            panic!("a panic in a row");
         };
         run_contained(upload, chunks.clone()).await;
         drop(chunks);

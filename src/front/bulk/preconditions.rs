@@ -1,4 +1,4 @@
-//! What an upload has to bring: the API key, and the contract of its rows.
+//! The API key and the contract that a bulk request needs.
 
 use hyper::header::{AUTHORIZATION, HeaderMap};
 use secrecy::{ExposeSecret, SecretString};
@@ -7,7 +7,8 @@ use subtle::ConstantTimeEq;
 
 use crate::domain::ContractId;
 
-/// Compares digests, so that the time tells neither the key nor its length.
+/// Whether the request has the API key as its bearer token. Digests are compared, so that the response time reveals
+/// neither the key nor its length.
 pub(super) fn is_authorized(headers: &HeaderMap, key: &SecretString) -> bool {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
@@ -18,7 +19,7 @@ pub(super) fn is_authorized(headers: &HeaderMap, key: &SecretString) -> bool {
         && bool::from(digest(given).ct_eq(&digest(key.expose_secret().as_bytes())))
 }
 
-/// The contract that a query names.
+/// The value of the query parameter `contract`; none if it is missing, unknown or repeated.
 pub(super) fn contract_of_query(query: &str) -> Option<ContractId> {
     let mut named = url::form_urlencoded::parse(query.as_bytes())
         .filter(|(name, _)| name == "contract")
@@ -34,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_key_opens() {
+    fn only_the_exact_key_is_authorized() {
         let key = SecretString::from("0123456789abcdef");
         let given = |value: &str| {
             let mut headers = HeaderMap::new();
@@ -49,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn the_contract_is_named_once() {
+    fn contract_is_required_exactly_once() {
         assert_eq!(contract_of_query("contract=flat-name"), Some(ContractId::FlatName));
         assert_eq!(contract_of_query("x=1&contract=register"), Some(ContractId::Register));
         for none in ["", "contract=", "contract=other", "contract=register&contract=username"] {

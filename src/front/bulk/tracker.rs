@@ -1,6 +1,7 @@
-//! The rows of one upload, without the connection and the queue: which row is sent when, and which report is due. Rows of one
-//! identity are sent one after the other, reports are given in the order of the rows, and only [`WINDOW`] rows are held.
-//! Driven by `bulk`.
+//! Tracks the rows of one upload: which row is sent next, and which report is due. It does no I/O; `bulk` drives it.
+//!
+//! Rows of one user are sent one after the other, reports keep the order of the rows, and at most [`WINDOW`] rows are in
+//! memory.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -13,36 +14,38 @@ use crate::rows::{
 };
 use crate::telemetry::{Metrics, TraceContext};
 
-/// Rows of one upload that are in memory: sent and without an outcome, or waiting for the report of an earlier row.
+/// Largest number of rows of one upload in memory. They wait for an outcome, or for the report of an earlier row.
 pub(super) const WINDOW: usize = 512;
 
-/// What rows have in common besides their rules.
+/// What the message ids and traces of all rows are derived from.
 pub(super) struct RowIdentity {
     pub(super) key: IdempotencyKey,
-    /// Whether the key is new, so that no row can be registered yet.
+    /// Whether the key was generated for this request, so that no row can be registered yet.
     pub(super) new_key: bool,
     /// The parent span of all rows.
     pub(super) trace: TraceContext,
 }
 
-/// The rows of one upload.
+/// The rows of one upload and their state. Rows are numbered from 0 in the order of the body.
 pub(super) struct Tracker {
     lines: LineSplitter,
+    /// Largest size of a row in bytes.
     limit: usize,
     rules: RowRules,
     identity: RowIdentity,
-    /// Whether the body is a JSON array, whose last line might look like a row.
+    /// Whether the body is a JSON array. It is rejected: its last line could look like a row.
     is_array: bool,
     /// Holds the first rows back while all their passwords look like digests.
     column: HashColumnDetector<(u64, NumberedRow)>,
-    /// Holds rows back behind earlier ones of the same user name or address.
+    /// Holds back rows while an earlier row with the same user name or e-mail address is in flight.
     order: RowOrder<BulkRow>,
-    /// Rows that may be sent now; their tags are their places among the rows.
+    /// Rows that can be sent now. Their tags are their indexes.
     unsent: VecDeque<BulkRow>,
-    /// Rows read from the body, and rows whose report has been given.
+    /// Number of rows read from the body.
     read: u64,
+    /// Number of rows whose report was returned.
     reported: u64,
-    /// By index: reports that wait for an earlier one, and the lines of rows without an outcome.
+    /// By index: reports that wait for an earlier one, and rows without an outcome.
     reports: BTreeMap<u64, RowState>,
     metrics: Arc<Metrics>,
 }
@@ -52,7 +55,7 @@ enum RowState {
     Done(RowReport),
 }
 
-/// The line of a row and the result of its check.
+/// The line number of a row and the result of its validation.
 type NumberedRow = (u64, Result<ValidRow, Vec<RowError>>);
 
 impl Tracker {
@@ -93,7 +96,8 @@ impl Tracker {
         self.is_array
     }
 
-    pub(super) fn has_room(&self) -> bool {
+    /// Whether the window allows another row.
+    pub(super) fn has_capacity(&self) -> bool {
         self.read - self.reported < WINDOW as u64
     }
 
@@ -111,25 +115,25 @@ impl Tracker {
         self.unsent.pop_front()
     }
 
-    /// Whether no row that was read still has to be sent.
+    /// Whether every row that was read was sent.
     pub(super) fn all_sent(&self) -> bool {
         self.unsent.is_empty() && self.order.held() == 0
     }
 
-    /// Whether the report of every row that was read has been given.
+    /// Whether the report of every row that was read was returned.
     pub(super) fn all_reported(&self) -> bool {
         self.reported == self.read
     }
 
-    /// Drops the rows that have not been sent.
+    /// Drops the rows that were not sent.
     pub(super) fn drop_unsent(&mut self) {
         self.unsent.clear();
         self.order.clear_held();
     }
 
-    /// Reads rows until one has to be sent or the window is full. Returns whether the body has no further line yet.
+    /// Reads rows until one can be sent or the window is full. Returns whether no further line has arrived.
     pub(super) fn read(&mut self) -> bool {
-        while self.unsent.is_empty() && self.has_room() {
+        while self.unsent.is_empty() && self.has_capacity() {
             let (line, checked) = match self.lines.next_line() {
                 None => return true,
                 Some(InputLine::Text { bytes: [b'[', ..], .. }) if self.read == 0 => {
@@ -153,23 +157,23 @@ impl Tracker {
         false
     }
 
-    /// Releases the rows that the check for a column of digests holds, when no more rows follow.
+    /// Releases the rows that the check for a column of digests holds, once no further rows follow.
     pub(super) fn release_column(&mut self) {
         for ((index, row), is_hash) in self.column.end() {
             self.add(index, row, is_hash);
         }
     }
 
-    /// Prepares a row to be sent, or its report if it is invalid.
+    /// Queues a row for sending, or stores its report if it is invalid.
     fn add(&mut self, index: u64, (line, checked): NumberedRow, is_hash: bool) {
         let state = match checked {
-            Ok(checked) if is_hash => self.invalid(line, checked.as_hash()),
+            Ok(checked) if is_hash => self.invalid(line, checked.hash_like_errors()),
             Err(errors) => self.invalid(line, errors),
             Ok(ValidRow { body, identity, .. }) => {
                 let contract = self.rules.contract;
                 let id = MessageId::for_bulk_row(contract, &self.identity.key, line);
                 let (new_key, trace) = (self.identity.new_key, self.identity.trace.clone());
-                let row = BulkRow { tag: index, contract, id, new_key: new_key, body, trace };
+                let row = BulkRow { tag: index, contract, id, new_key, body, trace };
                 self.unsent.extend(self.order.add(index, identity, row));
                 RowState::Sent { line }
             }
@@ -182,7 +186,7 @@ impl Tracker {
         RowState::Done(RowReport::invalid(line, None, errors))
     }
 
-    /// Takes the outcome of a row. A failure fails the rows that wait behind it.
+    /// Records the outcome of a row. A failure also fails the rows that wait for it.
     pub(super) fn record_reply(&mut self, RowReply { tag, id, outcome }: RowReply) {
         let Some(RowState::Sent { line }) = self.reports.get(&tag) else { return };
         let id = RegistrationId::derive(&Origin::Import, self.rules.contract, &id);
@@ -201,7 +205,7 @@ impl Tracker {
         }
     }
 
-    /// The reports that are due, as lines: those of the next rows, up to the first without an outcome.
+    /// Returns the reports that are due, as lines: those of the next rows, up to the first without an outcome.
     pub(super) fn due_reports(&mut self) -> Vec<u8> {
         let mut lines = Vec::new();
         while let Some(RowState::Done(report)) = self.reports.get(&self.reported) {

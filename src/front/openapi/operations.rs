@@ -1,10 +1,9 @@
-//! The paths that are no registration of a single user: the token's owner, the public keys, rows in
-//! bulk, and the probes.
+//! The operations that do not depend on a contract: profile, public keys, bulk upload and probes.
 
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::{responses, reference, registration};
+use super::{reference, registration, responses};
 use crate::config::Mount;
 use crate::contract::{ApiError, contract, samples};
 use crate::domain::ContractId;
@@ -14,17 +13,17 @@ pub(super) const USERS: &str = "users";
 pub(super) const BULK: &str = "bulk";
 pub(super) const PROBES: &str = "probes";
 
-/// The name of the schema of what a contract shows of its user.
+/// The schema name of a contract's profile.
 pub(super) fn profile_name(id: ContractId) -> String {
     format!("{id}.profile")
 }
 
-/// The name of the schema of a contract's document as a row.
+/// The schema name of a contract's document as a bulk row.
 pub(super) fn row_name(id: ContractId) -> String {
     format!("{id}.row")
 }
 
-/// The paths that are always served, and those of the mounts' profiles.
+/// The paths of these operations, including the profile paths of the mounts.
 pub(super) fn paths(mounts: &[Mount]) -> Map<String, Value> {
     let path = |path: &str, method: &str, operation: Value| {
         (path.to_owned(), json!({ method: operation }))
@@ -48,38 +47,45 @@ pub(super) fn paths(mounts: &[Mount]) -> Map<String, Value> {
     all
 }
 
-/// Schemas of what is written here and nowhere as a type.
+/// Schemas of the bodies that have no type in the code.
 pub(super) fn schemas() -> Map<String, Value> {
-    let waits = json!({ "type": "object", "required": ["reason"], "properties": {
+    let down = json!({ "type": "object", "required": ["reason"], "properties": {
         "reason": { "type": "string" },
     } });
     let ready = json!({
         "type": "object",
-        "required": ["ready", "parts"],
+        "required": ["ready", "components"],
         "properties": {
             "ready": { "type": "boolean" },
-            "parts": {
+            "components": {
                 "type": "object",
-                "description": "Each part that has to work, and what it waits for; where operators have \
-                                an address of their own, only whether it works.",
-                "additionalProperties": { "oneOf": [{ "enum": ["up", "down"] }, waits] },
+                "description": "The state of each required component: \"up\", or the reason why it is down. If \
+                                operators have an address of their own, other addresses show only \"down\".",
+                "additionalProperties": { "oneOf": [{ "enum": ["up", "down"] }, down] },
             },
             "warnings": {
                 "type": "object",
-                "description": "What an operator should see to although every part works; absent if nothing.",
+                "description": "Conditions that need an operator's attention although every component is up; absent \
+                                if there are none.",
                 "additionalProperties": { "type": "string" },
             },
-            "workers": { "type": ["integer", "null"], "description": "How many consume." },
-            "waiting": { "type": ["integer", "null"], "description": "Messages that no worker has taken." },
+            "workers": {
+                "type": ["integer", "null"],
+                "description": "Number of workers that consume the interactive queue.",
+            },
+            "queued": {
+                "type": ["integer", "null"],
+                "description": "Number of registrations in the interactive queue.",
+            },
         },
     });
     let aborted = json!({
         "type": "object",
-        "description": "The last line, where the rest of the body was not read.",
+        "description": "The last line, if the rest of the body was not read.",
         "required": ["outcome", "code"],
         "properties": {
             "outcome": { "const": "aborted" },
-            "code": { "enum": ["broken", "idle", "internal", "stopping"] },
+            "code": { "enum": ["body_aborted", "idle", "internal", "not_ndjson", "stopping"] },
         },
     });
     let keys = json!({
@@ -111,7 +117,7 @@ pub(super) fn schemas() -> Map<String, Value> {
 }
 
 fn profile(path: &str) -> Value {
-    // The documented path has the plain name.
+    // The fixed path has the plain operation id.
     let id = match path {
         paths::PROFILE => "getProfile".to_owned(),
         path => registration::operation_id("getProfileAt", path),
@@ -124,27 +130,27 @@ fn profile(path: &str) -> Value {
     let of: Vec<Value> = shown.iter().map(|(id, _)| reference(&profile_name(*id))).collect();
     let examples = shown.iter().zip(&summaries);
     let found = responses::json(
-        // More than one may fit: what one contract shows is a part of what another does.
+        // Not `oneOf`: the profile of one contract can contain that of another.
         &json!({ "anyOf": of }),
         examples.map(|((id, body), summary)| (id.to_string(), summary.as_str(), body)),
     );
     let unauthorized =
-        responses::with(responses::message(profile::UNAUTHORIZED), &["WWW-Authenticate"]);
-    let fault = |fault: ApiError| responses::message(fault.text());
+        responses::with_headers(responses::message(profile::UNAUTHORIZED), &["WWW-Authenticate"]);
+    let error = |error: ApiError| responses::message(error.text());
     json!({
         "operationId": id,
         "tags": [USERS],
-        "summary": "The token's owner",
-        "description": "In the shape of the contract that created the user. A fault of the service is \
-                        never 401, so a client may throw its token away on that.",
+        "summary": "Get the user of a token",
+        "description": "The response has the shape of the contract that registered the user. Failures of the \
+                        service are never 401, so clients can discard their token on 401.",
         "security": [{ "token": [] }],
         "responses": {
             "200": found,
             "401": unauthorized,
-            "429": responses::with(fault(ApiError::RateLimited), &["Retry-After"]),
-            "500": fault(ApiError::Internal),
-            "503": responses::with(fault(ApiError::Unavailable), &["Retry-After"]),
-            "504": fault(ApiError::Timeout),
+            "429": responses::with_headers(error(ApiError::RateLimited), &["Retry-After"]),
+            "500": error(ApiError::Internal),
+            "503": responses::with_headers(error(ApiError::Unavailable), &["Retry-After"]),
+            "504": error(ApiError::Timeout),
         },
     })
 }
@@ -162,48 +168,47 @@ fn bulk() -> Value {
         "operationId": "registerInBulk",
         "tags": [BULK],
         "summary": "Register many users",
-        "description": "There only with the setting front.bulk_api_key. Rows are read, sent and answered while \
-                        they come; an answer stands at its row's place. No tokens are made. Under an \
-                        Idempotency-Key the same body can be sent again: what is registered stays so.",
+        "description": "Served only if the setting front.bulk_api_key is set. Rows are registered while the request \
+                        is sent, and their outcomes are returned in the order of the rows. No tokens are \
+                        created. With an Idempotency-Key the same body can safely be sent again.",
         "security": [{ "bulkKey": [] }],
         "parameters": [
             {
                 "name": "contract",
                 "in": "query",
                 "required": true,
-                "description": "The contract of all rows.",
+                "description": "The contract of every row.",
                 "schema": { "enum": ContractId::ALL },
             },
             { "$ref": "#/components/parameters/IdempotencyKey" },
         ],
         "requestBody": {
             "required": true,
-            "description": "One JSON object a line: a row.",
+            "description": "One row per line, a JSON object.",
             "content": { bulk::NDJSON: lines(
-                "Rows: documents of the contract, which may have a bcrypt hash in the place of the \
-                 password.",
+                "Documents of the contract. A row can have a bcrypt hash instead of the password.",
                 json!({ "anyOf": rows }),
             ) },
         },
         "responses": {
-            "200": responses::with(
+            "200": responses::with_headers(
                 json!({
-                    "description": "An answer for each row, in the order of the rows.",
+                    "description": "The outcome of each row, in the order of the rows.",
                     "content": { bulk::NDJSON: lines(
-                        "Reports, one JSON object a line.",
+                        "One outcome per line, a JSON object.",
                         json!({ "oneOf": [reference("report"), reference("aborted")] }),
                     ) },
                 }),
                 &["Idempotency-Key"],
             ),
             "400": problem(StatusCode::BAD_REQUEST, &[bulk::NO_CONTRACT, ApiError::InvalidIdempotencyKey.text()]),
-            "401": responses::with(
+            "401": responses::with_headers(
                 problem(StatusCode::UNAUTHORIZED, &[bulk::NO_KEY]),
                 &["WWW-Authenticate"],
             ),
             "404": problem(StatusCode::NOT_FOUND, &[NOT_FOUND]),
             "415": problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, &[bulk::NOT_NDJSON]),
-            "503": responses::with(busy, &["Idempotency-Key", "Retry-After"]),
+            "503": responses::with_headers(busy, &["Idempotency-Key", "Retry-After"]),
         },
     })
 }
@@ -214,16 +219,15 @@ fn keys() -> Value {
         "kid": "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
         "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
     }] });
-    let summary = "The public keys";
+    let summary = "The public keys that verify tokens";
     let set = responses::json(&reference("keys"), [("keys".to_owned(), summary, &example)]);
     json!({
         "operationId": "getKeys",
         "tags": [USERS],
-        "summary": "The keys that verify tokens",
-        "description": "A JSON Web Key Set (RFC 7517). There where tokens are signed with a key that has a \
-                        public half.",
+        "summary": "Get the keys that verify tokens",
+        "description": "A JSON Web Key Set (RFC 7517). Served only if tokens are signed with an asymmetric key.",
         "responses": {
-            "200": responses::with(set, &["Cache-Control"]),
+            "200": responses::with_headers(set, &["Cache-Control"]),
             "404": responses::problem(StatusCode::NOT_FOUND, &[NOT_FOUND]),
         },
     })
@@ -234,32 +238,36 @@ fn live() -> Value {
     json!({
         "operationId": "isLive",
         "tags": [PROBES],
-        "summary": "Whether the process responses",
+        "summary": "Check whether the process responds",
         "responses": {
             "200": responses::json(
                 &reference("live"),
-                [("live".to_owned(), "The process responses", &example)],
+                [("live".to_owned(), "The process responds", &example)],
             ),
         },
     })
 }
 
 fn ready() -> Value {
-    let parts = |broker: Value| json!({ "broker": broker, "process": "up" });
-    let up = json!({ "ready": true, "parts": parts(json!("up")), "workers": 2, "waiting": 0 });
-    let waits = json!({ "reason": "the broker" });
-    let down = json!({ "ready": false, "parts": parts(waits), "workers": 0, "waiting": 0 });
-    let answer = |summary: &str, example: &Value| {
-        responses::json(&reference("ready"), [("parts".to_owned(), summary, example)])
+    let components = |queue: Value| json!({ "process": "up", "queue": queue });
+    let up = json!({
+        "ready": true, "components": components(json!("up")), "workers": 2, "queued": 0,
+    });
+    let reason = json!({ "reason": "RabbitMQ at 10.0.0.1:5672: connection refused" });
+    let down = json!({
+        "ready": false, "components": components(reason), "workers": 0, "queued": 0,
+    });
+    let response = |summary: &str, example: &Value| {
+        responses::json(&reference("ready"), [("components".to_owned(), summary, example)])
     };
     json!({
         "operationId": "isReady",
         "tags": [PROBES],
-        "summary": "Whether every part can work",
+        "summary": "Check whether the process is ready",
         "responses": {
-            "200": answer("Every part can work", &up),
-            "503": responses::with(
-                answer("A part waits for something", &down),
+            "200": response("Every component is up", &up),
+            "503": responses::with_headers(
+                response("At least one component is down", &down),
                 &["Retry-After"],
             ),
         },

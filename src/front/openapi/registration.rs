@@ -1,50 +1,50 @@
-//! The registration paths: a mount with its contracts, as operations of the document.
+//! The registration operations: one or two paths for each mount, with the mount's contracts.
 
 use std::collections::BTreeMap;
 
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::responses::{self, by_status};
 use super::reference;
+use super::responses::{self, by_status};
 use crate::config::{self, Mount};
-use crate::contract::samples::{self, Sample};
+use crate::contract::samples::{self, ResponseSample};
 use crate::contract::{Contract, contract, sole_contract};
 use crate::domain::{ContractId, IdempotencyKey};
 use crate::front::signup::SLOW_BODY;
 
 pub(super) const TAG: &str = "registration";
-/// The header that every answer has where there are pages.
-const TIMES: &str = "Server-Timing";
+/// The header of every response, if the HTML pages are enabled.
+const SERVER_TIMING: &str = "Server-Timing";
 
-/// A contract at a mount.
+/// A contract as it behaves at a mount.
 pub(super) struct MountedContract {
     pub(super) contract: &'static dyn Contract,
-    /// Whether it behaves otherwise than it does where it shares a path.
+    /// Whether its schema differs from that of the same contract at a shared path.
     alone: bool,
 }
 
 impl MountedContract {
-    /// The name of its document's schema.
+    /// The schema name of its document.
     pub(super) fn name(&self) -> String {
         let id = self.contract.id();
         if self.alone { format!("{id}.alone") } else { id.to_string() }
     }
 }
 
-/// The contracts of a mount, as they behave there.
+/// The contracts of a mount. A contract that is alone at its path can accept more documents than at a shared one.
 pub(super) fn contracts(mount: &Mount) -> Vec<MountedContract> {
-    let served = |contract: &'static dyn Contract| {
+    let mounted = |contract: &'static dyn Contract| {
         let shared = crate::contract::contract(contract.id());
         MountedContract { contract, alone: contract.schema() != shared.schema() }
     };
     match mount.contracts.as_slice() {
-        [only] => vec![served(sole_contract(*only))],
-        shared => shared.iter().map(|id| served(contract(*id))).collect(),
+        [only] => vec![mounted(sole_contract(*only))],
+        shared => shared.iter().map(|id| mounted(contract(*id))).collect(),
     }
 }
 
-/// The paths of a mount: one, and a second one for any prefix.
+/// The paths of a mount: its own and, if it has any prefix, a second one with a `prefix` parameter.
 pub(super) fn paths(mount: &Mount, settings: &config::FrontSettings) -> Map<String, Value> {
     let path = if mount.path.is_empty() { "/" } else { &mount.path };
     let mut paths = Map::new();
@@ -57,18 +57,18 @@ pub(super) fn paths(mount: &Mount, settings: &config::FrontSettings) -> Map<Stri
     paths
 }
 
-/// A path with the parameter that [`prefix`] describes before it.
+/// The path with the parameter of [`prefix`] in front of it.
 pub(in crate::front) fn prefixed(path: &str) -> String {
     format!("/{{prefix}}{path}")
 }
 
-/// The parameter that is the beginning of a path which may have any.
+/// The path parameter of mounts with any prefix.
 pub(super) fn prefix() -> Value {
     json!({
         "name": "prefix",
         "in": "path",
         "required": true,
-        "description": "Anything; it may have slashes in it.",
+        "description": "Any prefix; it can contain slashes.",
         "schema": { "type": "string", "minLength": 1 },
         "example": "identity",
     })
@@ -77,7 +77,7 @@ pub(super) fn prefix() -> Value {
 fn operation(path: &str, mount: &Mount, settings: &config::FrontSettings) -> Value {
     let contracts = contracts(mount);
     let names: Vec<String> =
-        contracts.iter().map(|served| format!("`{}`", served.contract.id())).collect();
+        contracts.iter().map(|mounted| format!("`{}`", mounted.contract.id())).collect();
     json!({
         "operationId": operation_id("post", path),
         "tags": [TAG],
@@ -89,11 +89,11 @@ fn operation(path: &str, mount: &Mount, settings: &config::FrontSettings) -> Val
             "description": format!("At most {} bytes.", settings.body_limit),
             "content": { "application/json": body(&contracts) },
         },
-        "responses": responses(&contracts),
+        "responses": all_responses(&contracts),
     })
 }
 
-/// `post` to `/users/register` is `postUsersRegister`.
+/// The operation id: `post` and `/users/register` give `postUsersRegister`.
 pub(super) fn operation_id(verb: &str, path: &str) -> String {
     let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let capital = |word: &str| format!("{}{}", word[..1].to_uppercase(), &word[1..]);
@@ -102,24 +102,23 @@ pub(super) fn operation_id(verb: &str, path: &str) -> String {
 
 fn about(mount: &Mount, settings: &config::FrontSettings) -> String {
     let deadline = humantime::format_duration(settings.request_timeout);
-    let answered = format!(
-        "Answered when the user is stored and the token signed, after {deadline} at the latest. What is \
-         not accepted (503) has not happened; after 500 or 504 it is unknown. Repeating the request under \
-         the Idempotency-Key of the answer is safe each time."
+    let timing = format!(
+        "Responds when the user is stored and the token is signed, at the latest after {deadline}. After 503 no user \
+         was registered; after 500 or 504 the outcome is unknown. Retrying with the Idempotency-Key of the \
+         response is always safe."
     );
     match mount.contracts.as_slice() {
-        [first, _] => format!("{} {answered}", choice(*first)),
-        _ => answered,
+        [first, _] => format!("{} {timing}", selection(*first)),
+        _ => timing,
     }
 }
 
-/// How the body chooses between the two contracts that can share a path; see
-/// [`choose`](crate::contract::select_contract).
-fn choice(first: ContractId) -> String {
+/// Describes how the body selects one of two contracts at a path; see [`crate::contract::select_contract`].
+fn selection(first: ContractId) -> String {
     format!(
-        "Two contracts share this path, and the keys of the body choose, whatever stands at them: \
-         `fullname` means `{}`, `firstname` or `lastname` means `{}`. With neither or both, and where \
-         there is no body to look at, it is `{first}`.",
+        "Two contracts share this path, and the keys of the body select one: `fullname` selects `{}`, `firstname` \
+         or `lastname` selects `{}`. With both, with neither, and for errors before the body is parsed, it is \
+         `{first}`.",
         ContractId::NestedName,
         ContractId::FlatName
     )
@@ -133,42 +132,43 @@ fn body(contracts: &[MountedContract]) -> Value {
         [first, second] => {
             let examples: Map<String, Value> = contracts
                 .iter()
-                .map(|served| (served.name(), json!({ "value": served.contract.example() })))
+                .map(|mounted| (mounted.name(), json!({ "value": mounted.contract.example() })))
                 .collect();
-            let mut chosen = reference(&second.name());
-            chosen["not"] = match second.contract.id() {
+            let mut selected = reference(&second.name());
+            selected["not"] = match second.contract.id() {
                 ContractId::FlatName => json!({ "required": ["fullname"] }),
                 _ => {
                     json!({ "anyOf": [{ "required": ["firstname"] }, { "required": ["lastname"] }] })
                 }
             };
-            let schema = json!({ "oneOf": [reference(&first.name()), chosen] });
+            let schema = json!({ "oneOf": [reference(&first.name()), selected] });
             json!({ "schema": schema, "examples": examples })
         }
-        // The settings' reader lets no more than two share a path.
+        // `config` allows at most two contracts per path.
         _ => json!({}),
     }
 }
 
-fn responses(contracts: &[MountedContract]) -> Map<String, Value> {
-    let mut told: BTreeMap<u16, Vec<(ContractId, Sample)>> = BTreeMap::new();
-    for served in contracts {
-        let id = served.contract.id();
-        for (status, samples) in by_status(&samples::response_samples(served.contract)) {
-            told.entry(status).or_default().extend(samples.into_iter().cloned().map(|s| (id, s)));
+fn all_responses(contracts: &[MountedContract]) -> Map<String, Value> {
+    let mut by_code: BTreeMap<u16, Vec<(ContractId, ResponseSample)>> = BTreeMap::new();
+    for mounted in contracts {
+        let id = mounted.contract.id();
+        for (status, samples) in by_status(&samples::response_samples(mounted.contract)) {
+            let samples = samples.into_iter().cloned().map(|sample| (id, sample));
+            by_code.entry(status).or_default().extend(samples);
         }
     }
-    let mut responses: Map<String, Value> = told
+    let mut all: Map<String, Value> = by_code
         .iter()
         .map(|(status, samples)| (status.to_string(), response(*status, samples)))
         .collect();
-    let slow = responses::problem(StatusCode::REQUEST_TIMEOUT, &[SLOW_BODY]);
-    let slow = responses::with(slow, &[TIMES]);
-    responses.insert(StatusCode::REQUEST_TIMEOUT.as_str().to_owned(), slow);
-    responses
+    let timeout = responses::problem(StatusCode::REQUEST_TIMEOUT, &[SLOW_BODY]);
+    let timeout = responses::with_headers(timeout, &[SERVER_TIMING]);
+    all.insert(StatusCode::REQUEST_TIMEOUT.as_str().to_owned(), timeout);
+    all
 }
 
-fn response(status: u16, samples: &[(ContractId, Sample)]) -> Value {
+fn response(status: u16, samples: &[(ContractId, ResponseSample)]) -> Value {
     let mut ids: Vec<ContractId> = samples.iter().map(|(id, _)| *id).collect();
     ids.dedup();
     let of = |id: &ContractId| reference(&responses::name(*id, status));
@@ -188,19 +188,22 @@ fn response(status: u16, samples: &[(ContractId, Sample)]) -> Value {
         500.. => &["Idempotency-Key"],
         _ => &[],
     };
-    responses::with(responses::json(&schema, examples), &[headers, &[TIMES]].concat())
+    responses::with_headers(
+        responses::json(&schema, examples),
+        &[headers, &[SERVER_TIMING]].concat(),
+    )
 }
 
-/// The header that makes repeating a request safe.
+/// The `Idempotency-Key` request header.
 pub(super) fn key_parameter() -> Value {
     json!({
         "name": "Idempotency-Key",
         "in": "header",
         "required": false,
         "description": format!(
-            "{} to {} visible ASCII characters, in quotation marks or without. For a day the same \
-             document under the same key is the same registration: it is answered again, with a new \
-             token. Another document under that key, or another password, is refused.",
+            "{} to {} visible ASCII characters, with or without quotation marks. For a day, the same document with \
+             the same key is the same registration: the response is repeated, with a new token. Another \
+             document or another password with that key is rejected.",
             IdempotencyKey::MIN,
             IdempotencyKey::MAX
         ),
@@ -208,7 +211,8 @@ pub(super) fn key_parameter() -> Value {
     })
 }
 
-/// See [`IdempotencyKey::parse`]: a key has no quotation marks at both ends, unless it stands in them.
+/// The pattern that [`IdempotencyKey::parse`] accepts. A key is optionally enclosed in quotation marks; without them it
+/// does not both start and end with one.
 pub(super) fn key_schema() -> Value {
     let (min, max) = (IdempotencyKey::MIN, IdempotencyKey::MAX);
     let plain = format!("[!#-~][!-~]{{{},{}}}", min - 1, max - 1);

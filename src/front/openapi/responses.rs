@@ -1,5 +1,4 @@
-//! Answers as the document describes them: a sentence, headers, and for each media type a schema with
-//! examples.
+//! Builds OpenAPI response objects: a description, headers, and a schema with examples for each media type.
 
 use std::collections::BTreeMap;
 
@@ -8,48 +7,48 @@ use serde_json::{Map, Value, json};
 
 use super::reference;
 use crate::contract::problem;
-use crate::contract::samples::Sample;
+use crate::contract::samples::ResponseSample;
 use crate::domain::ContractId;
 
-/// Samples by their status.
-pub(super) fn by_status(samples: &[Sample]) -> BTreeMap<u16, Vec<&Sample>> {
-    let mut found: BTreeMap<u16, Vec<&Sample>> = BTreeMap::new();
+/// Groups samples by their status.
+pub(super) fn by_status(samples: &[ResponseSample]) -> BTreeMap<u16, Vec<&ResponseSample>> {
+    let mut groups: BTreeMap<u16, Vec<&ResponseSample>> = BTreeMap::new();
     for sample in samples {
-        found.entry(sample.status).or_default().push(sample);
+        groups.entry(sample.status).or_default().push(sample);
     }
-    found
+    groups
 }
 
-/// The name of the schema of a contract's responses with this status.
+/// The schema name of a contract's responses with this status.
 pub(super) fn name(id: ContractId, status: u16) -> String {
     format!("{id}.{status}")
 }
 
-/// An answer in JSON, with its examples: name, summary and body of each.
+/// A JSON response with its examples: the name, summary and body of each.
 pub(super) fn json<'a>(
     schema: &Value,
     examples: impl IntoIterator<Item = (String, &'a str, &'a Value)>,
 ) -> Value {
-    let (mut told, mut summaries) = (Map::new(), Vec::new());
+    let (mut listed, mut summaries) = (Map::new(), Vec::new());
     for (name, summary, body) in examples {
-        told.insert(name, json!({ "summary": summary, "value": body }));
+        listed.insert(name, json!({ "summary": summary, "value": body }));
         if !summaries.contains(&summary) {
             summaries.push(summary);
         }
     }
     json!({
         "description": format!("{}.", summaries.join(". ")),
-        "content": { "application/json": { "schema": schema, "examples": told } },
+        "content": { "application/json": { "schema": schema, "examples": listed } },
     })
 }
 
-/// `{"message": ...}`.
+/// A response whose body is `{"message": text}`.
 pub(super) fn message(text: &str) -> Value {
     let example = problem::message(text);
     json(&reference("message"), [("message".to_owned(), text, &example)])
 }
 
-/// A problem document, with one of these details.
+/// A problem document (RFC 9457) that has one of these details.
 pub(super) fn problem(status: StatusCode, details: &[&str]) -> Value {
     let title = status.canonical_reason().unwrap_or_default();
     let examples: Map<String, Value> = details
@@ -68,10 +67,10 @@ pub(super) fn problem(status: StatusCode, details: &[&str]) -> Value {
     })
 }
 
-/// The same answer with headers that the document describes elsewhere.
-pub(super) fn with(mut answer: Value, headers: &[&str]) -> Value {
+/// Adds references to headers in the document's components.
+pub(super) fn with_headers(mut response: Value, headers: &[&str]) -> Value {
     for header in headers {
-        answer["headers"][header] = json!({ "$ref": format!("#/components/headers/{header}") });
+        response["headers"][header] = json!({ "$ref": format!("#/components/headers/{header}") });
     }
-    answer
+    response
 }

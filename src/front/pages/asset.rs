@@ -1,4 +1,4 @@
-//! One file of the pages: its bytes, what they are, and a tag by which a browser knows them again.
+//! A compiled-in file of the pages, with its media type and entity tag.
 
 use std::sync::OnceLock;
 
@@ -11,17 +11,17 @@ use sha2::{Digest, Sha256};
 
 use crate::front::response::{self, Response};
 
-/// A file that is compiled in.
+/// A compiled-in file.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::front) struct Asset {
     pub(super) path: &'static str,
     media_type: &'static str,
     bytes: &'static [u8],
-    /// Made when it is asked for first.
+    /// The entity tag, computed on the first request.
     tag: OnceLock<String>,
 }
 
-/// A page.
+/// An HTML page.
 pub(super) const fn html(path: &'static str, text: &'static str) -> Asset {
     asset(path, "text/html; charset=utf-8", text.as_bytes())
 }
@@ -36,7 +36,7 @@ pub(super) const fn style(path: &'static str, text: &'static str) -> Asset {
     asset(path, "text/css; charset=utf-8", text.as_bytes())
 }
 
-/// A picture.
+/// An SVG image.
 pub(super) const fn svg(path: &'static str, text: &'static str) -> Asset {
     asset(path, "image/svg+xml", text.as_bytes())
 }
@@ -46,10 +46,11 @@ const fn asset(path: &'static str, media_type: &'static str, bytes: &'static [u8
 }
 
 impl Asset {
-    /// The file, or 304 to who has it already.
-    pub(super) fn answer(&self, asked: &HeaderMap) -> Response {
+    /// The file, or 304 if the client has the current version.
+    pub(super) fn response(&self, request: &HeaderMap) -> Response {
         let tag = self.tag();
-        let mut response = if asked.get_all(IF_NONE_MATCH).iter().any(|known| names(known, tag)) {
+        let is_current = request.get_all(IF_NONE_MATCH).iter().any(|tags| contains(tags, tag));
+        let mut response = if is_current {
             response::empty(StatusCode::NOT_MODIFIED)
         } else {
             response::bytes(
@@ -68,10 +69,10 @@ impl Asset {
     }
 }
 
-/// Whether an `If-None-Match` has this tag, compared weakly (RFC 9110, 13.1.2).
-fn names(known: &HeaderValue, tag: &str) -> bool {
-    let mut known = known.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    known.any(|one| one == b"*" || one.strip_prefix(b"W/").unwrap_or(one) == tag.as_bytes())
+/// Whether an `If-None-Match` contains this tag, by weak comparison (RFC 9110, section 13.1.2).
+fn contains(tags: &HeaderValue, tag: &str) -> bool {
+    let mut tags = tags.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    tags.any(|one| one == b"*" || one.strip_prefix(b"W/").unwrap_or(one) == tag.as_bytes())
 }
 
 #[cfg(test)]
@@ -79,17 +80,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_is_found_however_it_is_listed() {
-        for known in ["\"a\"", "W/\"a\"", "\"b\", \"a\"", "*"] {
-            assert!(names(&HeaderValue::from_static(known), "\"a\""), "{known}");
+    fn tag_matches_alone_weak_and_in_a_list() {
+        for tags in ["\"a\"", "W/\"a\"", "\"b\", \"a\"", "*"] {
+            assert!(contains(&HeaderValue::from_static(tags), "\"a\""), "{tags}");
         }
-        for other in ["\"b\"", "a", ""] {
-            assert!(!names(&HeaderValue::from_static(other), "\"a\""), "{other}");
+        for tags in ["\"b\"", "a", ""] {
+            assert!(!contains(&HeaderValue::from_static(tags), "\"a\""), "{tags}");
         }
     }
 
     #[test]
-    fn files_that_differ_have_tags_that_differ() {
+    fn tag_depends_only_on_the_bytes() {
         let (one, other) = (html("/", "<p>one"), html("/", "<p>other"));
         assert_ne!(one.tag(), other.tag());
         assert_eq!(one.tag(), html("/elsewhere", "<p>one").tag());

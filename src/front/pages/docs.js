@@ -1,21 +1,21 @@
-// Puts the address of this server into the samples, and copies them.
+// Puts the address of this server into the code samples, and makes their copy buttons work.
 
 const copied = document.getElementById("copied");
 
-/** Without https a browser has no clipboard for scripts; then the text is selected and copied as by hand. */
+/** Copies a text. Pages without HTTPS have no clipboard API; there the text is selected and copied by a command. */
 async function copy(text) {
   if (navigator.clipboard) {
     await navigator.clipboard.writeText(text);
     return;
   }
   const area = document.createElement("textarea");
-  area.className = "unseen";
+  area.className = "visually-hidden";
   area.value = text;
   document.body.append(area);
   area.select();
-  const done = document.execCommand("copy");
+  const isCopied = document.execCommand("copy");
   area.remove();
-  if (!done) throw new Error("not copied");
+  if (!isCopied) throw new Error("not copied");
 }
 
 for (const origin of document.querySelectorAll(".origin")) origin.textContent = location.origin;

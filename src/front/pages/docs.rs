@@ -1,5 +1,5 @@
-//! The page that shows the OpenAPI document to people. Written once, by the server; its script only copies
-//! samples, and the page says the same without it.
+//! The API documentation page: renders the OpenAPI document as HTML on the server. Its script only adds buttons that
+//! copy samples.
 
 mod example;
 mod fields;
@@ -12,12 +12,12 @@ use crate::config;
 use crate::front::{openapi, paths};
 use fields::SchemaField;
 
-/// The page that shows the document of these settings.
+/// Renders the OpenAPI document of these settings.
 pub(super) fn page(document: &Value, settings: &config::FrontSettings) -> String {
-    write(document, &paths_in_order(settings), &origin(settings))
+    render(document, &paths_in_order(settings), &origin(settings))
 }
 
-/// Paths in the order in which the contracts are mounted, which is theirs; the document sorts by name.
+/// The paths in the order of the mounts. The document itself is sorted by name.
 fn paths_in_order(settings: &config::FrontSettings) -> Vec<String> {
     let mounted = settings.mounts.iter().map(|mount| (mount.path.clone(), mount.any_prefix));
     let profiles = paths::profiles(&settings.mounts);
@@ -30,7 +30,7 @@ fn paths_in_order(settings: &config::FrontSettings) -> Vec<String> {
     both.flatten().collect()
 }
 
-/// The address of the server, as `curl` takes it, as far as the server knows it.
+/// The server's address for `curl` samples. Behind a proxy the real address differs; the page's script replaces it.
 fn origin(settings: &config::FrontSettings) -> String {
     let scheme = if settings.tls.is_some() { "https://" } else { "" };
     let mut address = settings.listen;
@@ -40,7 +40,7 @@ fn origin(settings: &config::FrontSettings) -> String {
     format!("{scheme}{address}")
 }
 
-fn write(document: &Value, order: &[String], origin: &str) -> String {
+fn render(document: &Value, order: &[String], origin: &str) -> String {
     let groups = groups(document, order);
     let title = text(&document["info"]["title"]);
     html! {
@@ -50,14 +50,14 @@ fn write(document: &Value, order: &[String], origin: &str) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                title { "HTTP interface · " (title) }
+                title { "HTTP API · " (title) }
                 link rel="icon" href="/pages/icon.svg" type="image/svg+xml";
                 link rel="stylesheet" href="/pages/style.css";
                 link rel="stylesheet" href="/pages/docs.css";
                 script type="module" src="/pages/docs.js" {}
             }
             body {
-                a.skip href="#operations" { "To the operations" }
+                a.skip href="#operations" { "Skip to the operations" }
                 header.top {
                     a.brand href="/" {
                         img src="/pages/icon.svg" alt="" width="28" height="28";
@@ -73,58 +73,59 @@ fn write(document: &Value, order: &[String], origin: &str) -> String {
                     nav.contents aria-label="Operations" { (contents(&groups)) }
                     div id="operations" {
                         div.heading {
-                            h1 { "HTTP interface " small { (text(&document["info"]["version"])) } }
+                            h1 { "HTTP API " small { (text(&document["info"]["version"])) } }
                             p { (prose(text(&document["info"]["description"]))) }
-                            p { "For programs: " a href="/openapi.json" { "openapi.json" } ", OpenAPI 3.1." }
-                            p.unseen id="copied" role="status" {}
+                            p { "Machine-readable: " a href="/openapi.json" { "openapi.json" } ", OpenAPI 3.1." }
+                            p.visually-hidden id="copied" role="status" {}
                         }
                         @for group in &groups { (section(group, document, origin)) }
                     }
                 }
-                footer { "Written by this server from what it serves. Nothing here comes from elsewhere." }
+                footer { "This page is generated from the routes of this server and loads nothing from other servers." }
             }
         }
     }
     .into_string()
 }
 
-/// Operations of one tag.
+/// The operations of one tag.
 struct OperationGroup<'a> {
     name: &'a str,
-    about: &'a str,
+    description: &'a str,
     operations: Vec<DocOperation<'a>>,
 }
 
 struct DocOperation<'a> {
     method: String,
     path: &'a str,
-    /// Parameters of the path, then of the operation.
+    /// The parameters of the path, then those of the operation.
     parameters: Vec<&'a Value>,
-    told: &'a Value,
+    /// The OpenAPI operation object.
+    object: &'a Value,
 }
 
 fn groups<'a>(document: &'a Value, order: &[String]) -> Vec<OperationGroup<'a>> {
     let tags = document["tags"].as_array().into_iter().flatten();
     tags.map(|tag| OperationGroup {
         name: text(&tag["name"]),
-        about: text(&tag["description"]),
+        description: text(&tag["description"]),
         operations: operations(document, &tag["name"], order),
     })
     .collect()
 }
 
-/// The operations of a tag, those of `order` in that order and before the others.
+/// The operations of a tag: first those whose path is in `order`, in that order, then the others.
 fn operations<'a>(document: &'a Value, tag: &Value, order: &[String]) -> Vec<DocOperation<'a>> {
     let listed = |value: &'a Value| value["parameters"].as_array().into_iter().flatten();
     let mut found = Vec::new();
     for (path, item) in members(&document["paths"]) {
-        for (method, told) in members(item).filter(|(_, told)| told["tags"][0] == *tag) {
-            let parameters = listed(item).chain(listed(told));
+        for (method, object) in members(item).filter(|(_, object)| object["tags"][0] == *tag) {
+            let parameters = listed(item).chain(listed(object));
             found.push(DocOperation {
                 method: method.to_uppercase(),
                 path,
                 parameters: parameters.map(|one| fields::resolved(document, one)).collect(),
-                told,
+                object,
             });
         }
     }
@@ -138,9 +139,9 @@ fn contents(groups: &[OperationGroup<'_>]) -> Markup {
         @for group in groups {
             p { (group.name) }
             ul {
-                @for DocOperation { method, path, told, .. } in &group.operations {
+                @for DocOperation { method, path, object, .. } in &group.operations {
                     li {
-                        a href={ "#" (text(&told["operationId"])) } {
+                        a href={ "#" (text(&object["operationId"])) } {
                             span.method { (method) } " " (path)
                         }
                     }
@@ -155,7 +156,7 @@ fn section(group: &OperationGroup<'_>, document: &Value, origin: &str) -> Markup
         section aria-labelledby={ "group-" (group.name) } {
             div.group {
                 h2 id={ "group-" (group.name) } { (group.name) }
-                p { (group.about) }
+                p { (group.description) }
             }
             @for operation in &group.operations { (article(operation, document, origin)) }
         }
@@ -163,14 +164,14 @@ fn section(group: &OperationGroup<'_>, document: &Value, origin: &str) -> Markup
 }
 
 fn article(operation: &DocOperation<'_>, document: &Value, origin: &str) -> Markup {
-    let DocOperation { method, path, parameters, told } = operation;
-    let id = text(&told["operationId"]);
+    let DocOperation { method, path, parameters, object } = operation;
+    let id = text(&object["operationId"]);
     html! {
         article.card id=(id) aria-labelledby={ "title-" (id) } {
-            h3 id={ "title-" (id) } { (prose(text(&told["summary"]))) }
-            p.place { span.badge { (method) } " " code { (path) } }
-            p { (prose(text(&told["description"]))) }
-            @for (scheme, _) in told["security"].as_array().into_iter().flatten().flat_map(members) {
+            h3 id={ "title-" (id) } { (prose(text(&object["summary"]))) }
+            p.endpoint { span.badge { (method) } " " code { (path) } }
+            p { (prose(text(&object["description"]))) }
+            @for (scheme, _) in object["security"].as_array().into_iter().flatten().flat_map(members) {
                 p.empty {
                     "Needs " code { "Authorization: Bearer" } ". "
                     (text(&document["components"]["securitySchemes"][scheme]["description"]))
@@ -180,36 +181,36 @@ fn article(operation: &DocOperation<'_>, document: &Value, origin: &str) -> Mark
                 h4 { "Parameters" }
                 (table(&parameters.iter().map(|one| SchemaField::of_parameter(one)).collect::<Vec<_>>(), Direction::Sent))
             }
-            @for (media, body) in members(&told["requestBody"]["content"]) {
+            @for (media, body) in members(&object["requestBody"]["content"]) {
                 h4 { "Body " code { (media) } }
-                p { (prose(text(&told["requestBody"]["description"]))) }
+                p { (prose(text(&object["requestBody"]["description"]))) }
                 (schemas(&body["schema"], document, Direction::Sent))
             }
             (samples::all(operation, origin))
             h4 { "Responses" }
-            @for (status, answer) in members(&told["responses"]) {
-                (response(status, answer, document))
+            @for (status, object) in members(&object["responses"]) {
+                (response(status, object, document))
             }
         }
     }
 }
 
-fn response(status: &str, answer: &Value, document: &Value) -> Markup {
+fn response(status: &str, object: &Value, document: &Value) -> Markup {
     let kind = match status.as_bytes().first() {
         Some(b'2') => "badge",
-        Some(b'4') => "badge refused",
+        Some(b'4') => "badge rejected",
         _ => "badge failed",
     };
     html! {
         details {
-            summary { span class=(kind) { (status) } " " span { (prose(text(&answer["description"]))) } }
-            @for (name, header) in members(&answer["headers"]) {
+            summary { span class=(kind) { (status) } " " span { (prose(text(&object["description"]))) } }
+            @for (name, header) in members(&object["headers"]) {
                 p.empty {
                     code { (name) } " "
                     (text(&fields::resolved(document, header)["description"]))
                 }
             }
-            @for (media, body) in members(&answer["content"]) {
+            @for (media, body) in members(&object["content"]) {
                 p.empty { code { (media) } }
                 (schemas(&body["schema"], document, Direction::Received))
                 (example::all(body))
@@ -218,14 +219,14 @@ fn response(status: &str, answer: &Value, document: &Value) -> Markup {
     }
 }
 
-/// Whether a client sends what a table lists, or receives it.
+/// Whether the fields of a table are in a request or in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
     Sent,
     Received,
 }
 
-/// The fields of a schema; of one after the other where a body is one of several.
+/// The fields of a schema; if a body matches one of several schemas, one table for each.
 fn schemas(schema: &Value, document: &Value, usage: Direction) -> Markup {
     html! {
         @for (name, schema) in fields::choices(schema, document) {
@@ -238,11 +239,11 @@ fn schemas(schema: &Value, document: &Value, usage: Direction) -> Markup {
     }
 }
 
-/// Fields to send are marked where they are required; of those received, the ones that may be absent are.
+/// A table of fields. Request fields are marked as required or optional, response fields only as optional.
 fn table(fields: &[SchemaField], usage: Direction) -> Markup {
     html! {
         table {
-            thead.unseen { tr { th { "Name" } th { "Type" } th { "Meaning" } } }
+            thead.visually-hidden { tr { th { "Name" } th { "Type" } th { "Meaning" } } }
             tbody {
                 @for field in fields {
                     tr {
@@ -252,7 +253,7 @@ fn table(fields: &[SchemaField], usage: Direction) -> Markup {
                             @if !field.required { span.optional { "optional" } }
                             @else if usage == Direction::Sent { span.required { "required" } }
                         }
-                        td { (prose(&field.about)) }
+                        td { (prose(&field.description)) }
                     }
                 }
             }
@@ -260,7 +261,7 @@ fn table(fields: &[SchemaField], usage: Direction) -> Markup {
     }
 }
 
-/// A text in which code stands between back-ticks.
+/// Renders a text; parts between backticks are code.
 fn prose(text: &str) -> Markup {
     html! {
         @for (at, part) in text.split('`').enumerate() {
@@ -284,13 +285,13 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_a_text_holds_is_text() {
+    fn texts_are_escaped() {
         let document = json!({
             "info": { "title": "<script>", "description": "`<b>` & more" },
             "tags": [{ "name": "t" }],
             "paths": { "/<i>": { "get": { "tags": ["t"], "responses": {} } } },
         });
-        let page = write(&document, &[], "");
+        let page = render(&document, &[], "");
         for raw in ["<script>", "<b>", "<i>", "& more"] {
             assert!(!page.contains(raw), "{raw}");
         }

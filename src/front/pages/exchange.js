@@ -1,16 +1,16 @@
-// One request and its answer: sends it, and shows both, the password masked, the token read.
+// Sends a request and shows it with its response: the password is masked and the token is decoded.
 
 const $ = (id) => document.getElementById(id);
 
-/** Headers of an answer that say something about it. */
-const WORTH_SEEING = [
+/** The response headers that are shown. */
+const SHOWN_HEADERS = [
   "content-type", "idempotency-key", "idempotency-replayed", "retry-after", "www-authenticate", "server-timing",
 ];
 
 const MASK = "••••••••";
 
-/** A definition list from [name, value] pairs. */
-function define(list, pairs) {
+/** Fills a definition list from [name, value] pairs. */
+function fillList(list, pairs) {
   list.replaceChildren(...pairs.flatMap(([name, value]) => {
     const [term, detail] = [document.createElement("dt"), document.createElement("dd")];
     [term.textContent, detail.textContent] = [name, value];
@@ -18,8 +18,8 @@ function define(list, pairs) {
   }));
 }
 
-/** JSON with its keys and values marked, as nodes: nothing from a server is read as HTML. */
-function coloured(value) {
+/** Formats JSON as DOM nodes with syntax colours. No value is parsed as HTML. */
+function formatJson(value) {
   const text = JSON.stringify(value, null, 2);
   const nodes = [];
   let end = 0;
@@ -33,20 +33,20 @@ function coloured(value) {
   return [...nodes, text.slice(end)];
 }
 
-/** A part of a token, which is base64url of UTF-8. */
-function decoded(part) {
+/** Decodes a part of a token, which is base64url of UTF-8 JSON. */
+function decodePart(part) {
   const bytes = Uint8Array.from(atob(part.replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
   return JSON.parse(new TextDecoder().decode(bytes));
 }
 
-/** A claim for people: times as dates besides. */
-function claim([name, value]) {
+/** Formats a claim; times get a readable date. */
+function formatClaim([name, value]) {
   const isTime = ["iat", "exp", "nbf"].includes(name);
   return [name, isTime ? `${value} (${new Date(value * 1000).toLocaleString()})` : String(value)];
 }
 
-/** A body: JSON, or else its text, as a proxy between may answer. */
-function read(text) {
+/** Parses a body as JSON. Other bodies, for example from a proxy, are returned as text. */
+function parseBody(text) {
   try {
     return text ? JSON.parse(text) : {};
   } catch {
@@ -69,7 +69,7 @@ export class Exchange {
     });
   }
 
-  /** Sends a request and shows both. The answer's times are in milliseconds. */
+  /** Sends a request and shows it with its response. `duration` is in milliseconds. */
   async run(request) {
     this.#shown = request;
     if (request.body) {
@@ -77,52 +77,52 @@ export class Exchange {
       this.token = null;
     }
     this.#showRequest();
-    const began = performance.now();
+    const startedAt = performance.now();
     const response = await fetch(request.path, {
       method: request.method,
       headers: request.headers,
       body: request.body && JSON.stringify(request.body),
     });
     const text = await response.text();
-    const answer = {
+    const result = {
       status: response.status,
       title: `${response.status} ${response.statusText}`.trim(),
       headers: response.headers,
-      body: read(text),
-      took: performance.now() - began,
+      body: parseBody(text),
+      duration: performance.now() - startedAt,
     };
-    this.#showAnswer(answer);
-    return answer;
+    this.#showResponse(result);
+    return result;
   }
 
-  /** Shows no answer: the one there was belongs to another request. */
+  /** Removes the shown response, which belongs to an earlier request. */
   clear() {
-    for (const id of ["status", "answer", "token", "profile"]) $(id).hidden = true;
-    $("answer-empty").hidden = false;
+    for (const id of ["status", "response", "token", "profile"]) $(id).hidden = true;
+    $("response-empty").hidden = false;
   }
 
   #showRequest() {
     const { method, path, headers, body } = this.#shown;
     const shownBody = body && { ...body, password: this.#revealed ? body.password : MASK };
-    const bearer = headers.Authorization && { Authorization: "Bearer <the token>" };
+    const bearer = headers.Authorization && { Authorization: "Bearer <token>" };
     $("request").hidden = false;
-    define($("request-headers"), [[method, path], ...Object.entries({ ...headers, ...bearer })]);
-    $("request-body").replaceChildren(...(body ? coloured(shownBody) : []));
+    fillList($("request-headers"), [[method, path], ...Object.entries({ ...headers, ...bearer })]);
+    $("request-body").replaceChildren(...(body ? formatJson(shownBody) : []));
     $("request-body").parentElement.hidden = !body;
     $("reveal").hidden = !body;
     $("reveal").setAttribute("aria-pressed", this.#revealed);
   }
 
-  #showAnswer({ status, title, headers, body }) {
+  #showResponse({ status, title, headers, body }) {
     const badge = $("status");
     badge.textContent = title;
-    badge.className = `badge ${status < 400 ? "good" : status < 500 ? "refused" : "failed"}`;
+    badge.className = `badge ${status < 400 ? "good" : status < 500 ? "rejected" : "failed"}`;
     badge.hidden = false;
-    $("answer-empty").hidden = true;
-    $("answer").hidden = false;
-    const worth = WORTH_SEEING.filter((name) => headers.has(name));
-    define($("answer-headers"), worth.map((name) => [name, headers.get(name)]));
-    $("answer-body").replaceChildren(...coloured(body));
+    $("response-empty").hidden = true;
+    $("response").hidden = false;
+    const shown = SHOWN_HEADERS.filter((name) => headers.has(name));
+    fillList($("response-headers"), shown.map((name) => [name, headers.get(name)]));
+    $("response-body").replaceChildren(...formatJson(body));
     const token = body.token ?? body.data?.token;
     if (token) this.#readToken(token);
     $("token").hidden = !this.token;
@@ -131,8 +131,8 @@ export class Exchange {
 
   #readToken(token) {
     this.token = token;
-    const [header, claims] = token.split(".").slice(0, 2).map(decoded);
-    const shown = [["alg", header.alg], ...(header.kid ? [["kid", header.kid]] : []), ...Object.entries(claims).map(claim)];
-    define($("claims"), shown);
+    const [header, claims] = token.split(".").slice(0, 2).map(decodePart);
+    const shown = [["alg", header.alg], ...(header.kid ? [["kid", header.kid]] : []), ...Object.entries(claims).map(formatClaim)];
+    fillList($("claims"), shown);
   }
 }

@@ -1,5 +1,5 @@
-//! Pages for people: files compiled in, and the figures that their scripts ask for. Off unless the
-//! settings say so. What a page does it does over the same paths as everybody else.
+//! The HTML pages: compiled-in files, and the JSON data that their scripts fetch. `front.ui` enables them. The pages use
+//! the same public paths as other clients.
 
 mod asset;
 mod docs;
@@ -17,21 +17,21 @@ use super::Front;
 use super::response::{self, Response};
 use asset::{Asset, html, script, style, svg};
 
-/// Everything from here, nothing inline, framed by nobody.
+/// Content security policy: only resources of this origin, nothing inline, no frames.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
 );
-/// The policy of a page that sends nothing.
+/// The content security policy of a page that sends no requests.
 const POLICY_OF_TEXT: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'none'; \
      frame-ancestors 'none'; base-uri 'none'",
 );
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
-/// What changes is asked for again; an unchanged file answers 304.
-const ASK_AGAIN: HeaderValue = HeaderValue::from_static("no-cache");
+/// Browsers revalidate every file; an unchanged one gets a 304.
+const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
 
-/// The files and where they are, without a trailing slash.
+/// The files by path, without a trailing slash.
 static ASSETS: [Asset; 12] = [
     html("", include_str!("signup.html")),
     html("/status", include_str!("status.html")),
@@ -47,20 +47,20 @@ static ASSETS: [Asset; 12] = [
     svg("/pages/icon.svg", include_str!("icon.svg")),
 ];
 
-/// What belongs to the pages.
+/// A page or a file that it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
-    /// A file.
+    /// A compiled-in file.
     Asset(&'static Asset),
-    /// The OpenAPI document, for people.
+    /// The API documentation.
     Docs,
-    /// Where which contract is mounted.
+    /// The mounts and contracts for the sign-up page, as JSON.
     Mounts,
-    /// The figures of the status page.
+    /// The data of the status page, as JSON.
     Status,
 }
 
-/// Finds what is at a path.
+/// Finds the page or file of a path.
 pub(super) fn find(path: &str) -> Option<Page> {
     match path {
         "/docs" => Some(Page::Docs),
@@ -71,11 +71,11 @@ pub(super) fn find(path: &str) -> Option<Page> {
 }
 
 impl Front {
-    pub(super) fn page(&self, page: Page, asked: &HeaderMap) -> Response {
+    pub(super) fn page(&self, page: Page, request: &HeaderMap) -> Response {
         let mut response = match page {
-            Page::Asset(asset) => asset.answer(asked),
+            Page::Asset(asset) => asset.response(request),
             Page::Docs => response::bytes(self.docs(), HTML),
-            Page::Mounts => response::json(StatusCode::OK, &mounts::listed(&self.settings.mounts)),
+            Page::Mounts => response::json(StatusCode::OK, &mounts::list(&self.settings.mounts)),
             Page::Status => response::json(StatusCode::OK, &status::snapshot(self)),
         };
         let headers = response.headers_mut();
@@ -83,13 +83,13 @@ impl Front {
         headers.insert(CONTENT_SECURITY_POLICY, policy);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-        headers.insert(CACHE_CONTROL, ASK_AGAIN);
+        headers.insert(CACHE_CONTROL, REVALIDATE);
         response
     }
 
-    /// Written when it is asked for first.
+    /// The documentation page, rendered on the first request.
     fn docs(&self) -> Bytes {
-        let write = || Bytes::from(docs::page(&self.specification.document, &self.settings));
-        self.docs.get_or_init(write).clone()
+        let render = || Bytes::from(docs::page(&self.specification.document, &self.settings));
+        self.docs.get_or_init(render).clone()
     }
 }

@@ -1,22 +1,22 @@
-//! What the sign-up page offers: where which contract is mounted, and its fields.
+//! The data of the sign-up page, `/pages/mounts.json`: the mounts, their contracts and the fields of each.
 
 use serde_json::{Value, json};
 
 use crate::config::Mount;
 use crate::contract::contract;
 
-/// Every mount with each of its contracts, whose documents are told as JSON Schemas.
-pub(super) fn listed(mounts: &[Mount]) -> Value {
-    let listed = mounts.iter().flat_map(|mount| {
+/// One entry for each contract of each mount, with the JSON Schema of its document.
+pub(super) fn list(mounts: &[Mount]) -> Value {
+    let entries = mounts.iter().flat_map(|mount| {
         mount.contracts.iter().map(|id| {
             json!({
                 "contract": id,
-                // The mount at the root has no path of its own.
+                // The path of a mount at the root is empty.
                 "path": if mount.path.is_empty() { "/" } else { &mount.path },
                 "anyPrefix": mount.any_prefix,
                 "document": contract(*id).schema(),
             })
         })
     });
-    listed.collect()
+    entries.collect()
 }

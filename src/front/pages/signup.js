@@ -1,8 +1,8 @@
-// The sign-up page: offers the contracts as they are mounted, sends what was filled in, and hands
-// request and answer on to be shown. The server alone judges the fields.
+// The sign-up page: lists the mounted contracts, sends the form, and shows request and response. Only the server
+// validates the fields.
 
 import { Exchange } from "/pages/exchange.js";
-import { Trip } from "/pages/trip.js";
+import { Timeline } from "/pages/timeline.js";
 
 const FIELDS = {
   username: { label: "User name", complete: "username" },
@@ -17,20 +17,20 @@ const FIELDS = {
 const $ = (id) => document.getElementById(id);
 const form = $("form");
 const exchange = new Exchange();
-const trip = new Trip();
+const timeline = new Timeline();
 let mounts = [];
-let chosen = null;
+let selected = null;
 let sending = false;
 
-/** Makes an element: `make("label", { for: "x" }, "Text", child)`. */
-function make(name, attributes, ...children) {
+/** Creates an element: `create("label", { for: "x" }, "Text", child)`. */
+function create(name, attributes, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   element.append(...children);
   return element;
 }
 
-/** The fields of a document's schema, nested ones with a dotted name, in the order people expect. */
+/** The fields of a document's schema in the order of FIELDS; nested fields have dotted names. */
 function fieldsOf(schema, prefix = "") {
   const found = Object.entries(schema.properties).flatMap(([name, field]) => {
     const path = prefix + name;
@@ -42,35 +42,35 @@ function fieldsOf(schema, prefix = "") {
   return found.sort((a, b) => order.indexOf(a.path) - order.indexOf(b.path));
 }
 
-function offer(mount, index) {
+function contractOption(mount, index) {
   const id = `contract-${mount.contract}-${index}`;
-  const radio = make("input", { type: "radio", name: "contract", id, value: index });
+  const radio = create("input", { type: "radio", name: "contract", id, value: index });
   radio.checked = index === 0;
-  radio.addEventListener("change", () => choose(mount));
-  const path = make("code", {}, `POST ${mount.anyPrefix ? "…" : ""}${mount.path}`);
-  return make("label", { for: id }, radio, make("b", {}, mount.contract), path);
+  radio.addEventListener("change", () => select(mount));
+  const path = create("code", {}, `POST ${mount.anyPrefix ? "…" : ""}${mount.path}`);
+  return create("label", { for: id }, radio, create("b", {}, mount.contract), path);
 }
 
-/** Shows the fields of a mount; what was typed stays where a field has the same name. */
-function choose(mount) {
-  const kept = values();
-  chosen = mount;
-  $("wrong").textContent = "";
+/** Shows the fields of a mount. Fields with the same name keep their values. */
+function select(mount) {
+  const previous = values();
+  selected = mount;
+  $("form-error").textContent = "";
   $("fields").replaceChildren(...fieldsOf(mount.document).map((field) => {
     const { label, complete, type = "text" } = FIELDS[field.path] ?? { label: field.path };
     const id = `field-${field.path}`;
-    const input = make("input", {
+    const input = create("input", {
       id, type, name: field.path, autocomplete: complete ?? "off", autocapitalize: "none",
       spellcheck: "false", "aria-describedby": `${id}-hint ${id}-error`,
     });
     if (!field.optional) input.setAttribute("aria-required", "true");
-    input.value = kept[field.path] ?? kept[field.path.split(".").pop()] ?? kept[`fullname.${field.path}`] ?? "";
-    input.addEventListener("input", () => mark(input, ""));
-    const name = make("label", { for: id }, label);
-    if (field.optional) name.append(make("span", { class: "optional" }, "optional"));
-    return make("div", { class: "field" }, name, input,
-      make("p", { class: type === "password" ? "hint" : "hint unseen", id: `${id}-hint` }, field.hint ?? ""),
-      make("p", { class: "wrong", id: `${id}-error` }));
+    input.value = previous[field.path] ?? previous[field.path.split(".").pop()] ?? previous[`fullname.${field.path}`] ?? "";
+    input.addEventListener("input", () => showError(input, ""));
+    const name = create("label", { for: id }, label);
+    if (field.optional) name.append(create("span", { class: "optional" }, "optional"));
+    return create("div", { class: "field" }, name, input,
+      create("p", { class: type === "password" ? "hint" : "hint visually-hidden", id: `${id}-hint` }, field.hint ?? ""),
+      create("p", { class: "error", id: `${id}-error` }));
   }));
 }
 
@@ -82,25 +82,25 @@ function values() {
   return Object.fromEntries(inputs().map((input) => [input.name, input.value]));
 }
 
-/** The document to post. Optional fields that are empty are left out. */
-function documentOf(typed) {
-  const made = {};
-  for (const { path, optional } of fieldsOf(chosen.document)) {
-    if (optional && typed[path] === "") continue;
+/** The document to send, without empty optional fields. */
+function documentOf(input) {
+  const result = {};
+  for (const { path, optional } of fieldsOf(selected.document)) {
+    if (optional && input[path] === "") continue;
     const [name, inner] = path.split(".");
-    if (inner) made[name] = { ...made[name], [inner]: typed[path] };
-    else made[name] = typed[path];
+    if (inner) result[name] = { ...result[name], [inner]: input[path] };
+    else result[name] = input[path];
   }
-  return made;
+  return result;
 }
 
-function mark(input, text) {
+function showError(input, text) {
   $(`${input.id}-error`).textContent = text;
   if (text) input.setAttribute("aria-invalid", "true");
   else input.removeAttribute("aria-invalid");
 }
 
-/** The errors of a refusal as [field, text], whichever contract's shape it has. */
+/** The errors of a response as [field, text], for the response shapes of all contracts. */
 function errorsOf(body) {
   if (Array.isArray(body.errors) && body.errors.length) {
     return body.errors.map((error) => [error.param ?? error.field ?? "", error.msg ?? error.message]);
@@ -111,7 +111,7 @@ function errorsOf(body) {
   return [["", body.common?.msg ?? body.message ?? body.description ?? "The server gave no reason."]];
 }
 
-/** Puts every error at its field. A text that belongs to no field may still name one. */
+/** Shows every error at its field. An error without a field is shown at a field that its text names, if any. */
 function showErrors(status, body) {
   const fields = inputs();
   const texts = new Map();
@@ -122,8 +122,8 @@ function showErrors(status, body) {
     if (named) texts.set(named, [...(texts.get(named) ?? []), text]);
     else rest.push(text);
   }
-  fields.forEach((input) => mark(input, (texts.get(input) ?? []).join(" · ")));
-  $("wrong").textContent = rest.join(" · ");
+  fields.forEach((input) => showError(input, (texts.get(input) ?? []).join(" · ")));
+  $("form-error").textContent = rest.join(" · ");
   fields.find((input) => texts.has(input))?.focus();
   return texts.size;
 }
@@ -133,20 +133,20 @@ function newKey() {
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Sends a request and shows what became of it. */
+/** Sends a request and shows the response. */
 async function send(request) {
   if (sending) return null;
   sending = true;
   form.setAttribute("aria-busy", "true");
-  trip.begin();
+  timeline.start();
   try {
-    const answer = await exchange.run(request);
-    trip.show(answer);
-    return answer;
+    const response = await exchange.run(request);
+    timeline.show(response);
+    return response;
   } catch {
-    trip.fail();
+    timeline.fail();
     exchange.clear();
-    $("wrong").textContent = "No answer: the server cannot be reached.";
+    $("form-error").textContent = "No response: the server cannot be reached.";
     return null;
   } finally {
     sending = false;
@@ -155,16 +155,16 @@ async function send(request) {
 }
 
 async function signUp(request) {
-  inputs().forEach((input) => mark(input, ""));
-  $("wrong").textContent = "";
-  const answer = await send(request);
-  if (answer && answer.status >= 400) showErrors(answer.status, answer.body);
+  inputs().forEach((input) => showError(input, ""));
+  $("form-error").textContent = "";
+  const response = await send(request);
+  if (response && response.status >= 400) showErrors(response.status, response.body);
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   const headers = { "Content-Type": "application/json", "Idempotency-Key": newKey() };
-  signUp({ method: "POST", path: chosen.path, headers, body: documentOf(values()) });
+  signUp({ method: "POST", path: selected.path, headers, body: documentOf(values()) });
 });
 
 $("repeat").addEventListener("click", () => signUp(exchange.signup));
@@ -174,16 +174,16 @@ $("profile").addEventListener("click", () => {
 });
 
 $("example").addEventListener("click", () => {
-  const one = newKey().slice(0, 6);
-  const example = { firstname: "Ada", lastname: "Lovelace", username: `ada-${one}`,
-    email: `ada.${one}@example.com`, password: "Analytical-Engine-1843" };
+  const suffix = newKey().slice(0, 6);
+  const example = { firstname: "Ada", lastname: "Lovelace", username: `ada-${suffix}`,
+    email: `ada.${suffix}@example.com`, password: "Analytical-Engine-1843" };
   for (const input of inputs()) {
     input.value = example[input.name.split(".").pop()] ?? "";
-    mark(input, "");
+    showError(input, "");
   }
   form.querySelector(".primary").focus();
 });
 
 mounts = await (await fetch("/pages/mounts.json")).json();
-$("contracts").replaceChildren(...mounts.map(offer));
-choose(mounts[0]);
+$("contracts").replaceChildren(...mounts.map(contractOption));
+select(mounts[0]);

@@ -1,12 +1,13 @@
-// The operator's page: fetches the figures every two seconds and draws them.
+// The status page: fetches /status.json every two seconds and shows it.
 
 import { draw, ceiling } from "/pages/chart.js";
 
 const $ = (id) => document.getElementById(id);
-const EVERY = 2000;
+/** Milliseconds between two requests. */
+const INTERVAL = 2000;
 const MINUTE = 60000;
 
-/** What the badge says in each state of the server. */
+/** Text and CSS class of the badge for each state of the server. */
 const STATES = {
   ready: ["ready", "good"],
   warning: ["ready, with a warning", "warning"],
@@ -18,8 +19,8 @@ function number(value) {
   return value >= 100 ? String(Math.round(value)) : String(Number(value.toFixed(value < 10 ? 1 : 0)));
 }
 
-/** A figure, or a dash where it is unknown. */
-function figure(value) {
+/** Formats a value; a dash stands for an unknown one. */
+function valueOrDash(value) {
   return value === null || value === undefined ? "–" : number(value);
 }
 
@@ -41,15 +42,15 @@ function highest(...series) {
   return series.flat().reduce((top, value) => Math.max(top, value ?? 0), 0);
 }
 
-/** Sets a text only where it changes, so that nothing is laid out or announced again. */
-function say(id, text) {
+/** Sets a text only if it changed, so that the browser lays out and announces nothing twice. */
+function setText(id, text) {
   if ($(id).textContent !== text) $(id).textContent = text;
 }
 
-/** Draws series over an axis, with a sentence next to the picture that also stands for it. */
-function chart(id, told, top, label, series) {
-  say(`${id}-told`, told);
-  $(`${id}-chart`).setAttribute("aria-label", told);
+/** Draws a chart with a summary, which is also its text alternative. */
+function chart(id, summary, top, label, series) {
+  setText(`${id}-summary`, summary);
+  $(`${id}-chart`).setAttribute("aria-label", summary);
   const labels = [label(top), label(top / 2), "0"];
   [...$(`${id}-scale`).children].forEach((item, at) => {
     if (item.textContent !== labels[at]) item.textContent = labels[at];
@@ -57,84 +58,84 @@ function chart(id, told, top, label, series) {
   draw($(`${id}-chart`), top, series);
 }
 
-/** A series, unless all of it is zero: its line would only hide the axis. */
-function some(series) {
+/** A list with the series, or an empty one if all values are zero: a line at zero would hide the axis. */
+function ifNonZero(series) {
   return highest(series[0]) > 0 ? [series] : [];
 }
 
-/** The top of an axis that counts, with a whole number in its middle. */
-function counts(value) {
+/** The upper end of an axis for counts. Half of it is a whole number. */
+function countCeiling(value) {
   return Math.max(2, ceiling(value));
 }
 
-function part([name, state]) {
-  const [item, label, badge, told] = ["li", "b", "span", "span"].map((kind) => document.createElement(kind));
+function componentItem([name, state]) {
+  const [item, label, badge, reason] = ["li", "b", "span", "span"].map((kind) => document.createElement(kind));
   const up = state === "up";
   label.textContent = name;
   badge.textContent = up ? "up" : "down";
   badge.className = up ? "badge" : "badge failed";
-  // Only operators are shown why it is down.
-  told.textContent = state.reason ? `waits for ${state.reason}` : "";
-  item.append(label, badge, told);
+  // Only operators get the reason.
+  reason.textContent = state.reason ?? "";
+  item.append(label, badge, reason);
   return item;
 }
 
 function showSignups({ seconds, minute, ...status }) {
   const recent = seconds.registered.slice(-10);
-  say("rate", number(sum(recent) / recent.length));
-  say("p50", figure(minute.p50));
-  say("p95", figure(minute.p95));
-  say("waiting", figure(status.waiting));
-  say("wait", status.waitMs > 0 ? `${milliseconds(status.waitMs)} to go` : "for a worker");
-  say("workers", figure(status.workers));
-  say("capacity", status.perSecond > 0 ? `up to ${number(status.perSecond)}/s` : "rate unknown");
+  setText("rate", number(sum(recent) / recent.length));
+  setText("p50", valueOrDash(minute.p50));
+  setText("p95", valueOrDash(minute.p95));
+  setText("queued", valueOrDash(status.queued));
+  setText("estimated-wait", status.estimatedWaitMs > 0 ? `about ${milliseconds(status.estimatedWaitMs)} to wait` : "wait for a worker");
+  setText("workers", valueOrDash(status.workers));
+  setText("capacity", status.perSecond > 0 ? `up to ${number(status.perSecond)}/s` : "rate unknown");
   $("workers-card").classList.toggle("warning", status.workers === 0);
 
   const perSecond = (value) => `${number(value)}/s`;
   chart("rate",
-    `${sum(seconds.registered)} done, ${sum(seconds.refused)} refused, ${sum(seconds.failed)} failed in two minutes`,
-    counts(highest(seconds.registered, seconds.refused, seconds.failed)), perSecond,
-    [[seconds.registered, "done area"], ...some([seconds.refused, "refused"]), ...some([seconds.failed, "failed"])]);
+    `${sum(seconds.registered)} done, ${sum(seconds.rejected)} rejected, ${sum(seconds.failed)} failed in two minutes`,
+    countCeiling(highest(seconds.registered, seconds.rejected, seconds.failed)), perSecond,
+    [[seconds.registered, "done area"], ...ifNonZero([seconds.rejected, "rejected"]), ...ifNonZero([seconds.failed, "failed"])]);
   const slowest = highest(seconds.p95);
   chart("time", slowest ? `p50 and p95, at most ${milliseconds(slowest)}` : "no signup in two minutes",
     slowest ? ceiling(slowest) : 100, milliseconds, [[seconds.p95, "p95"], [seconds.p50, "p50"]]);
-  chart("waiting", `at most ${number(highest(seconds.waiting))} in two minutes`,
-    counts(highest(seconds.waiting)), number, [[seconds.waiting, "waiting area"]]);
+  chart("queued", `at most ${number(highest(seconds.queued))} in two minutes`,
+    countCeiling(highest(seconds.queued)), number, [[seconds.queued, "queued area"]]);
 }
 
-/** What happens to bulk rows, in one sentence. */
+/** Summarizes the bulk rows in one sentence. */
 function bulkSentence({ isActive, uploads, workers }) {
-  if (!isActive) return "No bulk rows wait.";
-  const sent = ["Under way", "One upload to this front"][uploads] ?? `${uploads} uploads to this front`;
+  if (!isActive) return "No bulk rows are queued.";
+  const sent = ["In progress", "One upload to this front"][uploads] ?? `${uploads} uploads to this front`;
   const names = ["no worker", "one worker"];
   return workers === null ? `${sent}.` : `${sent}; ${names[workers] ?? `${workers} workers`}.`;
 }
 
 function showBulk({ bulk, seconds, deadLetters, warnings }) {
-  say("bulk-told", bulkSentence(bulk));
-  say("bulk-ready", figure(bulk.ready));
-  say("bulk-rate", bulk.isActive || bulk.perSecond !== null ? figure(bulk.perSecond) : "0");
+  setText("bulk-summary", bulkSentence(bulk));
+  setText("bulk-ready", valueOrDash(bulk.ready));
+  setText("bulk-rate", bulk.isActive || bulk.perSecond !== null ? valueOrDash(bulk.perSecond) : "0");
   const unknown = bulk.isActive && bulk.perSecond === null;
-  say("bulk-rate-told", unknown ? "unknown here" : "rows/s");
-  say("bulk-left", bulk.leftMs ? duration(bulk.leftMs) : "–");
-  say("retrying", figure(bulk.retrying));
+  setText("bulk-rate-summary", unknown ? "unknown here" : "rows/s");
+  setText("bulk-remaining", bulk.remainingMs ? duration(bulk.remainingMs) : "–");
+  setText("retrying", valueOrDash(bulk.retrying));
   $("retrying-card").classList.toggle("warning", bulk.retrying > 0);
-  say("dead", figure(deadLetters));
-  const kept = deadLetters === null ? "none kept here" : deadLetters ? "muster dead list" : "none";
-  say("dead-told", warnings.deadLetters ? "no room left" : kept);
-  $("dead-card").classList.toggle("warning", deadLetters > 0);
+  setText("dead-letters", valueOrDash(deadLetters));
+  const hint = deadLetters === null ? "not available" : deadLetters ? "muster dead-letters list" : "none";
+  setText("dead-letters-summary", warnings.deadLetters ? "queue is full" : hint);
+  $("dead-letters-card").classList.toggle("warning", deadLetters > 0);
 
   const perSecond = (value) => `${number(value)}/s`;
   chart("bulk-rows", `${sum(seconds.bulkRows)} finished in two minutes`,
-    counts(highest(seconds.bulkRows)), perSecond, [[seconds.bulkRows, "done area"]]);
+    countCeiling(highest(seconds.bulkRows)), perSecond, [[seconds.bulkRows, "done area"]]);
   chart("backlog", `at most ${number(highest(seconds.bulkReady))} ready, ${number(highest(seconds.bulkRetrying))} to retry`,
-    counts(highest(seconds.bulkReady, seconds.bulkRetrying)), number,
-    [[seconds.bulkReady, "waiting area"], ...some([seconds.bulkRetrying, "retrying"])]);
+    countCeiling(highest(seconds.bulkReady, seconds.bulkRetrying)), number,
+    [[seconds.bulkReady, "queued area"], ...ifNonZero([seconds.bulkRetrying, "retrying"])]);
 }
 
-/** The badge and the reasons change only with the state: they are read aloud. */
+/** Shows the badge and the reasons. Unchanged ones are left alone, because screen readers announce changes. */
 function showState(text, kind, reasons) {
-  say("ready", text);
+  setText("ready", text);
   $("ready").className = `badge ${kind}`;
   $("state").className = `card state ${kind}`;
   document.title = `${kind === "good" ? "Status" : `${text} · Status`} · muster`;
@@ -154,22 +155,22 @@ async function refresh() {
     const status = await response.json();
     showSignups(status);
     showBulk(status);
-    $("parts").replaceChildren(...Object.entries(status.parts).map(part));
+    $("components").replaceChildren(...Object.entries(status.components).map(componentItem));
     const [text, kind] = STATES[status.state];
-    const reasons = status.reasons.length ? status.reasons : ["Every part works, and nothing needs attention."];
+    const reasons = status.reasons.length ? status.reasons : ["Every component is up, and nothing needs attention."];
     showState(status.ready ? text : "not ready", kind, reasons);
     $("figures").className = "";
   } catch {
-    showState("does not answer", "failed", ["The server cannot be reached; the figures are the last ones received."]);
+    showState("no response", "failed", ["The server cannot be reached. The values are the last ones received."]);
     $("figures").className = "stale";
   }
 }
 
 /** Nothing is fetched while the page is hidden. */
-async function again() {
+async function poll() {
   if (!document.hidden) await refresh();
-  setTimeout(again, EVERY);
+  setTimeout(poll, INTERVAL);
 }
 
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
-again();
+poll();

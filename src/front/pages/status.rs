@@ -1,50 +1,52 @@
-//! The figures of the status page: what this front answered lately, the depth of the queues, and what needs an
-//! operator's attention. They name no user.
+//! The data of the status page, `/status.json`: recent responses of this front, queue depths, and conditions that need
+//! an operator's attention. It contains no personal data.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::front::rolling_stats::{SECONDS, SecondStats, DurationHistogram, bulk_rate, bulk_rows, has_bulk_rows};
+use crate::front::rolling_stats::{
+    DurationHistogram, SECONDS, SecondStats, bulk_rate, bulk_rows, has_bulk_rows,
+};
 use crate::front::{Front, bulk, health};
 use crate::queue::{Backlog, BulkBacklog};
 use crate::telemetry::health::ComponentState;
 
-/// Seconds over which the two quantiles of the figures are taken.
-const FIGURES_OVER: usize = 60;
-/// Seconds for which a failure of the store is shown as a reason.
-const FAILURES_OVER: usize = 10;
+/// Number of seconds over which p50 and p95 are computed.
+const QUANTILE_SECONDS: usize = 60;
+/// Number of seconds for which a failure of the store is shown as a reason.
+const FAILURE_SECONDS: usize = 10;
 
-/// Everything the page shows, times in milliseconds, series from the oldest second to the last that is
-/// over.
+/// Everything the page shows. Times are in milliseconds; series have one value per completed second, oldest first.
 pub(super) fn snapshot(front: &Front) -> Value {
     let seconds = front.rolling_stats.seconds();
-    let minute = DurationHistogram::of(&seconds[SECONDS - FIGURES_OVER..]);
+    let minute = DurationHistogram::merge(&seconds[SECONDS - QUANTILE_SECONDS..]);
     let health = &front.telemetry.health;
     let (backlog, bulk) = (front.caller.backlog(), front.caller.bulk_backlog());
-    let parts = health.states();
-    let reasons =
-        StatusInputs { front, parts: &parts, seconds: &seconds, backlog: &backlog, bulk }.reasons();
+    let components = health.states();
+    let inputs =
+        StatusInputs { front, components: &components, seconds: &seconds, backlog: &backlog, bulk };
+    let reasons = inputs.reasons();
     json!({
-        "state": state(&parts, &reasons),
+        "state": state(&components, &reasons),
         "reasons": reasons,
         "ready": health.is_ready(),
-        "parts": health::parts(health, front.audience),
+        "components": health::components(health, front.audience),
         "warnings": health.warnings(),
         "workers": backlog.consumers,
-        "waiting": backlog.ready,
-        "waitMs": front.admission.wait(&backlog).as_millis() as u64,
+        "queued": backlog.ready,
+        "estimatedWaitMs": front.admission.wait(&backlog).as_millis() as u64,
         "perSecond": backlog.capacity.per_second,
         "deadLetters": front.caller.dead_letters(),
         "bulk": bulk_figures(front, &seconds, bulk),
-        "minute": { "p50": rounded(minute.within(0.5)), "p95": rounded(minute.within(0.95)) },
+        "minute": { "p50": rounded(minute.quantile(0.5)), "p95": rounded(minute.quantile(0.95)) },
         "seconds": {
             "registered": each(&seconds, |second| json!(second.registered)),
-            "refused": each(&seconds, |second| json!(second.refused)),
+            "rejected": each(&seconds, |second| json!(second.rejected)),
             "failed": each(&seconds, |second| json!(second.failed)),
-            "p50": each(&seconds, |second| rounded(second.times.within(0.5))),
-            "p95": each(&seconds, |second| rounded(second.times.within(0.95))),
-            "waiting": each(&seconds, |second| json!(second.sample.map(|sample| sample.waiting))),
+            "p50": each(&seconds, |second| rounded(second.durations.quantile(0.5))),
+            "p95": each(&seconds, |second| rounded(second.durations.quantile(0.95))),
+            "queued": each(&seconds, |second| json!(second.sample.map(|sample| sample.queued))),
             "bulkRows": bulk_rows(&seconds),
             "bulkReady": each(&seconds, |second| json!(bulk_in(second).map(|bulk| bulk.ready))),
             "bulkRetrying": each(&seconds, |second| json!(bulk_in(second).map(|bulk| bulk.retrying))),
@@ -52,14 +54,14 @@ pub(super) fn snapshot(front: &Front) -> Value {
     })
 }
 
-/// Bulk rows: how many wait, how fast they are finished, and how long that takes; null where it is unknown.
+/// Bulk rows: queue depths, rate, and estimated time until the queues are empty; null where unknown.
 fn bulk_figures(front: &Front, seconds: &[SecondStats], queued: Option<BulkBacklog>) -> Value {
     let uploads = bulk::UPLOADS_MAX - front.uploads.available_permits();
     let rate = bulk_rate(seconds);
-    let waiting = queued.map(|bulk| bulk.ready + bulk.retrying);
-    let left = match (waiting, rate) {
+    let rows = queued.map(|bulk| bulk.ready + bulk.retrying);
+    let remaining = match (rows, rate) {
         (Some(0), _) => Some(0),
-        (Some(waiting), Some(rate)) => Some((waiting as f64 / rate * 1e3) as u64),
+        (Some(rows), Some(rate)) => Some((rows as f64 / rate * 1e3) as u64),
         _ => None,
     };
     json!({
@@ -69,15 +71,16 @@ fn bulk_figures(front: &Front, seconds: &[SecondStats], queued: Option<BulkBackl
         "retrying": queued.map(|bulk| bulk.retrying),
         "workers": queued.map(|bulk| bulk.consumers),
         "perSecond": rounded(rate),
-        "leftMs": left,
+        "remainingMs": remaining,
     })
 }
 
-/// Red, amber or green: `failed` where requests cannot be accepted, `warning` where something needs attention.
-fn state(parts: &BTreeMap<&'static str, ComponentState>, reasons: &[String]) -> &'static str {
-    // A front accepts requests without them; workers finish what waits when they are back.
-    let spared = |name: &str| name == "store" || name == "worker";
-    if parts.iter().any(|(name, state)| *state != ComponentState::Up && !spared(name)) {
+/// The state of the page: `failed` (red) if requests cannot be accepted, `warning` (amber) if there are reasons, else
+/// `ready` (green).
+fn state(components: &BTreeMap<&'static str, ComponentState>, reasons: &[String]) -> &'static str {
+    // Without these two a front still accepts requests: they wait in the queue.
+    let is_optional = |name: &str| name == "store" || name == "worker";
+    if components.iter().any(|(name, state)| *state != ComponentState::Up && !is_optional(name)) {
         "failed"
     } else if reasons.is_empty() {
         "ready"
@@ -86,10 +89,10 @@ fn state(parts: &BTreeMap<&'static str, ComponentState>, reasons: &[String]) -> 
     }
 }
 
-/// What the reasons are derived from.
+/// The data that the reasons are derived from.
 struct StatusInputs<'a> {
     front: &'a Front,
-    parts: &'a BTreeMap<&'static str, ComponentState>,
+    components: &'a BTreeMap<&'static str, ComponentState>,
     seconds: &'a [SecondStats],
     backlog: &'a Backlog,
     bulk: Option<BulkBacklog>,
@@ -98,8 +101,11 @@ struct StatusInputs<'a> {
 impl StatusInputs<'_> {
     /// Why the state is not `ready`, one sentence each.
     fn reasons(&self) -> Vec<String> {
-        let mut reasons: Vec<String> =
-            self.parts.iter().filter_map(|(name, state)| self.part(name, state)).collect();
+        let mut reasons: Vec<String> = self
+            .components
+            .iter()
+            .filter_map(|(name, state)| self.component(name, state))
+            .collect();
         reasons.extend(self.workers());
         reasons.extend(self.store());
         let warnings = self.front.telemetry.health.warnings();
@@ -107,48 +113,48 @@ impl StatusInputs<'_> {
         reasons
     }
 
-    /// Why a part is down. What it waits for names addresses, which are for operators only.
-    fn part(&self, name: &str, state: &ComponentState) -> Option<String> {
-        let ComponentState::Down(waiting_for) = state else { return None };
+    /// Why a component is down. The reason can contain addresses, so only operators see it.
+    fn component(&self, name: &str, state: &ComponentState) -> Option<String> {
+        let ComponentState::Down(reason) = state else { return None };
         let name = capitalized(name);
         Some(match self.front.audience {
             health::Audience::Operator => {
-                format!("{name} is not ready: it waits for {waiting_for}.")
+                format!("{name} is down: {reason}.")
             }
-            health::Audience::Public => format!("{name} is not ready."),
+            health::Audience::Public => format!("{name} is down."),
         })
     }
 
-    /// Nothing is said before the queues were sampled.
+    /// A missing worker. None before the queues were sampled for the first time.
     fn workers(&self) -> Option<String> {
         let bulk = self.bulk?;
         if self.backlog.consumers == 0 {
             return Some(
-                "No worker consumes the queue: signups wait until they time out. Start a worker, or see its \
+                "No worker consumes the queue: signups wait until they time out. Start a worker, or check its \
                  log."
                     .to_owned(),
             );
         }
-        let waiting = bulk.ready;
-        (bulk.consumers == 0 && waiting > 0)
-            .then(|| format!("No worker consumes the bulk queue: {waiting} rows wait."))
+        let queued = bulk.ready;
+        (bulk.consumers == 0 && queued > 0)
+            .then(|| format!("No worker consumes the bulk queue: {queued} rows are queued."))
     }
 
-    /// Workers in other processes report failures of the store only by what they reply and retry.
+    /// Failures of the store. Workers in other processes report them only through their replies and retries.
     fn store(&self) -> Option<String> {
-        let late = &self.seconds[SECONDS - FAILURES_OVER..];
-        let failures: u32 = late.iter().map(|second| second.store_failures).sum();
+        let recent = &self.seconds[SECONDS - FAILURE_SECONDS..];
+        let failures: u32 = recent.iter().map(|second| second.store_failures).sum();
         if failures > 0 {
             return Some(format!(
-                "Workers do not reach the store: {failures} signups failed in the last {FAILURES_OVER} \
+                "Workers cannot reach the store: {failures} signups failed in the last {FAILURE_SECONDS} \
                  seconds."
             ));
         }
         let retrying = self.bulk?.retrying;
         (retrying > 0 && bulk_rate(self.seconds).is_none()).then(|| {
             format!(
-                "{retrying} bulk rows failed and wait for another attempt, and none is finished: see the \
-                 workers' logs."
+                "{retrying} bulk rows wait for a retry, and no row was finished recently: check the workers' \
+                 logs."
             )
         })
     }
@@ -169,7 +175,7 @@ fn each(seconds: &[SecondStats], figure: impl Fn(&SecondStats) -> Value) -> Valu
     seconds.iter().map(figure).collect()
 }
 
-/// A figure with one decimal; null where it is unknown.
-fn rounded(figure: Option<f64>) -> Value {
-    json!(figure.map(|figure| (figure * 10.0).round() / 10.0))
+/// A value with one decimal; null where it is unknown.
+fn rounded(value: Option<f64>) -> Value {
+    json!(value.map(|value| (value * 10.0).round() / 10.0))
 }

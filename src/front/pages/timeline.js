@@ -1,16 +1,16 @@
-// The way of a signup through the queue, station by station, with the times the server tells in
-// Server-Timing. Without that header it tells how long the round trip took, and lights nothing.
+// Shows the stages of a signup with the durations of the Server-Timing header. Without that header it shows only the
+// duration of the round trip.
 
 const $ = (id) => document.getElementById(id);
 
-/** How long the picture takes to light up, in milliseconds, whatever the signup took. */
-const SHOW_FOR = 1400;
-/** Between two stations at the least. */
+/** Duration of the animation in milliseconds; it does not depend on the duration of the signup. */
+const ANIMATION = 1400;
+/** Shortest time between two stages in milliseconds. */
 const STEP = 110;
 
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** Milliseconds by name, from a Server-Timing header. */
+/** Parses a Server-Timing header into milliseconds by name. */
 function timings(header) {
   const found = new Map();
   for (const entry of (header ?? "").split(",")) {
@@ -25,62 +25,62 @@ function milliseconds(value) {
   return value >= 100 ? `${Math.round(value)} ms` : value >= 0.1 ? `${value.toFixed(1)} ms` : "< 0.1 ms";
 }
 
-export class Trip {
-  #stations = [...$("stations").children];
+export class Timeline {
+  #stages = [...$("stages").children];
   #timers = [];
 
-  /** Something has been sent. */
-  begin() {
+  /** A request was sent. */
+  start() {
     this.#timers.forEach(clearTimeout);
     this.#timers = [];
-    for (const station of this.#stations) {
-      station.className = "";
-      station.querySelector("output").textContent = "–";
+    for (const stage of this.#stages) {
+      stage.className = "";
+      stage.querySelector("output").textContent = "–";
     }
-    this.#stations[0].className = "busy";
+    this.#stages[0].className = "busy";
     $("scale").hidden = true;
-    $("trip-told").textContent = "On its way …";
+    $("timeline-summary").textContent = "Waiting for the response …";
   }
 
-  /** Nothing came back. */
+  /** No response arrived. */
   fail() {
-    this.#stations[0].className = "";
-    $("trip-told").textContent = "No answer came back.";
+    this.#stages[0].className = "";
+    $("timeline-summary").textContent = "No response arrived.";
   }
 
-  /** An answer came. */
-  show({ title, headers, took }) {
-    this.#stations[0].className = "";
+  /** A response arrived after `duration` milliseconds. */
+  show({ title, headers, duration }) {
+    this.#stages[0].className = "";
     const times = timings(headers.get("server-timing"));
-    const passed = this.#stations.filter((station) => times.has(station.dataset.stage));
-    const replayed = headers.has("idempotency-replayed") ? " It is the first answer again: nobody was registered twice." : "";
+    const passed = this.#stages.filter((stage) => times.has(stage.dataset.stage));
+    const replayed = headers.has("idempotency-replayed") ? " This repeats the first response; no second user was registered." : "";
     if (!passed.length) {
-      $("trip-told").textContent = `${title}, in ${milliseconds(took)} there and back.${replayed}`;
+      $("timeline-summary").textContent = `${title}, round trip ${milliseconds(duration)}.${replayed}`;
       return;
     }
     const total = times.get("total") ?? passed.reduce((sum, { dataset }) => sum + times.get(dataset.stage), 0);
-    const stages = passed.length === 1 ? "one station" : `${passed.length} stations`;
-    const hashing = times.has("hash") ? `, ${Math.round((times.get("hash") / total) * 100)} % of it hashing` : "";
-    $("trip-told").textContent = `${title}, after ${stages} and ${milliseconds(total)}${hashing}.${replayed}`;
+    const stages = passed.length === 1 ? "one stage" : `${passed.length} stages`;
+    const hashing = times.has("hash") ? `, ${Math.round((times.get("hash") / total) * 100)} % of it for hashing` : "";
+    $("timeline-summary").textContent = `${title}, after ${stages} and ${milliseconds(total)}${hashing}.${replayed}`;
     let sum = 0;
-    passed.forEach((station, index) => {
-      const time = times.get(station.dataset.stage);
+    passed.forEach((stage, index) => {
+      const time = times.get(stage.dataset.stage);
       sum += time;
-      const at = calm.matches ? 0 : index * STEP + (total ? (sum / total) * (SHOW_FOR - STEP * passed.length) : 0);
+      const at = reducedMotion.matches ? 0 : index * STEP + (total ? (sum / total) * (ANIMATION - STEP * passed.length) : 0);
       this.#timers.push(setTimeout(() => {
-        station.className = "passed";
-        station.querySelector("output").textContent = milliseconds(time);
+        stage.className = "passed";
+        stage.querySelector("output").textContent = milliseconds(time);
       }, at));
     });
     this.#showScale(passed, times, total);
   }
 
-  /** The same times as parts of a line. */
+  /** Shows the share of each stage in the total. */
   #showScale(passed, times, total) {
-    const parts = passed.map((station) => {
+    const parts = passed.map((stage) => {
       const part = document.createElement("i");
-      part.style.flexGrow = Math.max(times.get(station.dataset.stage) / (total || 1), 0.004);
-      part.dataset.stage = station.dataset.stage;
+      part.style.flexGrow = Math.max(times.get(stage.dataset.stage) / (total || 1), 0.004);
+      part.dataset.stage = stage.dataset.stage;
       return part;
     });
     $("scale").replaceChildren(...parts);

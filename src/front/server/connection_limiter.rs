@@ -1,6 +1,5 @@
-//! ConnectionLimiter for connections and requests: so many connections in all and of one client address, and so
-//! many further requests over all connections of HTTP/2. Where places run out, the connection whose client has let it
-//! wait longest makes room.
+//! Limits the connections of one listener, in total and per client address, and the additional requests of all HTTP/2
+//! connections. At the limit it closes the connection that has waited longest for its client.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,47 +15,49 @@ use super::ConnectionLimits;
 use super::activity::{Activity, ClientAction};
 use crate::front::limits::subscriber;
 
-/// A connection keeps its place for so long whatever its client does, so that a client that has just
-/// connected can send its request.
+/// A connection is closed for another one only after it waited this long for its client, so that a new client has time to
+/// send its request.
 const MIN_IDLE: Duration = Duration::from_secs(1);
-/// Between two attempts to make room.
+/// How often a connection without a permit checks for one, and how often unread responses are checked.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// Between two warnings that a client address has all its places.
+/// Shortest interval between two warnings that a client address is at its limit.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The places of one listener.
+/// The limits of one listener and its open connections.
 pub(super) struct ConnectionLimiter {
     max: usize,
     max_per_address: usize,
+    /// Networks without a limit per address.
     exempt: Vec<IpNet>,
+    /// Permits for requests in addition to the first one of each connection.
     requests: Arc<Semaphore>,
-    taken: Mutex<OpenConnections>,
-    freed: Notify,
+    open: Mutex<OpenConnections>,
+    released: Notify,
 }
 
 #[derive(Default)]
 struct OpenConnections {
     connections: HashMap<u64, TrackedConnection>,
-    /// Connections of each client address that is counted.
-    of_address: HashMap<IpAddr, usize>,
+    /// Number of connections of each client address, without exempt ones.
+    per_address: HashMap<IpAddr, usize>,
     next: u64,
     warned_at: Option<Instant>,
     checked_at: Option<Instant>,
 }
 
 struct TrackedConnection {
-    /// None: not counted.
+    /// None for exempt addresses.
     address: Option<IpAddr>,
     activity: Arc<Activity>,
     end: CancellationToken,
 }
 
-/// The place of one connection, until it is dropped.
+/// Permits one connection until it is dropped.
 pub(super) struct ConnectionPermit {
-    places: Arc<ConnectionLimiter>,
+    limiter: Arc<ConnectionLimiter>,
     id: u64,
     pub(super) activity: Arc<Activity>,
-    /// Cancelled when the connection has to make room.
+    /// Cancelled to close the connection, because its permit is needed for another one.
     pub(super) end: CancellationToken,
 }
 
@@ -66,47 +67,47 @@ impl ConnectionLimiter {
             max: limits.connections,
             max_per_address: limits.connections_per_address,
             exempt: limits.trusted_proxies.clone(),
-            // HTTP/2 multiplies requests no further than HTTP/1.1 could.
+            // With one request on each connection this allows twice as many requests as connections.
             requests: Arc::new(Semaphore::new(limits.connections)),
-            taken: Mutex::default(),
-            freed: Notify::new(),
+            open: Mutex::default(),
+            released: Notify::new(),
         })
     }
 
-    /// A place for a new connection, once there is one. None: its client address has all that it may
-    /// have, and uses them.
-    pub(super) async fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<ConnectionPermit> {
+    /// Waits for a permit for a new connection. None: its client address is at its limit, and all its connections are in
+    /// use.
+    pub(super) async fn acquire(self: &Arc<Self>, peer: IpAddr) -> Option<ConnectionPermit> {
         let peer = peer.to_canonical();
         let is_exempt = self.exempt.iter().any(|network| network.contains(&peer));
         let address = (!is_exempt).then(|| subscriber(peer));
         loop {
             {
-                let mut taken = self.lock();
-                let held = address.and_then(|address| taken.of_address.get(&address).copied());
+                let mut open = self.lock();
+                let held = address.and_then(|address| open.per_address.get(&address).copied());
                 if held.unwrap_or_default() >= self.max_per_address
-                    && !taken.end_longest_waiting(|one| one.address == address)
+                    && !open.end_longest_waiting(|connection| connection.address == address)
                 {
-                    taken.warn(self.max_per_address);
+                    open.warn(self.max_per_address);
                     return None;
                 }
-                if taken.connections.len() < self.max || taken.end_longest_waiting(|_| true) {
-                    return Some(self.insert(&mut taken, address));
+                if open.connections.len() < self.max || open.end_longest_waiting(|_| true) {
+                    return Some(self.insert(&mut open, address));
                 }
             }
             tokio::select! {
-                () = self.freed.notified() => {}
+                () = self.released.notified() => {}
                 () = sleep(RETRY_INTERVAL) => {}
             }
         }
     }
 
-    /// A place for a request. The only request of a connection needs none; further ones, of HTTP/2, share
-    /// as many places as there are connections.
-    pub(super) fn request(
+    /// Acquires a permit for a request. The first request of an idle connection needs none; further concurrent ones, on
+    /// HTTP/2, share a limit. Returns an error at that limit.
+    pub(super) fn acquire_request(
         &self,
         activity: &Activity,
     ) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
-        if let Some((ClientAction::Request, _)) = activity.waiting_for_client() {
+        if let Some((ClientAction::Request, _)) = activity.client_wait() {
             return Ok(None);
         }
         if self.requests.available_permits() < self.max / 2 {
@@ -115,32 +116,39 @@ impl ConnectionLimiter {
         self.requests.clone().try_acquire_owned().map(Some)
     }
 
-    fn insert(self: &Arc<Self>, taken: &mut OpenConnections, address: Option<IpAddr>) -> ConnectionPermit {
-        let id = taken.next;
-        taken.next += 1;
+    fn insert(
+        self: &Arc<Self>,
+        open: &mut OpenConnections,
+        address: Option<IpAddr>,
+    ) -> ConnectionPermit {
+        let id = open.next;
+        open.next += 1;
         let (activity, end) = (Activity::new(), CancellationToken::new());
-        let connection = TrackedConnection { address, activity: activity.clone(), end: end.clone() };
-        taken.connections.insert(id, connection);
+        let connection =
+            TrackedConnection { address, activity: activity.clone(), end: end.clone() };
+        open.connections.insert(id, connection);
         if let Some(address) = address {
-            *taken.of_address.entry(address).or_default() += 1;
+            *open.per_address.entry(address).or_default() += 1;
         }
-        ConnectionPermit { places: self.clone(), id, activity, end }
+        ConnectionPermit { limiter: self.clone(), id, activity, end }
     }
 
     fn lock(&self) -> MutexGuard<'_, OpenConnections> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl OpenConnections {
-    /// Ends the connection among these whose client has let it wait longest. Its place is free from now
-    /// on. False: no client has let one wait for long enough.
+    /// Closes the connection among these that has waited longest for its client, and frees its permit. Returns false if
+    /// none has waited for [`MIN_IDLE`].
     fn end_longest_waiting(&mut self, among: impl Fn(&TrackedConnection) -> bool) -> bool {
         let waiting =
-            self.connections.iter().filter(|(_, one)| among(one)).filter_map(|(id, one)| {
-                let (_, since) = one.activity.waiting_for_client()?;
-                (since.elapsed() >= MIN_IDLE).then_some((since, *id))
-            });
+            self.connections.iter().filter(|(_, connection)| among(connection)).filter_map(
+                |(id, connection)| {
+                    let (_, since) = connection.activity.client_wait()?;
+                    (since.elapsed() >= MIN_IDLE).then_some((since, *id))
+                },
+            );
         let Some((_, id)) = waiting.min() else { return false };
         if let Some(connection) = self.remove(id) {
             connection.end.cancel();
@@ -148,14 +156,14 @@ impl OpenConnections {
         true
     }
 
-    /// Ends all connections whose clients do not read their responses.
+    /// Closes every connection whose client has not read its response for [`MIN_IDLE`].
     fn end_unread(&mut self) {
         if self.checked_at.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) {
             return;
         }
         self.checked_at = Some(Instant::now());
         for connection in self.connections.values() {
-            if let Some((ClientAction::Read, since)) = connection.activity.waiting_for_client()
+            if let Some((ClientAction::Read, since)) = connection.activity.client_wait()
                 && since.elapsed() >= MIN_IDLE
             {
                 connection.end.cancel();
@@ -166,25 +174,25 @@ impl OpenConnections {
     fn remove(&mut self, id: u64) -> Option<TrackedConnection> {
         let connection = self.connections.remove(&id)?;
         if let Some(address) = connection.address
-            && let Some(held) = self.of_address.get_mut(&address)
+            && let Some(held) = self.per_address.get_mut(&address)
         {
             *held -= 1;
             if *held == 0 {
-                self.of_address.remove(&address);
+                self.per_address.remove(&address);
             }
         }
         Some(connection)
     }
 
-    /// Without the address: that is personal data.
+    /// Logs a client address at its limit, without the address: that is personal data.
     fn warn(&mut self, max: usize) {
         if self.warned_at.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
             self.warned_at = Some(Instant::now());
             tracing::warn!(
                 event = "connection_refused",
                 max,
-                "a client address has front.max_connections_per_address connections, all with requests \
-                 under way; further ones are refused. If it is a proxy, list it in limits.trusted_proxies"
+                "a client address has front.max_connections_per_address connections, all with requests in \
+                 flight; further ones are closed. If it is a proxy, list it in limits.trusted_proxies"
             );
         }
     }
@@ -192,8 +200,8 @@ impl OpenConnections {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.places.lock().remove(self.id);
-        self.places.freed.notify_one();
+        self.limiter.lock().remove(self.id);
+        self.limiter.released.notify_one();
     }
 }
 
@@ -202,10 +210,10 @@ mod tests {
     use super::*;
     use tokio::time::advance;
 
-    fn places(max: usize, of_address: usize) -> Arc<ConnectionLimiter> {
+    fn limiter(max: usize, per_address: usize) -> Arc<ConnectionLimiter> {
         ConnectionLimiter::new(&ConnectionLimits {
             connections: max,
-            connections_per_address: of_address,
+            connections_per_address: per_address,
             trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
             header_timeout: MIN_IDLE,
             write_timeout: MIN_IDLE,
@@ -213,81 +221,88 @@ mod tests {
         })
     }
 
-    async fn enter(places: &Arc<ConnectionLimiter>, address: &str) -> Option<ConnectionPermit> {
-        places.enter(address.parse().unwrap()).await
+    async fn acquire(limiter: &Arc<ConnectionLimiter>, address: &str) -> Option<ConnectionPermit> {
+        limiter.acquire(address.parse().unwrap()).await
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_connection_idle_longest_makes_room() {
-        let places = places(3, 3);
-        let busy = enter(&places, "192.0.2.1").await.unwrap();
-        let _open = busy.activity.open();
-        let first = enter(&places, "192.0.2.2").await.unwrap();
+    async fn longest_idle_connection_is_closed_at_the_limit() {
+        let limiter = limiter(3, 3);
+        let busy = acquire(&limiter, "192.0.2.1").await.unwrap();
+        let _open = busy.activity.begin_request();
+        let first = acquire(&limiter, "192.0.2.2").await.unwrap();
         advance(MIN_IDLE).await;
-        let second = enter(&places, "192.0.2.3").await.unwrap();
+        let second = acquire(&limiter, "192.0.2.3").await.unwrap();
         let began = Instant::now();
-        let _third = enter(&places, "192.0.2.4").await.unwrap();
+        let _third = acquire(&limiter, "192.0.2.4").await.unwrap();
         assert!(first.end.is_cancelled() && !second.end.is_cancelled());
         assert_eq!(began.elapsed(), Duration::ZERO);
-        // The ended one gives up a place that is another's already.
+        // Its permit was passed on already, so dropping it frees nothing.
         drop(first);
-        let fourth = enter(&places, "192.0.2.5").await.unwrap();
-        assert!(began.elapsed() >= MIN_IDLE, "the second has its time to send a request");
+        let fourth = acquire(&limiter, "192.0.2.5").await.unwrap();
+        assert!(began.elapsed() >= MIN_IDLE, "the second had time to send a request");
         assert!(second.end.is_cancelled() && !busy.end.is_cancelled());
         assert!(!fourth.end.is_cancelled());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_newcomer_waits_while_all_are_busy() {
-        let places = places(1, 1);
-        let busy = enter(&places, "192.0.2.1").await.unwrap();
-        let open = busy.activity.open();
-        let mut newcomer = Box::pin(enter(&places, "192.0.2.2"));
+    async fn new_connection_waits_while_all_are_in_use() {
+        let limiter = limiter(1, 1);
+        let busy = acquire(&limiter, "192.0.2.1").await.unwrap();
+        let open = busy.activity.begin_request();
+        let mut waiting = Box::pin(acquire(&limiter, "192.0.2.2"));
         for _ in 0..100 {
-            assert!(futures_util::poll!(&mut newcomer).is_pending());
+            assert!(futures_util::poll!(&mut waiting).is_pending());
             advance(RETRY_INTERVAL).await;
         }
         drop((open, busy));
-        assert!(newcomer.await.is_some());
+        assert!(waiting.await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_has_a_part_of_the_places() {
-        let places = places(10, 2);
-        let of = async |address| enter(&places, address).await;
-        let held = [of("192.0.2.1").await.unwrap(), of("::ffff:192.0.2.1").await.unwrap()];
-        assert!(of("192.0.2.1").await.is_none(), "both are new");
-        let other = [of("192.0.2.2").await.unwrap(), of("2001:db8:0:1::1").await.unwrap()];
+    async fn connections_per_address_are_limited() {
+        let limiter = limiter(10, 2);
+        let connect = async |address| acquire(&limiter, address).await;
+        let held =
+            [connect("192.0.2.1").await.unwrap(), connect("::ffff:192.0.2.1").await.unwrap()];
+        assert!(connect("192.0.2.1").await.is_none(), "both are new");
+        let other =
+            [connect("192.0.2.2").await.unwrap(), connect("2001:db8:0:1::1").await.unwrap()];
         advance(MIN_IDLE).await;
-        let _third = of("192.0.2.1").await.unwrap();
-        assert!(held[0].end.is_cancelled(), "its own idle connection makes room");
+        let _third = connect("192.0.2.1").await.unwrap();
+        assert!(held[0].end.is_cancelled(), "an idle connection of the same address is closed");
         assert!(other.iter().all(|other| !other.end.is_cancelled()));
 
-        let _open = (other[1].activity.open(), of("2001:db8:0:1::2").await.unwrap());
-        let open = _open.1.activity.open();
+        let second = connect("2001:db8:0:1::2").await.unwrap();
+        let _request = other[1].activity.begin_request();
+        let request = second.activity.begin_request();
         advance(MIN_IDLE).await;
-        assert!(of("2001:db8:0:1:ffff::3").await.is_none(), "a /64 is one client");
-        drop(open);
-        let proxied = [of("10.0.0.1").await, of("10.0.0.1").await, of("10.0.0.1").await];
+        assert!(connect("2001:db8:0:1:ffff::3").await.is_none(), "a /64 is one client");
+        drop(request);
+        let proxied =
+            [connect("10.0.0.1").await, connect("10.0.0.1").await, connect("10.0.0.1").await];
         assert!(proxied.iter().all(Option::is_some), "trusted proxies are not counted");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn unread_responses_end_when_half_of_the_request_places_are_taken() {
-        let places = places(4, 4);
-        let place = enter(&places, "192.0.2.1").await.unwrap();
-        assert!(places.request(&place.activity).unwrap().is_none(), "its only request");
-        let _unread = place.activity.unread();
-        let request = || places.request(&place.activity).map(Option::unwrap);
+    async fn unread_connections_are_closed_when_half_of_the_request_permits_are_in_use() {
+        let limiter = limiter(4, 4);
+        let permit = acquire(&limiter, "192.0.2.1").await.unwrap();
+        assert!(
+            limiter.acquire_request(&permit.activity).unwrap().is_none(),
+            "the first request needs no permit"
+        );
+        let _unread = permit.activity.track_unread();
+        let request = || limiter.acquire_request(&permit.activity).map(Option::unwrap);
         let mut requests = vec![request().unwrap(), request().unwrap()];
         advance(MIN_IDLE).await;
         requests.push(request().unwrap());
-        assert!(!place.end.is_cancelled());
+        assert!(!permit.end.is_cancelled());
         requests.push(request().unwrap());
-        assert!(place.end.is_cancelled());
+        assert!(permit.end.is_cancelled());
         assert!(request().is_err());
-        let other = enter(&places, "192.0.2.2").await.unwrap();
-        assert!(places.request(&other.activity).is_ok(), "other connections are served");
+        let other = acquire(&limiter, "192.0.2.2").await.unwrap();
+        assert!(limiter.acquire_request(&other.activity).is_ok(), "other connections are served");
         requests.pop();
         assert!(request().is_ok());
     }

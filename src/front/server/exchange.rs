@@ -1,6 +1,8 @@
-//! One request and its response: open until the response is complete, counted until its last byte is
-//! taken. HTTP/2 keeps data that the client's window has no room for, so a response that hyper has done
-//! with may still be here: the data itself says when it is written.
+//! Tracks one request and its response. The request is in flight until its response body ends; its permit is held until
+//! the last byte is written.
+//!
+//! HTTP/2 buffers response data that exceeds the client's flow-control window, so hyper can drop the body before the data
+//! is written. Therefore each chunk carries a guard that is dropped when the chunk is written.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,29 +12,30 @@ use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::activity::{Activity, OpenRequest, UnreadData};
+use super::activity::{Activity, RequestGuard, UnreadGuard};
 
-/// An exchange that has begun.
+/// A request and its response in progress.
 pub(super) struct Exchange {
     activity: Arc<Activity>,
-    open: Option<OpenRequest>,
-    place: Option<Arc<OwnedSemaphorePermit>>,
+    /// None after the response body ended.
+    request: Option<RequestGuard>,
+    permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Exchange {
-    /// Begins with the request. A `place` is released with the last byte of the response.
-    pub(super) fn begin(activity: &Arc<Activity>, place: Option<OwnedSemaphorePermit>) -> Self {
-        let open = Some(activity.open());
-        Self { activity: activity.clone(), open, place: place.map(Arc::new) }
+    /// Starts with a request. `permit` is released after the last byte of the response was written.
+    pub(super) fn begin(activity: &Arc<Activity>, permit: Option<OwnedSemaphorePermit>) -> Self {
+        let request = Some(activity.begin_request());
+        Self { activity: activity.clone(), request, permit: permit.map(Arc::new) }
     }
 
-    /// The response's body, which carries the exchange on.
-    pub(super) fn respond<B>(self, body: B) -> TrackedBody<B> {
+    /// Wraps the body of the response.
+    pub(super) fn track_response<B>(self, body: B) -> TrackedBody<B> {
         TrackedBody { body, exchange: self }
     }
 }
 
-/// A response's body that reports what is not taken of it.
+/// A response body that reports unwritten data to [`Activity`].
 pub(super) struct TrackedBody<B> {
     body: B,
     exchange: Exchange,
@@ -47,19 +50,20 @@ impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<ResponseChunk>, B::Error>>> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
-        let Exchange { activity, place, .. } = &self.exchange;
+        let Exchange { activity, permit, .. } = &self.exchange;
         let frame = frame.map(|frame| {
             frame.map(|frame| {
                 frame.map_data(|bytes| ResponseChunk {
                     bytes,
-                    _unread: activity.unread(),
-                    _place: place.clone(),
+                    _unread: activity.track_unread(),
+                    _permit: permit.clone(),
                 })
             })
         });
-        // HTTP/2 keeps the body until its last piece fits into the window; that is the client's time.
+        // Checked before the body is dropped: HTTP/2 keeps it until its last chunk fits into the client's window, and
+        // that time is the client's.
         if frame.is_none() || self.body.is_end_stream() {
-            self.exchange.open = None;
+            self.exchange.request = None;
         }
         Poll::Ready(frame)
     }
@@ -73,11 +77,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
     }
 }
 
-/// Response data; dropped when it is written.
+/// A part of a response. hyper drops it when it is written.
 pub(super) struct ResponseChunk {
     bytes: Bytes,
-    _unread: UnreadData,
-    _place: Option<Arc<OwnedSemaphorePermit>>,
+    _unread: UnreadGuard,
+    _permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Buf for ResponseChunk {

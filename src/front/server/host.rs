@@ -1,11 +1,10 @@
-//! The `Host` header of HTTP/1 (RFC 9112, section 3.2). HTTP/2 has `:authority`, which hyper reads.
+//! Validates the `Host` header of HTTP/1 (RFC 9112, section 3.2). HTTP/2 has `:authority`, which hyper validates.
 
 use hyper::header::{HOST, HeaderValue};
 use hyper::http::uri::Authority;
 use hyper::{Request, Version};
 
-/// Whether a request names its host exactly once, as a host and perhaps a port. HTTP/1.0 may leave it
-/// out.
+/// Whether a request has exactly one `Host`, with a host and an optional port. HTTP/1.0 requests may omit it.
 pub(super) fn is_valid<B>(request: &Request<B>) -> bool {
     if request.version() > Version::HTTP_11 {
         return true;
@@ -22,7 +21,7 @@ fn is_host(value: &HeaderValue) -> bool {
     let Ok(text) = value.to_str() else { return false };
     let Ok(authority) = text.parse::<Authority>() else { return false };
     let host = authority.host();
-    // Where user information comes first, the host does not.
+    // User information before the host is not allowed.
     let Some(port) = text.strip_prefix(host) else { return false };
     let is_port = match port.strip_prefix(':') {
         None => port.is_empty(),
@@ -47,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn one_host_is_required() {
+    fn exactly_one_valid_host_is_required() {
         for host in ["x", "example.com", "example.com:3000", "x:", "192.0.2.1:80", "[::1]:3000"] {
             assert!(is_valid(&request(Version::HTTP_11, &[host])), "{host}");
         }

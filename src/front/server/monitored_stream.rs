@@ -1,4 +1,4 @@
-//! A socket that reports to [`Activity`] when its peer does not take what is written.
+//! A stream that reports to [`Activity`] when its peer does not read.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::activity::Activity;
 
-/// A stream, plain or encrypted, under watch.
+/// A plain or encrypted stream that monitors its writes.
 pub(super) struct MonitoredStream<S> {
     stream: S,
     activity: Arc<Activity>,
@@ -20,9 +20,9 @@ impl<S> MonitoredStream<S> {
         Self { stream, activity }
     }
 
-    fn reported<T>(&self, poll: Poll<T>) -> Poll<T> {
+    fn report<T>(&self, poll: Poll<T>) -> Poll<T> {
         if poll.is_pending() {
-            self.activity.blocked();
+            self.activity.write_blocked();
         }
         poll
     }
@@ -45,7 +45,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredStream<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.reported(written)
+        self.report(written)
     }
 
     fn poll_write_vectored(
@@ -54,25 +54,25 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredStream<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.reported(written)
+        self.report(written)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes when it has written all it has, so a client that reads a little now and then does
-    /// not gain time by it.
+    /// hyper flushes after it has written all its data. So a client that reads a few bytes at a time does not restart
+    /// its timeout.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         if flushed.is_ready() {
-            self.activity.flushed();
+            self.activity.write_flushed();
         }
-        self.reported(flushed)
+        self.report(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut_down = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.reported(shut_down)
+        self.report(shut_down)
     }
 }

@@ -49,11 +49,11 @@ async fn docs_show_every_operation_with_and_without_a_script() {
 #[tokio::test]
 async fn docs_follow_the_contracts_and_mark_what_is_required() {
     let Some((muster, browser)) = opened(&Setup::embedded(), "/docs").await else { return };
-    let paths = texts(&browser, "section:first-of-type .place code").await;
+    let paths = texts(&browser, "section:first-of-type .endpoint code").await;
     let mounted =
         ["/signup", "/users/register", "/register", "/auth/signup", "/{prefix}/auth/signup"];
     assert_eq!(paths, mounted);
-    let paths = texts(&browser, "section:nth-of-type(2) .place code").await;
+    let paths = texts(&browser, "section:nth-of-type(2) .endpoint code").await;
     assert_eq!(paths[..2], ["/users/profile", "/profile"]);
 
     let document = muster.client().get("/openapi.json", &[]).await.json();

@@ -46,12 +46,12 @@ async fn status_shows_a_signup_within_seconds() {
     browser.wait_for_text("#ready", "ready").await;
     browser.wait_for_text("#reasons", "nothing needs attention").await;
     browser.wait_for_text("#workers", "1").await;
-    browser.wait_for_text("#rate-told", "0 done, 0 refused, 0 failed").await;
+    browser.wait_for_text("#rate-summary", "0 done, 0 rejected, 0 failed").await;
     let (path, body, _) = five_requests().remove(0);
     assert_eq!(muster.client().post(path, &body).await.status, 201);
     assert_eq!(muster.client().post(path, &body).await.status, 403);
-    browser.wait_for_text("#rate-told", "1 done, 1 refused, 0 failed").await;
-    browser.wait_for_text("#time-told", "p50 and p95").await;
+    browser.wait_for_text("#rate-summary", "1 done, 1 rejected, 0 failed").await;
+    browser.wait_for_text("#time-summary", "p50 and p95").await;
     // One signup is one point, which a line would not show.
     for series in ["p50", "p95"] {
         let dots = format!("return document.querySelectorAll('#time-chart .dot.{series}').length");
@@ -69,17 +69,17 @@ async fn status_shows_a_signup_within_seconds() {
         .map((figure) => figure.querySelectorAll('.legend li').length)";
     assert_eq!(browser.run(legends).await, serde_json::json!([3, 2, 1, 1, 2]));
     for part in ["process", "queue", "store", "worker"] {
-        browser.wait_for_text("#parts", part).await;
+        browser.wait_for_text("#components", part).await;
     }
     let response = muster.client().get("/status.json", &[]).await;
     assert_eq!(response.header("cache-control"), Some("no-cache"));
-    for series in ["registered", "waiting", "bulkRows"] {
+    for series in ["registered", "queued", "bulkRows"] {
         let values = &response.json()["seconds"][series];
         assert_eq!(values.as_array().unwrap().len(), 120, "{series}");
     }
     nobody_complains(&browser).await;
     drop(muster);
-    browser.wait_for_text("#ready", "does not answer").await;
+    browser.wait_for_text("#ready", "no response").await;
 }
 
 #[tokio::test]
@@ -90,8 +90,8 @@ async fn status_shows_a_bulk_upload() {
         .with("MUSTER_QUEUE_PREFETCH", "4")
         .with("MUSTER_BCRYPT_COST", "11");
     let Some((muster, browser)) = opened(&setup, "/status").await else { return };
-    browser.wait_for_text("#bulk-told", "No bulk rows wait").await;
-    assert_eq!(browser.text("#bulk-left").await, "–");
+    browser.wait_for_text("#bulk-summary", "No bulk rows are queued").await;
+    assert_eq!(browser.text("#bulk-remaining").await, "–");
     let client = muster.client().clone();
     let upload = tokio::spawn(async move {
         let bearer = format!("Bearer {KEY}");
@@ -99,7 +99,7 @@ async fn status_shows_a_bulk_upload() {
         let rows = ndjson((0..ROWS).map(|n| user(ContractId::Register, n)));
         client.send("POST", "/registrations?contract=register", &headers, rows).await.unwrap()
     });
-    browser.wait_for_text("#bulk-told", "One upload to this front; one worker").await;
+    browser.wait_for_text("#bulk-summary", "One upload to this front; one worker").await;
     let positive = async |selector: &str| {
         let figure = browser.text(selector).await;
         figure.parse::<f64>().is_ok_and(|figure| figure > 0.0)
@@ -109,19 +109,19 @@ async fn status_shows_a_bulk_upload() {
     })
     .await;
     eventually("the time left", async || {
-        let left = browser.text("#bulk-left").await;
+        let left = browser.text("#bulk-remaining").await;
         left.ends_with(" s") || left.ends_with(" min")
     })
     .await;
     has_no_barriers(&browser, "/status with an upload").await;
     assert_eq!(upload.await.unwrap().status, 200);
-    browser.wait_for_text("#bulk-rows-told", &format!("{ROWS} finished")).await;
+    browser.wait_for_text("#bulk-rows-summary", &format!("{ROWS} finished")).await;
     // What came and went moved nothing.
     for (width, height) in [(1280, 900), (320, 800)] {
         browser.resize(width, height).await;
         browser.run("scrollTo(0, 0)").await;
         browser.open(&format!("http://{}/status", muster.client().address())).await;
-        browser.wait_for_text("#bulk-rows-told", &format!("{ROWS} finished")).await;
+        browser.wait_for_text("#bulk-rows-summary", &format!("{ROWS} finished")).await;
         let shift = layout_shift(&browser).await;
         assert!(shift < 0.01, "{width}: {shift}");
         let scrolled = browser.run("return document.documentElement.scrollWidth").await;
@@ -167,14 +167,14 @@ async fn status_is_amber_while_workers_do_not_reach_the_store() {
     fleet.workers.iter().for_each(|worker| worker.store.cut());
     let (path, body, _) = five_requests().remove(0);
     eventually("a failure", async || client.post(path, &body).await.status >= 500).await;
-    reasons(&client, "warning", "do not reach the store").await;
+    reasons(&client, "warning", "cannot reach the store").await;
     // Bulk rows are retried, which needs nobody who signs up.
     let properties = registration("flat-name").with_message_id(unique("row").into());
     let row = user(ContractId::FlatName, 0).to_string();
     let broker = Broker::connect().await;
     broker.publish(fleet.setup.namespace(), "bulk", properties, row.as_bytes()).await;
     eventually("a retry", async || snapshot(&client).await["bulk"]["retrying"] == 1).await;
-    reasons(&client, "warning", "wait for another attempt").await;
+    reasons(&client, "warning", "wait for a retry").await;
     fleet.workers.iter().for_each(|worker| worker.store.restore());
 }
 

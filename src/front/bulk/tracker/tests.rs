@@ -1,4 +1,4 @@
-//! Rows of an upload with outcomes in any order.
+//! Tests of the tracker with outcomes in any order.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ fn row(user: &str) -> String {
     json!({ "username": user, "password": "secret-1" }).to_string() + "\n"
 }
 
-/// Reads what has been pushed, and returns the rows that can be sent.
+/// Reads the pushed bytes and returns the rows that can be sent.
 fn sendable(tracker: &mut Tracker) -> Vec<BulkRow> {
     let mut rows = Vec::new();
     loop {
@@ -51,7 +51,7 @@ fn reply(row: &BulkRow, outcome: Result<Outcome, NoReply>) -> RowReply {
     RowReply { tag: row.tag, id: row.id.clone(), outcome }
 }
 
-/// InputLine, outcome and code of each report that is due.
+/// Line, outcome and code of each report that is due.
 fn due(tracker: &mut Tracker) -> Vec<(u64, String, Option<String>)> {
     let lines = String::from_utf8(tracker.due_reports()).unwrap();
     let text = |report: &Value, key: &str| report[key].as_str().map(str::to_owned);
@@ -93,7 +93,7 @@ fn equal_rows_are_sent_one_after_the_other() {
     tracker.push((row("ann") + &row("ann") + &row("bob")).as_bytes());
     let rows = sendable(&mut tracker);
     assert_eq!(rows.iter().map(|row| row.tag).collect::<Vec<_>>(), [0, 2]);
-    assert!(!tracker.all_sent(), "the second waits for the first");
+    assert!(!tracker.all_sent(), "the second row waits for the first");
     tracker.record_reply(reply(&rows[0], Ok(registered())));
     let second = tracker.next_unsent().unwrap();
     assert_eq!(second.tag, 1);
@@ -115,12 +115,12 @@ fn failure_fails_the_rows_that_wait_for_it() {
         }
         assert!(tracker.all_sent() && tracker.all_reported());
         tracker.push(row("ann").as_bytes());
-        assert_eq!(sendable(&mut tracker).len(), 1, "a later row has a chance of its own");
+        assert_eq!(sendable(&mut tracker).len(), 1, "a later row is sent");
     }
 }
 
 #[test]
-fn outcomes_are_taken_once() {
+fn second_outcome_of_a_row_is_ignored() {
     let mut tracker = tracker();
     tracker.push(row("ann").as_bytes());
     let rows = sendable(&mut tracker);
@@ -132,13 +132,13 @@ fn outcomes_are_taken_once() {
 }
 
 #[test]
-fn no_more_rows_are_held_than_the_window() {
+fn rows_in_memory_are_bounded_by_the_window() {
     let mut tracker = tracker();
     let body: String = (0..WINDOW + 10).map(|n| row(&format!("ann{n}"))).collect();
     tracker.push(body.as_bytes());
     let rows = sendable(&mut tracker);
     assert_eq!(rows.len(), WINDOW);
-    assert!(!tracker.has_room());
+    assert!(!tracker.has_capacity());
     tracker.record_reply(reply(&rows[1], Ok(registered())));
     assert!(sendable(&mut tracker).is_empty(), "its report is not due");
     tracker.record_reply(reply(&rows[0], Ok(registered())));
@@ -147,7 +147,7 @@ fn no_more_rows_are_held_than_the_window() {
 }
 
 #[test]
-fn stop_drops_what_has_not_been_sent() {
+fn drop_unsent_drops_rows_that_were_not_sent() {
     let mut tracker = tracker();
     tracker.push((row("ann") + &row("ann")).as_bytes());
     tracker.read();

@@ -1,11 +1,11 @@
-//! Examples as they are read: each with what it shows, JSON laid out and coloured.
+//! Renders the examples of a body as indented JSON with syntax colours.
 
 use maud::{Markup, html};
 use serde_json::Value;
 
 use super::{members, text};
 
-/// The examples of a body. Those that have a sentence are preceded by it.
+/// The examples of a body, each under its summary or its name.
 pub(super) fn all(body: &Value) -> Markup {
     html! {
         @if let Some(example) = body.get("example") { (one(example)) }
@@ -18,10 +18,10 @@ pub(super) fn all(body: &Value) -> Markup {
 }
 
 fn one(example: &Value) -> Markup {
-    html! { pre tabindex="0" { code { (written(example, 0)) } } }
+    html! { pre tabindex="0" { code { (formatted(example, 0)) } } }
 }
 
-fn written(value: &Value, depth: usize) -> Markup {
+fn formatted(value: &Value, depth: usize) -> Markup {
     let inside = "  ".repeat(depth + 1);
     let end = "  ".repeat(depth);
     html! {
@@ -30,7 +30,7 @@ fn written(value: &Value, depth: usize) -> Markup {
                 "{\n"
                 @for (at, (name, value)) in fields.iter().enumerate() {
                     (inside) span.key { (Value::from(name.as_str()).to_string()) } ": "
-                    (written(value, depth + 1))
+                    (formatted(value, depth + 1))
                     (if at + 1 < fields.len() { ",\n" } else { "\n" })
                 }
                 (end) "}"
@@ -38,7 +38,7 @@ fn written(value: &Value, depth: usize) -> Markup {
             Value::Array(items) if !items.is_empty() => {
                 "[\n"
                 @for (at, item) in items.iter().enumerate() {
-                    (inside) (written(item, depth + 1))
+                    (inside) (formatted(item, depth + 1))
                     (if at + 1 < items.len() { ",\n" } else { "\n" })
                 }
                 (end) "]"

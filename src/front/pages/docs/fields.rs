@@ -1,4 +1,4 @@
-//! A JSON Schema as a list of fields, as a table shows them: objects within are told by their paths.
+//! Flattens a JSON Schema into a list of fields; fields of nested objects are named by their paths.
 
 use serde_json::{Map, Value};
 
@@ -8,32 +8,32 @@ pub(super) struct SchemaField {
     pub(super) name: String,
     /// `string`, `string or null`, `"const"`.
     pub(super) kind: String,
-    /// Whether it has to be there, where that which holds it is.
+    /// Whether it is required in its parent object.
     pub(super) required: bool,
-    /// A sentence, or nothing.
-    pub(super) about: String,
+    /// The description; can be empty.
+    pub(super) description: String,
 }
 
 impl SchemaField {
     /// A parameter of an operation.
     pub(super) fn of_parameter(parameter: &Value) -> Self {
-        let said = |name: &str| parameter[name].as_str().unwrap_or_default();
+        let text = |name: &str| parameter[name].as_str().unwrap_or_default();
         Self {
-            name: said("name").to_owned(),
-            kind: format!("{} in {}", kind(&parameter["schema"]), said("in")),
+            name: text("name").to_owned(),
+            kind: format!("{} in {}", kind(&parameter["schema"]), text("in")),
             required: parameter["required"] == true,
-            about: said("description").to_owned(),
+            description: text("description").to_owned(),
         }
     }
 }
 
-/// Follows a reference, if it is one.
+/// Resolves a `$ref` within the document; other values are returned unchanged.
 pub(super) fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     let place = value["$ref"].as_str().and_then(|reference| reference.strip_prefix('#'));
     place.and_then(|place| document.pointer(place)).unwrap_or(value)
 }
 
-/// The schemas of which a body fits one, with their names; the schema itself if there is no choice.
+/// The alternatives of a schema (`oneOf` or `anyOf`) with their names; without alternatives, the schema itself.
 pub(super) fn choices<'a>(
     schema: &'a Value,
     document: &'a Value,
@@ -50,7 +50,7 @@ fn name(reference: &Value) -> Option<&str> {
     reference["$ref"].as_str()?.rsplit('/').next()
 }
 
-/// The fields of an object, in the order of their names.
+/// The fields of an object schema, sorted by name.
 pub(super) fn of(schema: &Value) -> Vec<SchemaField> {
     let mut found = Vec::new();
     collect(schema, "", &mut found);
@@ -67,7 +67,7 @@ fn collect(schema: &Value, within: &str, found: &mut Vec<SchemaField>) {
             name: path.clone(),
             kind: kind(field),
             required: is_required(name),
-            about: field["description"].as_str().unwrap_or_default().to_owned(),
+            description: field["description"].as_str().unwrap_or_default().to_owned(),
         });
         collect(field, &format!("{path}."), found);
         collect(&field["items"], &format!("{path}[]."), found);
@@ -90,7 +90,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn fields_are_told_by_their_paths() {
+    fn nested_fields_are_named_by_their_paths() {
         let schema = json!({
             "required": ["errors"],
             "properties": {
@@ -100,7 +100,7 @@ mod tests {
             },
         });
         let fields = of(&schema);
-        let told: Vec<(&str, &str, bool)> =
+        let listed: Vec<(&str, &str, bool)> =
             fields.iter().map(|f| (f.name.as_str(), f.kind.as_str(), f.required)).collect();
         let expected = [
             ("errors", "array", true),
@@ -109,6 +109,6 @@ mod tests {
             ("name.first", "string or null", false),
             ("success", "false", false),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(listed, expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Samples of an operation as commands and code to copy: `curl` for a shell, `fetch` for a script.
+//! Code samples of an operation: a `curl` command and a JavaScript `fetch` call.
 
 use std::fmt::Write;
 
@@ -9,24 +9,25 @@ use super::{DocOperation, members, text};
 use crate::contract::contract;
 use crate::domain::ContractId;
 
-/// A name under which the samples of one body are shown, and the request that they send.
+/// The request of one code sample.
 struct CodeSample<'a> {
+    /// The heading, if the operation has several samples.
     name: Option<&'a str>,
     path: String,
     body: SampleBody,
-    /// The variable of a shell that holds the bearer token, and its name in a script.
+    /// The variables with the bearer token: the shell's and the script's.
     bearer: Option<(&'static str, &'static str)>,
 }
 
-enum Body {
+enum SampleBody {
     None,
     Json(Value),
-    /// One JSON object a line.
+    /// NDJSON with rows like this one.
     Rows(Value),
 }
 
-/// The samples of an operation, each under a heading if there are several. `origin` is where this server is
-/// reached; the page's script replaces it with the address the page was loaded from.
+/// The samples of an operation, with headings if there are several. `origin` is the server's address; the page's script
+/// replaces it with the address that the page was loaded from.
 pub(super) fn all(operation: &DocOperation<'_>, origin: &str) -> Markup {
     let method = operation.method.as_str();
     html! {
@@ -41,9 +42,13 @@ pub(super) fn all(operation: &DocOperation<'_>, origin: &str) -> Markup {
     }
 }
 
-/// A sample with its button, which the page's script shows. The text stands behind the first space of `written`
-/// where an address belongs.
-fn block(kind: &str, operation: &DocOperation<'_>, written: String, origin: Option<&str>) -> Markup {
+/// A sample with its copy button, which the page's script shows. `origin` replaces [`ORIGIN`] in `written`.
+fn block(
+    kind: &str,
+    operation: &DocOperation<'_>,
+    written: String,
+    origin: Option<&str>,
+) -> Markup {
     let label = format!("Copy the {kind} sample of {} {}", operation.method, operation.path);
     html! {
         div.sample {
@@ -64,12 +69,12 @@ fn block(kind: &str, operation: &DocOperation<'_>, written: String, origin: Opti
     }
 }
 
-/// Stands for the address of the server in a command.
+/// Placeholder for the server's address in a command.
 const ORIGIN: char = '\u{fffc}';
 
 fn samples<'a>(operation: &DocOperation<'a>) -> Vec<CodeSample<'a>> {
-    let path = filled(operation);
-    let bearer = operation.told["security"].as_array().and_then(|schemes| {
+    let path = example_path(operation);
+    let bearer = operation.object["security"].as_array().and_then(|schemes| {
         let named = |name: &str| schemes.iter().any(|scheme| scheme.get(name).is_some());
         match (named("token"), named("bulkKey")) {
             (true, _) => Some(("TOKEN", "token")),
@@ -77,7 +82,7 @@ fn samples<'a>(operation: &DocOperation<'a>) -> Vec<CodeSample<'a>> {
             _ => None,
         }
     });
-    let content = &operation.told["requestBody"]["content"];
+    let content = &operation.object["requestBody"]["content"];
     let sample = |name, body| CodeSample { name, path: path.clone(), body, bearer };
     if content.get("application/x-ndjson").is_some() {
         return vec![sample(None, SampleBody::Rows(contract(ContractId::ALL[0]).example()))];
@@ -92,8 +97,8 @@ fn samples<'a>(operation: &DocOperation<'a>) -> Vec<CodeSample<'a>> {
     if named.is_empty() { vec![sample(None, SampleBody::None)] } else { named }
 }
 
-/// The path with its parameters, and the query parameters that it needs.
-fn filled(operation: &DocOperation<'_>) -> String {
+/// The path with example values for its parameters, and with the required query parameters.
+fn example_path(operation: &DocOperation<'_>) -> String {
     let mut path = operation.path.to_owned();
     let mut query = Vec::new();
     for parameter in operation.parameters.iter().filter(|one| one["required"] == true) {
@@ -111,14 +116,14 @@ fn filled(operation: &DocOperation<'_>) -> String {
 fn curl(method: &str, sample: &CodeSample<'_>) -> String {
     let CodeSample { path, body, bearer, .. } = sample;
     let url = format!("{ORIGIN}{path}");
-    // A shell would read a question mark as a pattern.
+    // An unquoted question mark is a glob pattern in a shell.
     let url = if path.contains('?') { format!("'{url}'") } else { url };
     let mut written = match (method, body) {
         ("GET", _) | (_, SampleBody::Json(_)) => format!("curl {url}"),
         _ => format!("curl -X {method} {url}"),
     };
     let mut option = |option: &str| {
-        // A String takes everything.
+        // Writing to a String cannot fail.
         let _ = write!(written, " \\\n  {option}");
     };
     if let Some((variable, _)) = bearer {
@@ -175,7 +180,7 @@ fn fetch(method: &str, sample: &CodeSample<'_>) -> String {
     )
 }
 
-/// A value as a script has it, within a call that is indented by two.
+/// A value as JavaScript, indented for the options of the `fetch` call.
 fn indented(value: &Value) -> String {
     format!("{value:#}").replace('\n', "\n  ")
 }
@@ -186,17 +191,21 @@ mod tests {
 
     use super::*;
 
-    fn operation<'a>(method: &str, told: &'a Value, parameters: Vec<&'a Value>) -> DocOperation<'a> {
-        DocOperation { method: method.into(), path: "/{prefix}/x", parameters, told }
+    fn operation<'a>(
+        method: &str,
+        object: &'a Value,
+        parameters: Vec<&'a Value>,
+    ) -> DocOperation<'a> {
+        DocOperation { method: method.into(), path: "/{prefix}/x", parameters, object }
     }
 
     #[test]
-    fn sample_of_a_post_sends_the_example() {
+    fn post_sample_sends_the_example() {
         let prefix = json!({ "name": "prefix", "in": "path", "required": true, "example": "id" });
-        let told = json!({ "requestBody": { "content": { "application/json": {
+        let object = json!({ "requestBody": { "content": { "application/json": {
             "example": { "name": "O'Neil" },
         } } } });
-        let operation = operation("POST", &told, vec![&prefix]);
+        let operation = operation("POST", &object, vec![&prefix]);
         let samples = samples(&operation);
         let expected = "curl \u{fffc}/id/x \\\n  -H 'Content-Type: application/json' \\\n  \
                         -d '{\n  \"name\": \"O'\\''Neil\"\n}'";
@@ -214,13 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn sample_of_a_query_with_a_key_is_quoted() {
+    fn sample_quotes_a_url_with_a_query() {
         let query = json!({ "name": "c", "in": "query", "required": true, "schema": { "enum": ["a", "b"] } });
-        let told = json!({
+        let object = json!({
             "security": [{ "bulkKey": [] }],
             "requestBody": { "content": { "application/x-ndjson": {} } },
         });
-        let operation = DocOperation { path: "/rows", ..operation("POST", &told, vec![&query]) };
+        let operation = DocOperation { path: "/rows", ..operation("POST", &object, vec![&query]) };
         let samples = samples(&operation);
         let expected = "curl -X POST '\u{fffc}/rows?c=a' \\\n  \
                         -H \"Authorization: Bearer $MUSTER_FRONT_BULK_API_KEY\" \\\n  \
