@@ -114,7 +114,7 @@ impl Front {
             stop: self.stopping.clone(),
             _permit: permit,
         };
-        let producer = self.caller.producer(Window::new(tracker::WINDOW));
+        let producer = self.rpc_client.producer(Window::new(tracker::WINDOW));
         // The response starts now. The upload's task ends the span.
         span.set_text("muster.contract", contract.as_str());
         span.set_number("http.response.status_code", StatusCode::OK.as_u16().into());

@@ -41,20 +41,20 @@ impl CallCoalescer {
     /// client disconnects, so the permits bound the calls in flight.
     ///
     /// # Errors
-    /// Returns the caller's error, or `Timeout` at the request's own deadline.
+    /// Returns the error of `rpc_client`, or `Timeout` at the request's own deadline.
     pub(super) async fn call(
         &self,
-        caller: &Arc<dyn RpcClient>,
+        rpc_client: &Arc<dyn RpcClient>,
         call: RpcRequest,
         permit: OwnedSemaphorePermit,
     ) -> Result<Reply, RpcError> {
         // No other request can have a key that was generated for this one.
         if call.new_key {
-            return start(caller, &call, Some(permit), None).await;
+            return start(rpc_client, &call, Some(permit), None).await;
         }
         let (deadline, mut permit) = (call.deadline, Some(permit));
         loop {
-            let (reply, joined) = self.join_or_start(caller, &call, &mut permit);
+            let (reply, joined) = self.join_or_start(rpc_client, &call, &mut permit);
             // Each request waits until its own deadline.
             match timeout_at(deadline, reply).await.unwrap_or(Err(RpcError::Timeout)) {
                 Ok(Reply { outcome: Outcome::Registered { user, token, .. }, stages, at })
@@ -79,7 +79,7 @@ impl CallCoalescer {
     /// Returns the reply to wait for, and whether it is that of an equal call in flight.
     fn join_or_start(
         &self,
-        caller: &Arc<dyn RpcClient>,
+        rpc_client: &Arc<dyn RpcClient>,
         call: &RpcRequest,
         permit: &mut Option<OwnedSemaphorePermit>,
     ) -> (SharedReply, bool) {
@@ -87,10 +87,10 @@ impl CallCoalescer {
         match in_flight.get(&call.id) {
             Some(first) if bool::from(first.body.ct_eq(&call.body)) => (first.reply.clone(), true),
             // Another document under the same key: the worker rejects one of the two.
-            Some(_) => (start(caller, call, permit.take(), None), false),
+            Some(_) => (start(rpc_client, call, permit.take(), None), false),
             None => {
                 let guard = InFlightGuard { calls: self.0.clone(), id: call.id.clone() };
-                let reply = start(caller, call, permit.take(), Some(guard));
+                let reply = start(rpc_client, call, permit.take(), Some(guard));
                 let first = CallInFlight { body: call.body.clone(), reply: reply.clone() };
                 in_flight.insert(call.id.clone(), first);
                 (reply, false)
@@ -102,14 +102,14 @@ impl CallCoalescer {
 /// Starts a call in its own task, so that it outlives its client. It holds `permit` and `guard` until it ends. A panic
 /// in the task is an indeterminate outcome for every request that waits for it.
 fn start(
-    caller: &Arc<dyn RpcClient>,
+    rpc_client: &Arc<dyn RpcClient>,
     call: &RpcRequest,
     permit: Option<OwnedSemaphorePermit>,
     guard: Option<InFlightGuard>,
 ) -> SharedReply {
-    let (caller, call) = (caller.clone(), call.clone());
+    let (rpc_client, call) = (rpc_client.clone(), call.clone());
     let calling = async move {
-        let reply = caller.request(call).await;
+        let reply = rpc_client.request(call).await;
         drop((guard, permit));
         reply
     };
@@ -117,7 +117,7 @@ fn start(
     running.map(|result| result.unwrap_or(Err(RpcError::Indeterminate))).boxed().shared()
 }
 
-/// Whether a call timed out, at the caller or because a worker received an expired message.
+/// Whether a call timed out, in this process or because a worker received an expired message.
 fn timed_out(result: &Result<Reply, RpcError>) -> bool {
     match result {
         Err(error) => *error == RpcError::Timeout,
@@ -148,13 +148,13 @@ mod tests {
     use tokio::sync::Semaphore;
 
     /// Counts calls, and replies to one for each permit of `replies`.
-    struct GatedCaller {
+    struct GatedClient {
         calls: AtomicUsize,
         replies: Semaphore,
     }
 
     #[async_trait]
-    impl RpcClient for GatedCaller {
+    impl RpcClient for GatedClient {
         async fn request(&self, call: RpcRequest) -> Result<Reply, RpcError> {
             self.calls.fetch_add(1, Ordering::SeqCst);
             match timeout_at(call.deadline, self.replies.acquire()).await {
@@ -181,8 +181,8 @@ mod tests {
         async fn close(&self) {}
     }
 
-    fn gated_caller() -> (Arc<GatedCaller>, Arc<dyn RpcClient>) {
-        let gate = Arc::new(GatedCaller { calls: AtomicUsize::new(0), replies: Semaphore::new(0) });
+    fn gated_client() -> (Arc<GatedClient>, Arc<dyn RpcClient>) {
+        let gate = Arc::new(GatedClient { calls: AtomicUsize::new(0), replies: Semaphore::new(0) });
         (gate.clone(), gate)
     }
 
@@ -203,13 +203,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn equal_request_joins_until_its_own_deadline() {
-        let (gate, caller) = gated_caller();
+        let (gate, rpc_client) = gated_client();
         let calls = CallCoalescer::default();
         let long = Duration::from_secs(10);
-        let first = calls.call(&caller, call("a", long), permit());
-        let same = calls.call(&caller, call("a", long), permit());
-        let hasty = calls.call(&caller, call("a", Duration::from_secs(1)), permit());
-        let other = calls.call(&caller, call("b", long), permit());
+        let first = calls.call(&rpc_client, call("a", long), permit());
+        let same = calls.call(&rpc_client, call("a", long), permit());
+        let hasty = calls.call(&rpc_client, call("a", Duration::from_secs(1)), permit());
+        let other = calls.call(&rpc_client, call("b", long), permit());
         let release = async {
             tokio::time::sleep(Duration::from_secs(2)).await;
             gate.replies.add_permits(2);
@@ -222,10 +222,10 @@ mod tests {
     }
 
     /// Panics in every call.
-    struct PanickingCaller;
+    struct PanickingClient;
 
     #[async_trait]
-    impl RpcClient for PanickingCaller {
+    impl RpcClient for PanickingClient {
         async fn request(&self, _: RpcRequest) -> Result<Reply, RpcError> {
             assert!(crate::shutdown::is_contained());
             tokio::task::yield_now().await;
@@ -249,13 +249,13 @@ mod tests {
 
     #[tokio::test]
     async fn panic_is_an_indeterminate_outcome_for_every_joined_request() {
-        let (caller, calls): (Arc<dyn RpcClient>, _) =
-            (Arc::new(PanickingCaller), CallCoalescer::default());
+        let (rpc_client, calls): (Arc<dyn RpcClient>, _) =
+            (Arc::new(PanickingClient), CallCoalescer::default());
         let permits = Arc::new(Semaphore::new(3));
         let send = |new_key| {
             let permit = permits.clone().try_acquire_owned().unwrap();
             let call = RpcRequest { new_key, ..call("a", Duration::from_secs(60)) };
-            calls.call(&caller, call, permit)
+            calls.call(&rpc_client, call, permit)
         };
         let (first, joined, other) = tokio::join!(send(false), send(false), send(true));
         for outcome in [first, joined, other] {
@@ -267,12 +267,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn joined_request_gets_its_reply_after_the_first_client_disconnected() {
-        let (gate, caller) = gated_caller();
+        let (gate, rpc_client) = gated_client();
         let calls = CallCoalescer::default();
         let long = Duration::from_secs(10);
-        let mut first = Box::pin(calls.call(&caller, call("a", long), permit()));
+        let mut first = Box::pin(calls.call(&rpc_client, call("a", long), permit()));
         assert!(futures_util::poll!(&mut first).is_pending());
-        let mut same = Box::pin(calls.call(&caller, call("a", long), permit()));
+        let mut same = Box::pin(calls.call(&rpc_client, call("a", long), permit()));
         assert!(futures_util::poll!(&mut same).is_pending());
         drop(first);
         gate.replies.add_permits(1);
@@ -283,12 +283,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn request_that_joined_a_timed_out_call_tries_again_until_its_own_deadline() {
         for body in ["expires", "ends"] {
-            let (gate, caller) = gated_caller();
+            let (gate, rpc_client) = gated_client();
             let calls = CallCoalescer::default();
-            let first = calls.call(&caller, call(body, Duration::from_secs(1)), permit());
+            let first = calls.call(&rpc_client, call(body, Duration::from_secs(1)), permit());
             let long = Duration::from_secs(10);
-            let second = calls.call(&caller, call(body, long), permit());
-            let third = calls.call(&caller, call(body, long), permit());
+            let second = calls.call(&rpc_client, call(body, long), permit());
+            let third = calls.call(&rpc_client, call(body, long), permit());
             let release = async {
                 tokio::time::sleep(Duration::from_secs(5)).await;
                 gate.replies.add_permits(1);
@@ -305,11 +305,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn call_keeps_its_permit_after_its_client_disconnected() {
         for new_key in [false, true] {
-            let (gate, caller) = gated_caller();
+            let (gate, rpc_client) = gated_client();
             let (calls, permits) = (CallCoalescer::default(), Arc::new(Semaphore::new(1)));
             let permit = permits.clone().try_acquire_owned().unwrap();
             let call = RpcRequest { new_key, ..call("a", Duration::from_secs(9)) };
-            let mut first = Box::pin(calls.call(&caller, call, permit));
+            let mut first = Box::pin(calls.call(&rpc_client, call, permit));
             assert!(futures_util::poll!(&mut first).is_pending());
             drop(first);
             tokio::task::yield_now().await;

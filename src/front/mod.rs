@@ -73,7 +73,7 @@ pub struct Front {
     cors: cors::Cors,
     limits: RateLimits,
     policy: Policy,
-    caller: Arc<dyn RpcClient>,
+    rpc_client: Arc<dyn RpcClient>,
     files: ReloadableFiles,
     telemetry: Telemetry,
     /// How much detail `/ready` and the status page show.
@@ -88,12 +88,12 @@ pub struct Front {
 }
 
 impl Front {
-    /// Creates a front that checks passwords against `policy` and sends requests through `caller`. Once `stopping` is
+    /// Creates a front that checks passwords against `policy` and sends requests through `rpc_client`. Once `stopping` is
     /// cancelled it reads no further bulk rows.
     pub fn new(
         settings: &config::Settings,
         policy: Policy,
-        caller: Arc<dyn RpcClient>,
+        rpc_client: Arc<dyn RpcClient>,
         files: &ReloadableFiles,
         telemetry: Telemetry,
         stopping: CancellationToken,
@@ -120,7 +120,7 @@ impl Front {
             rolling_stats: rolling_stats::RollingStats::new(),
             uploads: Arc::new(Semaphore::new(bulk::UPLOADS_MAX)),
             settings: settings.clone(),
-            caller,
+            rpc_client,
             files: files.clone(),
             telemetry,
             // With `admin.listen`, operators have an address of their own and this one is public.
@@ -156,8 +156,8 @@ impl Front {
 
     /// Samples the statistics of the status page every second. Never returns.
     async fn sample_stats(&self) {
-        let (caller, metrics) = (&*self.caller, &self.telemetry.metrics);
-        self.rolling_stats.sample_every_second(caller, metrics).await;
+        let (rpc_client, metrics) = (&*self.rpc_client, &self.telemetry.metrics);
+        self.rolling_stats.sample_every_second(rpc_client, metrics).await;
     }
 
     /// Responds to a request. Adds `Retry-After` to every 503, and CORS headers except on operators' paths.
@@ -174,7 +174,7 @@ impl Front {
             self.route(request, peer).await
         };
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-            let wait = self.admission.retry_after(&self.caller.backlog());
+            let wait = self.admission.retry_after(&self.rpc_client.backlog());
             response = response::with_retry_after(response, wait);
         }
         if allows_other_origins {
@@ -224,9 +224,11 @@ impl Front {
                 response::json_bytes(StatusCode::OK, self.specification.bytes.clone())
             }
             (Route::Live, &Method::GET | &Method::HEAD) => health::live(),
-            (Route::Ready, &Method::GET | &Method::HEAD) => {
-                health::ready(&self.telemetry.health, self.audience, Some(&self.caller.backlog()))
-            }
+            (Route::Ready, &Method::GET | &Method::HEAD) => health::ready(
+                &self.telemetry.health,
+                self.audience,
+                Some(&self.rpc_client.backlog()),
+            ),
             (Route::Page(page), &Method::GET | &Method::HEAD) => self.page(page, request.headers()),
             (Route::Metrics, &Method::GET | &Method::HEAD) => {
                 health::metrics(&self.telemetry.metrics)

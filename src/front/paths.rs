@@ -14,12 +14,12 @@ pub(super) const READY: &str = "/ready";
 /// [`PROFILE`] and the profile paths of the mounts, without duplicates and without paths that are mounts themselves.
 pub(super) fn profiles(mounts: &[Mount]) -> Vec<PathPattern> {
     let mut profiles = vec![PathPattern { path: PROFILE.to_owned(), any_prefix: false }];
-    for place in mounts.iter().filter_map(|mount| mount.profile.as_ref()) {
+    for pattern in mounts.iter().filter_map(|mount| mount.profile.as_ref()) {
         let is_mounted = mounts
             .iter()
-            .any(|mount| (&mount.path, mount.any_prefix) == (&place.path, place.any_prefix));
-        if !is_mounted && !profiles.contains(place) {
-            profiles.push(place.clone());
+            .any(|mount| (&mount.path, mount.any_prefix) == (&pattern.path, pattern.any_prefix));
+        if !is_mounted && !profiles.contains(pattern) {
+            profiles.push(pattern.clone());
         }
     }
     profiles

@@ -48,7 +48,7 @@ impl Front {
             trace: span.context().clone(),
         };
         let _in_flight = self.telemetry.metrics.request_in_flight();
-        match self.caller.request(call).await.map(|reply| reply.outcome) {
+        match self.rpc_client.request(call).await.map(|reply| reply.outcome) {
             Ok(Outcome::Profile { user }) => {
                 response::json(StatusCode::OK, &contract(user.contract).profile(&user))
             }

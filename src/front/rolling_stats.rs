@@ -53,12 +53,12 @@ pub(super) struct SecondStats {
     pub(super) store_failures: u32,
     /// Durations of the 2xx responses.
     pub(super) durations: DurationHistogram,
-    pub(super) sample: Option<QueueSample>,
+    pub(super) sample: Option<StatusSample>,
 }
 
 /// Queue depths, and the bulk rows finished since the previous sample.
 #[derive(Clone, Copy)]
-pub(super) struct QueueSample {
+pub(super) struct StatusSample {
     /// Registrations in the interactive queue.
     pub(super) queued: u64,
     /// Depth of the bulk queue; none while it is unknown.
@@ -94,12 +94,16 @@ impl RollingStats {
     }
 
     /// Samples the queues and the counters of bulk rows in the middle of every second. Never returns.
-    pub(super) async fn sample_every_second(&self, caller: &dyn RpcClient, metrics: &Metrics) {
+    pub(super) async fn sample_every_second(&self, rpc_client: &dyn RpcClient, metrics: &Metrics) {
         let mut tick =
             interval_at(self.started_at + Duration::from_millis(500), Duration::from_secs(1));
         loop {
             tick.tick().await;
-            self.sample(caller.backlog().ready, caller.bulk_backlog(), metrics.bulk_row_counts());
+            self.sample(
+                rpc_client.backlog().ready,
+                rpc_client.bulk_backlog(),
+                metrics.bulk_row_counts(),
+            );
         }
     }
 
@@ -112,7 +116,7 @@ impl RollingStats {
             answered: earlier.answered + counted.answered.saturating_sub(before.answered),
             handled: earlier.handled + counted.handled.saturating_sub(before.handled),
         };
-        second.sample = Some(QueueSample { queued, bulk, rows });
+        second.sample = Some(StatusSample { queued, bulk, rows });
     }
 
     /// The last [`SECONDS`] completed seconds, oldest first. Seconds before the start are empty.

@@ -86,8 +86,9 @@ impl Routes {
             return Some(Route::Signup(mount));
         }
         let mut profiles = self.profiles.iter();
-        if let Some(place) = profiles.find(|place| !place.any_prefix && place.path == path) {
-            return Some(Route::Profile(place));
+        if let Some(pattern) = profiles.find(|pattern| !pattern.any_prefix && pattern.path == path)
+        {
+            return Some(Route::Profile(pattern));
         }
         match path {
             BULK if self.enabled.bulk => return Some(Route::Bulk),
@@ -102,9 +103,10 @@ impl Routes {
             return Some(Route::Signup(mount));
         }
         let mut profiles = self.profiles.iter();
-        if let Some(place) = profiles.find(|place| place.any_prefix && path.ends_with(&place.path))
+        if let Some(pattern) =
+            profiles.find(|pattern| pattern.any_prefix && path.ends_with(&pattern.path))
         {
-            return Some(Route::Profile(place));
+            return Some(Route::Profile(pattern));
         }
         pages::find(path).filter(|_| self.enabled.pages).map(Route::Page)
     }
@@ -121,8 +123,8 @@ mod tests {
     }
 
     fn with_profile(mount: Mount, path: &str) -> Mount {
-        let place = PathPattern { path: path.into(), any_prefix: mount.any_prefix };
-        Mount { profile: Some(place), ..mount }
+        let pattern = PathPattern { path: path.into(), any_prefix: mount.any_prefix };
+        Mount { profile: Some(pattern), ..mount }
     }
 
     #[test]

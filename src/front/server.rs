@@ -220,7 +220,7 @@ impl Server {
         if !is_graceful {
             let _ = futures_util::poll!(connection);
             tracing::debug!(
-                event = "connection_timed_out",
+                event = "connection_closed",
                 "a connection was closed because its client did not read, or to free it for another client"
             );
             return;

@@ -106,7 +106,7 @@ impl Front {
             }
             Err(BodyError::Aborted) => {
                 return (
-                    "broken",
+                    "body_aborted",
                     response::closing(error(first, ApiError::InvalidJson), head.version),
                 );
             }
@@ -133,15 +133,15 @@ impl Front {
         };
         let id = MessageId::for_http(contract.id(), &key);
         log.id = Some(id.clone());
-        let candidate = match contract.check(&document, &self.policy) {
-            Ok(candidate) => candidate,
+        let signup = match contract.check(&document, &self.policy) {
+            Ok(signup) => signup,
             Err(errors) => return ("invalid", render(contract, &ApiResponse::Invalid(&errors))),
         };
         // Checked last of the 4xx: only now the address is valid, and only now a worker would hash for it.
-        if let Err(RateLimited(wait)) = self.limits.email(candidate.email.as_ref()) {
+        if let Err(RateLimited(wait)) = self.limits.email(signup.email.as_ref()) {
             return ("rate_limited", rate_limited(contract, wait));
         }
-        let permit = match self.admission.admit(&self.caller.backlog()) {
+        let permit = match self.admission.admit(&self.rpc_client.backlog()) {
             Ok(permit) => permit,
             Err(reason) => {
                 self.telemetry.metrics.request_shed(reason.label());
@@ -153,14 +153,14 @@ impl Front {
             kind: MessageKind::Register(contract.id()),
             id,
             new_key,
-            body: Bytes::from(contract.write(&candidate).to_string()),
+            body: Bytes::from(contract.write(&signup).to_string()),
             deadline,
             trace: log.trace.clone(),
         };
         let (sent, in_flight) = (Instant::now(), self.telemetry.metrics.request_in_flight());
-        let called = self.in_flight_calls.call(&self.caller, call, permit).await;
+        let result = self.in_flight_calls.call(&self.rpc_client, call, permit).await;
         drop(in_flight);
-        if let Ok(reply) = &called {
+        if let Ok(reply) = &result {
             let mut worker_stages = reply.stages;
             // The worker's total is not a stage of its own: without it, the round trip is the time in the queue.
             let work = worker_stages.take(Stage::Work);
@@ -171,8 +171,8 @@ impl Front {
             }
         }
         let (outcome, response) =
-            self.outcome_response(contract, called.as_ref().map(|reply| &reply.outcome));
-        if let Ok(reply) = &called {
+            self.outcome_response(contract, result.as_ref().map(|reply| &reply.outcome));
+        if let Ok(reply) = &result {
             log.stages.add(Stage::Reply, reply.at.elapsed());
         }
         if response.status().is_server_error() {
@@ -186,9 +186,9 @@ impl Front {
     fn outcome_response(
         &self,
         contract: &dyn Contract,
-        called: Result<&Outcome, &RpcError>,
+        result: Result<&Outcome, &RpcError>,
     ) -> LabelledResponse {
-        let outcome = match called {
+        let outcome = match result {
             Ok(outcome) => outcome,
             Err(RpcError::Rejected) => {
                 self.telemetry.metrics.request_shed("queue");
@@ -201,8 +201,8 @@ impl Front {
         };
         let response = match outcome {
             Outcome::Registered { user, token, replayed, .. } => {
-                let answer = ApiResponse::Created { user, token: token.as_deref() };
-                let mut response = render(contract, &answer);
+                let created = ApiResponse::Created { user, token: token.as_deref() };
+                let mut response = render(contract, &created);
                 if *replayed {
                     let replayed = HeaderValue::from_static("true");
                     response.headers_mut().insert(IDEMPOTENCY_REPLAYED, replayed);
@@ -255,8 +255,8 @@ fn contract_at(mount: &[ContractId], document: Option<&Document<'_>>) -> &'stati
     }
 }
 
-fn render(contract: &dyn Contract, answer: &ApiResponse<'_>) -> Response {
-    response::rendered(&contract.render(answer))
+fn render(contract: &dyn Contract, response: &ApiResponse<'_>) -> Response {
+    response::rendered(&contract.render(response))
 }
 
 fn error(contract: &dyn Contract, error: ApiError) -> Response {

@@ -14,8 +14,8 @@ pub(super) fn start<B>(route: Route<'_>, request: &Request<B>) -> Span {
         (Route::Signup(mount), &Method::POST) if mount.any_prefix => ("*", &*mount.path),
         (Route::Signup(mount), &Method::POST) => ("", &*mount.path),
         (Route::Bulk, &Method::POST) => ("", "/registrations"),
-        (Route::Profile(place), &Method::GET | &Method::HEAD) => {
-            (if place.any_prefix { "*" } else { "" }, &*place.path)
+        (Route::Profile(pattern), &Method::GET | &Method::HEAD) => {
+            (if pattern.any_prefix { "*" } else { "" }, &*pattern.path)
         }
         _ => return Span::default(),
     };

@@ -87,7 +87,7 @@ mod tests {
         (TokenBuckets::with_clock(rate, max, clock.clone()), clock)
     }
 
-    fn kept(buckets: FakeClockBuckets) -> usize {
+    fn bucket_count(buckets: FakeClockBuckets) -> usize {
         buckets.0.into_state_store().0.into_inner().unwrap().len()
     }
 
@@ -125,7 +125,7 @@ mod tests {
             }
         }
         assert!(buckets.take(&1).is_ok(), "removed, and so full again");
-        assert_eq!(kept(buckets), 100);
+        assert_eq!(bucket_count(buckets), 100);
     }
 
     proptest! {

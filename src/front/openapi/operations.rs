@@ -29,10 +29,10 @@ pub(super) fn paths(mounts: &[Mount]) -> Map<String, Value> {
         (path.to_owned(), json!({ method: operation }))
     };
     let mut all = Map::new();
-    for place in paths::profiles(mounts) {
-        let exact = if place.path.is_empty() { "/" } else { &place.path };
+    for pattern in paths::profiles(mounts) {
+        let exact = if pattern.path.is_empty() { "/" } else { &pattern.path };
         all.insert(exact.to_owned(), json!({ "get": profile(exact) }));
-        if place.any_prefix {
+        if pattern.any_prefix {
             let path = registration::prefixed(exact);
             let operation = profile(&path);
             all.insert(path, json!({ "parameters": [registration::prefix()], "get": operation }));

@@ -21,7 +21,7 @@ pub(super) fn page(document: &Value, settings: &config::FrontSettings) -> String
 fn paths_in_order(settings: &config::FrontSettings) -> Vec<String> {
     let mounted = settings.mounts.iter().map(|mount| (mount.path.clone(), mount.any_prefix));
     let profiles = paths::profiles(&settings.mounts);
-    let profiles = profiles.into_iter().map(|place| (place.path, place.any_prefix));
+    let profiles = profiles.into_iter().map(|pattern| (pattern.path, pattern.any_prefix));
     let both = mounted.chain(profiles).flat_map(|(path, any_prefix)| {
         let path = if path.is_empty() { "/".to_owned() } else { path };
         let prefixed = any_prefix.then(|| openapi::prefixed(&path));
@@ -129,8 +129,8 @@ fn operations<'a>(document: &'a Value, tag: &Value, order: &[String]) -> Vec<Doc
             });
         }
     }
-    let place = |path: &str| order.iter().position(|one| one == path).unwrap_or(order.len());
-    found.sort_by_key(|operation| place(operation.path));
+    let rank = |path: &str| order.iter().position(|one| one == path).unwrap_or(order.len());
+    found.sort_by_key(|operation| rank(operation.path));
     found
 }
 

@@ -23,7 +23,7 @@ const POLICY: HeaderValue = HeaderValue::from_static(
      img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
 );
 /// The content security policy of a page that sends no requests.
-const POLICY_OF_TEXT: HeaderValue = HeaderValue::from_static(
+const STATIC_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'none'; \
      frame-ancestors 'none'; base-uri 'none'",
 );
@@ -79,7 +79,7 @@ impl Front {
             Page::Status => response::json(StatusCode::OK, &status::snapshot(self)),
         };
         let headers = response.headers_mut();
-        let policy = if page == Page::Docs { POLICY_OF_TEXT } else { POLICY };
+        let policy = if page == Page::Docs { STATIC_POLICY } else { POLICY };
         headers.insert(CONTENT_SECURITY_POLICY, policy);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

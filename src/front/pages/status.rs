@@ -22,7 +22,7 @@ pub(super) fn snapshot(front: &Front) -> Value {
     let seconds = front.rolling_stats.seconds();
     let minute = DurationHistogram::merge(&seconds[SECONDS - QUANTILE_SECONDS..]);
     let health = &front.telemetry.health;
-    let (backlog, bulk) = (front.caller.backlog(), front.caller.bulk_backlog());
+    let (backlog, bulk) = (front.rpc_client.backlog(), front.rpc_client.bulk_backlog());
     let components = health.states();
     let inputs =
         StatusInputs { front, components: &components, seconds: &seconds, backlog: &backlog, bulk };
@@ -37,7 +37,7 @@ pub(super) fn snapshot(front: &Front) -> Value {
         "queued": backlog.ready,
         "estimatedWaitMs": front.admission.wait(&backlog).as_millis() as u64,
         "perSecond": backlog.capacity.per_second,
-        "deadLetters": front.caller.dead_letters(),
+        "deadLetters": front.rpc_client.dead_letters(),
         "bulk": bulk_figures(front, &seconds, bulk),
         "minute": { "p50": rounded(minute.quantile(0.5)), "p95": rounded(minute.quantile(0.95)) },
         "seconds": {

@@ -29,8 +29,8 @@ impl SchemaField {
 
 /// Resolves a `$ref` within the document; other values are returned unchanged.
 pub(super) fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
-    let place = value["$ref"].as_str().and_then(|reference| reference.strip_prefix('#'));
-    place.and_then(|place| document.pointer(place)).unwrap_or(value)
+    let pointer = value["$ref"].as_str().and_then(|reference| reference.strip_prefix('#'));
+    pointer.and_then(|pointer| document.pointer(pointer)).unwrap_or(value)
 }
 
 /// The alternatives of a schema (`oneOf` or `anyOf`) with their names; without alternatives, the schema itself.
