@@ -1,5 +1,5 @@
-//! `muster reindex`: recomputes the keys by which addresses are unique after their rule has changed. Without
-//! `--apply` it shows what would change. The work is done by `store::reindex`.
+//! `muster reindex`: recomputes the unique keys of email addresses after their rule has changed. Without `--apply` it only
+//! reports what would change. `store::reindex` does the work.
 
 use std::io::{self, IsTerminal};
 
@@ -7,7 +7,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
-    EXIT_CONFIGURATION, EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, SettingFlags, complain, runtime,
+    EXIT_CONFIGURATION, EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, SettingFlags, print_error, runtime,
     stdout,
 };
 use crate::store::reindex::{ReindexReport, reindex};
@@ -17,14 +17,14 @@ use crate::store::reindex::{ReindexReport, reindex};
     muster reindex\n  \
     muster reindex --apply\n  \
     muster reindex --json | jq '.conflicts'\n\n\
-    Stop all workers before --apply: an older one would register users with keys of the older rule. An \
-    interrupted run is resumed by running it again.\n\n\
-    Exit codes: 0 all keys follow the present rule, 1 aborted, 2 settings are wrong, 3 keys would change, or \
+    Stop all workers before --apply: a worker of an older version would register users with keys of the older rule. \
+    Run an interrupted command again to resume it.\n\n\
+    Exit codes: 0 all keys follow the current rule, 1 aborted, 2 settings are invalid, 3 keys would change, or \
     users conflict.")]
-pub(super) struct Flags {
+pub(super) struct ReindexArgs {
     #[command(flatten)]
     settings: SettingFlags,
-    /// Change the keys; without it nothing is changed.
+    /// Change the keys. Without this flag nothing is changed.
     #[arg(long)]
     apply: bool,
     /// Print one JSON document.
@@ -32,11 +32,11 @@ pub(super) struct Flags {
     json: bool,
 }
 
-pub(super) fn run(flags: Flags) -> u8 {
+pub(super) fn run(flags: ReindexArgs) -> u8 {
     let settings = match flags.settings.load_for_client() {
         Ok(settings) => settings,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             return EXIT_CONFIGURATION;
         }
     };
@@ -45,26 +45,26 @@ pub(super) fn run(flags: Flags) -> u8 {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
-    let ended = runtime().and_then(|runtime| {
+    let report = runtime().and_then(|runtime| {
         let report = runtime.block_on(reindex(&settings.store, flags.apply, progress));
         bar.finish_and_clear();
         let report = report?;
-        stdout::print(&shown(&report, flags.json)?)?;
+        stdout::print(&render(&report, flags.json)?)?;
         Ok(report)
     });
-    match ended {
+    match report {
         Ok(report) if report.conflicts.is_empty() && (report.applied || report.outdated == 0) => {
             EXIT_OK
         }
         Ok(_) => EXIT_FINDINGS,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             EXIT_FAILED
         }
     }
 }
 
-/// A bar on a terminal, and nothing elsewhere.
+/// Returns a progress bar, hidden if standard error is not a terminal.
 fn bar() -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -73,7 +73,7 @@ fn bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn shown(report: &ReindexReport, as_json: bool) -> anyhow::Result<String> {
+fn render(report: &ReindexReport, as_json: bool) -> anyhow::Result<String> {
     if as_json {
         return Ok(serde_json::to_string(report)? + "\n");
     }

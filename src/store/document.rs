@@ -3,7 +3,9 @@
 use bson::oid::ObjectId;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{ContractId, Email, FullName, Millis, StoredUser, RegistrationId, User, UserId};
+use crate::domain::{
+    ContractId, Email, FullName, Millis, RegistrationId, StoredUser, User, UserId,
+};
 
 /// The stored form of a [`Record`].
 #[derive(Serialize, Deserialize)]
@@ -86,7 +88,7 @@ mod tests {
     use secrecy::SecretString;
 
     use super::*;
-    use crate::domain::{ValidSignup, MessageId, Origin};
+    use crate::domain::{MessageId, Origin, ValidSignup};
 
     #[test]
     fn stored_user_survives_serialization() {
@@ -99,7 +101,8 @@ mod tests {
             password: SecretString::from("never stored").into(),
         };
         let id = RegistrationId::derive(&Origin::Http, contract, &MessageId::random());
-        let record = StoredUser::new(&candidate, id, "$2b$04$...".into(), Millis(1_700_000_000_123));
+        let record =
+            StoredUser::new(&candidate, id, "$2b$04$...".into(), Millis(1_700_000_000_123));
         let bytes = bson::serialize_to_vec(&UserDocument::from(record.clone())).unwrap();
         let document: bson::Document = bson::deserialize_from_slice(&bytes).unwrap();
         assert_eq!(document.get_str("emailKey").unwrap(), "ann@example.com");

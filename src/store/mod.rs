@@ -13,14 +13,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use self::mongo::MongoStore;
+use self::redb::RedbStore;
 use crate::config;
 use crate::domain::{
-    FieldError, Outcome, StoredUser, RegistrationId, Rejection, RejectionCode, User, UserId,
+    FieldError, Outcome, RegistrationId, Rejection, RejectionCode, StoredUser, User, UserId,
 };
 use crate::telemetry::Component;
 use crate::telemetry::finding::Finding;
-use self::mongo::MongoStore;
-use self::redb::RedbStore;
 use monitored::Monitored;
 
 /// A store of users.
@@ -39,7 +39,10 @@ pub trait Store: Send + Sync {
     async fn insert(&self, record: StoredUser) -> Result<InsertOutcome, StoreError>;
 
     /// Returns the user that a registration created.
-    async fn find_by_registration(&self, id: &RegistrationId) -> Result<Option<StoredUser>, StoreError>;
+    async fn find_by_registration(
+        &self,
+        id: &RegistrationId,
+    ) -> Result<Option<StoredUser>, StoreError>;
 
     /// Returns the users who have this user name and this address key.
     async fn find_conflicts(
@@ -50,7 +53,10 @@ pub trait Store: Send + Sync {
 
     /// Returns the unique index that conflicts with a user although [`find_conflicts`](Self::find_conflicts)
     /// finds none: another program created the index, or wrote the document that conflicts.
-    async fn find_foreign_index(&self, _record: &StoredUser) -> Result<Option<ForeignIndex>, StoreError> {
+    async fn find_foreign_index(
+        &self,
+        _record: &StoredUser,
+    ) -> Result<Option<ForeignIndex>, StoreError> {
         Ok(None)
     }
 
@@ -123,7 +129,10 @@ pub enum PrepareError {
 
 /// Opens the configured store without waiting for a server: [`Store::prepare`] reports an unavailable one.
 /// Later failures and recoveries are reported to `part`.
-pub async fn open(settings: &config::StoreSettings, part: &Component) -> anyhow::Result<Arc<dyn Store>> {
+pub async fn open(
+    settings: &config::StoreSettings,
+    part: &Component,
+) -> anyhow::Result<Arc<dyn Store>> {
     Ok(Arc::new(Monitored::new(unmonitored(settings).await?, part.clone())))
 }
 
@@ -158,9 +167,7 @@ pub async fn inspect(settings: &config::StoreSettings) -> anyhow::Result<Vec<Fin
             findings.extend(self::redb::reindex::inspect(path));
             Ok(findings)
         }
-        config::StoreUrl::Mongo(url) => {
-            Ok(MongoStore::open(url, settings).await?.inspect().await)
-        }
+        config::StoreUrl::Mongo(url) => Ok(MongoStore::open(url, settings).await?.inspect().await),
     }
 }
 

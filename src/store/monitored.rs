@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{ForeignIndex, InsertOutcome, PrepareError, Store, StoreError, Conflicts};
-use crate::domain::{StoredUser, RegistrationId, User, UserId};
+use super::{Conflicts, ForeignIndex, InsertOutcome, PrepareError, Store, StoreError};
+use crate::domain::{RegistrationId, StoredUser, User, UserId};
 use crate::telemetry::Component;
 
 /// Pause between two checks of a failed store.
@@ -91,7 +91,10 @@ impl Store for Monitored {
         self.report(self.store.insert(record).await)
     }
 
-    async fn find_by_registration(&self, id: &RegistrationId) -> Result<Option<StoredUser>, StoreError> {
+    async fn find_by_registration(
+        &self,
+        id: &RegistrationId,
+    ) -> Result<Option<StoredUser>, StoreError> {
         self.report(self.store.find_by_registration(id).await)
     }
 
@@ -103,7 +106,10 @@ impl Store for Monitored {
         self.report(self.store.find_conflicts(username, email_key).await)
     }
 
-    async fn find_foreign_index(&self, record: &StoredUser) -> Result<Option<ForeignIndex>, StoreError> {
+    async fn find_foreign_index(
+        &self,
+        record: &StoredUser,
+    ) -> Result<Option<ForeignIndex>, StoreError> {
         self.report(self.store.find_foreign_index(record).await)
     }
 
@@ -137,10 +143,17 @@ mod tests {
         async fn insert(&self, _: StoredUser) -> Result<InsertOutcome, StoreError> {
             self.result(InsertOutcome::Inserted)
         }
-        async fn find_by_registration(&self, _: &RegistrationId) -> Result<Option<StoredUser>, StoreError> {
+        async fn find_by_registration(
+            &self,
+            _: &RegistrationId,
+        ) -> Result<Option<StoredUser>, StoreError> {
             self.result(None)
         }
-        async fn find_conflicts(&self, _: Option<&str>, _: Option<&str>) -> Result<Conflicts, StoreError> {
+        async fn find_conflicts(
+            &self,
+            _: Option<&str>,
+            _: Option<&str>,
+        ) -> Result<Conflicts, StoreError> {
             self.result(Conflicts::default())
         }
         async fn find_user(&self, _: UserId) -> Result<Option<User>, StoreError> {

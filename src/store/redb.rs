@@ -19,8 +19,8 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefi
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::document::UserDocument;
-use super::{InsertOutcome, PrepareError, Store, StoreError, Conflicts};
-use crate::domain::{StoredUser, RegistrationId, User, UserId};
+use super::{Conflicts, InsertOutcome, PrepareError, Store, StoreError};
+use crate::domain::{RegistrationId, StoredUser, User, UserId};
 use file::DataFile;
 pub(super) use inspect::inspect;
 
@@ -133,7 +133,10 @@ impl Store for RedbStore {
         })
     }
 
-    async fn find_by_registration(&self, id: &RegistrationId) -> Result<Option<StoredUser>, StoreError> {
+    async fn find_by_registration(
+        &self,
+        id: &RegistrationId,
+    ) -> Result<Option<StoredUser>, StoreError> {
         let id = id.clone();
         self.read(move |database| {
             let transaction = database.begin_read()?;
@@ -254,7 +257,10 @@ fn prepare_error(error: &redb::Error) -> PrepareError {
 }
 
 /// Commits every insert that no index rejects. The commit is on disk when this returns.
-fn write_group(database: &Database, group: &[PendingInsert]) -> Result<Vec<InsertOutcome>, redb::Error> {
+fn write_group(
+    database: &Database,
+    group: &[PendingInsert],
+) -> Result<Vec<InsertOutcome>, redb::Error> {
     let transaction = database.begin_write()?;
     let results = {
         let mut users = transaction.open_table(USERS)?;

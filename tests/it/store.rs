@@ -1,4 +1,4 @@
-//! One suite for the store's port, run on both adapters, and what each promises beyond it.
+//! Conformance tests of the store port, run on both adapters, and tests of each adapter.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,10 +8,10 @@ use futures_util::TryStreamExt;
 use futures_util::future::join_all;
 use mongodb::{Collection, IndexModel};
 use muster::domain::{
-    ValidSignup, ContractId, Email, FullName, MessageId, Millis, Origin, StoredUser, RegistrationId,
-    UserId,
+    ContractId, Email, FullName, MessageId, Millis, Origin, RegistrationId, StoredUser, UserId,
+    ValidSignup,
 };
-use muster::store::{self, InsertOutcome, PrepareError, Store, StoreError, Conflicts};
+use muster::store::{self, Conflicts, InsertOutcome, PrepareError, Store, StoreError};
 use muster::telemetry::{Health, Part};
 use proptest::collection::vec;
 use proptest::option::of;
@@ -36,12 +36,12 @@ async fn on_both(test: impl AsyncFn(Setup)) {
     }
 }
 
-/// A setup on the database, if there is one.
+/// A setup with the database; `None` without one.
 fn mongo() -> Option<Setup> {
     mongodb_url().map(|_| Setup::new(Pair(QueueAdapter::Local, StoreAdapter::Mongo)))
 }
 
-/// Somebody who would be told of a failure for good.
+/// A health component for the store.
 fn part() -> Part {
     Health::default().component("store")
 }
@@ -52,12 +52,12 @@ async fn open(setup: &Setup) -> Arc<dyn Store> {
     store
 }
 
-/// The same store after everything that had it open is gone.
+/// Closes the store and opens it again.
 async fn reopen(setup: &Setup, store: Arc<dyn Store>) -> Arc<dyn Store> {
     drop(store);
     let mut reopened = None;
-    // Its thread ends with it, but not at the same moment.
-    eventually("the store to be let go", async || {
+    // The store's thread ends some time after the drop.
+    eventually("the store to be closed", async || {
         reopened = store::open(&setup.settings().store, &part()).await.ok();
         reopened.is_some()
     })
@@ -77,15 +77,20 @@ fn record(username: Option<&str>, email: Option<&str>) -> StoredUser {
         password: SecretString::from("never stored").into(),
     };
     let id = RegistrationId::derive(&Origin::Http, contract, &MessageId::random());
-    StoredUser::new(&candidate, id, "$2b$04$abcdefghijklmnopqrstuv".into(), Millis(1_700_000_000_123))
+    StoredUser::new(
+        &candidate,
+        id,
+        "$2b$04$abcdefghijklmnopqrstuv".into(),
+        Millis(1_700_000_000_123),
+    )
 }
 
-fn nobody() -> StoredUser {
+fn anonymous() -> StoredUser {
     record(None, None)
 }
 
 #[tokio::test]
-async fn who_was_inserted_is_found() {
+async fn inserted_user_is_found() {
     on_both(async |setup| {
         let store = open(&setup).await;
         let ann = record(Some("Ann"), Some("Ann@Example.com"));
@@ -96,7 +101,7 @@ async fn who_was_inserted_is_found() {
         assert_eq!(store.find_by_registration(&ann.registration_id).await, Ok(Some(ann.clone())));
         assert_eq!(store.find_user(ann.user.id).await, Ok(Some(ann.user.clone())));
         assert_eq!(store.find_user(UserId::generate()).await, Ok(None));
-        for (username, email_key, taken) in [
+        for (username, email_key, conflicts) in [
             (None, None, (false, false)),
             (Some("Ann"), None, (true, false)),
             (None, Some("ann@example.com"), (false, true)),
@@ -106,7 +111,7 @@ async fn who_was_inserted_is_found() {
         ] {
             let found = store.find_conflicts(username, email_key).await;
             let holder = |is_taken: bool| is_taken.then(|| ann.clone());
-            let expected = Conflicts { username: holder(taken.0), email: holder(taken.1) };
+            let expected = Conflicts { username: holder(conflicts.0), email: holder(conflicts.1) };
             assert_eq!(found, Ok(expected), "{username:?} {email_key:?}");
         }
     })
@@ -120,8 +125,10 @@ async fn names_addresses_and_registrations_are_unique() {
         let ann = record(Some("Ann"), Some("ann@example.com"));
         assert_eq!(store.insert(ann.clone()).await, Ok(InsertOutcome::Inserted));
 
-        let same_registration =
-            StoredUser { registration_id: ann.registration_id.clone(), ..record(Some("Bob"), None) };
+        let same_registration = StoredUser {
+            registration_id: ann.registration_id.clone(),
+            ..record(Some("Bob"), None)
+        };
         for (what, refused) in [
             ("the name", record(Some("Ann"), Some("other@example.com"))),
             ("the name alone", record(Some("Ann"), None)),
@@ -133,11 +140,11 @@ async fn names_addresses_and_registrations_are_unique() {
             assert_eq!(store.insert(refused.clone()).await, Ok(InsertOutcome::Conflict), "{what}");
             let left = store.find_by_registration(&refused.registration_id).await.unwrap();
             let expected = (refused.registration_id == ann.registration_id).then_some(&ann);
-            assert_eq!(left.as_ref(), expected, "{what}: nothing of it stays");
+            assert_eq!(left.as_ref(), expected, "{what}: a conflict must store nothing");
         }
         assert_eq!(store.find_conflicts(Some("Bob"), None).await, Ok(Conflicts::default()));
 
-        // Compared exactly, unlike addresses.
+        // Names are case-sensitive, unlike addresses.
         assert_eq!(store.insert(record(Some("ann"), None)).await, Ok(InsertOutcome::Inserted));
         assert_eq!(store.insert(record(Some("Bob"), None)).await, Ok(InsertOutcome::Inserted));
     })
@@ -145,15 +152,18 @@ async fn names_addresses_and_registrations_are_unique() {
 }
 
 #[tokio::test]
-async fn what_users_lack_does_not_collide() {
+async fn missing_fields_do_not_conflict() {
     on_both(async |setup| {
         let store = open(&setup).await;
         for _ in 0..3 {
             let named = record(Some(&unique("ann")), None);
             let addressed = record(None, Some(&format!("{}@example.com", unique("ann"))));
-            for record in [named, addressed, nobody()] {
+            for record in [named, addressed, anonymous()] {
                 assert_eq!(store.insert(record.clone()).await, Ok(InsertOutcome::Inserted));
-                assert_eq!(store.find_by_registration(&record.registration_id).await, Ok(Some(record)));
+                assert_eq!(
+                    store.find_by_registration(&record.registration_id).await,
+                    Ok(Some(record))
+                );
             }
         }
     })
@@ -161,30 +171,32 @@ async fn what_users_lack_does_not_collide() {
 }
 
 #[tokio::test]
-async fn of_fifty_equal_inserts_at_once_one_is_done() {
+async fn one_of_fifty_equal_parallel_inserts_succeeds() {
     on_both(async |setup| {
         let store = open(&setup).await;
-        let registration = nobody();
+        let registration = anonymous();
         let equal: [(&str, &dyn Fn() -> StoredUser); 3] = [
             ("name", &|| record(Some("Ann"), None)),
             ("address", &|| record(None, Some("ann@example.com"))),
             ("registration", &|| StoredUser {
                 registration_id: registration.registration_id.clone(),
-                ..nobody()
+                ..anonymous()
             }),
         ];
         for (what, record) in equal {
             let inserts = join_all((0..50).map(|_| store.insert(record()))).await;
-            let done = inserts.iter().filter(|insert| **insert == Ok(InsertOutcome::Inserted)).count();
-            let taken = inserts.iter().filter(|insert| **insert == Ok(InsertOutcome::Conflict)).count();
-            assert_eq!((done, taken), (1, 49), "equal by {what}");
+            let done =
+                inserts.iter().filter(|insert| **insert == Ok(InsertOutcome::Inserted)).count();
+            let conflicts =
+                inserts.iter().filter(|insert| **insert == Ok(InsertOutcome::Conflict)).count();
+            assert_eq!((done, conflicts), (1, 49), "equal by {what}");
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn five_hundred_inserts_at_once_are_all_answered_and_all_there() {
+async fn five_hundred_parallel_inserts_are_all_stored() {
     on_both(async |setup| {
         let store = open(&setup).await;
         let records: Vec<StoredUser> =
@@ -200,35 +212,35 @@ async fn five_hundred_inserts_at_once_are_all_answered_and_all_there() {
     .await;
 }
 
-/// Inserts that come together may be written together; still each fares as if it were alone.
+/// The store may write parallel inserts in one batch. Each must have the same result as alone.
 #[tokio::test]
-async fn inserts_side_by_side_do_not_touch_each_other() {
+async fn parallel_inserts_are_independent() {
     on_both(async |setup| {
         let store = open(&setup).await;
         let mark = unique("");
         let email = |n: usize| format!("{n}{mark}@b.co");
         store.insert(record(None, Some(&email(0)))).await.unwrap();
-        // Every address comes three times; the first of them was there before.
+        // Every address occurs three times; address 0 is stored already.
         let records: Vec<_> = (0..300).map(|n| record(None, Some(&email(n % 100)))).collect();
         let results = join_all(records.iter().map(|record| store.insert(record.clone()))).await;
-        let mut made = vec![0; 100];
+        let mut inserted = vec![0; 100];
         for (n, (record, result)) in records.iter().zip(results).enumerate() {
             let there = store.find_by_registration(&record.registration_id).await.unwrap();
             match result.unwrap() {
                 InsertOutcome::Inserted => {
-                    made[n % 100] += 1;
+                    inserted[n % 100] += 1;
                     assert_eq!(there.as_ref(), Some(record));
                 }
                 InsertOutcome::Conflict => assert_eq!(there, None),
             }
         }
-        assert_eq!(made[0], 0);
-        assert!(made[1..].iter().all(|made| *made == 1), "{made:?}");
+        assert_eq!(inserted[0], 0);
+        assert!(inserted[1..].iter().all(|inserted| *inserted == 1), "{inserted:?}");
     })
     .await;
 }
 
-/// A user name and an address, each out of few, so that rows collide.
+/// A user name and an address from small sets, so that they conflict.
 type Names = (Option<u8>, Option<u8>);
 
 fn names() -> impl Strategy<Value = Vec<Names>> {
@@ -240,8 +252,8 @@ fn collide(one: &Names, other: &Names) -> bool {
     equal(one.0, other.0) || equal(one.1, other.1)
 }
 
-/// Inserts some one after the other and then some at once.
-async fn each_fares_as_if_alone(
+/// Inserts some users one after the other, then others in parallel, and compares the results with a model.
+async fn assert_inserts_are_independent(
     store: &dyn Store,
     before: Vec<Names>,
     together: Vec<Names>,
@@ -254,10 +266,10 @@ async fn each_fares_as_if_alone(
     };
     let (mut there, mut refused): (Vec<Names>, Vec<Names>) = (Vec::new(), Vec::new());
     for names in before {
-        let taken = there.iter().any(|other| collide(other, &names));
-        let expected = if taken { InsertOutcome::Conflict } else { InsertOutcome::Inserted };
+        let conflicts = there.iter().any(|other| collide(other, &names));
+        let expected = if conflicts { InsertOutcome::Conflict } else { InsertOutcome::Inserted };
         prop_assert_eq!(store.insert(record(&names)).await, Ok(expected));
-        if !taken {
+        if !conflicts {
             there.push(names);
         }
     }
@@ -267,7 +279,11 @@ async fn each_fares_as_if_alone(
         let found = store.find_by_registration(&record.registration_id).await;
         if result == Ok(InsertOutcome::Inserted) {
             prop_assert_eq!(found, Ok(Some(record)));
-            prop_assert!(!there.iter().any(|other| collide(other, names)), "two of {:?}", names);
+            prop_assert!(
+                !there.iter().any(|other| collide(other, names)),
+                "two users with {:?}",
+                names
+            );
             there.push(*names);
         } else {
             prop_assert_eq!((result, found), (Ok(InsertOutcome::Conflict), Ok(None)));
@@ -275,21 +291,26 @@ async fn each_fares_as_if_alone(
         }
     }
     for names in refused {
-        prop_assert!(there.iter().any(|other| collide(other, &names)), "nobody has {:?}", names);
+        prop_assert!(
+            there.iter().any(|other| collide(other, &names)),
+            "no stored user conflicts with {:?}",
+            names
+        );
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_comes_together_each_fares_as_if_alone() {
+async fn random_parallel_inserts_are_independent() {
     on_both(async |setup| {
         let store = open(&setup).await;
         let config =
             ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
-        #[expect(clippy::disallowed_methods, reason = "who checks a property cannot wait")]
+        #[expect(clippy::disallowed_methods, reason = "proptest is synchronous")]
         let tested = block_in_place(|| {
             TestRunner::new(config).run(&(names(), names()), |(before, together)| {
-                Handle::current().block_on(each_fares_as_if_alone(&*store, before, together))
+                Handle::current()
+                    .block_on(assert_inserts_are_independent(&*store, before, together))
             })
         });
         tested.unwrap();
@@ -298,7 +319,7 @@ async fn whatever_comes_together_each_fares_as_if_alone() {
 }
 
 #[tokio::test]
-async fn users_stay() {
+async fn users_survive_a_reopen() {
     on_both(async |setup| {
         let store = open(&setup).await;
         let ann = record(Some("Ann"), Some("ann@example.com"));
@@ -306,48 +327,53 @@ async fn users_stay() {
         let store = reopen(&setup, store).await;
         assert_eq!(store.find_by_registration(&ann.registration_id).await, Ok(Some(ann.clone())));
         assert_eq!(store.insert(record(Some("Ann"), None)).await, Ok(InsertOutcome::Conflict));
-        assert_eq!(store.insert(record(None, Some("ann@example.com"))).await, Ok(InsertOutcome::Conflict));
+        assert_eq!(
+            store.insert(record(None, Some("ann@example.com"))).await,
+            Ok(InsertOutcome::Conflict)
+        );
         assert_eq!(store.insert(ann).await, Ok(InsertOutcome::Conflict));
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_data_file_is_opened_once() {
+async fn data_file_can_be_opened_only_once() {
     let setup = Setup::embedded();
     let _store = open(&setup).await;
-    let error =
-        store::open(&setup.settings().store, &part()).await.err().expect("it is open already");
-    let told = format!("{error:#}");
-    assert!(told.contains("users.redb: another process has it open"), "{told}");
-    assert!(told.contains("MUSTER_STORE"), "{told}");
+    let error = store::open(&setup.settings().store, &part())
+        .await
+        .err()
+        .expect("the file is open already");
+    let error = format!("{error:#}");
+    assert!(error.contains("users.redb: another process has it open"), "{error}");
+    assert!(error.contains("MUSTER_STORE"), "{error}");
 }
 
 #[tokio::test]
-async fn a_data_file_that_cannot_be_used_is_named() {
+async fn unusable_data_file_is_named_in_the_error() {
     let setup = Setup::embedded();
     let garbage = setup.directory().join("garbage");
     std::fs::write(&garbage, "not a database".repeat(1000)).unwrap();
     for path in [garbage, setup.directory(), setup.directory().join("no/such/users.redb")] {
         let setup = Setup::embedded().with("MUSTER_STORE", &format!("file:{}", path.display()));
         let error = store::open(&setup.settings().store, &part()).await.err().expect("no database");
-        let told = format!("{error:#}");
-        assert!(told.contains(&path.display().to_string()), "{told}");
-        assert!(told.contains("MUSTER_STORE"), "{told}");
+        let error = format!("{error:#}");
+        assert!(error.contains(&path.display().to_string()), "{error}");
+        assert!(error.contains("MUSTER_STORE"), "{error}");
     }
 }
 
-/// The collection as another client sees it.
+/// The collection, from another client.
 async fn users(setup: &Setup) -> Collection<bson::Document> {
     let client = mongodb::Client::with_uri_str(&setup.environment["MUSTER_STORE"]).await.unwrap();
     client.default_database().unwrap().collection("users")
 }
 
 #[tokio::test]
-async fn the_indexes_of_mongodb_are_unique() {
+async fn mongodb_indexes_are_unique() {
     let Some(setup) = mongo() else { return };
     let store = open(&setup).await;
-    // Twice is as good as once.
+    // A second call changes nothing.
     store.prepare().await.unwrap();
     let indexes: Vec<IndexModel> =
         users(&setup).await.list_indexes().await.unwrap().try_collect().await.unwrap();
@@ -360,7 +386,7 @@ async fn the_indexes_of_mongodb_are_unique() {
 }
 
 #[tokio::test]
-async fn the_document_in_mongodb_is_as_described() {
+async fn mongodb_document_has_the_documented_form() {
     let Some(setup) = mongo() else { return };
     let store = open(&setup).await;
     let ann = record(None, Some("Ann@Example.com"));
@@ -387,15 +413,15 @@ async fn the_document_in_mongodb_is_as_described() {
 }
 
 #[tokio::test]
-async fn mongodb_with_an_index_that_guards_nothing_is_refused() {
+async fn mongodb_with_a_non_unique_index_is_incompatible() {
     let Some(setup) = mongo() else { return };
     let weak = IndexModel::builder().keys(doc! { "username": 1 }).build();
     users(&setup).await.create_index(weak).await.unwrap();
     let store = store::open(&setup.settings().store, &part()).await.unwrap();
     match store.prepare().await {
-        Err(PrepareError::Incompatible(told)) => {
-            assert!(told.contains("index") && told.contains("username"), "{told}");
-            assert!(told.contains("drop it"), "no remedy in: {told}");
+        Err(PrepareError::Incompatible(error)) => {
+            assert!(error.contains("index") && error.contains("username"), "{error}");
+            assert!(error.contains("drop it"), "expected a remedy in: {error}");
         }
         other => panic!("{other:?}"),
     }
@@ -408,13 +434,15 @@ async fn mongodb_with_duplicates_is_incompatible() {
     users(&setup).await.insert_many(twice).await.unwrap();
     let store = store::open(&setup.settings().store, &part()).await.unwrap();
     match store.prepare().await {
-        Err(PrepareError::Incompatible(told)) => assert!(told.contains("remove the duplicates"), "{told}"),
+        Err(PrepareError::Incompatible(error)) => {
+            assert!(error.contains("remove the duplicates"), "{error}")
+        }
         other => panic!("{other:?}"),
     }
 }
 
-/// A setup whose database is reached by way of a proxy, with calls that take a second at most.
-async fn by_proxy() -> Option<(Setup, Proxy)> {
+/// A setup with a proxy to the database and a call timeout of one second.
+async fn setup_with_proxy() -> Option<(Setup, Proxy)> {
     let url = mongodb_url()?;
     let proxy = Proxy::to(&url).await;
     let setup = mongo()?;
@@ -425,8 +453,8 @@ async fn by_proxy() -> Option<(Setup, Proxy)> {
 }
 
 #[tokio::test]
-async fn mongodb_that_is_away_is_told_in_time_and_works_when_it_comes() {
-    let Some((setup, proxy)) = by_proxy().await else { return };
+async fn unavailable_mongodb_is_reported_in_time_and_recovers() {
+    let Some((setup, proxy)) = setup_with_proxy().await else { return };
     type Fault = fn(&Proxy);
     let faults: [Fault; 2] = [Proxy::cut, Proxy::stall];
     for fault in faults {
@@ -434,37 +462,39 @@ async fn mongodb_that_is_away_is_told_in_time_and_works_when_it_comes() {
         let store = store::open(&setup.settings().store, &part()).await.unwrap();
         let started = Instant::now();
         match store.prepare().await {
-            Err(PrepareError::Unavailable(told)) => assert!(told.contains(&proxy.address()), "{told}"),
+            Err(PrepareError::Unavailable(error)) => {
+                assert!(error.contains(&proxy.address()), "{error}")
+            }
             other => panic!("{other:?}"),
         }
         assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
         proxy.restore();
-        eventually("the store to be there", async || store.prepare().await.is_ok()).await;
-        assert_eq!(store.insert(nobody()).await, Ok(InsertOutcome::Inserted));
+        eventually("the store to be available", async || store.prepare().await.is_ok()).await;
+        assert_eq!(store.insert(anonymous()).await, Ok(InsertOutcome::Inserted));
     }
 }
 
 #[tokio::test]
-async fn mongodb_that_comes_back_without_its_indexes_gets_them_before_its_first_user() {
-    let Some((setup, proxy)) = by_proxy().await else { return };
+async fn indexes_lost_by_mongodb_are_created_before_the_next_insert() {
+    let Some((setup, proxy)) = setup_with_proxy().await else { return };
     let store = open(&setup).await;
     let ann = || record(Some("Ann"), None);
     assert_eq!(store.insert(ann()).await, Ok(InsertOutcome::Inserted));
     proxy.cut();
-    assert_eq!(store.insert(nobody()).await, Err(StoreError));
+    assert_eq!(store.insert(anonymous()).await, Err(StoreError));
     proxy.restore();
     users(&setup).await.drop().await.unwrap();
     let first = ann();
-    eventually("the first user", async || store.insert(first.clone()).await.is_ok()).await;
+    eventually("an insert to succeed", async || store.insert(first.clone()).await.is_ok()).await;
     assert_eq!(store.insert(ann()).await, Ok(InsertOutcome::Conflict));
 }
 
 #[tokio::test]
-async fn calls_to_mongodb_end_in_time() {
-    let Some((setup, proxy)) = by_proxy().await else { return };
+async fn mongodb_calls_end_within_their_timeout() {
+    let Some((setup, proxy)) = setup_with_proxy().await else { return };
     let store = open(&setup).await;
-    // The first insert looks at the indexes, if the server was seen only now.
-    assert_eq!(store.insert(nobody()).await, Ok(InsertOutcome::Inserted));
+    // The first insert may check the indexes.
+    assert_eq!(store.insert(anonymous()).await, Ok(InsertOutcome::Inserted));
     let ann = record(Some("Ann"), None);
     proxy.stall();
     let started = Instant::now();
@@ -475,7 +505,7 @@ async fn calls_to_mongodb_end_in_time() {
     let took = started.elapsed();
     assert!(took < Duration::from_secs(6), "four calls of a second each took {took:?}");
 
-    // What was not answered was not given up either: it arrives with the first bytes that do.
+    // The timed-out insert is still sent and arrives once the proxy forwards again.
     proxy.restore();
     eventually("the insert to arrive", async || {
         store.find_by_registration(&ann.registration_id).await == Ok(Some(ann.clone()))

@@ -1,8 +1,8 @@
-//! CallLimiter of the driver, bounded in number and time.
+//! Runs calls of the MongoDB driver, limited in number and time.
 //!
-//! A call runs in a task of its own. The wait for it is timed, but the call is not dropped half-way: a driver whose
-//! future is dropped closes the connection, and the write goes on unseen. Only a server that accepts connections and
-//! then says nothing makes calls pile up; so there is a bound, and after some time a call is dropped after all.
+//! Each call runs in its own task. When the caller's wait times out, the task continues: dropping the driver's future
+//! would close the connection while the server still processes the write (mongo-rust-driver pull request 214). A server that accepts connections but
+//! never responds would make calls pile up. So their number is limited, and each is dropped after ten timeouts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,28 +11,32 @@ use tokio::sync::Semaphore;
 
 use crate::store::StoreError;
 
-/// CallLimiter under way; more wait within their time-out. Several times the connections of the pool.
+/// Maximum number of concurrent calls, several times the size of the connection pool. Further calls wait, for at
+/// most their timeout.
 const MAX_CALLS: usize = 256;
-/// A call is dropped after so many time-outs.
+/// A call is dropped after this many timeouts.
 const DROPPED_AFTER: u32 = 10;
 
-/// Runs calls. Clones share the bound.
+/// Runs calls. Clones share the limit.
 #[derive(Clone)]
 pub(super) struct CallLimiter {
     permits: Arc<Semaphore>,
     timeout: Duration,
 }
 
+/// Why a call has no result.
 pub(super) enum StoreCallError {
     Driver(mongodb::error::Error),
+    /// The server may still complete the call.
     Timeout,
 }
 
 impl StoreCallError {
-    /// Logs what the driver said; documents are not in it (`redact-errors`).
+    /// Logs the driver's error, which contains no documents (the driver's `redact-errors` feature). A timeout has
+    /// been logged before.
     pub(super) fn log(self) -> StoreError {
         if let Self::Driver(error) = self {
-            tracing::warn!(%error, "the store failed");
+            tracing::warn!(event = "store_call_failed", %error, "a MongoDB call failed");
         }
         StoreError
     }
@@ -43,10 +47,10 @@ impl CallLimiter {
         Self { permits: Arc::new(Semaphore::new(MAX_CALLS)), timeout }
     }
 
-    /// Runs a call, waiting for it no longer than the time-out.
+    /// Runs a call and waits for its result, for at most the timeout. `name` appears in the log.
     pub(super) async fn run<T: Send + 'static>(
         &self,
-        what: &'static str,
+        name: &'static str,
         call: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
     ) -> Result<T, StoreCallError> {
         let mut is_sent = false;
@@ -64,7 +68,12 @@ impl CallLimiter {
             Ok(Ok(Ok(Ok(value)))) => Ok(value),
             Ok(Ok(Ok(Err(error)))) => Err(StoreCallError::Driver(error)),
             Ok(Ok(Err(_)) | Err(_)) | Err(_) => {
-                tracing::warn!(what, is_sent, "the store did not answer in time");
+                tracing::warn!(
+                    event = "store_call_timed_out",
+                    call = name,
+                    is_sent,
+                    "a MongoDB call timed out"
+                );
                 Err(StoreCallError::Timeout)
             }
         }
@@ -80,7 +89,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn calls_that_hang_are_bounded_and_dropped_in_the_end() {
+    async fn hanging_calls_are_limited_and_finally_dropped() {
         let (second, metrics) =
             (Duration::from_secs(1), tokio::runtime::Handle::current().metrics());
         let calls = CallLimiter::new(second);
@@ -90,7 +99,7 @@ mod tests {
             assert!(join_all(hanging).await.iter().all(Result::is_err));
             assert!(metrics.num_alive_tasks() <= MAX_CALLS, "{}", metrics.num_alive_tasks());
         }
-        assert!(calls.run("call", async { Ok(()) }).await.is_err(), "there is no permits");
+        assert!(calls.run("call", async { Ok(()) }).await.is_err(), "the limit is reached");
         tokio::time::sleep(second * DROPPED_AFTER).await;
         assert!(calls.run("call", async { Ok(()) }).await.is_ok());
         assert_eq!(metrics.num_alive_tasks(), 0);

@@ -1,76 +1,82 @@
-//! What the server's error codes mean here.
+//! Maps the errors of the MongoDB driver to those of the store.
 
 use mongodb::error::{Error, ErrorKind};
 
 use crate::store::{InsertOutcome, PrepareError, StoreError};
 
-/// A unique index refused a write.
+/// Server error code: a unique index rejected a write.
 pub(super) const DUPLICATE_KEY: i32 = 11000;
-/// Finds documents that muster did not write.
+/// Filter for documents that muster did not write.
 pub(super) const MISSING_ID: &str = "{registrationId: null}";
-/// An index of that name or on those keys is there with other options.
+/// Server error codes: an index with that name or those keys exists with other options.
 const INDEX_CONFLICTS: [i32; 2] = [85, 86];
-/// The user may not, or is not who it says.
-const REFUSED: [i32; 2] = [13, 18];
+/// Server error codes: the user is not authorized, or authentication failed.
+const ACCESS_DENIED: [i32; 2] = [13, 18];
 
-/// How each document of an unordered insert fared. Which index refused one is not read from the
-/// error, because servers disagree on how they say it.
+/// Returns the result of each document of an unordered insert. Ignores which index rejected a document, because
+/// servers differ in how they report it.
 pub(super) fn batch_results(error: &Error, count: usize) -> Vec<Result<InsertOutcome, StoreError>> {
-    let ErrorKind::InsertMany(told) = error.kind.as_ref() else {
-        tracing::warn!(%error, documents = count, "the store failed to insert");
+    let ErrorKind::InsertMany(failure) = error.kind.as_ref() else {
+        tracing::warn!(event = "insert_failed", %error, documents = count, "inserting into MongoDB failed");
         return vec![Err(StoreError); count];
     };
-    let written = match &told.write_concern_error {
+    let written = match &failure.write_concern_error {
         None => Ok(InsertOutcome::Inserted),
-        // What was not refused is written somewhere, and nobody knows whether to stay.
+        // Written on the primary, but a failover may roll it back.
         Some(_) => Err(StoreError),
     };
     let mut results = vec![written; count];
-    for refused in told.write_errors.iter().flatten() {
-        if let Some(result) = results.get_mut(refused.index) {
-            *result = match refused.code {
+    for write_error in failure.write_errors.iter().flatten() {
+        if let Some(result) = results.get_mut(write_error.index) {
+            *result = match write_error.code {
                 DUPLICATE_KEY => Ok(InsertOutcome::Conflict),
                 _ => Err(StoreError),
             };
         }
     }
     if results.iter().any(Result::is_err) {
-        tracing::warn!(%error, documents = count, "the store failed to insert some of a batch");
+        tracing::warn!(
+            event = "insert_partly_failed",
+            %error,
+            documents = count,
+            "inserting some documents of a batch into MongoDB failed"
+        );
     }
     results
 }
 
-/// Why a unique index on a field cannot be made: documents have equal values there.
+/// The error text for documents with equal values in a field, which prevent its unique index.
 pub(super) fn duplicates(field: &str, address: &str) -> String {
-    let found = format!("MongoDB at {address}: a unique index on {field} cannot be made, ");
+    let found = format!("MongoDB at {address}: cannot create the unique index on {field}: ");
     if field == "registrationId" {
         return format!(
-            "{found}several documents in users have none, so muster did not write them; find them with \
-             db.users.find({MISSING_ID}), remove them, or give each one of its own: \
+            "{found}several documents in users have no registrationId, so muster did not write them; find them with \
+             db.users.find({MISSING_ID}), and remove them or give each its own: \
              db.users.updateMany({MISSING_ID}, [{{$set: {{registrationId: {{$toString: \"$_id\"}}}}}}])"
         );
     }
     format!(
-        "{found}documents in users have equal values; find them with db.users.aggregate([{{$group: \
+        "{found}several documents in users have the same value; find them with db.users.aggregate([{{$group: \
          {{_id: \"${field}\", n: {{$sum: 1}}}}}}, {{$match: {{_id: {{$ne: null}}, n: {{$gt: 1}}}}}}]), \
-         and remove the duplicates first"
+         and remove the duplicates"
     )
 }
 
-/// Whether start-up can wait for it to go away.
+/// Classifies an error of the preparation: index conflicts and denied access need an operator, other errors are worth
+/// a retry.
 pub(super) fn prepare(error: &Error, address: &str) -> PrepareError {
     let code = match error.kind.as_ref() {
         ErrorKind::Command(error) => Some(error.code),
-        ErrorKind::Authentication { .. } => REFUSED.first().copied(),
+        ErrorKind::Authentication { .. } => ACCESS_DENIED.first().copied(),
         _ => None,
     };
     match code {
         Some(code) if INDEX_CONFLICTS.contains(&code) => PrepareError::Incompatible(format!(
-            "MongoDB at {address}: an index on username, emailKey or registrationId is there with \
-             other options; drop it, and muster makes the right one"
+            "MongoDB at {address}: an index on username, emailKey or registrationId has other options than \
+             expected; drop it, and muster creates the right one"
         )),
-        Some(code) if REFUSED.contains(&code) => PrepareError::Incompatible(format!(
-            "MongoDB at {address}: access refused; check user, password and authSource in MUSTER_STORE"
+        Some(code) if ACCESS_DENIED.contains(&code) => PrepareError::Incompatible(format!(
+            "MongoDB at {address}: access denied; check user, password and authSource in MUSTER_STORE"
         )),
         _ => PrepareError::Unavailable(match reason(&error.kind) {
             Some(reason) => format!("MongoDB at {address}: {reason}"),
@@ -79,8 +85,8 @@ pub(super) fn prepare(error: &Error, address: &str) -> PrepareError {
     }
 }
 
-/// Why it is away, of the kinds that hold no document and no account, and as long as that stays so in the
-/// same words: each change is logged.
+/// The cause of an outage, from those kinds of error that contain no document and no credentials. The text stays the
+/// same during an outage, because each change of it is logged.
 fn reason(kind: &ErrorKind) -> Option<String> {
     match kind {
         ErrorKind::ServerSelection { message, .. } => Some(without_times(message).to_owned()),
@@ -93,8 +99,8 @@ fn reason(kind: &ErrorKind) -> Option<String> {
     }
 }
 
-/// That no server is there is told with all that is known of each, also when it was seen. The error of one
-/// says why; if none has one, the first sentence says what they lack.
+/// Shortens the driver's server selection error to the error of the first server, or else to its first sentence. The
+/// rest describes every server, with times that change.
 fn without_times(message: &str) -> &str {
     let (before, end) = match message.split_once(", Error: Kind: ") {
         Some((_, error)) => (error, ", labels: "),
@@ -109,12 +115,15 @@ mod tests {
 
     use super::*;
 
-    const DONE: Result<InsertOutcome, StoreError> = Ok(InsertOutcome::Inserted);
-    const TAKEN: Result<InsertOutcome, StoreError> = Ok(InsertOutcome::Conflict);
-    const UNKNOWN: Result<InsertOutcome, StoreError> = Err(StoreError);
+    const INSERTED: Result<InsertOutcome, StoreError> = Ok(InsertOutcome::Inserted);
+    const CONFLICT: Result<InsertOutcome, StoreError> = Ok(InsertOutcome::Conflict);
+    const FAILED: Result<InsertOutcome, StoreError> = Err(StoreError);
 
-    /// What the driver makes of a server's answer to an insert of three.
-    fn told(refused: &[(usize, i32)], concern: Value) -> Vec<Result<InsertOutcome, StoreError>> {
+    /// The results of an insert of three documents, for these write errors and this write concern error.
+    fn results_of(
+        refused: &[(usize, i32)],
+        concern: Value,
+    ) -> Vec<Result<InsertOutcome, StoreError>> {
         let refused: Vec<Value> = refused
             .iter()
             .map(|(index, code)| json!({ "index": index, "code": code, "errmsg": "" }))
@@ -128,21 +137,24 @@ mod tests {
     }
 
     #[test]
-    fn each_of_a_batch_has_its_own_result() {
-        assert_eq!(told(&[(1, DUPLICATE_KEY)], Value::Null), [DONE, TAKEN, DONE]);
-        // 10107: not the primary any more, which it may have been for the others.
-        assert_eq!(told(&[(0, 10107), (2, DUPLICATE_KEY)], Value::Null), [UNKNOWN, DONE, TAKEN]);
-        assert_eq!(told(&[(7, DUPLICATE_KEY)], Value::Null), [DONE, DONE, DONE]);
+    fn each_document_of_a_batch_has_its_own_result() {
+        assert_eq!(results_of(&[(1, DUPLICATE_KEY)], Value::Null), [INSERTED, CONFLICT, INSERTED]);
+        // 10107: no longer the primary, which it may have been for the other documents.
+        assert_eq!(
+            results_of(&[(0, 10107), (2, DUPLICATE_KEY)], Value::Null),
+            [FAILED, INSERTED, CONFLICT]
+        );
+        assert_eq!(results_of(&[(7, DUPLICATE_KEY)], Value::Null), [INSERTED, INSERTED, INSERTED]);
     }
 
     #[test]
-    fn what_no_majority_has_may_be_rolled_back() {
+    fn insert_without_majority_is_an_error() {
         let concern = json!({ "code": 64, "codeName": "WriteConcernTimeout", "errmsg": "" });
-        assert_eq!(told(&[(1, DUPLICATE_KEY)], concern), [UNKNOWN, TAKEN, UNKNOWN]);
+        assert_eq!(results_of(&[(1, DUPLICATE_KEY)], concern), [FAILED, CONFLICT, FAILED]);
     }
 
     #[test]
-    fn why_it_is_away_is_told_in_words_that_stay() {
+    fn cause_of_an_outage_has_a_constant_text() {
         let refused = "{ Type: Unknown, Servers: [ { Address: db:27017, Type: Unknown, Error: Kind: I/O \
             error: Connection refused (os error 111), labels: {}, source: None, server response: None }, \
             { Address: db2:27017, Type: RsSecondary, Average RTT: 1.2ms } ] }";
@@ -156,23 +168,25 @@ mod tests {
             "Server selection timeout: None of the available servers suitable for criteria \
              ReadPreference(Primary)"
         );
-        let away = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        let PrepareError::Unavailable(told) = prepare(&away.into(), "db:27017") else {
-            panic!("it waits")
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let PrepareError::Unavailable(cause) = prepare(&reset.into(), "db:27017") else {
+            panic!("expected a retry")
         };
-        assert_eq!(told, "MongoDB at db:27017: I/O error: connection reset");
+        assert_eq!(cause, "MongoDB at db:27017: I/O error: connection reset");
         let documents = json!({ "inserted_ids": {}, "writeErrors": [
             { "index": 0, "code": 1, "errmsg": "ann@example.com" }
         ] });
         let error: mongodb::error::InsertManyError = serde_json::from_value(documents).unwrap();
         let quoting = ErrorKind::InsertMany(error).into();
-        let PrepareError::Unavailable(told) = prepare(&quoting, "db:27017") else { panic!("it waits") };
-        assert_eq!(told, "MongoDB at db:27017");
+        let PrepareError::Unavailable(cause) = prepare(&quoting, "db:27017") else {
+            panic!("expected a retry")
+        };
+        assert_eq!(cause, "MongoDB at db:27017");
     }
 
     #[test]
-    fn of_an_election_nothing_is_known() {
-        let away = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        assert_eq!(batch_results(&away.into(), 2), [UNKNOWN, UNKNOWN]);
+    fn lost_connection_fails_every_document() {
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(batch_results(&reset.into(), 2), [FAILED, FAILED]);
     }
 }

@@ -1,6 +1,8 @@
-//! Unique indexes of other programs on the collection of users: what each does to muster's users, and which
-//! of them refused one. Which index a server names in its error differs between servers, so the index is
-//! found by looking for the user that it already holds.
+//! Unique indexes of other programs on the collection of users: their effect on registrations, and the one that
+//! rejected a user.
+//!
+//! Servers differ in how they name an index in their error. So the index is found by querying for the document
+//! that already has the same values.
 
 use bson::{Bson, Document as Fields, doc};
 use futures_util::TryStreamExt;
@@ -12,8 +14,8 @@ use crate::domain::StoredUser;
 use crate::store::ForeignIndex;
 use crate::store::document::UserDocument;
 
-/// Fields that muster writes with values that may differ between users; it writes `socketId` too, always
-/// null, and no others.
+/// Fields that muster writes with values that may differ between users. The only other one is `socketId`, always
+/// null.
 const WRITTEN: [&str; 13] = [
     "_id",
     "contract",
@@ -29,23 +31,23 @@ const WRITTEN: [&str; 13] = [
     "updatedAt",
     "fingerprint",
 ];
-/// Fields of which no two users have the same value.
+/// Fields in which no two users have the same value.
 const DISTINCT: [&str; 2] = ["_id", "registrationId"];
-/// Fields by which a user is known: who has an equal one is a duplicate.
+/// Fields that identify a user: a user with the same value is a duplicate.
 const NAMES: [&str; 3] = ["username", "email", "emailKey"];
 
-/// What an index does to muster's users.
+/// The effect of an index on muster's users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// It never refuses one.
+    /// It never rejects a user.
     None,
-    /// To it they are all equal: it admits one.
+    /// All users are equal in its fields, so it admits one.
     OneUser,
-    /// It refuses a user who is equal to another in these fields; absent ones are equal.
+    /// It rejects a user who is equal to another in these fields; two absent values are equal.
     Equal(Vec<String>),
 }
 
-/// The unique indexes of a collection.
+/// Lists the unique indexes of a collection.
 pub(super) async fn list(users: &Collection<UserDocument>) -> Result<Vec<IndexModel>, Error> {
     let found: Vec<IndexModel> = users.list_indexes().await?.try_collect().await?;
     Ok(found.into_iter().filter(is_unique).collect())
@@ -55,7 +57,7 @@ fn is_unique(index: &IndexModel) -> bool {
     index.options.as_ref().and_then(|options| options.unique) == Some(true)
 }
 
-/// Whether another program made a unique index.
+/// Whether an index is unique and was created by another program.
 pub(super) fn is_foreign(index: &IndexModel) -> bool {
     let own = |(field, optional)| super::indexes::guards(index, field, optional);
     is_unique(index) && !UNIQUE.into_iter().any(own)
@@ -71,7 +73,7 @@ pub(super) fn effect(index: &IndexModel) -> Effect {
     if written.is_empty() { Effect::OneUser } else { Effect::Equal(written) }
 }
 
-/// Whether users of muster can be in an index at all.
+/// Whether an index can contain users that muster writes.
 fn covers(index: &IndexModel) -> bool {
     let is_present = |field: &str| field == "socketId" || WRITTEN.contains(&field);
     let options = index.options.as_ref();
@@ -80,7 +82,7 @@ fn covers(index: &IndexModel) -> bool {
         return false;
     }
     let filter = options.and_then(|options| options.partial_filter_expression.as_ref());
-    // Every condition but "equal to null" takes a field that is there.
+    // Every condition except "equal to null" requires that the field exists.
     !filter.is_some_and(|filter| {
         filter.iter().any(|(field, condition)| {
             !field.starts_with('$') && !is_present(field) && *condition != Bson::Null
@@ -88,7 +90,7 @@ fn covers(index: &IndexModel) -> bool {
     })
 }
 
-/// What an index does, and what to do about it; nothing where it does nothing.
+/// Describes the effect of an index and its remedy. `None` if it has no effect.
 pub(super) fn consequence(index: &IndexModel) -> Option<(String, String)> {
     let (name, keys) = (name(index), fields_of(index).join(", "));
     let found = format!("the unique index {name} on {keys} is not muster's");
@@ -97,7 +99,7 @@ pub(super) fn consequence(index: &IndexModel) -> Option<(String, String)> {
         Effect::None => None,
         Effect::OneUser => Some((
             format!(
-                "{found}: muster writes none of its fields, so it admits one user and refuses all others"
+                "{found}: muster writes none of its fields, so it admits one user and rejects all others"
             ),
             format!(
                 "{drop}; or make it partial: partialFilterExpression: {{\"{}\": {{$exists: true}}}}",
@@ -106,24 +108,23 @@ pub(super) fn consequence(index: &IndexModel) -> Option<(String, String)> {
         )),
         Effect::Equal(fields) => {
             let equal = fields.join(" and ");
-            let answer = if fields.iter().all(|field| NAMES.contains(&field.as_str())) {
+            let effect = if fields.iter().all(|field| NAMES.contains(&field.as_str())) {
                 format!(
-                    "a user with the {equal} of another document is answered as a duplicate, and of \
-                     users without one only the first is registered"
+                    "it rejects a user with the {equal} of another document as a duplicate, and of \
+                     users without {equal} it admits only the first"
                 )
             } else {
                 format!(
-                    "a user with the {equal} of another document is answered 500, and is not registered"
+                    "it rejects a user with the {equal} of another document, and the response is 500"
                 )
             };
-            Some((format!("{found}: {answer}"), drop))
+            Some((format!("{found}: {effect}"), drop))
         }
     }
 }
 
-/// The index that refuses a user without a user of muster in it, and whether what it covers is what the
-/// user is known by.
-pub(super) async fn refusing(
+/// Returns the index that rejected a user because of another program's document, or that another program created.
+pub(super) async fn find_conflict(
     users: &Collection<UserDocument>,
     record: &StoredUser,
 ) -> Result<Option<ForeignIndex>, Error> {
@@ -138,10 +139,10 @@ pub(super) async fn refusing(
             fields_of(&index).into_iter().map(|field| (field.to_owned(), equal(field))).collect();
         let options = index.options.clone().unwrap_or_default();
         let partial = options.partial_filter_expression.unwrap_or_default();
-        // This very registration may have been written by another delivery.
+        // Excludes this registration, which another delivery may have stored.
         let mut other = doc! { "registrationId": { "$ne": record.registration_id.as_str() } };
         if !is_foreign(&index) {
-            // A user of muster in its own index is found by its name, or is not visible yet.
+            // Excludes users that muster wrote: `find_conflicts` finds those in muster's own indexes.
             other.insert("fingerprint", doc! { "$exists": false });
         }
         let mut find = documents
@@ -158,7 +159,7 @@ pub(super) async fn refusing(
     Ok(None)
 }
 
-/// The field by which a user is known, if nothing else that muster writes is in the index.
+/// Returns the identifying field if it is the only one of muster's fields in the index.
 fn duplicate(index: &IndexModel, user: &Fields) -> Option<&'static str> {
     let Effect::Equal(fields) = effect(index) else { return None };
     match fields.as_slice() {
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_effect_of_an_index_follows_from_what_muster_writes() {
+    fn effect_of_an_index_depends_on_the_fields_that_muster_writes() {
         for (keys, options, expected) in [
             (doc! { "phone": 1 }, doc! {}, Effect::OneUser),
             (doc! { "phone": 1, "tenant": 1 }, doc! {}, Effect::OneUser),
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_to_do_is_said_with_the_index() {
+    fn consequence_names_the_index_and_a_remedy() {
         let (reason, remedy) =
             consequence(&index(doc! { "phone": 1 }, doc! { "name": "phone_1" })).unwrap();
         assert!(

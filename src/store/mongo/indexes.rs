@@ -1,6 +1,7 @@
-//! The unique indexes: made if they are missing, then looked at, because without them two users
-//! could share a name and nobody would notice. At the start, and before the first write after a server
-//! came, went or changed its role: one that comes back may be empty, or restored without them.
+//! Creates and verifies the unique indexes, without which two users could have the same name.
+//!
+//! This happens at start and again before the first write after a server appeared, disappeared or changed its
+//! role: a server that returns may be empty, or restored from a backup without the indexes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,15 +22,17 @@ use crate::store::PrepareError;
 use crate::store::document::UserDocument;
 use crate::store::reindex::due;
 
-/// Fields under which a user is unique. The first two cover only users who have them.
+/// Unique fields. True: the index covers only users who have the field.
 pub(super) const UNIQUE: [(&str, bool); 3] =
     [("username", true), ("emailKey", true), ("registrationId", false)];
 
-/// Why the collection cannot be used.
+/// Why the unique indexes do not hold.
 enum IndexError {
     Driver(mongodb::error::Error),
+    /// Several documents have the same value in this field.
     Duplicates(&'static str),
-    Index(String),
+    /// An operator has to act; the text describes how.
+    Incompatible(String),
 }
 
 impl From<mongodb::error::Error> for IndexError {
@@ -38,25 +41,25 @@ impl From<mongodb::error::Error> for IndexError {
     }
 }
 
-/// Whether the indexes are there.
+/// The state of the unique indexes. Clones share it.
 #[derive(Clone)]
 pub(super) struct Indexes {
-    /// Hosts and ports, for people.
+    /// Hosts and ports, for messages.
     address: String,
     timeout: Duration,
-    /// How often a server changed.
+    /// Number of changes of a server so far.
     changes: Arc<AtomicU64>,
-    /// How often one had when the indexes were looked at.
-    seen_after: Arc<Mutex<Option<u64>>>,
+    /// That number when the indexes were last verified.
+    verified_after: Arc<Mutex<Option<u64>>>,
 }
 
 impl Indexes {
-    /// Those of the server at `address`, which has `timeout` to make them.
+    /// The indexes of the server at `address`. Each creation and verification is limited to `timeout`.
     pub(super) fn new(address: String, timeout: Duration) -> Self {
-        Self { address, timeout, changes: Arc::default(), seen_after: Arc::default() }
+        Self { address, timeout, changes: Arc::default(), verified_after: Arc::default() }
     }
 
-    /// Hears of every change of a server.
+    /// Returns the driver's event handler, which counts changes of a server.
     pub(super) fn listener(&self) -> EventHandler<SdamEvent> {
         let changes = self.changes.clone();
         EventHandler::callback(move |event| {
@@ -68,38 +71,45 @@ impl Indexes {
         })
     }
 
-    /// Looks at them, unless no server has changed since the last time.
-    pub(super) async fn ensure(&self, users: &Collection<UserDocument>) -> Result<(), PrepareError> {
-        // Whoever writes meanwhile waits for this.
-        let mut seen_after = self.seen_after.lock().await;
+    /// Creates and verifies the indexes, unless no server has changed since the last time.
+    pub(super) async fn ensure(
+        &self,
+        users: &Collection<UserDocument>,
+    ) -> Result<(), PrepareError> {
+        // Concurrent writes wait for this lock.
+        let mut verified_after = self.verified_after.lock().await;
         let changes = || Some(self.changes.load(Ordering::SeqCst));
-        if *seen_after == changes() {
+        if *verified_after == changes() {
             return Ok(());
         }
         let checked = async {
             ensure(users).await?;
             if MongoKeys::new(users).is_due(self.timeout / 2).await? {
-                return Err(IndexError::Index(due(&format!("MongoDB at {}", self.address))));
+                return Err(IndexError::Incompatible(due(&format!("MongoDB at {}", self.address))));
             }
             Ok(())
         };
         match tokio::time::timeout(self.timeout, checked).await {
             Ok(Ok(())) => {
-                // A change meanwhile was the first sight of the server, or these calls had failed.
-                *seen_after = changes();
+                // Counts changes during these calls too: they were the discovery of the server, or the calls
+                // would have failed.
+                *verified_after = changes();
                 Ok(())
             }
             Ok(Err(IndexError::Duplicates(field))) => {
                 Err(PrepareError::Incompatible(errors::duplicates(field, &self.address)))
             }
             Ok(Err(IndexError::Driver(error))) => Err(errors::prepare(&error, &self.address)),
-            Ok(Err(IndexError::Index(text))) => Err(PrepareError::Incompatible(text)),
-            Err(_) => Err(PrepareError::Unavailable(format!("MongoDB at {}: no answer", self.address))),
+            Ok(Err(IndexError::Incompatible(text))) => Err(PrepareError::Incompatible(text)),
+            Err(_) => Err(PrepareError::Unavailable(format!(
+                "MongoDB at {}: checking the indexes timed out",
+                self.address
+            ))),
         }
     }
 }
 
-/// Makes the indexes and checks that the server really has them as unique.
+/// Creates the indexes and verifies that the server lists them as unique.
 async fn ensure(users: &Collection<UserDocument>) -> Result<(), IndexError> {
     for (field, optional) in UNIQUE {
         let only_present = optional.then(|| doc! { field: { "$exists": true } });
@@ -107,7 +117,7 @@ async fn ensure(users: &Collection<UserDocument>) -> Result<(), IndexError> {
             IndexOptions::builder().unique(true).partial_filter_expression(only_present).build();
         let index = IndexModel::builder().keys(keys(field)).options(options).build();
         users.create_index(index).await.map_err(|error| match error.kind.as_ref() {
-            ErrorKind::Command(refused) if refused.code == errors::DUPLICATE_KEY => {
+            ErrorKind::Command(failure) if failure.code == errors::DUPLICATE_KEY => {
                 IndexError::Duplicates(field)
             }
             _ => IndexError::Driver(error),
@@ -116,16 +126,16 @@ async fn ensure(users: &Collection<UserDocument>) -> Result<(), IndexError> {
     let found: Vec<IndexModel> = users.list_indexes().await?.try_collect().await?;
     for (field, optional) in UNIQUE {
         if !found.iter().any(|index| guards(index, field, optional)) {
-            return Err(IndexError::Index(format!(
-                "MongoDB has no unique index on {field}, though it was just made; muster does not \
-                 work without it"
+            return Err(IndexError::Incompatible(format!(
+                "MongoDB lists no unique index on {field} although it was just created; muster needs \
+                 that index"
             )));
         }
     }
     Ok(())
 }
 
-/// Whether an index is the one that keeps a field unique.
+/// Whether an index is muster's unique index on a field.
 pub(super) fn guards(index: &IndexModel, field: &str, optional: bool) -> bool {
     let options = index.options.as_ref();
     let unique = options.and_then(|options| options.unique) == Some(true);

@@ -1,5 +1,4 @@
-//! What can be seen of a MongoDB without changing anything there: what it is, how it writes, what
-//! time it has, and whether the unique indexes are right.
+//! Checks of `muster doctor` on MongoDB, without changes: topology, write concern, clock and unique indexes.
 
 use bson::{Bson, Document as Reply, doc};
 use futures_util::TryStreamExt;
@@ -13,13 +12,13 @@ use crate::domain::Clock;
 use crate::store::document::UserDocument;
 use crate::telemetry::finding::Finding;
 
-/// Clocks further apart than this make tokens and time stamps disagree, in milliseconds.
-const SKEW_WARNING: i64 = 5_000;
+/// Clock skew in milliseconds above which doctor warns.
+const MAX_SKEW: i64 = 5_000;
 
-/// MongoDB's error code for a collection that is not there.
-const NO_COLLECTION: i32 = 26;
+/// Server error code: the collection does not exist.
+const NAMESPACE_NOT_FOUND: i32 = 26;
 
-/// Looks at the server behind a collection.
+/// Checks the server of a collection.
 pub(super) async fn inspect(
     client: &Client,
     users: &Collection<UserDocument>,
@@ -34,23 +33,23 @@ pub(super) async fn inspect(
             return vec![Finding::error(
                 "database",
                 format!("MongoDB at {address}: {error}"),
-                "see whether it runs there, and whether store.url (MUSTER_STORE) is right",
+                "check that it runs there and that store.url (MUSTER_STORE) is right",
             )];
         }
     };
-    // Its clock was read at about the middle of the question.
+    // The server read its clock about halfway through the call.
     let here = i64::midpoint(before, clock.now().0);
     let mut findings = vec![replica_set(&hello, address), journal(client, &hello).await];
     findings.push(skew(&hello, here));
     findings.extend(unique(users).await);
-    findings.extend(unwritten(users).await);
+    findings.extend(missing_ids(users).await);
     findings.push(MongoKeys::new(users).inspect().await);
     findings
 }
 
 fn replica_set(hello: &Reply, address: &str) -> Finding {
     let check = "replica set";
-    if hello.get_str("msg").is_ok_and(|told| told == "isdbgrid") {
+    if hello.get_str("msg").is_ok_and(|kind| kind == "isdbgrid") {
         return Finding::note(
             check,
             format!("{address} is a router of a sharded cluster"),
@@ -61,9 +60,7 @@ fn replica_set(hello: &Reply, address: &str) -> Finding {
     let Ok(name) = hello.get_str("setName") else {
         return Finding::warning(
             check,
-            format!(
-                "{address} is a server on its own: a majority is this one, and users are lost with it"
-            ),
+            format!("{address} is a standalone server: if it is lost, its users are lost"),
             "run a replica set of three members, and name it in store.url (?replicaSet=…)",
         );
     };
@@ -71,36 +68,36 @@ fn replica_set(hello: &Reply, address: &str) -> Finding {
     if members < 3 {
         return Finding::note(
             check,
-            format!("{name} has {members} member(s): losing one stops it or loses users"),
-            "three members keep working without one",
+            format!("{name} has {members} member(s): the loss of one stops writes or loses users"),
+            "run three members; they keep working when one is lost",
         );
     }
     Finding::ok(check, format!("{name}, {members} members"))
 }
 
-/// muster writes with majority whatever the URL says. What that means is the server's setting.
+/// Checks that a majority write is on disk. muster always writes with `w: majority`; whether that includes the journal
+/// is a setting of the replica set.
 async fn journal(client: &Client, hello: &Reply) -> Finding {
     let check = "write concern";
     let configured = async {
         hello.get_str("setName").ok()?;
-        let asked = doc! { "replSetGetConfig": 1 };
-        let reply = client.database("admin").run_command(asked).await.ok()?;
+        let command = doc! { "replSetGetConfig": 1 };
+        let reply = client.database("admin").run_command(command).await.ok()?;
         let config = reply.get_document("config").ok()?;
         Some(config.get_bool("writeConcernMajorityJournalDefault").unwrap_or(true))
     };
     match configured.await {
-        Some(true) => Finding::ok(check, "majority, on disk before it is answered"),
+        Some(true) => Finding::ok(check, "majority, acknowledged after the write to disk"),
         Some(false) => Finding::warning(
             check,
-            "a majority answers before it has written to its disks \
-             (writeConcernMajorityJournalDefault is off): a power cut can lose users who were told \
-             they are registered",
+            "majority writes are acknowledged before they are on disk \
+             (writeConcernMajorityJournalDefault is off): a power cut can lose registered users",
             "rs.reconfig with writeConcernMajorityJournalDefault: true",
         ),
         None => Finding::note(
             check,
-            "majority; whether on disk before it is answered cannot be seen by this user",
-            "look with rs.conf(): writeConcernMajorityJournalDefault has to be true",
+            "majority; this user cannot see whether writes are on disk before they are acknowledged",
+            "check rs.conf(): writeConcernMajorityJournalDefault must be true",
         ),
     }
 }
@@ -108,15 +105,15 @@ async fn journal(client: &Client, hello: &Reply) -> Finding {
 fn skew(hello: &Reply, here: i64) -> Finding {
     let check = "clock";
     let Some(Bson::DateTime(there)) = hello.get("localTime") else {
-        return Finding::note(check, "the database does not tell its time", "nothing");
+        return Finding::note(check, "the database does not report its time", "nothing");
     };
     let apart = (here - there.timestamp_millis()).abs();
-    if apart > SKEW_WARNING {
+    if apart > MAX_SKEW {
         return Finding::warning(
             check,
             format!("this machine and the database are {} s apart", apart / 1000),
-            "run NTP on both; a token made in the future is refused by others, and sealed passwords \
-             end ten minutes after their deadline",
+            "run NTP on both: other programs reject tokens from the future, and sealed passwords \
+             expire ten minutes after their deadline",
         );
     }
     Finding::ok(check, format!("{apart} ms from the database's"))
@@ -155,14 +152,16 @@ async fn unique(users: &Collection<UserDocument>) -> Vec<Finding> {
             } else if same_keys {
                 Finding::error(
                     check,
-                    format!("the index on {field} is not the one that keeps it unique"),
-                    format!("drop the index on {field}; a worker makes the right one at its start"),
+                    format!("the index on {field} does not make it unique"),
+                    format!(
+                        "drop the index on {field}; a worker creates the right one at its start"
+                    ),
                 )
             } else {
                 Finding::note(
                     check,
-                    format!("the one on {field} is not there yet"),
-                    "nothing: a worker makes it at its start, before it takes anything",
+                    format!("the index on {field} does not exist yet"),
+                    "nothing: a worker creates it at its start, before it consumes messages",
                 )
             }
         })
@@ -170,8 +169,8 @@ async fn unique(users: &Collection<UserDocument>) -> Vec<Finding> {
         .collect()
 }
 
-/// Two documents without a registration id keep its unique index from being made.
-async fn unwritten(users: &Collection<UserDocument>) -> Option<Finding> {
+/// Reports documents without a registration id: two of them prevent the unique index on it.
+async fn missing_ids(users: &Collection<UserDocument>) -> Option<Finding> {
     let count = users.count_documents(doc! { "registrationId": null }).limit(2).await.ok()?;
     (count > 1).then(|| {
         Finding::error(
@@ -179,8 +178,8 @@ async fn unwritten(users: &Collection<UserDocument>) -> Option<Finding> {
             "several documents in users have no registrationId, so muster did not write them, and no \
              worker starts",
             format!(
-                "find them with db.users.find({MISSING_ID}); remove them, or give each a registrationId of \
-                 its own"
+                "find them with db.users.find({MISSING_ID}), and remove them or give each its own \
+                 registrationId"
             ),
         )
     })
@@ -188,7 +187,7 @@ async fn unwritten(users: &Collection<UserDocument>) -> Option<Finding> {
 
 fn is_missing(error: &mongodb::error::Error) -> bool {
     use mongodb::error::ErrorKind;
-    matches!(error.kind.as_ref(), ErrorKind::Command(error) if error.code == NO_COLLECTION)
+    matches!(error.kind.as_ref(), ErrorKind::Command(error) if error.code == NAMESPACE_NOT_FOUND)
 }
 
 #[cfg(test)]
@@ -197,12 +196,12 @@ mod tests {
     use crate::telemetry::finding::Severity;
 
     #[test]
-    fn clocks_may_be_a_little_apart() {
+    fn clock_skew_above_the_limit_is_a_warning() {
         let hello = doc! { "localTime": bson::DateTime::from_millis(1_000_000) };
         for (here, severity) in [
-            (1_000_000 + SKEW_WARNING, Severity::Ok),
-            (1_000_001 + SKEW_WARNING, Severity::Warning),
-            (999_999 - SKEW_WARNING, Severity::Warning),
+            (1_000_000 + MAX_SKEW, Severity::Ok),
+            (1_000_001 + MAX_SKEW, Severity::Warning),
+            (999_999 - MAX_SKEW, Severity::Warning),
         ] {
             assert_eq!(skew(&hello, here).severity, severity, "{here}");
         }
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_is_follows_from_its_greeting() {
+    fn topology_is_read_from_the_hello_response() {
         let three = doc! { "setName": "rs0", "hosts": ["a:1", "b:1", "c:1"] };
         for (hello, severity) in [
             (three, Severity::Ok),

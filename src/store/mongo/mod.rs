@@ -1,4 +1,4 @@
-//! The store in MongoDB: one collection, majority writes, unique indexes as the only judge.
+//! The store in MongoDB: one collection, majority writes, and unique indexes that alone detect conflicts.
 
 mod calls;
 mod errors;
@@ -23,22 +23,21 @@ use mongodb::{Client, Collection};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::document::UserDocument;
-use super::{ForeignIndex, InsertOutcome, PrepareError, Store, StoreError, Conflicts};
+use super::{Conflicts, ForeignIndex, InsertOutcome, PrepareError, Store, StoreError};
 use crate::config;
-use crate::domain::{StoredUser, RegistrationId, User, UserId};
+use crate::domain::{RegistrationId, StoredUser, User, UserId};
 use crate::telemetry::finding::Finding;
-use calls::{StoreCallError, CallLimiter};
+use calls::{CallLimiter, StoreCallError};
 use indexes::Indexes;
 use reindex::MongoKeys;
 use writer::Writer;
 
-/// The collection all contracts share.
+/// The collection of the users of all contracts.
 const COLLECTION: &str = "users";
-/// Connections, where the URL does not say. The driver's own default of 10 would make inserts
-/// queue behind each other.
-const POOL: u32 = 64;
+/// Default size of the connection pool. With the driver's default of 10, inserts would wait for connections.
+const DEFAULT_POOL_SIZE: u32 = 64;
 
-/// The MongoDB store.
+/// The store in MongoDB.
 pub struct MongoStore {
     users: Collection<UserDocument>,
     indexes: Indexes,
@@ -49,11 +48,15 @@ pub struct MongoStore {
 }
 
 impl MongoStore {
-    /// Reads the URL; connects in the background.
-    pub async fn open(url: &SecretString, settings: &config::StoreSettings) -> anyhow::Result<Self> {
-        let url = read(url)?;
-        let unusable = "store.url: not a MongoDB URL that can be used; check MUSTER_STORE";
-        let mut options = ClientOptions::parse(url).await.context(unusable)?;
+    /// Parses the URL; the driver connects in the background. Returns an error if the URL is malformed or a file
+    /// that it names cannot be read.
+    pub async fn open(
+        url: &SecretString,
+        settings: &config::StoreSettings,
+    ) -> anyhow::Result<Self> {
+        let url = parse(url)?;
+        let invalid = "store.url: not a valid MongoDB URL; check MUSTER_STORE";
+        let mut options = ClientOptions::parse(url).await.context(invalid)?;
         if let Some(Tls::Enabled(tls)) = &options.tls {
             for path in [&tls.ca_file_path, &tls.cert_key_file_path].into_iter().flatten() {
                 let opened = config::file::open(path, config::file::MAX_BYTES);
@@ -61,7 +64,7 @@ impl MongoStore {
             }
         }
         options.app_name.get_or_insert_with(|| "muster".to_owned());
-        options.max_pool_size.get_or_insert(POOL);
+        options.max_pool_size.get_or_insert(DEFAULT_POOL_SIZE);
         options.server_selection_timeout.get_or_insert(settings.timeout);
         options.connect_timeout.get_or_insert(settings.timeout);
         let hosts: Vec<String> = options.hosts.iter().map(ToString::to_string).collect();
@@ -88,7 +91,7 @@ impl MongoStore {
         Ok(Self { users, indexes, writer, calls, timeout: settings.timeout, address })
     }
 
-    /// What can be seen of the server.
+    /// Checks the server for `muster doctor`.
     pub(super) async fn inspect(&self) -> Vec<Finding> {
         inspect::inspect(self.users.client(), &self.users, &self.address).await
     }
@@ -99,8 +102,13 @@ impl MongoStore {
         Ok(found.map_err(StoreCallError::log)?.map(StoredUser::from))
     }
 
-    /// The user who holds a value. A document that muster did not write is not a user; `find_foreign_index` finds it.
-    async fn holder(&self, field: &str, value: Option<&str>) -> Result<Option<StoredUser>, StoreError> {
+    /// Returns the user who has a value. Ignores documents that muster did not write; `find_foreign_index` reports
+    /// those.
+    async fn holder(
+        &self,
+        field: &str,
+        value: Option<&str>,
+    ) -> Result<Option<StoredUser>, StoreError> {
         let Some(value) = value else { return Ok(None) };
         let (users, filter) = (self.users.clone_with_type::<Filter>(), doc! { field: value });
         let found = self.calls.run("find", async move { users.find_one(filter).await }).await;
@@ -110,21 +118,26 @@ impl MongoStore {
             .map(StoredUser::from))
     }
 
-    /// Its address keys, for `muster reindex`.
+    /// Returns access to the address keys, for `muster reindex`.
     pub(super) fn keys(&self) -> MongoKeys {
         MongoKeys::new(&self.users)
     }
 
-    /// Reports unique indexes of other programs. An error if one admits a single user.
+    /// Logs the unique indexes of other programs. Returns an error if one of them admits only a single user.
     async fn check_foreign(&self) -> Result<(), PrepareError> {
         let users = self.users.clone();
         let listed =
             self.calls.run("list indexes", async move { foreign::list(&users).await }).await;
         let listed = match listed {
             Ok(listed) => listed,
-            Err(StoreCallError::Driver(error)) => return Err(errors::prepare(&error, &self.address)),
+            Err(StoreCallError::Driver(error)) => {
+                return Err(errors::prepare(&error, &self.address));
+            }
             Err(StoreCallError::Timeout) => {
-                return Err(PrepareError::Unavailable(format!("MongoDB at {}: no answer", self.address)));
+                return Err(PrepareError::Unavailable(format!(
+                    "MongoDB at {}: listing indexes timed out",
+                    self.address
+                )));
             }
         };
         for index in listed.iter().filter(|index| foreign::is_foreign(index)) {
@@ -146,36 +159,33 @@ impl MongoStore {
     }
 }
 
-/// Reads the URL. The reason for which it is refused repeats no part of a credential: it is that of the same URL
+/// Parses the URL. The error of a malformed one quotes no credentials: it is the driver's error for the same URL
 /// without them.
-fn read(url: &SecretString) -> anyhow::Result<ConnectionString> {
+fn parse(url: &SecretString) -> anyhow::Result<ConnectionString> {
     ConnectionString::parse(url.expose_secret()).map_err(|_| {
         let shown = config::without_credentials(url.expose_secret());
         let reason = match ConnectionString::parse(shown) {
-            Ok(_) => "a user, a password or an option is not percent-encoded as it must be".into(),
-            // What it got instead of a port may be a password whose host is missing.
+            Ok(_) => "a user, a password or an option has to be percent-encoded".into(),
+            // The value in place of the port may be a password, if the host is missing.
             Err(error) => error.to_string().split(", got ").next().unwrap_or_default().to_owned(),
         };
-        anyhow::anyhow!(
-            "store.url: not a MongoDB URL that can be used; check MUSTER_STORE: {reason}"
-        )
+        anyhow::anyhow!("store.url: not a valid MongoDB URL; check MUSTER_STORE: {reason}")
     })
 }
 
-/// The same URL, naming another database.
+/// Returns the URL with another database name. Keeps the database in which the user's credentials are looked up.
 pub fn with_database(url: &SecretString, database: &str) -> SecretString {
     let url = url.expose_secret();
-    // After the scheme come the hosts (several, perhaps, so that no general parser takes it), up to
-    // a slash or the options.
+    // The list of hosts ends at a slash or at the options. A general URL parser rejects several hosts.
     let hosts = url.find("://").map_or(0, |at| at + 3);
     let end = url[hosts..].find(['/', '?']).map_or(url.len(), |at| hosts + at);
     let (path, options) = url[end..].split_once('?').unwrap_or((&url[end..], ""));
     let mut options: Vec<String> =
         options.split('&').filter(|option| !option.is_empty()).map(str::to_owned).collect();
-    // The database in the path is also where the user is looked up, unless an option says where.
+    // Without `authSource`, the server looks the user up in the database of the path.
     let has_user = url[hosts..end].contains('@');
-    let says_where = options.iter().any(|option| option.to_lowercase().starts_with("authsource="));
-    if has_user && !says_where {
+    let has_source = options.iter().any(|option| option.to_lowercase().starts_with("authsource="));
+    if has_user && !has_source {
         let source = Some(path.trim_matches('/')).filter(|source| !source.is_empty());
         options.push(format!("authSource={}", source.unwrap_or("admin")));
     }
@@ -183,8 +193,11 @@ pub fn with_database(url: &SecretString, database: &str) -> SecretString {
     SecretString::from(format!("{}/{database}{mark}{}", &url[..end], options.join("&")))
 }
 
-/// Removes the database.
-pub(super) async fn remove(url: &SecretString, settings: &config::StoreSettings) -> anyhow::Result<()> {
+/// Drops the database that the URL names, or else the configured one.
+pub(super) async fn remove(
+    url: &SecretString,
+    settings: &config::StoreSettings,
+) -> anyhow::Result<()> {
     let client = Client::with_uri_str(url.expose_secret()).await?;
     let database = client.default_database().unwrap_or_else(|| client.database(&settings.database));
     Ok(database.drop().await?)
@@ -194,16 +207,16 @@ pub(super) async fn remove(url: &SecretString, settings: &config::StoreSettings)
 impl Store for MongoStore {
     async fn prepare(&self) -> Result<(), PrepareError> {
         self.indexes.ensure(&self.users).await?;
-        // Changes nothing, and yet is answered only by a primary that a majority follows.
+        // Matches no document, but succeeds only on a primary that can reach a majority.
         let users = self.users.clone();
-        let (nobody, change) =
+        let (no_user, change) =
             (doc! { "_id": bson::oid::ObjectId::new() }, doc! { "$unset": { "probe": "" } });
-        let write = async move { users.update_one(nobody, change).await };
+        let write = async move { users.update_one(no_user, change).await };
         match self.calls.run("check", write).await {
             Ok(_) => self.check_foreign().await,
             Err(StoreCallError::Driver(error)) => Err(errors::prepare(&error, &self.address)),
             Err(StoreCallError::Timeout) => Err(PrepareError::Unavailable(format!(
-                "MongoDB at {}: no answer to a write",
+                "MongoDB at {}: a write timed out",
                 self.address
             ))),
         }
@@ -214,12 +227,15 @@ impl Store for MongoStore {
         let inserted = self.writer.insert(UserDocument::from(record), is_sent.clone());
         tokio::time::timeout(self.timeout, inserted).await.unwrap_or_else(|_| {
             let is_sent = is_sent.load(Ordering::Relaxed);
-            tracing::warn!(is_sent, "an insert did not end in time");
+            tracing::warn!(event = "insert_timed_out", is_sent, "an insert into MongoDB timed out");
             Err(StoreError)
         })
     }
 
-    async fn find_by_registration(&self, id: &RegistrationId) -> Result<Option<StoredUser>, StoreError> {
+    async fn find_by_registration(
+        &self,
+        id: &RegistrationId,
+    ) -> Result<Option<StoredUser>, StoreError> {
         self.find(doc! { "registrationId": id.as_str() }).await
     }
 
@@ -233,9 +249,12 @@ impl Store for MongoStore {
         Ok(Conflicts { username: username?, email: email? })
     }
 
-    async fn find_foreign_index(&self, record: &StoredUser) -> Result<Option<ForeignIndex>, StoreError> {
+    async fn find_foreign_index(
+        &self,
+        record: &StoredUser,
+    ) -> Result<Option<ForeignIndex>, StoreError> {
         let (users, record) = (self.users.clone(), record.clone());
-        let call = async move { foreign::refusing(&users, &record).await };
+        let call = async move { foreign::find_conflict(&users, &record).await };
         self.calls.run("find a foreign index", call).await.map_err(StoreCallError::log)
     }
 
@@ -249,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_can_name_another_database() {
+    fn with_database_replaces_only_the_database() {
         let other =
             |url: &str| with_database(&SecretString::from(url), "b").expose_secret().to_owned();
         assert_eq!(other("mongodb://h:1,i:2/a?w=1"), "mongodb://h:1,i:2/b?w=1");

@@ -1,6 +1,6 @@
-//! The versions of address keys in MongoDB: checked before the first write, recomputed by `muster reindex`.
+//! The versions of address keys in MongoDB: `prepare` checks them, `muster reindex` recomputes them.
 //!
-//! A document in the collection `versions` says that no outdated key is left, so that a start need not
+//! A document in the collection `versions` records that no outdated key is left, so that a start need not
 //! search all users.
 
 use std::time::Duration;
@@ -14,16 +14,16 @@ use mongodb::error::{Error, ErrorKind, WriteFailure};
 use super::errors::DUPLICATE_KEY;
 use crate::domain::{Email, UserId};
 use crate::store::document::UserDocument;
-use crate::store::reindex::{Holder, AddressKeys, REMEDY};
+use crate::store::reindex::{AddressKeys, Holder, REMEDY};
 use crate::telemetry::finding::Finding;
 
-/// Where the version of all keys is stored.
+/// The collection with the version of all keys.
 const VERSIONS: &str = "versions";
 const EMAIL_KEY: &str = "emailKey";
-/// MongoDB's error code for a search that took too long.
-const TOO_LONG: i32 = 50;
+/// Server error code: a query exceeded its time limit.
+const MAX_TIME_EXPIRED: i32 = 50;
 
-/// Users whose key may be another by the present rule.
+/// Filter for users whose key may differ under the current rule.
 fn outdated() -> Fields {
     doc! { EMAIL_KEY: { "$regex": "[^ -~]" }, "emailKeyVersion": { "$ne": Email::KEY_VERSION } }
 }
@@ -59,8 +59,8 @@ impl MongoKeys {
         Ok(())
     }
 
-    /// Whether keys have to be recomputed before anything is written; too many users to search within
-    /// `timeout` count as yes.
+    /// Whether keys have to be recomputed before a user is inserted. Also true if the search takes longer than
+    /// `timeout`.
     pub(super) async fn is_due(&self, timeout: Duration) -> Result<bool, Error> {
         if self.is_marked().await? {
             return Ok(false);
@@ -72,12 +72,12 @@ impl MongoKeys {
                 Ok(false)
             }
             Ok(Some(_)) => Ok(true),
-            Err(error) if code(&error) == Some(TOO_LONG) => Ok(true),
+            Err(error) if code(&error) == Some(MAX_TIME_EXPIRED) => Ok(true),
             Err(error) => Err(error),
         }
     }
 
-    /// Whether keys have to be recomputed, for doctor.
+    /// Reports outdated keys to `muster doctor`.
     pub(super) async fn inspect(&self) -> Finding {
         let check = "address keys";
         let found = async {
@@ -93,8 +93,8 @@ impl MongoKeys {
             Ok((count, true)) => Finding::warning(
                 check,
                 format!(
-                    "{count} users keep a key of an older rule: another user holds the new one, or an \
-                     older muster has registered them"
+                    "{count} users keep a key of an older rule: another user has the new one, or an \
+                     older version of muster registered them"
                 ),
                 "`muster reindex` lists them",
             ),
@@ -113,7 +113,7 @@ fn code(error: &Error) -> Option<i32> {
     }
 }
 
-/// The address, or where there is none the key that was made of it.
+/// The user and the address from which to compute the key; without an address, the old key.
 fn holder(user: &Fields) -> Option<Holder> {
     let address = user.get_str("email").or_else(|_| user.get_str(EMAIL_KEY)).ok()?.to_owned();
     Some(Holder { id: UserId(user.get_object_id("_id").ok()?), address })

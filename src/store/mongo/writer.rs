@@ -1,6 +1,7 @@
-//! Inserts that wait at the same moment, written together: one command for all of them instead of
-//! one for each. Nobody waits for company: a writer that is free takes what is there. What one
-//! document meets is no business of the others.
+//! Writes queued inserts in batches: one command for many documents.
+//!
+//! An idle writer takes all queued inserts without waiting for more. A document that fails does not affect the
+//! others of its batch.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,36 +10,40 @@ use mongodb::Collection;
 use mongodb::options::InsertManyOptions;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::calls::{StoreCallError, CallLimiter};
+use super::calls::{CallLimiter, StoreCallError};
 use super::errors;
 use super::indexes::Indexes;
 use crate::store::document::UserDocument;
 use crate::store::{InsertOutcome, StoreError};
 
-/// Writes under way at once. Two, so that one that is slow does not keep everybody.
+/// Number of concurrent batches. Two, so that a slow batch does not delay all other inserts.
 const WRITER_TASKS: usize = 2;
-/// Most documents of one write.
+/// Maximum number of documents in a batch.
 const MAX_BATCH: usize = 1000;
-/// Inserts that may wait for a writer.
+/// Maximum number of queued inserts.
 const MAX_QUEUED: usize = 4096;
 
-/// Where inserts are handed in. The writers end with it.
+/// The queue of inserts. Its writers end when it is dropped.
 pub(super) struct Writer(mpsc::Sender<QueuedInsert>);
 
 struct QueuedInsert {
     document: UserDocument,
-    /// Set when it is given to the driver.
+    /// Set when the driver gets the document.
     is_sent: Arc<AtomicBool>,
     done: oneshot::Sender<Result<InsertOutcome, StoreError>>,
 }
 
 impl Writer {
     /// Starts the writers.
-    pub(super) fn start(users: &Collection<UserDocument>, indexes: &Indexes, calls: &CallLimiter) -> Self {
+    pub(super) fn start(
+        users: &Collection<UserDocument>,
+        indexes: &Indexes,
+        calls: &CallLimiter,
+    ) -> Self {
         let (inserts, waiting) = mpsc::channel(MAX_QUEUED);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..WRITER_TASKS {
-            tokio::spawn(write_batches(
+            tokio::spawn(run_writer(
                 users.clone(),
                 indexes.clone(),
                 waiting.clone(),
@@ -48,7 +53,7 @@ impl Writer {
         Self(inserts)
     }
 
-    /// Inserts a document, in whatever company.
+    /// Queues a document and returns its result.
     pub(super) async fn insert(
         &self,
         document: UserDocument,
@@ -60,29 +65,29 @@ impl Writer {
     }
 }
 
-async fn write_batches(
+async fn run_writer(
     users: Collection<UserDocument>,
     indexes: Indexes,
     waiting: Arc<Mutex<mpsc::Receiver<QueuedInsert>>>,
     calls: CallLimiter,
 ) {
-    let mut taken = Vec::with_capacity(MAX_BATCH);
+    let mut queued = Vec::with_capacity(MAX_BATCH);
     loop {
         {
             let mut waiting = waiting.lock().await;
-            if waiting.recv_many(&mut taken, MAX_BATCH).await == 0 {
+            if waiting.recv_many(&mut queued, MAX_BATCH).await == 0 {
                 return;
             }
-            // Passwords are hashed several at once, so the next documents are just being made.
+            // Passwords are hashed in parallel, so tasks with further documents are often ready to run.
             tokio::task::yield_now().await;
-            while taken.len() < MAX_BATCH
+            while queued.len() < MAX_BATCH
                 && let Ok(next) = waiting.try_recv()
             {
-                taken.push(next);
+                queued.push(next);
             }
         }
-        // Whoever gave up has been told that it failed.
-        let batch = taken.drain(..).filter(|insert| !insert.done.is_closed());
+        // The callers of closed inserts have timed out and reported a failure.
+        let batch = queued.drain(..).filter(|insert| !insert.done.is_closed());
         let (documents, waiters): (Vec<_>, Vec<_>) =
             batch.map(|insert| (insert.document, (insert.is_sent, insert.done))).unzip();
         if waiters.is_empty() {
@@ -96,7 +101,7 @@ async fn write_batches(
     }
 }
 
-/// Writes a batch. How each document fared, in their order.
+/// Writes a batch. Returns the results in the order of the documents.
 async fn write(
     users: &Collection<UserDocument>,
     indexes: &Indexes,
@@ -107,9 +112,10 @@ async fn write(
     let count = documents.len();
     if let Err(error) = indexes.ensure(users).await {
         tracing::warn!(
+            event = "indexes_not_ready",
             %error,
             documents = count,
-            "nothing is inserted before the unique indexes are there"
+            "inserts failed because the unique indexes could not be verified"
         );
         return vec![Err(StoreError); count];
     }

@@ -65,11 +65,9 @@ impl DataFile {
 
     /// Closes the file and retries to open it every second until that succeeds or `is_used` returns false.
     ///
-    /// After a failed write, redb refuses all further operations until the file is reopened.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "runs on a dedicated thread with no other work"
-    )]
+    /// redb makes every I/O error fatal: it fails all later operations until the file is reopened (redb pull request
+    /// 836).
+    #[expect(clippy::disallowed_methods, reason = "runs on a dedicated thread with no other work")]
     pub(super) fn reopen(&self, is_used: impl Fn() -> bool) {
         let set = |database| {
             *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
@@ -195,7 +193,10 @@ mod tests {
         }
         for other in [&b"not a database"[..], &[0; 8192], b"red"] {
             let error = open_error(other).unwrap();
-            assert!(error.contains("not a data file of muster, or one with a damaged header"), "{error}");
+            assert!(
+                error.contains("not a data file of muster, or one with a damaged header"),
+                "{error}"
+            );
         }
     }
 

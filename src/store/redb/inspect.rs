@@ -1,4 +1,4 @@
-//! What `doctor` can see of the data file and its folder without changing either.
+//! Checks of `muster doctor` on the data file and its directory, without changing either.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -14,10 +14,10 @@ use crate::config::secret_file;
 use crate::telemetry::finding::Finding;
 
 const CHECK: &str = "data file";
-const FOLDER: &str = "data folder";
-const ELSEWHERE: &str = "set MUSTER_STORE to another place";
+const DIRECTORY: &str = "data directory";
+const ELSEWHERE: &str = "set MUSTER_STORE to another file";
 
-/// Looks at the file, its folder and the umask with which files are created.
+/// Checks the file, its directory and the process's umask.
 pub(in crate::store) fn inspect(path: &Path) -> Vec<Finding> {
     let mut findings = match std::fs::metadata(path) {
         _ if is_lost(path) => vec![lost(path)],
@@ -25,22 +25,19 @@ pub(in crate::store) fn inspect(path: &Path) -> Vec<Finding> {
         Err(error) if error.kind() == ErrorKind::NotFound => vec![missing(path)],
         Err(error) => vec![unusable(path, &error.to_string(), ELSEWHERE)],
     };
-    findings.extend(folder(path));
+    findings.extend(directory(path));
     findings.extend(umask());
     findings
 }
 
-/// A file whose secret is there had users before; a start refuses to make a new one.
+/// Reports a lost file: its secret shows that it had users, so a start refuses to create a new one.
 fn lost(path: &Path) -> Finding {
     let secret = secret_file(path);
     let secret = secret.display();
     Finding::error(
         CHECK,
-        format!(
-            "{} is missing or empty, but {secret} is there: it had users before",
-            path.display()
-        ),
-        format!("put the data file back, or remove {secret} to begin without users"),
+        format!("{} is missing or empty, but {secret} exists: it had users before", path.display()),
+        format!("restore the data file, or remove {secret} to begin without users"),
     )
 }
 
@@ -55,7 +52,7 @@ fn existing(path: &Path, file: &std::fs::Metadata) -> Finding {
     }
     if let Err(error) = OpenOptions::new().read(true).write(true).open(path) {
         let remedy =
-            "make it readable and writable for this user, or set MUSTER_STORE to another place";
+            "make it readable and writable for this user, or set MUSTER_STORE to another file";
         return unusable(path, &format!("cannot be opened: {error}"), remedy);
     }
     let contents = contents(path, file.len());
@@ -66,28 +63,28 @@ fn existing(path: &Path, file: &std::fs::Metadata) -> Finding {
     if mode & 0o077 != 0 {
         return Finding::warning(
             CHECK,
-            format!("{shown} can be read by others, and holds password hashes"),
+            format!("{shown} contains password hashes, and other users can read it"),
             format!("chmod 600 {shown}"),
         );
     }
     if file.uid() != own {
         return Finding::warning(
             CHECK,
-            format!("{shown} belongs to user {}, and this is user {own}", file.uid()),
-            format!("chown it to the user that runs muster: chown {own} {shown}"),
+            format!("{shown} belongs to user {}, but this process runs as user {own}", file.uid()),
+            format!("give it to the user that runs muster: chown {own} {shown}"),
         );
     }
     contents
 }
 
-/// Whether it is what a start can use. Opened for reading alone: for writing, redb would mark it as open.
+/// Checks that a start could use the file. Opens it read-only, because redb marks a file that is open for writing.
 fn contents(path: &Path, length: u64) -> Finding {
     let shown = path.display();
     if length == 0 {
         return Finding::note(
             CHECK,
             format!("{shown} is empty"),
-            "nothing: the first start fills it",
+            "nothing: the first start initializes it",
         );
     }
     let database = match Database::builder().open_read_only(path) {
@@ -95,11 +92,11 @@ fn contents(path: &Path, length: u64) -> Finding {
         Err(DatabaseError::DatabaseAlreadyOpen) => {
             return Finding::note(
                 CHECK,
-                format!("{shown} is in use by a running muster; only one can have it open"),
-                "nothing, or stop that one before another starts",
+                format!("{shown} is open in another muster process; only one can have it open"),
+                "nothing, or stop that process before another starts",
             );
         }
-        // It was not closed: a process that ends closes nothing, and each start repairs it.
+        // The file was not closed. A muster process never closes it when it ends, and each start repairs it.
         Err(DatabaseError::RepairAborted) => return sound(path, length),
         Err(error) => {
             return unusable(path, &format!("is not a data file of muster: {error}"), ELSEWHERE);
@@ -115,7 +112,7 @@ fn sound(path: &Path, length: u64) -> Finding {
     Finding::ok(CHECK, format!("{}, {} KiB", path.display(), length / 1024))
 }
 
-/// The tables a start opens; one that is missing would be created.
+/// Opens the tables that a start opens. A missing table is not an error: a start creates it.
 fn tables(database: &impl ReadableDatabase) -> Result<(), redb::Error> {
     let transaction = database.begin_read()?;
     let opened = [
@@ -131,60 +128,61 @@ fn tables(database: &impl ReadableDatabase) -> Result<(), redb::Error> {
     }
 }
 
-/// Whether the first start could create it. Tried with a file of another name, removed right after: a
-/// read-only disk, a quota and a file system that takes no files show in no permission.
+/// Checks that the first start could create the file, by creating and removing a file of another name. A
+/// read-only disk or a quota does not show in the permissions.
 fn missing(path: &Path) -> Finding {
     let shown = path.display();
     if !parent(path).is_dir() {
         return unusable(
             path,
-            "its directory is not there",
-            "make the directory, or set MUSTER_STORE to another place",
+            "its directory does not exist",
+            "create the directory, or set MUSTER_STORE to another file",
         );
     }
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".doctor-{}", std::process::id()));
     let trial = PathBuf::from(name);
-    let made = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&trial);
-    match made.and_then(|_| std::fs::remove_file(&trial)) {
+    let created =
+        OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&trial);
+    match created.and_then(|_| std::fs::remove_file(&trial)) {
         Ok(()) => Finding::note(
             CHECK,
-            format!("{shown} is not there yet"),
-            "nothing: the first start makes it",
+            format!("{shown} does not exist yet"),
+            "nothing: the first start creates it",
         ),
         Err(error) => unusable(
             path,
             &format!("cannot be created: {error}"),
-            "make its directory writable for this user, or set MUSTER_STORE to another place",
+            "make its directory writable for this user, or set MUSTER_STORE to another file",
         ),
     }
 }
 
-/// Whether others could replace the file, however private it is itself.
-fn folder(path: &Path) -> Option<Finding> {
+/// Checks whether other users could replace the file, whatever its own permissions are.
+fn directory(path: &Path) -> Option<Finding> {
     let parent = parent(path);
-    let (shown, folder) = (parent.display(), std::fs::metadata(parent).ok()?);
-    let (mode, own) = (folder.permissions().mode(), geteuid().as_raw());
+    let (shown, directory) = (parent.display(), std::fs::metadata(parent).ok()?);
+    let (mode, own) = (directory.permissions().mode(), geteuid().as_raw());
     let (is_writable, is_sticky) = (mode & 0o022 != 0, mode & 0o1000 != 0);
     Some(if is_writable && !is_sticky {
         Finding::warning(
-            FOLDER,
-            format!("{shown} can be written by others, who can replace the data file"),
+            DIRECTORY,
+            format!("other users can write to {shown} and replace the data file"),
             format!("chmod go-w {shown}"),
         )
-    } else if ![own, 0].contains(&folder.uid()) {
+    } else if ![own, 0].contains(&directory.uid()) {
         Finding::warning(
-            FOLDER,
-            format!("{shown} belongs to user {}, who can replace the data file", folder.uid()),
+            DIRECTORY,
+            format!("{shown} belongs to user {}, who can replace the data file", directory.uid()),
             format!("chown {own} {shown}"),
         )
     } else {
-        Finding::ok(FOLDER, format!("{shown} can be written by its owner alone"))
+        Finding::ok(DIRECTORY, format!("only its owner can write to {shown}"))
     })
 }
 
-/// The data file and the secret are created for their owner alone whatever the umask is; one that takes the
-/// owner's own permissions lets the next start fail.
+/// Checks that the umask keeps the owner's permissions: otherwise a start could not open the file that an earlier
+/// one created. The modes of the data file and the secret grant nothing to other users.
 fn umask() -> Option<Finding> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let text = status.lines().find_map(|line| line.strip_prefix("Umask:"))?.trim();
@@ -192,12 +190,13 @@ fn umask() -> Option<Finding> {
     (umask & 0o600 != 0).then(|| {
         Finding::warning(
             "umask",
-            format!("{text}: a data file that is created could not be opened again by its owner"),
+            format!("{text}: the owner of a new data file could not reopen it"),
             "umask 077, or UMask=0077 in the unit",
         )
     })
 }
 
+/// The directory of a file; `.` for a bare file name.
 fn parent(path: &Path) -> &Path {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     parent.unwrap_or(Path::new("."))

@@ -1,5 +1,6 @@
-//! The versions of address keys in the embedded file: checked when it is prepared, recomputed by
-//! `muster reindex`. The table `versions` says that no outdated key is left.
+//! The versions of address keys in the redb file: `prepare` checks them, `muster reindex` recomputes them.
+//!
+//! An entry in the table `versions` records that no outdated key is left.
 
 use std::path::Path;
 
@@ -10,16 +11,16 @@ use redb::{
     TableDefinition, WriteTransaction,
 };
 
-use super::{EMAILS, UserKey, USERS, encode, unreadable};
+use super::{EMAILS, USERS, UserKey, encode, unreadable};
 use crate::domain::{Email, StoredUser, UserId};
 use crate::store::document::UserDocument;
-use crate::store::reindex::{Holder, AddressKeys, REMEDY};
+use crate::store::reindex::{AddressKeys, Holder, REMEDY};
 use crate::telemetry::finding::Finding;
 
 const VERSIONS: TableDefinition<'_, &str, i32> = TableDefinition::new("versions");
 const EMAIL_KEY: &str = "emailKey";
 
-/// Whether keys have to be recomputed before anything is written. If not, that is noted.
+/// Whether keys have to be recomputed before a user is inserted. If not, records that in the table `versions`.
 pub(super) fn is_due(transaction: &WriteTransaction) -> Result<bool, redb::Error> {
     let marked = transaction.open_table(VERSIONS)?.get(EMAIL_KEY)?.map(|version| version.value());
     if marked == Some(Email::KEY_VERSION) {
@@ -33,12 +34,12 @@ pub(super) fn is_due(transaction: &WriteTransaction) -> Result<bool, redb::Error
     Ok(due)
 }
 
-/// Whether keys have to be recomputed, for doctor. Nothing is said of a file that is in use: the muster that
-/// uses it has checked.
+/// Reports outdated keys to `muster doctor`. Returns `None` if the file is in use: the process that has it open
+/// checked it when it started.
 pub(in crate::store) fn inspect(path: &Path) -> Option<Finding> {
     let check = "address keys";
     let database = ReadOnlyDatabase::open(path).ok()?;
-    let outdated = found(&database.begin_read().ok()?).ok()?;
+    let outdated = find_outdated(&database.begin_read().ok()?).ok()?;
     Some(match outdated.len() {
         0 => Finding::ok(check, format!("of version {}", Email::KEY_VERSION)),
         count => {
@@ -47,26 +48,26 @@ pub(in crate::store) fn inspect(path: &Path) -> Option<Finding> {
     })
 }
 
-/// The file, opened for the command alone; without `apply` its users are only read.
+/// The data file, opened by the command. A dry run opens it read-only.
 pub(in crate::store) enum ReindexFile {
-    Read(ReadOnlyDatabase),
-    Written(Database),
+    ReadOnly(ReadOnlyDatabase),
+    Writable(Database),
 }
 
 impl ReindexFile {
     pub(in crate::store) fn open(path: &Path, apply: bool) -> anyhow::Result<Self> {
         let opened = if apply {
-            Database::open(path).map(Self::Written)
+            Database::open(path).map(Self::Writable)
         } else {
             match ReadOnlyDatabase::open(path) {
-                // A process that ends does not close the file. Opening it repairs it, as each start does.
-                Err(DatabaseError::RepairAborted) => Database::open(path).map(Self::Written),
-                opened => opened.map(Self::Read),
+                // A muster process never closes the file when it ends; opening it for writing repairs it.
+                Err(DatabaseError::RepairAborted) => Database::open(path).map(Self::Writable),
+                opened => opened.map(Self::ReadOnly),
             }
         };
         opened.with_context(|| {
             format!(
-                "{}: cannot be opened; stop the muster that uses it, check MUSTER_STORE",
+                "{}: cannot be opened; stop the muster process that uses it, and check MUSTER_STORE",
                 path.display()
             )
         })
@@ -74,20 +75,20 @@ impl ReindexFile {
 
     fn read(&self) -> anyhow::Result<ReadTransaction> {
         Ok(match self {
-            Self::Read(database) => database.begin_read()?,
-            Self::Written(database) => database.begin_read()?,
+            Self::ReadOnly(database) => database.begin_read()?,
+            Self::Writable(database) => database.begin_read()?,
         })
     }
 
     fn write(&self) -> anyhow::Result<WriteTransaction> {
         match self {
-            Self::Read(_) => anyhow::bail!("the file is open for reading alone"),
-            Self::Written(database) => Ok(database.begin_write()?),
+            Self::ReadOnly(_) => anyhow::bail!("the data file is open read-only"),
+            Self::Writable(database) => Ok(database.begin_write()?),
         }
     }
 }
 
-fn found(transaction: &ReadTransaction) -> Result<Vec<Holder>, redb::Error> {
+fn find_outdated(transaction: &ReadTransaction) -> Result<Vec<Holder>, redb::Error> {
     outdated(&transaction.open_table(EMAILS)?, &transaction.open_table(USERS)?)
 }
 
@@ -118,7 +119,7 @@ fn holder(user: UserDocument) -> Option<Holder> {
 #[async_trait]
 impl AddressKeys for ReindexFile {
     async fn outdated(&self) -> anyhow::Result<Vec<Holder>> {
-        Ok(found(&self.read()?)?)
+        Ok(find_outdated(&self.read()?)?)
     }
 
     async fn holder(&self, key: &str) -> anyhow::Result<Option<Holder>> {
@@ -136,11 +137,12 @@ impl AddressKeys for ReindexFile {
             let mut users = transaction.open_table(USERS)?;
             let mut emails = transaction.open_table(EMAILS)?;
             let stored = users.get(id.0.bytes())?.map(|user| super::decode(user.value()));
-            let mut user = stored.transpose()?.context("a user is gone")?;
+            let mut user =
+                stored.transpose()?.context("a user has disappeared from the data file")?;
             if let Some(key) = key {
-                let taken = emails.get(key)?.map(|holder| holder.value());
-                if taken.is_some_and(|holder| holder != id.0.bytes()) {
-                    // Dropped without a commit: nothing has changed.
+                let holder = emails.get(key)?.map(|holder| holder.value());
+                if holder.is_some_and(|holder| holder != id.0.bytes()) {
+                    // Dropping the transaction without a commit changes nothing.
                     return Ok(false);
                 }
                 if let Some(old) = user.email_key.replace(key.to_owned()) {
