@@ -1,7 +1,8 @@
-//! Model check of the job queue: `shuttle` runs requesters and hashing threads in thousands of orders of
-//! their steps, and reports a deadlock with the schedule that leads to it. A lost wake-up is a deadlock.
+//! Model check of the job queue with `shuttle`.
 //!
-//! The code under test is the file that the pool uses, compiled here with the checker's primitives.
+//! `shuttle` runs requesters and hashing threads in thousands of interleavings, and reports the one that leads to a
+//! deadlock. A lost wake-up is a deadlock. The code under test is `job_queue.rs`, compiled here with the primitives of
+//! `shuttle`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::job_queue::JobQueue;
-use super::queue_state::{Capacity, JobResult, HashJob, Task};
-use super::{Priority, HashError, Timed, queue_state};
+use super::queue_state::{Capacity, HashJob, JobResult, Task};
+use super::{HashError, Priority, Timed, queue_state};
 
 #[path = "job_queue.rs"]
 #[allow(clippy::duplicate_mod, reason = "compiled a second time, with the primitives below")]
@@ -25,13 +26,13 @@ mod sync {
     pub(super) use shuttle::sync::{Condvar, Mutex, MutexGuard};
 }
 
-/// Orders that a scheduler tries in each test.
+/// Number of interleavings that a scheduler tries in each test.
 const SCHEDULES: usize = 3000;
-/// Lanes of a hashing thread. Two, so that a thread can be full, have room, or be idle.
+/// Lanes of a hashing thread. With two, a thread can be full, partly occupied or idle.
 const LANES: usize = 2;
 const MS: Duration = Duration::from_millis(1);
 
-/// Random orders, and orders with few preemptions, which find most races sooner.
+/// Checks random interleavings, and interleavings with few preemptions, which find most races sooner.
 fn check(model: fn()) {
     run(RandomScheduler::new(SCHEDULES), model);
     run(PctScheduler::new(3, SCHEDULES), model);
@@ -45,7 +46,7 @@ fn any(n: u32) -> bool {
     shuttle::rand::thread_rng().gen_range(0..n) == 0
 }
 
-/// A queue close to the limit of contention, so that one observation crosses it.
+/// Returns a queue whose contention is close to the limit, so that one observation crosses it.
 fn queue() -> Arc<JobQueue> {
     let queue = JobQueue::default();
     (0..4).for_each(|_| queue.record_work(4 * MS, MS, false));
@@ -53,22 +54,22 @@ fn queue() -> Arc<JobQueue> {
     Arc::new(queue)
 }
 
-/// Hashing threads as in `slots`, but a stride takes no time and may find the processor contended or not.
+/// Starts hashing threads as in `pool`. A stride takes no time and randomly observes contention or none.
 fn start_threads(queue: &Arc<JobQueue>) -> Vec<thread::JoinHandle<()>> {
     let hash = |queue: Arc<JobQueue>| {
-        let mut begun = Vec::new();
+        let mut running = Vec::new();
         loop {
-            let (lanes, is_idle) = (LANES - begun.len(), begun.is_empty());
+            let (lanes, is_idle) = (LANES - running.len(), running.is_empty());
             let bulk = lanes.min(usize::from(is_idle || any(2)));
             let Some(jobs) = queue.next(&Capacity { lanes, bulk, is_idle }) else { break };
             assert!(jobs.len() <= lanes && !(is_idle && jobs.is_empty()));
-            begun.extend(jobs);
+            running.extend(jobs);
             if any(2) {
-                finish(begun.remove(0));
+                finish(running.remove(0));
             }
-            queue.record_work(if any(2) { 4 * MS } else { MS }, MS, begun.is_empty());
+            queue.record_work(if any(2) { 4 * MS } else { MS }, MS, running.is_empty());
         }
-        assert!(begun.is_empty(), "a thread ended with jobs in its lanes");
+        assert!(running.is_empty(), "a thread ended with jobs in its lanes");
     };
     let spawn = |_| {
         let queue = queue.clone();
@@ -86,15 +87,15 @@ fn finish(job: HashJob) {
 
 type ResultReceiver = oneshot::Receiver<JobResult<String>>;
 
-fn class() -> Priority {
+fn any_priority() -> Priority {
     if any(2) { Priority::Interactive } else { Priority::Bulk }
 }
 
-fn push(queue: &JobQueue, class: Priority, expires: Option<Instant>) -> ResultReceiver {
+fn push(queue: &JobQueue, priority: Priority, expires: Option<Instant>) -> ResultReceiver {
     let (done, hashed) = oneshot::channel();
     let task = Task::Hash { cost: 4, done };
     let password = SecretString::from("secret-1");
-    queue.push(HashJob { priority: class, password, task, expires, arrived: Instant::now() }).unwrap();
+    queue.push(HashJob { priority, password, task, expires, queued_at: Instant::now() }).unwrap();
     hashed
 }
 
@@ -102,7 +103,7 @@ fn join(threads: Vec<thread::JoinHandle<()>>) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// Each requester waits for its result, so no later push wakes a thread for it.
+/// Every requester waits for its result, so that no later push can make up for a lost wake-up.
 #[test]
 fn no_wake_up_is_lost() {
     check(|| {
@@ -111,15 +112,16 @@ fn no_wake_up_is_lost() {
         let request = |expires: Option<Instant>| {
             let queue = queue.clone();
             move || {
-                let hashed = shuttle::future::block_on(push(&queue, class(), expires)).unwrap();
+                let hashed =
+                    shuttle::future::block_on(push(&queue, any_priority(), expires)).unwrap();
                 let expected = if expires.is_some() { Some(HashError::Expired) } else { None };
                 assert_eq!(hashed.err(), expected);
             }
         };
         let mut requesters = vec![thread::spawn(request(None)), thread::spawn(request(None))];
         requesters.push(thread::spawn(request(Some(Instant::now()))));
-        // This requester leaves: its job takes a wake-up and is not done.
-        drop(push(&queue, class(), None));
+        // This requester drops its receiver: its job consumes a wake-up and is not run.
+        drop(push(&queue, any_priority(), None));
         request(None)();
         join(requesters);
         queue.close();
@@ -133,7 +135,8 @@ fn closed_queue_is_drained_before_its_threads_end() {
     check(|| {
         let queue = queue();
         let hashing = start_threads(&queue);
-        let requests: Vec<ResultReceiver> = (0..4).map(|_| push(&queue, class(), None)).collect();
+        let requests: Vec<ResultReceiver> =
+            (0..4).map(|_| push(&queue, any_priority(), None)).collect();
         queue.close();
         join(hashing);
         assert!(queue.is_closed());
@@ -144,13 +147,13 @@ fn closed_queue_is_drained_before_its_threads_end() {
     });
 }
 
-/// A thread sleeps while a busy one is to take the job. It is woken when contention ends first.
+/// During contention, an idle thread leaves a job to a busy thread. The end of contention wakes the idle thread.
 #[test]
 fn sleeping_thread_is_woken_when_contention_ends() {
     check(|| {
         let queue = Arc::new(JobQueue::default());
-        // A busy thread, and contention that one stride ends.
-        let first = push(&queue, class(), None);
+        // One busy thread, and contention that ends after one more stride.
+        let first = push(&queue, any_priority(), None);
         let capacity = || Capacity { lanes: LANES, bulk: LANES, is_idle: true };
         queue.next(&capacity()).unwrap().into_iter().for_each(finish);
         drop(first);
@@ -158,13 +161,13 @@ fn sleeping_thread_is_woken_when_contention_ends() {
         (0..5).for_each(|_| queue.record_work(MS, MS, false));
         let other = queue.clone();
         let asleep = thread::spawn(move || other.next(&capacity()).map(|jobs| jobs.len()));
-        let _requester = push(&queue, class(), None);
+        let _requester = push(&queue, any_priority(), None);
         queue.record_work(MS, MS, false);
         assert_eq!(asleep.join().unwrap(), Some(1));
     });
 }
 
-/// One thread and one requester: every order there is.
+/// Checks all interleavings of one thread and one requester.
 #[test]
 fn one_thread_takes_its_job_in_every_order() {
     let model = || {

@@ -1,9 +1,9 @@
-//! Chooses what a thread hashes with: a backend of `bcrypt-lanes` and a number of lanes.
+//! Chooses the hash kernel: a backend of `bcrypt-lanes` with a number of lanes, or the `bcrypt` crate.
 //!
-//! A process starts with the usual kernel, after its self-test. Which one is fastest depends on the
-//! processor, and now and then on where the linker placed a loop. So the others are measured while the
-//! threads are idle, and one that is clearly faster replaces it. Where the lanes fail their self-test
-//! or are slower than the `bcrypt` crate, the crate hashes.
+//! A process starts with the default kernel, after its self-test. Which kernel is fastest depends on the
+//! processor, and sometimes on where the linker placed a loop. So the other kernels are measured while the
+//! threads are idle, and a clearly faster one replaces the default. The `bcrypt` crate is used if the lanes fail
+//! their self-test or are slower.
 
 use std::fmt;
 use std::hint::black_box;
@@ -13,32 +13,31 @@ use bcrypt::Version;
 use bcrypt_lanes::{Backend, Cost, Job, Lanes, MAX_LANES, Miscomputed};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Cost of the hashes that are measured: a batch takes one or two milliseconds.
+/// Cost of the measured hashes. At this cost, a batch takes one or two milliseconds.
 const MEASURED_COST: u32 = 4;
-/// Batches measured before the start; they warm the processor up too.
+/// Number of batches measured at start, which also warm up the processor.
 const FIRST_ROUNDS: u32 = 2;
-/// Batches of each kernel that are measured later; the best of each counts, because other work only ever
-/// adds time.
+/// Number of batches of each kernel in the later measurement. The fastest counts, because other work only adds time.
 const ROUNDS: u32 = 6;
-/// Fastest, or within a tenth of it, on every processor that was measured; see docs/performance.md.
+/// The fastest number of lanes, or within a tenth of it, on every measured processor; see docs/performance.md.
 const DEFAULT_WIDTH: usize = 6;
 /// Numbers of lanes that are measured.
 const WIDTHS: [usize; 5] = [1, 4, 5, 6, 7];
-/// Another must be faster than the usual one by this much: while another process is on the same core,
-/// all look alike, and the fastest then may be the slowest a second later.
+/// Minimum speed-up over the default kernel. Load on the same core makes all kernels look alike, and the fastest one
+/// of such a measurement may be the slowest a second later.
 const MIN_SPEEDUP: f64 = 1.1;
 
-/// What to hash with.
+/// The code that hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
     /// The `bcrypt` crate, one password at a time.
     Scalar,
-    /// Up to this many passwords at a time.
+    /// This backend of `bcrypt-lanes`, with up to this many passwords in parallel.
     Lanes(Backend, usize),
 }
 
 impl Kernel {
-    /// Passwords that it takes at the same time.
+    /// Number of passwords that are hashed in parallel.
     pub fn width(self) -> usize {
         match self {
             Self::Scalar => 1,
@@ -46,7 +45,8 @@ impl Kernel {
         }
     }
 
-    /// New lanes of this kernel; `None` for the crate, and where this processor cannot run the backend.
+    /// Allocates the lanes of this kernel. Returns `None` for the scalar kernel, and if this processor cannot run the
+    /// backend.
     pub(super) fn lanes(self) -> Option<Box<Lanes>> {
         match self {
             Self::Scalar => None,
@@ -54,8 +54,8 @@ impl Kernel {
         }
     }
 
-    /// The configured number of lanes or the usual one, on the fastest backend that passes its self-test,
-    /// and its rate. Takes about 20 ms.
+    /// Returns the kernel for the start and its rate: the configured or the default number of lanes, on the fastest
+    /// backend that passes its self-test. Takes about 20 ms.
     pub fn initial(configured: Option<usize>) -> (Self, HashRate) {
         let width = configured.unwrap_or(DEFAULT_WIDTH);
         let kernel = tested_backends()
@@ -68,17 +68,20 @@ impl Kernel {
         (kernel, measurement.rates()[0].1)
     }
 
-    /// The fastest kernel of this processor, unless `usual` is about as fast. Calls `may_go_on`
-    /// before each batch of about 2 ms; when it returns false, nothing is chosen.
-    pub fn fastest(usual: Self, mut may_go_on: impl FnMut() -> bool) -> Option<(Self, HashRate)> {
+    /// Returns the fastest kernel on this processor if it is clearly faster than `default`, otherwise `default`. Calls
+    /// `may_continue` before each batch of about 2 ms; returns `None` as soon as it returns false.
+    pub fn fastest(
+        default: Self,
+        mut may_continue: impl FnMut() -> bool,
+    ) -> Option<(Self, HashRate)> {
         let others = tested_backends()
             .into_iter()
             .flat_map(|backend| WIDTHS.map(|width| Self::Lanes(backend, width)));
-        let mut kernels = vec![usual, Self::Scalar];
-        kernels.extend(others.filter(|kernel| *kernel != usual));
+        let mut kernels = vec![default, Self::Scalar];
+        kernels.extend(others.filter(|kernel| *kernel != default));
         let mut measurement = Measurement::of(&kernels);
         for _ in 0..ROUNDS {
-            if !measurement.round(&mut may_go_on) {
+            if !measurement.round(&mut may_continue) {
                 return None;
             }
         }
@@ -89,7 +92,7 @@ impl Kernel {
 /// Tests every backend that this processor can run.
 ///
 /// # Errors
-/// Names the first kernel that does not compute bcrypt.
+/// Returns the first kernel that computes a wrong hash.
 pub fn self_test() -> Result<(), Miscomputed> {
     available_backends().try_for_each(bcrypt_lanes::self_test)
 }
@@ -98,24 +101,28 @@ fn available_backends() -> impl Iterator<Item = Backend> {
     Backend::ALL.into_iter().filter(|backend| backend.is_available())
 }
 
-/// Backends that compute bcrypt here, the fastest last.
+/// Backends that pass their self-test on this processor, the fastest last.
 fn tested_backends() -> Vec<Backend> {
     let passes = |backend: &Backend| match bcrypt_lanes::self_test(*backend) {
         Ok(()) => true,
         Err(error) => {
-            tracing::error!(event = "hash_self_test_failed", %error, "a hash kernel is not used");
+            tracing::error!(
+                event = "hash_self_test_failed",
+                %error,
+                "not using a hash backend that failed its self-test"
+            );
             false
         }
     };
     available_backends().filter(passes).collect()
 }
 
-/// Hashes a second of one thread.
+/// Hash rate of one thread.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct HashRate(f64);
 
 impl HashRate {
-    /// At a cost; each step halves it.
+    /// Hashes per second at a cost. Each step of the cost halves it.
     pub fn at(self, cost: u32) -> f64 {
         self.0 * 2f64.powi(MEASURED_COST as i32 - cost as i32)
     }
@@ -130,20 +137,20 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// Kernels in turn, and the best time of each so far.
+/// A measurement of several kernels in turns, with the best time of each so far.
 struct Measurement(Vec<(Kernel, BatchTimer, Duration)>);
 
 impl Measurement {
     fn of(kernels: &[Kernel]) -> Self {
-        let hasher = |kernel: &Kernel| (*kernel, BatchTimer::new(*kernel), Duration::MAX);
-        Self(kernels.iter().map(hasher).collect())
+        let timer = |kernel: &Kernel| (*kernel, BatchTimer::new(*kernel), Duration::MAX);
+        Self(kernels.iter().map(timer).collect())
     }
 
-    /// One batch of each; false if `may_go_on` was false before any.
-    fn round(&mut self, mut may_go_on: impl FnMut() -> bool) -> bool {
-        self.0.iter_mut().all(|(_, hasher, best)| {
-            may_go_on() && {
-                *best = (*best).min(hasher.time(MEASURED_COST));
+    /// Runs one batch of each kernel. Returns false as soon as `may_continue` does.
+    fn round(&mut self, mut may_continue: impl FnMut() -> bool) -> bool {
+        self.0.iter_mut().all(|(_, timer, best)| {
+            may_continue() && {
+                *best = (*best).min(timer.time(MEASURED_COST));
                 true
             }
         })
@@ -157,20 +164,20 @@ impl Measurement {
     }
 }
 
-/// Hashes full batches of one kernel, to measure it.
+/// Measures full batches of one kernel.
 pub struct BatchTimer {
-    /// None for the crate.
+    /// `None` for the scalar kernel.
     lanes: Option<Box<Lanes>>,
 }
 
 impl BatchTimer {
-    /// A hasher of this kernel; of the crate where this processor cannot run the kernel.
+    /// A timer of this kernel, or of the scalar kernel if this processor cannot run it.
     pub fn new(kernel: Kernel) -> Self {
         Self { lanes: kernel.lanes() }
     }
 
-    /// The processor time of one full batch on this thread at a cost of 4 to 31: on a busy machine, the
-    /// wall clock measures the other processes.
+    /// Returns the processor time of one full batch on this thread, at a cost of 4 to 31. The wall-clock time would
+    /// include other processes.
     pub fn time(&mut self, cost: u32) -> Duration {
         const PASSWORD: &[u8] = b"correct horse battery";
         let started = processor_time();
@@ -195,12 +202,12 @@ pub(super) fn processor_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
-/// The first one, or the fastest where that is clearly faster.
+/// Returns the first kernel, or the fastest one if that is clearly faster.
 fn clearly_fastest(rates: &[(Kernel, HashRate)]) -> (Kernel, HashRate) {
-    let usual = rates.first().copied().unwrap_or((Kernel::Scalar, HashRate(0.0)));
-    let clearly = rates.iter().filter(|(_, rate)| rate.0 > usual.1.0 * MIN_SPEEDUP);
+    let default = rates.first().copied().unwrap_or((Kernel::Scalar, HashRate(0.0)));
+    let clearly = rates.iter().filter(|(_, rate)| rate.0 > default.1.0 * MIN_SPEEDUP);
     let fastest = clearly.max_by(|(_, one), (_, other)| one.0.total_cmp(&other.0));
-    fastest.copied().unwrap_or(usual)
+    fastest.copied().unwrap_or(default)
 }
 
 #[cfg(test)]
@@ -212,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn another_kernel_must_be_clearly_faster_than_the_usual_one() {
+    fn only_a_clearly_faster_kernel_replaces_the_default() {
         let chosen = |four: f64, six: f64, eight: f64| {
             let rates = [
                 (lanes(6), HashRate(six)),

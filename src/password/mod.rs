@@ -1,18 +1,19 @@
-//! Passwords become bcrypt strings here, and are verified here, on a bounded number of threads
-//! that hash several at once.
+//! Hashes and verifies passwords with bcrypt, on a fixed number of threads that each hash several in parallel.
 
-mod worker;
 #[cfg(test)]
 mod interleavings;
+mod hasher;
 mod job_queue;
 pub mod kernel;
 mod pool;
 mod queue_state;
+mod worker;
 
-pub use kernel::{Kernel, HashRate};
-pub use pool::{Priority, HashError, HashPool, Timed, Usage};
+pub use hasher::PasswordHasher;
+pub use kernel::{HashRate, Kernel};
+pub use pool::{HashError, HashPool, Priority, Timed, Usage};
 
-/// The primitives that `job_queue` synchronises threads with.
+/// The synchronization primitives of `job_queue`.
 mod sync {
     pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
 }

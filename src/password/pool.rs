@@ -1,61 +1,62 @@
-//! A few threads that hash, and the queue of jobs before them.
+//! The hash pool: a fixed number of threads that hash passwords from one job queue.
 //!
-//! Hashing takes a core for tens to hundreds of milliseconds, so it happens on as many threads as
-//! there are cores and never on those that serve the network. Jobs spread over idle threads first; when
-//! all are at work, each takes more of what waits into its free lanes, beside the hashes it is in the
-//! midst of. Nobody waits for others to come or to end. A job whose deadline has passed, or whose
-//! requester is gone, is dropped before it starts.
+//! A hash occupies a core for tens to hundreds of milliseconds. So the pool has one thread per core, separate from
+//! the threads that serve the network. Jobs are distributed over idle threads first. When all threads are busy, each
+//! starts further jobs in its free lanes, next to its hashes in progress. A job never waits for others to arrive or to
+//! end. A job that has expired or whose requester is gone is dropped before it starts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use async_trait::async_trait;
 use secrecy::SecretString;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::worker::HashWorker;
 use super::job_queue::JobQueue;
+use super::hasher::PasswordHasher;
 use super::kernel::{Kernel, processor_time};
 use super::queue_state::{HashJob, Task};
+use super::worker::HashWorker;
 use crate::config;
 
-/// Who waits for a job.
+/// The priority of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// Somebody, now.
+    /// A client waits for the result.
     Interactive,
-    /// Nobody in particular; goes after the others.
+    /// No client waits; runs after interactive jobs.
     Bulk,
 }
 
-/// Why there is no hash.
+/// Why a job has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HashError {
-    /// The deadline passed before the job's turn came.
-    #[error("expired before it was hashed")]
+    /// The deadline passed before the job started.
+    #[error("the deadline passed before hashing started")]
     Expired,
-    /// Too many jobs wait already.
-    #[error("no hash slot free")]
+    /// The job queue is full.
+    #[error("the hash queue is full")]
     Full,
-    /// The hash library refused, or its thread is gone.
+    /// The hash library returned an error, or the hashing thread has ended.
     #[error("hashing failed")]
     Failed,
 }
 
-/// What came of a job, and its times.
+/// The result of a job, with its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timed<T> {
     /// The result.
     pub value: T,
-    /// In the queue.
+    /// Time in the job queue.
     pub queued_for: Duration,
-    /// In a lane, beside others perhaps.
+    /// Time in a lane.
     pub ran_for: Duration,
 }
 
-/// The hashing threads. Clones are the same threads, which end with the last of them.
+/// A pool of hashing threads. Clones share the threads, which end when the last clone is dropped.
 #[derive(Clone)]
 pub struct HashPool {
     queue: Arc<JobQueue>,
@@ -66,25 +67,27 @@ pub struct HashPool {
     _end: Arc<CloseOnDrop>,
 }
 
-/// What the slots have done since they started.
+/// Totals of a pool since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Passwords hashed or verified.
+    /// Number of passwords hashed or verified.
     pub jobs: u64,
-    /// All jobs' time in the queue together.
-    pub waited: Duration,
-    /// All threads' time at work together.
-    pub worked: Duration,
-    /// All jobs' time in lanes together; `hashed / worked` lanes were occupied on average.
-    pub hashed: Duration,
+    /// Total time of jobs in the queue.
+    pub queue_time: Duration,
+    /// Total busy time of all threads.
+    pub busy_time: Duration,
+    /// Total time of jobs in lanes. On average, `lane_time / busy_time` lanes of a busy thread were occupied.
+    pub lane_time: Duration,
 }
 
-/// Closes the queue when the last handle is dropped.
+/// Closes the queue when the last clone of a pool is dropped.
 struct CloseOnDrop(Arc<JobQueue>);
 
 impl HashPool {
-    /// Starts the threads with the usual kernel, and measures in the background whether another one is
-    /// clearly faster here, unless the settings fix the number of lanes.
+    /// Starts the threads with the default kernel. Unless the settings fix the number of lanes, measures in the
+    /// background whether another kernel is clearly faster, and switches to it.
+    ///
+    /// Returns an error if a thread cannot be started.
     pub fn start(settings: &config::PasswordSettings) -> anyhow::Result<Self> {
         let (kernel, rate) = Kernel::initial(settings.lanes);
         let (queue, usage) = (Arc::new(JobQueue::default()), Arc::new(Counters::default()));
@@ -109,135 +112,132 @@ impl HashPool {
         Ok(Self { queue, usage, threads: settings.threads, kernel: chosen, cost, _end: end })
     }
 
-    /// Jobs that can be worked on in parallel.
-    pub fn capacity(&self) -> usize {
-        self.threads * self.kernel().width()
-    }
-
-    /// What the threads hash with at present.
+    /// The current kernel.
     pub fn kernel(&self) -> Kernel {
         *lock(&self.kernel)
     }
 
-    /// Passwords that all threads together can hash in a second: as measured at the start, then as
-    /// seen with all lanes taken, because a machine that does other things too is slower.
-    pub fn per_second(&self) -> f64 {
-        self.threads as f64 * self.usage.rate.load(Ordering::Relaxed) as f64 / 1e6
-    }
-
-    /// The threads.
-    pub fn threads(&self) -> usize {
-        self.threads
-    }
-
-    /// Jobs that wait in the queue, and threads that are at work.
+    /// Numbers of queued jobs and of busy threads.
     pub fn load(&self) -> (usize, usize) {
         self.queue.load()
     }
 
-    /// What they have done so far.
+    /// Totals since the start.
     pub fn usage(&self) -> Usage {
         let counters = &self.usage;
         Usage {
             jobs: counters.jobs.load(Ordering::Relaxed),
-            waited: Duration::from_micros(counters.waited_us.load(Ordering::Relaxed)),
-            worked: Duration::from_micros(counters.worked_us.load(Ordering::Relaxed)),
-            hashed: Duration::from_micros(counters.hashed_us.load(Ordering::Relaxed)),
+            queue_time: Duration::from_micros(counters.queue_us.load(Ordering::Relaxed)),
+            busy_time: Duration::from_micros(counters.busy_us.load(Ordering::Relaxed)),
+            lane_time: Duration::from_micros(counters.lane_us.load(Ordering::Relaxed)),
         }
     }
+}
 
-    /// Hashes a password of at most 72 bytes into a `$2b$` string.
-    pub async fn hash(
+#[async_trait]
+impl PasswordHasher for HashPool {
+    async fn hash(
         &self,
         password: &SecretString,
-        class: Priority,
+        priority: Priority,
         expires: Option<Instant>,
     ) -> Result<Timed<String>, HashError> {
         let (done, hashed) = oneshot::channel();
         let task = Task::Hash { cost: self.cost, done };
-        let (password, arrived) = (password.clone(), Instant::now());
-        self.queue.push(HashJob { priority: class, password, task, expires, arrived })?;
+        let (password, queued_at) = (password.clone(), Instant::now());
+        self.queue.push(HashJob { priority, password, task, expires, queued_at })?;
         hashed.await.unwrap_or(Err(HashError::Failed))
     }
 
-    /// Whether a password belongs to a bcrypt string. Takes as long as hashing.
-    pub async fn verify(
+    async fn verify(
         &self,
         password: &SecretString,
         hash: &str,
-        class: Priority,
+        priority: Priority,
         expires: Option<Instant>,
     ) -> Result<Timed<bool>, HashError> {
         let (done, verified) = oneshot::channel();
         let task = Task::Verify { hash: hash.to_owned(), done };
-        let (password, arrived) = (password.clone(), Instant::now());
-        self.queue.push(HashJob { priority: class, password, task, expires, arrived })?;
+        let (password, queued_at) = (password.clone(), Instant::now());
+        self.queue.push(HashJob { priority, password, task, expires, queued_at })?;
         verified.await.unwrap_or(Err(HashError::Failed))
+    }
+
+    fn capacity(&self) -> usize {
+        self.threads * self.kernel().width()
+    }
+
+    fn per_second(&self) -> f64 {
+        self.threads as f64 * self.usage.rate.load(Ordering::Relaxed) as f64 / 1e6
+    }
+
+    fn threads(&self) -> usize {
+        self.threads
     }
 }
 
 #[derive(Default)]
 struct Counters {
     jobs: AtomicU64,
-    waited_us: AtomicU64,
-    worked_us: AtomicU64,
-    hashed_us: AtomicU64,
-    /// One thread's hashes in a million seconds.
+    queue_us: AtomicU64,
+    busy_us: AtomicU64,
+    lane_us: AtomicU64,
+    /// Hash rate of one thread, in hashes per million seconds.
     rate: AtomicU64,
 }
 
 impl Counters {
-    /// Moves the rate towards what was just seen, an eighth of the way for lanes full of hashes. Threads
-    /// may overwrite each other's step; the next one is soon.
-    fn learn(&self, seen: f64, weight: f64) {
-        let known = self.rate.load(Ordering::Relaxed) as f64;
+    /// Moves the average rate towards an observed one, by an eighth for one hash in every lane. Concurrent updates may
+    /// overwrite each other, which the next one corrects.
+    fn update_rate(&self, observed: f64, weight: f64) {
+        let average = self.rate.load(Ordering::Relaxed) as f64;
         self.rate.store(
-            (known + (seen * 1e6 - known) * weight.min(1.0) / 8.0) as u64,
+            (average + (observed * 1e6 - average) * weight.min(1.0) / 8.0) as u64,
             Ordering::Relaxed,
         );
     }
 }
 
-/// One thread: takes jobs and advances them, until the queue is closed. Takes over another kernel when
-/// it has no job in progress.
+/// Runs one thread: takes jobs and advances them until the queue is closed. Switches to the chosen kernel while no job
+/// is in progress.
 fn work(queue: &JobQueue, usage: &Counters, chosen: &Mutex<Kernel>, cost: u32) {
     let mut hasher = HashWorker::new(*lock(chosen), cost);
     while let Some(jobs) = queue.next(&hasher.capacity()) {
         if hasher.is_idle() && hasher.kernel() != *lock(chosen) {
             let faster = HashWorker::new(*lock(chosen), cost);
-            // Never narrower than the jobs just taken.
+            // Not if it has fewer lanes than the jobs just taken.
             if faster.capacity().lanes >= jobs.len() {
                 hasher = faster;
             }
         }
         let width = hasher.kernel().width();
         let (started, before) = (Instant::now(), processor_time());
-        let waited: Duration = jobs.iter().map(|job| started - job.arrived).sum();
-        usage.waited_us.fetch_add(micros(waited), Ordering::Relaxed);
+        let queue_time: Duration = jobs.iter().map(|job| started - job.queued_at).sum();
+        usage.queue_us.fetch_add(micros(queue_time), Ordering::Relaxed);
         usage.jobs.fetch_add(jobs.len() as u64, Ordering::Relaxed);
         let lanes = width - hasher.capacity().lanes + jobs.len();
         let hashes = hasher.work(jobs);
         let took = started.elapsed();
         queue.worked(took, processor_time().saturating_sub(before), hasher.is_idle());
-        usage.worked_us.fetch_add(micros(took), Ordering::Relaxed);
-        usage.hashed_us.fetch_add(lanes as u64 * micros(took), Ordering::Relaxed);
+        usage.busy_us.fetch_add(micros(took), Ordering::Relaxed);
+        usage.lane_us.fetch_add(lanes as u64 * micros(took), Ordering::Relaxed);
         if lanes == width {
-            usage.learn(hashes / took.as_secs_f64(), hashes / width as f64);
+            usage.update_rate(hashes / took.as_secs_f64(), hashes / width as f64);
         }
     }
 }
 
-/// Between two batches of the measurement, so that it leaves the processor to requests, and so that a
-/// burst of other work does not meet all batches.
+/// Pause between two batches of the measurement. It leaves the processor to requests, and keeps a burst of other work
+/// from affecting all batches.
 const MEASURE_PAUSE: Duration = Duration::from_millis(15);
 
-/// Measures all kernels while the threads are idle, and makes the fastest the chosen one. Gives up when
-/// the queue closes; waits as long as there are jobs.
+/// Measures all kernels while the threads are idle, and sets `chosen` to the fastest. Pauses while there are jobs, and
+/// stops when the queue is closed.
 fn choose(queue: &JobQueue, chosen: &Mutex<Kernel>) {
-    let usual = *lock(chosen);
-    let measured = Kernel::fastest(usual, || {
+    let default = *lock(chosen);
+    let measured = Kernel::fastest(default, || {
         loop {
-            #[expect(clippy::disallowed_methods, reason = "a thread of its own, without tasks")]
+            #[expect(clippy::disallowed_methods, reason = "runs on a dedicated thread")]
             std::thread::sleep(MEASURE_PAUSE);
             if queue.is_closed() {
                 return false;
@@ -247,14 +247,14 @@ fn choose(queue: &JobQueue, chosen: &Mutex<Kernel>) {
             }
         }
     });
-    let Some((fastest, _)) = measured.filter(|(fastest, _)| *fastest != usual) else { return };
+    let Some((fastest, _)) = measured.filter(|(fastest, _)| *fastest != default) else { return };
     if fastest == Kernel::Scalar {
         tracing::warn!(
             event = "hash_lanes_slow",
-            "the hash lanes are slower than the bcrypt crate on this processor; not used"
+            "hashing with the bcrypt crate, because the hash lanes are slower on this processor"
         );
     } else {
-        tracing::info!(event = "hash_kernel_changed", kernel = %fastest, "a faster hash kernel is used");
+        tracing::info!(event = "hash_kernel_changed", kernel = %fastest, "switched to a faster hash kernel");
     }
     *lock(chosen) = fastest;
 }
@@ -283,53 +283,53 @@ mod tests {
     use super::*;
     use secrecy::ExposeSecret;
 
-    fn slots(lanes: Option<usize>) -> HashPool {
+    fn pool(lanes: Option<usize>) -> HashPool {
         HashPool::start(&config::PasswordSettings { cost: 4, threads: 2, lanes }).unwrap()
     }
 
     #[tokio::test]
-    async fn what_is_hashed_verifies() {
+    async fn hashed_password_verifies() {
         for lanes in [None, Some(1), Some(4), Some(8)] {
-            hashes_verify(&slots(lanes)).await;
+            hashes_verify(&pool(lanes)).await;
         }
     }
 
-    async fn hashes_verify(slots: &HashPool) {
+    async fn hashes_verify(pool: &HashPool) {
         for password in ["secret-1", &"x".repeat(72), "pässwörd"] {
             let password = SecretString::from(password);
-            let hash = slots.hash(&password, Priority::Interactive, None).await.unwrap().value;
+            let hash = pool.hash(&password, Priority::Interactive, None).await.unwrap().value;
             assert!(hash.starts_with("$2b$04$") && hash.len() == 60, "{hash}");
-            assert!(slots.verify(&password, &hash, Priority::Bulk, None).await.unwrap().value);
+            assert!(pool.verify(&password, &hash, Priority::Bulk, None).await.unwrap().value);
             let other = SecretString::from("another");
-            assert!(!slots.verify(&other, &hash, Priority::Interactive, None).await.unwrap().value);
+            assert!(!pool.verify(&other, &hash, Priority::Interactive, None).await.unwrap().value);
         }
     }
 
     #[tokio::test]
-    async fn an_expired_job_is_not_hashed() {
+    async fn expired_job_is_not_hashed() {
         let expires = Some(Instant::now() - Duration::from_millis(1));
         let hashed =
-            slots(None).hash(&SecretString::from("secret-1"), Priority::Interactive, expires).await;
+            pool(None).hash(&SecretString::from("secret-1"), Priority::Interactive, expires).await;
         assert_eq!(hashed, Err(HashError::Expired));
     }
 
     #[tokio::test]
-    async fn every_job_of_a_crowd_gets_its_own_hash() {
-        let slots = slots(Some(4));
-        let crowd = (0..40).map(|n| {
-            let slots = slots.clone();
+    async fn concurrent_jobs_each_get_their_own_hash() {
+        let pool = pool(Some(4));
+        let jobs = (0..40).map(|n| {
+            let pool = pool.clone();
             async move {
                 let password = SecretString::from(format!("password {n}"));
-                let hash = slots.hash(&password, Priority::Interactive, None).await.unwrap().value;
+                let hash = pool.hash(&password, Priority::Interactive, None).await.unwrap().value;
                 assert!(bcrypt::verify(password.expose_secret(), &hash).unwrap(), "{n}");
                 hash
             }
         });
         let hashes: std::collections::HashSet<_> =
-            futures_util::future::join_all(crowd).await.into_iter().collect();
+            futures_util::future::join_all(jobs).await.into_iter().collect();
         assert_eq!(hashes.len(), 40);
-        let usage = slots.usage();
+        let usage = pool.usage();
         assert_eq!(usage.jobs, 40);
-        assert!(usage.hashed > usage.worked, "lanes were shared: {usage:?}");
+        assert!(usage.lane_time > usage.busy_time, "lanes were shared: {usage:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! What one thread has under way: jobs in lanes, which begin and end one by one. Called by `slots`
-//! alone.
+//! The jobs of one hashing thread: they run in lanes in parallel, and each starts and finishes on its own. Only
+//! `pool` uses it.
 
 use bcrypt::Version;
 use bcrypt_lanes::{Cost, Digest, Lanes, ParsedHash};
@@ -8,24 +8,24 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::kernel::Kernel;
-use super::queue_state::{Capacity, JobResult, HashJob, Task};
-use super::{Priority, HashError, Timed};
+use super::queue_state::{Capacity, HashJob, JobResult, Task};
+use super::{HashError, Priority, Timed};
 
-/// A hash is brought forward by this part of it at a time, and between two strides others may join it.
+/// Number of strides in a hash. Between two strides, further jobs can start.
 const STRIDES: u32 = 32;
-/// Below this many iterations to a stride, looking for others would cost more than it gives.
+/// Minimum number of iterations in a stride. With fewer, checking the queue costs more than it gains.
 const STRIDE_MIN: u32 = 16;
 
-/// One thread's jobs.
+/// The lanes of one thread and the jobs in them.
 pub(super) struct HashWorker {
     kernel: Kernel,
-    /// Of a hash at the configured cost.
+    /// Number of iterations of a hash at the configured cost.
     iterations: u32,
-    /// None where the crate hashes.
+    /// `None` for the scalar kernel.
     lanes: Option<Box<Lanes>>,
-    /// Whose each lane is.
-    begun: Vec<RunningJob>,
-    /// Iterations since a bulk job was begun.
+    /// The job of each lane, by the number of the lane.
+    running: Vec<RunningJob>,
+    /// Number of iterations since the last bulk job started.
     since_bulk: u32,
 }
 
@@ -33,12 +33,12 @@ pub(super) struct HashWorker {
 struct RunningJob {
     cost: Cost,
     salt: [u8; 16],
-    arrived: Instant,
-    started: Instant,
+    queued_at: Instant,
+    started_at: Instant,
     purpose: Purpose,
 }
 
-/// What its digest is for.
+/// What happens with the digest.
 enum Purpose {
     Hash(oneshot::Sender<JobResult<String>>),
     Verify { hash: ParsedHash, done: oneshot::Sender<JobResult<bool>> },
@@ -47,9 +47,9 @@ enum Purpose {
 impl HashWorker {
     pub(super) fn new(kernel: Kernel, cost: u32) -> Self {
         let lanes = kernel.lanes();
-        // A backend that this processor lacks, or a width that does not exist: never chosen.
+        // Falls back to the scalar kernel; `kernel` never chooses lanes that this processor cannot run.
         let kernel = if lanes.is_some() { kernel } else { Kernel::Scalar };
-        Self { kernel, iterations: 1 << cost, lanes, begun: Vec::new(), since_bulk: 0 }
+        Self { kernel, iterations: 1 << cost, lanes, running: Vec::new(), since_bulk: 0 }
     }
 
     pub(super) fn kernel(&self) -> Kernel {
@@ -57,48 +57,48 @@ impl HashWorker {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.begun.is_empty()
+        self.running.is_empty()
     }
 
-    /// The jobs that could begin now. Bulk jobs begin one by one, a lane's part of a hash apart: then lanes
-    /// come free one soon after the other, and a job that arrives during a flood waits for the next of them
+    /// Returns how many jobs can start now. Bulk jobs start one at a time, evenly spaced over a hash, so that lanes
+    /// become free in short intervals. During a flood of bulk jobs, an interactive job then waits for one interval
     /// instead of a whole hash.
     pub(super) fn capacity(&self) -> Capacity {
-        let lanes = self.kernel.width() - self.begun.len();
-        let apart = self.iterations / (self.kernel.width() as u32 + 1);
+        let lanes = self.kernel.width() - self.running.len();
+        let interval = self.iterations / (self.kernel.width() as u32 + 1);
         let bulk = if self.iterations < STRIDES * STRIDE_MIN {
             lanes
         } else {
-            lanes.min(usize::from(self.is_idle() || self.since_bulk >= apart))
+            lanes.min(usize::from(self.is_idle() || self.since_bulk >= interval))
         };
         Capacity { lanes, bulk, is_idle: self.is_idle() }
     }
 
-    /// Begins these jobs, advances all by a stride and finishes those that are done. Returns the work done
+    /// Starts these jobs, advances all jobs by one stride and finishes those that are complete. Returns the work done,
     /// in hashes at the configured cost.
     pub(super) fn work(&mut self, jobs: Vec<HashJob>) -> f64 {
         let Some(lanes) = &mut self.lanes else {
-            return jobs.into_iter().map(hash_alone).count() as f64;
+            return jobs.into_iter().map(hash_scalar).count() as f64;
         };
         for job in jobs {
             if job.priority == Priority::Bulk {
                 self.since_bulk = 0;
             }
-            begin(lanes, &mut self.begun, job);
+            start(lanes, &mut self.running, job);
         }
         let taken = lanes.taken();
         let done = lanes.advance((self.iterations / STRIDES).max(STRIDE_MIN));
         self.since_bulk = self.since_bulk.saturating_add(done);
         while let Some((lane, digest)) = lanes.finish() {
-            self.begun.swap_remove(lane).finish(&digest);
+            self.running.swap_remove(lane).finish(&digest);
         }
         taken as f64 * f64::from(done) / f64::from(self.iterations)
     }
 }
 
-/// Begins a job in a free lane, or fails it if it cannot be hashed.
-fn begin(lanes: &mut Lanes, begun: &mut Vec<RunningJob>, job: HashJob) {
-    let HashJob { password, task, arrived, .. } = job;
+/// Starts a job in a free lane. If that is not possible, the result of the job is [`HashError::Failed`].
+fn start(lanes: &mut Lanes, running: &mut Vec<RunningJob>, job: HashJob) {
+    let HashJob { password, task, queued_at, .. } = job;
     let mut salt = [0; 16];
     let (cost, salt, purpose) = match task {
         Task::Hash { cost, done } => match (getrandom::fill(&mut salt), Cost::new(cost)) {
@@ -112,7 +112,10 @@ fn begin(lanes: &mut Lanes, begun: &mut Vec<RunningJob>, job: HashJob) {
     };
     let password = password.expose_secret().as_bytes();
     match lanes.begin(cost, &bcrypt_lanes::Job { password, salt }) {
-        Ok(()) => begun.push(RunningJob { cost, salt, arrived, started: Instant::now(), purpose }),
+        Ok(()) => {
+            let started_at = Instant::now();
+            running.push(RunningJob { cost, salt, queued_at, started_at, purpose });
+        }
         Err(_) => match purpose {
             Purpose::Hash(done) => fail(done),
             Purpose::Verify { done, .. } => fail(done),
@@ -120,34 +123,34 @@ fn begin(lanes: &mut Lanes, begun: &mut Vec<RunningJob>, job: HashJob) {
     }
 }
 
-/// A send fails when the requester is gone, who then needs no answer.
+/// Sends a failure. The send itself fails if the requester is gone.
 fn fail<T>(done: oneshot::Sender<JobResult<T>>) {
     let _ = done.send(Err(HashError::Failed));
 }
 
 impl RunningJob {
-    /// Sends the result; to no one when the requester is gone.
+    /// Sends the result. The send fails if the requester is gone.
     fn finish(self, digest: &Digest) {
-        let (arrived, started) = (self.arrived, self.started);
+        let (queued_at, started_at) = (self.queued_at, self.started_at);
         match self.purpose {
             Purpose::Hash(done) => {
                 let hash = ParsedHash { cost: self.cost, salt: self.salt, digest: *digest };
-                let _ = done.send(Ok(timed(hash.to_string(), arrived, started)));
+                let _ = done.send(Ok(timed(hash.to_string(), queued_at, started_at)));
             }
             Purpose::Verify { hash, done } => {
-                let _ = done.send(Ok(timed(hash.matches(digest), arrived, started)));
+                let _ = done.send(Ok(timed(hash.matches(digest), queued_at, started_at)));
             }
         }
     }
 }
 
-fn timed<T>(value: T, arrived: Instant, started: Instant) -> Timed<T> {
-    Timed { value, queued_for: started - arrived, ran_for: started.elapsed() }
+fn timed<T>(value: T, queued_at: Instant, started_at: Instant) -> Timed<T> {
+    Timed { value, queued_for: started_at - queued_at, ran_for: started_at.elapsed() }
 }
 
-/// Hashes or verifies one password from beginning to end, without lanes.
-fn hash_alone(HashJob { password, task, arrived, .. }: HashJob) {
-    let started = Instant::now();
+/// Hashes or verifies one password with the `bcrypt` crate, without lanes.
+fn hash_scalar(HashJob { password, task, queued_at, .. }: HashJob) {
+    let started_at = Instant::now();
     let password = password.expose_secret().as_bytes();
     match task {
         Task::Hash { cost, done } => {
@@ -157,12 +160,12 @@ fn hash_alone(HashJob { password, task, arrived, .. }: HashJob) {
                 Err(_) => None,
             };
             let hashed = hashed.map(|parts| parts.format_for_version(Version::TwoB));
-            let hashed = hashed.map(|hash| timed(hash, arrived, started));
+            let hashed = hashed.map(|hash| timed(hash, queued_at, started_at));
             let _ = done.send(hashed.ok_or(HashError::Failed));
         }
         Task::Verify { hash, done } => {
             let verified = bcrypt::verify(password, &hash);
-            let verified = verified.map(|is_same| timed(is_same, arrived, started));
+            let verified = verified.map(|is_same| timed(is_same, queued_at, started_at));
             let _ = done.send(verified.map_err(|_| HashError::Failed));
         }
     }
@@ -180,22 +183,25 @@ mod tests {
 
     type HashReceiver = oneshot::Receiver<JobResult<String>>;
 
-    fn job(class: Priority, cost: u32) -> (HashJob, HashReceiver) {
+    fn job(priority: Priority, cost: u32) -> (HashJob, HashReceiver) {
         let (done, hashed) = oneshot::channel();
         let task = Task::Hash { cost, done };
         let password = SecretString::from("secret-1");
-        (HashJob { priority: class, password, task, expires: None, arrived: Instant::now() }, hashed)
+        (HashJob { priority, password, task, expires: None, queued_at: Instant::now() }, hashed)
     }
 
-    /// Keeps a hasher full of bulk jobs, and counts strides until so many are done.
-    fn flood(hasher: &mut HashWorker, cost: u32, jobs: usize) -> Vec<usize> {
+    /// Keeps a worker full of bulk jobs until this many are done. Returns the stride in which each finished.
+    fn flood(worker: &mut HashWorker, cost: u32, jobs: usize) -> Vec<usize> {
         let (mut waiting, mut ends) = (VecDeque::new(), Vec::new());
         for stride in 0.. {
             let (jobs_now, hashed): (Vec<_>, Vec<_>) =
-                (0..hasher.capacity().bulk).map(|_| job(Priority::Bulk, cost)).unzip();
+                (0..worker.capacity().bulk).map(|_| job(Priority::Bulk, cost)).unzip();
             waiting.extend(hashed);
-            hasher.work(jobs_now);
-            while waiting.front_mut().is_some_and(|hashed: &mut HashReceiver| hashed.try_recv().is_ok()) {
+            worker.work(jobs_now);
+            while waiting
+                .front_mut()
+                .is_some_and(|hashed: &mut HashReceiver| hashed.try_recv().is_ok())
+            {
                 waiting.pop_front();
                 ends.push(stride);
             }
@@ -207,9 +213,9 @@ mod tests {
     }
 
     #[test]
-    fn in_a_flood_a_lane_comes_free_again_and_again() {
-        let mut hasher = HashWorker::new(Kernel::Lanes(Backend::Portable, 4), 9);
-        let ends = flood(&mut hasher, 9, 20);
+    fn lanes_become_free_in_short_intervals_during_a_flood() {
+        let mut worker = HashWorker::new(Kernel::Lanes(Backend::Portable, 4), 9);
+        let ends = flood(&mut worker, 9, 20);
         let gaps: Vec<usize> = ends.windows(2).skip(6).map(|ends| ends[1] - ends[0]).collect();
         assert!(gaps.iter().all(|gap| *gap <= STRIDES as usize / 2), "{gaps:?}");
         let busy: usize = gaps[..12].iter().sum();
@@ -217,15 +223,15 @@ mod tests {
     }
 
     #[test]
-    fn cheap_hashes_do_not_queue_up_for_that() {
-        let hasher = HashWorker::new(Kernel::Lanes(Backend::Portable, 6), 4);
-        assert_eq!((hasher.capacity().lanes, hasher.capacity().bulk), (6, 6));
+    fn cheap_bulk_hashes_start_together() {
+        let worker = HashWorker::new(Kernel::Lanes(Backend::Portable, 6), 4);
+        assert_eq!((worker.capacity().lanes, worker.capacity().bulk), (6, 6));
         assert_eq!(HashWorker::new(Kernel::Scalar, 12).capacity().bulk, 1);
     }
 
     #[test]
-    fn a_verification_shares_the_lanes() {
-        let mut hasher = HashWorker::new(Kernel::Lanes(Backend::Portable, 4), 4);
+    fn verification_shares_the_lanes() {
+        let mut worker = HashWorker::new(Kernel::Lanes(Backend::Portable, 4), 4);
         let known = bcrypt::hash_with_salt("secret-1", 5, [7; 16]).unwrap();
         for (version, right) in
             [(Version::TwoA, true), (Version::TwoY, true), (Version::TwoB, false)]
@@ -234,12 +240,13 @@ mod tests {
             let password = SecretString::from(if right { "secret-1" } else { "secret-2" });
             let hash = known.format_for_version(version);
             let task = Task::Verify { hash, done };
-            let class = Priority::Interactive;
-            let verify = HashJob { priority: class, password, task, expires: None, arrived: Instant::now() };
-            let (beside, mut hashed) = job(Priority::Interactive, 4);
-            let mut jobs = vec![verify, beside];
-            while !hasher.is_idle() || !jobs.is_empty() {
-                hasher.work(std::mem::take(&mut jobs));
+            let priority = Priority::Interactive;
+            let verify =
+                HashJob { priority, password, task, expires: None, queued_at: Instant::now() };
+            let (other, mut hashed) = job(Priority::Interactive, 4);
+            let mut jobs = vec![verify, other];
+            while !worker.is_idle() || !jobs.is_empty() {
+                worker.work(std::mem::take(&mut jobs));
             }
             assert_eq!(verified.try_recv().unwrap().unwrap().value, right);
             assert!(
@@ -250,8 +257,8 @@ mod tests {
         for hash in ["no hash", &beyond] {
             let (done, mut verified) = oneshot::channel();
             let task = Task::Verify { hash: hash.into(), done };
-            let (beside, _) = job(Priority::Interactive, 4);
-            hasher.work(vec![HashJob { task, ..beside }]);
+            let (other, _) = job(Priority::Interactive, 4);
+            worker.work(vec![HashJob { task, ..other }]);
             assert_eq!(verified.try_recv().unwrap(), Err(HashError::Failed), "{hash}");
         }
     }
