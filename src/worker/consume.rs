@@ -1,4 +1,4 @@
-//! The loop: short and boring.
+//! The consumer loop: receives deliveries and handles each in its own task.
 
 use std::sync::Arc;
 
@@ -8,106 +8,113 @@ use tracing::Instrument;
 
 use super::store_backoff::StoreBackoff;
 use super::{Worker, settle};
-use crate::queue::{Delivery, QueueKind, Consumer, MessageKind, Message, DeadLetterReason};
-use crate::shutdown::Tasks;
 use crate::domain::{Origin, Outcome};
+use crate::queue::{Consumer, DeadLetterReason, Delivery, Message, MessageKind, QueueKind};
+use crate::shutdown::Tasks;
 use crate::telemetry::events::RegistrationFields;
 use crate::telemetry::{Stage, Stages};
 
-/// Earlier deliveries after which a message is given up. Well above those that make it possible poison,
-/// because brokers also count lost connections and, over AMQP 0-9-1, every nack, reject, recover and closed channel (in
-/// 4.0.5 too).
-const GIVE_UP: u32 = 8;
+/// Number of earlier deliveries after which a message is dead-lettered.
+///
+/// It is well above the number that makes a message possible poison, because a quorum queue counts more than crashes:
+/// lost connections and, over AMQP 0-9-1, every nack, reject, recover and closed channel. RabbitMQ before 4.3 does so
+/// (rabbitmq-server pull request 15387); observed with 4.0.5.
+const MAX_DELIVERIES: u32 = 8;
 
-/// Handles deliveries until the stop; then hands back what was not begun. What was begun is among
-/// the `tasks`.
-pub async fn consume(worker: Arc<Worker>, mut inbox: Box<dyn Consumer>, tasks: Tasks) {
-    // One possible poison message at a time, next to the others: if it ends the worker, it was the only one
-    // of its kind at work, and the queues do not wait for it.
+/// Handles deliveries until `tasks` is stopped, then requeues deliveries that have not started. Deliveries in progress
+/// continue in `tasks`.
+pub async fn consume(worker: Arc<Worker>, mut consumer: Box<dyn Consumer>, tasks: Tasks) {
+    // One possible poison message at a time, concurrently with other messages. If the worker crashes, that message
+    // is the only candidate, and meanwhile it does not block the queues.
     let possible_poison = Arc::new(Semaphore::new(1));
-    let outage = Arc::new(StoreBackoff::default());
-    // Of the bulk rows that are held only so many are begun, or the stop would have to wait for all.
-    let rows = Arc::new(Semaphore::new(worker.hashed_at_once().into()));
+    let backoff = Arc::new(StoreBackoff::default());
+    // Limits how many of the prefetched bulk rows are in progress, because a stop waits for those.
+    let rows = Arc::new(Semaphore::new(worker.parallel_registrations().into()));
     let stopping = tasks.stopping().clone();
     loop {
         let delivery = tokio::select! {
             biased;
             () = stopping.cancelled() => break,
-            delivery = inbox.recv() => delivery,
+            delivery = consumer.recv() => delivery,
         };
         let Some(mut delivery) = delivery else { break };
         let message = delivery.message();
-        if message.maybe_poison() && worker.retries && may_be_innocent(message) {
+        if message.maybe_poison() && worker.retries && is_first_suspicion(message) {
             tasks.spawn(delivery.retry());
-        } else if message.deliveries >= GIVE_UP && !message.is_expired() {
+        } else if message.deliveries >= MAX_DELIVERIES && !message.is_expired() {
             tasks.spawn(delivery.dead_letter(DeadLetterReason::Poison));
         } else {
             let (worker, possible_poison) = (worker.clone(), possible_poison.clone());
-            let (rows, outage, stopping) = (rows.clone(), outage.clone(), stopping.clone());
+            let (rows, backoff, stopping) = (rows.clone(), backoff.clone(), stopping.clone());
             tasks.spawn(async move {
                 let message = delivery.message();
-                let is_suspect = message.maybe_poison();
-                let waits = is_suspect
-                    || (message.queue == QueueKind::Bulk && !Worker::is_hashed_already(message));
-                let path = if is_suspect { &possible_poison } else { &rows };
+                let maybe_poison = message.maybe_poison();
+                let needs_permit = maybe_poison
+                    || (message.queue == QueueKind::Bulk && !Worker::has_hash(message));
+                let permits = if maybe_poison { &possible_poison } else { &rows };
                 let permit = tokio::select! {
                     biased;
                     () = stopping.cancelled() => return delivery.requeue().await,
-                    permit = path.acquire_many(u32::from(waits)) => permit,
+                    permit = permits.acquire_many(u32::from(needs_permit)) => permit,
                 };
                 let (result, stages) = handle(&worker, &mut delivery).await;
-                // What is only held, by an outage or by a listener without room for its event, takes no
-                // worker down and must not keep the next one waiting.
-                let _permit = if is_suspect { None } else { Some(permit) };
-                if let Some(pause) = outage.pause(delivery.message().queue, &result) {
-                    outage.hold(pause, &stopping).await;
+                // Once handled, a message cannot crash the worker. It must not block the next possible poison
+                // message while it is held, for the store or for a full queue of events.
+                let _permit = if maybe_poison { None } else { Some(permit) };
+                if let Some(pause) = backoff.pause(delivery.message().queue, &result) {
+                    backoff.hold(pause, &stopping).await;
                 }
                 settle(&worker, delivery, result, stages).await;
             });
         }
     }
-    inbox.stop().await;
+    consumer.stop().await;
 }
 
-/// Whether a suspect may only have been held whenever a connection was lost: the broker counts that too,
-/// for hundreds of rows at once. A bulk message is put back once, so that it is counted anew and does not
-/// keep everybody waiting; for another there would be no time.
-fn may_be_innocent(message: &Message) -> bool {
+/// Whether a possible poison message is a bulk message that has not been retried yet.
+///
+/// It may only have been prefetched whenever a connection was lost, which the broker counts for hundreds of rows
+/// together. A retry resets its count and does not delay other messages. Interactive messages have no time for a retry.
+fn is_first_suspicion(message: &Message) -> bool {
     message.queue == QueueKind::Bulk && message.attempt == 0
 }
 
-/// Does what a message asks, and tells of it.
-async fn handle(worker: &Worker, delivery: &mut Delivery) -> (Result<Outcome, DeadLetterReason>, Stages) {
+/// Handles a message and records the outcome in its span.
+async fn handle(
+    worker: &Worker,
+    delivery: &mut Delivery,
+) -> (Result<Outcome, DeadLetterReason>, Stages) {
     delivery.begin();
     let log = delivery.span().log();
     let (result, stages) = work(worker, delivery.message()).instrument(log).await;
     let span = delivery.span();
-    span.set_text("muster.outcome", word(&result));
+    span.set_text("muster.outcome", label(&result));
     if matches!(result, Err(_) | Ok(Outcome::Failed(_))) {
-        span.fail(word(&result));
+        span.fail(label(&result));
     }
     (result, stages)
 }
 
+/// Handles a message and records the outcome in log and metrics.
 async fn work(worker: &Worker, message: &Message) -> (Result<Outcome, DeadLetterReason>, Stages) {
     let (started, mut stages) = (Instant::now(), Stages::default());
-    let _taken = worker.metrics.delivery_started(&message.held());
+    let _in_progress = worker.metrics.delivery_started(&message.held());
     let result = worker.handle(message, &mut stages).await;
     stages.add(Stage::Work, started.elapsed());
-    let outcome = word(&result);
+    let outcome = label(&result);
     let (id, queue) = (message.id.as_str(), message.queue.as_str());
     match message.kind {
         MessageKind::Register(contract) => {
             let (stages, is_from_front) = (&stages, message.origin == Origin::Http);
-            let handled = RegistrationFields { id, queue: queue, contract, outcome, is_from_front, stages };
-            worker.metrics.registration_handled(&handled);
+            let fields = RegistrationFields { id, queue, contract, outcome, is_from_front, stages };
+            worker.metrics.registration_handled(&fields);
         }
         MessageKind::Profile => worker.metrics.profile_looked_up(id, outcome),
     }
     (result, stages)
 }
 
-/// Ends a delivery, and tells how long that took.
+/// Settles a delivery and records the time that this takes.
 async fn settle(
     worker: &Worker,
     delivery: Delivery,
@@ -122,7 +129,8 @@ async fn settle(
     }
 }
 
-fn word(result: &Result<Outcome, DeadLetterReason>) -> &'static str {
+/// The label of a result in log, metrics and traces.
+fn label(result: &Result<Outcome, DeadLetterReason>) -> &'static str {
     result.as_ref().map_or_else(|reason| reason.as_str(), Outcome::label)
 }
 

@@ -1,13 +1,13 @@
-//! What a worker tells besides what happens: its hash slots at each scrape, and what may happen. `app`
-//! asks for it.
+//! Metrics of a worker that are not set by an event: the hash pool at each scrape, and zeros for events that have not
+//! happened yet.
 
-use crate::password::{Kernel, HashPool};
-use crate::queue::{QueueKind, DeadLetterReason, events};
+use crate::password::{HashPool, Kernel, PasswordHasher};
+use crate::queue::{DeadLetterReason, QueueKind, events};
 use crate::telemetry::Metrics;
 use crate::telemetry::gauges::HashPoolStats;
 
-/// Shows the figures of these slots from now on, and the reasons for dead letters.
-pub fn register_metrics(metrics: &Metrics, slots: HashPool) {
+/// Exports the metrics of this hash pool from now on, and initializes the counters of a worker to zero.
+pub fn register_metrics(metrics: &Metrics, hash_pool: HashPool) {
     for reason in DeadLetterReason::ALL {
         metrics.init_dead_letters(reason.as_str());
     }
@@ -17,17 +17,17 @@ pub fn register_metrics(metrics: &Metrics, slots: HashPool) {
     metrics.init_dead_letters_dropped(QueueKind::Interactive.as_str());
     metrics.init_dead_letters_dropped(QueueKind::Profile.as_str());
     metrics.at_scrape(move |metrics| {
-        let (usage, (waiting, busy)) = (slots.usage(), slots.load());
+        let (usage, (queued, busy)) = (hash_pool.usage(), hash_pool.load());
         metrics.set_hash_pool(&HashPoolStats {
-            threads: slots.threads(),
+            threads: hash_pool.threads(),
             busy,
-            lanes: slots.kernel().width(),
-            fallback: slots.kernel() == Kernel::Scalar,
-            queued: waiting,
+            lanes: hash_pool.kernel().width(),
+            fallback: hash_pool.kernel() == Kernel::Scalar,
+            queued,
             jobs: usage.jobs,
-            busy_time: usage.worked,
-            lane_time: usage.hashed,
-            capacity_per_second: slots.per_second(),
+            busy_time: usage.busy_time,
+            lane_time: usage.lane_time,
+            capacity_per_second: hash_pool.per_second(),
         });
     });
 }

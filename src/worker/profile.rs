@@ -1,12 +1,14 @@
-//! Whose token is it? The front holds no key, so it asks here.
+//! The profile use case: verifies a token and returns its user. The front has no signing key, so it requests this
+//! through the queue.
 
 use super::Worker;
-use crate::queue::seal::OpenError;
-use crate::queue::{Message, DeadLetterReason};
 use crate::domain::{FailureCode, Outcome, RejectionCode};
+use crate::queue::seal::OpenError;
+use crate::queue::{DeadLetterReason, Message};
 
 impl Worker {
-    /// Verifies the token in the body and reads its user.
+    /// Verifies the token in the message's body and returns its user. Returns an error if the message has to be
+    /// dead-lettered.
     pub(super) async fn profile(&self, message: &Message) -> Result<Outcome, DeadLetterReason> {
         let token = match self.opener.open_token(message, self.clock.now()) {
             Ok(token) => token,

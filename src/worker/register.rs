@@ -1,4 +1,4 @@
-//! The use case: one registration, from a message to its outcome.
+//! The registration use case: from a message to its outcome.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use tokio::time::{Instant, sleep};
 
 use super::Worker;
 use crate::contract::{Document, check_bulk, contract};
-use crate::password::{Priority, HashError, Timed};
-use crate::queue::seal::OpenError;
-use crate::queue::{QueueKind, Message, DeadLetterReason};
 use crate::domain::{
-    ValidSignup, ContractId, FailureCode, Outcome, Password, StoredUser, RegistrationId, Rejection,
-    RejectionCode, User,
+    ContractId, FailureCode, Outcome, Password, RegistrationId, Rejection, RejectionCode,
+    StoredUser, User, ValidSignup,
 };
-use crate::store::{InsertOutcome, StoreError, Conflicts, duplicate};
+use crate::password::{HashError, Priority, Timed};
+use crate::queue::seal::OpenError;
+use crate::queue::{DeadLetterReason, Message, QueueKind};
+use crate::store::{Conflicts, InsertOutcome, StoreError, duplicate};
 use crate::telemetry::{Stage, Stages};
 
-/// Between two looks for the user that made a unique index refuse.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How long to look where no deadline says.
-const LOOK_FOR: Duration = Duration::from_secs(5);
+/// Pause between two queries for the user that conflicts with an insert.
+const CONFLICT_QUERY_PAUSE: Duration = Duration::from_millis(50);
+/// Time limit of these queries for messages without a deadline.
+const CONFLICT_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl From<StoreError> for FailureCode {
     fn from(StoreError: StoreError) -> Self {
@@ -40,23 +40,29 @@ impl From<HashError> for FailureCode {
 }
 
 impl Worker {
-    /// Registers the user in the body.
+    /// Registers the user in the message's body. Returns an error if the message has to be dead-lettered.
     pub(super) async fn register(
         &self,
         message: &Message,
         contract_id: ContractId,
         stages: &mut Stages,
     ) -> Result<Outcome, DeadLetterReason> {
-        let mut document = Document::parse(&message.body).map_err(|_| DeadLetterReason::Unreadable)?;
+        let mut document =
+            Document::parse(&message.body).map_err(|_| DeadLetterReason::Unreadable)?;
         let opened = match self.opener.open(message, &document, self.clock.now()) {
             Ok(opened) => opened,
             Err(OpenError::UnknownKey) => {
                 let key = message.sealed.as_deref();
-                tracing::warn!(id = message.id.as_str(), key, "sealed with a key that is not here");
+                tracing::warn!(
+                    event = "seal_key_unknown",
+                    id = message.id.as_str(),
+                    key,
+                    "cannot open a password that was sealed with an unknown key"
+                );
                 return Ok(FailureCode::UnknownKey.into());
             }
             Err(OpenError::NotSealed) => return Err(DeadLetterReason::NotSealed),
-            Err(OpenError::Invalid(what)) => return Err(bad_seal(message, what)),
+            Err(OpenError::Invalid(reason)) => return Err(bad_seal(message, reason)),
         };
         if let Some(opened) = &opened {
             document.put("password", opened.password());
@@ -69,17 +75,17 @@ impl Worker {
         };
         Ok(match checked {
             Ok(candidate) if opened.as_ref().is_some_and(|opened| !opened.is_for(&candidate)) => {
-                return Err(bad_seal(message, "sealed for somebody else"));
+                return Err(bad_seal(message, "sealed for another user"));
             }
             Ok(candidate) => {
-                let registered = self.register_candidate(message, &candidate, stages).await;
+                let registered = self.register_valid(message, &candidate, stages).await;
                 registered.unwrap_or_else(Outcome::from)
             }
             Err(errors) => Outcome::Rejected(Rejection { code: RejectionCode::Invalid, errors }),
         })
     }
 
-    async fn register_candidate(
+    async fn register_valid(
         &self,
         message: &Message,
         candidate: &ValidSignup,
@@ -87,7 +93,7 @@ impl Worker {
     ) -> Result<Outcome, FailureCode> {
         let id = RegistrationId::derive(&message.origin, candidate.contract, &message.id);
         let store = self.store(message.queue);
-        // A hash costs a thousand look-ups, so an id that may be known is looked up first.
+        // A hash costs as much as a thousand queries, so query first if the id may have been registered before.
         let is_hashed = matches!(candidate.password, Password::Hashed(_));
         if !is_hashed
             && message.needs_lookup()
@@ -98,9 +104,14 @@ impl Worker {
         let hash = match &candidate.password {
             Password::Hashed(hash) => hash.expose_secret().to_owned(),
             Password::Clear(password) => {
-                tracing::debug!(id = message.id.as_str(), "hashing");
-                let class = class(message.queue);
-                timed(message, stages, self.hash_pool.hash(password, class, message.expires).await?)
+                tracing::debug!(
+                    event = "hash_started",
+                    id = message.id.as_str(),
+                    "hashing a password"
+                );
+                let priority = priority(message.queue);
+                let hashed = self.hash_pool.hash(password, priority, message.expires).await?;
+                record_times(message, stages, hashed)
             }
         };
         if message.is_expired() {
@@ -113,8 +124,10 @@ impl Worker {
         stages.add(Stage::Insert, started.elapsed());
         match inserted {
             Ok(InsertOutcome::Inserted) => Ok(self.created(message, user)),
-            Ok(InsertOutcome::Conflict) => self.refused(message, candidate, &record, stages).await,
-            // Unknown is not failure: it may have been written.
+            Ok(InsertOutcome::Conflict) => {
+                self.resolve_conflict(message, candidate, &record, stages).await
+            }
+            // After an error the user may have been stored nevertheless.
             Err(StoreError) => match store.find_by_registration(&id).await? {
                 Some(holder) if holder.user.id == user.id => Ok(self.created(message, user)),
                 Some(holder) => self.replay(message, candidate, holder, stages).await,
@@ -128,10 +141,12 @@ impl Worker {
         Outcome::Registered { user, token, replayed: false, by_other_registration: false }
     }
 
-    /// A unique index refused. Its holder is this very registration, made before; or another user; or
-    /// not visible yet, because its write is still on the way to the majority. Or the index is another
-    /// program's.
-    async fn refused(
+    /// Returns the outcome after a unique index rejected the user.
+    ///
+    /// The conflicting user is the one of this registration, stored by an earlier delivery, or another user. It may
+    /// not be visible yet, while a majority has not acknowledged its write; then the queries are repeated until the
+    /// deadline. Or the index belongs to another program.
+    async fn resolve_conflict(
         &self,
         message: &Message,
         candidate: &ValidSignup,
@@ -139,17 +154,17 @@ impl Worker {
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
         let store = self.store(message.queue);
-        let until = message.expires.unwrap_or_else(|| Instant::now() + LOOK_FOR);
+        let until = message.expires.unwrap_or_else(|| Instant::now() + CONFLICT_QUERY_TIMEOUT);
         loop {
-            // In this order: what is taken by its own user, who may become visible at any moment, is seen
-            // as that by the second look.
+            // In this order: if the conflicting user is that of this registration and becomes visible only now,
+            // the second query finds it.
             let email_key = candidate.email.as_ref().map(|email| email.key());
-            let taken = store.find_conflicts(candidate.username.as_deref(), email_key).await?;
+            let conflicts = store.find_conflicts(candidate.username.as_deref(), email_key).await?;
             if let Some(holder) = store.find_by_registration(&record.registration_id).await? {
                 return self.replay(message, candidate, holder, stages).await;
             }
-            if taken != Conflicts::default() {
-                return self.duplicate(message, candidate, taken, stages).await;
+            if conflicts != Conflicts::default() {
+                return self.duplicate(message, candidate, conflicts, stages).await;
             }
             if let Some(index) = store.find_foreign_index(record).await? {
                 if let Some(field) = index.duplicate {
@@ -158,15 +173,15 @@ impl Worker {
                 self.metrics.foreign_index_conflict(message.id.as_str(), &index.name);
                 return Err(FailureCode::StoreConflict);
             }
-            if Instant::now() + LOOK_AGAIN >= until {
+            if Instant::now() + CONFLICT_QUERY_PAUSE >= until {
                 return Err(FailureCode::StoreUnavailable);
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(CONFLICT_QUERY_PAUSE).await;
         }
     }
 
-    /// The registration id was used before: the first success again, if it is the same request by
-    /// somebody who knows the password.
+    /// Returns the outcome for a registration id that was used before: the first success again if user data and
+    /// password are the same, otherwise a rejection.
     async fn replay(
         &self,
         message: &Message,
@@ -178,44 +193,53 @@ impl Worker {
             return Ok(RejectionCode::KeyReused.into());
         }
         let user = holder.user;
-        let token = if message.queue == QueueKind::Bulk { None } else { self.signer.sign_replay(&user) };
+        let token =
+            if message.queue == QueueKind::Bulk { None } else { self.signer.sign_replay(&user) };
         Ok(Outcome::Registered { user, token, replayed: true, by_other_registration: false })
     }
 
-    /// Another registration holds the name or the address. Usually that is another user. Where the form came
-    /// through a front and the holder is younger than the replay window, it may be the same person: a page
-    /// without idempotency keys was reloaded, or its button clicked twice.
+    /// Returns the outcome if another registration has the name or the address.
+    ///
+    /// Usually that is a duplicate. But if the message came through a front and the other registration is more recent
+    /// than the replay window, it may be the same person: a page without idempotency keys was reloaded, or its button
+    /// was clicked twice. The same user data and password then get the first success again.
     async fn duplicate(
         &self,
         message: &Message,
         candidate: &ValidSignup,
-        taken: Conflicts,
+        conflicts: Conflicts,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
-        let Some(holder) = self.recent_holder(message, &taken) else { return Ok(taken.into()) };
+        let Some(holder) = self.recent_holder(message, &conflicts) else {
+            return Ok(conflicts.into());
+        };
         if !self.is_same_person(message, candidate, holder, stages).await? {
-            return Ok(taken.into());
+            return Ok(conflicts.into());
         }
         let user = holder.user.clone();
         let token = self.signer.sign_replay(&user);
         Ok(Outcome::Registered { user, token, replayed: true, by_other_registration: true })
     }
 
-    /// The holder for whom a duplicate's password is verified; none if there is no replay window, or not for
+    /// Returns the conflicting user who is within the replay window. Returns `None` if the window does not apply to
     /// this message.
-    fn recent_holder<'a>(&self, message: &Message, taken: &'a Conflicts) -> Option<&'a StoredUser> {
+    fn recent_holder<'a>(
+        &self,
+        message: &Message,
+        conflicts: &'a Conflicts,
+    ) -> Option<&'a StoredUser> {
         let window = self.replay_window.filter(|_| message.is_from_front())?;
         let now = self.clock.now();
-        let mut holders = taken.username.iter().chain(&taken.email);
-        // In either direction, because workers' clocks differ.
+        let mut holders = conflicts.username.iter().chain(&conflicts.email);
+        // The absolute difference, because the clocks of workers differ.
         holders.find(|holder| {
             let age = now.0.abs_diff(holder.user.created_at.0);
             Duration::from_millis(age) <= window
         })
     }
 
-    /// Whether a candidate has everything its holder was registered with, the password included, which is
-    /// verified in any case: the time of the answer must not show which of them differs.
+    /// Whether a signup has the same user data and password as a stored user. Verifies the password in any case, so
+    /// that the response time does not reveal which of them differs.
     async fn is_same_person(
         &self,
         message: &Message,
@@ -223,21 +247,23 @@ impl Worker {
         holder: &StoredUser,
         stages: &mut Stages,
     ) -> Result<bool, FailureCode> {
-        let (held, class) = (&holder.password_hash, class(message.queue));
+        let (stored, priority) = (&holder.password_hash, priority(message.queue));
         let same_password: bool = match &candidate.password {
-            Password::Hashed(hash) => hash.expose_secret().as_bytes().ct_eq(held.as_bytes()).into(),
-            Password::Clear(password) => timed(
-                message,
-                stages,
-                self.hash_pool.verify(password, held, class, message.expires).await?,
-            ),
+            Password::Hashed(hash) => {
+                hash.expose_secret().as_bytes().ct_eq(stored.as_bytes()).into()
+            }
+            Password::Clear(password) => {
+                let verified =
+                    self.hash_pool.verify(password, stored, priority, message.expires).await?;
+                record_times(message, stages, verified)
+            }
         };
         Ok(same_password && holder.fingerprint == candidate.fingerprint())
     }
 }
 
-/// What came of a job of the hash slots, its times noted.
-fn timed<T>(message: &Message, stages: &mut Stages, job: Timed<T>) -> T {
+/// Records the times of a hash job in the trace and the stages, and returns its value.
+fn record_times<T>(message: &Message, stages: &mut Stages, job: Timed<T>) -> T {
     message.trace.record_past("hash slot wait", job.ran_for, job.queued_for);
     message.trace.record_past("hash", Duration::ZERO, job.ran_for);
     stages.add(Stage::Slot, job.queued_for);
@@ -245,13 +271,18 @@ fn timed<T>(message: &Message, stages: &mut Stages, job: Timed<T>) -> T {
     job.value
 }
 
-fn bad_seal(message: &Message, what: &'static str) -> DeadLetterReason {
-    tracing::warn!(id = message.id.as_str(), what, "a sealed password is not this message's");
+fn bad_seal(message: &Message, reason: &'static str) -> DeadLetterReason {
+    tracing::warn!(
+        event = "seal_rejected",
+        id = message.id.as_str(),
+        reason,
+        "a sealed password does not belong to its message"
+    );
     DeadLetterReason::BadSeal
 }
 
 fn class(queue: QueueKind) -> Priority {
-    match door {
+    match queue {
         QueueKind::Interactive | QueueKind::Profile => Priority::Interactive,
         QueueKind::Bulk => Priority::Bulk,
     }

@@ -1,10 +1,10 @@
-//! How each delivery ends: a table.
+//! Selects how to settle a delivery, from its queue and its outcome.
 
-use crate::queue::{Delivery, QueueKind, DeadLetterReason, Reply};
 use crate::domain::{FailureCode, Outcome};
+use crate::queue::{DeadLetterReason, Delivery, QueueKind, Reply};
 use crate::telemetry::{Metrics, Stages};
 
-/// One of a delivery's ends.
+/// How to settle a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Settlement {
     Reply,
@@ -12,7 +12,7 @@ enum Settlement {
     DeadLetter(DeadLetterReason),
 }
 
-/// Settles a delivery by its door and its outcome.
+/// Settles a delivery according to its queue and its outcome.
 pub(super) async fn settle(
     metrics: &Metrics,
     delivery: Delivery,
@@ -20,8 +20,8 @@ pub(super) async fn settle(
     stages: Stages,
 ) {
     let message = delivery.message();
-    let end = end(message.queue, message.reply_address.reply_to.is_some(), &result);
-    match (end, result) {
+    let has_reply_to = message.reply_address.reply_to.is_some();
+    match (settlement(message.queue, has_reply_to, &result), result) {
         (Settlement::Reply, Ok(outcome)) => {
             if message.queue == QueueKind::Bulk {
                 metrics.bulk_row_finished(outcome.label());
@@ -34,20 +34,26 @@ pub(super) async fn settle(
     }
 }
 
-fn end(queue: QueueKind, replies: bool, result: &Result<Outcome, DeadLetterReason>) -> Settlement {
+fn settlement(
+    queue: QueueKind,
+    has_reply_to: bool,
+    result: &Result<Outcome, DeadLetterReason>,
+) -> Settlement {
     match (queue, result) {
         (_, Err(reason)) => Settlement::DeadLetter(*reason),
-        // Somebody waits and repeats it with the same key.
+        // A client waits, and can retry with the same idempotency key.
         (QueueKind::Interactive | QueueKind::Profile, Ok(_)) => Settlement::Reply,
-        // Nobody would repeat it.
+        // No client would retry it.
         (QueueKind::Bulk, Ok(Outcome::Failed(failure))) if failure.retryable => Settlement::Retry,
-        // The producer still has the row, with the password that a dead letter loses.
+        // The producer still has the row with its password, which a dead letter would not keep.
         (QueueKind::Bulk, Ok(Outcome::Failed(failure)))
-            if replies && failure.code == FailureCode::StoreConflict =>
+            if has_reply_to && failure.code == FailureCode::StoreConflict =>
         {
             Settlement::Reply
         }
-        (QueueKind::Bulk, Ok(Outcome::Failed(_))) => Settlement::DeadLetter(DeadLetterReason::Failed),
+        (QueueKind::Bulk, Ok(Outcome::Failed(_))) => {
+            Settlement::DeadLetter(DeadLetterReason::Failed)
+        }
         (QueueKind::Bulk, Ok(_)) => Settlement::Reply,
     }
 }
@@ -58,25 +64,38 @@ mod tests {
     use crate::domain::RejectionCode;
 
     #[test]
-    fn every_door_and_outcome_has_its_end() {
+    fn settlement_depends_on_queue_and_outcome() {
         let failed = |code: FailureCode| Ok(Outcome::from(code));
-        let end = |queue, result: &_| super::end(queue, false, result);
-        let away = failed(FailureCode::StoreUnavailable);
+        let settlement = |queue, result: &_| super::settlement(queue, false, result);
+        let unavailable = failed(FailureCode::StoreUnavailable);
         let rejected = Ok(Outcome::from(RejectionCode::Duplicate));
-        for door in [QueueKind::Interactive, QueueKind::Profile] {
-            assert_eq!(end(queue, &away), Settlement::Reply);
-            assert_eq!(end(queue, &rejected), Settlement::Reply);
+        for queue in [QueueKind::Interactive, QueueKind::Profile] {
+            assert_eq!(settlement(queue, &unavailable), Settlement::Reply);
+            assert_eq!(settlement(queue, &rejected), Settlement::Reply);
         }
-        assert_eq!(end(QueueKind::Bulk, &away), Settlement::Retry);
-        assert_eq!(end(QueueKind::Bulk, &failed(FailureCode::UnknownKey)), Settlement::Retry);
-        assert_eq!(end(QueueKind::Bulk, &failed(FailureCode::Internal)), Settlement::DeadLetter(DeadLetterReason::Failed));
-        assert_eq!(end(QueueKind::Bulk, &rejected), Settlement::Reply);
+        assert_eq!(settlement(QueueKind::Bulk, &unavailable), Settlement::Retry);
+        assert_eq!(
+            settlement(QueueKind::Bulk, &failed(FailureCode::UnknownKey)),
+            Settlement::Retry
+        );
+        assert_eq!(
+            settlement(QueueKind::Bulk, &failed(FailureCode::Internal)),
+            Settlement::DeadLetter(DeadLetterReason::Failed)
+        );
+        assert_eq!(settlement(QueueKind::Bulk, &rejected), Settlement::Reply);
         let conflict = failed(FailureCode::StoreConflict);
-        assert_eq!(end(QueueKind::Bulk, &conflict), Settlement::DeadLetter(DeadLetterReason::Failed));
-        assert_eq!(super::end(QueueKind::Bulk, true, &conflict), Settlement::Reply);
-        for door in QueueKind::ALL {
-            for reason in [DeadLetterReason::Unreadable, DeadLetterReason::BadSeal, DeadLetterReason::NotSealed] {
-                assert_eq!(end(queue, &Err(reason)), Settlement::DeadLetter(reason));
+        assert_eq!(
+            settlement(QueueKind::Bulk, &conflict),
+            Settlement::DeadLetter(DeadLetterReason::Failed)
+        );
+        assert_eq!(super::settlement(QueueKind::Bulk, true, &conflict), Settlement::Reply);
+        for queue in QueueKind::ALL {
+            for reason in [
+                DeadLetterReason::Unreadable,
+                DeadLetterReason::BadSeal,
+                DeadLetterReason::NotSealed,
+            ] {
+                assert_eq!(settlement(queue, &Err(reason)), Settlement::DeadLetter(reason));
             }
         }
     }

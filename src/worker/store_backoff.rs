@@ -1,7 +1,8 @@
-//! When everything fails: how long a bulk message that failed for want of a store is held before it is
-//! put back. Holding it keeps its place of the prefetch taken, so a worker that can do nothing takes
-//! little, and messages that failed together come back apart. Interactive messages are answered at
-//! once and never come here. `consume` asks.
+//! Backoff of bulk messages while the store is unavailable.
+//!
+//! A message that failed is held before it is retried. It occupies its place in the prefetch meanwhile, so that the
+//! worker receives few new messages, and messages that failed together are retried at different times. Interactive
+//! messages are never held.
 
 use std::time::Duration;
 
@@ -9,19 +10,20 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::queue::{QueueKind, DeadLetterReason};
 use crate::domain::{FailureCode, Outcome, RejectionCode};
+use crate::queue::{DeadLetterReason, QueueKind};
 
-/// Failures in a row before anything is held: one or two are not an outage.
-const SPARED: u32 = 2;
-/// Shortest and longest time to hold a message.
-const FIRST: Duration = Duration::from_secs(1);
-const LAST: Duration = Duration::from_secs(30);
+/// Number of consecutive failures without backoff: one or two are not an outage.
+const TOLERATED_FAILURES: u32 = 2;
+/// Shortest time to hold a message.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// Longest time to hold a message.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// What the last bulk messages say of the store.
+/// The current outage of the store, if there is one, as observed by bulk messages.
 pub(super) struct StoreBackoff(watch::Sender<Option<FailureRun>>);
 
-/// Failures with no success between them.
+/// Consecutive failures.
 #[derive(Clone, Copy, Debug)]
 struct FailureRun {
     since: Instant,
@@ -35,33 +37,39 @@ impl Default for StoreBackoff {
 }
 
 impl StoreBackoff {
-    /// Learns from how a message ended. How long to hold it, if it should be: about as long as the
-    /// outage has lasted, so that the pauses double however many messages fail side by side.
-    pub(super) fn pause(&self, queue: QueueKind, result: &Result<Outcome, DeadLetterReason>) -> Option<Duration> {
-        if door != QueueKind::Bulk {
+    /// Records the result of a message. Returns how long to hold the message, or `None` to settle it now.
+    ///
+    /// The pause is about as long as the outage has lasted. So pauses double, however many messages fail concurrently.
+    pub(super) fn pause(
+        &self,
+        queue: QueueKind,
+        result: &Result<Outcome, DeadLetterReason>,
+    ) -> Option<Duration> {
+        if queue != QueueKind::Bulk {
             return None;
         }
         match result {
             Ok(Outcome::Failed(failure)) if failure.code == FailureCode::StoreUnavailable => {}
-            Ok(Outcome::Registered { .. } | Outcome::Profile { .. }) => return self.answered(),
+            Ok(Outcome::Registered { .. } | Outcome::Profile { .. }) => return self.reset(),
             Ok(Outcome::Rejected(rejection)) if rejection.code != RejectionCode::Invalid => {
-                return self.answered();
+                return self.reset();
             }
-            // Not a word of the store.
+            // These results do not come from the store.
             Ok(Outcome::Rejected(_) | Outcome::Failed(_)) | Err(_) => return None,
         }
         let mut pause = None;
         self.0.send_modify(|run| {
             let run = run.get_or_insert_with(|| FailureRun { since: Instant::now(), failures: 0 });
             run.failures = run.failures.saturating_add(1);
-            if run.failures > SPARED {
-                pause = Some(run.since.elapsed().clamp(FIRST, LAST));
+            if run.failures > TOLERATED_FAILURES {
+                pause = Some(run.since.elapsed().clamp(MIN_PAUSE, MAX_PAUSE));
             }
         });
         pause
     }
 
-    /// Holds a message until its time is over, another one has found the store, or the worker stops.
+    /// Waits until the pause is over, the store has responded to another message, or the worker stops. The pause is
+    /// randomly shortened by up to half.
     pub(super) async fn hold(&self, pause: Duration, stop: &CancellationToken) {
         let mut run = self.0.subscribe();
         tokio::select! {
@@ -71,16 +79,17 @@ impl StoreBackoff {
         }
     }
 
-    fn answered(&self) -> Option<Duration> {
+    /// Ends the outage: the store has responded.
+    fn reset(&self) -> Option<Duration> {
         self.0.send_if_modified(|run| run.take().is_some());
         None
     }
 }
 
-/// Half of it to all of it, so that what failed together does not come back together.
+/// Returns between half of the pause and all of it, so that messages that failed together are not retried together.
 fn jittered(pause: Duration) -> Duration {
     let mut random = [0u8];
-    // Without randomness the pauses are merely less spread.
+    // On an error, the pause is half of its length.
     let _ = getrandom::fill(&mut random);
     pause.mul_f64(0.5 + f64::from(random[0]) / 512.0)
 }
@@ -91,50 +100,58 @@ mod tests {
 
     use super::*;
 
-    fn learn(outage: &StoreBackoff, outcome: impl Into<Outcome>) -> Option<Duration> {
-        outage.pause(QueueKind::Bulk, &Ok(outcome.into()))
+    fn record(backoff: &StoreBackoff, outcome: impl Into<Outcome>) -> Option<Duration> {
+        backoff.pause(QueueKind::Bulk, &Ok(outcome.into()))
     }
 
-    const AWAY: FailureCode = FailureCode::StoreUnavailable;
+    const UNAVAILABLE: FailureCode = FailureCode::StoreUnavailable;
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_grow_with_the_outage_and_end_with_it() {
-        let outage = StoreBackoff::default();
-        assert_eq!((learn(&outage, AWAY), learn(&outage, AWAY)), (None, None));
+    async fn pauses_double_during_an_outage_and_end_with_it() {
+        let backoff = StoreBackoff::default();
+        assert_eq!((record(&backoff, UNAVAILABLE), record(&backoff, UNAVAILABLE)), (None, None));
         for _ in 0..100 {
-            assert_eq!(learn(&outage, AWAY), Some(FIRST), "side by side is not longer");
+            assert_eq!(
+                record(&backoff, UNAVAILABLE),
+                Some(MIN_PAUSE),
+                "concurrent failures do not make it longer"
+            );
         }
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            let pause = learn(&outage, AWAY).unwrap();
+            let pause = record(&backoff, UNAVAILABLE).unwrap();
             pauses.push(pause.as_secs());
             tokio::time::advance(pause).await;
         }
         assert_eq!(pauses, [1, 1, 2, 4, 8, 16, 30, 30]);
-        assert_eq!(learn(&outage, FailureCode::Overloaded), None);
-        assert_eq!(learn(&outage, RejectionCode::Invalid), None);
-        assert_eq!(outage.pause(QueueKind::Bulk, &Err(DeadLetterReason::Unreadable)), None);
-        assert_eq!(learn(&outage, AWAY), Some(LAST), "none of these came from the store");
-        assert_eq!(learn(&outage, RejectionCode::Duplicate), None);
-        assert_eq!(learn(&outage, AWAY), None, "it answered");
+        assert_eq!(record(&backoff, FailureCode::Overloaded), None);
+        assert_eq!(record(&backoff, RejectionCode::Invalid), None);
+        assert_eq!(backoff.pause(QueueKind::Bulk, &Err(DeadLetterReason::Unreadable)), None);
+        assert_eq!(
+            record(&backoff, UNAVAILABLE),
+            Some(MAX_PAUSE),
+            "none of these came from the store"
+        );
+        assert_eq!(record(&backoff, RejectionCode::Duplicate), None);
+        assert_eq!(record(&backoff, UNAVAILABLE), None, "the store has responded");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_held_goes_on_when_the_store_answers_or_the_worker_stops() {
+    async fn held_message_is_released_when_the_store_responds_or_the_worker_stops() {
         for by_stop in [false, true] {
-            let (outage, stop) = (Arc::new(StoreBackoff::default()), CancellationToken::new());
-            learn(&outage, AWAY);
+            let (backoff, stop) = (Arc::new(StoreBackoff::default()), CancellationToken::new());
+            record(&backoff, UNAVAILABLE);
             let started = Instant::now();
             let held = tokio::spawn({
-                let (outage, stop) = (outage.clone(), stop.clone());
-                async move { outage.hold(LAST, &stop).await }
+                let (backoff, stop) = (backoff.clone(), stop.clone());
+                async move { backoff.hold(MAX_PAUSE, &stop).await }
             });
             tokio::task::yield_now().await;
             assert!(!held.is_finished());
             if by_stop {
                 stop.cancel();
             } else {
-                learn(&outage, RejectionCode::Duplicate);
+                record(&backoff, RejectionCode::Duplicate);
             }
             held.await.unwrap();
             assert_eq!(started.elapsed(), Duration::ZERO);
@@ -142,20 +159,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_who_waits_is_held() {
-        let outage = StoreBackoff::default();
+    async fn interactive_message_is_never_held() {
+        let backoff = StoreBackoff::default();
         for _ in 0..10 {
-            assert_eq!(outage.pause(QueueKind::Interactive, &Ok(AWAY.into())), None);
-            assert_eq!(outage.pause(QueueKind::Profile, &Ok(AWAY.into())), None);
+            assert_eq!(backoff.pause(QueueKind::Interactive, &Ok(UNAVAILABLE.into())), None);
+            assert_eq!(backoff.pause(QueueKind::Profile, &Ok(UNAVAILABLE.into())), None);
         }
-        assert_eq!(learn(&outage, AWAY), None, "they do not count either");
+        assert_eq!(
+            record(&backoff, UNAVAILABLE),
+            None,
+            "interactive messages do not count as failures"
+        );
     }
 
     #[test]
-    fn jitter_takes_half_at_most() {
+    fn jitter_shortens_a_pause_by_at_most_half() {
         for _ in 0..1000 {
-            let pause = jittered(LAST);
-            assert!(pause >= LAST / 2 && pause <= LAST);
+            let pause = jittered(MAX_PAUSE);
+            assert!(pause >= MAX_PAUSE / 2 && pause <= MAX_PAUSE);
         }
     }
 }

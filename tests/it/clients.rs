@@ -141,7 +141,7 @@ async fn impatient_people(browser: &Browser, muster: &Muster, sign_up: &str) -> 
                 browser.run(CLICK).await;
                 // The first is under way when its page goes.
                 eventually("hashing", async || {
-                    let begun = muster.output().matches("\"hashing\"").count();
+                    let begun = muster.output().matches("\"hash_started\"").count();
                     begun > hashed
                 })
                 .await;
@@ -154,7 +154,7 @@ async fn impatient_people(browser: &Browser, muster: &Muster, sign_up: &str) -> 
                 browser.run(&format!("{CLICK}{CLICK}")).await;
                 all.extend(attempts(browser, 2).await);
             }
-            hashed = muster.output().matches("\"hashing\"").count();
+            hashed = muster.output().matches("\"hash_started\"").count();
         }
     }
     all

@@ -43,7 +43,7 @@ async fn worker_killed_after_the_insert_causes_a_replay() {
     let registration = ledger.registration_without_key();
     fleet.workers[0].store.stall();
     let killed = async {
-        fleet.workers[0].says("hashing").await;
+        fleet.workers[0].says_event("hash_started").await;
         // Neither the reply nor the ack reaches the broker.
         fleet.workers[0].broker.stall();
         fleet.workers[0].store.restore();
@@ -166,10 +166,10 @@ fn panic_ends_the_process_without_quoting_data() {
     assert!(stdout.contains("still running") && !stdout.contains("not reached"), "{stdout}");
     assert_eq!(output.status.code(), Some(70), "{stdout}");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    for end in ["a connection was lost to it", "the process ends"] {
+    for end in ["its connection is closed", "the process ends"] {
         let line = stderr.lines().find(|line| line.contains(end));
         assert!(line.is_some_and(|line| line.contains("crash.rs:")), "{stderr}");
     }
-    assert!(stderr.contains("(a constant message): a connection was lost to it"), "{stderr}");
+    assert!(stderr.contains("(a constant message): its connection is closed"), "{stderr}");
     assert!(!stderr.contains(SECRET), "{stderr}");
 }

@@ -114,7 +114,7 @@ async fn request_succeeds_when_the_worker_loses_the_broker_while_hashing() {
     let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
     let registration = ledger.registration();
     let cut = async {
-        fleet.workers[0].says("hashing").await;
+        fleet.workers[0].says_event("hash_started").await;
         fleet.workers[0].broker.cut();
         fleet.workers[1].start().await;
     };
@@ -131,7 +131,7 @@ async fn request_is_replayed_when_the_worker_loses_the_broker_after_the_insert()
     let registration = ledger.registration_without_key();
     fleet.workers[0].store.stall();
     let cut = async {
-        fleet.workers[0].says("hashing").await;
+        fleet.workers[0].says_event("hash_started").await;
         fleet.workers[0].broker.stall();
         fleet.workers[0].store.restore();
         // The proxy holds the reply, which never arrives.
@@ -155,7 +155,7 @@ async fn lost_insert_gets_500_in_time_and_can_be_repeated() {
         fleet.workers[n].store.stall();
         let started = Instant::now();
         let fault = async {
-            fleet.workers[n].says("hashing").await;
+            fleet.workers[n].says_event("hash_started").await;
             if cut {
                 fleet.workers[n].store.cut();
             }
@@ -227,7 +227,7 @@ async fn signups_continue_while_one_worker_has_a_stalled_store() {
     fleet
         .under_load(async |fleet| {
             fleet.workers[0].store.stall();
-            fleet.workers[0].says("the store did not answer in time").await;
+            fleet.workers[0].says_event("store_call_timed_out").await;
             fleet.ledger.wait_for_created(20).await;
             fleet.workers[0].store.restore();
         })

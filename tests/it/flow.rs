@@ -177,7 +177,7 @@ async fn a_stop_finishes_the_request_under_way() {
         let client = muster.client().clone();
         let body = json!({ "username": unique("ann"), "password": "secret-1" });
         let request = tokio::spawn(async move { client.post("/signup", &body).await });
-        muster.wait_for_log(|line| line.contains("hashing")).await;
+        muster.wait_for_event("hash_started").await;
         muster.signal("TERM");
         let response = request.await.unwrap();
         assert_eq!(response.status, 201, "{:?}", response.json());

@@ -1,5 +1,6 @@
-//! How deliveries are scheduled and settled, with a fake queue and a fake store. Bulk rows with a hash need no thread, so the
-//! paused clock advances only while every task waits.
+//! Tests of the consumer loop with a fake queue and a fake store.
+//!
+//! Bulk rows with a hash need no hashing thread, so the paused clock advances only while every task waits.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -10,14 +11,14 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::*;
-use crate::queue::{Reply, Settle, UnroutableReply, ReplyAddress};
 use crate::domain::{ContractId, MessageId, Origin};
+use crate::queue::{Reply, ReplyAddress, Settle, UnroutableReply};
 use crate::telemetry::TraceContext;
 use crate::worker::fake_store::{FakeStore, InsertBehavior, worker};
 
 const HASH: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
 
-/// How each message was settled, in that order: its id and the verb.
+/// The id of each settled message and the method that settled it, in order.
 type SettleLog = Arc<Mutex<Vec<(String, String)>>>;
 
 struct FakeQueue {
@@ -60,11 +61,11 @@ impl Settle for Recorder {
     }
 
     async fn requeue(self: Box<Self>, message: Message) {
-        self.record(&message, "hand_back");
+        self.record(&message, "requeue");
     }
 }
 
-/// A bulk row with a hash, which has been delivered so often.
+/// A bulk row with a hash, after this number of earlier deliveries.
 fn row(id: &str, deliveries: u32) -> Message {
     let body = json!({ "username": id, "passwordHash": HASH });
     Message {
@@ -93,7 +94,7 @@ struct ConsumeFixture {
 }
 
 impl ConsumeFixture {
-    /// Consumes; inserts wait until the test lets them go on.
+    /// Starts to consume. Inserts wait until the test releases them.
     async fn start(messages: Vec<Message>) -> Self {
         let mut store = FakeStore::new(InsertBehavior::Stores);
         store.gate = Semaphore::new(0);
@@ -142,7 +143,7 @@ async fn possible_poison_is_handled_one_at_a_time_next_to_the_others() {
     let messages = vec![row("p1", 2), row("p2", 3), row("a", 0), row("p3", 2), row("b", 1)];
     let fixture = ConsumeFixture::start(messages).await;
     assert_eq!(fixture.store.inserting(), ["a", "b", "p1"]);
-    // Permits go to the inserts in the order in which they wait.
+    // Waiting inserts get permits in the order of their arrival.
     for expected in [["a", "b", "p2"], ["b", "p2", ""], ["p2", "", ""], ["p3", "", ""]] {
         fixture.release_one().await;
         let expected: Vec<&str> = expected.into_iter().filter(|id| !id.is_empty()).collect();
@@ -153,7 +154,7 @@ async fn possible_poison_is_handled_one_at_a_time_next_to_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bulk_row_is_retried_once_before_it_counts_as_possible_poison() {
+async fn bulk_row_is_retried_once_before_it_is_possible_poison() {
     let held = Message { attempt: 0, ..row("held", 2) };
     let fixture = ConsumeFixture::start(vec![held, row("again", 2)]).await;
     assert_eq!(fixture.settled(), each(&["held"], "retry"));
@@ -162,17 +163,21 @@ async fn bulk_row_is_retried_once_before_it_counts_as_possible_poison() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn message_that_is_delivered_too_often_is_dead_lettered() {
-    let fixture = ConsumeFixture::start(vec![row("often", GIVE_UP - 1), row("too-often", GIVE_UP)]).await;
+async fn message_at_the_delivery_limit_is_dead_lettered() {
+    let fixture = ConsumeFixture::start(vec![
+        row("often", MAX_DELIVERIES - 1),
+        row("too-often", MAX_DELIVERIES),
+    ])
+    .await;
     assert_eq!(fixture.settled(), each(&["too-often"], DeadLetterReason::Poison.as_str()));
     assert_eq!(fixture.store.inserting(), ["often"]);
     fixture.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn stop_hands_back_what_has_not_begun() {
+async fn stop_requeues_deliveries_that_have_not_started() {
     let fixture = ConsumeFixture::start(vec![row("p1", 2), row("p2", 2), row("a", 0)]).await;
     let mut expected = each(&["a", "p1"], "reply");
-    expected.extend(each(&["p2"], "hand_back"));
+    expected.extend(each(&["p2"], "requeue"));
     assert_eq!(fixture.stop().await, expected);
 }

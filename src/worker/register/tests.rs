@@ -1,5 +1,6 @@
-//! Registrations against a fake store: conflicts, unknown writes, and replays. The conformance suite in tests/it/store.rs
-//! holds the real stores to what the fake one assumes.
+//! Tests of registrations with a fake store: conflicts, failed inserts and replays.
+//!
+//! The conformance suite in tests/it/store.rs verifies that the real stores behave like the fake one.
 
 use std::sync::Arc;
 
@@ -9,8 +10,9 @@ use serde_json::json;
 
 use super::*;
 use crate::contract::Policy;
-use crate::queue::{MessageKind, ReplyAddress};
 use crate::domain::{MessageId, Millis, Origin};
+use crate::password::PasswordHasher;
+use crate::queue::{MessageKind, ReplyAddress};
 use crate::store::ForeignIndex;
 use crate::telemetry::TraceContext;
 use crate::worker::fake_store::{FakeStore, InsertBehavior, NOW, hash_pool, worker};
@@ -40,14 +42,14 @@ impl RegisterFixture {
 fn message(queue: QueueKind) -> Message {
     let body = json!({ "username": "ann", "email": "ann@example.com", "password": PASSWORD });
     Message {
-        queue: queue,
+        queue,
         kind: MessageKind::Register(ContractId::Username),
         id: MessageId::parse("row-1").unwrap(),
         origin: Origin::Amqp { producer: "crm".to_owned() },
         new_key: true,
         sealed: None,
         body: Bytes::from(body.to_string()),
-        expires: (door != QueueKind::Bulk).then(|| Instant::now() + REMAINING),
+        expires: (queue != QueueKind::Bulk).then(|| Instant::now() + REMAINING),
         waits_for: None,
         deliveries: 0,
         attempt: 0,
@@ -56,7 +58,7 @@ fn message(queue: QueueKind) -> Message {
     }
 }
 
-fn candidate(message: &Message) -> ValidSignup {
+fn signup(message: &Message) -> ValidSignup {
     let document = Document::parse(&message.body).unwrap();
     contract(ContractId::Username).check(&document, &Policy::default()).ok().unwrap()
 }
@@ -65,10 +67,11 @@ fn registration_id(message: &Message) -> RegistrationId {
     RegistrationId::derive(&message.origin, ContractId::Username, &message.id)
 }
 
-/// The user that an earlier delivery of this message stored, with this password.
+/// The user that an earlier delivery of this message stored with this password.
 async fn earlier(message: &Message, password: &str) -> StoredUser {
-    let hashed = hash_pool().hash(&SecretString::from(password), Priority::Bulk, None).await.unwrap();
-    StoredUser::new(&candidate(message), registration_id(message), hashed.value, NOW)
+    let hashed =
+        hash_pool().hash(&SecretString::from(password), Priority::Bulk, None).await.unwrap();
+    StoredUser::new(&signup(message), registration_id(message), hashed.value, NOW)
 }
 
 /// The user of another registration with the same data.
@@ -94,7 +97,7 @@ async fn new_user_is_stored_and_gets_a_token_unless_it_is_a_bulk_row() {
         };
         assert_eq!((token.is_some(), replayed), (has_token, false), "{queue:?}");
         assert_eq!(fixture.store.inserted().unwrap().user.id, user.id);
-        assert_eq!(fixture.store.look_ups(), 0, "a fresh id is not looked up");
+        assert_eq!(fixture.store.queries(), 0, "a new id is not queried");
     }
 }
 
@@ -108,8 +111,8 @@ async fn conflict_with_other_users_names_the_fields() {
         (true, true, vec!["username", "email"]),
     ] {
         let mut store = FakeStore::new(InsertBehavior::Conflicts);
-        store.taken.username = username.then(|| holder.clone());
-        store.taken.email = email.then(|| holder.clone());
+        store.conflicts.username = username.then(|| holder.clone());
+        store.conflicts.email = email.then(|| holder.clone());
         let outcome = RegisterFixture::new(store).register(&message).await;
         assert_eq!(fields(&outcome), expected);
     }
@@ -124,8 +127,8 @@ async fn conflict_with_the_same_registration_is_a_replay_if_nothing_differs() {
     let other_password = earlier(&message, "another-1").await;
     for (holder, is_replay) in [(same, true), (other_data, false), (other_password, false)] {
         let mut store = FakeStore::new(InsertBehavior::Conflicts);
-        // Its own user holds the name too, which must not make it a duplicate.
-        store.taken.username = Some(holder.clone());
+        // The user of this registration has the name too, which must not make it a duplicate.
+        store.conflicts.username = Some(holder.clone());
         store.registered = Some((holder.clone(), 0));
         let outcome = RegisterFixture::new(store).register(&message).await;
         match outcome {
@@ -142,7 +145,7 @@ async fn conflict_with_the_same_registration_is_a_replay_if_nothing_differs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn conflict_with_an_index_of_another_program() {
+async fn conflict_with_an_index_of_another_program_is_a_duplicate_or_a_failure() {
     let message = message(QueueKind::Interactive);
     for (duplicate, expected) in
         [(Some("email"), None), (None, Some(Outcome::from(FailureCode::StoreConflict)))]
@@ -158,33 +161,33 @@ async fn conflict_with_an_index_of_another_program() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn conflict_without_a_visible_holder_is_looked_up_until_the_deadline() {
-    for door in [QueueKind::Interactive, QueueKind::Bulk] {
+async fn invisible_conflicting_user_is_queried_until_the_deadline() {
+    for queue in [QueueKind::Interactive, QueueKind::Bulk] {
         let fixture = RegisterFixture::new(FakeStore::new(InsertBehavior::Conflicts));
         let message = message(queue);
         let began = Instant::now();
         let outcome = fixture.register(&message).await;
         assert_eq!(outcome, FailureCode::StoreUnavailable.into());
-        let limit = if door == QueueKind::Bulk { LOOK_FOR } else { REMAINING };
+        let limit = if queue == QueueKind::Bulk { CONFLICT_QUERY_TIMEOUT } else { REMAINING };
         let took = began.elapsed();
-        assert!(took <= limit && took + LOOK_AGAIN * 2 > limit, "{queue:?}: {took:?}");
-        assert!(fixture.store.look_ups() > 10, "{queue:?}: {}", fixture.store.look_ups());
+        assert!(took <= limit && took + CONFLICT_QUERY_PAUSE * 2 > limit, "{queue:?}: {took:?}");
+        assert!(fixture.store.queries() > 10, "{queue:?}: {}", fixture.store.queries());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn holder_that_becomes_visible_before_the_deadline_is_a_replay() {
+async fn registration_that_becomes_visible_before_the_deadline_is_a_replay() {
     let message = message(QueueKind::Interactive);
     let mut store = FakeStore::new(InsertBehavior::Conflicts);
     store.registered = Some((earlier(&message, PASSWORD).await, 3));
     let fixture = RegisterFixture::new(store);
     let outcome = fixture.register(&message).await;
     assert!(matches!(outcome, Outcome::Registered { replayed: true, .. }), "{outcome:?}");
-    assert_eq!(fixture.store.look_ups(), 4);
+    assert_eq!(fixture.store.queries(), 4);
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_write_is_looked_up_before_it_is_reported() {
+async fn failed_insert_is_queried_before_it_is_reported() {
     let message = message(QueueKind::Interactive);
     let stored = RegisterFixture::new(FakeStore::new(InsertBehavior::Fails { is_stored: true }));
     let outcome = stored.register(&message).await;
@@ -196,16 +199,16 @@ async fn failed_write_is_looked_up_before_it_is_reported() {
 
     let lost = RegisterFixture::new(FakeStore::new(InsertBehavior::Fails { is_stored: false }));
     assert_eq!(lost.register(&message).await, FailureCode::StoreUnavailable.into());
-    assert_eq!(lost.store.look_ups(), 1);
+    assert_eq!(lost.store.queries(), 1);
 
     let mut unreadable = FakeStore::new(InsertBehavior::Fails { is_stored: true });
-    unreadable.look_up_fails = true;
+    unreadable.query_fails = true;
     let outcome = RegisterFixture::new(unreadable).register(&message).await;
     assert_eq!(outcome, FailureCode::StoreUnavailable.into());
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_write_that_another_delivery_made_first_is_a_replay() {
+async fn failed_insert_of_a_registration_stored_by_another_delivery_is_a_replay() {
     let message = message(QueueKind::Interactive);
     // The same registration, stored by another delivery under another user id.
     let holder = earlier(&message, PASSWORD).await;
@@ -224,7 +227,7 @@ async fn failed_write_that_another_delivery_made_first_is_a_replay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn known_id_is_looked_up_before_anything_is_written() {
+async fn possibly_registered_id_is_queried_before_the_insert() {
     for changed in [
         Message { new_key: false, ..message(QueueKind::Interactive) },
         Message { deliveries: 1, ..message(QueueKind::Interactive) },
@@ -240,7 +243,7 @@ async fn known_id_is_looked_up_before_anything_is_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn expired_message_is_not_written() {
+async fn expired_message_is_not_inserted() {
     let fixture = RegisterFixture::new(FakeStore::new(InsertBehavior::Stores));
     let message = Message { expires: Some(Instant::now()), ..message(QueueKind::Interactive) };
     tokio::time::advance(Duration::from_millis(1)).await;
@@ -249,7 +252,7 @@ async fn expired_message_is_not_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn form_sent_again_by_the_same_person_is_a_replay_within_the_window() {
+async fn repeated_form_is_a_replay_within_the_window() {
     let from_front = Message { origin: Origin::Http, ..message(QueueKind::Interactive) };
     for (origin, age, is_replay) in
         [(Origin::Http, 59, true), (Origin::Http, 61, false), (from_crm(), 1, false)]
@@ -257,7 +260,7 @@ async fn form_sent_again_by_the_same_person_is_a_replay_within_the_window() {
         let mut holder = other(&from_front).await;
         holder.user.created_at = Millis(NOW.0 - age * 1000);
         let mut store = FakeStore::new(InsertBehavior::Conflicts);
-        store.taken.username = Some(holder.clone());
+        store.conflicts.username = Some(holder.clone());
         let message = Message { origin, ..from_front.clone() };
         match RegisterFixture::new(store).register(&message).await {
             Outcome::Registered { user, by_other_registration: true, .. } => {

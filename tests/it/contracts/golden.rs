@@ -1,4 +1,4 @@
-//! Runs a golden file against the real program.
+//! Runs a golden file against the program.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,49 +11,48 @@ use crate::support::muster::eventually;
 use crate::support::services::unique;
 use crate::support::{HttpResponse, Client, Muster, Pair, Setup, muster::SECRET};
 
-/// Headers as they are written in a file: one value, several, or null for none.
+/// Headers in a golden file: one value, several values, or null for none.
 type Headers = BTreeMap<String, Value>;
 
-/// Makes a token of another.
-type Make = fn(&str) -> String;
+/// Changes a token.
+type TokenChange = fn(&str) -> String;
 
 /// A golden file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    /// What the file is about; for its readers.
+    /// Description of the file, for its readers.
     #[serde(rename = "about")]
     _about: String,
     #[serde(default)]
     environment: BTreeMap<String, String>,
-    /// Whether another signup is under way all the time.
+    /// Whether another signup is in progress all the time.
     #[serde(default)]
     busy: bool,
-    /// Whether all cases are asked at the same time, because each waits as long as the deadline is. That is long
-    /// enough for whatever a worker does before it hashes, however slow the machine is.
+    /// Whether all cases run in parallel, because each waits for the request timeout.
     #[serde(default)]
     together: bool,
-    /// Path of the requests that name none.
+    /// Default path of the requests.
     #[serde(default)]
     path: String,
-    /// Headers of every answer, unless a case says otherwise.
+    /// Headers of every response, unless a case overrides them.
     headers: Headers,
     cases: Vec<Case>,
 }
 
-/// One request and its answer.
+/// One request and its expected response.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
     name: String,
-    /// What must have happened.
+    /// Requests to send first.
     #[serde(default)]
     before: Vec<Before>,
     request: Request,
-    answer: Expected,
+    response: Expected,
 }
 
-/// A request of which only the status of the answer counts.
+/// A request of which only the response status is checked.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Before {
@@ -67,11 +66,11 @@ struct Request {
     #[serde(default = "post")]
     method: String,
     path: Option<String>,
-    /// `content-type: application/json` goes without saying where there is a body.
+    /// A request with a body also gets `content-type: application/json`.
     #[serde(default)]
     headers: Headers,
     body: Option<Value>,
-    /// A body that JSON cannot hold: as text, or in hexadecimal where it is no text.
+    /// A body that is not JSON: as text, or in hexadecimal.
     raw: Option<String>,
     hex: Option<String>,
 }
@@ -82,7 +81,7 @@ struct Expected {
     status: u16,
     #[serde(default)]
     headers: Headers,
-    /// Absent: there is none.
+    /// Absent for an empty body.
     #[serde(default)]
     body: Value,
 }
@@ -91,7 +90,7 @@ fn post() -> String {
     "POST".into()
 }
 
-/// Runs a file; tells all cases that differ.
+/// Runs a file. Fails with all cases whose response differs.
 pub(super) async fn run(name: &str, text: &str, pair: Pair) {
     let file: File = serde_json::from_str(text).unwrap_or_else(|error| panic!("{name}: {error}"));
     let setup = file
@@ -104,45 +103,45 @@ pub(super) async fn run(name: &str, text: &str, pair: Pair) {
     }
     let client = muster.client().clone();
     let session = || Session { client: client.clone(), ..Session::default() };
-    let (sessions, wrong): (Vec<Session>, Vec<Vec<String>>) = if file.together {
-        // One after the other reaches the worker: what waits for one would have the next refused.
+    let (sessions, failures): (Vec<Session>, Vec<Vec<String>>) = if file.together {
+        // Each request waits until the worker has started the one before, because a backlog would shed it.
         let cases = file.cases.iter().enumerate().map(async |(before, case)| {
-            let taken = || muster.output().matches("\"delivery_started\"").count();
-            eventually("the request before it to be taken", async || taken() > before).await;
+            let started = || muster.output().matches("\"delivery_started\"").count();
+            eventually("the previous delivery to start", async || started() > before).await;
             session().play_all(&file, std::slice::from_ref(case)).await
         });
         join_all(cases).await.into_iter().unzip()
     } else {
         [session().play_all(&file, &file.cases).await].into_iter().unzip()
     };
-    let wrong = wrong.concat();
-    // A busy server would first finish what keeps it busy.
+    let failures = failures.concat();
+    // A busy server would delay its stop until the signup ends.
     let output = if file.busy { muster.output() } else { muster.stop_and_collect_output().await };
-    sessions.iter().for_each(|session| session.check_that_nothing_leaked(&output));
-    assert!(wrong.is_empty(), "{name}, {} cases:\n{}", wrong.len(), wrong.join("\n"));
+    sessions.iter().for_each(|session| session.assert_nothing_leaked(&output));
+    assert!(failures.is_empty(), "{name}, {} cases:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// Begins a signup that takes as long as its server lives.
+/// Starts a signup that does not end before its server stops.
 async fn occupy(muster: &mut Muster) {
     let client = muster.client().clone();
     let body = json!({ "username": "the first in line", "password": "keeps-it-busy" });
-    // It ends with the server, and then nobody wants its answer.
+    // Fails when the server stops, which is ignored.
     tokio::spawn(async move {
         let headers = [("content-type", "application/json")];
         let _ = client.send("POST", "/signup", &headers, body.to_string()).await;
     });
-    muster.wait_for_log(|line| line.contains("hashing")).await;
+    muster.wait_for_event("hash_started").await;
 }
 
-/// What was said so far.
+/// The state of a client while it runs cases.
 struct Session {
     client: Client,
     /// The last token.
     token: String,
-    /// The texts that stood for `{unique}`: they are part of every name and address.
+    /// The texts for `{unique}`, which are part of every name and address.
     people: Vec<String>,
     passwords: BTreeSet<String>,
-    answers: Vec<String>,
+    responses: Vec<String>,
 }
 
 impl Default for Session {
@@ -152,50 +151,50 @@ impl Default for Session {
             token: String::new(),
             people: Vec::new(),
             passwords: BTreeSet::new(),
-            answers: Vec::new(),
+            responses: Vec::new(),
         }
     }
 }
 
 impl Session {
-    /// Plays cases one after the other, and gives the differences.
+    /// Runs cases one after the other and returns the differences.
     async fn play_all(mut self, file: &File, cases: &[Case]) -> (Self, Vec<String>) {
-        let mut wrong = Vec::new();
+        let mut failures = Vec::new();
         for case in cases {
             if let Err(difference) = self.play(file, case).await {
-                wrong.push(format!("{}: {difference}", case.name));
+                failures.push(format!("{}: {difference}", case.name));
             }
         }
-        (self, wrong)
+        (self, failures)
     }
 
     async fn play(&mut self, file: &File, case: &Case) -> Result<(), String> {
         let person = unique("p");
         self.people.push(person.clone());
         for before in &case.before {
-            let answer = self.ask(file, &before.request, &person).await;
-            if answer.status != before.status {
-                return Err(format!("before it, {}: {}", answer.status, answer.json()));
+            let response = self.send(file, &before.request, &person).await;
+            if response.status != before.status {
+                return Err(format!("request before the case: {}: {}", response.status, response.json()));
             }
         }
-        let answer = self.ask(file, &case.request, &person).await;
-        let expected = expected(file, &case.answer, &person);
+        let response = self.send(file, &case.request, &person).await;
+        let expected = expected(file, &case.response, &person);
         let mut actual = json!({
-            "status": answer.status,
-            "headers": headers_of(&answer),
-            "body": answer.json(),
+            "status": response.status,
+            "headers": headers_of(&response),
+            "body": response.json(),
         });
-        blind(&expected, &mut actual);
+        replace_placeholders(&expected, &mut actual);
         if actual != expected {
-            return Err(format!("\n  wanted {expected}\n  got    {actual}"));
+            return Err(format!("\n  expected {expected}\n  got      {actual}"));
         }
-        if answer.status >= 400 && case.request.method != "HEAD" && !actual["body"].is_object() {
-            return Err(format!("no object: {actual}"));
+        if response.status >= 400 && case.request.method != "HEAD" && !actual["body"].is_object() {
+            return Err(format!("the body is not an object: {actual}"));
         }
         Ok(())
     }
 
-    async fn ask(&mut self, file: &File, request: &Request, person: &str) -> HttpResponse {
+    async fn send(&mut self, file: &File, request: &Request, person: &str) -> HttpResponse {
         let fill = |text: &str| self.fill(text, person);
         let body = match (&request.body, &request.raw, &request.hex) {
             (Some(body), ..) => Some(fill_all(body, &fill).to_string().into_bytes()),
@@ -217,35 +216,35 @@ impl Session {
         let path = fill(request.path.as_ref().unwrap_or(&file.path));
         let body = body.unwrap_or_default();
         self.passwords.extend(passwords_in(&String::from_utf8_lossy(&body)));
-        let answer = self.client.send(&request.method, &path, &headers, body).await;
-        let answer = answer.unwrap_or_else(|error| panic!("{} {path}: {error}", request.method));
-        let told = String::from_utf8_lossy(&answer.bytes).into_owned();
-        self.answers.push(format!("{:?}\n{told}", answer.headers));
-        if let Some(token) = token_in(&told) {
+        let response = self.client.send(&request.method, &path, &headers, body).await;
+        let response = response.unwrap_or_else(|error| panic!("{} {path}: {error}", request.method));
+        let text = String::from_utf8_lossy(&response.bytes).into_owned();
+        self.responses.push(format!("{:?}\n{text}", response.headers));
+        if let Some(token) = token_in(&text) {
             self.token = token;
         }
-        answer
+        response
     }
 
     fn fill(&self, text: &str, person: &str) -> String {
         let text = repeated(&text.replace("{unique}", person));
-        let made: [(&str, Make); 5] = [
+        let tokens: [(&str, TokenChange); 5] = [
             ("{token}", str::to_owned),
             ("{expired}", tokens::expired),
             ("{forged}", tokens::forged),
             ("{unsigned}", tokens::unsigned),
-            ("{gone}", tokens::gone),
+            ("{unknown_user}", tokens::unknown_user),
         ];
-        made.into_iter().fold(text, |text, (name, make)| {
+        tokens.into_iter().fold(text, |text, (name, make)| {
             if text.contains(name) { text.replace(name, &make(&self.token)) } else { text }
         })
     }
 
-    /// No password and no hash in an answer or the program's output, and nobody in its output.
-    fn check_that_nothing_leaked(&self, output: &str) {
-        let said = self.answers.join("\n") + output;
+    /// Fails if a response or the output contains a password or a hash, or the output contains personal data.
+    fn assert_nothing_leaked(&self, output: &str) {
+        let text = self.responses.join("\n") + output;
         for secret in self.passwords.iter().map(String::as_str).chain(["$2b$", SECRET]) {
-            assert!(!said.contains(secret), "{secret} leaked");
+            assert!(!text.contains(secret), "{secret} leaked");
         }
         for private in self.people.iter().map(String::as_str).chain(["eyJ", "@example.com"]) {
             assert!(!output.contains(private), "{private} is in the log:\n{output}");
@@ -253,24 +252,24 @@ impl Session {
     }
 }
 
-/// The answer a case wants, with what all answers of its file have.
-fn expected(file: &File, answer: &Expected, person: &str) -> Value {
+/// The expected response of a case, with the common headers of its file.
+fn expected(file: &File, response: &Expected, person: &str) -> Value {
     let fill = |text: &str| repeated(&text.replace("{unique}", person));
     let mut headers = file.headers.clone();
-    headers.extend(answer.headers.clone());
+    headers.extend(response.headers.clone());
     let headers: BTreeMap<String, Vec<String>> = headers
         .iter()
         .map(|(name, values)| (name.clone(), listed(values).map(fill).collect::<Vec<_>>()))
         .filter(|(_, values)| !values.is_empty())
         .collect();
-    let body = fill_all(&answer.body, &fill);
-    json!({ "status": answer.status, "headers": headers, "body": body })
+    let body = fill_all(&response.body, &fill);
+    json!({ "status": response.status, "headers": headers, "body": body })
 }
 
-/// All headers but those that say nothing about the answer.
-fn headers_of(answer: &HttpResponse) -> BTreeMap<String, Vec<String>> {
+/// All headers except those that differ between equal responses.
+fn headers_of(response: &HttpResponse) -> BTreeMap<String, Vec<String>> {
     let mut headers = BTreeMap::<String, Vec<String>>::new();
-    for (name, value) in &answer.headers {
+    for (name, value) in &response.headers {
         if !["date", "content-length", "server-timing"].contains(&name.as_str()) {
             headers.entry(name.to_string()).or_default().push(value.to_str().unwrap().to_owned());
         }
@@ -283,18 +282,18 @@ fn listed(values: &Value) -> impl Iterator<Item = &str> {
     one.chain(values.as_array().into_iter().flatten().filter_map(Value::as_str))
 }
 
-/// Replaces what has the wanted form by the name of the form.
-fn blind(expected: &Value, actual: &mut Value) {
+/// Replaces values that match a placeholder by the placeholder.
+fn replace_placeholders(expected: &Value, actual: &mut Value) {
     match (expected, actual) {
         (Value::Object(expected), Value::Object(actual)) => {
             for (key, expected) in expected {
                 if let Some(actual) = actual.get_mut(key) {
-                    blind(expected, actual);
+                    replace_placeholders(expected, actual);
                 }
             }
         }
         (Value::Array(expected), Value::Array(actual)) => {
-            expected.iter().zip(actual).for_each(|(expected, actual)| blind(expected, actual));
+            expected.iter().zip(actual).for_each(|(expected, actual)| replace_placeholders(expected, actual));
         }
         (Value::String(form), Value::String(text)) => {
             let is_hex = |text: &str| text.bytes().all(|b| b"0123456789abcdef".contains(&b));
@@ -314,7 +313,7 @@ fn blind(expected: &Value, actual: &mut Value) {
     }
 }
 
-/// Fills the texts of a document in.
+/// Applies `fill` to all strings of a document.
 fn fill_all(value: &Value, fill: &impl Fn(&str) -> String) -> Value {
     match value {
         Value::String(text) => json!(fill(text)),
@@ -326,7 +325,7 @@ fn fill_all(value: &Value, fill: &impl Fn(&str) -> String) -> Value {
     }
 }
 
-/// Writes `{x*3}` out: `xxx`.
+/// Expands `{x*3}` to `xxx`.
 fn repeated(text: &str) -> String {
     let mut filled = String::new();
     let mut rest = text;
@@ -356,7 +355,7 @@ fn from_hex(text: &str) -> Vec<u8> {
     digits.chunks(2).map(byte).collect()
 }
 
-/// Every password in a body, readable or not.
+/// Every password in a body, valid JSON or not.
 fn passwords_in(body: &str) -> Vec<String> {
     body.split("\"password\":")
         .skip(1)
