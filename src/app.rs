@@ -1,5 +1,6 @@
-//! Puts the parts together, and takes them apart again in the right order. The only place that
-//! sees everything.
+//! Builds a process from its settings, and stops it in the right order.
+//!
+//! This module and `cli` are the only ones that may import all others.
 
 mod policy;
 mod preflight;
@@ -14,86 +15,88 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Settings};
 use crate::contract::Policy;
-use crate::front::validity::Validity;
-use crate::front::{ReloadableFiles, Front, ConnectionLimits, health};
-use crate::password::HashPool;
-use crate::queue::seal::Opener;
-use crate::queue::{self, RpcClient, Prefetch, MessageQueue};
-use crate::shutdown::Tasks;
 use crate::domain::Clock;
+use crate::front::validity::Validity;
+use crate::front::{ConnectionLimits, Front, ReloadableFiles, health};
+use crate::password::{HashPool, PasswordHasher};
+use crate::queue::seal::Opener;
+use crate::queue::{self, MessageQueue, Prefetch, RpcClient};
+use crate::shutdown::Tasks;
 use crate::store::{self, PrepareError, Store};
-use crate::telemetry::{Metrics, Component, Telemetry};
+use crate::telemetry::{Component, Metrics, Telemetry};
 use crate::token::Signer;
 use crate::worker::{self, Worker};
 
 pub use policy::policy;
-use preflight::{Listeners, StartInputs, MissingSecret};
-pub use preflight::{Refusal, addresses, refusals};
+use preflight::{Listeners, MissingSecret, StartInputs};
+pub use preflight::{StartProblem, addresses, start_problems};
 
-/// Between two attempts to reach a store that is away.
+/// Pause between two attempts to prepare an unavailable store.
 const PREPARE_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long the orderly close of connections may take at the end.
+/// Maximum time to close connections at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The default of `front.request_timeout`.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the start waits for the store before it goes on without.
+/// Maximum time that the start waits for the store; after that, it continues to wait in the background.
 const FIRST_PREPARE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A muster whose addresses are bound and whose parts are running.
+/// A running process: its addresses are bound and its tasks are started.
 pub struct App {
     addresses: Addresses,
-    /// Serves HTTP; told to stop first.
+    /// The tasks that serve HTTP; stopped first.
     serving: Tasks,
-    /// Consumes; told to stop when nobody is served any more.
+    /// The tasks that consume; stopped when no request is in progress.
     working: Tasks,
-    /// A store that turned out not to do.
-    unfit: watch::Receiver<Option<String>>,
+    /// The error of a store that turned out to be incompatible.
+    store_error: watch::Receiver<Option<String>>,
     queue: Arc<dyn MessageQueue>,
-    caller: Option<Arc<dyn RpcClient>>,
-    slots: Option<HashPool>,
-    health: Component,
+    rpc_client: Option<Arc<dyn RpcClient>>,
+    hash_pool: Option<HashPool>,
+    process: Component,
     stop_delay: Duration,
-    drain: Duration,
+    shutdown_timeout: Duration,
     files: ReloadableFiles,
-    /// Keep connections, and end with their users.
+    /// The tasks that maintain connections; they end when nothing uses the connections.
     connections: Tasks,
 }
 
-/// Where it can be reached.
+/// The addresses that a process has bound.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Addresses {
-    /// The front.
+    /// The address of the front.
     pub front: Option<SocketAddr>,
-    /// The probes alone.
+    /// The address that serves only probes and metrics.
     pub admin: Option<SocketAddr>,
 }
 
-/// How a muster came to its end.
+/// Why a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExitReason {
-    /// It was asked to, and finished what was under way.
+    /// It was stopped, and finished its work or reached the shutdown timeout.
     Stopped,
-    /// What it waited for came, and will not do until somebody changes something.
+    /// The store became available but is incompatible; the text describes what an operator has to change.
     StoreIncompatible(String),
 }
 
 impl App {
-    /// Starts everything that the settings ask for. Returns when the addresses are bound; a broker or a database that
-    /// is unavailable is waited for in the background, and `/ready` shows it.
+    /// Starts the configured components. Returns when the addresses are bound. An unavailable broker or database is
+    /// retried in the background, and `/ready` reports it.
+    ///
+    /// Returns an error if the settings, a file, an address or the store make a start impossible.
     pub async fn start(settings: &Settings, clock: Clock) -> anyhow::Result<Self> {
         let StartInputs { signer, files, policy, opener } = preflight::require(settings, &clock)?;
         let telemetry = Telemetry::default();
         files.export_expiry(&telemetry.metrics);
-        show_client_certificate(settings, &telemetry.metrics);
+        export_client_certificate_expiry(settings, &telemetry.metrics);
         let process = telemetry.health.component("process");
         let (serving, working) = (Tasks::default(), Tasks::default());
         let connections = Tasks::default();
-        // Everything that can refuse the start comes before the first address is bound.
+        // Everything that can fail the start comes before the first address is bound.
         let queue = queue::open(&settings.queue, clock.clone(), &telemetry, &connections).await?;
-        let consumer = match settings.role.has_worker() {
+        let worker = match settings.role.has_worker() {
             true => {
                 Some(WorkerTask::open(settings, clock, &telemetry, &policy, opener, signer).await?)
             }
@@ -101,91 +104,88 @@ impl App {
         };
         let Listeners { front: front_listener, admin: admin_listener } =
             preflight::bind(settings).await?;
-        let (tell_unfit, unfit) = watch::channel(None);
-        let slots = consumer.as_ref().map(|consumer| consumer.worker.hash_pool.clone());
-        if let Some(consumer) = consumer {
+        let (report_store_error, store_error) = watch::channel(None);
+        let hash_pool = worker.as_ref().map(|task| task.hash_pool.clone());
+        if let Some(task) = worker {
             let (queue, tasks) = (queue.clone(), working.clone());
-            working.spawn(consumer.run(queue, tasks, tell_unfit));
+            working.spawn(task.run(queue, tasks, report_store_error));
         }
-        let (mut addresses, mut caller) = (Addresses::default(), None);
+        let (mut addresses, mut rpc_client) = (Addresses::default(), None);
         if let Some(listener) = front_listener {
             addresses.front = Some(listener.local_addr()?);
-            let sender = queue.rpc_client();
-            caller = Some(sender.clone());
-            let (limits, stop) = (limits(settings), serving.stopping().clone());
+            let client = queue.rpc_client();
+            rpc_client = Some(client.clone());
+            let (limits, stop) = (connection_limits(settings), serving.stopping().clone());
             let front =
-                Front::new(settings, policy, sender, &files, telemetry.clone(), stop.clone());
+                Front::new(settings, policy, client, &files, telemetry.clone(), stop.clone());
             serving.spawn(async move { front.serve(listener, limits, stop).await });
         }
         if let Some(listener) = admin_listener {
             addresses.admin = Some(listener.local_addr()?);
-            let (limits, stop) = (limits(settings), serving.stopping().clone());
+            let (limits, stop) = (connection_limits(settings), serving.stopping().clone());
             let telemetry = telemetry.clone();
             serving.spawn(async move { health::serve(listener, limits, stop, telemetry).await });
         }
         process.up();
-        let config::FrontSettings { stop_delay, shutdown_timeout: drain, .. } = settings.front;
+        let config::FrontSettings { stop_delay, shutdown_timeout, .. } = settings.front;
         Ok(Self {
             addresses,
             serving,
             working,
-            unfit,
+            store_error,
             queue,
-            caller,
-            slots,
-            health: process,
+            rpc_client,
+            hash_pool,
+            process,
             stop_delay,
-            drain,
+            shutdown_timeout,
             files,
             connections,
         })
     }
 
-    /// Where it can be reached.
+    /// The bound addresses.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// Its queue: the only way to reach a worker on `local:`.
+    /// The queue. With `local:` it is the only way to reach the worker.
     pub fn queue(&self) -> &Arc<dyn MessageQueue> {
         &self.queue
     }
 
-    /// What it can read again.
+    /// The files that the front can reload.
     pub fn files(&self) -> ReloadableFiles {
         self.files.clone()
     }
 
-    /// Its hash slots, if it has a worker.
+    /// The hash pool, if this process has a worker.
     pub fn hash_pool(&self) -> Option<&HashPool> {
-        self.slots.as_ref()
+        self.hash_pool.as_ref()
     }
 
-    /// Runs until `stop` resolves, then stops softly: takes no more, finishes what
-    /// is under way, hands the rest back. Drop the future to stop hard.
+    /// Runs until `stop` resolves, then stops gracefully: accepts no more work, finishes the work in progress
+    /// within `front.shutdown_timeout`, and requeues the rest. Drop the future to stop at once.
     pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> ExitReason {
-        let unfit = async {
-            match self.unfit.wait_for(Option::is_some).await.map(|unfit| unfit.clone()) {
-                Ok(Some(told)) => told,
-                // Nobody is left who could tell: the store has been prepared.
+        let store_error = async {
+            match self.store_error.wait_for(Option::is_some).await.map(|error| error.clone()) {
+                Ok(Some(error)) => error,
+                // The sender is gone: the store has been prepared.
                 _ => std::future::pending().await,
             }
         };
-        let end = tokio::select! {
-            () = stop => ExitReason::Stopped,
-            told = unfit => ExitReason::StoreIncompatible(error),
-        };
-        if end != ExitReason::Stopped {
-            return end;
+        tokio::select! {
+            () = stop => {}
+            error = store_error => return ExitReason::StoreIncompatible(error),
         }
-        self.health.stopping();
-        if self.caller.is_some() {
+        self.process.stopping();
+        if self.rpc_client.is_some() {
             // A load balancer sends requests until it has seen that this front is not ready.
             tokio::time::sleep(self.stop_delay).await;
         }
         self.serving.stop();
-        // A worker of its own has no front that still needs it.
-        if self.caller.is_none() {
+        // Without a front in this process, no request needs the worker until the end.
+        if self.rpc_client.is_none() {
             self.working.stop();
         }
         let stopped = async {
@@ -193,23 +193,30 @@ impl App {
             self.working.stop();
             self.working.ended().await;
         };
-        if tokio::time::timeout(self.drain, stopped).await.is_err() {
-            tracing::warn!("stopped with work under way; the queue delivers it again");
+        if tokio::time::timeout(self.shutdown_timeout, stopped).await.is_err() {
+            tracing::warn!(
+                event = "shutdown_timed_out",
+                "stopped before all work was finished; the queue redelivers unfinished messages"
+            );
         }
-        if let Some(caller) = self.caller {
-            caller.close().await;
+        if let Some(client) = self.rpc_client {
+            client.close().await;
         }
-        // Otherwise the broker would log each as lost.
+        // The broker logs a connection that is not closed as lost.
         if tokio::time::timeout(CLOSE_TIMEOUT, self.connections.ended()).await.is_err() {
-            tracing::warn!("stopped with connections that were not closed in time");
+            tracing::warn!(
+                event = "close_timed_out",
+                "stopped before all connections to the broker were closed"
+            );
         }
-        end
+        ExitReason::Stopped
     }
 }
 
-/// A worker that is ready to consume, or will be when its store is available.
+/// A worker and the state that it needs to start consuming.
 struct WorkerTask {
     worker: Arc<Worker>,
+    hash_pool: HashPool,
     prefetch: Prefetch,
     /// Whether the store has been prepared.
     is_prepared: bool,
@@ -218,7 +225,8 @@ struct WorkerTask {
 }
 
 impl WorkerTask {
-    /// Opens what the worker needs. An error if the store or a file will never do.
+    /// Opens the store, reads the signing key and starts the hash pool. Returns an error if the store is
+    /// incompatible or a file cannot be used; an unavailable store is not an error.
     async fn open(
         settings: &Settings,
         clock: Clock,
@@ -227,25 +235,25 @@ impl WorkerTask {
         opener: Opener,
         signer: Option<Signer>,
     ) -> anyhow::Result<Self> {
-        let part = telemetry.health.component("store");
-        // Before the signing secret, which is kept with the data file: a secret without a file shows that the
-        // file is lost.
-        let (store, bulk_store) = store::open_with_bulk(&settings.store, &part).await?;
-        // The embedded store is ready when the first request comes; a database that is unavailable is waited
-        // for.
-        let first = tokio::time::timeout(FIRST_PREPARE_TIMEOUT, prepare_once(&store, &part)).await;
+        let component = telemetry.health.component("store");
+        // Opened before the signing secret is created next to the data file: a secret without a data file means
+        // that the data file was lost.
+        let (store, bulk_store) = store::open_with_bulk(&settings.store, &component).await?;
+        // The embedded store is ready before the first request; a database may take longer.
+        let prepare = prepare_store(&store, &component);
+        let first = tokio::time::timeout(FIRST_PREPARE_TIMEOUT, prepare).await;
         let is_prepared = first.unwrap_or(Ok(false))?;
         let signer = match signer {
             None => preflight::signer(settings, &clock, MissingSecret::Create)?,
             signer => signer,
         };
         let signer = signer.context("no signing key")?;
-        let slots = HashPool::start(&settings.password)?;
-        worker::register_metrics(&telemetry.metrics, slots.clone());
+        let hash_pool = HashPool::start(&settings.password)?;
+        worker::register_metrics(&telemetry.metrics, hash_pool.clone());
         let worker = Arc::new(Worker {
             store,
             bulk_store,
-            hash_pool: slots,
+            hash_pool: Arc::new(hash_pool.clone()),
             policy: policy.clone(),
             opener,
             signer,
@@ -255,41 +263,46 @@ impl WorkerTask {
             clock,
             metrics: telemetry.metrics.clone(),
         });
-        let prefetch = worker.prefetch(settings.queue.prefetch, reply_within(settings));
+        let prefetch = worker.prefetch(settings.queue.prefetch, reply_timeout(settings));
         let consuming = telemetry.health.component("worker");
-        Ok(Self { worker, prefetch, is_prepared, store: part, consuming })
+        Ok(Self { worker, hash_pool, prefetch, is_prepared, store: component, consuming })
     }
 
-    /// Consumes until the stop. A store that turns out not to do is reported through `unfit`.
-    async fn run(self, queue: Arc<dyn MessageQueue>, tasks: Tasks, unfit: watch::Sender<Option<String>>) {
+    /// Waits for the store, then consumes until the stop. Reports an incompatible store through `store_error`.
+    async fn run(
+        self,
+        queue: Arc<dyn MessageQueue>,
+        tasks: Tasks,
+        store_error: watch::Sender<Option<String>>,
+    ) {
         if !self.is_prepared {
             match wait_for_store(&self.worker.store, &self.store, tasks.stopping()).await {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
-                    unfit.send_replace(Some(format!("{error:#}")));
+                    store_error.send_replace(Some(format!("{error:#}")));
                     return;
                 }
             }
         }
-        let slots = self.worker.hash_pool.clone();
-        let pace: queue::ReadCapacity = Arc::new(move || queue::WorkerCapacity {
-            per_second: slots.per_second(),
-            threads: slots.threads() as u32,
+        let hash_pool = self.hash_pool;
+        let capacity: queue::ReadCapacity = Arc::new(move || queue::WorkerCapacity {
+            per_second: hash_pool.per_second(),
+            threads: hash_pool.threads() as u32,
         });
-        let inbox = queue.consumer(self.prefetch, pace);
+        let consumer = queue.consumer(self.prefetch, capacity);
         self.consuming.up();
-        worker::consume(self.worker, inbox, tasks).await;
+        worker::consume(self.worker, consumer, tasks).await;
     }
 }
 
-/// The request timeout that bounds how much a worker holds. Of fronts in other processes it is not
-/// known, so a worker alone assumes their default.
-fn reply_within(settings: &Settings) -> Duration {
+/// The time within which a reply is of use, which limits the prefetch. A worker without a front assumes the default,
+/// because it does not know the settings of fronts in other processes.
+fn reply_timeout(settings: &Settings) -> Duration {
     if settings.role.has_front() { settings.front.request_timeout } else { DEFAULT_REQUEST_TIMEOUT }
 }
 
-fn limits(settings: &Settings) -> ConnectionLimits {
+fn connection_limits(settings: &Settings) -> ConnectionLimits {
     let front = &settings.front;
     ConnectionLimits {
         connections: front.max_connections,
@@ -301,9 +314,9 @@ fn limits(settings: &Settings) -> ConnectionLimits {
     }
 }
 
-/// Reports when the certificate expires by which this process is known to the broker. It is read once, so that
-/// a later one needs a restart.
-fn show_client_certificate(settings: &Settings, metrics: &Metrics) {
+/// Exports the expiry of the client certificate for the broker. The certificate is read once at start, so a renewed
+/// one needs a restart.
+fn export_client_certificate_expiry(settings: &Settings, metrics: &Metrics) {
     let certificate = settings.queue.certificate.as_ref();
     let validity = certificate.and_then(|files| Validity::read(&files.certificate).ok());
     if let Some(validity) = validity {
@@ -311,25 +324,27 @@ fn show_client_certificate(settings: &Settings, metrics: &Metrics) {
     }
 }
 
-/// Whether the store can be worked with now. An error if it never will.
-async fn prepare_once(store: &Arc<dyn Store>, part: &Component) -> anyhow::Result<bool> {
+/// Prepares the store once and reports the result to `component`. Returns false if the store is unavailable, and an
+/// error if it is incompatible.
+async fn prepare_store(store: &Arc<dyn Store>, component: &Component) -> anyhow::Result<bool> {
     match store.prepare().await {
         Ok(()) => {
-            part.up();
+            component.up();
             Ok(true)
         }
-        Err(PrepareError::Unavailable(what)) => {
-            part.down(&what);
+        Err(PrepareError::Unavailable(reason)) => {
+            component.down(&reason);
             Ok(false)
         }
-        Err(PrepareError::Incompatible(what)) => bail!("store.url (MUSTER_STORE): {what}"),
+        Err(PrepareError::Incompatible(reason)) => bail!("store.url (MUSTER_STORE): {reason}"),
     }
 }
 
-/// Whether the store came before the stop. An error if it came and will not do.
+/// Retries to prepare the store until it succeeds or the process stops. Returns false at the stop, and an error if
+/// the store is incompatible.
 async fn wait_for_store(
     store: &Arc<dyn Store>,
-    part: &Component,
+    component: &Component,
     stopping: &CancellationToken,
 ) -> anyhow::Result<bool> {
     loop {
@@ -337,7 +352,7 @@ async fn wait_for_store(
             () = stopping.cancelled() => return Ok(false),
             () = tokio::time::sleep(PREPARE_PAUSE) => {}
         }
-        if prepare_once(store, part).await? {
+        if prepare_store(store, component).await? {
             return Ok(true);
         }
     }

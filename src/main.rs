@@ -1,4 +1,4 @@
-//! The `muster` program: parse, run, exit code.
+//! The `muster` program: parses the command line, runs the command and returns its exit code.
 
 use std::process::ExitCode;
 
@@ -8,6 +8,6 @@ use muster::cli::{self, Cli};
 fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(cli) => cli::run(cli),
-        Err(error) => cli::refuse(&error),
+        Err(error) => cli::print_parse_error(&error),
     }
 }

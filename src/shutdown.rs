@@ -1,6 +1,7 @@
-//! Tasks that live as long as the process, and how it ends: softly (take no more, finish what
-//! runs), hard, or by a panic. A panic is a fault that nobody handles, so the process stops and says so;
-//! whoever started it starts it again, and the queue still has what was under way.
+//! The tasks of the process and how it ends: gracefully, at once, or after a panic.
+//!
+//! A panic is a bug, after which the state of the process is unknown. So the process reports it and ends; a service
+//! manager restarts it, and the queue redelivers the unfinished messages.
 
 use std::future::Future;
 use std::panic::PanicHookInfo;
@@ -8,7 +9,7 @@ use std::panic::PanicHookInfo;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Where tasks are started. Clones are the same set.
+/// A set of tasks that are stopped together. Clones share the set.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -21,12 +22,12 @@ impl Tasks {
         self.tracker.spawn(task);
     }
 
-    /// Cancelled when no more work should be taken.
+    /// Cancelled when tasks must accept no more work.
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
     }
 
-    /// Asks every task to come to its end.
+    /// Tells every task to finish.
     pub fn stop(&self) {
         self.stopping.cancel();
     }
@@ -39,22 +40,22 @@ impl Tasks {
 }
 
 tokio::task_local! {
-    /// There where a panic ends its task and nothing else.
+    /// Set in tasks whose panic does not end the process.
     static CONTAINED: ();
 }
 
-/// From now on a panic ends the process, in whatever task or thread it is, unless it is
-/// [`contained`]: a thread that hashes no more, or a writer that is gone, would let everybody wait. Its
-/// place is reported, and its text only where that is part of the program (`&'static str`): a formatted one
-/// may quote what it was about, and that may be a password.
-/// `report` must neither panic nor block; `end` ends the process.
+/// Installs a panic hook that ends the process, whatever task or thread panicked, unless the task is [`contained`].
+/// Without it, callers would wait forever for a dead hashing thread or store writer.
+///
+/// The hook passes the location of the panic to `report`, and its message only if that is a `&'static str`: a formatted
+/// message may contain a password. `report` must neither panic nor block; `end` must end the process.
 pub fn end_on_panic(report: fn(&str), end: fn() -> !) {
     std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let is_contained = is_contained();
-        let effect = if is_contained { "a connection was lost to it" } else { "the process ends" };
+        let effect = if is_contained { "its connection is closed" } else { "the process ends" };
         let text = static_text(panic);
-        report(&format!("muster: a fault in muster, at {place}{text}: {effect}; please report it"));
+        report(&format!("muster: a bug in muster at {place}{text}: {effect}; please report it"));
         if !is_contained {
             end();
         }
@@ -66,12 +67,12 @@ fn static_text(panic: &PanicHookInfo<'_>) -> String {
     text.map_or_else(String::new, |text| format!(" ({text})"))
 }
 
-/// Whether a panic here ends its task alone.
+/// Whether a panic in this task ends only the task.
 pub fn is_contained() -> bool {
     CONTAINED.try_with(|()| ()).is_ok()
 }
 
-/// Runs what strangers drive: a panic in it must not be a way to end the process for everybody.
+/// Runs a task that serves untrusted peers: a panic that one of them provokes must not end the process.
 pub async fn contained<T>(task: impl Future<Output = T>) -> T {
     CONTAINED.scope((), task).await
 }
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_stop_reaches_every_task() {
+    async fn stop_reaches_every_task() {
         let tasks = Tasks::default();
         let stopping = tasks.stopping().clone();
         tasks.spawn(async move { stopping.cancelled().await });

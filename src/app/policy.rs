@@ -1,5 +1,6 @@
-//! The operator's policy for passwords and user names, with its list read: for the front and the worker
-//! here, and for an import.
+//! Builds the operator's policy for passwords and user names from the settings and the blocklist.
+//!
+//! Front, worker and import use it.
 
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
@@ -9,10 +10,10 @@ use anyhow::Context;
 use crate::config::{Blocklist, Settings, file};
 use crate::contract::{CommonPasswords, Policy};
 
-/// Largest list of passwords, in bytes. The largest in common use holds 134 MiB.
-const LIST_MAX: u64 = 256 << 20;
+/// Maximum size of a blocklist in bytes. The largest list in common use has 134 MiB.
+const MAX_LIST_BYTES: u64 = 256 << 20;
 
-/// The policy of these settings. An error if its list cannot be read.
+/// Returns the policy of these settings. Returns an error if the blocklist cannot be read or contains no password.
 pub fn policy(settings: &Settings) -> anyhow::Result<Policy> {
     let common = match &settings.policy.blocklist {
         Blocklist::None => CommonPasswords::default(),
@@ -25,17 +26,17 @@ pub fn policy(settings: &Settings) -> anyhow::Result<Policy> {
     Ok(policy.with_single_script(settings.admission.single_script))
 }
 
-/// One password a line. What is no UTF-8 can be nobody's password and does no harm.
+/// Reads one password per line. A line that is not UTF-8 cannot be a user's password, so it is kept in lossy form.
 fn read(path: &Path) -> anyhow::Result<CommonPasswords> {
-    let lines = BufReader::new(file::open(path, LIST_MAX)?).split(b'\n');
+    let lines = BufReader::new(file::open(path, MAX_LIST_BYTES)?).split(b'\n');
     let passwords = lines.map(|line| -> io::Result<String> {
         let line = String::from_utf8_lossy(&line?).into_owned();
         let line = line.trim_end_matches('\r');
-        // An editor may have put a byte order mark before the first.
+        // Some editors put a byte order mark at the start of the file.
         Ok(line.trim_start_matches('\u{feff}').to_owned())
     });
     let passwords = passwords.filter(|line| !line.as_ref().is_ok_and(String::is_empty));
     let common = passwords.collect::<io::Result<CommonPasswords>>()?;
-    anyhow::ensure!(common.count() > 0, "no password in it; one a line wanted");
+    anyhow::ensure!(common.count() > 0, "the file contains no password, expected one per line");
     Ok(common)
 }

@@ -1,6 +1,7 @@
-//! Reads and checks everything that a start needs from this machine, before an address is bound or a
-//! connection is made. `App::start` uses the result and refuses to start with all that is wrong;
-//! `muster doctor` runs the same checks and reports them.
+//! Reads and checks all local inputs of a start, before it binds an address or opens a connection.
+//!
+//! `App::start` uses the inputs, or fails with one error that lists all problems. `muster doctor` runs the same
+//! checks and reports the problems.
 
 use std::net::SocketAddr;
 
@@ -11,77 +12,78 @@ use tokio::net::TcpListener;
 use super::policy::policy;
 use crate::config::{Problems, QueueUrl, Role, Settings, StoreUrl, secret_file};
 use crate::contract::Policy;
+use crate::domain::Clock;
 use crate::front::jwks::PublicKeys;
 use crate::front::tls::Tls;
 use crate::front::{self, ReloadableFiles};
 use crate::http_client::trust;
 use crate::queue::seal::{Opener, Sealer};
-use crate::domain::Clock;
 use crate::telemetry::{export, logs};
-use crate::token::{self, TokenKey, Signer, ClaimRules};
+use crate::token::{self, ClaimRules, Signer, TokenKey};
 
-/// The settings of addresses, by which people know them.
+/// Names of the address settings, for messages.
 const FRONT: &str = "front.listen (MUSTER_LISTEN)";
 const ADMIN: &str = "admin.listen (MUSTER_ADMIN_LISTEN)";
 
-/// What a start needs, read and checked.
+/// The checked inputs of a start.
 pub(super) struct StartInputs {
-    /// Signs tokens; none for a front alone, and where the secret has to be created first.
+    /// Signs tokens. `None` without a worker, and if the signing secret has yet to be created.
     pub(super) signer: Option<Signer>,
-    /// The files of the front.
+    /// Files that the front can reload.
     pub(super) files: ReloadableFiles,
     pub(super) policy: Policy,
     pub(super) opener: Opener,
 }
 
-/// A reason not to start.
+/// A problem that prevents a start.
 #[derive(Debug)]
-pub struct Refusal {
-    /// What was checked.
+pub struct StartProblem {
+    /// Name of the check.
     pub check: &'static str,
-    /// Names the setting and what is wrong with it.
+    /// The error, which names the setting.
     pub error: anyhow::Error,
-    /// What to do about it.
+    /// How to fix it.
     pub remedy: &'static str,
 }
 
-/// The addresses of this process, bound.
+/// The bound listeners of this process.
 pub(super) struct Listeners {
     pub(super) front: Option<TcpListener>,
     pub(super) admin: Option<TcpListener>,
 }
 
-/// What to do where the signing secret of a data file is missing.
+/// Whether to create the signing secret of a data file if it does not exist.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum MissingSecret {
     Create,
     Omit,
 }
 
-/// Returns why a start with these settings would be refused, creating nothing. What only the broker,
-/// the database or the data file can tell is checked by `queue::inspect` and `store::inspect`.
-pub fn refusals(settings: &Settings) -> Vec<Refusal> {
+/// Returns the problems that would prevent a start with these settings. Creates nothing.
+///
+/// `queue::inspect` and `store::inspect` check the broker, the database and the data file.
+pub fn start_problems(settings: &Settings) -> Vec<StartProblem> {
     match check(settings, &Clock::system()) {
         Ok(_) => Vec::new(),
-        Err(refusals) => refusals,
+        Err(problems) => problems,
     }
 }
 
-/// Everything that is needed, or an error that names all that is wrong.
+/// Returns the inputs of a start, or one error that lists all problems.
 pub(super) fn require(settings: &Settings, clock: &Clock) -> anyhow::Result<StartInputs> {
-    check(settings, clock).map_err(|refusals| {
+    check(settings, clock).map_err(|found| {
         let mut problems = Problems::default();
-        refusals.iter().for_each(|refusal| problems.add(format!("{:#}", refusal.error)));
+        found.iter().for_each(|problem| problems.add(format!("{:#}", problem.error)));
         anyhow::Error::new(problems)
     })
 }
 
-fn check(settings: &Settings, clock: &Clock) -> Result<StartInputs, Vec<Refusal>> {
+fn check(settings: &Settings, clock: &Clock) -> Result<StartInputs, Vec<StartProblem>> {
     let mut checks = Checks(Vec::new());
     let role = settings.role;
     checks.add(
         "log filter",
-        "set it as in \"info,muster=debug\"",
+        "set a filter such as \"info,muster=debug\"",
         logs::filter(&settings.log.filter),
     );
     if let Some(trace) = &settings.trace {
@@ -91,13 +93,13 @@ fn check(settings: &Settings, clock: &Clock) -> Result<StartInputs, Vec<Refusal>
         checks.add("trace collector", "correct the endpoint", export::check(trace));
     }
     let policy =
-        checks.add("password list", "give a file with one password a line", policy(settings));
+        checks.add("password list", "name a file with one password per line", policy(settings));
     let signer = match role.has_worker() {
         true => {
             let signer = signer(settings, clock, MissingSecret::Omit);
             checks.add(
                 "signing key",
-                "give files that this user can read; `muster keys make` makes one",
+                "name key files that this user can read; `muster keys make` creates one",
                 signer,
             )
         }
@@ -105,7 +107,7 @@ fn check(settings: &Settings, clock: &Clock) -> Result<StartInputs, Vec<Refusal>
     };
     let opener = checks.add(
         "sealed passwords",
-        "set both halves of one pair; `muster keygen` makes one",
+        "set both keys of one pair; `muster keygen` creates a pair",
         opener(settings),
     );
     let mut files = ReloadableFiles::default();
@@ -113,12 +115,13 @@ fn check(settings: &Settings, clock: &Clock) -> Result<StartInputs, Vec<Refusal>
         let tls = settings.front.tls.as_ref().map(Tls::read).transpose();
         let tls = checks.add(
             "certificate",
-            "give the certificate and the private key that belongs to it; `muster cert` makes a pair",
+            "name a certificate and its private key; `muster cert` creates a pair",
             tls,
         );
         let own = signer.as_ref().and_then(Option::as_ref).and_then(Signer::public_keys);
         let keys = PublicKeys::open(settings.front.jwks_file.as_deref(), own.as_ref());
-        let keys = checks.add("public keys", "muster keys jwks > FILE", keys);
+        let keys =
+            checks.add("public keys", "create the file with `muster keys jwks > FILE`", keys);
         files = ReloadableFiles::new(tls.flatten(), keys.flatten());
     }
     match (signer, policy, opener) {
@@ -129,14 +132,14 @@ fn check(settings: &Settings, clock: &Clock) -> Result<StartInputs, Vec<Refusal>
     }
 }
 
-/// The addresses that a start binds: each with the name of its setting, and whether it speaks https.
+/// Lists the addresses that a start binds, each with the name of its setting and whether it serves HTTPS.
 pub fn addresses(settings: &Settings) -> Vec<(SocketAddr, &'static str, bool)> {
     let has_front = settings.role.has_front();
     let front = has_front.then_some((settings.front.listen, FRONT, settings.front.tls.is_some()));
     front.into_iter().chain(settings.admin.map(|address| (address, ADMIN, false))).collect()
 }
 
-/// Binds the addresses that the settings name.
+/// Binds the configured addresses.
 pub(super) async fn bind(settings: &Settings) -> anyhow::Result<Listeners> {
     let mut listeners = Listeners { front: None, admin: None };
     for (address, setting, _) in addresses(settings) {
@@ -146,29 +149,30 @@ pub(super) async fn bind(settings: &Settings) -> anyhow::Result<Listeners> {
     Ok(listeners)
 }
 
-/// Collects what is refused.
-struct Checks(Vec<Refusal>);
+/// Collects the problems of all checks.
+struct Checks(Vec<StartProblem>);
 
 impl Checks {
     fn add<T>(
         &mut self,
         check: &'static str,
         remedy: &'static str,
-        checked: anyhow::Result<T>,
+        result: anyhow::Result<T>,
     ) -> Option<T> {
-        checked.map_err(|error| self.0.push(Refusal { check, error, remedy })).ok()
+        result.map_err(|error| self.0.push(StartProblem { check, error, remedy })).ok()
     }
 }
 
-/// The keys that the settings name, in their order, and after them the secret. `None` only where the
-/// secret would be created.
+/// Returns a signer with the configured keys in their order, followed by the secret. Returns `None` if the secret does
+/// not exist and `missing` is `Omit`.
 pub(super) fn signer(
     settings: &Settings,
     clock: &Clock,
     missing: MissingSecret,
 ) -> anyhow::Result<Option<Signer>> {
     let token = &settings.token;
-    let read = token.key_files.iter().map(|path| TokenKey::read(path)).collect::<anyhow::Result<Vec<_>>>();
+    let read =
+        token.key_files.iter().map(|path| TokenKey::read(path)).collect::<anyhow::Result<Vec<_>>>();
     let mut keys = read.context("token.key_files (MUSTER_TOKEN_KEY_FILES)")?;
     let secret = signing_secret(settings, missing)?;
     keys.extend(secret.as_ref().map(TokenKey::secret));
@@ -188,9 +192,13 @@ pub(super) fn signer(
     Ok(Some(Signer::new(keys.remove(0), others, claim_rules, clock.clone())))
 }
 
-/// The given secret; for the embedded default the one kept next to the data file, unless keys sign and
-/// none was made before.
-fn signing_secret(settings: &Settings, missing: MissingSecret) -> anyhow::Result<Option<SecretString>> {
+/// Returns the configured secret, or else the secret next to the data file.
+///
+/// If neither exists, creates the latter, unless key files are configured or `missing` is `Omit`.
+fn signing_secret(
+    settings: &Settings,
+    missing: MissingSecret,
+) -> anyhow::Result<Option<SecretString>> {
     if let Some(secret) = &settings.token.secret {
         return Ok(Some(secret.clone()));
     }
@@ -202,15 +210,19 @@ fn signing_secret(settings: &Settings, missing: MissingSecret) -> anyhow::Result
     if missing == MissingSecret::Omit {
         return token::load(&path).map(Some);
     }
-    let (secret, made) = token::load_or_create(&path)?;
-    if made {
-        tracing::info!(path = %path.display(), "made a signing secret; set JWT_SECRET to use another");
+    let (secret, is_new) = token::load_or_create(&path)?;
+    if is_new {
+        tracing::info!(
+            event = "signing_secret_created",
+            path = %path.display(),
+            "created a signing secret; set JWT_SECRET to use another"
+        );
     }
     Ok(Some(secret))
 }
 
-/// Opens what fronts seal. A front and a worker in one process must have the two halves of a pair; a
-/// front elsewhere with another key shows only when its first message arrives.
+/// Returns the opener of sealed passwords. Returns an error if the front and the worker of this process have keys of
+/// different pairs. A front in another process with a wrong key is detected only when its first message arrives.
 fn opener(settings: &Settings) -> anyhow::Result<Opener> {
     let opener = Opener::new(&settings.queue);
     if let (Role::All, QueueUrl::Amqp(_), Some(key)) =

@@ -1,5 +1,5 @@
-//! The program as a person starts it: what it refuses and how it says so, where settings come from,
-//! and what it does while a service is away.
+//! Start and stop of the program: invalid settings and their errors, the precedence of settings, and behaviour while
+//! a service is unavailable.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -11,48 +11,53 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::muster::{TIMEOUT, SECRET, eventually};
+use crate::support::log_lines::has_event;
+use crate::support::muster::{SECRET, TIMEOUT, eventually};
 use crate::support::proxy::Proxy;
 use crate::support::services::{
-    PRODUCTION, amqp_url, skip_unsupported, mongodb_url, unique, unique_address,
+    PRODUCTION, amqp_url, mongodb_url, skip_unsupported, unique, unique_address,
 };
 use crate::support::{Client, Pair, QueueAdapter, Setup, StoreAdapter};
 
-/// Stands in every secret of these tests, and so must stand in nothing that is written.
+/// Part of every secret in these tests; no output may contain it.
 const HIDDEN: &str = "hunter2";
 
-/// Runs the program to its end.
+/// Runs the program until it exits. Fails if its output contains a secret.
 async fn run(setup: &Setup, arguments: &[&str]) -> Output {
     let mut command = tokio::process::Command::from(setup.command(arguments));
     command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
     let done = tokio::time::timeout(TIMEOUT, command.output()).await;
-    let output = done.unwrap_or_else(|_| panic!("{arguments:?}: it does not end")).unwrap();
+    let output =
+        done.unwrap_or_else(|_| panic!("{arguments:?} did not exit within {TIMEOUT:?}")).unwrap();
     for written in [&output.stdout, &output.stderr] {
         let written = String::from_utf8_lossy(written);
         for secret in [HIDDEN, SECRET] {
-            assert!(!written.contains(secret), "a secret is shown: {written}");
+            assert!(!written.contains(secret), "the output contains a secret: {written}");
         }
     }
     output
 }
 
-/// Runs the program, which must refuse to, and gives what it says.
-async fn refusal(setup: &Setup, arguments: &[&str]) -> String {
+/// Runs the program, which must exit with code 2, and returns its error message.
+async fn start_error(setup: &Setup, arguments: &[&str]) -> String {
     let output = run(setup, arguments).await;
     let written = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {written}");
-    // The log shares the stream; its lines are JSON, and what libraries log may come late.
-    let told: Vec<&str> = written.lines().filter(|line| !line.starts_with('{')).collect();
-    let (first, list) = told.split_first().expect("a message");
+    // Standard error also has log lines in JSON, and libraries may log late.
+    let message: Vec<&str> = written.lines().filter(|line| !line.starts_with('{')).collect();
+    let (first, list) = message.split_first().expect("a message");
     assert!(first.starts_with("muster: "), "{written}");
-    assert!(list.iter().all(|line| line.starts_with("  - ")), "more than a list: {written}");
-    assert!(list.is_empty() || first.ends_with("settings are wrong:"), "{written}");
-    told.join("\n")
+    assert!(
+        list.iter().all(|line| line.starts_with("  - ")),
+        "expected one line and a list: {written}"
+    );
+    assert!(list.is_empty() || first.ends_with("problems in the settings:"), "{written}");
+    message.join("\n")
 }
 
-fn names(told: &str, parts: &[&str]) {
+fn assert_contains(error: &str, parts: &[&str]) {
     for part in parts {
-        assert!(told.contains(part), "{part:?} is not in: {told}");
+        assert!(error.contains(part), "expected {part:?} in: {error}");
     }
 }
 
@@ -62,36 +67,36 @@ fn without(mut setup: Setup, name: &str) -> Setup {
 }
 
 #[tokio::test]
-async fn settings_that_make_no_sense_are_refused() {
+async fn invalid_settings_stop_the_start() {
     type Change = fn(Setup) -> Setup;
     let cases: [(&str, Change, &[&str]); 13] = [
         (
             "unknown variable",
             |setup| setup.with("MUSTER_COLOUR", "red"),
-            &["MUSTER_COLOUR", "no such setting", "muster config"],
+            &["MUSTER_COLOUR", "unknown setting", "muster config"],
         ),
         (
-            "queue's scheme",
+            "scheme of the queue",
             |setup| setup.with("MUSTER_QUEUE", "kafka://user:hunter2@broker"),
             &["queue.url", "MUSTER_QUEUE", "amqp://"],
         ),
         (
-            "store's scheme",
+            "scheme of the store",
             |setup| setup.with("MUSTER_STORE", "postgres://user:hunter2@db"),
             &["store.url", "MUSTER_STORE", "mongodb://"],
         ),
         (
-            "broken URL",
+            "invalid URL",
             |setup| setup.with("MUSTER_QUEUE", "amqp://user:hunter2@broker:port"),
             &["queue.url", "MUSTER_QUEUE", "not a URL"],
         ),
         (
-            "broker's parameter",
+            "invalid broker parameter",
             |setup| setup.with("MUSTER_QUEUE", "amqp://user:hunter2@broker/v?frame_max=100"),
             &["queue.url", "MUSTER_QUEUE", "frame_max", "4096", "100"],
         ),
         (
-            "broker's parameter unknown",
+            "unknown broker parameter",
             |setup| setup.with("MUSTER_QUEUE", "amqp://user:hunter2@broker/v?abc=1"),
             &["queue.url", "MUSTER_QUEUE", "abc", "unknown parameter"],
         ),
@@ -106,7 +111,7 @@ async fn settings_that_make_no_sense_are_refused() {
             &["password.cost", "MUSTER_BCRYPT_COST", "at least 10", "MUSTER_ALLOW_WEAK_COST"],
         ),
         (
-            "front alone on local:",
+            "role front with local:",
             |setup| setup.with("MUSTER_ROLE", "front"),
             &["role", "in-process queue", "MUSTER_QUEUE", "--role all"],
         ),
@@ -116,9 +121,9 @@ async fn settings_that_make_no_sense_are_refused() {
             &["token.secret", "JWT_SECRET", "JWT_SECRET_FILE", "openssl rand"],
         ),
         (
-            "secret's file missing",
+            "missing secret file",
             |setup| without(setup, "JWT_SECRET").with("JWT_SECRET_FILE", "/no/such/file"),
-            &["JWT_SECRET_FILE", "the file it names cannot be read"],
+            &["JWT_SECRET_FILE", "cannot read the file"],
         ),
         (
             "log filter",
@@ -126,44 +131,49 @@ async fn settings_that_make_no_sense_are_refused() {
             &["log.filter", "muster=loud"],
         ),
         (
-            "several at once",
-            |setup| setup.with("MUSTER_LISTEN", "nowhere").with("MUSTER_FRONT_REQUEST_TIMEOUT", "soon"),
-            &["2 settings are wrong", "front.listen", "MUSTER_LISTEN", "front.request_timeout"],
+            "several errors",
+            |setup| {
+                setup.with("MUSTER_LISTEN", "nowhere").with("MUSTER_FRONT_REQUEST_TIMEOUT", "soon")
+            },
+            &["2 problems in the settings", "front.listen", "MUSTER_LISTEN", "front.request_timeout"],
         ),
     ];
     for (case, change, parts) in cases {
         println!("{case}");
-        names(&refusal(&change(Setup::embedded()), &["serve"]).await, parts);
+        assert_contains(&start_error(&change(Setup::embedded()), &["serve"]).await, parts);
     }
 }
 
 #[tokio::test]
-async fn a_file_of_settings_that_cannot_be_used_is_refused() {
+async fn unusable_settings_file_is_rejected() {
     let setup = without(Setup::embedded(), "MUSTER_QUEUE");
     let path = setup.directory().join("muster.toml");
     let file = path.to_str().unwrap();
     for command in ["serve", "config", "healthcheck"] {
-        names(&refusal(&setup, &[command, "--config", file]).await, &[file, "--config"]);
+        assert_contains(
+            &start_error(&setup, &[command, "--config", file]).await,
+            &[file, "--config"],
+        );
     }
     for (text, parts) in [
-        ("[token]\nsecret = \"hunter2", &[":2:", ": not TOML"][..]),
+        ("[token]\nsecret = \"hunter2", &[":2:", ": not valid TOML"][..]),
         (
             "[token]\nsecret = 2\n[front]\n  colour = \"red\"",
-            &[":2:1: token.secret", ":4:3: no such setting: front.colour"],
+            &[":2:1: token.secret", ":4:3: unknown setting front.colour"],
         ),
-        ("colour = \"red\"", &[":1:1: no such setting: colour"]),
+        ("colour = \"red\"", &[":1:1: unknown setting colour"]),
         ("[queue]\nurl = \"hunter2\"", &["queue.url", "local:", ":2:1)"]),
         ("front = 3", &["front"]),
     ] {
         std::fs::write(&path, text).unwrap();
-        let told = refusal(&setup, &["config", "--config", file]).await;
-        names(&told, parts);
-        names(&told, &[file]);
+        let error = start_error(&setup, &["config", "--config", file]).await;
+        assert_contains(&error, parts);
+        assert_contains(&error, &[file]);
     }
 }
 
 #[tokio::test]
-async fn a_setting_that_names_no_regular_file_is_refused() {
+async fn setting_that_names_a_special_file_is_rejected() {
     let setup = Setup::embedded();
     let fifo = setup.directory().join("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -188,14 +198,17 @@ async fn a_setting_that_names_no_regular_file_is_refused() {
             for (name, value) in settings {
                 setup = setup.with(name, value);
             }
-            names(&refusal(&setup, &["serve"]).await, &["not a regular file"]);
+            assert_contains(&start_error(&setup, &["serve"]).await, &["not a regular file"]);
         }
-        names(&refusal(&setup, &["serve", "--config", path]).await, &["not a regular file"]);
+        assert_contains(
+            &start_error(&setup, &["serve", "--config", path]).await,
+            &["not a regular file"],
+        );
     }
 }
 
 #[tokio::test]
-async fn a_reload_that_is_requested_at_the_first_moment_is_no_end() {
+async fn reload_signal_right_after_the_start_does_not_end_the_process() {
     let setup = Setup::embedded();
     let keys = setup.directory().join("jwks.json");
     std::fs::write(&keys, "{\"keys\":[]}").unwrap();
@@ -215,11 +228,11 @@ async fn a_reload_that_is_requested_at_the_first_moment_is_no_end() {
         assert_eq!(child.try_wait().unwrap(), None);
     }
     let signal = |name: &str| {
-        let id = child.id().expect("it runs").to_string();
+        let id = child.id().expect("the process runs").to_string();
         assert!(std::process::Command::new("kill").args([name, &id]).status().unwrap().success());
     };
     signal("-HUP");
-    eventually("a signup", async || {
+    eventually("a signup to succeed", async || {
         let body = json!({ "username": unique("ann"), "password": "secret-1" });
         client.post("/signup", &body).await.status == 201
     })
@@ -229,44 +242,50 @@ async fn a_reload_that_is_requested_at_the_first_moment_is_no_end() {
 }
 
 #[tokio::test]
-async fn what_the_settings_name_may_be_in_use() {
+async fn data_file_or_port_in_use_stops_the_start() {
     let setup = Setup::embedded();
     let _muster = setup.start().await;
-    names(
-        &refusal(&setup, &["serve"]).await,
+    assert_contains(
+        &start_error(&setup, &["serve"]).await,
         &["users.redb", "another process has it open", "MUSTER_STORE"],
     );
 
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = taken.local_addr().unwrap().to_string();
+    let in_use = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = in_use.local_addr().unwrap().to_string();
     for (setup, setting) in [
         (Setup::embedded().with("MUSTER_LISTEN", &address), "MUSTER_LISTEN"),
         (Setup::embedded().with("MUSTER_ADMIN_LISTEN", &address), "MUSTER_ADMIN_LISTEN"),
     ] {
-        names(&refusal(&setup, &["serve"]).await, &[setting, &address, "in use", "another"]);
+        assert_contains(
+            &start_error(&setup, &["serve"]).await,
+            &[setting, &address, "in use", "another"],
+        );
     }
 }
 
 #[tokio::test]
-async fn a_wrong_password_of_the_brokers_is_told() {
+async fn wrong_broker_credentials_stop_the_start() {
     let Some(url) = amqp_url() else { return };
     let mut url = url::Url::parse(&url).unwrap();
     url.set_password(Some(HIDDEN)).unwrap();
-    let setup =
-        Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File)).with("MUSTER_QUEUE", url.as_str());
+    let setup = Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File))
+        .with("MUSTER_QUEUE", url.as_str());
     for role in ["front", "worker", "all"] {
-        let told = refusal(&setup, &["serve", "--role", role]).await;
-        names(&told, &["MUSTER_QUEUE", url.host_str().unwrap(), "check user and password"]);
+        let error = start_error(&setup, &["serve", "--role", role]).await;
+        assert_contains(
+            &error,
+            &["MUSTER_QUEUE", url.host_str().unwrap(), "check user and password"],
+        );
     }
 
     let mut url = url::Url::parse(&amqp_url().unwrap()).unwrap();
     url.set_path(&unique("no-such-vhost"));
     let setup = setup.with("MUSTER_QUEUE", url.as_str());
-    names(&refusal(&setup, &["serve"]).await, &["MUSTER_QUEUE", "check the vhost"]);
+    assert_contains(&start_error(&setup, &["serve"]).await, &["MUSTER_QUEUE", "check the vhost"]);
 }
 
 #[tokio::test]
-async fn a_database_that_will_not_do_is_told() {
+async fn database_with_a_non_unique_index_stops_the_start() {
     if mongodb_url().is_none() {
         return;
     }
@@ -275,10 +294,13 @@ async fn a_database_that_will_not_do_is_told() {
     let users = client.default_database().unwrap().collection::<bson::Document>("users");
     let weak = mongodb::IndexModel::builder().keys(bson::doc! { "username": 1 }).build();
     users.create_index(weak).await.unwrap();
-    names(&refusal(&setup, &["serve"]).await, &["MUSTER_STORE", "index", "username", "drop it"]);
+    assert_contains(
+        &start_error(&setup, &["serve"]).await,
+        &["MUSTER_STORE", "index", "username", "drop it"],
+    );
 }
 
-/// What `muster config` prints.
+/// The output of `muster config`.
 async fn config(setup: &Setup, flags: &[&str]) -> String {
     let output = run(setup, &[&["config"], flags].concat()).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -286,21 +308,24 @@ async fn config(setup: &Setup, flags: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_credential_is_shown_in_no_output_and_warned_of_on_the_command_line() {
+async fn credentials_are_masked_and_warned_of_on_the_command_line() {
     let setup = without(Setup::embedded(), "MUSTER_STORE");
     for url in ["mongodb://user:hunter2", "mongodb://u:hunter2@h/?tlsCAFile", "mongodb://u:%2@h"] {
-        let told = refusal(&setup.clone().with("MUSTER_STORE", url), &["serve"]).await;
-        names(&told, &["store.url", "not a valid MongoDB URL", "MUSTER_STORE"]);
+        let error = start_error(&setup.clone().with("MUSTER_STORE", url), &["serve"]).await;
+        assert_contains(&error, &["store.url", "not a valid MongoDB URL", "MUSTER_STORE"]);
     }
     let flags = ["--queue", "amqp://user:hunter2@broker", "--store", "mongodb://u:hunter2@db"];
     let output = run(&setup, &[&["config"], &flags[..]].concat()).await;
-    let told = String::from_utf8(output.stderr).unwrap();
-    names(
-        &told,
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_contains(
+        &error,
         &["--queue holds a password", "MUSTER_QUEUE_FILE", "--store holds", "MUSTER_STORE"],
     );
-    assert!(told.lines().all(|line| line.starts_with("muster: warning: ")), "{told}");
-    names(&String::from_utf8(output.stdout).unwrap(), &["amqp://user:***@broker", "u:***@db"]);
+    assert!(error.lines().all(|line| line.starts_with("muster: warning: ")), "{error}");
+    assert_contains(
+        &String::from_utf8(output.stdout).unwrap(),
+        &["amqp://user:***@broker", "u:***@db"],
+    );
     let harmless = ["--queue", "local:", "--store", "file:./users.redb"];
     let output = run(&setup, &[&["config"], &harmless[..]].concat()).await;
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
@@ -311,7 +336,7 @@ fn at<'a>(settings: &'a toml::Table, section: &str, key: &str) -> &'a str {
 }
 
 #[tokio::test]
-async fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
+async fn settings_precedence_is_flags_environment_file_defaults() {
     let setup = Setup::embedded();
     let path = setup.directory().join("muster.toml");
     let file = path.to_str().unwrap().to_owned();
@@ -329,12 +354,17 @@ async fn flags_beat_the_environment_which_beats_the_file_which_beats_the_default
     assert_eq!(listens(&set, &flags).await, "127.0.0.1:3");
 
     let settings: toml::Table = config(&set, &flags).await.parse().unwrap();
-    assert_eq!(at(&settings, "front", "deadline"), "21s", "one key of a file leaves the others");
+    assert_eq!(
+        at(&settings, "front", "deadline"),
+        "21s",
+        "a flag must not hide other keys of the file"
+    );
 }
 
 #[tokio::test]
-async fn printed_settings_are_a_file_of_settings() {
-    let embedded = without(Setup::embedded(), "JWT_SECRET").with("MUSTER_FRONT_REQUEST_TIMEOUT", "21s");
+async fn printed_settings_are_a_valid_settings_file() {
+    let embedded =
+        without(Setup::embedded(), "JWT_SECRET").with("MUSTER_FRONT_REQUEST_TIMEOUT", "21s");
     let production = Setup::embedded()
         .with("MUSTER_QUEUE", "amqp://user:hunter2@broker/%2f")
         .with("MUSTER_STORE", "mongodb://user:hunter2@one,two:27018/users?replicaSet=rs0")
@@ -344,7 +374,7 @@ async fn printed_settings_are_a_file_of_settings() {
         let printed = config(&setup, &[]).await;
         let file = setup.directory().join("printed.toml");
         std::fs::write(&file, &printed).unwrap();
-        // The same from the file alone, with secrets, which are not in it, from where they were.
+        // Only from the file, and the secrets, which it does not contain, from the environment.
         let mut other = Setup::embedded();
         other.environment.clear();
         for name in ["JWT_SECRET", "MUSTER_QUEUE", "MUSTER_STORE"] {
@@ -358,16 +388,16 @@ async fn printed_settings_are_a_file_of_settings() {
 }
 
 #[tokio::test]
-async fn a_hidden_secret_is_not_taken_for_one() {
+async fn masked_secret_is_not_accepted_as_a_secret() {
     let setup = Setup::embedded();
     let file = setup.directory().join("printed.toml");
     std::fs::write(&file, config(&setup, &[]).await).unwrap();
     let setup = without(setup, "JWT_SECRET");
-    let told = refusal(&setup, &["serve", "--config", file.to_str().unwrap()]).await;
-    names(&told, &["token.secret"]);
+    let error = start_error(&setup, &["serve", "--config", file.to_str().unwrap()]).await;
+    assert_contains(&error, &["token.secret"]);
 }
 
-/// Registers somebody and gives the token.
+/// Registers a user and returns the token.
 async fn token(client: &Client) -> String {
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     let response = client.post("/signup", &body).await;
@@ -381,7 +411,7 @@ async fn profile_status(client: &Client, token: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn a_secret_may_come_from_a_file() {
+async fn secret_is_read_from_a_file() {
     let setup = Setup::embedded();
     let file = setup.directory().join("secret");
     std::fs::write(&file, format!("{SECRET}\n")).unwrap();
@@ -391,15 +421,15 @@ async fn a_secret_may_come_from_a_file() {
 
     let setup = without(setup, "JWT_SECRET").with("JWT_SECRET_FILE", file.to_str().unwrap());
     let muster = setup.start().await;
-    assert_eq!(profile_status(muster.client(), &token).await, 200, "it is the same secret");
+    assert_eq!(profile_status(muster.client(), &token).await, 200, "the secret is the same");
 }
 
 #[tokio::test]
-async fn the_embedded_default_makes_its_secret_once() {
+async fn embedded_store_creates_its_secret_once() {
     let setup = without(Setup::embedded(), "JWT_SECRET");
     let secret = setup.directory().join("users.redb.secret");
     let mut muster = setup.start().await;
-    muster.wait_for_log(|line| line.contains("made a signing secret")).await;
+    muster.wait_for_event("signing_secret_created").await;
     let made = std::fs::read_to_string(&secret).unwrap();
     assert!(made.len() >= 32 && !muster.output().contains(&made));
     assert_eq!(mode(&secret), 0o600);
@@ -408,7 +438,7 @@ async fn the_embedded_default_makes_its_secret_once() {
 
     let muster = setup.start().await;
     assert_eq!(profile_status(muster.client(), &token).await, 200);
-    assert!(!muster.output().contains("made a signing secret"));
+    assert!(!muster.output().contains("signing_secret_created"));
     assert_eq!(std::fs::read_to_string(&secret).unwrap(), made);
 }
 
@@ -417,7 +447,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn the_health_check_tells_by_its_exit_code() {
+async fn healthcheck_reports_by_exit_code() {
     let setup = Setup::embedded();
     let muster = setup.start().await;
     let address = muster.client().address().to_owned();
@@ -427,42 +457,49 @@ async fn the_health_check_tells_by_its_exit_code() {
     assert!(muster.stop().await.success());
     let gone = check(&address).await;
     assert_eq!(gone.status.code(), Some(1));
-    names(&String::from_utf8_lossy(&gone.stderr), &["muster: ", &address, "connection failed"]);
+    assert_contains(
+        &String::from_utf8_lossy(&gone.stderr),
+        &["muster: ", &address, "connection failed"],
+    );
 }
 
-/// A request that is begun and not finished, which keeps a soft stop waiting.
+/// Starts a request without its body. It keeps a soft stop waiting.
 async fn begin_request(address: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let head = "POST /signup HTTP/1.1\r\nhost: muster\r\ncontent-type: application/json\r\n\
         content-length: 100\r\nexpect: 100-continue\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
-    let mut go_on = [0; 12];
-    stream.read_exact(&mut go_on).await.unwrap();
-    assert_eq!(&go_on, b"HTTP/1.1 100");
+    let mut status_line = [0; 12];
+    stream.read_exact(&mut status_line).await.unwrap();
+    assert_eq!(&status_line, b"HTTP/1.1 100");
     stream
 }
 
 #[tokio::test]
-async fn the_second_signal_stops_at_once() {
+async fn second_signal_stops_at_once() {
     let setup = Setup::embedded();
     let mut muster = setup.start().await;
     let _unfinished = begin_request(muster.client().address()).await;
 
     let started = Instant::now();
     muster.signal("TERM");
-    muster.wait_for_log(|line| line.contains("a second signal stops at once")).await;
+    muster.wait_for_event("stopping").await;
     muster.signal("TERM");
     let status = muster.wait_for_exit().await;
     assert_eq!(status.code(), Some(1), "{status}");
-    assert!(started.elapsed() < Duration::from_secs(8), "the soft stop takes ten seconds or more");
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "a soft stop would take ten seconds or more"
+    );
 }
 
 #[tokio::test]
-async fn new_connections_are_accepted_for_the_stop_delay() {
+async fn new_connections_are_accepted_during_the_stop_delay() {
     let mut muster = Setup::embedded().with("MUSTER_FRONT_STOP_DELAY", "10s").start().await;
     let client = muster.client().clone();
     muster.signal("TERM");
-    eventually("not ready", async || client.get("/ready", &[]).await.status == 503).await;
+    eventually("/ready to answer 503", async || client.get("/ready", &[]).await.status == 503)
+        .await;
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     assert_eq!(client.post("/signup", &body).await.status, 201);
     assert!(muster.wait_for_exit().await.success());
@@ -470,20 +507,20 @@ async fn new_connections_are_accepted_for_the_stop_delay() {
 }
 
 #[tokio::test]
-async fn a_soft_stop_ends_with_the_drain_time() {
+async fn soft_stop_ends_at_the_shutdown_timeout() {
     let setup = Setup::embedded().with("MUSTER_FRONT_SHUTDOWN_TIMEOUT", "500ms");
     let mut muster = setup.start().await;
     let mut unfinished = begin_request(muster.client().address()).await;
     muster.signal("TERM");
-    muster.wait_for_log(|line| line.contains("stopped with work under way")).await;
+    muster.wait_for_event("shutdown_timed_out").await;
     assert!(muster.wait_for_exit().await.success());
     let mut rest = Vec::new();
-    // Its client learns of it by the end of the connection.
+    // The server closes the connection without a response.
     let _ = unfinished.read_to_end(&mut rest).await;
     assert!(rest.is_empty() || !String::from_utf8_lossy(&rest).contains(" 201 "));
 }
 
-/// The program, its broker or database behind a proxy that lets nothing through.
+/// Starts the program with its broker or database behind a proxy that closes every connection.
 async fn start_without(service: &str) -> Option<(crate::support::muster::Muster, Proxy)> {
     let (pair, name, url) = match service {
         "RabbitMQ" => (Pair(QueueAdapter::Rabbit, StoreAdapter::File), "MUSTER_QUEUE", amqp_url()?),
@@ -495,72 +532,72 @@ async fn start_without(service: &str) -> Option<(crate::support::muster::Muster,
     let through = proxy.url(&setup.environment[name]);
     let setup = setup.with(name, &through);
     let muster = setup.start_with(&["serve"]).await;
-    waits_for(&muster, service, &proxy).await;
+    wait_for_not_ready(&muster, service, &proxy).await;
 
     let check = run(&setup, &["healthcheck", "--listen", muster.client().address()]).await;
     assert_eq!(check.status.code(), Some(1));
-    names(&String::from_utf8_lossy(&check.stderr), &["not ready", service]);
+    assert_contains(&String::from_utf8_lossy(&check.stderr), &["not ready", service]);
     Some((muster, proxy))
 }
 
-async fn waits_for(muster: &crate::support::muster::Muster, service: &str, proxy: &Proxy) {
+async fn wait_for_not_ready(muster: &crate::support::muster::Muster, service: &str, proxy: &Proxy) {
     let client = muster.client();
     assert_eq!(client.get("/live", &[]).await.status, 200);
-    let wanted = format!("{service} at {}", proxy.address());
-    eventually(&format!("/ready to name {wanted}"), async || {
+    let expected = format!("{service} at {}", proxy.address());
+    eventually(&format!("/ready to name {expected}"), async || {
         let ready = client.get("/ready", &[]).await;
         assert_eq!((ready.status, &ready.json()["ready"]), (503, &Value::Bool(false)));
-        ready.json()["components"].to_string().contains(&wanted)
+        ready.json()["components"].to_string().contains(&expected)
     })
     .await;
 }
 
 #[tokio::test]
-async fn without_rabbitmq_it_waits_and_recovers() {
+async fn process_without_rabbitmq_waits_and_recovers() {
     let Some((muster, proxy)) = start_without("RabbitMQ").await else { return };
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     let response = muster.client().post("/signup", &body).await;
     assert_eq!(response.status, 503, "{:?}", response.json());
-    let retry_after = response.header("retry-after").expect("when to come back");
+    let retry_after = response.header("retry-after").expect("a 503 has Retry-After");
     assert!(retry_after.parse::<u32>().is_ok(), "{retry_after}");
-    assert!(response.header("idempotency-key").is_some(), "a key to come back with");
-    assert!(response.json()["message"].is_string(), "in the contract's shape");
+    assert!(response.header("idempotency-key").is_some(), "a 503 has the effective key");
+    assert!(response.json()["message"].is_string(), "the response has the contract's shape");
 
     proxy.restore();
     let muster = muster.ready().await;
     assert_eq!(muster.client().post("/signup", &body).await.status, 201);
     proxy.cut();
-    waits_for_loss(&muster).await;
-    waits_for(&muster, "RabbitMQ", &proxy).await;
+    wait_for_loss(&muster).await;
+    wait_for_not_ready(&muster, "RabbitMQ", &proxy).await;
     proxy.restore();
     let muster = muster.ready().await;
     token(muster.client()).await;
     assert!(muster.stop().await.success());
 }
 
-async fn waits_for_loss(muster: &crate::support::muster::Muster) {
-    eventually("the loss to be told", async || {
+async fn wait_for_loss(muster: &crate::support::muster::Muster) {
+    eventually("/ready to answer 503", async || {
         muster.client().get("/ready", &[]).await.status == 503
     })
     .await;
 }
 
 #[tokio::test]
-async fn without_mongodb_it_waits_and_recovers() {
+async fn process_without_mongodb_waits_and_recovers() {
     let Some((muster, proxy)) = start_without("MongoDB").await else { return };
     proxy.restore();
     let mut muster = muster.ready().await;
     token(muster.client()).await;
 
-    // It is lost later, too.
+    // The connection is lost after the start.
     proxy.stall();
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     assert_eq!(muster.client().post("/signup", &body).await.status, 500);
-    waits_for(&muster, "MongoDB", &proxy).await;
-    // Two time limits of the same length end it, and either may be the first.
+    wait_for_not_ready(&muster, "MongoDB", &proxy).await;
+    // Two timeouts of the same length apply; either may end the call.
     muster
         .wait_for_log(|line| {
-            line.contains("an insert did not end in time") || line.contains(r#""what":"insert""#)
+            has_event(line, "insert_timed_out") || line.contains(r#""call":"insert""#)
         })
         .await;
     proxy.restore();
@@ -570,19 +607,19 @@ async fn without_mongodb_it_waits_and_recovers() {
 }
 
 #[tokio::test]
-async fn it_stops_while_it_waits() {
+async fn process_waiting_for_a_service_stops() {
     for service in ["RabbitMQ", "MongoDB"] {
         if let Some((muster, _proxy)) = start_without(service).await {
             let started = Instant::now();
             assert!(muster.stop().await.success(), "{service}");
             let took = started.elapsed();
-            assert!(took < Duration::from_secs(8), "{service}: it took {took:?}");
+            assert!(took < Duration::from_secs(8), "{service}: the stop took {took:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_worker_tells_what_it_waits_for() {
+async fn worker_reports_the_service_it_waits_for() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -592,41 +629,40 @@ async fn a_worker_tells_what_it_waits_for() {
     let through = proxy.url(&setup.environment["MUSTER_STORE"]);
     let setup = setup.with("MUSTER_STORE", &through);
     let worker = setup.start_with(&["serve", "--role", "worker"]).await;
-    waits_for(&worker, "MongoDB", &proxy).await;
+    wait_for_not_ready(&worker, "MongoDB", &proxy).await;
     proxy.restore();
     let worker = worker.ready().await;
     let address = worker.client().address().to_owned();
     let check = run(&setup, &["healthcheck", "--role", "worker"]).await;
     assert_eq!(check.status.code(), Some(2));
-    names(&String::from_utf8_lossy(&check.stderr), &["MUSTER_ADMIN_LISTEN"]);
+    assert_contains(&String::from_utf8_lossy(&check.stderr), &["MUSTER_ADMIN_LISTEN"]);
     let setup = setup.with("MUSTER_ADMIN_LISTEN", &address);
     let check = run(&setup, &["healthcheck", "--role", "worker"]).await;
     assert_eq!(check.status.code(), Some(0), "{check:?}");
 }
 
-/// While signups fail for want of room, `/ready` says so each time.
-async fn stays_unready(client: &Client, mut signup: impl AsyncFnMut() -> u16) {
-    let is_told = async || {
+/// Fails unless `/ready` reports the data file whenever a signup fails.
+async fn assert_stays_not_ready(client: &Client, mut signup: impl AsyncFnMut() -> u16) {
+    let is_reported = async || {
         let ready = client.get("/ready", &[]).await;
         let state = ready.json()["components"]["store"].to_string();
         ready.status == 503 && state.contains("it could not be written")
     };
-    eventually("/ready to name the data file", &is_told).await;
+    eventually("/ready to name the data file", &is_reported).await;
     let mut failed = 0;
     while failed < 10 {
         match signup().await {
             500 => {
                 failed += 1;
-                assert!(is_told().await, "it calls itself ready");
+                assert!(is_reported().await, "/ready must answer 503 while signups fail");
             }
-            // A page of the file that was free.
+            // The file had a free page.
             status => assert_eq!(status, 201),
         }
     }
 }
 
-/// A file system of its own, so that its disk can be full; removed when dropped. None where this user may not
-/// mount one.
+/// A small tmpfs that a test can fill. Dropping it unmounts it. `None` if this user may not mount one.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
@@ -635,7 +671,7 @@ impl SmallDisk {
         let options = ["-t", "tmpfs", "-o", "size=8m", "tmpfs"];
         let mounted = std::process::Command::new("mount").args(options).arg(&path).status();
         if !mounted.is_ok_and(|status| status.success()) {
-            skip_unsupported("no file system can be mounted");
+            skip_unsupported("cannot mount a tmpfs");
             return None;
         }
         Some(Self(path))
@@ -647,7 +683,7 @@ impl SmallDisk {
         assert!(enlarged.unwrap().success());
     }
 
-    /// Fills it to the last page.
+    /// Fills the file system.
     fn fill(&self) {
         let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
         while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
@@ -661,7 +697,7 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_not_ready_until_there_is_room() {
+async fn process_on_a_full_disk_is_not_ready_until_space_is_free() {
     let setup = Setup::embedded();
     let Some(disk) = SmallDisk::mounted(setup.directory().join("disk")) else { return };
     let file = disk.0.join("users.redb");
@@ -674,15 +710,16 @@ async fn a_full_disk_is_not_ready_until_there_is_room() {
     };
     assert_eq!(signup().await, 201);
     disk.fill();
-    // The file may have some free pages.
-    eventually("the file to be full", async || signup().await == 500).await;
-    stays_unready(&client, &signup).await;
+    // The data file may have free pages.
+    eventually("a signup to fail", async || signup().await == 500).await;
+    assert_stays_not_ready(&client, &signup).await;
     disk.enlarge();
-    eventually("ready", async || client.get("/ready", &[]).await.status == 200).await;
+    eventually("/ready to answer 200", async || client.get("/ready", &[]).await.status == 200)
+        .await;
     assert_eq!(signup().await, 201);
     assert!(muster.stop().await.success());
 
-    // A start on a full disk waits for room.
+    // A process that starts on a full disk waits for free space.
     disk.fill();
     let muster = setup.start_with(&["serve"]).await;
     assert_eq!(muster.client().get("/live", &[]).await.status, 200);
@@ -693,13 +730,13 @@ async fn a_full_disk_is_not_ready_until_there_is_room() {
 }
 
 #[tokio::test]
-async fn a_lost_or_damaged_data_file_stops_the_start() {
+async fn lost_or_damaged_data_file_stops_the_start() {
     let setup = without(Setup::embedded(), "JWT_SECRET");
-    // A first start that fails leaves nothing that a second one would take for a loss.
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = taken.local_addr().unwrap().to_string();
+    // A failed first start must not make the next start report a lost file.
+    let in_use = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = in_use.local_addr().unwrap().to_string();
     let busy = setup.clone().with("MUSTER_LISTEN", &address);
-    names(&refusal(&busy, &["serve"]).await, &["in use"]);
+    assert_contains(&start_error(&busy, &["serve"]).await, &["in use"]);
     let muster = setup.start().await;
     token(muster.client()).await;
     assert!(muster.stop().await.success());
@@ -707,22 +744,22 @@ async fn a_lost_or_damaged_data_file_stops_the_start() {
     let file = setup.directory().join("users.redb");
     let whole = std::fs::read(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
-    let told = ["users.redb: missing or empty", "users.redb.secret", "remove", "without users"];
-    names(&refusal(&setup, &["serve"]).await, &told);
+    let parts = ["users.redb: missing or empty", "users.redb.secret", "remove", "without users"];
+    assert_contains(&start_error(&setup, &["serve"]).await, &parts);
     assert!(!file.exists());
     std::fs::write(&file, "").unwrap();
-    names(&refusal(&setup, &["serve"]).await, &told);
+    assert_contains(&start_error(&setup, &["serve"]).await, &parts);
     std::fs::write(&file, &whole[..whole.len() / 16]).unwrap();
-    names(&refusal(&setup, &["serve"]).await, &["users.redb", "damaged", "backup"]);
-    // The store is checked before an address is bound.
-    names(&refusal(&busy, &["serve"]).await, &["users.redb", "damaged"]);
+    assert_contains(&start_error(&setup, &["serve"]).await, &["users.redb", "damaged", "backup"]);
+    // The store is checked before the address is bound.
+    assert_contains(&start_error(&busy, &["serve"]).await, &["users.redb", "damaged"]);
     std::fs::write(&file, &whole).unwrap();
     let muster = setup.start().await;
     assert!(muster.stop().await.success());
 }
 
 #[tokio::test]
-async fn a_soft_stop_closes_every_connection_to_the_broker() {
+async fn soft_stop_closes_every_broker_connection() {
     let Some(url) = amqp_url() else { return };
     let proxy = Proxy::to(&url).await;
     let setup = Setup::new(Pair(QueueAdapter::Rabbit, StoreAdapter::File));
@@ -730,20 +767,21 @@ async fn a_soft_stop_closes_every_connection_to_the_broker() {
     let muster = setup.start().await;
     token(muster.client()).await;
     assert!(muster.stop().await.success());
-    // One at the start, two of the front, four of the worker.
+    // One connection at the start, two for the front, four for the worker.
     assert_eq!(proxy.accepted(), 7);
-    eventually("every end", async || proxy.endings().len() == proxy.accepted()).await;
-    // connection.close-ok: a frame of a method (1) on channel 0, of four bytes: class 10, method 51.
+    eventually("every connection to close", async || proxy.endings().len() == proxy.accepted())
+        .await;
+    // connection.close-ok: a method frame (1) on channel 0 with four bytes: class 10, method 51.
     let close_ok = [1, 0, 0, 0, 0, 0, 4, 0, 10, 0, 51, 0xce];
     for ending in proxy.endings() {
-        assert!(ending.ends_with(&close_ok), "it ended with {ending:?}");
+        assert!(ending.ends_with(&close_ok), "the connection ended with {ending:?}");
     }
 }
 
 #[tokio::test]
-async fn a_data_file_that_could_not_be_written_is_written_again_when_there_is_room() {
+async fn data_file_is_written_again_after_a_size_limit_is_lifted() {
     let setup = Setup::embedded();
-    // Without this the limit would kill it; a full disk only refuses.
+    // Ignores SIGXFSZ, so the limit fails writes like a full disk.
     let mut muster = setup.start_after("trap '' XFSZ").await;
     let client = muster.client().clone();
     let signup = async |number: usize| {
@@ -757,26 +795,27 @@ async fn a_data_file_that_could_not_be_written_is_written_again_when_there_is_ro
     let size = std::fs::metadata(setup.directory().join("users.redb")).unwrap().len();
     muster.limit_file_size(&size.to_string());
     let mut users = 1;
-    // Until it has to grow.
+    // Until the file has to grow.
     let refused = loop {
-        let told = join_all((users..users + 32).map(&signup)).await;
+        let statuses = join_all((users..users + 32).map(&signup)).await;
         users += 32;
-        if let Some(status) = told.into_iter().find(|status| *status != 201) {
+        if let Some(status) = statuses.into_iter().find(|status| *status != 201) {
             break status;
         }
-        assert!(users < 50_000, "it takes any number");
+        assert!(users < 50_000, "the limit has no effect");
     };
     assert_eq!(refused, 500);
     muster.wait_for_log(|line| line.contains("it could not be written")).await;
-    stays_unready(&client, async || {
+    assert_stays_not_ready(&client, async || {
         users += 1;
         signup(users).await
     })
     .await;
 
     muster.limit_file_size("unlimited");
-    eventually("a signup", async || signup(users).await == 201).await;
-    eventually("ready", async || client.get("/ready", &[]).await.status == 200).await;
+    eventually("a signup to succeed", async || signup(users).await == 201).await;
+    eventually("/ready to answer 200", async || client.get("/ready", &[]).await.status == 200)
+        .await;
     assert_eq!(signup(0).await, 409, "the first user is still there");
     muster.signal("TERM");
     assert!(muster.wait_for_exit().await.success());

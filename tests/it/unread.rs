@@ -1,5 +1,5 @@
-//! Clients that ask and do not read, over HTTP/1.1 and HTTP/2: their connections end in time, also while
-//! the program stops, memory stays flat, and other clients are served meanwhile.
+//! Clients that do not read their responses, over HTTP/1.1 and HTTP/2: their connections time out, also during a
+//! shutdown; memory stays flat, and other clients are served.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use crate::support::{Http2Connection, Muster, Setup};
 const WRITE_TIMEOUT: &str = "MUSTER_FRONT_WRITE_TIMEOUT";
 const PER_ADDRESS: &str = "MUSTER_FRONT_MAX_CONNECTIONS_PER_ADDRESS";
 
-/// HTTP/2 connections that take no response data.
+/// Number of HTTP/2 connections with a closed flow-control window.
 const STALLED: usize = 1_000;
-/// What they may cost with everything else: some 100 MiB are theirs, in a dev build.
+/// Limit for the resident memory. These connections need about 100 MiB in a dev build.
 const FLAT_KIB: u64 = 200 << 10;
 
-/// Every kind of response: with and without a body, small, large, made for each request, and refused.
+/// Requests for every kind of response: empty, small, large, generated, and refused.
 const REQUESTS: [(&str, &str, &str); 16] = [
     ("GET", "/live", ""),
     ("GET", "/ready", ""),
@@ -40,12 +40,12 @@ const REQUESTS: [(&str, &str, &str); 16] = [
     ("POST", "/registrations", "{}"),
 ];
 
-async fn others_are_served(muster: &Muster) {
+async fn assert_served(muster: &Muster) {
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     assert_eq!(muster.client().post("/signup", &body).await.status, 201);
 }
 
-/// Asks on one connection until nothing more is taken.
+/// Sends requests on one connection until the server stops reading.
 async fn pipeline(address: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let requests = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
@@ -59,34 +59,35 @@ async fn pipeline(address: &str) -> TcpStream {
     stream
 }
 
-async fn is_closed(stream: &mut TcpStream) {
+/// Waits until the server closes a connection.
+async fn wait_for_close(stream: &mut TcpStream) {
     let requests = "GET /live HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
     let writing = async { while stream.write_all(requests.as_bytes()).await.is_ok() {} };
-    tokio::time::timeout(TIMEOUT, writing).await.expect("the server closes the connection");
+    tokio::time::timeout(TIMEOUT, writing).await.expect("the server did not close the connection");
 }
 
 #[tokio::test]
-async fn stalled_http2_responses_take_little_memory_on_every_path() {
+async fn stalled_http2_responses_need_little_memory_on_every_path() {
     let setup = Setup::embedded()
         .with(PER_ADDRESS, "2000")
         .with("MUSTER_FRONT_BULK_API_KEY", "an-api-key-of-thirty-two-characters");
     let muster = setup.start().await;
-    others_are_served(&muster).await;
+    assert_served(&muster).await;
     let address = muster.client().address().to_owned();
     let before = muster.memory_kib();
     let (mut most, mut held) = (0, Vec::new());
     for _ in 0..STALLED / 50 {
-        let asking = (0..50).map(async |_| {
+        let requests = (0..50).map(async |_| {
             let mut client = Http2Connection::connect(&address, 0).await;
             for (method, path, body) in REQUESTS.iter().chain(&REQUESTS) {
                 client.request(method, path, body).await;
             }
             client
         });
-        held.extend(join_all(asking).await);
+        held.extend(join_all(requests).await);
         most = most.max(muster.memory_kib());
     }
-    others_are_served(&muster).await;
+    assert_served(&muster).await;
     let mut open = held.iter_mut().collect::<Vec<_>>();
     let started = std::time::Instant::now();
     while !open.is_empty() {
@@ -104,11 +105,11 @@ async fn stalled_http2_responses_take_little_memory_on_every_path() {
         2 * REQUESTS.len()
     );
     assert!(most < FLAT_KIB, "{before} KiB, then {most} KiB");
-    others_are_served(&muster).await;
+    assert_served(&muster).await;
 }
 
 #[tokio::test]
-async fn a_response_that_is_taken_byte_by_byte_ends_in_time_too() {
+async fn response_read_byte_by_byte_times_out() {
     let muster = Setup::embedded().with(WRITE_TIMEOUT, "2s").start().await;
     let mut client = Http2Connection::connect(muster.client().address(), 1).await;
     let stream = client.request("GET", "/openapi.json", "").await;
@@ -116,31 +117,31 @@ async fn a_response_that_is_taken_byte_by_byte_ends_in_time_too() {
         !client.open_window(stream, 1).await || client.frames(Duration::from_millis(10)).await.1
     })
     .await;
-    others_are_served(&muster).await;
+    assert_served(&muster).await;
 }
 
 #[tokio::test]
-async fn a_client_that_pipelines_and_does_not_read_loses_its_connection() {
+async fn pipelining_client_that_does_not_read_is_disconnected() {
     let setup = Setup::embedded()
         .with(WRITE_TIMEOUT, "2s")
         .with("MUSTER_FRONT_MAX_CONNECTIONS", "20")
         .with(PER_ADDRESS, "20");
     let muster = setup.start().await;
     let address = muster.client().address().to_owned();
-    // One that is not in the way of others is ended as well.
+    // A single connection is closed even without competition.
     let mut alone = pipeline(&address).await;
-    is_closed(&mut alone).await;
+    wait_for_close(&mut alone).await;
     let mut all = join_all((0..20).map(|_| pipeline(&address))).await;
     for _ in 0..20 {
         let response = muster.client().get("/live", &[]).await;
         assert_eq!(response.status, 200);
     }
-    join_all(all.iter_mut().map(is_closed)).await;
-    others_are_served(&muster).await;
+    join_all(all.iter_mut().map(wait_for_close)).await;
+    assert_served(&muster).await;
 }
 
 #[tokio::test]
-async fn a_stop_does_not_wait_for_clients_that_do_not_read() {
+async fn shutdown_does_not_wait_for_clients_that_do_not_read() {
     let setup = Setup::embedded().with(WRITE_TIMEOUT, "10m").with("MUSTER_FRONT_SHUTDOWN_TIMEOUT", "10m");
     let muster = setup.start().await;
     let address = muster.client().address().to_owned();
@@ -150,5 +151,5 @@ async fn a_stop_does_not_wait_for_clients_that_do_not_read() {
     let mut idle = Http2Connection::connect(&address, 0).await;
     idle.frames(Duration::from_millis(100)).await;
     let output = muster.stop_and_collect_output().await;
-    assert!(!output.contains("stopped with work under way"), "{output}");
+    assert!(!output.contains("shutdown_timed_out"), "{output}");
 }
