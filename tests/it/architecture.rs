@@ -1,59 +1,55 @@
-//! The house rules that a compiler does not know: which module may see which, where each heavy crate
-//! lives, and that every file says what it is.
+//! Architecture rules that the compiler does not check: which module may import which, where each heavy crate is used,
+//! and the form of source files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Who may see whom, from the inside out. A module sees itself and those listed here; what is not
-/// listed at all sees nobody.
-const MAY_SEE: [(&str, &[&str]); 14] = [
-    ("signup", &[]),
-    ("contract", &["signup"]),
-    ("config", &["signup"]),
-    ("shutdown", &["signup"]),
-    ("telemetry", &["signup", "config"]),
-    ("rows", &["signup", "contract"]),
-    ("queue", INNER),
-    ("store", INNER),
-    ("password", INNER),
-    ("token", INNER),
+/// The modules that each top-level module may import, from the inside out. This is the only table of imports; the
+/// documentation of the crate and `docs/architecture.md` point to it. An entry that is not used fails the test.
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
+    ("domain", &[]),
+    ("contract", &["domain"]),
+    ("config", &["domain"]),
+    ("shutdown", &[]),
+    ("telemetry", &["domain", "config"]),
+    ("rows", &["domain", "contract"]),
+    ("queue", &["domain", "contract", "config", "shutdown", "telemetry"]),
+    ("store", &["domain", "config", "telemetry"]),
+    ("password", &["config"]),
+    ("token", &["domain", "config"]),
     ("http_client", &["config"]),
-    // Never the store, a hash or a signing key: whoever comes in over HTTP goes through the queue.
-    ("front", &["signup", "contract", "config", "shutdown", "telemetry", "rows", "queue"]),
-    ("worker", BELOW),
+    // Not the store, the hash pool or the signing keys, so that every HTTP request goes through the queue.
+    ("front", &["domain", "contract", "config", "shutdown", "telemetry", "rows", "queue"]),
     (
-        "import",
-        &["signup", "contract", "config", "shutdown", "telemetry", "rows", "queue", "store"],
+        "worker",
+        &[
+            "domain",
+            "contract",
+            "config",
+            "shutdown",
+            "telemetry",
+            "queue",
+            "store",
+            "password",
+            "token",
+        ],
     ),
+    ("import", &["domain", "contract", "telemetry", "rows", "queue", "store"]),
 ];
 
-const INNER: &[&str] = &["signup", "contract", "config", "shutdown", "telemetry"];
-const BELOW: &[&str] = &[
-    "signup",
-    "contract",
-    "config",
-    "shutdown",
-    "telemetry",
-    "queue",
-    "store",
-    "password",
-    "token",
-];
+/// The modules that may import all others, because they assemble the program.
+const MAY_IMPORT_ALL: [&str; 4] = ["app", "cli", "lib", "main"];
 
-/// They put the parts together, so they see everything.
-const EVERYTHING: [&str; 4] = ["app", "cli", "lib", "main"];
-
-/// Where each heavy crate may be named: paths under `src` that begin so.
+/// Where each heavy crate may be used: prefixes of paths in `src`. An entry that is not used fails the test.
 const HOMES: [(&str, &[&str]); 29] = [
     ("async_rs", &["queue/rabbit/amqp/"]),
     ("lapin", &["queue/rabbit/"]),
     ("x509_parser", &["front/validity.rs"]),
     ("percent_encoding", &["cli/doctor/management.rs", "config/reader/trace.rs"]),
     ("mongodb", &["store/mongo/"]),
-    ("redb", &["store/embedded"]),
-    // `app` names the type of a request, to hand it from the listener to the front.
-    ("hyper", &["front/", "http_client/", "app.rs"]),
+    ("redb", &["store/redb"]),
+    ("hyper", &["front/", "http_client/"]),
     ("prometheus", &["telemetry/"]),
     ("bcrypt", &["password/"]),
     ("bcrypt_lanes", &["password/"]),
@@ -78,22 +74,22 @@ const HOMES: [(&str, &[&str]); 29] = [
     ("maud", &["front/pages/docs"]),
 ];
 
-/// Lines without tests; beyond, a file has more than one thing to say.
-const LINES_MAX: usize = 400;
+/// Maximum number of lines of a file without its tests.
+const MAX_LINES: usize = 400;
 
 struct Source {
-    /// Relative to `src`, or to the package for a test.
+    /// The path relative to `src`, or to the package for a test.
     path: String,
     text: String,
 }
 
 impl Source {
-    /// The top-level module it belongs to.
+    /// The top-level module of the file.
     fn module(&self) -> &str {
         self.path.split('/').next().unwrap().trim_end_matches(".rs")
     }
 
-    /// The text without line comments and without the tests at its end.
+    /// The text without line comments and without the tests at the end.
     fn code(&self) -> String {
         let lines = self.text.lines().take_while(|line| line.trim() != "#[cfg(test)]");
         lines.map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
@@ -109,37 +105,37 @@ fn sources() -> Vec<Source> {
 }
 
 fn read(root: &Path, directory: &Path) -> Vec<Source> {
-    let mut found = Vec::new();
+    let mut sources = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(read(root, &path));
+            sources.extend(read(root, &path));
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
             let path = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-            found.push(Source { path, text });
+            sources.push(Source { path, text });
         }
     }
-    found
+    sources
 }
 
-/// The top-level modules that a text reaches through `crate::`, groups in braces included.
-fn seen(code: &str) -> Vec<String> {
-    let mut seen = Vec::new();
+/// The first names of all paths in a text that begin with `crate::`, including groups in braces.
+fn crate_imports(code: &str) -> Vec<String> {
+    let mut names = Vec::new();
     for (start, _) in code.match_indices("crate::") {
         if code[..start].ends_with(is_word) || code[..start].ends_with('$') {
             continue;
         }
         let rest = &code[start + "crate::".len()..];
         match rest.strip_prefix('{') {
-            Some(group) => seen.extend(first_names(group)),
-            None => seen.extend(first_word(rest)),
+            Some(group) => names.extend(first_names(group)),
+            None => names.extend(first_word(rest)),
         }
     }
-    seen
+    names
 }
 
-/// The first name of each path in a group, up to the brace that closes it.
+/// The first name of each path in a group, up to its closing brace.
 fn first_names(group: &str) -> Vec<String> {
     let (mut names, mut depth, mut at_start) = (Vec::new(), 0, true);
     for (at, character) in group.char_indices() {
@@ -167,7 +163,7 @@ fn is_word(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
-/// Whether a text names an external crate: `name::…` or `use name;`.
+/// Whether a text uses an external crate: `name::…` or `use name;`.
 fn names_crate(code: &str, name: &str) -> bool {
     code.match_indices(name).any(|(start, _)| {
         let (before, after) = (&code[..start], &code[start + name.len()..]);
@@ -178,35 +174,61 @@ fn names_crate(code: &str, name: &str) -> bool {
 }
 
 #[test]
-fn modules_see_only_what_lies_below_them() {
-    let allowed: BTreeMap<&str, &[&str]> = MAY_SEE.into_iter().collect();
-    let modules: Vec<String> = sources().iter().map(|source| source.module().to_owned()).collect();
+fn modules_import_only_what_the_table_allows() {
+    let allowed: BTreeMap<&str, &[&str]> = MAY_IMPORT.into_iter().collect();
+    let modules = modules();
+    let mut unused: BTreeSet<(&str, &str)> = MAY_IMPORT
+        .iter()
+        .flat_map(|(module, others)| others.iter().map(|other| (*module, *other)))
+        .collect();
     let mut wrong = Vec::new();
     for source in sources() {
         let module = source.module();
-        if EVERYTHING.contains(&module) {
+        if MAY_IMPORT_ALL.contains(&module) {
             continue;
         }
-        let Some(may_see) = allowed.get(module) else {
-            wrong.push(format!("{}: {module} is not in the table", source.path));
+        let Some(may_import) = allowed.get(module) else {
+            wrong.push(format!("{}: {module} is not in MAY_IMPORT", source.path));
             continue;
         };
-        for other in seen(&source.code()) {
-            if modules.contains(&other) && other != module && !may_see.contains(&other.as_str()) {
-                wrong.push(format!("{}: {module} may not see {other}", source.path));
+        for other in crate_imports(&source.code()) {
+            unused.retain(|entry| *entry != (module, other.as_str()));
+            if modules.contains(&other) && other != module && !may_import.contains(&other.as_str())
+            {
+                wrong.push(format!("{}: {module} may not import {other}", source.path));
             }
         }
     }
+    let unused = unused.into_iter();
+    wrong.extend(unused.map(|(module, other)| {
+        format!("{module} does not import {other}; remove it from MAY_IMPORT")
+    }));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Directories in which modules may import each other in a circle, and why.
-const CIRCLES: [(&str, &str); 2] = [
-    ("import", "the input opens the cutter of its format"),
+/// The names of the top-level modules, including `lib` and `main`.
+fn modules() -> BTreeSet<String> {
+    sources().iter().map(|source| source.module().to_owned()).collect()
+}
+
+#[test]
+fn crate_documentation_lists_every_module() {
+    let text = fs::read_to_string(package().join("src/lib.rs")).unwrap();
+    let rows = text.lines().filter_map(|line| line.strip_prefix("//! | [`"));
+    let listed: BTreeSet<String> =
+        rows.filter_map(|row| Some(row.split_once("`]")?.0.to_owned())).collect();
+    let mut modules = modules();
+    modules.retain(|module| module != "lib" && module != "main");
+    assert_eq!(listed, modules);
+}
+
+/// Directories whose modules may import each other in a cycle, with the reason.
+const CYCLES: [(&str, &str); 2] = [
+    ("import", "the input opens the reader of its format, and the readers use its types"),
     ("store", "reindex opens the adapter of the URL, and adapters use its types"),
 ];
 
-/// Whether a file has only tests.
+/// Whether a file contains only tests.
 fn is_test(path: &str) -> bool {
     path.contains("/tests") || path == "queue/rabbit/specification.rs"
 }
@@ -218,7 +240,7 @@ fn module_path(path: &str) -> Vec<String> {
     path.split('/').map(str::to_owned).collect()
 }
 
-/// The absolute paths that a text names through `crate::` and `super::`, each as far as it is written.
+/// The absolute paths in a text that begin with `crate::` or `super::`.
 fn named_paths(code: &str, module: &[String]) -> Vec<Vec<String>> {
     let mut named = Vec::new();
     for start in ["crate::", "super::"] {
@@ -272,7 +294,7 @@ fn expand(base: &[String], text: &str, named: &mut Vec<Vec<String>>) {
     }
 }
 
-/// For each directory the imports between its modules.
+/// The imports between the modules of each directory.
 fn sibling_imports() -> BTreeMap<Vec<String>, BTreeMap<String, BTreeSet<String>>> {
     let sources = sources();
     let modules: BTreeSet<Vec<String>> =
@@ -282,7 +304,7 @@ fn sibling_imports() -> BTreeMap<Vec<String>, BTreeMap<String, BTreeSet<String>>
         let module = module_path(&source.path);
         for path in named_paths(&source.code(), &module) {
             let common = module.iter().zip(&path).take_while(|(one, other)| one == other).count();
-            // The top level has a table of its own.
+            // `MAY_IMPORT` covers the top level.
             if common == 0 || common >= module.len() || common >= path.len() {
                 continue;
             }
@@ -312,23 +334,23 @@ fn reaches(imports: &BTreeMap<String, BTreeSet<String>>, from: &str, to: &str) -
 }
 
 #[test]
-fn no_modules_of_a_directory_import_each_other_in_a_circle() {
+fn modules_of_a_directory_do_not_import_each_other_in_a_cycle() {
     let all = sibling_imports();
-    assert!(all.len() > 10, "is this test blind?");
+    assert!(all.len() > 10, "expected the imports of more than 10 directories");
     let mut wrong = Vec::new();
     for (directory, imports) in &all {
-        let circle: Vec<&str> = imports
+        let cycle: Vec<&str> = imports
             .keys()
             .map(String::as_str)
             .filter(|module| reaches(imports, module, module))
             .collect();
         let directory = directory.join("/");
-        let is_allowed = CIRCLES.iter().any(|(allowed, _)| *allowed == directory);
-        match circle.is_empty() {
+        let is_allowed = CYCLES.iter().any(|(allowed, _)| *allowed == directory);
+        match cycle.is_empty() {
             true if is_allowed => {
-                wrong.push(format!("{directory}: no circle; strike it from CIRCLES"))
+                wrong.push(format!("{directory} has no cycle; remove it from CYCLES"))
             }
-            false if !is_allowed => wrong.push(format!("{directory}: {}", circle.join(", "))),
+            false if !is_allowed => wrong.push(format!("{directory}: {}", cycle.join(", "))),
             _ => {}
         }
     }
@@ -336,53 +358,60 @@ fn no_modules_of_a_directory_import_each_other_in_a_circle() {
 }
 
 #[test]
-fn every_heavy_crate_has_one_home() {
+fn heavy_crates_are_used_only_in_their_homes() {
+    let mut unused: BTreeSet<(&str, &str)> =
+        HOMES.iter().flat_map(|(name, homes)| homes.iter().map(|home| (*name, *home))).collect();
     let mut wrong = Vec::new();
     for source in sources() {
         let code = source.code();
-        for (name, homes) in HOMES {
-            let at_home = homes.iter().any(|home| source.path.starts_with(home));
-            if names_crate(&code, name) && !at_home {
-                wrong.push(format!("{}: {name} belongs in {homes:?}", source.path));
+        for (name, homes) in HOMES.iter().filter(|(name, _)| names_crate(&code, name)) {
+            let home = homes.iter().find(|home| source.path.starts_with(**home));
+            match home {
+                Some(home) => _ = unused.remove(&(*name, *home)),
+                None => {
+                    wrong.push(format!("{}: {name} may be used only in {homes:?}", source.path))
+                }
             }
         }
     }
+    let unused = unused.into_iter();
+    wrong.extend(
+        unused.map(|(name, home)| {
+            format!("{name} is not used in {home}; remove the entry from HOMES")
+        }),
+    );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    for (name, _) in HOMES {
-        let used = sources().iter().any(|source| names_crate(&source.code(), name));
-        assert!(used, "{name} is used nowhere: is this test blind?");
-    }
 }
 
 #[test]
-fn every_file_says_what_it_is() {
+fn every_file_begins_with_a_doc_comment() {
     let tests = read(&package(), &package().join("tests"));
     for source in sources().into_iter().chain(tests) {
         let first = source.text.lines().next().unwrap_or_default();
-        assert!(first.starts_with("//! "), "{} opens with {first:?}", source.path);
+        assert!(first.starts_with("//! "), "{} begins with {first:?}", source.path);
     }
 }
 
 #[test]
-fn no_file_is_too_long_to_read() {
+fn files_do_not_exceed_the_maximum_length() {
     for source in sources() {
         let lines = source.code().lines().count();
-        assert!(lines <= LINES_MAX, "{}: {lines} lines without its tests", source.path);
+        assert!(lines <= MAX_LINES, "{}: {lines} lines without its tests", source.path);
     }
 }
 
 #[test]
-fn this_test_can_see() {
-    let module = ["queue", "rabbit", "link"].map(str::to_owned);
+fn imports_and_crates_are_recognized() {
+    let module = ["queue", "rabbit", "amqp"].map(str::to_owned);
     let code = "use super::{a::B, c::{d, E}};\nsuper::super::f::g(crate::front::H)";
     let paths: Vec<String> = named_paths(code, &module).iter().map(|path| path.join("/")).collect();
     let expected =
         ["front/H", "queue/rabbit/a/B", "queue/rabbit/c/d", "queue/rabbit/c/E", "queue/f/g"];
     assert_eq!(paths, expected);
-    let code = "use crate::queue::{Call, crate_x};\nuse crate::{config, store::{self, Taken}};\n\
-        fn a(b: crate::signup::Millis) {} // crate::front\n$crate::macros;";
+    let code = "use crate::queue::{Call, crate_x};\nuse crate::{config, store::{self, Conflicts}};\n\
+        fn a(b: crate::domain::Millis) {} // crate::front\n$crate::macros;";
     let source = Source { path: "x.rs".into(), text: code.into() };
-    assert_eq!(seen(&source.code()), ["queue", "config", "store", "signup"]);
+    assert_eq!(crate_imports(&source.code()), ["queue", "config", "store", "domain"]);
     assert!(names_crate("use hyper::Request;", "hyper"));
     assert!(names_crate("a: Option<redb::Database>", "redb"));
     assert!(names_crate("use clap;", "clap"));
