@@ -1,6 +1,6 @@
-//! What one lane computes by itself: the key, the first key schedule and the digest.
+//! The parts of a hash that each lane computes alone: the key, the first key schedule and the digest.
 //!
-//! Together a few thousandths of a hash's time from cost 10 on; the rest is in the kernels.
+//! From cost 10 on, they take a few thousandths of the time of a hash. The kernels take the rest.
 
 use std::array;
 
@@ -12,14 +12,15 @@ pub(crate) const WORDS: usize = PI.len();
 /// Index of the first box.
 pub(crate) const BOXES: usize = 18;
 
-/// One lane's cipher: round words and boxes in a row, the order in which a key schedule replaces them.
+/// The state of one lane's cipher: the round words, then the boxes, in the order in which a key schedule replaces
+/// them.
 pub(crate) type Cipher = [u32; WORDS];
 
-/// What a key schedule mixes into the round words: a password or a salt, repeated.
+/// A password or a salt, repeated to the length of the round words, into which a key schedule mixes it.
 pub(crate) type Key = [u32; BOXES];
 
-/// Writes the key of a password in place, so that no copy of it is left elsewhere. To bcrypt a password
-/// is a C string whose NUL takes part.
+/// Writes the key of a password in place, so that no copy of it remains elsewhere. For bcrypt a password
+/// is a C string, including its terminating NUL.
 pub(crate) fn fill_password(key: &mut Key, password: &[u8]) {
     let period = password.len() + 1;
     fill(key, |at| *password.get(at % period).unwrap_or(&0));
@@ -55,7 +56,7 @@ pub(crate) fn start(cipher: &mut Cipher, password: &Key, salt: &Key) {
     }
 }
 
-/// The digest: a fixed text, encrypted 64 times by the cipher that the password made.
+/// Computes the digest: a fixed text, encrypted 64 times with the cipher.
 pub(crate) fn digest(cipher: &Cipher) -> Digest {
     let mut bytes = [0; 24];
     for (block, text) in bytes.chunks_exact_mut(8).zip(b"OrpheanBeholderScryDoubt".chunks_exact(8))
@@ -68,6 +69,6 @@ pub(crate) fn digest(cipher: &Cipher) -> Digest {
         block[..4].copy_from_slice(&left[0].to_be_bytes());
         block[4..].copy_from_slice(&right[0].to_be_bytes());
     }
-    // bcrypt's string has never held the 24th byte.
+    // A bcrypt string does not contain the 24th byte.
     array::from_fn(|i| bytes[i])
 }

@@ -1,9 +1,9 @@
-//! The kernel for x86-64 with BMI2, in inline assembly. The only file of the crate with `unsafe` code.
+//! The kernel for x86-64 with BMI2, in inline assembly. Only this file of the crate has `unsafe` code.
 //!
-//! Eleven instructions for a lane's round, which the compiler does not find by itself: it needs four
-//! to five more, and spills. `rorx` turns the half's upper bytes to where `al` and `ah` can be read,
-//! so that all four indices take five instructions and three scratch registers. With two registers for
-//! each lane's halves and one for the base address, five lanes fit into the fifteen registers that x86-64 has.
+//! A round of a lane takes eleven instructions. The compiler's code takes four to five more, and spills
+//! registers. `rorx` rotates the upper bytes of a half to where `al` and `ah` can be read, so that all four
+//! indices take five instructions and three scratch registers. With two registers for the halves of each
+//! lane and one for the base address, five lanes fit into the fifteen registers of x86-64.
 //!
 //! # Safety
 //!
@@ -11,8 +11,7 @@
 //!   `base + 4 * (lane * WORDS + i)` with constant `lane < N`, where `i` is a round number (at most 16) or
 //!   `BOXES + 256 * box + byte`. A byte is at most 255, so `i < WORDS` and every address lies within
 //!   the `N` ciphers behind the reference.
-//! - `rorx` needs BMI2. The functions with `target_feature` are called only after
-//!   [`is_available`] said that this processor has it.
+//! - `rorx` needs BMI2. The functions with `target_feature` are called only if [`is_available`] returns true.
 #![allow(unsafe_code, reason = "inline assembly, and calls of functions with target features")]
 
 use std::arch::asm;
@@ -28,8 +27,8 @@ pub(crate) fn is_available() -> bool {
 /// One round of one lane: `$half ^= P[$round] ^ F($other)`.
 macro_rules! round {
     ($base:ident, $lane:literal, $round:literal, $half:ident, $other:ident) => {
-        // SAFETY: see the module; the block is read-only and does not touch the stack. It is not
-        // `pure`, so that the lanes keep their order.
+        // SAFETY: see the module documentation. The block only reads memory and does not use the stack. It is
+        // not `pure`, so that the compiler keeps the order of the lanes.
         unsafe {
             asm!(
                 "rorx eax, {other:e}, 16",

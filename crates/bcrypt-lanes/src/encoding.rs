@@ -1,4 +1,4 @@
-//! bcrypt's string: `$2b$`, two digits of cost, `$`, 22 characters of salt, 31 of digest.
+//! The bcrypt string: `$2b$`, two digits of cost, `$`, 22 characters of salt, 31 characters of digest.
 
 use std::fmt;
 use std::hint::black_box;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::{Cost, Digest, Error};
 
-/// bcrypt's own base 64: this alphabet, without padding.
+/// The alphabet of bcrypt's base 64, which has no padding.
 const ALPHABET: &[u8; 64] = b"./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 const SALT_CHARACTERS: usize = 22;
 const DIGEST_CHARACTERS: usize = 31;
@@ -24,10 +24,10 @@ pub struct ParsedHash {
 }
 
 impl ParsedHash {
-    /// Whether the digest is this one, compared in constant time.
+    /// Compares the digest with another one, in constant time.
     pub fn matches(&self, digest: &Digest) -> bool {
         let difference = self.digest.iter().zip(digest).fold(0, |all, (a, b)| all | (a ^ b));
-        // Opaque to the optimiser, which could otherwise leave the loop at the first difference.
+        // Keeps the optimizer from leaving the loop at the first difference.
         black_box(difference) == 0
     }
 }
@@ -79,7 +79,7 @@ fn push_base64(text: &mut String, bytes: &[u8]) {
     }
 }
 
-/// Bits beyond the last byte are ignored, as other implementations do.
+/// Decodes bcrypt's base 64. Ignores bits beyond the last byte, like other implementations.
 fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     let (mut bits, mut length, mut at) = (0_u32, 0, 0);

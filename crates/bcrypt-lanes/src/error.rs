@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{MAX_LANES, MAX_PASSWORD_BYTES};
 
-/// Why a call was refused. Nothing has been hashed then.
+/// Why a call failed. It has hashed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {

@@ -20,7 +20,7 @@ impl Backend {
     /// Every backend there is, the most portable first.
     pub const ALL: [Self; 2] = [Self::Portable, Self::Bmi2];
 
-    /// Whether this processor can run it.
+    /// Whether this processor can run the backend.
     pub fn is_available(self) -> bool {
         match self {
             Self::Portable => true,
@@ -31,7 +31,7 @@ impl Backend {
         }
     }
 
-    /// The backend to use where nothing was measured: the last one that this processor can run.
+    /// The backend to use without a measurement: the last one that this processor can run.
     pub fn preferred() -> Self {
         if Self::Bmi2.is_available() { Self::Bmi2 } else { Self::Portable }
     }

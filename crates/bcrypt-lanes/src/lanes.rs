@@ -13,10 +13,10 @@ const DEFAULT_WIDTH: usize = 6;
 /// One password to hash.
 #[derive(Clone, Copy)]
 pub struct Job<'a> {
-    /// At most [`MAX_PASSWORD_BYTES`] bytes of any value. A NUL takes part like any other byte, whereas
+    /// At most [`MAX_PASSWORD_BYTES`] bytes of any value. A NUL byte is part of the password, whereas
     /// implementations in C end the password there.
     pub password: &'a [u8],
-    /// Fresh random bytes.
+    /// New random bytes for each password.
     pub salt: [u8; 16],
 }
 
@@ -36,7 +36,7 @@ pub struct Lanes {
     left: [u32; MAX_LANES],
     /// Number of lanes with a job.
     taken: usize,
-    /// Number of lanes that may have one.
+    /// Number of lanes.
     width: usize,
     backend: Backend,
 }
@@ -66,12 +66,12 @@ impl Lanes {
         }))
     }
 
-    /// Number of lanes that may have a job.
+    /// The number of lanes.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Number of lanes with a job.
+    /// The number of lanes with a job.
     pub fn taken(&self) -> usize {
         self.taken
     }
@@ -109,8 +109,8 @@ impl Lanes {
         iterations
     }
 
-    /// Finishes a job that needs no more iterations: its lane and its digest. The job of the last lane
-    /// moves there, as with [`Vec::swap_remove`].
+    /// Finishes a job that needs no more iterations, and returns its lane and its digest. The job of the last
+    /// occupied lane moves to this lane, as with [`Vec::swap_remove`].
     pub fn finish(&mut self) -> Option<(usize, Digest)> {
         let lane = self.left[..self.taken].iter().position(|left| *left == 0)?;
         let digest = digest(&self.ciphers[lane]);
@@ -126,8 +126,8 @@ impl Lanes {
         Some((lane, digest))
     }
 
-    /// Hashes any number of passwords from beginning to end; digests come in the order of the jobs. A
-    /// lane that finishes takes the next job.
+    /// Hashes any number of passwords and returns the digests in the order of the jobs. A lane that finishes
+    /// takes the next job.
     ///
     /// # Errors
     /// [`Error::LanesInUse`] if jobs are in progress; [`Error::PasswordTooLong`] if any password is.
@@ -161,7 +161,7 @@ impl Lanes {
 
 #[cfg(test)]
 impl Lanes {
-    /// Whether no lane holds anything of a job.
+    /// Whether no lane contains data of a job.
     pub(crate) fn is_wiped(&self) -> bool {
         self.taken == 0
             && self.ciphers.iter().flatten().all(|word| *word == 0)
@@ -191,7 +191,7 @@ pub fn hash_many(cost: Cost, jobs: &[Job<'_>]) -> Result<Vec<String>, Error> {
     Ok(jobs.iter().zip(digests).map(hash).collect())
 }
 
-/// Whether each password belongs to its bcrypt string, in constant time for each pair, on this thread.
+/// Verifies each password against its bcrypt string, in constant time for each pair, on this thread.
 ///
 /// # Errors
 /// [`Error::MalformedHash`] if any string is not a bcrypt hash; [`Error::PasswordTooLong`].

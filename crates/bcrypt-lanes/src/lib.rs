@@ -1,19 +1,18 @@
-//! bcrypt for several passwords at once on one core.
+//! Interleaved bcrypt: hashes several passwords in parallel on one core.
 //!
-//! bcrypt is bound by latency: every Blowfish round waits for four table look-ups whose addresses the
-//! round before it computed. A core can keep several such chains in flight, so this crate advances up
+//! bcrypt is bound by latency: every Blowfish round waits for four table look-ups whose addresses depend
+//! on the previous round. A core can keep several such chains in flight, so this crate advances up
 //! to [`MAX_LANES`] independent hashes, one per *lane*, round by round. Five or six passwords take
 //! less than twice the time of one. The result is the ordinary `$2b$` string that any bcrypt
 //! implementation verifies.
 //!
-//! The lanes share nothing but the core: each has a password, a salt and a cost of its own, starts
-//! when it is free and finishes on its own.
+//! Lanes are independent: each has its own password, salt and cost, and starts and finishes on its own.
 //!
 //! ```
 //! use bcrypt_lanes::{Cost, Job, hash_many, verify_many};
 //!
 //! # fn main() -> Result<(), bcrypt_lanes::Error> {
-//! // Salts must be fresh random bytes; these are an example.
+//! // Real salts must be new random bytes.
 //! let jobs = [
 //!     Job { password: b"correct horse", salt: [1; 16] },
 //!     Job { password: b"battery staple", salt: [2; 16] },
@@ -30,7 +29,7 @@
 //! A server that hashes continuously keeps one [`Lanes`] per thread and uses its streaming form:
 //! [`Lanes::begin`], [`Lanes::advance`], [`Lanes::finish`].
 //!
-//! This crate makes no threads, no random numbers and no salts.
+//! This crate starts no threads and generates no salts.
 
 mod blowfish;
 #[cfg(target_arch = "x86_64")]
@@ -56,7 +55,7 @@ pub const MAX_LANES: usize = 8;
 /// The longest password in bytes. bcrypt ignores what follows the 72nd byte; this crate refuses it.
 pub const MAX_PASSWORD_BYTES: usize = 72;
 
-/// The 23 bytes that bcrypt computes; the last part of its string.
+/// The 23 bytes of a bcrypt digest, the last part of the bcrypt string.
 pub type Digest = [u8; 23];
 
 /// A bcrypt cost: the binary logarithm of the number of iterations, 4 to 31.

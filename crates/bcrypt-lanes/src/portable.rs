@@ -10,7 +10,7 @@ pub(crate) type Block<const N: usize> = ([u32; N], [u32; N]);
 /// Blowfish's key schedule: each cipher encrypts zeros repeatedly, and every block replaces the next
 /// two of its words.
 //
-// Never inlined: one copy per N, with all registers to itself.
+// Never inlined: one copy per N, which has all registers.
 #[inline(never)]
 pub(crate) fn schedule<const N: usize>(ciphers: &mut [Cipher; N]) {
     let (mut left, mut right) = ([0; N], [0; N]);
@@ -77,8 +77,8 @@ fn round<const N: usize>(
     half
 }
 
-/// Blowfish's F: each byte selects a word of its own box. A byte cannot be out of range, so no look-up
-/// has a bounds check.
+/// Blowfish's F: each byte selects a word of its box. A byte cannot be out of range, so the look-ups need no
+/// bounds checks.
 //
 // Shifts, not `to_be_bytes`, which swaps the word first and costs a tenth of the speed.
 #[inline(always)]

@@ -1,18 +1,18 @@
-//! A test of every available backend with every number of lanes, for the start of a process.
+//! The self-test of a backend with every number of lanes, for the start of a process.
 
 use std::array;
 use std::fmt;
 
 use crate::{Backend, Cost, Job, Lanes, MAX_LANES, MAX_PASSWORD_BYTES, ParsedHash};
 
-/// A kernel that does not compute bcrypt: its process must not hash with it.
+/// A kernel that computes a wrong bcrypt hash. The process must not use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Miscomputed {
     /// The backend.
     pub backend: Backend,
     /// The number of lanes in use.
     pub lanes: usize,
-    /// The first lane that was wrong.
+    /// The first lane with a wrong hash.
     pub lane: usize,
 }
 
@@ -25,10 +25,10 @@ impl fmt::Display for Miscomputed {
     }
 }
 
-/// Hashes passwords whose hashes are known with every kernel of this backend. Takes 5 to 15 ms.
+/// Checks every kernel of this backend with passwords of known hashes. Takes 5 to 15 ms.
 ///
 /// # Errors
-/// Names the first kernel that is wrong, be it by a defect of a compiler or of a processor.
+/// Returns the first kernel that computes a wrong hash, because of a defect of the compiler or of the processor.
 pub fn self_test(backend: Backend) -> Result<(), Miscomputed> {
     let salts: [[u8; 16]; MAX_LANES] =
         array::from_fn(|lane| array::from_fn(|i| (16 * lane + i) as u8));
@@ -50,11 +50,12 @@ pub fn self_test(backend: Backend) -> Result<(), Miscomputed> {
     Ok(())
 }
 
-/// Every lane takes a prefix of it, half as long as the lane before: 72 bytes, 36, down to one and none.
+/// Each lane hashes a prefix of this password, half as long as that of the previous lane: 72 bytes, 36, down to one
+/// and none.
 pub(crate) const KNOWN_PASSWORD: &[u8; MAX_PASSWORD_BYTES] =
     b"seventy-two bytes are what bcrypt takes at most, and this is so many: 72";
 
-/// Their hashes according to the `bcrypt` crate, which a test compares.
+/// The hashes of these prefixes. A test verifies them with the `bcrypt` crate.
 pub(crate) const KNOWN: [&str; MAX_LANES] = [
     "$2b$04$..CA.uOD/eaGAOmJB.yMBu3UY9.sHQmUHEZBEkv1E0.GnVchPxJ0q",
     "$2b$04$C/CQCvOTDfaWEPmZF/ycFuRSN1T9Gi.dKA7shmqlS0hpoCMfIoo2.",

@@ -1,4 +1,4 @@
-//! The kernels against hashes that others have published, and against the `bcrypt` crate.
+//! Tests of the kernels with published hashes and with the `bcrypt` crate.
 
 use proptest::prelude::*;
 
@@ -88,7 +88,7 @@ fn limits_are_errors() {
 }
 
 #[test]
-fn no_jobs_are_no_work() {
+fn lanes_without_jobs_do_no_work() {
     let mut lanes = Lanes::new(Backend::Portable, MAX_LANES).unwrap();
     assert_eq!(lanes.hash_many(&[]), Ok(Vec::new()));
     assert_eq!((lanes.advance(100), lanes.finish()), (0, None));
@@ -105,7 +105,7 @@ fn finished_lanes_hold_no_secret() {
 }
 
 #[test]
-fn malformed_hashes_are_refused() {
+fn malformed_hashes_are_errors() {
     let good = KNOWN[0];
     assert!(good.parse::<ParsedHash>().is_ok());
     for bad in [
@@ -154,7 +154,7 @@ proptest! {
 
     /// Jobs of several costs begin while others are in progress.
     #[test]
-    fn jobs_that_join_half_way_are_bcrypt(
+    fn jobs_that_start_while_others_run_are_bcrypt(
         jobs in prop::collection::vec((password(), any::<[u8; 16]>(), 4..=6_u32, 0..40_u32), 1..=12),
         width in 1..=MAX_LANES,
         backend in prop::sample::select(backends()),
@@ -168,7 +168,7 @@ proptest! {
             {
                 state.begin(cost(*log2), &Job { password, salt: *salt }).unwrap();
                 begun.push(number);
-                // Not together: each finds the others at another place.
+                // Jobs start at different progress of the others.
                 state.advance(*steps);
             }
             state.advance(u32::MAX);
@@ -185,7 +185,7 @@ proptest! {
     }
 
     #[test]
-    fn strings_parse_to_what_they_were_made_of(
+    fn formatted_hash_parses_to_the_same_hash(
         log2 in 4..=31_u32, salt in any::<[u8; 16]>(), digest in any::<[u8; 23]>(),
     ) {
         let hash = ParsedHash { cost: cost(log2), salt, digest };
@@ -193,7 +193,7 @@ proptest! {
     }
 }
 
-/// Any bytes; lengths at the limits more often than chance would have them.
+/// Any bytes, with lengths at the limits more often than by chance.
 fn password() -> impl Strategy<Value = Vec<u8>> {
     let limits = [0, 1, MAX_PASSWORD_BYTES - 1, MAX_PASSWORD_BYTES];
     let length = prop_oneof![prop::sample::select(limits.to_vec()), 0..=MAX_PASSWORD_BYTES];
