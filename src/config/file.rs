@@ -1,6 +1,8 @@
-//! Reads the files that settings name: certificates, keys, key sets, password lists, secrets, settings. Only
-//! regular files of a bounded size are read: a FIFO or a device must neither block a start or a reload nor use
-//! up the memory.
+//! Reads the files that settings name: certificates, keys, key sets, password lists, secrets and
+//! settings.
+//!
+//! Only regular files of a bounded size are read, because a FIFO or device could block a start or a
+//! reload, or exhaust the memory.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Take};
@@ -9,12 +11,15 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-/// Largest certificate, key, key set, secret or settings file, in bytes.
+/// Maximum size of a certificate, key, key set, secret or settings file, in bytes.
 pub const MAX_BYTES: u64 = 1 << 20;
 
-/// Opens a regular file of at most `max` bytes; what is read of it never exceeds that, also if it grows.
+/// Opens a regular file of at most `max` bytes. If the file grows later, at most `max` bytes are read.
+///
+/// # Errors
+/// If the file cannot be opened, is not a regular file, or is larger than `max`.
 pub fn open(path: &Path, max: u64) -> io::Result<Take<File>> {
-    // Otherwise opening a FIFO waits for its writer.
+    // Without O_NONBLOCK, opening a FIFO waits for a writer.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -35,22 +40,22 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What some editors put before a text.
+/// Some editors write it at the start of a file.
 pub(super) const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Reads a UTF-8 text of at most [`MAX_BYTES`], without a byte order mark.
+/// Reads a UTF-8 file of at most [`MAX_BYTES`]. A leading byte order mark is dropped.
 pub fn read_text(path: &Path) -> io::Result<String> {
     let mut file = open(path, MAX_BYTES)?;
     let mut text = String::new();
     file.read_to_string(&mut text)?;
     if text.starts_with(BYTE_ORDER_MARK) {
-        // In place, because the text may be a key: no copy of it stays in memory.
+        // In place, because the text may be a key, of which no copy must stay in memory.
         text.drain(..BYTE_ORDER_MARK.len_utf8());
     }
     Ok(text)
 }
 
-/// The file next to a data file that holds the signing secret made for it.
+/// Returns the path of the generated signing secret: the path of the data file with `.secret` appended.
 pub fn secret_file(data_file: &Path) -> PathBuf {
     let mut name = data_file.as_os_str().to_owned();
     name.push(".secret");
@@ -62,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_regular_files_of_a_bounded_size_are_read() {
+    fn only_regular_files_within_the_size_limit_are_read() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         std::fs::write(path("text"), "text").unwrap();
@@ -76,7 +81,7 @@ mod tests {
             let error = read(other).unwrap_err().to_string();
             assert_eq!(error, "not a regular file", "{}", other.display());
         }
-        // Sparse: it takes no room on the disk.
+        // A sparse file: it occupies no disk space.
         File::create(path("large")).unwrap().set_len(6 << 30).unwrap();
         assert_eq!(read(&path("large")).unwrap_err().to_string(), "larger than 1048576 bytes");
         assert_eq!(read(&path("none")).unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -1,6 +1,7 @@
-//! URLs that name several hosts: `amqp://user:password@a:5672,b:5672,c/vhost`.
+//! URLs with several hosts, such as `amqp://user:password@a:5672,b:5672,c/vhost`.
 
-/// One URL for each host, in the order of the hosts. A URL with a single host comes back as it is.
+/// Splits a URL into one URL per host, in the order of the hosts. A URL with one host is returned
+/// unchanged.
 pub fn each_host(url: &str) -> Vec<String> {
     let Some((scheme, rest)) = url.split_once("://") else { return vec![url.to_owned()] };
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
@@ -14,10 +15,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_host_gets_the_whole_rest_of_the_url() {
+    fn url_of_each_host_keeps_the_rest_of_the_url() {
         for (url, hosts) in [
             ("amqp://u:p@a:1,b,[::1]:2/v?x=1", vec!["a:1", "b", "[::1]:2"]),
-            // A comma in the password separates nothing.
+            // A comma in the password is not a separator.
             ("amqp://u:p,q@a/v", vec!["a"]),
             ("amqp://a,b", vec!["a", "b"]),
             ("amqp://a,,b", vec!["a", "", "b"]),

@@ -1,5 +1,5 @@
-//! Lays the sources over each other: which keys there are, where each value came from, and whether
-//! it has the type of its default. What the values mean is the reader's business.
+//! Merges the sources of the settings. Checks that each key exists and that its value has the type of
+//! the default, and records where each value came from. The reader interprets the values.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,12 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::file::BYTE_ORDER_MARK;
+use super::redact::{is_secret, redacted};
 use super::{Problems, file};
 
 const DEFAULTS: &str = include_str!("../../config.default.toml");
 
-/// Short names of common keys in the environment.
+/// Short environment variables, in addition to `MUSTER_<SECTION>_<KEY>`.
 const SHORT_NAMES: [(&str, &str); 18] = [
     ("MUSTER_LISTEN", "front.listen"),
     ("MUSTER_QUEUE", "queue.url"),
@@ -35,52 +36,43 @@ const SHORT_NAMES: [(&str, &str); 18] = [
     ("OTEL_SERVICE_NAME", "trace.service_name"),
 ];
 
-/// Keys whose values are never shown, and may come from a file.
-const SECRETS: [&str; 6] = [
-    "front.bulk_api_key",
-    "queue.seal_private_keys",
-    "queue.url",
-    "store.url",
-    "token.secret",
-    "trace.headers",
-];
-
-/// Where settings come from besides the defaults.
+/// The sources of settings in addition to the defaults.
 #[derive(Default)]
 pub struct Sources {
-    /// `--config`.
+    /// The file given with `--config`.
     pub file: Option<PathBuf>,
-    /// The environment; names that are not muster's are ignored.
+    /// The environment variables. Those that do not belong to muster are ignored.
     pub environment: Vec<(String, String)>,
-    /// Keys that the command line sets, by the names of its flags.
+    /// The settings made with command-line flags.
     pub flags: Vec<Flag>,
 }
 
-/// A setting made on the command line.
+/// A setting made with a command-line flag.
 #[derive(Clone)]
 pub struct Flag {
-    /// Its name, as `--listen`.
+    /// The flag, such as `--listen`.
     pub name: &'static str,
-    /// What it sets.
+    /// The key that it sets.
     pub key: &'static str,
-    /// To what.
+    /// The value.
     pub value: String,
 }
 
-/// A value and where it came from.
+/// The effective value of a key.
 #[derive(Clone)]
 pub(super) struct Layer {
     pub(super) value: Value,
-    /// Nothing for the default.
+    /// The variable, flag or place in the file that set the value. `None` for the default.
     pub(super) origin: Option<String>,
 }
 
-/// The effective value of every key, as `section.key`.
+/// The effective values of all keys (`section.key`).
 pub(super) struct Layers(BTreeMap<String, Layer>);
 
 impl Layers {
+    /// Merges the sources. In order of increasing precedence: defaults, file, environment, flags.
     pub(super) fn merge(sources: &Sources, problems: &mut Problems) -> Self {
-        let defaults = DEFAULTS.parse::<Table>().expect("the compiled-in defaults are TOML");
+        let defaults = DEFAULTS.parse::<Table>().expect("valid TOML");
         let keys = flatten(defaults)
             .into_iter()
             .map(|(key, value)| (key, Layer { value, origin: None }))
@@ -94,11 +86,12 @@ impl Layers {
         layers
     }
 
+    /// Returns the effective value of a key.
     pub(super) fn get(&self, key: &str) -> &Layer {
         self.0.get(key).unwrap_or_else(|| panic!("{key} is missing in config.default.toml"))
     }
 
-    /// The effective settings, top-level keys first, `show` deciding how each value looks.
+    /// Returns the effective settings as TOML, with each value as `show` returns it.
     pub(super) fn to_toml(&self, show: impl Fn(&str, &Value) -> Value) -> String {
         let mut root = Table::new();
         for (key, layer) in &self.0 {
@@ -115,13 +108,13 @@ impl Layers {
         root.to_string()
     }
 
-    /// Every setting by its key: its value as `show` has it, its environment variables, and where its value comes
-    /// from.
+    /// Returns, for each key, the value as `show` returns it, the environment variables, and the origin
+    /// of the value.
     pub(super) fn to_json(&self, show: impl Fn(&str, &Value) -> Value) -> serde_json::Value {
         let described = self.0.iter().map(|(key, layer)| {
             let short = SHORT_NAMES.iter().filter(|(_, of)| of == key);
             let names: Vec<String> = short.map(|(name, _)| (*name).to_owned()).collect();
-            let variable = long_name(key);
+            let variable = variable_name(key);
             let all = std::iter::once(&variable).chain(&names);
             let files: Vec<String> = if is_secret(key) {
                 all.map(|name| format!("{name}_FILE")).collect()
@@ -146,7 +139,7 @@ impl Layers {
         let text = match file::read_text(path) {
             Ok(text) => text,
             Err(error) => {
-                problems.add(format!("{origin}: {error}; give --config a file that can be read"));
+                problems.add(format!("{origin}: {error}; --config needs a readable file"));
                 return;
             }
         };
@@ -161,16 +154,17 @@ impl Layers {
                 }
             }
             Err(error) => {
-                let (line, column) = line_and_column(&text, error.span().map_or(0, |span| span.start));
-                let wrong = error.message();
-                problems.add(format!("{origin}:{line}:{column}: not TOML: {wrong}"));
+                let (line, column) =
+                    line_and_column(&text, error.span().map_or(0, |span| span.start));
+                let reason = error.message();
+                problems.add(format!("{origin}:{line}:{column}: not valid TOML: {reason}"));
             }
         }
     }
 
     fn add_environment(&mut self, sources: &Sources, problems: &mut Problems) {
         let mut names: BTreeMap<String, String> =
-            self.0.keys().map(|key| (long_name(key), key.clone())).collect();
+            self.0.keys().map(|key| (variable_name(key), key.clone())).collect();
         names.extend(SHORT_NAMES.map(|(name, key)| (name.to_owned(), key.to_owned())));
         let mut set: BTreeMap<&String, &String> = BTreeMap::new();
         for (name, text) in &sources.environment {
@@ -179,14 +173,14 @@ impl Layers {
             let Some(key) = names.get(name).or(secret) else {
                 if name.starts_with("MUSTER_") && !is_service_link(name, text) {
                     problems.add(format!(
-                        "{name}: no such setting; `muster config` lists them all as \
-                         MUSTER_<SECTION>_<KEY>"
+                        "{name}: unknown setting; `muster config --json` lists the variables of all \
+                         settings"
                     ));
                 }
                 continue;
             };
             if let Some(other) = set.insert(key, name) {
-                problems.add(format!("{other} and {name} are the same setting; keep one of them"));
+                problems.add(format!("{other} and {name} both set {key}; remove one of them"));
             }
             if names.contains_key(name) {
                 self.set_text(key, text, name.clone(), problems);
@@ -194,18 +188,16 @@ impl Layers {
                 match file::read_text(Path::new(text)) {
                     Ok(secret) => self.set_text(key, secret.trim_end(), name.clone(), problems),
                     Err(error) => {
-                        let named = shown_path(text).map(|path| format!(" ({path})"));
-                        let named = named.unwrap_or_default();
-                        problems.add(format!(
-                            "{name}: the file it names{named} cannot be read: {error}"
-                        ));
+                        let path = printable_path(text).map(|path| format!(" {path}"));
+                        let path = path.unwrap_or_default();
+                        problems.add(format!("{name}: cannot read the file{path}: {error}"));
                     }
                 }
             }
         }
     }
 
-    /// Sets a key from a text, read as the type its default has.
+    /// Sets a key from a string, parsed as the type of the key's default.
     fn set_text(&mut self, key: &str, text: &str, origin: String, problems: &mut Problems) {
         let value = match &self.get(key).value {
             Value::Integer(_) => text.parse().map(Value::Integer).ok(),
@@ -216,7 +208,7 @@ impl Layers {
                 _ => None,
             },
             Value::Array(_) => {
-                // One a line is how a file of secrets may list them.
+                // A file with several secrets may have one per line.
                 let items = text.split([',', '\n']).map(str::trim).filter(|item| !item.is_empty());
                 Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
             }
@@ -224,17 +216,22 @@ impl Layers {
         };
         match value {
             Some(value) => self.set(key, value, origin, problems),
-            None => problems.add(format!("{origin}: {} wanted", self.expected_type(key))),
+            None => {
+                let value = Value::String(text.to_owned());
+                let mismatch = self.type_mismatch(key, &value);
+                problems.add(format!("{origin}: {mismatch}"));
+            }
         }
     }
 
     fn set(&mut self, key: &str, value: Value, origin: String, problems: &mut Problems) {
         let Some(layer) = self.0.get_mut(key) else {
-            problems
-                .add(format!("{origin}: no such setting: {key}; `muster config` lists them all"));
+            problems.add(format!(
+                "{origin}: unknown setting {key}; `muster config` lists all settings"
+            ));
             return;
         };
-        // A whole number is a number too.
+        // Where a float is expected, an integer is valid.
         let value = match (&layer.value, value) {
             (Value::Float(_), Value::Integer(whole)) => Value::Float(whole as f64),
             (_, value) => value,
@@ -245,24 +242,32 @@ impl Layers {
         if layer.value.same_type(&value) {
             *layer = Layer { value, origin: Some(origin) };
         } else {
-            problems.add(format!("{origin}: {key}: {} wanted", self.expected_type(key)));
+            let mismatch = self.type_mismatch(key, &value);
+            problems.add(format!("{origin}: {key}: {mismatch}"));
         }
     }
 
-    fn expected_type(&self, key: &str) -> &'static str {
-        match &self.get(key).value {
-            Value::Integer(_) => "a whole number",
+    fn type_mismatch(&self, key: &str, value: &Value) -> String {
+        let expected = match &self.get(key).value {
+            Value::Integer(_) => "an integer",
             Value::Float(_) => "a number",
             Value::Boolean(_) => "true or false",
-            Value::Array(_) => "a list of texts",
-            _ => "a text",
-        }
+            Value::Array(_) => "a list of strings",
+            _ => "a string",
+        };
+        format!("expected {expected}{}", got(key, value))
     }
 }
 
-/// Kubernetes tells every container where each service of its namespace is; for one called `muster`
-/// in variables such as `MUSTER_SERVICE_HOST`, `MUSTER_PORT_3000_TCP` and `MUSTER_PORT`, which nobody set. The
-/// last could also be somebody's guess at a setting; Kubernetes gives it a URL, `tcp://10.0.0.1:3000`.
+/// Returns `, got <value>` for the end of an error message; empty for a secret.
+pub(super) fn got(key: &str, value: &Value) -> String {
+    if is_secret(key) { String::new() } else { format!(", got {}", redacted(key, value)) }
+}
+
+/// Whether Kubernetes set a variable. It gives each container variables for the services of the
+/// namespace. For a service called `muster` these are `MUSTER_SERVICE_HOST`, `MUSTER_PORT_3000_TCP`,
+/// `MUSTER_PORT` and so on. `MUSTER_PORT` could also be an operator's guess at a setting, but
+/// Kubernetes sets it to a URL (`tcp://10.0.0.1:3000`).
 fn is_service_link(name: &str, text: &str) -> bool {
     name.contains("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
@@ -270,8 +275,8 @@ fn is_service_link(name: &str, text: &str) -> bool {
         || (name.ends_with("_PORT") && text.contains("://"))
 }
 
-/// What an editor or a script of another system left at the end or the start of a value. It would
-/// become part of a secret, a name or a path without being seen.
+/// Finds an invisible character that an editor or another system's script left in a value. It would
+/// become part of a secret, name or path unnoticed.
 fn invisible_flaw(value: &Value) -> Option<&'static str> {
     match value {
         Value::String(text) if text.starts_with(BYTE_ORDER_MARK) => {
@@ -287,7 +292,7 @@ fn invisible_flaw(value: &Value) -> Option<&'static str> {
     }
 }
 
-/// Line and column of every key, under the names that [`flatten`] gives.
+/// Returns the line and column of every key, by the names that [`flatten`] gives.
 fn key_positions(text: &str) -> BTreeMap<String, (usize, usize)> {
     let mut found = BTreeMap::new();
     let Ok(table) = DeTable::parse(text) else { return found };
@@ -303,16 +308,16 @@ fn key_positions(text: &str) -> BTreeMap<String, (usize, usize)> {
     found
 }
 
-/// Line and column, from 1, of a byte in a text.
+/// Returns the line and column, from 1, of the byte at an offset.
 fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line = before.rsplit('\n').next().unwrap_or_default();
     (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
-/// A path to name in an error. The value may be the secret itself, set by mistake: only what begins with
-/// an existing folder is shown.
-fn shown_path(text: &str) -> Option<&str> {
+/// Returns the text if it can be shown as a path in an error. The value may be the secret itself, set
+/// by mistake, so it must begin with `./` or an existing top-level directory.
+fn printable_path(text: &str) -> Option<&str> {
     let mut components = Path::new(text).components();
     let first: PathBuf = components.by_ref().take(2).collect();
     let has_more = components.next().is_some();
@@ -320,16 +325,12 @@ fn shown_path(text: &str) -> Option<&str> {
     is_path.then_some(text)
 }
 
-/// Whether a key's value is never shown.
-pub(super) fn is_secret(key: &str) -> bool {
-    SECRETS.contains(&key)
-}
-
-/// The environment's name of a key.
-pub(super) fn long_name(key: &str) -> String {
+/// Returns the environment variable `MUSTER_<SECTION>_<KEY>` of a key.
+pub(super) fn variable_name(key: &str) -> String {
     format!("MUSTER_{}", key.replace('.', "_").to_uppercase())
 }
 
+/// Turns sections into keys of the form `section.key`.
 fn flatten(table: Table) -> Vec<(String, Value)> {
     let mut flat = Vec::new();
     for (key, value) in table {

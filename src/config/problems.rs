@@ -1,18 +1,18 @@
-//! Everything that is wrong with the settings, told at once.
+//! The list of all problems found in the settings.
 
 use std::fmt;
 
-/// A list of sentences, each naming the key, where it came from, and what to do.
+/// Problems of the settings. Each is a sentence that names the key, the origin of the value and the fix.
 #[derive(Debug, Default)]
 pub struct Problems(Vec<String>);
 
 impl Problems {
-    /// Adds one.
+    /// Adds a problem.
     pub fn add(&mut self, problem: String) {
         self.0.push(problem);
     }
 
-    /// Whether all is well.
+    /// Whether there is no problem.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -23,7 +23,7 @@ impl fmt::Display for Problems {
         match self.0.as_slice() {
             [only] => f.write_str(only),
             all => {
-                write!(f, "{} settings are wrong:", all.len())?;
+                write!(f, "{} problems in the settings:", all.len())?;
                 all.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
             }
         }

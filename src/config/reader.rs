@@ -1,4 +1,4 @@
-//! Turns texts and numbers into settings that make sense, each alone and together.
+//! Parses and checks the merged values, one section at a time.
 
 mod limits;
 mod mounts;
@@ -7,8 +7,6 @@ mod password;
 mod token;
 mod trace;
 
-pub use trace::{RootSampler, Sampler};
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,27 +14,26 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use secrecy::SecretString;
-use toml::Value;
 use zeroize::Zeroizing;
 
-use super::layers::{Layers, is_secret, long_name};
+use super::layers::{Layers, got, variable_name};
 use super::{
-    AdmissionSettings, CertificateFiles, EventScope, FrontSettings, LogSettings, Problems, QueueSettings, QueueUrl, Role, Settings,
-    StoreSettings, StoreUrl,
+    AdmissionSettings, CertificateFiles, EventScope, FrontSettings, LogSettings, Problems,
+    QueueSettings, QueueUrl, Role, Settings, StoreSettings, StoreUrl,
 };
 use crate::config::hosts::each_host;
-use crate::config::redact::{HIDDEN, splits_login, without_credentials};
+use crate::config::redact::{has_unescaped_login, redacted};
 
-/// Shortest key of the bulk path, in bytes: nobody guesses 192 random bits, and nobody types them.
+/// Minimum length of `front.bulk_api_key`, in characters. In base64 these are 192 bits.
 const BULK_KEY_MIN: usize = 32;
-/// Longest window in which a signup may be sent again: as long as an idempotency key counts.
+/// Maximum of `front.replay_window`: the time for which an idempotency key is valid.
 const REPLAY_WINDOW_MAX: Duration = Duration::from_secs(24 * 3600);
-/// The queue in this process.
+/// The URL of the in-process queue.
 const LOCAL: &str = "local:";
-/// How the embedded store's URL begins; a path follows.
+/// The scheme of the embedded store's URL; a path follows.
 const FILE: &str = "file:";
 
-/// Reads all settings. `None` where one could not be read at all; problems tell which.
+/// Reads all settings. Returns `None` if a setting could not be read; each error is in `problems`.
 pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings> {
     let mut reader = SettingsReader { layers, problems, is_worker: true };
     let role = reader
@@ -66,31 +63,16 @@ pub(super) fn read(layers: &Layers, problems: &mut Problems) -> Option<Settings>
         token: token?,
         log: log?,
         trace: trace?,
-        shown: layers.to_toml(redacted),
-        described: layers.to_json(redacted),
+        toml: layers.to_toml(redacted),
+        json: layers.to_json(redacted),
     })
-}
-
-/// How a value looks in `muster config`.
-fn redacted(key: &str, value: &Value) -> Value {
-    match value {
-        Value::Array(items) if is_secret(key) => {
-            Value::Array(items.iter().map(|_| Value::String(HIDDEN.to_owned())).collect())
-        }
-        Value::Array(items) => Value::Array(items.iter().map(|item| redacted(key, item)).collect()),
-        Value::String(text) if is_secret(key) && !text.is_empty() => {
-            let is_url = key.ends_with(".url");
-            Value::String(if is_url { without_credentials(text) } else { HIDDEN.to_owned() })
-        }
-        Value::String(text) if text.contains("://") => Value::String(without_credentials(text)),
-        other => other.clone(),
-    }
 }
 
 struct SettingsReader<'a> {
     layers: &'a Layers,
     problems: &'a mut Problems,
-    /// Whether it matters if a secret or a cost is too weak: a front neither signs nor hashes.
+    /// Whether this process has a worker. Only then are weak secrets and costs errors, because a front
+    /// end neither signs nor hashes.
     is_worker: bool,
 }
 
@@ -103,12 +85,12 @@ impl SettingsReader<'_> {
     fn front(&mut self) -> Option<FrontSettings> {
         let listen = self.address("front.listen");
         let mounts = self.mounts();
-        let pages = self.pages();
+        let ui = self.ui();
         let tls = self.certificate("front.tls_cert", "front.tls_key");
         let cors_origins = self.origins();
-        let deadline = self.duration("front.request_timeout");
+        let request_timeout = self.duration("front.request_timeout");
         let replay_window = self.replay_window();
-        // With its password sealed it still is what a worker takes from the queue.
+        // With a sealed password, a body of this size is still within the worker's limit.
         let body_limit = self.number("front.body_limit", 1..=128 << 10);
         let header_timeout = self.duration("front.header_timeout");
         let body_timeout = self.duration("front.body_timeout");
@@ -119,27 +101,27 @@ impl SettingsReader<'_> {
             self.number("front.max_connections_per_address", 1..=1_000_000);
         let max_in_flight = self.number("front.max_in_flight", 1..=1_000_000);
         let stop_delay = self.duration_or_zero("front.stop_delay");
-        let drain = self.duration("front.shutdown_timeout");
+        let shutdown_timeout = self.duration("front.shutdown_timeout");
         let bulk_api_key = self.text("front.bulk_api_key");
-        let good_key =
-            bulk_api_key.len() >= BULK_KEY_MIN && bulk_api_key.bytes().all(|b| b.is_ascii_graphic());
-        if !bulk_api_key.is_empty() && !good_key {
+        let is_valid_key = bulk_api_key.len() >= BULK_KEY_MIN
+            && bulk_api_key.bytes().all(|b| b.is_ascii_graphic());
+        if !bulk_api_key.is_empty() && !is_valid_key {
             self.problem::<()>(
                 "front.bulk_api_key",
                 &format!(
-                    "at least {BULK_KEY_MIN} visible ASCII characters wanted; make one with: openssl \
-                     rand -base64 32"
+                    "expected at least {BULK_KEY_MIN} visible ASCII characters; make a key with: \
+                     openssl rand -base64 32"
                 ),
             );
         }
         Some(FrontSettings {
             listen: listen?,
             mounts: mounts?,
-            ui: pages?,
+            ui: ui?,
             tls: tls?,
             jwks_file: self.path("front.jwks_file"),
             cors_origins: cors_origins?,
-            request_timeout: deadline?,
+            request_timeout: request_timeout?,
             replay_window: replay_window?,
             body_limit: body_limit? as usize,
             header_timeout: header_timeout?,
@@ -150,24 +132,24 @@ impl SettingsReader<'_> {
             max_connections_per_address: max_connections_per_address? as usize,
             max_in_flight: max_in_flight? as usize,
             stop_delay: stop_delay?,
-            shutdown_timeout: drain?,
+            shutdown_timeout: shutdown_timeout?,
             bulk_api_key: (!bulk_api_key.is_empty()).then(|| SecretString::from(bulk_api_key)),
         })
     }
 
-    /// Outside: could it be read. Inside: is there one.
+    /// Returns `None` after an error, and `Some(None)` for `0s`.
     fn replay_window(&mut self) -> Option<Option<Duration>> {
         const KEY: &str = "front.replay_window";
         match humantime::parse_duration(&self.text(KEY)) {
             Ok(window) if window <= REPLAY_WINDOW_MAX => {
                 Some(Some(window).filter(|it| !it.is_zero()))
             }
-            _ => self.problem(KEY, "expected a duration such as 5m, at most 24h; 0s turns it off"),
+            _ => self.expected(KEY, "a duration of at most 24h, such as 5m, or 0s to turn it off"),
         }
     }
 
-    /// Left open, there are pages where muster is being tried out: nothing leaves this process.
-    fn pages(&mut self) -> Option<bool> {
+    /// `auto` serves the pages only with the embedded default, where muster is being tried out.
+    fn ui(&mut self) -> Option<bool> {
         let choices = [("auto", None), ("on", Some(true)), ("off", Some(false))];
         let chosen = self.choice("front.ui", &choices)?;
         let embedded = self.text("queue.url") == LOCAL && self.text("store.url").starts_with(FILE);
@@ -181,29 +163,29 @@ impl SettingsReader<'_> {
         } else if text.starts_with("amqp://") || text.starts_with("amqps://") {
             self.parsed_url("queue.url").map(QueueUrl::Amqp)
         } else {
-            self.problem("queue.url", "local:, amqp://… or amqps://… wanted")
+            self.expected("queue.url", "local:, amqp://… or amqps://…")
         };
         let certificate = self.certificate("queue.cert_file", "queue.key_file");
         let max_length = self.number("queue.max_length", 1..=i64::from(i32::MAX));
         let bulk_max_length = self.number("queue.bulk_max_length", 1..=i64::from(i32::MAX));
         let bulk_max_bytes = self.number("queue.bulk_max_bytes", 1..=i64::MAX);
-        // Quorum queues take a prefetch of at most 2000.
+        // RabbitMQ limits the prefetch of quorum queues to 2000.
         let prefetch = self.number("queue.prefetch", 0..=2000);
         let retry_delays = self.durations("queue.retry_delays");
         let dead_letter_ttl = self.duration("queue.dead_letter_ttl");
         let namespace = self.text("queue.namespace");
-        // Names are at most 255 bytes, and the longest ending is a reply queue's.
+        // AMQP names have at most 255 bytes, and the longest suffix is that of a reply queue.
         if !(1..=200).contains(&namespace.len()) || namespace.starts_with("amq.") {
-            self.problem::<()>("queue.namespace", "1 to 200 bytes wanted, not beginning with amq.");
+            self.expected::<()>("queue.namespace", "1 to 200 bytes that do not begin with amq.");
         }
         let allowed_reply_prefix = self.text("queue.allowed_reply_prefix");
         let own = format!("{namespace}.");
         if !allowed_reply_prefix.is_empty()
             && (own.starts_with(&allowed_reply_prefix) || allowed_reply_prefix.starts_with(&own))
         {
-            self.problem::<()>(
+            self.expected::<()>(
                 "queue.allowed_reply_prefix",
-                "a prefix that matches no name of muster's own wanted",
+                "a prefix that matches none of muster's own queues",
             );
         }
         let events = self.choice(
@@ -217,8 +199,10 @@ impl SettingsReader<'_> {
             self.key("queue.seal_public_key", &seal_public_key).map(Some)
         };
         let seal_private_keys = Zeroizing::new(self.list("queue.seal_private_keys"));
-        let seal_private_keys: Option<Vec<_>> =
-            seal_private_keys.iter().map(|text| self.key("queue.seal_private_keys", text)).collect();
+        let seal_private_keys: Option<Vec<_>> = seal_private_keys
+            .iter()
+            .map(|text| self.key("queue.seal_private_keys", text))
+            .collect();
         let require_sealed = self.flag("queue.require_sealed");
         Some(QueueSettings {
             url: url?,
@@ -231,7 +215,7 @@ impl SettingsReader<'_> {
             prefetch: prefetch? as u16,
             retry_delays: retry_delays?,
             dead_letter_ttl: dead_letter_ttl?,
-            allowed_reply_prefix: allowed_reply_prefix,
+            allowed_reply_prefix,
             trusted_accounts: self.list("queue.trusted_accounts"),
             events: events?,
             seal_public_key: seal_public_key?.map(|key| *key),
@@ -243,12 +227,13 @@ impl SettingsReader<'_> {
     fn store(&mut self) -> Option<StoreSettings> {
         let text = self.text("store.url");
         let url = match text.strip_prefix(FILE) {
-            Some("") => self.problem("store.url", "file: wants a path, such as file:./muster.redb"),
+            Some("") => self
+                .problem("store.url", "file: has no path; expected file:./muster.redb or similar"),
             Some(path) => Some(StoreUrl::File(PathBuf::from(path))),
             None if text.starts_with("mongodb://") || text.starts_with("mongodb+srv://") => self
                 .check_login("store.url", &text)
                 .map(|()| StoreUrl::Mongo(SecretString::from(text))),
-            None => self.problem("store.url", "file:PATH, mongodb://… or mongodb+srv://… wanted"),
+            None => self.expected("store.url", "file:PATH, mongodb://… or mongodb+srv://…"),
         };
         let database = self.text("store.database");
         let timeout = self.duration("store.timeout");
@@ -265,7 +250,7 @@ impl SettingsReader<'_> {
         self.layers.get(key).value.as_str().unwrap_or_default().to_owned()
     }
 
-    /// A text, unless it is empty.
+    /// Returns a string, or `None` if it is empty.
     fn non_empty_text(&self, key: &str) -> Option<String> {
         Some(self.text(key)).filter(|text| !text.is_empty())
     }
@@ -274,13 +259,13 @@ impl SettingsReader<'_> {
         self.non_empty_text(key).map(PathBuf::from)
     }
 
-    /// Outside: could it be read. Inside: is it set.
+    /// Returns `None` after an error, and `Some(None)` if neither file is set.
     fn certificate(&mut self, certificate: &str, key: &str) -> Option<Option<CertificateFiles>> {
         match (self.path(certificate), self.path(key)) {
             (None, None) => Some(None),
             (Some(certificate), Some(key)) => Some(Some(CertificateFiles { certificate, key })),
-            (None, Some(_)) => self.problem(certificate, &format!("wanted too, beside {key}")),
-            (Some(_), None) => self.problem(key, &format!("wanted too, beside {certificate}")),
+            (None, Some(_)) => self.problem(certificate, &format!("required because {key} is set")),
+            (Some(_), None) => self.problem(key, &format!("required because {certificate} is set")),
         }
     }
 
@@ -293,12 +278,13 @@ impl SettingsReader<'_> {
         self.layers.get(key).value.as_bool() == Some(true)
     }
 
-    /// A key of 32 bytes, public or private.
+    /// Decodes a public or private key of 32 bytes.
     fn key(&mut self, key: &str, text: &str) -> Option<Zeroizing<[u8; 32]>> {
         let bytes = BASE64.decode(text).ok().map(Zeroizing::new);
         let bytes = bytes.and_then(|bytes| bytes.as_slice().try_into().ok());
         bytes.map(Zeroizing::new).or_else(|| {
-            self.problem(key, "32 bytes in base64 wanted; `muster keygen` makes a pair")
+            // Without the value: it may be a private key, set by mistake.
+            self.problem(key, "expected 32 bytes in base64; `muster keygen` makes a key pair")
         })
     }
 
@@ -307,7 +293,7 @@ impl SettingsReader<'_> {
         if range.contains(&number) {
             return Some(number);
         }
-        self.problem(key, &format!("{} to {} wanted", range.start(), range.end()))
+        self.expected(key, &format!("{} to {}", range.start(), range.end()))
     }
 
     fn duration(&mut self, key: &str) -> Option<Duration> {
@@ -329,16 +315,16 @@ impl SettingsReader<'_> {
     fn parse_duration(&mut self, key: &str, text: &str) -> Option<Duration> {
         match humantime::parse_duration(text) {
             Ok(duration) if !duration.is_zero() => Some(duration),
-            _ => self.problem(key, "a duration such as 500ms, 10s or 24h wanted"),
+            _ => self.expected(key, "a duration such as 500ms, 10s or 24h"),
         }
     }
 
     fn address(&mut self, key: &str) -> Option<SocketAddr> {
         let parsed = self.text(key).parse().ok();
-        parsed.or_else(|| self.problem(key, "an address and port such as 127.0.0.1:3000 wanted"))
+        parsed.or_else(|| self.expected(key, "an address and port such as 127.0.0.1:3000"))
     }
 
-    /// Outside: could it be read. Inside: is it set.
+    /// Returns `None` after an error, and `Some(None)` if the setting is empty.
     fn optional_address(&mut self, key: &str) -> Option<Option<SocketAddr>> {
         if self.text(key).is_empty() { Some(None) } else { self.address(key).map(Some) }
     }
@@ -349,20 +335,20 @@ impl SettingsReader<'_> {
         for url in each_host(&text) {
             match url::Url::parse(&url) {
                 Ok(url) if url.has_host() => {}
-                Ok(_) => return self.problem(key, "the URL names no host"),
-                // The parser's text does not repeat the URL, which may hold a password.
+                Ok(_) => return self.problem(key, "the URL has no host"),
+                // The parser's message does not contain the URL, which may include a password.
                 Err(error) => return self.problem(key, &format!("not a URL: {error}")),
             }
         }
         Some(SecretString::from(text))
     }
 
-    /// Refuses a URL of which a part of the password would be taken for the host, and shown as that.
+    /// Rejects a URL with an unescaped password: a part of it would be used, and shown, as the host.
     fn check_login(&mut self, key: &str, url: &str) -> Option<()> {
-        if splits_login(url) {
+        if has_unescaped_login(url) {
             return self.problem(
                 key,
-                "the URL has an @ after its host; in user and password write / ? # @ as %2F %3F %23 %40",
+                "the URL has an @ after the host; escape / ? # @ in user and password as %2F %3F %23 %40",
             );
         }
         Some(())
@@ -373,16 +359,23 @@ impl SettingsReader<'_> {
         let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
         chosen.or_else(|| {
             let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-            self.problem(key, &format!("one of {} wanted", names.join(", ")))
+            self.expected(key, &format!("one of {}", names.join(", ")))
         })
     }
 
-    fn problem<T>(&mut self, key: &str, wrong: &str) -> Option<T> {
+    /// Reports that a value is not as expected, with the value unless it is secret.
+    fn expected<T>(&mut self, key: &str, expected: &str) -> Option<T> {
+        let got = got(key, &self.layers.get(key).value);
+        self.problem(key, &format!("expected {expected}{got}"))
+    }
+
+    /// Reports a problem of a key, with the origin of its value.
+    fn problem<T>(&mut self, key: &str, problem: &str) -> Option<T> {
         let origin = match &self.layers.get(key).origin {
             Some(origin) => format!(" (from {origin})"),
-            None => format!(" (set {})", long_name(key)),
+            None => format!(" (set {})", variable_name(key)),
         };
-        self.problems.add(format!("{key}: {wrong}{origin}"));
+        self.problems.add(format!("{key}: {problem}{origin}"));
         None
     }
 }

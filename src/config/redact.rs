@@ -1,13 +1,25 @@
-//! URLs as people may see them, without their credentials. Done on the text: a MongoDB URL may name several hosts,
-//! which no general parser takes, and a broken URL must not show its password either.
+//! Removes secrets from settings and URLs before they are shown.
+//!
+//! URLs are processed as text. A general URL parser rejects MongoDB URLs with several hosts, and a
+//! malformed URL must not show its password either.
 
+use toml::Value;
 use url::form_urlencoded;
 
-/// Stands where a credential was.
-pub(super) const HIDDEN: &str = "***";
-/// An option with one of these in its name or its value holds a credential: `tlsCertificateKeyFilePassword=…`,
-/// `authMechanismProperties=AWS_SESSION_TOKEN:…`.
-const TELLING: [&str; 10] = [
+/// Keys whose values are never shown. Their variables can also name a file (`…_FILE`).
+const SECRETS: [&str; 6] = [
+    "front.bulk_api_key",
+    "queue.seal_private_keys",
+    "queue.url",
+    "store.url",
+    "token.secret",
+    "trace.headers",
+];
+/// Replaces a credential.
+const HIDDEN: &str = "***";
+/// Parts of the name or value of a URL parameter that holds a credential, such as
+/// `tlsCertificateKeyFilePassword=…` and `authMechanismProperties=AWS_SESSION_TOKEN:…`.
+const CREDENTIAL_PARTS: [&str; 10] = [
     "pass",
     "pwd",
     "secret",
@@ -19,18 +31,40 @@ const TELLING: [&str; 10] = [
     "access_key",
     "signature",
 ];
-/// Names of options that hold one, as a whole.
-const NAMES: [&str; 3] = ["key", "sig", "auth"];
+/// Complete names of URL parameters that hold a credential.
+const CREDENTIAL_NAMES: [&str; 3] = ["key", "sig", "auth"];
 
-/// A URL without its credentials: the password before the host (or all that stands there, if that is not a user
-/// and a password), options that hold one, and the fragment. What is neither a URL nor `local:` nor a file is
-/// not shown at all.
+/// Whether a key's value is never shown.
+pub(super) fn is_secret(key: &str) -> bool {
+    SECRETS.contains(&key)
+}
+
+/// Returns a key's value as it can be shown. Secrets are replaced, except that secret URLs only lose
+/// their credentials. Other URLs lose theirs as well.
+pub(super) fn redacted(key: &str, value: &Value) -> Value {
+    match value {
+        Value::Array(items) if is_secret(key) => {
+            Value::Array(items.iter().map(|_| Value::String(HIDDEN.to_owned())).collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(|item| redacted(key, item)).collect()),
+        Value::String(text) if is_secret(key) && !text.is_empty() => {
+            let is_url = key.ends_with(".url");
+            Value::String(if is_url { without_credentials(text) } else { HIDDEN.to_owned() })
+        }
+        Value::String(text) if text.contains("://") => Value::String(without_credentials(text)),
+        other => other.clone(),
+    }
+}
+
+/// Returns a URL without its credentials. Replaced are the password (or everything before the host, if
+/// that is not a user and a password), parameters with credentials, and the fragment. A text that is
+/// neither a URL nor `local:` nor `file:…` is replaced completely.
 pub fn without_credentials(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
         let is_harmless = url == "local:" || url.starts_with("file:");
         return if is_harmless { url.to_owned() } else { HIDDEN.to_owned() };
     };
-    // By the last @ there is: an unescaped / or ? in a password ends nothing.
+    // Split at the last @, because a password may contain an unescaped / or ?.
     let (login, rest) =
         rest.rsplit_once('@').map_or((None, rest), |(login, rest)| (Some(login), rest));
     let login = login.map_or(String::new(), |login| match login.split_once(':') {
@@ -41,39 +75,40 @@ pub fn without_credentials(url: &str) -> String {
         Some((rest, _)) => (rest, format!("#{HIDDEN}")),
         None => (rest, String::new()),
     };
-    let (host, options) = match rest.split_once('?') {
-        Some((host, options)) => (host, Some(options)),
+    let (host, parameters) = match rest.split_once('?') {
+        Some((host, parameters)) => (host, Some(parameters)),
         None => (rest, None),
     };
-    let options = options.map_or(String::new(), |options| {
-        let shown: Vec<String> = options.split('&').map(without_value).collect();
+    let parameters = parameters.map_or(String::new(), |parameters| {
+        let shown: Vec<String> = parameters.split('&').map(without_value).collect();
         format!("?{}", shown.join("&"))
     });
-    format!("{scheme}://{login}{host}{options}{fragment}")
+    format!("{scheme}://{login}{host}{parameters}{fragment}")
 }
 
-/// Whether a URL holds a credential.
+/// Whether a URL contains credentials.
 pub fn has_credentials(url: &str) -> bool {
     url.contains("://") && without_credentials(url) != url
 }
 
-/// Whether an `@` comes after the host: an unescaped character of the password ended the login too early, and
-/// what was before it would be taken for the host.
-pub(super) fn splits_login(url: &str) -> bool {
+/// Whether an `@` follows the host part. Then an unescaped character of the password ended the user
+/// information too early, and a part of the password would be used as the host.
+pub(super) fn has_unescaped_login(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.find(['/', '?', '#']).is_some_and(|end| rest[end..].contains('@'))
 }
 
-/// An option without its value, if that is a credential.
-fn without_value(option: &str) -> String {
-    let decoded = form_urlencoded::parse(option.as_bytes()).next();
-    let Some((name, value)) = decoded else { return option.to_owned() };
+/// Returns a URL parameter with its value replaced if that is a credential.
+fn without_value(parameter: &str) -> String {
+    let decoded = form_urlencoded::parse(parameter.as_bytes()).next();
+    let Some((name, value)) = decoded else { return parameter.to_owned() };
     let (name, value) = (name.to_lowercase(), value.to_lowercase());
-    let tells = |part: &str| name.contains(part) || value.contains(part);
-    if !NAMES.contains(&name.as_str()) && !TELLING.iter().any(|part| tells(part)) {
-        return option.to_owned();
+    let has = |part: &str| name.contains(part) || value.contains(part);
+    if !CREDENTIAL_NAMES.contains(&name.as_str()) && !CREDENTIAL_PARTS.iter().any(|part| has(part))
+    {
+        return parameter.to_owned();
     }
-    match option.split_once('=') {
+    match parameter.split_once('=') {
         Some((name, _)) => format!("{name}={HIDDEN}"),
         None => HIDDEN.to_owned(),
     }
@@ -84,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_shown_without_their_credentials() {
+    fn url_is_shown_without_credentials() {
         for (url, shown) in [
             ("amqp://u:hunter2@b/%2f", "amqp://u:***@b/%2f"),
             ("amqp://hunter2@b", "amqp://***@b"),
@@ -118,12 +153,12 @@ mod tests {
     }
 
     #[test]
-    fn a_login_that_ends_too_early_is_noticed() {
+    fn unescaped_login_is_detected() {
         for url in ["amqp://u:1/2@b", "mongodb://u:p?q@h/d", "amqp://u:1#2@b"] {
-            assert!(splits_login(url), "{url}");
+            assert!(has_unescaped_login(url), "{url}");
         }
         for url in ["amqp://u:p@b/%2f", "mongodb://u:p@h:1,i:2/d?appName=a%40b", "local:"] {
-            assert!(!splits_login(url), "{url}");
+            assert!(!has_unescaped_login(url), "{url}");
         }
     }
 }

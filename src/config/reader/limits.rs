@@ -1,4 +1,4 @@
-//! `[limits]`: how often a client may ask, and who is believed about who the client is.
+//! Reads `[limits]`: rate limits and trusted proxies.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -9,10 +9,10 @@ use ipnet::IpNet;
 use super::SettingsReader;
 use crate::config::{LimitSettings, ProxyHeader, RateLimit};
 
-/// Shortest time between two requests that is told apart.
+/// Minimum time per request of a rate.
 const EVERY_MIN: Duration = Duration::from_micros(1);
-/// Longest time until somebody who used everything up has all of it again.
-const WHOLE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Maximum time for a used-up burst to be available again.
+const REFILL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 impl SettingsReader<'_> {
     pub(super) fn limits(&mut self) -> Option<LimitSettings> {
@@ -36,25 +36,25 @@ impl SettingsReader<'_> {
         })
     }
 
-    /// Outside: could it be read. Inside: is it set.
+    /// Returns `None` after an error, and `Some(None)` if the setting is empty.
     fn rate(&mut self, key: &str) -> Option<Option<RateLimit>> {
         let Some(text) = self.non_empty_text(key) else { return Some(None) };
         match rate(&text) {
             Some(rate) => Some(Some(rate)),
-            None => self.problem(
+            None => self.expected(
                 key,
-                "a rate such as \"10/1m\" or \"10/1m burst 30\" wanted, of which all is there again \
-                 within a year",
+                "a rate such as \"10/1m\" or \"10/1m burst 30\" that refills within a year",
             ),
         }
     }
 
     fn networks(&mut self, key: &str) -> Option<Vec<IpNet>> {
         let networks: Option<Vec<_>> = self.list(key).iter().map(|text| network(text)).collect();
-        networks.or_else(|| self.problem(key, "addresses or networks such as 10.0.0.0/8 wanted"))
+        networks.or_else(|| self.expected(key, "addresses or networks such as 10.0.0.0/8"))
     }
 }
 
+/// Parses `NUMBER/DURATION`, optionally followed by ` burst NUMBER`.
 fn rate(text: &str) -> Option<RateLimit> {
     let (rate, burst) = match text.split_once(" burst ") {
         Some((rate, burst)) => (rate, Some(burst)),
@@ -64,11 +64,11 @@ fn rate(text: &str) -> Option<RateLimit> {
     let times: NonZeroU32 = times.trim().parse().ok()?;
     let burst = burst.map_or(Ok(times), |burst| burst.trim().parse()).ok()?;
     let every = humantime::parse_duration(per.trim()).ok()? / times.get();
-    let whole = every.checked_mul(burst.get())?;
-    (every >= EVERY_MIN && whole <= WHOLE_MAX).then_some(RateLimit { burst, every })
+    let refill = every.checked_mul(burst.get())?;
+    (every >= EVERY_MIN && refill <= REFILL_MAX).then_some(RateLimit { burst, every })
 }
 
-/// A network, or one address.
+/// Parses a network or a single address.
 fn network(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_a_number_a_time_and_perhaps_a_burst() {
+    fn rate_is_a_number_a_duration_and_an_optional_burst() {
         assert_eq!(read("10/1m"), Some((10, Duration::from_secs(6))));
         assert_eq!(read("10/1m burst 30"), Some((30, Duration::from_secs(6))));
         assert_eq!(read(" 3 / 10m  burst  1 "), Some((1, Duration::from_secs(200))));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_may_be_one_address() {
+    fn network_may_be_a_single_address() {
         assert_eq!(network("10.0.0.0/8").unwrap().prefix_len(), 8);
         assert_eq!(network("10.1.2.3").unwrap().prefix_len(), 32);
         assert_eq!(network("::1").unwrap().prefix_len(), 128);

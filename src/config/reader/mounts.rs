@@ -1,10 +1,10 @@
-//! `front.mounts`: the contracts served at each path, and the path of their profile.
+//! Reads `front.mounts`: the contracts at each path, and the paths of the profiles.
 
 use super::SettingsReader;
 use crate::config::{Mount, PathPattern};
 use crate::domain::ContractId;
 
-/// The name of a mount's option for its profile, and the last segment of the path it has without one.
+/// The name of a mount's profile option, and the last segment of the default profile path.
 const PROFILE: &str = "profile";
 
 impl SettingsReader<'_> {
@@ -12,29 +12,30 @@ impl SettingsReader<'_> {
         let lines = self.list("front.mounts");
         let mounts: Result<Vec<Mount>, String> = lines.iter().map(|line| mount(line)).collect();
         let mounts = mounts.and_then(check_mounts);
-        mounts.map_err(|wrong| self.problem::<()>("front.mounts", &wrong)).ok()
+        mounts.map_err(|problem| self.problem::<()>("front.mounts", &problem)).ok()
     }
 }
 
-/// Refuses mounts of which one could never be reached.
+/// Rejects mounts that could never be reached.
 fn check_mounts(mounts: Vec<Mount>) -> Result<Vec<Mount>, String> {
     if mounts.is_empty() {
-        return Err("at least one mount wanted".to_owned());
+        return Err("expected at least one mount, got none".to_owned());
     }
     for (at, mount) in mounts.iter().enumerate() {
-        let twice = mounts[..at]
+        let is_duplicate = mounts[..at]
             .iter()
             .any(|other| (&other.path, other.any_prefix) == (&mount.path, mount.any_prefix));
-        if twice {
-            return Err(format!("{} stands there twice", mount.path));
+        if is_duplicate {
+            return Err(format!("{} is mounted twice; remove one of the mounts", mount.path));
         }
-        let by_shape = [ContractId::NestedName, ContractId::FlatName];
-        let alone = mount.contracts.len() == 1;
-        let pair = mount.contracts.len() == 2
-            && by_shape.iter().all(|contract| mount.contracts.contains(contract));
-        if !alone && !pair {
+        let distinguishable = [ContractId::NestedName, ContractId::FlatName];
+        let is_single = mount.contracts.len() == 1;
+        let is_pair = mount.contracts.len() == 2
+            && distinguishable.iter().all(|contract| mount.contracts.contains(contract));
+        if !is_single && !is_pair {
             return Err(format!(
-                "{}: only nested-name and flat-name can share a path, their bodies differ",
+                "{}: only nested-name and flat-name can share a path; the bodies of other contracts \
+                 cannot be distinguished",
                 mount.path
             ));
         }
@@ -42,10 +43,12 @@ fn check_mounts(mounts: Vec<Mount>) -> Result<Vec<Mount>, String> {
     Ok(mounts)
 }
 
-/// Reads `/path = contract | contract`, and `; profile = /path` after it.
+/// Parses `PATH = CONTRACT | CONTRACT`, optionally followed by `; profile = PATH`.
 fn mount(line: &str) -> Result<Mount, String> {
     let expected = || {
-        format!("expected PATH = CONTRACT | CONTRACT, and ; profile = PATH after it, got {line:?}")
+        format!(
+            "expected PATH = CONTRACT | CONTRACT with an optional ; profile = PATH, got {line:?}"
+        )
     };
     let (mounted, option) = match line.split_once(';') {
         Some((mounted, option)) => (mounted, Some(option)),
@@ -70,13 +73,13 @@ fn mount(line: &str) -> Result<Mount, String> {
     Ok(Mount { path, any_prefix, contracts, profile })
 }
 
-/// Reads `/path`, or `*/path` where anything may come before it.
+/// Parses `/path`, or `*/path` for any prefix.
 fn place(text: &str) -> Option<PathPattern> {
     let (path, any_prefix) = match text.trim().strip_prefix('*') {
         Some(rest) => (rest, true),
         None => (text.trim(), false),
     };
-    // No request has such a character in its path.
+    // A request path cannot contain these characters.
     let is_path = path.starts_with('/') && !path.contains([' ', ';', '?', '#']);
     is_path.then(|| PathPattern { path: path.trim_end_matches('/').to_owned(), any_prefix })
 }
@@ -91,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_is_the_sibling_of_its_mount_or_named_or_none() {
+    fn profile_is_a_sibling_of_its_mount_unless_named_or_none() {
         for (line, expected) in [
             ("/api/users/register = nested-name | flat-name", Some("/api/users/profile")),
             ("/signup = username", Some("/profile")),

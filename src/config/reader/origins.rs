@@ -1,4 +1,4 @@
-//! `front.cors_origins`: whose pages may read answers.
+//! Reads `front.cors_origins`: the origins whose pages may read responses.
 
 use url::Url;
 
@@ -10,38 +10,36 @@ impl SettingsReader<'_> {
         let key = "front.cors_origins";
         let origins = self.list(key);
         if origins.len() > 1 && origins.iter().any(|origin| origin == "*") {
-            return self.problem(
-                key,
-                "\"*\" is any origin, without credentials; list origins, or \"*\" alone",
-            );
+            return self
+                .problem(key, "\"*\" (any origin, without credentials) must be the only entry");
         }
-        let other = origins.iter().find(|origin| *origin != "*" && !is_origin(origin));
-        let is_login = |other: &String| other.contains('@');
+        let invalid = origins.iter().find(|origin| *origin != "*" && !is_origin(origin));
+        let has_login = |origin: &String| origin.contains('@');
         let shown =
-            |other| if is_login(other) { without_credentials(other) } else { other.clone() };
-        match other.map(shown) {
+            |origin| if has_login(origin) { without_credentials(origin) } else { origin.clone() };
+        match invalid.map(shown) {
             None => Some(origins),
-            Some(other) => self.problem(
+            Some(invalid) => self.problem(
                 key,
                 &format!(
-                    "{other:?} would never match: browsers send an origin as https://app.example.com or \
-                     http://localhost:5173, in small letters, without a path, a slash at the end, or the \
-                     port that the scheme has anyway"
+                    "{invalid:?} would never match; expected an origin as browsers send it, such as \
+                     https://app.example.com or http://localhost:5173: lower case, without path, \
+                     trailing slash or default port"
                 ),
             ),
         }
     }
 }
 
-/// Whether a browser would write an origin so (RFC 6454, 6.2).
+/// Whether a string is an origin as browsers serialize it (RFC 6454, 6.2).
 fn is_origin(text: &str) -> bool {
     let Ok(url) = Url::parse(text) else { return false };
-    // A pattern is a host too, to the parser.
+    // The URL parser accepts a pattern such as *.example.com as a host.
     let Some(host) = url.host_str().filter(|host| !host.is_empty() && !host.contains('*')) else {
         return false;
     };
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    // The host of a scheme that the standard does not know stays as it was given.
+    // The parser does not convert the host to lower case for schemes that the URL standard does not list.
     text == format!("{}://{host}{port}", url.scheme()).to_ascii_lowercase()
 }
 
@@ -50,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_origin_is_what_a_browser_sends() {
+    fn only_serialized_origins_are_accepted() {
         for good in [
             "https://app.example.com",
             "http://localhost:5173",

@@ -1,15 +1,15 @@
-//! `[password]`: how passwords are hashed, and what is asked of them.
+//! Reads `[password]`: hashing and the password policy.
 
 use super::SettingsReader;
-use crate::config::{Blocklist, PasswordSettings, PasswordPolicy};
+use crate::config::{Blocklist, PasswordPolicy, PasswordSettings};
 
-/// Lowest cost that is safe today (OWASP password storage cheat sheet).
+/// Minimum safe bcrypt cost (OWASP Password Storage Cheat Sheet).
 const COST_MIN: i64 = 10;
-/// Costs bcrypt is defined for.
+/// Costs that bcrypt defines.
 const COST_RANGE: std::ops::RangeInclusive<i64> = 4..=31;
-/// Most characters that a minimum may ask for: what everybody may choose at least (NIST SP 800-63B, 3.1.1),
-/// and less than bcrypt can take.
-const MINIMUM_MAX: i64 = 64;
+/// Maximum of `password.min_length`. Passwords of 64 characters must be allowed (NIST SP 800-63B,
+/// 3.1.1), and bcrypt accepts 72 bytes.
+const MIN_LENGTH_MAX: i64 = 64;
 
 impl SettingsReader<'_> {
     pub(super) fn password(&mut self) -> Option<PasswordSettings> {
@@ -18,7 +18,10 @@ impl SettingsReader<'_> {
         if self.is_worker && cost < COST_MIN && !weak {
             self.problem::<()>(
                 "password.cost",
-                "at least 10 wanted; tests and benchmarks may set MUSTER_ALLOW_WEAK_COST=1",
+                &format!(
+                    "expected at least {COST_MIN}, got {cost}; tests and benchmarks can set \
+                     MUSTER_ALLOW_WEAK_COST=1"
+                ),
             );
         }
         let threads = self.number("password.threads", 0..=1024)? as usize;
@@ -32,9 +35,9 @@ impl SettingsReader<'_> {
     }
 
     pub(super) fn password_policy(&mut self) -> Option<PasswordPolicy> {
-        let minimum = self.number("password.min_length", 0..=MINIMUM_MAX);
+        let min_length = self.number("password.min_length", 0..=MIN_LENGTH_MAX);
         let blocklist = self.blocklist();
-        Some(PasswordPolicy { min_length: minimum? as u64, blocklist: blocklist? })
+        Some(PasswordPolicy { min_length: min_length? as u64, blocklist: blocklist? })
     }
 
     fn blocklist(&mut self) -> Option<Blocklist> {
@@ -44,7 +47,7 @@ impl SettingsReader<'_> {
             ("none", _) => Some(Blocklist::None),
             ("common", _) => Some(Blocklist::Common),
             (_, Some(path)) if !path.is_empty() => Some(Blocklist::File(path.into())),
-            _ => self.problem(key, "none, common or file:PATH wanted"),
+            _ => self.expected(key, "none, common or file:PATH"),
         }
     }
 }

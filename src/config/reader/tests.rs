@@ -1,4 +1,4 @@
-//! What the settings' reader takes and refuses.
+//! Tests of the settings: which values are accepted and rejected.
 
 use super::*;
 use crate::config::{Blocklist, RootSampler, Sources};
@@ -13,7 +13,7 @@ fn load(environment: &[(&str, &str)]) -> Result<Settings, String> {
 }
 
 #[test]
-fn the_defaults_are_settings() {
+fn defaults_are_valid() {
     let settings = load(&[]).unwrap();
     assert_eq!(settings.front.listen.port(), 3000);
     assert_eq!(settings.password.cost, 12);
@@ -24,8 +24,8 @@ fn the_defaults_are_settings() {
 }
 
 #[test]
-fn all_problems_are_told_at_once() {
-    let told = load(&[
+fn all_problems_are_reported_together() {
+    let error = load(&[
         ("MUSTER_LISTEN", "nowhere"),
         ("MUSTER_BCRYPT_COST", "4"),
         ("MUSTER_FRONT_REQUEST_TIMEOUT", "soon"),
@@ -34,16 +34,21 @@ fn all_problems_are_told_at_once() {
         ("JWT_SECRET", "short"),
     ])
     .unwrap_err();
-    for part in
-        ["front.listen", "password.cost", "front.request_timeout", "BODY_LIMIT", "COLOUR", "token.secret"]
-    {
-        assert!(told.contains(part), "{part} in {told}");
+    for part in [
+        "front.listen",
+        "password.cost",
+        "front.request_timeout",
+        "BODY_LIMIT",
+        "COLOUR",
+        "token.secret",
+    ] {
+        assert!(error.contains(part), "{part} in {error}");
     }
-    assert!(!told.contains("short"), "a secret is never repeated: {told}");
+    assert!(!error.contains("short"), "contains a secret: {error}");
 }
 
 #[test]
-fn what_kubernetes_sets_is_not_ours() {
+fn kubernetes_service_variables_are_ignored() {
     for (name, text) in [
         ("MUSTER_SERVICE_HOST", "10.0.0.1"),
         ("MUSTER_SERVICE_PORT", "3000"),
@@ -54,13 +59,13 @@ fn what_kubernetes_sets_is_not_ours() {
         assert!(load(&[(name, text)]).is_ok(), "{name}");
     }
     for name in ["MUSTER_PORT", "MUSTER_FRONT_PORT"] {
-        let told = load(&[(name, "8080")]).unwrap_err();
-        assert!(told.contains(&format!("{name}: no such setting")), "{told}");
+        let error = load(&[(name, "8080")]).unwrap_err();
+        assert!(error.contains(&format!("{name}: unknown setting")), "{error}");
     }
 }
 
 #[test]
-fn mounts_must_all_be_reachable() {
+fn unreachable_mounts_are_rejected() {
     let mounts = |text| load(&[("MUSTER_FRONT_MOUNTS", text)]);
     assert!(mounts("/r = flat-name | nested-name, /s = username").is_ok());
     for bad in ["", "/r = register, /r = username", "/r = username | register", "r = register"] {
@@ -69,7 +74,7 @@ fn mounts_must_all_be_reachable() {
 }
 
 #[test]
-fn an_origin_that_would_never_match_is_refused() {
+fn origin_that_never_matches_is_rejected() {
     let origins = |text| load(&[("MUSTER_FRONT_CORS_ORIGINS", text)]);
     for good in ["", "*", "https://app.example.com, http://localhost:5173"] {
         assert!(origins(good).is_ok(), "{good}");
@@ -80,24 +85,24 @@ fn an_origin_that_would_never_match_is_refused() {
 }
 
 #[test]
-fn one_setting_has_one_name_at_a_time() {
-    let told = load(&[("MUSTER_LISTEN", "127.0.0.1:1"), ("MUSTER_FRONT_LISTEN", "127.0.0.1:2")]);
-    assert!(told.unwrap_err().contains("MUSTER_LISTEN and MUSTER_FRONT_LISTEN"));
-    let told = load(&[("JWT_SECRET", "x"), ("JWT_SECRET_FILE", "/dev/null")]);
-    assert!(told.unwrap_err().contains("JWT_SECRET and JWT_SECRET_FILE"));
+fn setting_with_two_variables_is_rejected() {
+    let error = load(&[("MUSTER_LISTEN", "127.0.0.1:1"), ("MUSTER_FRONT_LISTEN", "127.0.0.1:2")]);
+    assert!(error.unwrap_err().contains("MUSTER_LISTEN and MUSTER_FRONT_LISTEN"));
+    let error = load(&[("JWT_SECRET", "x"), ("JWT_SECRET_FILE", "/dev/null")]);
+    assert!(error.unwrap_err().contains("JWT_SECRET and JWT_SECRET_FILE"));
 }
 
 #[test]
-fn roles_that_cannot_work_together_are_refused() {
+fn impossible_roles_are_rejected() {
     assert!(load(&[("MUSTER_ROLE", "front")]).unwrap_err().contains("in-process queue"));
     let front = [("MUSTER_ROLE", "front"), ("MUSTER_QUEUE", "amqp://broker")];
-    assert!(load(&front).is_ok(), "a front needs no secret");
+    assert!(load(&front).is_ok(), "a front end needs no secret");
     let worker = [("MUSTER_ROLE", "worker"), ("MUSTER_QUEUE", "amqp://broker")];
     assert!(load(&worker).unwrap_err().contains("JWT_SECRET"));
 }
 
 #[test]
-fn keys_are_32_bytes_and_may_be_several() {
+fn seal_keys_have_32_bytes_and_private_keys_can_be_several() {
     let one = BASE64.encode([1; 32]);
     let two = BASE64.encode([2; 32]);
     let amqp = ("MUSTER_QUEUE", "amqp://broker");
@@ -111,16 +116,17 @@ fn keys_are_32_bytes_and_may_be_several() {
     assert!(shown.contains("seal_private_keys = [\"***\", \"***\"]"), "{shown}");
     for bad in ["hunter2", "aHVudGVyMg==", &one[..43]] {
         for key in ["MUSTER_QUEUE_SEAL_PUBLIC_KEY", "MUSTER_QUEUE_SEAL_PRIVATE_KEYS"] {
-            let told = load(&[(key, bad)]).unwrap_err();
-            assert!(told.contains(key) && !told.contains(bad), "{told}");
+            let error = load(&[(key, bad)]).unwrap_err();
+            assert!(error.contains(key) && !error.contains(bad), "{error}");
         }
     }
-    let unable = [amqp, ("JWT_SECRET", several.as_str()), ("MUSTER_QUEUE_REQUIRE_SEALED", "1")];
-    assert!(load(&unable).unwrap_err().contains("queue.require_sealed"));
+    let no_private_key =
+        [amqp, ("JWT_SECRET", several.as_str()), ("MUSTER_QUEUE_REQUIRE_SEALED", "1")];
+    assert!(load(&no_private_key).unwrap_err().contains("queue.require_sealed"));
 }
 
 #[test]
-fn limits_and_the_policy_are_off_unless_they_are_set_right() {
+fn limits_and_policy_are_off_by_default_and_checked() {
     let settings = load(&[]).unwrap();
     assert_eq!((settings.limits.per_address, settings.limits.per_email), (None, None));
     assert_eq!((settings.policy.min_length, settings.policy.blocklist), (0, Blocklist::None));
@@ -140,12 +146,12 @@ fn limits_and_the_policy_are_off_unless_they_are_set_right() {
         ("MUSTER_PASSWORD_MIN_LENGTH", "65"),
         ("MUSTER_PASSWORD_BLOCKLIST", "all"),
     ];
-    let told = load(&wrong).unwrap_err();
-    assert!(wrong.iter().all(|(name, _)| told.contains(name)), "{told}");
+    let error = load(&wrong).unwrap_err();
+    assert!(wrong.iter().all(|(name, _)| error.contains(name)), "{error}");
 }
 
 #[test]
-fn secrets_are_not_shown() {
+fn secrets_are_redacted() {
     let secret = "0123456789abcdef0123456789abcdef";
     let settings = load(&[
         ("JWT_SECRET", secret),
@@ -160,7 +166,7 @@ fn secrets_are_not_shown() {
 }
 
 #[test]
-fn a_collector_is_named_by_its_address_and_its_keys_stay_secret() {
+fn trace_settings_are_read_and_headers_redacted() {
     assert!(load(&[]).unwrap().trace.is_none());
     let named = load(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318/"),
@@ -184,13 +190,13 @@ fn a_collector_is_named_by_its_address_and_its_keys_stay_secret() {
         ("MUSTER_TRACE_SAMPLE_RATIO", "half"),
         ("MUSTER_TRACE_HEADERS", "hunter2"),
     ] {
-        let told = load(&[(name, bad)]).unwrap_err();
-        assert!(told.contains(name) && !told.contains("hunter2"), "{told}");
+        let error = load(&[(name, bad)]).unwrap_err();
+        assert!(error.contains(name) && !error.contains("hunter2"), "{error}");
     }
 }
 
 #[test]
-fn a_credential_is_neither_shown_nor_repeated() {
+fn credentials_are_redacted_and_not_in_errors() {
     let shown = load(&[
         ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
         ("MUSTER_QUEUE", "amqp://user:hunter2@broker/%2f"),
@@ -218,13 +224,13 @@ fn a_credential_is_neither_shown_nor_repeated() {
         ("MUSTER_TRACE_ENDPOINT", "http://:hunter2@collector", "trace.headers"),
         ("MUSTER_TRACE_HEADERS", "hunter2", "NAME=VALUE"),
     ] {
-        let told = load(&[(name, value)]).unwrap_err();
-        assert!(told.contains(part) && !told.contains("hunter2"), "{value}: {told}");
+        let error = load(&[(name, value)]).unwrap_err();
+        assert!(error.contains(part) && !error.contains("hunter2"), "{value}: {error}");
     }
 }
 
 #[test]
-fn marks_and_carriage_returns_are_refused_in_every_kind_of_value() {
+fn invisible_characters_are_rejected_in_any_value() {
     for (name, text) in [
         ("JWT_SECRET", "0123456789abcdef0123456789abcdef\r"),
         ("JWT_SECRET", "\u{feff}0123456789abcdef0123456789abcdef"),
@@ -234,33 +240,33 @@ fn marks_and_carriage_returns_are_refused_in_every_kind_of_value() {
         ("MUSTER_TOKEN_ISSUER", "https://issuer\r"),
         ("MUSTER_FRONT_JWKS_FILE", "jw\u{fffd}ks.json"),
     ] {
-        let refused = load(&[(name, text)]).unwrap_err();
-        assert!(refused.contains(name), "{refused}");
-        assert!(!refused.contains("0123456789"), "a secret is shown: {refused}");
+        let error = load(&[(name, text)]).unwrap_err();
+        assert!(error.contains(name), "{error}");
+        assert!(!error.contains("0123456789"), "contains a secret: {error}");
     }
-    // Between the items of a list they are only space.
+    // Between the items of a list, carriage returns are white space.
     let settings = load(&[("MUSTER_TOKEN_KEY_FILES", "one.pem\r\ntwo.pem\r\n")]).unwrap();
     assert_eq!(settings.token.key_files, [PathBuf::from("one.pem"), PathBuf::from("two.pem")]);
 }
 
 #[test]
-fn secret_file_is_named_only_if_it_is_a_path() {
-    let refused = |file: &str| load(&[("JWT_SECRET_FILE", file)]).unwrap_err();
-    assert!(refused("/etc/no-such-secret").contains("/etc/no-such-secret"));
-    assert!(refused("./no-such-secret").contains("./no-such-secret"));
+fn secret_file_is_in_the_error_only_if_it_is_a_path() {
+    let error = |file: &str| load(&[("JWT_SECRET_FILE", file)]).unwrap_err();
+    assert!(error("/etc/no-such-secret").contains("/etc/no-such-secret"));
+    assert!(error("./no-such-secret").contains("./no-such-secret"));
     for secret in ["Zk4vT0m1Yt3x8Q2cLw9aPd7RbU5nHs6E", "/Zk4vT0m1Yt3x8/Q2cLw9aPd7RbU5nHs6E"] {
-        assert!(!refused(secret).contains("Zk4v"), "{secret}");
+        assert!(!error(secret).contains("Zk4v"), "{secret}");
     }
 }
 
 #[test]
-fn file_that_is_not_toml_is_refused_with_line_and_column() {
+fn invalid_toml_is_rejected_with_line_and_column() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("muster.toml");
     std::fs::write(&file, "[front]\nlisten = \n").unwrap();
     let sources = Sources { file: Some(file.clone()), ..Sources::default() };
-    let refused = Settings::load(&sources).unwrap_err().to_string();
-    assert!(refused.contains(&format!("{}:2:", file.display())), "{refused}");
+    let error = Settings::load(&sources).unwrap_err().to_string();
+    assert!(error.contains(&format!("{}:2:", file.display())), "{error}");
     std::fs::write(&file, "\u{feff}[front]\nlisten = \"127.0.0.1:1\"\n").unwrap();
     assert_eq!(Settings::load(&sources).unwrap().front.listen.port(), 1);
 }
@@ -268,13 +274,16 @@ fn file_that_is_not_toml_is_refused_with_line_and_column() {
 #[test]
 fn role_decides_which_settings_are_checked() {
     let amqp = ("MUSTER_QUEUE", "amqp://broker");
-    let short =
-        [("MUSTER_FRONT_REQUEST_TIMEOUT", "4s"), ("JWT_SECRET", "short"), ("MUSTER_BCRYPT_COST", "4")];
+    let short = [
+        ("MUSTER_FRONT_REQUEST_TIMEOUT", "4s"),
+        ("JWT_SECRET", "short"),
+        ("MUSTER_BCRYPT_COST", "4"),
+    ];
     let front = [&[amqp, ("MUSTER_ROLE", "front")], &short[..]].concat();
-    assert!(load(&front).is_ok(), "a front stores, signs and hashes nothing");
-    let refused = load(&short).unwrap_err();
+    assert!(load(&front).is_ok(), "a front end does not store, sign or hash");
+    let error = load(&short).unwrap_err();
     for key in ["token.secret", "password.cost"] {
-        assert!(refused.contains(key), "{refused}");
+        assert!(error.contains(key), "{error}");
     }
     let slow = ("MUSTER_STORE_TIMEOUT", "9s");
     assert!(load(&[slow]).unwrap_err().contains("store.timeout"));
@@ -283,22 +292,22 @@ fn role_decides_which_settings_are_checked() {
 }
 
 #[test]
-fn variables_of_opentelemetry_are_honoured_or_refused() {
+fn opentelemetry_variables_are_used_or_rejected() {
     let endpoint =
         |variables: &[(&str, &str)]| load(variables).unwrap().trace.map(|trace| trace.endpoint);
-    let whole = "https://collector/custom/path";
+    let exact = "https://collector/custom/path";
     for (name, url, expected) in [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318", "http://c:4318/v1/traces"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/v1/traces", "http://c:4318/v1/traces"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c/otlp/v1/traces/", "http://c/otlp/v1/traces"),
-        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", whole, whole),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", exact, exact),
     ] {
         assert_eq!(endpoint(&[(name, url)]).as_deref(), Some(expected), "{name}={url}");
     }
     let base = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318");
     assert_eq!(
-        endpoint(&[base, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", whole)]).as_deref(),
-        Some(whole)
+        endpoint(&[base, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", exact)]).as_deref(),
+        Some(exact)
     );
     assert_eq!(endpoint(&[base, ("OTEL_SDK_DISABLED", "TRUE")]), None);
     let trace = |name, value| load(&[base, (name, value)]).unwrap().trace.unwrap();
@@ -312,9 +321,9 @@ fn variables_of_opentelemetry_are_honoured_or_refused() {
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
         ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
         ("OTEL_TRACES_SAMPLER_ARG", "2"),
-        ("OTEL_SDK_DISABLED", "perhaps"),
+        ("OTEL_SDK_DISABLED", "maybe"),
     ] {
-        let refused = load(&[base, (name, bad)]).unwrap_err();
-        assert!(refused.contains(name), "{refused}");
+        let error = load(&[base, (name, bad)]).unwrap_err();
+        assert!(error.contains(name), "{error}");
     }
 }

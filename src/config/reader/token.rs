@@ -1,4 +1,4 @@
-//! `[token]`: the keys of tokens, and what tokens claim.
+//! Reads `[token]`: the signing keys and the claims.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use super::SettingsReader;
 use crate::config::TokenSettings;
 
-/// Shortest signing secret in bytes: as long as the digest (RFC 7518, 3.2).
+/// Minimum length of the HS256 secret, in bytes: the length of the digest (RFC 7518, 3.2).
 const SECRET_MIN: usize = 32;
 
 impl SettingsReader<'_> {
@@ -16,7 +16,7 @@ impl SettingsReader<'_> {
         if self.is_worker && !secret.is_empty() && secret.len() < SECRET_MIN {
             self.problem::<()>(
                 "token.secret",
-                "expected at least 32 bytes; make one with: openssl rand -base64 48",
+                "expected at least 32 bytes; make a secret with: openssl rand -base64 48",
             );
         }
         let lifetime = self.duration("token.lifetime");

@@ -1,35 +1,15 @@
-//! Reads `[trace]`: where spans go.
+//! Reads `[trace]`: the collector that spans are sent to, and sampling.
 
 use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 
 use super::SettingsReader;
-use crate::config::TraceSettings;
+use crate::config::{RootSampler, Sampler, TraceSettings};
 
-/// Which traces are recorded, by the names that OpenTelemetry gives them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sampler {
-    /// Whether a `traceparent` that says whether it is recorded decides.
-    pub parent_based: bool,
-    /// Of the others.
-    pub root: RootSampler,
-}
-
-/// Which of the traces that begin here are recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RootSampler {
-    /// All.
-    AlwaysOn,
-    /// None.
-    AlwaysOff,
-    /// The part that `trace.sample_ratio` says.
-    Ratio,
-}
-
-/// Where collectors take traces, below their address (OTLP 1.0, "OTLP/HTTP Request").
+/// The path for traces below a collector's base URL (OTLP 1.0, "OTLP/HTTP Request").
 const PATH: &str = "/v1/traces";
 
-/// The samplers that OpenTelemetry names, as far as muster has them.
+/// The supported samplers of OpenTelemetry.
 const SAMPLERS: [(&str, Sampler); 6] = [
     ("always_on", sampler(false, RootSampler::AlwaysOn)),
     ("always_off", sampler(false, RootSampler::AlwaysOff)),
@@ -44,29 +24,30 @@ const fn sampler(parent_based: bool, root: RootSampler) -> Sampler {
 }
 
 impl SettingsReader<'_> {
-    /// Outside: could it be read. Inside: is it set.
+    /// Returns `None` after an error, and `Some(None)` if no collector is set.
     pub(super) fn trace(&mut self) -> Option<Option<TraceSettings>> {
         let ratio = self.layers.get("trace.sample_ratio").value.as_float().unwrap_or_default();
         if !(0.0..=1.0).contains(&ratio) {
-            self.problem::<()>("trace.sample_ratio", "0 to 1 wanted");
+            self.expected::<()>("trace.sample_ratio", "0 to 1");
         }
         let sampler = self.choice("trace.sampler", &SAMPLERS);
         self.choice("trace.protocol", &[("http/protobuf", ())])?;
         let headers = self.trace_headers();
-        let whole = self.non_empty_text("trace.traces_endpoint").map(|url| ("trace.traces_endpoint", url));
+        let exact =
+            self.non_empty_text("trace.traces_endpoint").map(|url| ("trace.traces_endpoint", url));
         let base = self.non_empty_text("trace.endpoint").map(|url| ("trace.endpoint", url));
-        let Some((key, url)) = whole.or(base).filter(|_| !self.flag("trace.disabled")) else {
+        let Some((key, url)) = exact.or(base).filter(|_| !self.flag("trace.disabled")) else {
             return Some(None);
         };
-        let fits = url::Url::parse(&url).is_ok_and(|url| {
+        let is_valid = url::Url::parse(&url).is_ok_and(|url| {
             let has_login = !url.username().is_empty() || url.password().is_some();
             let is_bare = !has_login && url.query().is_none() && url.fragment().is_none();
             ["http", "https"].contains(&url.scheme()) && url.has_host() && is_bare
         });
-        if !fits {
-            let wanted = "expected a collector such as http://localhost:4318 or https://…; keys go into \
-                          trace.headers";
-            return self.problem(key, wanted);
+        if !is_valid {
+            let expected = "an http:// or https:// URL without credentials, query and fragment (API keys \
+                            belong in trace.headers)";
+            return self.expected(key, expected);
         }
         let base = url.trim_end_matches('/');
         let endpoint = match key {
@@ -86,7 +67,7 @@ impl SettingsReader<'_> {
 
     fn trace_headers(&mut self) -> Option<Vec<(String, SecretString)>> {
         let key = "trace.headers";
-        // OpenTelemetry has the values percent-encoded.
+        // OpenTelemetry's variables have percent-encoded values.
         let origin = &self.layers.get(key).origin;
         let encoded = origin.as_ref().is_some_and(|origin| origin.starts_with("OTEL_"));
         let mut headers = Vec::new();
