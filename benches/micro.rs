@@ -38,8 +38,8 @@ fn user() -> User {
 /// items are passwords.
 #[divan::bench(args = [Kernel::Scalar, Kernel::initial(None).0])]
 fn hash(bencher: Bencher<'_, '_>, kernel: Kernel) {
-    let mut hasher = BatchTimer::new(kernel);
-    bencher.counter(ItemsCount::new(kernel.width())).bench_local(|| hasher.time(5));
+    let mut timer = BatchTimer::new(kernel);
+    bencher.counter(ItemsCount::new(kernel.width())).bench_local(|| timer.time(5));
 }
 
 #[divan::bench]

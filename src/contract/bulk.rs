@@ -19,7 +19,7 @@ const PASSWORD: &str = "password";
 
 /// A JSON string that every contract accepts as a password. It replaces the unknown password while
 /// the contract checks the other fields, and is discarded afterwards.
-const PLACEHOLDER_PASSWORD: &str = "\"Stand-in-1\"";
+const PLACEHOLDER_PASSWORD: &str = "\"Pass-word1\"";
 
 /// Validates a bulk document against its contract's rules and the policy. If it has a hash, the
 /// password rules do not apply, because the password is unknown.
@@ -38,9 +38,9 @@ pub fn check_bulk(
         }
         given => password_hash(&given),
     };
-    let stand_in: &RawValue = serde_json::from_str(PLACEHOLDER_PASSWORD).expect("a JSON text");
+    let placeholder: &RawValue = serde_json::from_str(PLACEHOLDER_PASSWORD).expect("valid JSON");
     let mut rest = document.clone();
-    rest.put(PASSWORD, stand_in);
+    rest.put(PASSWORD, placeholder);
     match (contract.check(&rest, &policy.without_passwords()), hash) {
         (Ok(signup), Ok(hash)) => Ok(ValidSignup { password: Password::Hashed(hash), ..signup }),
         (checked, hash) => {
@@ -162,7 +162,7 @@ mod tests {
     const HASH: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
 
     fn codes(contract_id: ContractId, document: &str) -> Vec<String> {
-        // Longer than the placeholder password, and forbids a password that the tests send.
+        // The minimum exceeds the length of the placeholder password, to which it must not apply.
         let policy = Policy::new(11, ["Secret-1234"].iter().collect());
         let document = Document::parse(document.as_bytes()).unwrap();
         match check_bulk(contract(contract_id), &document, &policy) {

@@ -1,5 +1,6 @@
-//! Tokens: signed and verified by workers only. The first key signs; all of them verify, so that one
-//! can take over from another without a token being refused.
+//! Signs and verifies the users' tokens (JWT). Only workers do so.
+//!
+//! The first key signs, and all keys verify. Keys can therefore be rotated without rejecting a token.
 
 pub mod key;
 mod secret;
@@ -15,10 +16,10 @@ use crate::domain::{Clock, ContractId, Millis, User, UserId};
 pub use key::TokenKey;
 pub use secret::{load, load_or_create};
 
-/// How long after its creation a registration that is repeated still gets a token.
+/// How long after the registration a replay still gets a token.
 pub const REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Signs with its first key and verifies with all.
+/// Signs with the first key and verifies with all keys.
 pub struct Signer {
     signing: TokenKey,
     others: Vec<TokenKey>,
@@ -26,47 +27,53 @@ pub struct Signer {
     clock: Clock,
 }
 
-/// What every token says, and must say to be taken.
+/// The claims that new tokens get and that presented tokens must have.
 #[derive(Clone, Debug, Default)]
 pub struct ClaimRules {
     /// How long a token is valid.
     pub lifetime: Duration,
-    /// Who signed it (`iss`); none: not said, and not asked for.
+    /// The issuer (`iss`). `None`: not set and not required.
     pub issuer: Option<String>,
-    /// For whom (`aud`); none: not said, and not asked for.
+    /// The audience (`aud`). `None`: not set and not required.
     pub audience: Option<String>,
 }
 
-/// What a token says.
+/// The claims of a token.
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
     sub: UserId,
-    /// The same, under the name the documents' clients read.
+    /// The user id again, under the name that clients of the published documents read.
     #[serde(rename = "_id")]
     id: UserId,
     iat: i64,
     exp: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     iss: Option<String>,
-    /// One audience is written as a text (RFC 7519, 4.1.3).
+    /// A single audience is a string, not an array (RFC 7519, 4.1.3).
     #[serde(skip_serializing_if = "Option::is_none")]
     aud: Option<String>,
     contract: ContractId,
-    /// `username` promises "the user's information"; the other contracts do not.
+    /// Only for the contract `username`, whose document promises "the user's information".
     #[serde(skip_serializing_if = "Option::is_none")]
     username: Option<String>,
+    /// As `username`.
     #[serde(skip_serializing_if = "Option::is_none")]
     email: Option<String>,
 }
 
-/// Missing, malformed, expired or forged: which one is nobody's business.
+/// The token is malformed, expired or forged. Clients must not learn which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a valid token")]
+#[error("invalid token")]
 pub struct Unauthorized;
 
 impl Signer {
-    /// A signer that signs with `signing`, and takes what the others have signed too.
-    pub fn new(signing: TokenKey, others: Vec<TokenKey>, claim_rules: ClaimRules, clock: Clock) -> Self {
+    /// Creates a signer that signs with `signing` and also accepts tokens of `others`.
+    pub fn new(
+        signing: TokenKey,
+        others: Vec<TokenKey>,
+        claim_rules: ClaimRules,
+        clock: Clock,
+    ) -> Self {
         Self { signing, others, claim_rules, clock }
     }
 
@@ -74,15 +81,15 @@ impl Signer {
         std::iter::once(&self.signing).chain(&self.others)
     }
 
-    /// The public halves of its keys as a JWK set (RFC 7517, 5); nothing where there is only a secret.
+    /// Returns the public keys as a JWK set (RFC 7517, 5). `None` if there is only a secret.
     pub fn public_keys(&self) -> Option<Value> {
         public_keys(self.keys())
     }
 
-    /// A token for a user, valid from now.
+    /// Returns a token that is valid from now. `None` if signing failed, which is logged.
     pub fn sign(&self, user: &User) -> Option<String> {
         let now = self.clock.now().seconds();
-        let informed = user.contract == ContractId::Username;
+        let has_user_data = user.contract == ContractId::Username;
         let claims = Claims {
             sub: user.id,
             id: user.id,
@@ -91,26 +98,29 @@ impl Signer {
             iss: self.claim_rules.issuer.clone(),
             aud: self.claim_rules.audience.clone(),
             contract: user.contract,
-            username: user.username.clone().filter(|_| informed),
-            email: user.email.clone().filter(|_| informed),
+            username: user.username.clone().filter(|_| has_user_data),
+            email: user.email.clone().filter(|_| has_user_data),
         };
         match self.signing.sign(&claims) {
             Ok(token) => Some(token),
             Err(error) => {
-                tracing::error!(%error, "a token could not be signed");
+                tracing::error!(event = "token_signing_failed", %error, "signing a token failed");
                 None
             }
         }
     }
 
-    /// A token for a registration that is repeated, while that is still allowed.
+    /// Returns a token for a replayed registration. `None` if it is older than [`REPLAY_WINDOW`].
     pub fn sign_replay(&self, user: &User) -> Option<String> {
         let Millis(age) = Millis(self.clock.now().0 - user.created_at.0);
-        let fresh = u128::try_from(age).map_or(true, |age| age <= REPLAY_WINDOW.as_millis());
-        if fresh { self.sign(user) } else { None }
+        let is_recent = u128::try_from(age).map_or(true, |age| age <= REPLAY_WINDOW.as_millis());
+        if is_recent { self.sign(user) } else { None }
     }
 
-    /// Whose token it is.
+    /// Verifies a token and returns its user.
+    ///
+    /// # Errors
+    /// If the token is malformed, expired or forged, or lacks a required claim.
     pub fn verify(&self, token: &str) -> Result<UserId, Unauthorized> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| Unauthorized)?;
         let key = self.keys().find(|key| key.matches(&header)).ok_or(Unauthorized)?;
@@ -125,11 +135,11 @@ impl Signer {
 }
 
 impl ClaimRules {
-    /// What a token of this key must be like.
+    /// Returns the rules for a token signed with this key.
     fn validation(&self, key: &TokenKey) -> Validation {
         let mut validation = Validation::new(key.algorithm().jwa());
         let mut required = vec!["exp"];
-        // The expiry is checked against the signer's own clock.
+        // `verify` checks the expiry against the signer's clock.
         validation.validate_exp = false;
         validation.validate_aud = self.audience.is_some();
         if let Some(issuer) = &self.issuer {
@@ -146,15 +156,15 @@ impl ClaimRules {
 }
 
 impl TokenKey {
-    /// Whether a token with this header can be its own. The key's kind decides how it is verified,
-    /// never the token alone.
+    /// Whether this key can have signed a token with this header. The algorithm must be the key's own:
+    /// the token alone must not choose how it is verified.
     fn matches(&self, header: &Header) -> bool {
-        let named = self.id().is_none() || self.id() == header.kid.as_deref();
-        header.alg == self.algorithm().jwa() && named
+        let has_key_id = self.id().is_none() || self.id() == header.kid.as_deref();
+        header.alg == self.algorithm().jwa() && has_key_id
     }
 }
 
-/// The public halves of keys as a JWK set; nothing where none of them has one.
+/// Returns the public keys as a JWK set. `None` if no key has a public key.
 pub fn public_keys<'a>(keys: impl Iterator<Item = &'a TokenKey>) -> Option<Value> {
     let keys: Vec<Value> = keys.filter_map(TokenKey::public_jwk).collect();
     (!keys.is_empty()).then(|| json!({ "keys": keys }))
@@ -186,20 +196,20 @@ mod tests {
         TokenKey::secret(&SecretString::from(text))
     }
 
-    fn a_day() -> ClaimRules {
+    fn one_day() -> ClaimRules {
         ClaimRules { lifetime: Duration::from_secs(86_400), ..ClaimRules::default() }
     }
 
     fn signer(clock: Clock) -> Signer {
-        Signer::new(secret("0123456789abcdef0123456789abcdef"), Vec::new(), a_day(), clock)
+        Signer::new(secret("0123456789abcdef0123456789abcdef"), Vec::new(), one_day(), clock)
     }
 
-    fn made(algorithm: key::SigningAlgorithm) -> String {
+    fn generated(algorithm: key::SigningAlgorithm) -> String {
         key::generate(algorithm).unwrap().to_string()
     }
 
     #[test]
-    fn a_token_names_its_user_until_it_expires() {
+    fn token_is_valid_until_it_expires() {
         let (clock, hand) = Clock::fixed(Millis(1_000_000));
         let signer = signer(clock);
         let user = user(ContractId::Register);
@@ -213,12 +223,12 @@ mod tests {
     }
 
     #[test]
-    fn forged_tokens_are_refused() {
+    fn forged_token_is_rejected() {
         let (clock, _) = Clock::fixed(Millis(1_000_000));
         let signer = signer(clock.clone());
         let token = signer.sign(&user(ContractId::Register)).unwrap();
         let other =
-            Signer::new(secret("another secret, but just as long"), Vec::new(), a_day(), clock);
+            Signer::new(secret("another secret, but just as long"), Vec::new(), one_day(), clock);
         assert_eq!(other.verify(&token), Err(Unauthorized));
         let unsigned = "eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.";
         for bad in ["", "x", unsigned, &token[..token.len() - 1]] {
@@ -227,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_username_contract_tells_about_the_user() {
+    fn only_tokens_of_the_username_contract_contain_user_data() {
         let (clock, _) = Clock::fixed(Millis(1_000_000));
         let signer = signer(clock);
         for contract in ContractId::ALL {
@@ -240,28 +250,28 @@ mod tests {
             let claims = data.unwrap().claims;
             assert_eq!(claims["sub"], claims["_id"]);
             assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 86_400);
-            let told = claims.get("username").is_some() && claims.get("email").is_some();
-            assert_eq!(told, contract == ContractId::Username, "{contract}");
+            let has_data = claims.get("username").is_some() && claims.get("email").is_some();
+            assert_eq!(has_data, contract == ContractId::Username, "{contract}");
         }
     }
 
     #[test]
-    fn keys_follow_each_other_without_a_token_refused() {
+    fn tokens_of_previous_keys_stay_valid() {
         let (clock, _) = Clock::fixed(Millis(1_000_000));
         let user = user(ContractId::Register);
         let shared = "0123456789abcdef0123456789abcdef";
         let mut token = signer(clock.clone()).sign(&user).unwrap();
         let mut old = vec![];
         for algorithm in key::SigningAlgorithm::PUBLIC {
-            let pem = made(algorithm);
+            let pem = generated(algorithm);
             let others = old.iter().map(|pem: &String| TokenKey::from_pem(pem).unwrap());
             let others = others.chain([secret(shared)]).collect();
             let signing = TokenKey::from_pem(&pem).unwrap();
-            let signer = Signer::new(signing, others, a_day(), clock.clone());
-            assert_eq!(signer.verify(&token), Ok(user.id), "of the key before {algorithm:?}");
+            let signer = Signer::new(signing, others, one_day(), clock.clone());
+            assert_eq!(signer.verify(&token), Ok(user.id), "token of the key before {algorithm:?}");
             token = signer.sign(&user).unwrap();
             assert_eq!(signer.verify(&token), Ok(user.id), "{algorithm:?}");
-            let alone = Signer::new(secret(shared), Vec::new(), a_day(), clock.clone());
+            let alone = Signer::new(secret(shared), Vec::new(), one_day(), clock.clone());
             assert_eq!(alone.verify(&token), Err(Unauthorized), "{algorithm:?}");
             old.push(pem);
             assert_eq!(signer.public_keys().unwrap()["keys"].as_array().unwrap().len(), old.len());
@@ -269,12 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn a_public_key_is_no_secret() {
+    fn public_key_does_not_verify_as_an_hmac_secret() {
         let (clock, _) = Clock::fixed(Millis(1_000_000));
-        let key = TokenKey::from_pem(&made(key::SigningAlgorithm::EdDsa)).unwrap();
+        let key = TokenKey::from_pem(&generated(key::SigningAlgorithm::EdDsa)).unwrap();
         let kid = key.id().map(str::to_owned);
         let public = BASE64.decode(key.public_jwk().unwrap()["x"].as_str().unwrap()).unwrap();
-        let signer = Signer::new(key, Vec::new(), a_day(), clock);
+        let signer = Signer::new(key, Vec::new(), one_day(), clock);
         let forged = EncodingKey::from_secret(&public);
         let claims = json!({ "sub": UserId::generate(), "exp": 9_999_999_999_i64 });
         for alg in [jsonwebtoken::Algorithm::HS256, jsonwebtoken::Algorithm::HS512] {
@@ -285,22 +295,22 @@ mod tests {
     }
 
     #[test]
-    fn issuer_and_audience_are_said_and_asked_for() {
+    fn issuer_and_audience_are_set_and_required() {
         let (clock, _) = Clock::fixed(Millis(1_000_000));
         let user = user(ContractId::Register);
         let with = |issuer: Option<&str>, audience: Option<&str>| {
             let [issuer, audience] = [issuer, audience].map(|text| text.map(str::to_owned));
-            let claim_rules = ClaimRules { issuer, audience, ..a_day() };
+            let claim_rules = ClaimRules { issuer, audience, ..one_day() };
             let key = secret("0123456789abcdef0123456789abcdef");
             Signer::new(key, Vec::new(), claim_rules, clock.clone())
         };
-        let (silent, both) = (with(None, None), with(Some("us"), Some("them")));
+        let (neither, both) = (with(None, None), with(Some("us"), Some("them")));
         let token = both.sign(&user).unwrap();
         assert_eq!(both.verify(&token), Ok(user.id));
-        assert_eq!(silent.verify(&token), Ok(user.id), "asks for nothing");
+        assert_eq!(neither.verify(&token), Ok(user.id), "requires no claim");
         for (issuer, audience) in [("others", "them"), ("us", "others")] {
             assert_eq!(with(Some(issuer), Some(audience)).verify(&token), Err(Unauthorized));
         }
-        assert_eq!(both.verify(&silent.sign(&user).unwrap()), Err(Unauthorized));
+        assert_eq!(both.verify(&neither.sign(&user).unwrap()), Err(Unauthorized));
     }
 }
