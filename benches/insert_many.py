@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What a database does with users when nothing else is there: `insert_many` by 1,000, the indexes of muster.
+"""Plain inserts of users into a database: `insert_many` by 1,000, with muster's indexes.
 
-To compare an import of rows that bring a hash with; prints the seconds of each tenth. Needs pymongo.
+The baseline of an import of rows with a hash; prints the seconds of each tenth. Needs pymongo.
 
     MONGODB_URL=mongodb://… benches/insert_many.py [ROWS]
 """
@@ -24,7 +24,7 @@ users.create_index("registrationId", unique=True)
 
 
 def user(number):
-    """One as muster stores it."""
+    """A document as muster stores it."""
     email, now = f"row{number}@example.com", datetime.datetime.now(datetime.timezone.utc)
     return {
         "_id": bson.ObjectId(),

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What a flood of bulk rows does to those who wait, with the producer in a process of its own.
+"""Response times of signups during a flood of bulk rows, with the producer in its own process.
 
-Signs up over HTTP at a steady pace: alone, right after so many rows were enqueued, and a little later.
-Start a front on 127.0.0.1:3950 and a worker first, at cost 10, in a namespace of their own; needs pika.
+Signs up over HTTP at a constant rate: alone, right after ROWS rows were published, and five seconds later. Start a
+front on 127.0.0.1:3950 and a worker first, at cost 10, in their own namespace; needs pika.
 
     AMQP_URL=amqp://… NAMESPACE=… benches/isolation.py PER_SECOND ROWS
 """
@@ -54,10 +54,10 @@ def waiting():
     return channel.queue_declare(f"{QUEUE}.bulk", passive=True).method.message_count
 
 
-def load_beside_rows(what):
+def load_with_rows(what):
     before, start = waiting(), time.time()
     load(what)
-    print(f"  rows a second besides: {(before - waiting()) / (time.time() - start):.1f}")
+    print(f"  rows a second in addition: {(before - waiting()) / (time.time() - start):.1f}")
 
 
 load("alone")
@@ -75,6 +75,6 @@ for row in range(ROWS):
     channel.basic_publish(QUEUE, "bulk", body, properties)
     if row % 500 == 0:
         connection.process_data_events(0)
-load_beside_rows("right after the rows")
+load_with_rows("right after the rows")
 time.sleep(5)
-load_beside_rows("a little later")
+load_with_rows("five seconds later")

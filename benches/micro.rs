@@ -1,7 +1,7 @@
-//! The pieces of a signup, each alone: `cargo bench`. What the whole takes, `muster bench` tells.
+//! Micro-benchmarks of single functions: `cargo bench`. `muster bench` measures whole signups.
 
-#![allow(missing_docs, reason = "nobody imports a benchmark")]
-#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
+#![allow(missing_docs, reason = "a benchmark has no users")]
+#![allow(clippy::unwrap_used, reason = "an error stops the benchmark")]
 
 use std::time::Duration;
 

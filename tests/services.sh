@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # The services the tests talk to: RabbitMQ (tests/services/rabbitmq.sh) and a server of the MongoDB protocol,
-# private to one run: own data, own free ports, loopback only. None knows or disturbs one that runs already.
+# private to one run: own data, own free ports, loopback only. They do not affect running ones.
 #
 # Sourced by tests/run, which calls services_start and services_stop, and by the small scripts written
 # for the tests below. On start it exports:
 #
-#   AMQP_URL, MONGODB_URL      where the services are; given from outside, that service is not started
+#   AMQP_URL, MONGODB_URL      the services; if set beforehand, that service is not started
 #   RABBITMQCTL         rabbitmqctl for the private broker
 #   MANAGEMENT_URL      the HTTP API of the private broker
 #   EXAMPLES_PYTHON, EXAMPLES_NODE_PATH   a Python with pika, a folder of Node packages with amqplib
@@ -14,29 +14,29 @@
 #   AMQP_CLUSTER_URLS, TEST_CLUSTER ...   three nodes (cluster_start)
 #   TEST_STORE          `start` or `stop` the store's process (stop is a kill: a store that crashes)
 #   TEST_STORE_PROGRAM  the store's program, for a test that starts one with settings of its own
-#   TEST_PYTHON         a Python that knows PyJWT, with which somebody else's tokens are verified
-#   TEST_CHROMEDRIVER   drives a Chromium without a window, for the pages
-#   TEST_AXE            axe-core's script, which looks at their accessibility
+#   TEST_PYTHON         a Python with PyJWT, to verify tokens with an independent implementation
+#   TEST_CHROMEDRIVER   the driver of a headless Chromium, for the pages
+#   TEST_AXE            axe-core's script, which checks their accessibility
 #   TEST_SCHEMAS        a folder with check-jsonschema and kubernetes-validate, which bring published schemas
-#   TEST_PROMETHEUS, TEST_PROMTOOL   Prometheus, of which a test starts one of its own, and its checks
-#   TEST_OPENAPI        a folder of programs that read the OpenAPI document: validator, tester, generator
+#   TEST_PROMETHEUS, TEST_PROMTOOL   Prometheus, which a test starts itself, and its checks
+#   TEST_OPENAPI        a folder of programs for the OpenAPI document: validator, tester, generator
 #
-# Those of a service exist only if it was started here. Start and stop keep port and data.
+# Variables of a service exist only if the script started it. Start and stop keep port and data.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/target/venv
-# GPL, and therefore used from outside, by the tests, and never shipped.
+# GPL: tests run it as a program; it is never linked or shipped.
 secantus=0.6.0b17
 # Client libraries for the examples of docs/amqp.md.
 pika=1.4.4 amqplib=2.3.1
 node=$root/target/node
-# Verifies tokens as other people's programs do.
+# Verifies tokens independently.
 pyjwt=2.10.1
-# Knows what assistive technology needs of a page.
+# Checks accessibility.
 axe=4.14.1
-# They know the schemas of compose files, workflows and Kubernetes' objects, and ask nobody for them.
+# Schemas of compose files, workflows and Kubernetes' objects, included for offline use.
 schemas=(check-jsonschema==0.39.0 kubernetes-validate==1.37.0)
-# Hold the OpenAPI document against its standard and muster against the document, and make a client of it.
+# Validate the OpenAPI document, test muster against it, and generate a client from it.
 openapi=(openapi-spec-validator==0.9.0 schemathesis==4.32.5 openapi-python-client==0.29.1)
 # shellcheck source-path=SCRIPTDIR
 . "$root/tests/services/rabbitmq.sh"
@@ -64,7 +64,7 @@ services_start() {
     if [[ -n ${AMQP_URL:-} ]]; then
         say "RabbitMQ: the one in AMQP_URL"
     elif [[ ${TEST_RABBITMQ:-} == 4 ]]; then
-        rabbitmq4_install || fail "RabbitMQ 4 cannot be had"
+        rabbitmq4_install || fail "RabbitMQ 4 is not available"
         broker_up broker4 ''
     else
         broker_install
@@ -183,7 +183,7 @@ store_install() {
 
 store_start() {
     # A majority write must survive the kill that tests stop it with: MongoDB's journal does that by
-    # itself, here it has to be asked for. The server sets a whole log file aside at once, 2 GB unless told otherwise.
+    # itself, here it has to be asked for. The server allocates a whole log file, by default 2 GB.
     alive store || launch store "$venv/bin/secantusd-rs" --config "$services/store.toml" \
         --host 127.0.0.1 --port $((ports + 20)) --storage-path "$services/store" \
         --log-level WARNING --sync-on-commit --log-file-max 64MB --cache-size 256MB
@@ -254,7 +254,7 @@ python_with_venv() {
 python_packages() {
     local folder=$root/target/$1 variable=$2
     shift 2
-    # Programs in it know where it is, so one that was moved is made anew.
+    # Its programs contain its path, so a moved one is made again.
     [[ -x $folder/bin/python && $(cat "$folder/made" 2>/dev/null) == "$folder $*" ]] && return
 
     say "installing $* into target/${folder##*/}"
@@ -269,7 +269,7 @@ python_packages() {
 apt_install() {
     say "installing Debian's package $1"
     command -v apt-get >/dev/null || fail "$1 is missing, and there is no apt-get: install it, or give $2"
-    # One broken source among many is no reason to give up: whether it matters, the next line tells.
+    # A broken package source may not matter; the next command fails if it does.
     as_root apt-get update -qq || true
     # Another program may be installing something just now.
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
@@ -308,7 +308,7 @@ launch() {
     disown
 }
 
-# A process that has ended may stay as a zombie where nobody collects it, as in many containers.
+# An ended process may stay as a zombie if its parent does not reap it, as in many containers.
 alive() {
     local state
     [[ -e $services/$1.pid ]] || return 1

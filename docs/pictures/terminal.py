@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Draws terminal.svg: a session typed into a real shell, and what a real muster answers.
+"""Draws terminal.svg: a session typed into a real shell with a real muster.
 
     cargo build --release && docs/pictures/terminal.py target/release
 
-The argument is the folder with the program. Port 3000 has to be free.
+The argument is the folder of the program. Port 3000 must be free.
 """
 
 import fcntl
@@ -21,10 +21,10 @@ import time
 
 PROMPT = "$ "
 COLUMNS = 100
-PATIENCE = 60  # seconds
+TIMEOUT = 60  # seconds
 PASSWORD = "securePassword123"
 
-# What is typed, and what ends the answer to it.
+# Input, and the end of its output.
 SESSION = [
     ("muster 2> log & until muster healthcheck 2> /dev/null; do sleep 1; done", PROMPT),
     ("muster signup --firstname Ann --email ann@example.com", "Password: "),
@@ -45,7 +45,7 @@ FILES = {
 
 
 def record(programs):
-    """All that the screen showed, as text."""
+    """The output of the session, as text."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in FILES.items():
             (pathlib.Path(folder) / name).write_text(text)
@@ -55,35 +55,35 @@ def record(programs):
             path = f"{programs}:/usr/bin:/bin"
             environment = {"PATH": path, "PS1": PROMPT, "TERM": "dumb", "LC_ALL": "C.UTF-8"}
             os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "+m"], environment)
-        # So wide that the shell breaks no line by itself.
+        # Wide enough that the shell does not wrap lines.
         fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 1000, 0, 0))
-        told = until(screen, PROMPT)
+        output = until(screen, PROMPT)
         for typed, end in SESSION:
             os.write(screen, typed.encode() + b"\n")
-            told += until(screen, end)
+            output += until(screen, end)
         os.write(screen, b"exit\n")
         os.waitpid(child, 0)
-        told = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", told)
-        return told.replace("\r\n", "\n")
+        output = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output)
+        return output.replace("\r\n", "\n")
 
 
 def until(screen, end):
     """What comes until the screen ends so and is quiet."""
-    told, deadline = "", time.monotonic() + PATIENCE
+    output, deadline = "", time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         ready, _, _ = select.select([screen], [], [], 0.3)
         if ready:
-            told += os.read(screen, 65536).decode()
-        elif told.endswith(end):
-            return told
-    sys.exit(f"no {end!r} within {PATIENCE} s after {told!r}")
+            output += os.read(screen, 65536).decode()
+        elif output.endswith(end):
+            return output
+    sys.exit(f"no {end!r} within {TIMEOUT} s after {output!r}")
 
 
 def draw(text):
     """The picture; what was typed is bright, the rest plain."""
     lines = []
     for line in text.removesuffix(PROMPT).strip().split("\n"):
-        kind = "typed" if line.startswith(PROMPT) else "told"
+        kind = "typed" if line.startswith(PROMPT) else "output"
         for at in range(0, max(len(line), 1), COLUMNS):
             lines.append((kind, line[at : at + COLUMNS]))
     height = 20 * len(lines) + 32

@@ -55,16 +55,16 @@ broker_prepare() {
     mkdir -p "$home"
     ln -sfn "$home" "$services/$1"
     printf 'listeners.tcp.local = 127.0.0.1:%s\n' "$(port "$1" 2)" >"$home/rabbitmq.conf"
-    # The HTTP API is there for the example that uses nothing else; its statistics would cost.
+    # The HTTP API is for the shell example; its statistics would cost time.
     echo '[rabbitmq_management].' >"$home/enabled_plugins"
     printf '%s\n' '[{rabbitmq_management_agent, [{disable_metrics_collector, true}]},' \
         " {rabbitmq_management, [{listener, [{ip, \"127.0.0.1\"}, {port, $(port "$1" 3)}]}]}]." \
         >"$home/advanced.config"
-    # Empty, in the place of the machine's own settings.
+    # Empty, instead of the machine's settings.
     : >"$home/env.conf"
 }
 
-# A clean environment: nothing set on this machine for another broker leaks in.
+# A clean environment, without settings for another broker of the machine.
 broker_environment() {
     local name=$1 home=$services/$1 loopback='-kernel inet_dist_use_interface {127,0,0,1}'
     local path=$PATH
@@ -84,8 +84,8 @@ broker_environment() {
         "RABBITMQ_ENABLED_PLUGINS_FILE=$home/enabled_plugins"
         "RABBITMQ_MNESIA_BASE=$home/data"
         "RABBITMQ_LOG_BASE=$services/log/$name"
-        # Only this makes the start script become the server instead of waiting beside it, so that
-        # there is one process to stop; -noinput then takes the promised input back.
+        # Only this makes the start script exec the server instead of waiting for it, so that there is one process
+        # to stop; -noinput then disables the input.
         RABBITMQ_ALLOW_INPUT=true
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-noinput $loopback"
         "RABBITMQ_CTL_ERL_ARGS=$loopback"
@@ -117,8 +117,8 @@ broker_start() {
 broker_launch() {
     local name=$1
     broker_environment "$name"
-    # The Erlang port mapper outlives the broker's stops, as a real one does. Started here, because
-    # one that Erlang starts by itself would be a daemon nobody stops. A cluster has its own.
+    # The Erlang port mapper outlives the broker's stops, as in production. One that Erlang starts itself would be a
+    # daemon that is never stopped. A cluster has its own.
     if [[ $name != node* ]]; then
         alive "epmd-$name" || launch "epmd-$name" "${broker_environment[@]}" \
             epmd -address 127.0.0.1 -port "$(port "$name" 0)"
@@ -171,7 +171,7 @@ node_prepare() {
     cp -f "$data/cluster/cookie" "$home/.erlang.cookie"
     chmod 400 "$home/.erlang.cookie"
     {
-        # What docs/cluster.md asks for.
+        # As in docs/cluster.md.
         echo 'cluster_partition_handling = pause_minority'
         echo 'cluster_formation.peer_discovery_backend = classic_config'
         for n in "${!known[@]}"; do
@@ -203,7 +203,7 @@ cluster_control() {
     esac
 }
 
-# Commands the program that carries what the nodes say to each other.
+# Controls the proxy between the nodes.
 wires() {
     local reply
     exec 3<>"/dev/tcp/127.0.0.1/$((ports + 21))"
@@ -221,8 +221,8 @@ broker_install() {
         fail "no /usr/lib/rabbitmq/bin/rabbitmq-server: give AMQP_URL instead"
 }
 
-# Unpacks 4.x without installing it: no root, nothing of the machine's is changed. Returns 1 where its packages
-# cannot be had.
+# Unpacks 4.x without installing it: needs no root and changes nothing on the machine. Returns 1 if its packages are not
+# available.
 rabbitmq4_install() {
     local lock
     mkdir -p "$root/target"
@@ -235,7 +235,7 @@ rabbitmq4_install() {
     return "$status"
 }
 
-# The programs know where they are, so a folder that was moved is made anew.
+# The programs contain their path, so a moved folder is made again.
 rabbitmq4_is_there() {
     [[ $(cat "$rabbitmq4/made" 2>/dev/null) == "$rabbitmq4" ]]
 }
@@ -247,13 +247,13 @@ rabbitmq4_unpack() {
     say "unpacking RabbitMQ 4 into target/rabbitmq-4"
     rm -rf "$rabbitmq4"
     mkdir -p "$rabbitmq4/apt/state/lists/partial" "$rabbitmq4/apt/cache/archives/partial" "$rabbitmq4/apt/debs"
-    # Lists and a status of its own: what the machine has installed plays no part.
+    # Separate lists and status, independent of the machine's packages.
     : >"$rabbitmq4/apt/status"
     local apt=(-qq -o "Dir::Etc::SourceList=$rabbitmq4/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State=$rabbitmq4/apt/state" -o "Dir::State::status=$rabbitmq4/apt/status"
         -o "Dir::Cache=$rabbitmq4/apt/cache" -o "APT::Sandbox::User=$(id -un)"
         -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o Acquire::Retries=3)
-    # The mirror that this machine takes Debian's packages from.
+    # The machine's Debian mirror.
     mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' |
         sed -n 's/^Debian //p' | sort -u | head -n 1)
     [[ -n $mirror ]] || { say "RabbitMQ 4: no Debian mirror among this machine's sources (apt-get update)"; return 1; }
@@ -266,14 +266,14 @@ rabbitmq4_unpack() {
     )
     # apt-get downloads into the current folder.
     (cd "$rabbitmq4/apt/debs" && ((${#names[@]})) && apt-get "${apt[@]}" download "${names[@]}" >&2) ||
-        { say "RabbitMQ 4: its packages cannot be downloaded"; return 1; }
+        { say "RabbitMQ 4: downloading its packages failed"; return 1; }
     for package in "$rabbitmq4"/apt/debs/*.deb; do
         dpkg-deb --fsys-tarfile "$package" |
             tar -x -C "$rabbitmq4" --no-same-owner --exclude=./usr/share/doc --exclude=./usr/share/man ||
             { say "RabbitMQ 4: $package cannot be unpacked"; return 1; }
     done
     rm -rf "$rabbitmq4/apt"
-    rabbitmq4_relocate || { say "RabbitMQ 4: what was unpacked does not run"; return 1; }
+    rabbitmq4_relocate || { say "RabbitMQ 4: the unpacked server does not run"; return 1; }
     echo "$rabbitmq4" >"$rabbitmq4/made"
 }
 

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""The connections between the nodes of a test cluster, which tests cut.
+"""A proxy for the connections between the nodes of a test cluster, which tests cut.
 
-Each node has an Erlang port mapper of its own, and this program is all of them. A node that asks its mapper
-where another node is gets a port of this program, which forwards to that node. So a cut needs neither root
-nor a network namespace: while a node is cut off, its connections stay open and carry nothing, as when packets
-are dropped, and clients of the node notice nothing.
+Each node has its own Erlang port mapper (epmd), and this program is all of them. A node that asks its mapper for another
+node gets a port of this program, which forwards to that node. So a cut needs neither root nor a network namespace: while
+a node is cut off, its connections stay open and carry no data, as when packets are dropped. Its clients are not affected.
 
     wires.py CONTROL_PORT NAME@HOST:MAPPER_PORT:DISTRIBUTION_PORT ...
 
@@ -22,7 +21,7 @@ NAMES = 110
 
 
 class Wires:
-    """Which nodes are cut off."""
+    """The nodes that are cut off."""
 
     def __init__(self):
         self.cut = set()
@@ -45,9 +44,9 @@ class Mapper:
 
     def __init__(self, name, port, distribution, routes):
         self.name, self.port, self.own = name, port, distribution
-        # The ports behind which the other nodes are.
+        # This program's ports that forward to the other nodes.
         self.routes = routes
-        # Whoever else registered, such as rabbitmqctl.
+        # Other registered programs, such as rabbitmqctl.
         self.registered = {}
 
     def port_of(self, name):
