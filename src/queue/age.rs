@@ -177,6 +177,10 @@ mod tests {
             ages.of(Sender { account: "crm", reply_to: &n.to_string() }, at(0, 0));
         }
         assert!(ages.0["crm"].len() <= REPLY_QUEUES_MAX);
-        assert_eq!(ages.of(FRONT, at(0, 5_000)), Duration::from_secs(5), "other accounts keep their estimates");
+        assert_eq!(
+            ages.of(FRONT, at(0, 5_000)),
+            Duration::from_secs(5),
+            "other accounts keep their estimates"
+        );
     }
 }

@@ -1,6 +1,5 @@
-//! The redacted view of a dead letter. The message itself, which may hold a password, stays with the adapter.
-//!
-//! Made by `rabbit::admin` from what the broker delivers, shown by the `dead` commands.
+//! The redacted view of a dead letter, for the commands `muster dead-letters`. The message itself, which may contain a
+//! password, stays in `rabbit::admin`.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -16,15 +15,15 @@ pub struct DeadLetter {
     pub id: String,
     /// One of [`REASONS`].
     pub reason: &'static str,
-    /// Why it could not be read.
+    /// Why its properties could not be parsed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-    /// When it was dead-lettered, if that is known.
+    pub parse_error: Option<String>,
+    /// When it was dead-lettered; `None` if unknown.
     #[serde(serialize_with = "as_rfc3339")]
-    pub died: Option<Millis>,
+    pub dead_lettered_at: Option<Millis>,
     /// The queue that it was published to.
-    #[serde(serialize_with = "as_door")]
-    pub door: Option<QueueKind>,
+    #[serde(serialize_with = "as_queue_label")]
+    pub queue: Option<QueueKind>,
     /// The contract named in its headers, if there is such a contract.
     pub contract: Option<ContractId>,
     /// The account that published it, as validated by the broker.
@@ -32,7 +31,7 @@ pub struct DeadLetter {
     pub producer: String,
     /// How often muster had retried it.
     pub attempt: u32,
-    /// The fields that identify the user; null where the body cannot be read.
+    /// The fields that identify the user; null if the body cannot be parsed.
     pub body: Value,
     /// Why it cannot be requeued; null if it can.
     pub obstacle: Option<Obstacle>,
@@ -127,8 +126,11 @@ fn as_rfc3339<S: serde::Serializer>(
     time.map(Millis::to_rfc3339).serialize(serializer)
 }
 
-fn as_door<S: serde::Serializer>(door: &Option<QueueKind>, serializer: S) -> Result<S::Ok, S::Error> {
-    door.map(QueueKind::as_str).serialize(serializer)
+fn as_queue_label<S: serde::Serializer>(
+    queue: &Option<QueueKind>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    queue.map(QueueKind::as_str).serialize(serializer)
 }
 
 #[cfg(test)]

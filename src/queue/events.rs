@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use super::{QueueKind, MessageKind, Message};
+use super::{Message, MessageKind, QueueKind};
 use crate::config;
 use crate::domain::{
     ContractId, FieldError, Millis, Outcome, RegistrationId, Rejection, RejectionCode, User, UserId,
@@ -35,7 +35,7 @@ pub enum Event {
 pub struct UserRegistered {
     /// The registration.
     #[serde(flatten)]
-    pub registration: Registration,
+    pub registration: EventRegistration,
     /// The new user.
     pub user_id: UserId,
     /// When the user was registered, in milliseconds since 1970.
@@ -48,12 +48,12 @@ pub struct UserRegistered {
 pub struct RegistrationRejected {
     /// The registration.
     #[serde(flatten)]
-    pub registration: Registration,
+    pub registration: EventRegistration,
     /// The reason of the rejection.
     pub code: RejectionCode,
     /// Violated rules, in the contract's order and spelling.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub errors: Vec<BrokenRule>,
+    pub errors: Vec<ViolatedRule>,
     /// When it was rejected, in milliseconds since 1970. A repeated event has another time.
     pub rejected_at: Millis,
 }
@@ -61,7 +61,7 @@ pub struct RegistrationRejected {
 /// The registration that an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Registration {
+pub struct EventRegistration {
     /// Digest of entry point, contract, producer and message id. Messages with the same digest are one registration.
     pub registration_id: RegistrationId,
     /// The `message_id` of the message.
@@ -75,7 +75,7 @@ pub struct Registration {
 
 /// A field and the code of the rule that it violates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct BrokenRule {
+pub struct ViolatedRule {
     /// The field as the contract spells it; empty if the rule is about several fields.
     pub field: String,
     /// A stable code, such as `INVALID_LENGTH`.
@@ -84,7 +84,7 @@ pub struct BrokenRule {
 
 impl Event {
     /// The event for this outcome of a message; `None` if there is none or if the setting `queue.events` excludes it.
-    pub fn of(
+    pub fn for_outcome(
         message: &Message,
         outcome: &Outcome,
         events: config::EventScope,
@@ -96,7 +96,8 @@ impl Event {
             config::EventScope::Bulk => message.queue == QueueKind::Bulk,
             config::EventScope::None => false,
         };
-        let has_reply = message.queue != QueueKind::Bulk || message.reply_address.reply_to.is_some();
+        let has_reply =
+            message.queue != QueueKind::Bulk || message.reply_address.reply_to.is_some();
         match outcome {
             Outcome::Registered { user, by_other_registration: false, .. } if is_selected => {
                 Some(Self::UserRegistered(UserRegistered::new(message, contract, user)))
@@ -129,7 +130,7 @@ impl Event {
 impl UserRegistered {
     fn new(message: &Message, contract: ContractId, user: &User) -> Self {
         Self {
-            registration: Registration::of(message, contract),
+            registration: EventRegistration::from_message(message, contract),
             user_id: user.id,
             registered_at: user.created_at,
         }
@@ -138,21 +139,21 @@ impl UserRegistered {
 
 impl RegistrationRejected {
     fn new(message: &Message, contract: ContractId, rejection: &Rejection, now: Millis) -> Self {
-        let broken = |error: &FieldError| BrokenRule {
+        let violated = |error: &FieldError| ViolatedRule {
             field: error.field.to_string(),
             code: error.code.to_string(),
         };
         Self {
-            registration: Registration::of(message, contract),
+            registration: EventRegistration::from_message(message, contract),
             code: rejection.code,
-            errors: rejection.errors.iter().map(broken).collect(),
+            errors: rejection.errors.iter().map(violated).collect(),
             rejected_at: now,
         }
     }
 }
 
-impl Registration {
-    fn of(message: &Message, contract: ContractId) -> Self {
+impl EventRegistration {
+    fn from_message(message: &Message, contract: ContractId) -> Self {
         Self {
             registration_id: RegistrationId::derive(&message.origin, contract, &message.id),
             message_id: message.id.as_str().to_owned(),
@@ -168,17 +169,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::queue::ReplyAddress;
     use crate::domain::{FailureCode, MessageId, Origin};
+    use crate::queue::ReplyAddress;
     use crate::telemetry::TraceContext;
 
     fn crm() -> Origin {
         Origin::Amqp { producer: "crm".to_owned() }
     }
 
-    fn message(door: QueueKind, reply_to: Option<&str>) -> Message {
+    fn message(queue: QueueKind, reply_to: Option<&str>) -> Message {
         Message {
-            queue: door,
+            queue,
             kind: MessageKind::Register(ContractId::ErrorCode),
             id: MessageId::parse("row-1").unwrap(),
             origin: crm(),
@@ -186,11 +187,14 @@ mod tests {
             sealed: None,
             body: Bytes::from_static(br#"{"email":"ann@","password":"hunter2"}"#),
             expires: None,
-            waits_for: None,
+            expiration: None,
             deliveries: 0,
             attempt: 0,
             trace: TraceContext::default(),
-            reply_address: ReplyAddress { reply_to: reply_to.map(str::to_owned), correlation_id: None },
+            reply_address: ReplyAddress {
+                reply_to: reply_to.map(str::to_owned),
+                correlation_id: None,
+            },
         }
     }
 
@@ -217,40 +221,59 @@ mod tests {
         Outcome::Rejected(Rejection { code: RejectionCode::Invalid, errors: vec![error] })
     }
 
-    fn of(door: QueueKind, reply_to: Option<&str>, outcome: &Outcome) -> [Option<&'static str>; 3] {
-        [config::EventScope::All, config::EventScope::Bulk, config::EventScope::None].map(|events| {
-            let event = Event::of(&message(door, reply_to), outcome, events, Millis(7));
-            event.map(|event| event.name())
-        })
+    fn names(
+        queue: QueueKind,
+        reply_to: Option<&str>,
+        outcome: &Outcome,
+    ) -> [Option<&'static str>; 3] {
+        [config::EventScope::All, config::EventScope::Bulk, config::EventScope::None].map(
+            |events| {
+                let event =
+                    Event::for_outcome(&message(queue, reply_to), outcome, events, Millis(7));
+                event.map(|event| event.name())
+            },
+        )
     }
 
     #[test]
     fn event_depends_on_outcome_queue_reply_and_setting() {
         let (user, none) = (Some(USER_REGISTERED), [None; 3]);
-        assert_eq!(of(QueueKind::Interactive, Some("r"), &registered()), [user, None, None]);
-        assert_eq!(of(QueueKind::Bulk, Some("r"), &registered()), [user, user, None]);
-        assert_eq!(of(QueueKind::Bulk, None, &registered()), [user, user, None]);
+        assert_eq!(names(QueueKind::Interactive, Some("r"), &registered()), [user, None, None]);
+        assert_eq!(names(QueueKind::Bulk, Some("r"), &registered()), [user, user, None]);
+        assert_eq!(names(QueueKind::Bulk, None, &registered()), [user, user, None]);
         let refused = Some(REGISTRATION_REJECTED);
-        assert_eq!(of(QueueKind::Bulk, None, &rejected()), [refused, refused, None]);
-        assert_eq!(of(QueueKind::Bulk, Some("r"), &rejected()), none, "it was told");
-        assert_eq!(of(QueueKind::Interactive, Some("r"), &rejected()), none, "it was told");
-        assert_eq!(of(QueueKind::Bulk, None, &FailureCode::Internal.into()), none, "a dead letter");
+        assert_eq!(names(QueueKind::Bulk, None, &rejected()), [refused, refused, None]);
+        assert_eq!(
+            names(QueueKind::Bulk, Some("r"), &rejected()),
+            none,
+            "the producer gets a reply"
+        );
+        assert_eq!(
+            names(QueueKind::Interactive, Some("r"), &rejected()),
+            none,
+            "the producer gets a reply"
+        );
+        assert_eq!(names(QueueKind::Bulk, None, &FailureCode::Internal.into()), none, "a failure");
         let mut recognised = registered();
         if let Outcome::Registered { by_other_registration, .. } = &mut recognised {
             *by_other_registration = true;
         }
-        assert_eq!(of(QueueKind::Interactive, Some("r"), &recognised), none, "announced already");
+        assert_eq!(names(QueueKind::Interactive, Some("r"), &recognised), none, "published before");
     }
 
     #[test]
     fn events_contain_no_personal_data() {
         let event = |outcome| {
             let message = message(QueueKind::Bulk, None);
-            let event = Event::of(&message, &outcome, config::EventScope::All, Millis(7)).unwrap();
+            let event =
+                Event::for_outcome(&message, &outcome, config::EventScope::All, Millis(7)).unwrap();
             serde_json::to_value(&event).unwrap()
         };
-        let id =
-            RegistrationId::derive(&crm(), ContractId::ErrorCode, &MessageId::parse("row-1").unwrap());
+        let id = RegistrationId::derive(
+            &crm(),
+            ContractId::ErrorCode,
+            &MessageId::parse("row-1").unwrap(),
+        );
         let registration = json!({
             "registrationId": id, "messageId": "row-1", "producer": "crm", "contract": "error-code",
         });

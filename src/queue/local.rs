@@ -174,7 +174,7 @@ impl LocalQueues {
                     sealed: None,
                     body: row.body.clone(),
                     expires: None,
-                    waits_for: None,
+                    expiration: None,
                     deliveries: 0,
                     attempt: 0,
                     trace: publish.context().clone(),
@@ -244,7 +244,7 @@ impl LocalQueues {
             sealed: None,
             body: request.body,
             expires: Some(request.deadline),
-            waits_for: None,
+            expiration: None,
             deliveries: 0,
             attempt: 0,
             trace: publish.context().clone(),
@@ -331,7 +331,7 @@ impl Settle for LocalSettler {
     }
 
     async fn dead_letter(self: Box<Self>, message: Message, reason: DeadLetterReason) {
-        self.queues.metrics.dead_lettered(&message.held(), reason.as_str());
+        self.queues.metrics.dead_lettered(&message.log_fields(), reason.as_str());
         self.reply_sender.send(Ok(FailureCode::Internal.into()));
     }
 

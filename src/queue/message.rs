@@ -99,7 +99,7 @@ pub struct Message {
     /// When the client stops waiting; `None` on the bulk queue.
     pub expires: Option<Instant>,
     /// The `expiration` of a message from another system; `None` for messages from muster and on the bulk queue.
-    pub waits_for: Option<Duration>,
+    pub expiration: Option<Duration>,
     /// Earlier deliveries, as the broker counts them.
     pub deliveries: u32,
     /// Retries so far.
@@ -121,7 +121,7 @@ pub struct ReplyAddress {
 
 impl Message {
     /// The log fields of a delivery.
-    pub fn held(&self) -> DeliveryFields<'_> {
+    pub fn log_fields(&self) -> DeliveryFields<'_> {
         let contract = match self.kind {
             MessageKind::Register(contract) => Some(contract.as_str()),
             MessageKind::Profile => None,
@@ -160,7 +160,7 @@ impl std::fmt::Debug for Message {
     // The body holds a password or a token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Message")
-            .field("door", &self.queue)
+            .field("queue", &self.queue)
             .field("kind", &self.kind)
             .field("id", &self.id)
             .field("deliveries", &self.deliveries)

@@ -270,8 +270,8 @@ impl Delivery {
     }
 
     /// Starts the span of the delivery, the parent of all later spans. It ends with the delivery.
-    pub fn begin(&mut self) {
-        self.span = self.message.begin(self.broker.as_deref());
+    pub fn start_span(&mut self) {
+        self.span = self.message.start_process_span(self.broker.as_deref());
     }
 
     /// The span of the delivery, for attributes.
@@ -281,7 +281,7 @@ impl Delivery {
 
     /// Publishes the reply, then acks. A reply that cannot be routed does not requeue the message.
     pub async fn reply(mut self, reply: impl Into<Reply>) {
-        let mut end = self.message.end(Settlement::Reply, self.broker.as_deref());
+        let mut end = self.message.start_settlement_span(Settlement::Reply, self.broker.as_deref());
         let replied = self.handle.reply(self.message, reply.into()).instrument(end.log_span()).await;
         if let Err(UnroutableReply) = replied {
             end.fail("undelivered");
@@ -291,20 +291,20 @@ impl Delivery {
     /// Publishes the message to a retry queue with the attempt incremented, then acks. After the last retry it becomes a
     /// dead letter.
     pub async fn retry(mut self) {
-        let end = self.message.end(Settlement::Retry, self.broker.as_deref());
+        let end = self.message.start_settlement_span(Settlement::Retry, self.broker.as_deref());
         self.handle.retry(self.message).instrument(end.log_span()).await;
     }
 
     /// Publishes the message as a dead letter, then acks. Removes the password, unless it is sealed and the message came
     /// from the bulk queue.
     pub async fn dead_letter(mut self, reason: DeadLetterReason) {
-        let end = self.message.end(Settlement::DeadLetter, self.broker.as_deref());
+        let end = self.message.start_settlement_span(Settlement::DeadLetter, self.broker.as_deref());
         self.handle.dead_letter(self.message, reason).instrument(end.log_span()).await;
     }
 
     /// Returns the message to its queue (`basic.nack` with requeue).
     pub async fn requeue(mut self) {
-        let _end = self.message.end(Settlement::Requeue, self.broker.as_deref());
+        let _end = self.message.start_settlement_span(Settlement::Requeue, self.broker.as_deref());
         self.handle.requeue(self.message).await;
     }
 }

@@ -24,13 +24,13 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{QueueKind, MessageKind, Message, DeadLetterReason};
+use super::{DeadLetterReason, Message, MessageKind, QueueKind};
 use crate::config;
-use crate::contract::document::Field;
+use crate::contract::document::TextValue;
 use crate::contract::{
     ALLOW_HASH_LIKE, Document, PASSWORD_HASH, Policy, allows_hash_like, contract,
 };
-use crate::domain::{ValidSignup, ContractId, MessageId, Millis, Password};
+use crate::domain::{ContractId, MessageId, Millis, Password, ValidSignup};
 
 /// The field with the password.
 const PASSWORD: &str = "password";
@@ -217,7 +217,7 @@ impl Opener {
             let clear = self.required && document.has(PASSWORD);
             return if clear { Err(OpenError::NotSealed) } else { Ok(None) };
         };
-        let Field::Text(sealed) = document.text(PASSWORD) else {
+        let TextValue::Text(sealed) = document.text(PASSWORD) else {
             return Err(OpenError::Invalid("the document has no sealed password"));
         };
         let plain = self.unseal(key_id, sealed.as_bytes())?;
@@ -263,7 +263,9 @@ impl Opener {
             self.keys.iter().find(|(known, _)| known == key_id).ok_or(OpenError::UnknownKey)?;
         let sealed = BASE64.decode(sealed);
         let sealed = sealed.map_err(|_| OpenError::Invalid("the sealed text is not base64"))?;
-        let plain = key.unseal(&sealed).map_err(|_| OpenError::Invalid("the sealed box cannot be decrypted"))?;
+        let plain = key
+            .unseal(&sealed)
+            .map_err(|_| OpenError::Invalid("the sealed box cannot be decrypted"))?;
         Ok(Zeroizing::new(plain))
     }
 }
@@ -312,7 +314,9 @@ pub(super) fn looks_sealed(text: &str) -> bool {
 /// Whether a dead letter may keep a password that looks sealed. A box that cannot be opened may be anything. A box from
 /// the interactive queue expires within minutes, too soon for a requeue.
 pub(super) fn may_keep_sealed(message: &Message, reason: DeadLetterReason) -> bool {
-    message.sealed.is_some() && message.queue == QueueKind::Bulk && reason != DeadLetterReason::BadSeal
+    message.sealed.is_some()
+        && message.queue == QueueKind::Bulk
+        && reason != DeadLetterReason::BadSeal
 }
 
 /// A key pair in base64, as the settings expect it.

@@ -4,10 +4,10 @@
 //! The settlement of a delivery is one span: type `send` if a message is published before the ack, `settle` if there is
 //! only the ack. Spans of the local queue have no messaging system and no server.
 
-use super::{QueueKind, MessageKind, Message};
+use super::{Message, MessageKind, QueueKind};
 use crate::domain::MessageId;
 use crate::telemetry::TraceContext;
-use crate::telemetry::trace::{Attribute, SpanKind, Span};
+use crate::telemetry::trace::{Attribute, Span, SpanKind};
 
 /// The broker's address, exchanges and queues for span attributes.
 #[derive(Clone, Debug)]
@@ -77,7 +77,7 @@ impl OperationType {
 }
 
 impl MessagingOperation<'_> {
-    fn begin(&self, trace: &TraceContext, broker: &SpanNames, id: &str) -> Span {
+    fn start(&self, trace: &TraceContext, broker: &SpanNames, id: &str) -> Span {
         trace.span_with(self.kind.span_kind(), || {
             let mut attributes = vec![
                 Attribute::new("messaging.system", "rabbitmq"),
@@ -117,7 +117,7 @@ impl SpanNames {
             routing_key: event,
             is_temporary: false,
         }
-        .begin(trace, self, id)
+        .start(trace, self, id)
     }
 }
 
@@ -137,11 +137,17 @@ pub(super) fn publish(
         routing_key,
         is_temporary: false,
     }
-    .begin(trace, broker, id.as_str())
+    .start(trace, broker, id.as_str())
 }
 
 /// Starts a span of the local queue.
-fn local(trace: &TraceContext, kind: SpanKind, name: &str, queue: QueueKind, id: &MessageId) -> Span {
+fn local(
+    trace: &TraceContext,
+    kind: SpanKind,
+    name: &str,
+    queue: QueueKind,
+    id: &MessageId,
+) -> Span {
     trace.span_with(kind, || {
         let id = Attribute::new("muster.message.id", id.as_str().to_owned());
         let name = format!("{name} {}", queue.as_str());
@@ -151,7 +157,7 @@ fn local(trace: &TraceContext, kind: SpanKind, name: &str, queue: QueueKind, id:
 
 impl Message {
     /// Starts the process span of the delivery, the parent of all later spans.
-    pub(super) fn begin(&mut self, broker: Option<&SpanNames>) -> Span {
+    pub(super) fn start_process_span(&mut self, broker: Option<&SpanNames>) -> Span {
         let (name, queue) = ("process", self.queue);
         let mut span = match broker {
             None => local(&self.trace, SpanKind::Consumer, name, queue, &self.id),
@@ -162,7 +168,7 @@ impl Message {
                 routing_key: queue.as_str(),
                 is_temporary: false,
             }
-            .begin(&self.trace, broker, self.id.as_str()),
+            .start(&self.trace, broker, self.id.as_str()),
         };
         self.trace = span.context().clone();
         if let MessageKind::Register(contract) = self.kind {
@@ -173,16 +179,20 @@ impl Message {
     }
 
     /// Starts the span of the settlement, the parent of messages published with it.
-    pub(super) fn end(&mut self, end: Settlement, broker: Option<&SpanNames>) -> Span {
+    pub(super) fn start_settlement_span(
+        &mut self,
+        settlement: Settlement,
+        broker: Option<&SpanNames>,
+    ) -> Span {
         let span = match broker {
-            None => self.trace.span(SpanKind::Internal, end.name()),
-            Some(broker) => self.end_on(end, broker),
+            None => self.trace.span(SpanKind::Internal, settlement.name()),
+            Some(broker) => self.settlement_span(settlement, broker),
         };
         self.trace = span.context().clone();
         span
     }
 
-    fn end_on(&self, end: Settlement, broker: &SpanNames) -> Span {
+    fn settlement_span(&self, settlement: Settlement, broker: &SpanNames) -> Span {
         let consumed = broker.consumed(self.queue);
         let settle = |name| MessagingOperation {
             kind: OperationType::Settle,
@@ -198,22 +208,23 @@ impl Message {
             routing_key,
             is_temporary,
         };
-        let dead_letter = send(Settlement::DeadLetter.name(), broker.dead_exchange.as_str(), "", false);
-        let operation = match end {
+        let dead_letter =
+            send(Settlement::DeadLetter.name(), broker.dead_exchange.as_str(), "", false);
+        let operation = match settlement {
             // The name of a reply queue is left out, because with it any client could publish replies.
             Settlement::Reply if self.reply_address.reply_to.is_some() => {
-                send(end.name(), "amq.default", "", true)
+                send(settlement.name(), "amq.default", "", true)
             }
             Settlement::Reply => settle("ack"),
             // After the last retry a message becomes a dead letter.
             Settlement::Retry => broker
                 .retry_queues
                 .get(self.attempt as usize)
-                .map_or(dead_letter, |queue| send(end.name(), queue, queue, false)),
+                .map_or(dead_letter, |queue| send(settlement.name(), queue, queue, false)),
             Settlement::DeadLetter => dead_letter,
             Settlement::Requeue => settle("nack"),
         };
-        operation.begin(&self.trace, broker, self.id.as_str())
+        operation.start(&self.trace, broker, self.id.as_str())
     }
 }
 

@@ -17,15 +17,15 @@ use crate::telemetry::{Stage, Stages};
 /// Number of earlier deliveries after which a message is dead-lettered.
 ///
 /// It is well above the number that makes a message possible poison, because a quorum queue counts more than crashes:
-/// lost connections and, over AMQP 0-9-1, every nack, reject, recover and closed channel. RabbitMQ before 4.3 does so
-/// (rabbitmq-server pull request 15387); observed with 4.0.5.
+/// lost connections and, over AMQP 0-9-1, every nack, reject, recover and closed channel (RabbitMQ 4.0.5; a nack is not
+/// counted since 4.3, rabbitmq-server pull request 15387).
 const MAX_DELIVERIES: u32 = 8;
 
 /// Handles deliveries until `tasks` is stopped, then requeues deliveries that have not started. Deliveries in progress
 /// continue in `tasks`.
 pub async fn consume(worker: Arc<Worker>, mut consumer: Box<dyn Consumer>, tasks: Tasks) {
-    // One possible poison message at a time, concurrently with other messages. If the worker crashes, that message
-    // is the only candidate, and meanwhile it does not block the queues.
+    // One possible poison message at a time, concurrently with other messages. So a crash of the worker counts
+    // against one possible poison message only, and such messages do not block the queues.
     let possible_poison = Arc::new(Semaphore::new(1));
     let backoff = Arc::new(StoreBackoff::default());
     // Limits how many of the prefetched bulk rows are in progress, because a stop waits for those.
@@ -39,7 +39,7 @@ pub async fn consume(worker: Arc<Worker>, mut consumer: Box<dyn Consumer>, tasks
         };
         let Some(mut delivery) = delivery else { break };
         let message = delivery.message();
-        if message.maybe_poison() && worker.retries && is_first_suspicion(message) {
+        if message.maybe_poison() && worker.retries && is_first_bulk_attempt(message) {
             tasks.spawn(delivery.retry());
         } else if message.deliveries >= MAX_DELIVERIES && !message.is_expired() {
             tasks.spawn(delivery.dead_letter(DeadLetterReason::Poison));
@@ -71,11 +71,11 @@ pub async fn consume(worker: Arc<Worker>, mut consumer: Box<dyn Consumer>, tasks
     consumer.stop().await;
 }
 
-/// Whether a possible poison message is a bulk message that has not been retried yet.
+/// Whether a message is a bulk message that has not been retried yet. Possible poison is then retried once.
 ///
-/// It may only have been prefetched whenever a connection was lost, which the broker counts for hundreds of rows
-/// together. A retry resets its count and does not delay other messages. Interactive messages have no time for a retry.
-fn is_first_suspicion(message: &Message) -> bool {
+/// It need not have crashed a worker: a lost connection counts as a delivery of hundreds of prefetched rows. A retry
+/// resets the count and does not delay other messages. Interactive messages have no time for a retry.
+fn is_first_bulk_attempt(message: &Message) -> bool {
     message.queue == QueueKind::Bulk && message.attempt == 0
 }
 
@@ -84,9 +84,9 @@ async fn handle(
     worker: &Worker,
     delivery: &mut Delivery,
 ) -> (Result<Outcome, DeadLetterReason>, Stages) {
-    delivery.begin();
-    let log = delivery.span().log();
-    let (result, stages) = work(worker, delivery.message()).instrument(log).await;
+    delivery.start_span();
+    let log_span = delivery.span().log_span();
+    let (result, stages) = work(worker, delivery.message()).instrument(log_span).await;
     let span = delivery.span();
     span.set_text("muster.outcome", label(&result));
     if matches!(result, Err(_) | Ok(Outcome::Failed(_))) {
@@ -98,7 +98,7 @@ async fn handle(
 /// Handles a message and records the outcome in log and metrics.
 async fn work(worker: &Worker, message: &Message) -> (Result<Outcome, DeadLetterReason>, Stages) {
     let (started, mut stages) = (Instant::now(), Stages::default());
-    let _in_progress = worker.metrics.delivery_started(&message.held());
+    let _in_progress = worker.metrics.delivery_started(&message.log_fields());
     let result = worker.handle(message, &mut stages).await;
     stages.add(Stage::Work, started.elapsed());
     let outcome = label(&result);

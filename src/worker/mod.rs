@@ -99,7 +99,7 @@ impl Worker {
         message: &Message,
         stages: &mut Stages,
     ) -> Result<Outcome, DeadLetterReason> {
-        if message.waits_for.is_some_and(|time| time > self.expiration_max) {
+        if message.expiration.is_some_and(|time| time > self.expiration_max) {
             return Ok(self.expires_too_late());
         }
         if message.is_expired() {

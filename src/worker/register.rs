@@ -74,34 +74,35 @@ impl Worker {
             }
         };
         Ok(match checked {
-            Ok(candidate) if opened.as_ref().is_some_and(|opened| !opened.is_for(&candidate)) => {
+            Ok(signup) if opened.as_ref().is_some_and(|opened| !opened.is_for(&signup)) => {
                 return Err(bad_seal(message, "sealed for another user"));
             }
-            Ok(candidate) => {
-                let registered = self.register_valid(message, &candidate, stages).await;
+            Ok(signup) => {
+                let registered = self.register_valid(message, &signup, stages).await;
                 registered.unwrap_or_else(Outcome::from)
             }
             Err(errors) => Outcome::Rejected(Rejection { code: RejectionCode::Invalid, errors }),
         })
     }
 
+    /// Registers a user whose data satisfies the contract and the policy.
     async fn register_valid(
         &self,
         message: &Message,
-        candidate: &ValidSignup,
+        signup: &ValidSignup,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
-        let id = RegistrationId::derive(&message.origin, candidate.contract, &message.id);
+        let id = RegistrationId::derive(&message.origin, signup.contract, &message.id);
         let store = self.store(message.queue);
         // A hash costs as much as a thousand queries, so query first if the id may have been registered before.
-        let is_hashed = matches!(candidate.password, Password::Hashed(_));
+        let is_hashed = matches!(signup.password, Password::Hashed(_));
         if !is_hashed
             && message.needs_lookup()
-            && let Some(holder) = store.find_by_registration(&id).await?
+            && let Some(existing) = store.find_by_registration(&id).await?
         {
-            return self.replay(message, candidate, holder, stages).await;
+            return self.replay(message, signup, existing, stages).await;
         }
-        let hash = match &candidate.password {
+        let hash = match &signup.password {
             Password::Hashed(hash) => hash.expose_secret().to_owned(),
             Password::Clear(password) => {
                 tracing::debug!(
@@ -117,7 +118,7 @@ impl Worker {
         if message.is_expired() {
             return Err(FailureCode::Expired);
         }
-        let record = StoredUser::new(candidate, id.clone(), hash, self.clock.now());
+        let record = StoredUser::new(signup, id.clone(), hash, self.clock.now());
         let user = record.user.clone();
         let started = Instant::now();
         let inserted = message.trace.in_span("insert", store.insert(record.clone())).await;
@@ -125,12 +126,12 @@ impl Worker {
         match inserted {
             Ok(InsertOutcome::Inserted) => Ok(self.created(message, user)),
             Ok(InsertOutcome::Conflict) => {
-                self.resolve_conflict(message, candidate, &record, stages).await
+                self.resolve_conflict(message, signup, &record, stages).await
             }
             // After an error the user may have been stored nevertheless.
             Err(StoreError) => match store.find_by_registration(&id).await? {
-                Some(holder) if holder.user.id == user.id => Ok(self.created(message, user)),
-                Some(holder) => self.replay(message, candidate, holder, stages).await,
+                Some(existing) if existing.user.id == user.id => Ok(self.created(message, user)),
+                Some(existing) => self.replay(message, signup, existing, stages).await,
                 None => Err(FailureCode::StoreUnavailable),
             },
         }
@@ -143,13 +144,13 @@ impl Worker {
 
     /// Returns the outcome after a unique index rejected the user.
     ///
-    /// The conflicting user is the one of this registration, stored by an earlier delivery, or another user. It may
-    /// not be visible yet, while a majority has not acknowledged its write; then the queries are repeated until the
-    /// deadline. Or the index belongs to another program.
+    /// There are four cases. An earlier delivery stored the user of this registration. Or another user has the name or
+    /// the address. Or the index or its document is another program's. Or the conflicting user is not visible yet,
+    /// because a majority has not acknowledged its write: then the queries are repeated until the deadline.
     async fn resolve_conflict(
         &self,
         message: &Message,
-        candidate: &ValidSignup,
+        signup: &ValidSignup,
         record: &StoredUser,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
@@ -158,13 +159,13 @@ impl Worker {
         loop {
             // In this order: if the conflicting user is that of this registration and becomes visible only now,
             // the second query finds it.
-            let email_key = candidate.email.as_ref().map(|email| email.key());
-            let conflicts = store.find_conflicts(candidate.username.as_deref(), email_key).await?;
-            if let Some(holder) = store.find_by_registration(&record.registration_id).await? {
-                return self.replay(message, candidate, holder, stages).await;
+            let email_key = signup.email.as_ref().map(|email| email.key());
+            let conflicts = store.find_conflicts(signup.username.as_deref(), email_key).await?;
+            if let Some(existing) = store.find_by_registration(&record.registration_id).await? {
+                return self.replay(message, signup, existing, stages).await;
             }
             if conflicts != Conflicts::default() {
-                return self.duplicate(message, candidate, conflicts, stages).await;
+                return self.duplicate(message, signup, conflicts, stages).await;
             }
             if let Some(index) = store.find_foreign_index(record).await? {
                 if let Some(field) = index.duplicate {
@@ -185,14 +186,14 @@ impl Worker {
     async fn replay(
         &self,
         message: &Message,
-        candidate: &ValidSignup,
-        holder: StoredUser,
+        signup: &ValidSignup,
+        existing: StoredUser,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
-        if !self.is_same_person(message, candidate, &holder, stages).await? {
+        if !self.is_same_request(message, signup, &existing, stages).await? {
             return Ok(RejectionCode::KeyReused.into());
         }
-        let user = holder.user;
+        let user = existing.user;
         let token =
             if message.queue == QueueKind::Bulk { None } else { self.signer.sign_replay(&user) };
         Ok(Outcome::Registered { user, token, replayed: true, by_other_registration: false })
@@ -200,65 +201,65 @@ impl Worker {
 
     /// Returns the outcome if another registration has the name or the address.
     ///
-    /// Usually that is a duplicate. But if the message came through a front and the other registration is more recent
-    /// than the replay window, it may be the same person: a page without idempotency keys was reloaded, or its button
-    /// was clicked twice. The same user data and password then get the first success again.
+    /// Usually that is a duplicate. But if the message came through a front and the other registration is within the
+    /// replay window, it may be a repeated request: a page without idempotency keys was reloaded, or its button was
+    /// clicked twice. If user data and password are the same, the outcome is the first success again.
     async fn duplicate(
         &self,
         message: &Message,
-        candidate: &ValidSignup,
+        signup: &ValidSignup,
         conflicts: Conflicts,
         stages: &mut Stages,
     ) -> Result<Outcome, FailureCode> {
-        let Some(holder) = self.recent_holder(message, &conflicts) else {
+        let Some(existing) = self.recent_duplicate(message, &conflicts) else {
             return Ok(conflicts.into());
         };
-        if !self.is_same_person(message, candidate, holder, stages).await? {
+        if !self.is_same_request(message, signup, existing, stages).await? {
             return Ok(conflicts.into());
         }
-        let user = holder.user.clone();
+        let user = existing.user.clone();
         let token = self.signer.sign_replay(&user);
         Ok(Outcome::Registered { user, token, replayed: true, by_other_registration: true })
     }
 
     /// Returns the conflicting user who is within the replay window. Returns `None` if the window does not apply to
     /// this message.
-    fn recent_holder<'a>(
+    fn recent_duplicate<'a>(
         &self,
         message: &Message,
         conflicts: &'a Conflicts,
     ) -> Option<&'a StoredUser> {
         let window = self.replay_window.filter(|_| message.is_from_front())?;
         let now = self.clock.now();
-        let mut holders = conflicts.username.iter().chain(&conflicts.email);
+        let mut duplicates = conflicts.username.iter().chain(&conflicts.email);
         // The absolute difference, because the clocks of workers differ.
-        holders.find(|holder| {
-            let age = now.0.abs_diff(holder.user.created_at.0);
+        duplicates.find(|existing| {
+            let age = now.0.abs_diff(existing.user.created_at.0);
             Duration::from_millis(age) <= window
         })
     }
 
     /// Whether a signup has the same user data and password as a stored user. Verifies the password in any case, so
     /// that the response time does not reveal which of them differs.
-    async fn is_same_person(
+    async fn is_same_request(
         &self,
         message: &Message,
-        candidate: &ValidSignup,
-        holder: &StoredUser,
+        signup: &ValidSignup,
+        existing: &StoredUser,
         stages: &mut Stages,
     ) -> Result<bool, FailureCode> {
-        let (stored, priority) = (&holder.password_hash, priority(message.queue));
-        let same_password: bool = match &candidate.password {
+        let (stored_hash, priority) = (&existing.password_hash, priority(message.queue));
+        let same_password: bool = match &signup.password {
             Password::Hashed(hash) => {
-                hash.expose_secret().as_bytes().ct_eq(stored.as_bytes()).into()
+                hash.expose_secret().as_bytes().ct_eq(stored_hash.as_bytes()).into()
             }
             Password::Clear(password) => {
                 let verified =
-                    self.hash_pool.verify(password, stored, priority, message.expires).await?;
+                    self.hash_pool.verify(password, stored_hash, priority, message.expires).await?;
                 record_times(message, stages, verified)
             }
         };
-        Ok(same_password && holder.fingerprint == candidate.fingerprint())
+        Ok(same_password && existing.fingerprint == signup.fingerprint())
     }
 }
 
@@ -281,7 +282,7 @@ fn bad_seal(message: &Message, reason: &'static str) -> DeadLetterReason {
     DeadLetterReason::BadSeal
 }
 
-fn class(queue: QueueKind) -> Priority {
+fn priority(queue: QueueKind) -> Priority {
     match queue {
         QueueKind::Interactive | QueueKind::Profile => Priority::Interactive,
         QueueKind::Bulk => Priority::Bulk,

@@ -1,6 +1,6 @@
-//! Acks of one channel, gathered: those that come together and leave no older delivery open are one
-//! frame, and one command for the queue behind it, instead of one each. Nobody is held back for it. A
-//! delivery that is never settled stays with the broker; no ack of a newer one covers it.
+//! Batches the acks of a channel. Acks that arrive together are sent as one `basic.ack` with `multiple`, up to the oldest
+//! unsettled delivery. That is one frame and one command of the quorum queue instead of one for each delivery. No ack waits
+//! for others. An ack never covers an unsettled delivery.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,29 +14,29 @@ use lapin::{Acker, Channel};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-/// Longest wait for an ack to be written: on a connection that is gone it may never be answered.
-const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
-/// Most acks gathered at once. A prefetch is no larger.
-const GATHERED: usize = 2000;
+/// Longest wait for an ack to be written. On a lost connection lapin may never complete it (4.12.3; no issue filed).
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most acks in a batch. A prefetch is not larger.
+const BATCH_MAX: usize = 2000;
 
 /// The acks of a channel.
 #[derive(Clone)]
 pub(super) struct Acks {
-    open: Arc<Open>,
-    settled: mpsc::UnboundedSender<Settled>,
+    unsettled: Arc<UnsettledTags>,
+    pending: mpsc::UnboundedSender<PendingAck>,
 }
 
-/// Tags that were delivered and are not yet acked or returned.
+/// Tags of the unsettled deliveries.
 #[derive(Default)]
-struct Open(Mutex<BTreeSet<DeliveryTag>>);
+struct UnsettledTags(Mutex<BTreeSet<DeliveryTag>>);
 
-/// A delivery whose ack is to be written.
-struct Settled {
+/// An ack to be written.
+struct PendingAck {
     tag: DeliveryTag,
     written: oneshot::Sender<()>,
 }
 
-/// The one ack of a delivery.
+/// Acks or requeues one delivery.
 pub(super) struct Ack {
     tag: DeliveryTag,
     acker: Acker,
@@ -44,110 +44,123 @@ pub(super) struct Ack {
 }
 
 impl Acks {
-    /// Starts gathering; ends with the last ack.
+    /// Starts the task that writes the acks of a channel. It ends when the last [`Ack`] and all clones are dropped.
     pub(super) fn of(channel: Channel) -> Self {
-        let (settled, gathered) = mpsc::unbounded_channel();
-        let open = Arc::new(Open::default());
-        tokio::spawn(write(channel, open.clone(), gathered));
-        Self { open, settled }
+        let (pending, receiver) = mpsc::unbounded_channel();
+        let unsettled = Arc::new(UnsettledTags::default());
+        tokio::spawn(write(channel, unsettled.clone(), receiver));
+        Self { unsettled, pending }
     }
 
-    /// Whether every delivery of the channel is acked or returned.
+    /// Whether every delivery of the channel is settled.
     pub(super) fn are_settled(&self) -> bool {
-        self.open.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.unsettled.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// The ack of a delivery. Deliveries MUST come here in the order in which the channel gave them.
+    /// Registers a delivery. MUST be called in the order in which the channel delivered.
     pub(super) fn delivered(&self, received: &Received) -> Ack {
-        self.open.add(received.delivery_tag);
+        self.unsettled.add(received.delivery_tag);
         Ack { tag: received.delivery_tag, acker: received.acker.clone(), acks: self.clone() }
     }
 }
 
 impl Ack {
-    /// Whether there is still a connection to settle it on.
+    /// Whether the channel is still open.
     pub(super) fn usable(&self) -> bool {
         self.acker.usable()
     }
 
-    /// Acks, and returns when that is written. An ack that cannot be written means a lost connection:
-    /// the broker delivers anew, and the registration is recognised by its id.
+    /// Acks the delivery and waits until the ack is written. If it cannot be written the connection is lost: the broker
+    /// redelivers the message, and the worker recognises the registration by its id.
     pub(super) async fn ack(&self) {
         let (written, done) = oneshot::channel();
-        let settled = Settled { tag: self.tag, written };
-        if self.acks.settled.send(settled).is_err() || timeout(WRITTEN_WITHIN, done).await.is_err()
-        {
-            tracing::debug!("an ack was not written in time");
+        let pending = PendingAck { tag: self.tag, written };
+        if self.acks.pending.send(pending).is_err() || timeout(WRITE_TIMEOUT, done).await.is_err() {
+            tracing::debug!(
+                event = "ack_timeout",
+                tag = self.tag,
+                "an ack was not written within 5 s"
+            );
         }
     }
 
-    /// Returns the delivery to its queue. Open until that is written, so that no ack covers it.
-    pub(super) async fn hand_back(&self) {
+    /// Requeues the delivery. Its tag counts as unsettled until the nack is written, so that no ack covers it.
+    pub(super) async fn requeue(&self) {
         let options = BasicNackOptions { requeue: true, multiple: false };
-        match timeout(WRITTEN_WITHIN, self.acker.nack(options)).await {
-            Ok(Ok(_)) => self.acks.open.remove([self.tag]),
+        match timeout(WRITE_TIMEOUT, self.acker.nack(options)).await {
+            Ok(Ok(_)) => self.acks.unsettled.remove([self.tag]),
             Ok(Err(error)) => {
-                tracing::debug!(%error, "a delivery was not handed back; its connection is gone");
+                tracing::debug!(event = "requeue_failed", tag = self.tag, %error, "requeueing a delivery failed");
             }
-            Err(_) => tracing::debug!("a delivery was not handed back in time"),
+            Err(_) => {
+                tracing::debug!(
+                    event = "requeue_timeout",
+                    tag = self.tag,
+                    "a nack was not written within 5 s"
+                );
+            }
         }
     }
 }
 
-impl Open {
+impl UnsettledTags {
     fn add(&self, tag: DeliveryTag) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(tag);
     }
 
     fn remove(&self, tags: impl IntoIterator<Item = DeliveryTag>) {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unsettled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for tag in tags {
-            open.remove(&tag);
+            unsettled.remove(&tag);
         }
     }
 
-    /// Takes out what is settled, and says how to ack it: the newest tag of those that one ack covers, if
-    /// there are any, and the others, which have an older delivery open before them.
+    /// Removes settled tags. Returns the tag for one ack with `multiple`, if there is one, and the tags that need an ack of
+    /// their own, because an older delivery is unsettled.
     fn settle(
         &self,
         tags: impl Iterator<Item = DeliveryTag>,
     ) -> (Option<DeliveryTag>, Vec<DeliveryTag>) {
         let settled: BTreeSet<DeliveryTag> = tags.collect();
         self.remove(settled.iter().copied());
-        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest = open.first().copied().unwrap_or(DeliveryTag::MAX);
+        let unsettled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = unsettled.first().copied().unwrap_or(DeliveryTag::MAX);
         let (covered, single): (Vec<_>, Vec<_>) =
             settled.into_iter().partition(|tag| *tag < oldest);
         (covered.last().copied(), single)
     }
 }
 
-async fn write(channel: Channel, open: Arc<Open>, mut settled: mpsc::UnboundedReceiver<Settled>) {
-    let mut gathered = Vec::new();
-    while settled.recv_many(&mut gathered, GATHERED).await > 0 {
-        // What was stored together is settled together, so the next ones are just coming.
+async fn write(
+    channel: Channel,
+    unsettled: Arc<UnsettledTags>,
+    mut pending: mpsc::UnboundedReceiver<PendingAck>,
+) {
+    let mut batch = Vec::new();
+    while pending.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        // The store writes registrations in groups, so more acks of the same group are about to arrive.
         tokio::task::yield_now().await;
-        while gathered.len() < GATHERED
-            && let Ok(next) = settled.try_recv()
+        while batch.len() < BATCH_MAX
+            && let Ok(next) = pending.try_recv()
         {
-            gathered.push(next);
+            batch.push(next);
         }
-        let (covered, single) = open.settle(gathered.iter().map(|settled| settled.tag));
+        let (covered, single) = unsettled.settle(batch.iter().map(|ack| ack.tag));
         let acks = covered.map(|tag| (tag, true)).into_iter();
         let acks = acks.chain(single.into_iter().map(|tag| (tag, false)));
         let written = join_all(
             acks.map(|(tag, multiple)| channel.basic_ack(tag, BasicAckOptions { multiple })),
         );
-        match timeout(WRITTEN_WITHIN, written).await {
+        match timeout(WRITE_TIMEOUT, written).await {
             Ok(results) => {
                 if let Some(Err(error)) = results.into_iter().find(Result::is_err) {
-                    tracing::debug!(%error, "an ack was not written");
+                    tracing::debug!(event = "ack_failed", %error, "writing an ack failed");
                 }
             }
-            Err(_) => tracing::debug!("acks were not written in time"),
+            Err(_) => tracing::debug!(event = "ack_timeout", "acks were not written within 5 s"),
         }
-        for settled in gathered.drain(..) {
-            let _ = settled.written.send(());
+        for ack in batch.drain(..) {
+            let _ = ack.written.send(());
         }
     }
 }
@@ -157,15 +170,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_ack_covers_what_has_nothing_open_before_it() {
-        let open = Open::default();
-        (1..=10).for_each(|tag| open.add(tag));
-        assert_eq!(open.settle([2, 1, 3].into_iter()), (Some(3), vec![]));
-        assert_eq!(open.settle([6, 4, 7].into_iter()), (Some(4), vec![6, 7]), "5 is open");
-        open.remove([5]);
-        assert_eq!(open.settle([9].into_iter()), (None, vec![9]), "8 is open");
-        assert_eq!(open.settle([8, 10].into_iter()), (Some(10), vec![]));
-        open.add(11);
-        assert_eq!(open.settle(std::iter::empty()), (None, vec![]));
+    fn multiple_ack_ends_at_the_oldest_unsettled_delivery() {
+        let tags = UnsettledTags::default();
+        (1..=10).for_each(|tag| tags.add(tag));
+        assert_eq!(tags.settle([2, 1, 3].into_iter()), (Some(3), vec![]));
+        assert_eq!(tags.settle([6, 4, 7].into_iter()), (Some(4), vec![6, 7]), "5 is unsettled");
+        tags.remove([5]);
+        assert_eq!(tags.settle([9].into_iter()), (None, vec![9]), "8 is unsettled");
+        assert_eq!(tags.settle([8, 10].into_iter()), (Some(10), vec![]));
+        tags.add(11);
+        assert_eq!(tags.settle(std::iter::empty()), (None, vec![]));
     }
 }

@@ -1,5 +1,5 @@
-//! Whether the dead-letter queue has room: learnt from what the broker refuses, and from samples of the
-//! queue. `/ready` and `/status` show it as a warning; `settle` reports refusals, `known` samples.
+//! Warns in `/ready` and `/status` while the dead-letter queue is full. `settle` reports refused dead letters,
+//! `queue_stats` samples of the queue.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -8,58 +8,59 @@ use tokio::time::Instant;
 
 use crate::telemetry::Health;
 
-/// How long a refusal counts. A full queue refuses until it is down to 80 %, which no sample shows.
+/// How long the warning stays after a refused dead letter. A full quorum queue refuses messages until it is down to 80 %,
+/// so a sample does not show whether it accepts.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 
-/// The name of the warning.
+/// The key of the warning in `/ready`.
 const WARNING: &str = "deadLetters";
-const FULL: &str = "the dead-letter queue is full: bulk rows wait for room, and interactive messages \
-                    that would go there are dropped; see `muster dead list`";
+const FULL: &str = "the dead-letter queue is full: bulk rows wait until it accepts messages again, \
+                    interactive messages that become dead letters are dropped; see `muster dead-letters list`";
 
-/// Whether dead letters have room, for all parts of a process.
+/// The state of the dead-letter queue, shared by all parts of a process.
 #[derive(Default)]
 pub(super) struct DeadLetterCapacity {
     health: Health,
-    seen: Mutex<Seen>,
+    signs: Mutex<QueueFullSigns>,
 }
 
 #[derive(Default)]
-struct Seen {
-    refused: Option<Instant>,
-    sampled_full: bool,
+struct QueueFullSigns {
+    refused_at: Option<Instant>,
+    is_sampled_full: bool,
 }
 
 impl DeadLetterCapacity {
     /// Reports to `health`.
     pub(super) fn new(health: Health) -> Self {
-        Self { health, seen: Mutex::default() }
+        Self { health, signs: Mutex::default() }
     }
 
     /// The broker refused a dead letter.
     pub(super) fn refused(&self) {
-        self.learn(|seen| seen.refused = Some(Instant::now()));
+        self.update(|signs| signs.refused_at = Some(Instant::now()));
     }
 
-    /// The broker took a dead letter.
+    /// The broker confirmed a dead letter.
     pub(super) fn accepted(&self) {
-        self.learn(|seen| *seen = Seen::default());
+        self.update(|signs| *signs = QueueFullSigns::default());
     }
 
     /// The queue was sampled.
     pub(super) fn sampled(&self, is_full: bool) {
-        self.learn(|seen| seen.sampled_full = is_full);
+        self.update(|signs| signs.is_sampled_full = is_full);
     }
 
-    /// Time passed; called about once a second.
+    /// Removes an old warning. Called about once a second.
     pub(super) fn refresh(&self) {
-        self.learn(|_| {});
+        self.update(|_| {});
     }
 
-    fn learn(&self, change: impl FnOnce(&mut Seen)) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut seen);
-        let refused = seen.refused.is_some_and(|at| at.elapsed() < REFUSED_FOR);
-        self.health.warn(WARNING, (refused || seen.sampled_full).then_some(FULL));
+    fn update(&self, change: impl FnOnce(&mut QueueFullSigns)) {
+        let mut signs = self.signs.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut signs);
+        let is_refusing = signs.refused_at.is_some_and(|at| at.elapsed() < REFUSED_FOR);
+        self.health.warn(WARNING, (is_refusing || signs.is_sampled_full).then_some(FULL));
     }
 }
 
@@ -68,23 +69,23 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_warns_until_a_letter_is_taken_or_it_is_old() {
+    async fn refused_dead_letter_warns_until_one_is_accepted_or_a_minute_passes() {
         let health = Health::default();
-        let room = DeadLetterCapacity::new(health.clone());
+        let capacity = DeadLetterCapacity::new(health.clone());
         let warns = || health.warnings().contains_key(WARNING);
-        room.refresh();
+        capacity.refresh();
         assert!(!warns());
-        room.refused();
-        assert!(warns() && health.is_ready(), "a warning is no reason to be unready");
-        room.accepted();
+        capacity.refused();
+        assert!(warns() && health.is_ready(), "a warning does not make the process unready");
+        capacity.accepted();
         assert!(!warns());
-        room.refused();
+        capacity.refused();
         tokio::time::advance(REFUSED_FOR).await;
-        room.refresh();
+        capacity.refresh();
         assert!(!warns());
-        room.sampled(true);
+        capacity.sampled(true);
         assert!(warns());
-        room.sampled(false);
+        capacity.sampled(false);
         assert!(!warns());
     }
 }

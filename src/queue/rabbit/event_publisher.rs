@@ -1,23 +1,22 @@
-//! Announces outcomes on the events' exchange. Called between the reply and the ack, so that an event is
-//! confirmed before the message is gone; where it is not, the message comes again, is recognised by its
-//! id, and is announced then.
+//! Publishes events to the events exchange. Called between reply and ack, so that an event is confirmed before the message
+//! is acked. Without the confirm the message is redelivered, recognised by its id, and its event published then.
 
 use std::time::Duration;
 
 use super::amqp::{Outgoing, Publisher};
 use super::{Broker, properties};
+use crate::domain::Outcome;
 use crate::queue::Message;
 use crate::queue::events::Event;
-use crate::domain::Outcome;
 
-/// Between two attempts, while the broker refuses.
+/// Pause between two attempts while the broker refuses the event.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for a confirm before the event is published again.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Announces the outcome of a message, if it is to be. Whether the message may be acked now: not if the
-/// connection is gone without a confirm. An alarm of the broker's delays it; as long as a listener's queue
-/// is full and refuses more, this tries again and keeps the delivery.
+/// Publishes the event of an outcome, if there is one. Returns whether the message may be acked: not if the connection was
+/// lost before the confirm. Waits during an alarm. While a subscriber's queue is full it retries every second and the
+/// delivery stays unsettled.
 pub(super) async fn publish_event(
     broker: &Broker,
     publisher: &Publisher,
@@ -25,15 +24,17 @@ pub(super) async fn publish_event(
     outcome: &Outcome,
 ) -> bool {
     let now = broker.clock.now();
-    let Some(event) = Event::of(message, outcome, broker.settings.events, now) else { return true };
+    let Some(event) = Event::for_outcome(message, outcome, broker.settings.events, now) else {
+        return true;
+    };
     let mut span = broker.spans.publish_event(&message.trace, event.name(), event.id().as_str());
     let announcement = Outgoing {
         exchange: broker.names.events_exchange(),
         routing_key: event.name().to_owned(),
-        properties: properties::of_event(&event, now, span.context()),
+        properties: properties::for_event(&event, now, span.context()),
         body: serde_json::to_vec(&event).expect("an event is JSON").into(),
     };
-    let mut told = false;
+    let mut is_logged = false;
     loop {
         publisher.unblocked(None).await;
         match publisher.announce(announcement.clone(), CONFIRM_TIMEOUT).await {
@@ -44,13 +45,15 @@ pub(super) async fn publish_event(
             }
             Err(error) => {
                 broker.metrics.event_refused(event.name());
-                if !std::mem::replace(&mut told, true) {
+                if !std::mem::replace(&mut is_logged, true) {
                     tracing::warn!(
+                        event = "event_refused",
                         id = message.id.as_str(),
-                        event = event.name(),
+                        name = event.name(),
                         exchange = announcement.exchange,
                         %error,
-                        "an event is refused, so its message is held; is a queue bound there full?"
+                        "the broker refused an event, so its message stays unsettled; retrying every second; \
+                         check whether a queue bound to the exchange is full"
                     );
                 }
                 tokio::time::sleep(PAUSE).await;

@@ -1,5 +1,5 @@
-//! The names of the headers, and how they are read. Other systems write and read them, so none ever changes
-//! its meaning.
+//! Names of the AMQP headers, and typed access to them. Other systems read and write these headers, so no name ever
+//! changes its meaning.
 
 use std::borrow::Cow;
 
@@ -7,46 +7,46 @@ use lapin::types::{AMQPValue, FieldTable};
 
 /// The contract of the document.
 pub(super) const CONTRACT: &str = "contract";
-/// Milliseconds that were left when it was sent.
+/// Milliseconds left until the deadline when the message was sent.
 pub(super) const DEADLINE: &str = "deadline-ms";
-/// When it was sent, by the sender's clock.
+/// Time of sending by the sender's clock, in milliseconds since 1970.
 pub(super) const SENT_AT: &str = "sent-at-ms";
-/// That nothing can be registered under this id yet.
+/// Whether the message id is new, so that no user can be registered under it yet.
 pub(super) const NEW_KEY: &str = "new-key";
-/// The key of a sealed password.
+/// Id of the key that the password or token is sealed with.
 pub(super) const SEALED: &str = "sealed";
-/// How often muster has put a message back.
+/// Retries so far.
 pub(super) const ATTEMPT: &str = "attempt";
-/// Where a registration of muster's own accounts entered.
+/// Entry point of the registration; trusted accounts only.
 pub(super) const ENTRY_POINT: &str = "entry-point";
-/// Who published a message that muster put back.
+/// Account that first published a message that muster republished.
 pub(super) const PRODUCER: &str = "producer";
-/// Where the reply to a message goes that muster put back.
+/// Queue for the reply to a message that muster republished.
 pub(super) const REPLY_TO: &str = "reply-to";
 /// Registrations per second that the worker can process; a double.
 pub(super) const REGISTRATIONS_PER_SECOND: &str = "registrations-per-second";
-/// The threads on which it hashes them.
+/// Hashing threads of the worker.
 pub(super) const THREADS: &str = "threads";
-/// How long the stages at the worker took.
+/// Durations of the worker's stages, as in the HTTP header.
 pub(super) const SERVER_TIMING: &str = "server-timing";
-/// Why a message is a dead letter.
+/// Reason code of a dead letter.
 pub(super) const REASON: &str = "reason";
-/// What could not be read of it.
+/// Why an unreadable message could not be parsed.
 pub(super) const PARSE_ERROR: &str = "parse-error";
 /// The queue that the message was delivered from.
 pub(super) const QUEUE: &str = "queue";
-/// That its password is gone.
+/// Whether the dead letter lacks its password.
 pub(super) const PASSWORD_REMOVED: &str = "password-removed";
-/// How large the body was that is gone.
+/// Size of a body that was left out, in bytes.
 pub(super) const BODY_BYTES: &str = "body-bytes";
 
-/// What is wrong with a message's properties.
-pub(super) type Unreadable = Cow<'static, str>;
+/// Why the properties of a message are invalid.
+pub(super) type PropertyError = Cow<'static, str>;
 
-/// Headers as producers in several languages write them: numbers of any width.
-pub(super) struct Headers<'a>(pub(super) Option<&'a FieldTable>);
+/// MessageHeaders from producers in any language: strings of both kinds, integers of any width.
+pub(super) struct MessageHeaders<'a>(pub(super) Option<&'a FieldTable>);
 
-impl<'a> Headers<'a> {
+impl<'a> MessageHeaders<'a> {
     pub(super) fn get(&self, name: &str) -> Option<&'a AMQPValue> {
         self.0?.inner().get(name)
     }
@@ -87,18 +87,18 @@ impl<'a> Headers<'a> {
         matches!(self.get(name), Some(AMQPValue::Boolean(true)))
     }
 
-    /// As [`Self::text`]; an error if the header is there and is something else.
-    pub(super) fn typed_text(&self, name: &'static str) -> Result<Option<&'a str>, Unreadable> {
+    /// As [`Self::text`]; an error if the header has another type.
+    pub(super) fn typed_text(&self, name: &'static str) -> Result<Option<&'a str>, PropertyError> {
         self.typed(name, self.text(name), "UTF-8 text")
     }
 
-    /// As [`Self::number`]; an error if the header is there and is something else.
-    pub(super) fn typed_number(&self, name: &'static str) -> Result<Option<i64>, Unreadable> {
+    /// As [`Self::number`]; an error if the header has another type.
+    pub(super) fn typed_number(&self, name: &'static str) -> Result<Option<i64>, PropertyError> {
         self.typed(name, self.number(name), "a whole number")
     }
 
-    /// As [`Self::flag`]; an error if the header is there and is something else.
-    pub(super) fn typed_flag(&self, name: &'static str) -> Result<bool, Unreadable> {
+    /// As [`Self::flag`]; an error if the header has another type.
+    pub(super) fn typed_flag(&self, name: &'static str) -> Result<bool, PropertyError> {
         let flag = match self.get(name) {
             Some(AMQPValue::Boolean(flag)) => Some(*flag),
             _ => None,
@@ -111,7 +111,7 @@ impl<'a> Headers<'a> {
         name: &'static str,
         value: Option<T>,
         expected: &str,
-    ) -> Result<Option<T>, Unreadable> {
+    ) -> Result<Option<T>, PropertyError> {
         match (value, self.get(name)) {
             (None, Some(other)) => {
                 Err(format!("{name}: expected {expected}, got {}", type_name(other)).into())
@@ -121,7 +121,7 @@ impl<'a> Headers<'a> {
     }
 }
 
-/// The type of a header's value, in words.
+/// The type of a header value, for error texts.
 fn type_name(value: &AMQPValue) -> &'static str {
     match value {
         AMQPValue::Boolean(_) => "a boolean",

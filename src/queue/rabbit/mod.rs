@@ -1,7 +1,7 @@
-//! The queue on RabbitMQ 3.10 to 4.x.
+//! The RabbitMQ adapter, for RabbitMQ 3.10 to 4.x.
 //!
-//! Three rooms: `amqp` is the AMQP client, on lapin, and knows nothing of muster; here is muster's protocol,
-//! with the requesting end in `rpc_client` and the worker's in `consumer`; `admin` is what only commands use.
+//! `amqp` is the AMQP client, built on lapin; it does not depend on muster's messages. This module has muster's protocol:
+//! `rpc_client` for the front and the import, `consumer` for workers. `admin` is used by commands only.
 
 mod acks;
 pub mod admin;
@@ -39,20 +39,19 @@ use dead_letter_capacity::DeadLetterCapacity;
 use queue_stats::QueueStats;
 use topology::{Declared, Names};
 
-/// How long the start waits to hear whether the broker takes this user.
+/// How long the start waits for a connection that shows whether the broker accepts the account.
 const FIRST_TRY: Duration = Duration::from_secs(2);
 
-/// Seconds after which a silent connection counts as lost, unless the URL says otherwise.
+/// Heartbeat interval in seconds, unless the URL sets another.
 const HEARTBEAT: u16 = 5;
 
-/// For how long a queue is not declared whose declaration ended a connection.
+/// How long a queue is not declared after its declaration ended a connection.
 const SKIPPED_FOR: Duration = Duration::from_secs(30);
 
-/// Accounts for which a worker warns that they are not trusted.
+/// Most untrusted accounts that a process warns about.
 const WARNED_MAX: usize = 16;
 
-/// The modules of the client that log whole messages, with passwords and tokens in them, and what it logs in
-/// to the broker with.
+/// Modules of lapin that log message bodies, with passwords and tokens, or the broker's credentials. Never enabled.
 pub const NEVER_LOGGED: [&str; 5] = [
     "lapin::channels",
     "lapin::frames",
@@ -61,7 +60,7 @@ pub const NEVER_LOGGED: [&str; 5] = [
     "lapin::returned_messages",
 ];
 
-/// A queue on a broker.
+/// Queues on a RabbitMQ broker.
 pub struct Rabbit {
     broker: Arc<Broker>,
     stats: Arc<QueueStats>,
@@ -69,29 +68,32 @@ pub struct Rabbit {
     tasks: Tasks,
 }
 
-/// How to reach the broker, and what to find there.
+/// Addresses, names and settings of the broker, shared by all connections of a process.
 struct Broker {
     endpoints: Arc<Endpoints>,
     names: Names,
     spans: Arc<SpanNames>,
-    /// Seals the passwords of calls; none where they travel in clear.
+    /// Seals passwords and tokens; `None` if they are sent in clear.
     sealer: Option<Sealer>,
     settings: config::QueueSettings,
     clock: Clock,
     metrics: Arc<Metrics>,
-    /// How many dead letters their queue holds, as it is on the broker; 0 while that is not known.
+    /// `x-max-length` of the dead-letter queue on the broker; 0 if unknown.
     dead_letters_max: Arc<AtomicU32>,
     dead_letter_capacity: DeadLetterCapacity,
-    /// Queues that could not be declared, and why.
+    /// Queues that could not be declared, with the broker's reason.
     unavailable: Mutex<BTreeMap<String, String>>,
-    /// Queues that are not declared for a while, since when, and why.
+    /// Queues that are not declared for [`SKIPPED_FOR`], with the time and the broker's reason.
     skipped: Mutex<BTreeMap<String, (Instant, String)>>,
-    /// Where connections are closed in order, when nothing uses them any more.
+    /// Tasks that close connections which are no longer used.
     closing: Tasks,
 }
 
 impl Rabbit {
-    /// Reads the URL and connects once, so that bad credentials fail the start.
+    /// Parses the URL and connects once, so that bad credentials fail the start.
+    ///
+    /// # Errors
+    /// The URL or a TLS file is invalid, or the broker refuses the account. An unavailable broker is not an error.
     pub async fn open(
         url: &SecretString,
         settings: config::QueueSettings,
@@ -109,7 +111,7 @@ impl Rabbit {
             Ok(Err(error)) if error.is_refusal() => {
                 anyhow::bail!("queue.url (MUSTER_QUEUE): {}: {error}", broker.waiting_for())
             }
-            // Unavailable; both ends wait for it.
+            // The broker is unavailable. Client and consumer keep trying to connect.
             Ok(Err(_)) | Err(_) => {}
         }
         let stats = Arc::new(QueueStats::default());
@@ -132,7 +134,7 @@ impl Broker {
             Ok(uri)
         });
         let uris: Result<Vec<_>, String> = uris.collect();
-        let uris = uris.map_err(|wrong| anyhow::anyhow!("queue.url (MUSTER_QUEUE): {wrong}"))?;
+        let uris = uris.map_err(|error| anyhow::anyhow!("queue.url (MUSTER_QUEUE): {error}"))?;
         let names = Names::new(&settings.namespace);
         let endpoints = Arc::new(Endpoints::new(uris, tls::load(&settings)?));
         let spans = Arc::new(names.for_spans(endpoints.first(), &settings));
@@ -154,17 +156,17 @@ impl Broker {
         })
     }
 
-    /// The broker and its addresses, for people.
+    /// The broker and its addresses, for messages to operators.
     fn waiting_for(&self) -> String {
         format!("RabbitMQ at {}", self.endpoints.names())
     }
 
-    /// Connects; `purpose` tells the connections apart in the broker's list.
+    /// Connects. `purpose` is part of the connection's name in the broker's list.
     async fn connect(&self, purpose: &str) -> Result<Connection, ConnectionError> {
         self.connect_elsewhere(purpose, None).await
     }
 
-    /// As [`Self::connect`], at another address than this one.
+    /// As [`Self::connect`], but not to the address `avoid`.
     async fn connect_elsewhere(
         &self,
         purpose: &str,
@@ -173,16 +175,19 @@ impl Broker {
         Connection::open(&self.endpoints, &format!("muster {purpose}"), avoid).await
     }
 
-    /// Binds all queues, because a binding may have been removed.
+    /// Binds all queues again, because an operator may have removed a binding.
     async fn bind(&self, connection: &Connection) {
         topology::bind(connection.client(), &self.names, &self.settings).await;
     }
 
-    /// Declares everything that every process needs. Returns the names of the queues that cannot be used at
-    /// present, and why.
+    /// Declares all exchanges and queues. Returns the queues that are unavailable, with the broker's reason.
     ///
-    /// A queue whose declaration ends the connection is left out for a while, so that it does not keep the others
-    /// away: a cluster without a majority of its metadata store answers so (541, RabbitMQ 4.0.5).
+    /// If the declaration of a queue ends the connection, that queue is skipped for [`SKIPPED_FOR`], so that it does not
+    /// block the others. A cluster without a majority of its metadata store does that (541 INTERNAL_ERROR, RabbitMQ 4.0.5;
+    /// no issue filed).
+    ///
+    /// # Errors
+    /// The exchanges cannot be declared, or the connection was lost.
     async fn declare(
         &self,
         connection: &Connection,
@@ -199,14 +204,14 @@ impl Broker {
         Ok(unavailable)
     }
 
-    /// Queues that are not declared at present, and why.
+    /// Queues that are currently not declared, with the broker's reason.
     fn skipped(&self) -> BTreeMap<String, String> {
         let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
         skipped.retain(|_, (since, _)| since.elapsed() < SKIPPED_FOR);
         skipped.iter().map(|(queue, (_, reason))| (queue.clone(), reason.clone())).collect()
     }
 
-    /// Leaves out the queues that an error of the whole connection names.
+    /// Skips the queues that are named in an error that ended the connection.
     fn skip(&self, unavailable: &BTreeMap<String, String>) {
         let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
         let named = |(queue, reason): &(&String, &String)| reason.contains(&format!("'{queue}'"));
@@ -215,7 +220,7 @@ impl Broker {
         }
     }
 
-    /// Logs queues that cannot be declared, when that is news.
+    /// Logs queues that became unavailable or available.
     fn log_unavailable(&self, unavailable: &BTreeMap<String, String>) {
         let mut logged = self.unavailable.lock().unwrap_or_else(PoisonError::into_inner);
         for (queue, reason) in unavailable {
@@ -224,22 +229,22 @@ impl Broker {
                     event = "queue_unavailable",
                     queue,
                     reason,
-                    "a queue cannot be declared; what needs it waits, everything else goes on"
+                    "declaring a queue failed; messages for it wait, the other queues are not affected"
                 );
             }
         }
         for queue in logged.keys().filter(|queue| !unavailable.contains_key(*queue)) {
-            tracing::info!(event = "queue_available", queue, "a queue can be used again");
+            tracing::info!(event = "queue_available", queue, "a queue is available again");
         }
         logged.clone_from(unavailable);
     }
 
-    /// The name under which this process is known to the broker.
+    /// The broker account of this process.
     fn username(&self) -> &str {
         self.endpoints.username()
     }
 
-    /// Whether a broker-validated account is one of muster's own, whose headers are believed.
+    /// Whether a broker-validated account belongs to muster, so that its headers are trusted.
     fn is_own_account(&self, account: &str) -> bool {
         !account.is_empty()
             && (account == self.username()
@@ -248,8 +253,8 @@ impl Broker {
 }
 
 impl Broker {
-    /// Warns once of each account that asks for replies on a front's queue and is not trusted, because its
-    /// registrations count as another system's. At most [`WARNED_MAX`] accounts, since producers choose theirs.
+    /// Warns once about each untrusted account that expects replies on a front's reply queue. Its registrations count as
+    /// those of another system. Limited to [`WARNED_MAX`] accounts.
     fn warn_of_untrusted_front(&self, account: &str) {
         static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
         let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -257,9 +262,9 @@ impl Broker {
             tracing::warn!(
                 event = "untrusted_front",
                 account,
-                "this account publishes like a front and is not trusted: its registrations count as another \
-                 system's; if it is a front's, name it in queue.trusted_accounts (MUSTER_QUEUE_TRUSTED_ACCOUNTS) of \
-                 every worker"
+                "an untrusted account publishes registrations with a front's reply queue; they count as another \
+                 system's; if a front uses this account, add it to queue.trusted_accounts \
+                 (MUSTER_QUEUE_TRUSTED_ACCOUNTS) of every worker"
             );
         }
     }
@@ -276,13 +281,13 @@ impl MessageQueue for Rabbit {
         rpc_client::start(self.broker.clone(), &self.health, self.stats.clone(), &self.tasks)
     }
 
-    fn consumer(&self, prefetch: Prefetch, pace: ReadCapacity) -> Box<dyn Consumer> {
+    fn consumer(&self, prefetch: Prefetch, capacity: ReadCapacity) -> Box<dyn Consumer> {
         consumer::start(
             self.broker.clone(),
             prefetch,
-            pace,
+            capacity,
             self.stats.clone(),
-            QueueKind::ALL.map(|door| self.health.component(door.as_str())),
+            QueueKind::ALL.map(|queue| self.health.component(queue.as_str())),
             &self.tasks,
         )
     }
@@ -304,7 +309,7 @@ mod tests {
             (broker.names.retry_queue(Duration::from_secs(1)), broker.names.queue(QueueKind::Bulk));
         let reason =
             format!("INTERNAL_ERROR - Cannot declare quorum queue '{retry}': cluster_not_formed");
-        // Every declaration under way reports the error that ended the connection.
+        // Every pending declaration reports the error that ended the connection.
         broker.skip(&BTreeMap::from([(bulk, reason.clone()), (retry.clone(), reason.clone())]));
         assert_eq!(broker.skipped(), BTreeMap::from([(retry, reason)]));
         tokio::time::advance(SKIPPED_FOR).await;

@@ -1,5 +1,5 @@
-//! Probes of the interactive queue: messages without a body that register nothing. Their confirms show that the
-//! broker has the majority of its cluster; a front's probe may also ask a worker for a reply.
+//! Probes: messages without a body that register nothing. Their confirms show that the node has a majority of its cluster.
+//! A front's probe may also request a reply from a worker.
 
 use std::time::Duration;
 
@@ -16,26 +16,31 @@ use crate::queue::QueueKind;
 
 /// The `type` of a probe and of the reply to it.
 const PROBE: &str = "probe";
-/// Milliseconds that a probe for a worker waits in its queue.
+/// Expiration of a probe that requests a reply, in milliseconds.
 const PROBE_TTL: u32 = 5_000;
 
-/// Between two probes.
+/// Interval between two probes.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
-/// A confirm that takes longer shows that the broker has no majority of its cluster, or is stuck.
+/// A confirm that takes longer shows that the node has no majority of its cluster, or is frozen.
 pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
-/// As [`CONFIRM_TIMEOUT`], for the first message of a connection to one of several hosts. One that is published before
-/// the queue has elected a leader may never be confirmed, and a new attempt is confirmed at once.
+/// As [`CONFIRM_TIMEOUT`], for the first probe of a connection to one of several hosts. A message that is published before
+/// the queue has elected a leader may never be confirmed (RabbitMQ 4.0.5; no issue filed). A new attempt is confirmed
+/// immediately.
 const FIRST_CONFIRM_TIMEOUT: Duration = Duration::from_millis(1500);
-/// How long a connection to the only host may confirm nothing: a new one may lead nowhere else.
+/// As [`CONFIRM_TIMEOUT`], for a single host: there is no other to connect to.
 const CONFIRM_TIMEOUT_OF_ONE: Duration = Duration::from_secs(15);
 
-/// How long probes may stay unconfirmed before the connection is given up.
+/// How long probes may stay unconfirmed before the connection is closed.
 pub(super) fn confirm_timeout(broker: &Broker) -> Duration {
     if broker.endpoints.are_several() { CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE }
 }
 
-/// Waits until the broker confirms a probe on a new connection: on a node without a majority everything else succeeds.
-/// Under an alarm it need not. Before the queues are declared, because while they elect leaders that takes seconds.
+/// Waits until the broker confirms a probe on a new connection. On a node without a majority only confirms fail. During an
+/// alarm no confirm is required. Called before the queues are declared, because a declaration takes seconds while leaders
+/// are elected.
+///
+/// # Errors
+/// [`ConnectionError::Unconfirmed`] after the timeout; the address then counts as failed.
 pub(super) async fn require_confirm(
     broker: &Broker,
     connection: &Connection,
@@ -58,13 +63,17 @@ pub(super) async fn require_confirm(
     Err(ConnectionError::Unconfirmed)
 }
 
-/// The queue for the next probe. Behind a backlog a probe would wait and count as a registration, because a quorum
-/// queue drops what has expired at its head alone; then the profile queue takes it.
+/// The queue for the next probe: interactive, or profile if the interactive queue has a backlog. A quorum queue drops
+/// expired messages only at its head, so behind a backlog a probe would wait and count as a registration.
 pub(super) fn queue(stats: &QueueStats) -> QueueKind {
-    if stats.is_backlogged(QueueKind::Interactive) { QueueKind::Profile } else { QueueKind::Interactive }
+    if stats.is_backlogged(QueueKind::Interactive) {
+        QueueKind::Profile
+    } else {
+        QueueKind::Interactive
+    }
 }
 
-/// Probes every second. Resolves when the broker confirms nothing any more.
+/// Probes every second. Resolves when confirms are overdue.
 pub(super) async fn unconfirmed(
     broker: &Broker,
     publisher: &Publisher,
@@ -93,8 +102,8 @@ fn message(broker: &Broker, queue: QueueKind) -> Outgoing {
     }
 }
 
-/// The properties of a front's probe of the interactive queue. With a reply queue it asks a worker for a reply;
-/// without, it is dropped as soon as the queue has confirmed it, unless a worker happens to take it.
+/// Properties of a probe. With `reply_to` a worker replies to it. Without, it expires immediately after the confirm, unless
+/// a worker receives it first.
 pub(super) fn properties(reply_to: Option<&str>) -> BasicProperties {
     let properties =
         BasicProperties::default().with_type(PROBE.into()).with_delivery_mode(TRANSIENT);
@@ -112,7 +121,7 @@ pub(super) fn is_probe(properties: &BasicProperties) -> bool {
     properties.kind().as_ref().is_some_and(|kind| kind.as_str() == PROBE)
 }
 
-/// Where to send the reply to a probe, and its properties. Only a front's own reply queue is answered.
+/// The queue and the properties of the reply to a probe; `None` if its `reply_to` is not a front's reply queue.
 pub(super) fn reply(probe: &BasicProperties, broker: &Broker) -> Option<(String, BasicProperties)> {
     let reply_to = probe.reply_to().as_ref()?.as_str();
     let is_allowed =

@@ -1,4 +1,5 @@
-//! A message's AMQP properties: written from a white-list, read with suspicion.
+//! Converts messages to AMQP properties and back. Republished messages get only allow-listed properties; received
+//! properties are validated, and those that identify muster are trusted only under muster's own accounts.
 
 use std::time::Duration;
 
@@ -8,52 +9,54 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 use tokio::time::Instant;
 
-use super::header::{self, Headers, Unreadable};
+use super::header::{self, MessageHeaders, PropertyError};
 use super::{Broker, amqp};
-use crate::queue::age::{Ages, Sender, MessageTimes};
-use crate::queue::events::Event;
-use crate::queue::{RpcRequest, QueueKind, MessageKind, Message, WorkerCapacity, DeadLetterReason, BulkRow, ReplyAddress};
 use crate::domain::{MessageId, Millis, Origin};
+use crate::queue::age::{Ages, MessageTimes, Sender};
+use crate::queue::events::Event;
+use crate::queue::{
+    BulkRow, DeadLetterReason, Message, MessageKind, QueueKind, ReplyAddress, RpcRequest,
+    WorkerCapacity,
+};
 use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};
 use crate::telemetry::{Stages, TraceContext};
 
-/// How the names of RabbitMQ's direct reply-to pseudo-queues begin.
+/// Prefix of RabbitMQ's direct reply-to pseudo-queues.
 pub(super) const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
-/// Written to a broker's disk.
+/// Delivery mode 2.
 pub(super) const PERSISTENT: u8 = 2;
-/// Kept in memory only.
+/// Delivery mode 1.
 pub(super) const TRANSIENT: u8 = 1;
-/// Longest name of a queue, in bytes: an AMQP short string. A header could hold a longer one.
+/// Longest name of a queue in bytes (an AMQP short string). The header `reply-to` could contain a longer one.
 pub(super) const NAME_MAX: usize = 255;
 pub(super) const JSON: &str = "application/json";
 
 /// The `type` of a reply.
 pub(super) const REPLY: &str = "outcome";
-/// Longest name of a key, in bytes. Ours have 16; a longer one could only be a mistake.
+/// Longest key id in bytes. Ids made by `muster keygen` have 16.
 pub(super) const KEY_ID_MAX: usize = 64;
-/// Most bytes of a body. A worker holds hundreds of them.
+/// Largest body in bytes. A worker holds hundreds of bodies.
 const BODY_MAX: usize = 256 << 10;
 
-/// Under which account something is published, and where its reply goes.
+/// The account of the publisher and the destination of the reply.
 #[derive(Clone, Copy)]
 pub(super) struct Envelope<'a> {
-    /// The name of this process's account, for which the broker vouches: the entry point in the headers is
-    /// believed for it.
+    /// The account of this process, as `user_id`. The broker validates it, so workers trust the entry point.
     pub(super) username: &'a str,
     pub(super) reply_to: &'a str,
     pub(super) correlation_id: &'a str,
 }
 
-/// The properties of a call that is sent now, its password sealed with the key of this id.
-pub(super) fn of_call(
-    call: &RpcRequest,
+/// Properties of a request that is published now. `sealed` is the id of the key that its password or token is sealed with.
+pub(super) fn for_request(
+    request: &RpcRequest,
     envelope: Envelope<'_>,
     now_ms: i64,
     sealed: Option<&str>,
 ) -> BasicProperties {
-    let left = call.deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
+    let left = request.deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
     let mut headers = FieldTable::default();
-    let mode = match call.kind {
+    let mode = match request.kind {
         MessageKind::Register(contract) => {
             put_text(&mut headers, header::CONTRACT, contract.as_str());
             PERSISTENT
@@ -66,15 +69,15 @@ pub(super) fn of_call(
     if let Some(key_id) = sealed {
         put_text(&mut headers, header::SEALED, key_id);
     }
-    if call.new_key {
+    if request.new_key {
         headers.insert(header::NEW_KEY.into(), AMQPValue::Boolean(true));
     }
-    put_trace(&mut headers, &call.trace);
+    put_trace(&mut headers, &request.trace);
     BasicProperties::default()
-        .with_type(call.kind.as_str().into())
+        .with_type(request.kind.as_str().into())
         .with_content_type(JSON.into())
         .with_delivery_mode(mode)
-        .with_message_id(call.id.as_str().into())
+        .with_message_id(request.id.as_str().into())
         .with_user_id(envelope.username.into())
         .with_correlation_id(envelope.correlation_id.into())
         .with_reply_to(envelope.reply_to.into())
@@ -82,8 +85,8 @@ pub(super) fn of_call(
         .with_headers(headers)
 }
 
-/// The properties of a bulk row that is sent now. It never expires: a backlog may be hours deep.
-pub(super) fn of_row(
+/// Properties of a bulk row. It has no expiration, because a backlog may last hours.
+pub(super) fn for_row(
     row: &BulkRow,
     new_key: bool,
     envelope: Envelope<'_>,
@@ -111,8 +114,12 @@ pub(super) fn of_row(
         .with_headers(headers)
 }
 
-/// The properties of a reply; it tells what its worker can do, and what took it how long.
-pub(super) fn of_reply(message: &Message, stages: &Stages, capacity: WorkerCapacity) -> BasicProperties {
+/// Properties of a reply, with the worker's capacity and the durations of its stages.
+pub(super) fn for_reply(
+    message: &Message,
+    stages: &Stages,
+    capacity: WorkerCapacity,
+) -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert(header::REGISTRATIONS_PER_SECOND.into(), AMQPValue::Double(capacity.per_second));
     put_number(&mut headers, header::THREADS, capacity.threads.into());
@@ -132,8 +139,8 @@ pub(super) fn of_reply(message: &Message, stages: &Stages, capacity: WorkerCapac
     }
 }
 
-/// The properties of an event that a message caused.
-pub(super) fn of_event(event: &Event, now: Millis, trace: &TraceContext) -> BasicProperties {
+/// Properties of an event.
+pub(super) fn for_event(event: &Event, now: Millis, trace: &TraceContext) -> BasicProperties {
     let mut headers = FieldTable::default();
     put_trace(&mut headers, trace);
     BasicProperties::default()
@@ -145,25 +152,25 @@ pub(super) fn of_event(event: &Event, now: Millis, trace: &TraceContext) -> Basi
         .with_timestamp(u64::try_from(now.seconds()).unwrap_or(0))
 }
 
-/// What the worker of a reply can do.
+/// The worker's capacity, from a reply; `None` if the rate is unknown.
 pub(super) fn capacity(reply: &BasicProperties) -> Option<WorkerCapacity> {
-    let headers = Headers(reply.headers().as_ref());
+    let headers = MessageHeaders(reply.headers().as_ref());
     let rate = headers.decimal(header::REGISTRATIONS_PER_SECOND).filter(|rate| *rate > 0.0)?;
-    // Older workers do not say how many threads they have.
+    // Older workers do not send the number of threads.
     let threads = headers.number(header::THREADS).and_then(|threads| threads.try_into().ok());
     Some(WorkerCapacity { per_second: rate, threads: threads.unwrap_or(0) })
 }
 
-/// How long the stages at the worker of a reply took.
+/// Durations of the worker's stages, from a reply.
 pub(super) fn stages(reply: &BasicProperties) -> Stages {
-    let told = Headers(reply.headers().as_ref()).text(header::SERVER_TIMING);
-    told.map(Stages::from_server_timing).unwrap_or_default()
+    let timing = MessageHeaders(reply.headers().as_ref()).text(header::SERVER_TIMING);
+    timing.map(Stages::from_server_timing).unwrap_or_default()
 }
 
-/// The properties of a message that is put back to be tried again. Sent under the worker's own
-/// user, which vouches for the producer's name and the reply queue in its headers.
-pub(super) fn of_retry(message: &Message, attempt: u32, username: &str) -> BasicProperties {
-    let mut headers = kept_headers(message, attempt);
+/// Properties of a message that is retried or requeued. Published under the worker's account, so that the producer's name
+/// and the reply queue in its headers are trusted.
+pub(super) fn for_retry(message: &Message, attempt: u32, username: &str) -> BasicProperties {
+    let mut headers = republished_headers(message, attempt);
     if let Some(key_id) = &message.sealed {
         put_text(&mut headers, header::SEALED, key_id);
     }
@@ -177,29 +184,29 @@ pub(super) fn of_retry(message: &Message, attempt: u32, username: &str) -> Basic
     }
 }
 
-/// The properties of a dead letter, in which the sealed password stayed or not. It replies to nobody.
-pub(super) fn of_dead(
+/// Properties of a dead letter. It has no `reply_to`. `keeps_sealed`: whether the body has the sealed password.
+pub(super) fn for_dead_letter(
     message: &Message,
     reason: DeadLetterReason,
-    sealed_stayed: bool,
+    keeps_sealed: bool,
     username: &str,
 ) -> BasicProperties {
-    let mut headers = kept_headers(message, message.attempt);
+    let mut headers = republished_headers(message, message.attempt);
     put_text(&mut headers, header::REASON, reason.as_str());
     put_text(&mut headers, header::QUEUE, message.queue.as_str());
-    headers.insert(header::PASSWORD_REMOVED.into(), AMQPValue::Boolean(!sealed_stayed));
-    if let Some(key_id) = message.sealed.as_ref().filter(|_| sealed_stayed) {
+    headers.insert(header::PASSWORD_REMOVED.into(), AMQPValue::Boolean(!keeps_sealed));
+    if let Some(key_id) = message.sealed.as_ref().filter(|_| keeps_sealed) {
         put_text(&mut headers, header::SEALED, key_id);
     }
     republished(message, headers).with_user_id(username.into())
 }
 
-/// The properties of a dead letter whose own cannot be read.
-pub(super) fn of_unreadable(door: QueueKind, what: &str, bytes: usize) -> BasicProperties {
+/// Properties of a dead letter whose original properties are unreadable.
+pub(super) fn for_unreadable(queue: QueueKind, what: &str, bytes: usize) -> BasicProperties {
     let mut headers = FieldTable::default();
     put_text(&mut headers, header::REASON, DeadLetterReason::Unreadable.as_str());
     put_text(&mut headers, header::PARSE_ERROR, what);
-    put_text(&mut headers, header::QUEUE, door.as_str());
+    put_text(&mut headers, header::QUEUE, queue.as_str());
     put_number(&mut headers, header::BODY_BYTES, i64::try_from(bytes).unwrap_or(i64::MAX));
     BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers)
 }
@@ -213,7 +220,7 @@ fn republished(message: &Message, headers: FieldTable) -> BasicProperties {
         .with_headers(headers)
 }
 
-fn kept_headers(message: &Message, attempt: u32) -> FieldTable {
+fn republished_headers(message: &Message, attempt: u32) -> FieldTable {
     let mut headers = FieldTable::default();
     if let MessageKind::Register(contract) = message.kind {
         put_text(&mut headers, header::CONTRACT, contract.as_str());
@@ -228,30 +235,32 @@ fn kept_headers(message: &Message, attempt: u32) -> FieldTable {
     headers
 }
 
-/// Reads a delivery from the queue of `door`, or says what is wrong with it. `backlogged`: whether messages
-/// waited in that queue lately.
+/// Reads a delivery from `queue`. `backlogged`: whether the last sample of that queue had ready messages.
+///
+/// # Errors
+/// Why the message is unreadable, without anything that its producer wrote.
 pub(super) fn read(
-    door: QueueKind,
+    queue: QueueKind,
     delivery: &Delivery,
     broker: &Broker,
     ages: &mut Ages,
     backlogged: bool,
-) -> Result<Message, Unreadable> {
+) -> Result<Message, PropertyError> {
     let properties = &delivery.properties;
     if let Some(what) = amqp::unreadable(properties) {
         return Err(what.into());
     }
-    let headers = Headers(properties.headers().as_ref());
+    let headers = MessageHeaders(properties.headers().as_ref());
     let account = properties.user_id().as_ref().map_or("", |user| user.as_str());
     let is_own = broker.is_own_account(account);
 
     let kind = match properties.kind().as_ref().map(|kind| kind.as_str()) {
-        Some("register") if door != QueueKind::Profile => {
+        Some("register") if queue != QueueKind::Profile => {
             let contract = headers.typed_text(header::CONTRACT)?.ok_or("no contract header")?;
             MessageKind::Register(contract.parse().map_err(|_| "unknown contract")?)
         }
-        Some("profile") if door == QueueKind::Profile => MessageKind::Profile,
-        Some(_) => return Err("its type does not belong in this queue".into()),
+        Some("profile") if queue == QueueKind::Profile => MessageKind::Profile,
+        Some(_) => return Err("type: expected register, or profile in the profile queue".into()),
         None => return Err("no type".into()),
     };
     let id = properties.message_id().as_ref().ok_or("no message_id")?;
@@ -263,7 +272,7 @@ pub(super) fn read(
         Some(queue) => Some((queue.as_str(), account)),
         None => vouched(header::REPLY_TO)?.map(|queue| (queue, producer.unwrap_or(account))),
     };
-    if reply_to.is_some_and(|(queue, account)| !may_reply_to(queue, account, broker)) {
+    if reply_to.is_some_and(|(queue, account)| !is_allowed_reply_queue(queue, account, broker)) {
         return Err("reply_to is not an allowed queue".into());
     }
     let reply_to = reply_to.map(|(queue, _)| queue);
@@ -271,7 +280,7 @@ pub(super) fn read(
         Some(ttl) => Some(ttl.as_str().parse().map_err(|_| "expiration is not milliseconds")?),
         None => None,
     };
-    let expires = match (door, ttl) {
+    let expires = match (queue, ttl) {
         (QueueKind::Bulk, None) => None,
         (QueueKind::Bulk, Some(_)) => return Err("expiration on a bulk message".into()),
         (_, None) => return Err("no expiration".into()),
@@ -286,7 +295,7 @@ pub(super) fn read(
             let stamped = headers.typed_number(header::SENT_AT)?.map(Millis);
             let stamped = stamped.map(|sent| MessageTimes { sent, now, ttl, backlogged });
             let age = stamped.map_or(Duration::ZERO, |stamped| ages.of(sender, stamped));
-            // What was left when it was sent, less its age since.
+            // The time left at sending, less the age of the message.
             Some((Instant::now() + left.saturating_sub(age), ttl))
         }
     };
@@ -295,7 +304,8 @@ pub(super) fn read(
         Some("import") => Origin::Import,
         _ if is_own => Origin::Amqp { producer: producer.unwrap_or_default().to_owned() },
         _ => {
-            if reply_to.is_some_and(|queue| queue.starts_with(&broker.names.allowed_reply_prefix())) {
+            if reply_to.is_some_and(|queue| queue.starts_with(&broker.names.allowed_reply_prefix()))
+            {
                 broker.warn_of_untrusted_front(account);
             }
             Origin::Amqp { producer: account.to_owned() }
@@ -303,15 +313,15 @@ pub(super) fn read(
     };
     let sealed = headers.typed_text(header::SEALED)?;
     if sealed.is_some_and(|key_id| key_id.len() > KEY_ID_MAX) {
-        return Err("sealed is not a key's id".into());
+        return Err("sealed: expected a key id of at most 64 bytes".into());
     }
     if delivery.data.len() > BODY_MAX {
-        return Err("the body is too large".into());
+        return Err("the body has more than 256 KiB".into());
     }
-    let waits_for = expires.map(|(_, ttl)| ttl);
-    let waits_for = waits_for.filter(|_| matches!(origin, Origin::Amqp { .. }));
+    let expiration = expires.map(|(_, ttl)| ttl);
+    let expiration = expiration.filter(|_| matches!(origin, Origin::Amqp { .. }));
     Ok(Message {
-        queue: door,
+        queue,
         kind,
         id,
         origin,
@@ -319,7 +329,7 @@ pub(super) fn read(
         sealed: sealed.map(str::to_owned),
         body: Bytes::copy_from_slice(&delivery.data),
         expires: expires.map(|(at, _)| at),
-        waits_for,
+        expiration,
         deliveries: deliveries(&headers, delivery.redelivered),
         attempt: vouched_attempt(&headers, is_own),
         trace: TraceContext::from_headers(headers.text(TRACEPARENT), headers.text(TRACESTATE)),
@@ -330,9 +340,9 @@ pub(super) fn read(
     })
 }
 
-/// Earlier deliveries. Of a first one the header is a producer's: the broker writes it, over anything that
-/// is there, when it delivers again.
-fn deliveries(headers: &Headers<'_>, redelivered: bool) -> u32 {
+/// Earlier deliveries. The header `x-delivery-count` is used only for redeliveries: the broker overwrites it then, but on a
+/// first delivery a producer may have written it.
+fn deliveries(headers: &MessageHeaders<'_>, redelivered: bool) -> u32 {
     if !redelivered {
         return 0;
     }
@@ -340,24 +350,24 @@ fn deliveries(headers: &Headers<'_>, redelivered: bool) -> u32 {
     count.unwrap_or(1).max(1)
 }
 
-fn vouched_attempt(headers: &Headers<'_>, is_own: bool) -> u32 {
+fn vouched_attempt(headers: &MessageHeaders<'_>, is_own: bool) -> u32 {
     let attempt = headers.number(header::ATTEMPT).filter(|_| is_own);
     attempt.and_then(|attempt| u32::try_from(attempt).ok()).unwrap_or(0)
 }
 
-/// Whether replies to this account's messages may be sent to a queue of this name: a front end's, a direct
-/// reply-to, or one of the account's own. Anything else would let a producer write into any queue.
-fn may_reply_to(queue: &str, account: &str, broker: &Broker) -> bool {
+/// Whether replies to messages of this account may be published to a queue: a front's reply queue, direct reply-to, or a
+/// queue named after the account. Otherwise a producer could make muster write to any queue.
+fn is_allowed_reply_queue(queue: &str, account: &str, broker: &Broker) -> bool {
     let allowed = queue.starts_with(&broker.names.allowed_reply_prefix())
         || queue.starts_with(DIRECT_REPLY_PREFIX)
-        || (is_of_account(queue, account, &broker.settings.allowed_reply_prefix)
+        || (belongs_to_account(queue, account, &broker.settings.allowed_reply_prefix)
             && !broker.names.owns(queue));
     allowed && queue.len() <= NAME_MAX
 }
 
-/// Whether a queue is named `<prefix><account>.<name>`. The name has no dot, or account `a` could name the
+/// Whether a queue is named `<prefix><account>.<name>`. The name has no dot, because otherwise account `a` could use the
 /// queues of account `a.b`.
-fn is_of_account(queue: &str, account: &str, prefix: &str) -> bool {
+fn belongs_to_account(queue: &str, account: &str, prefix: &str) -> bool {
     let name = queue
         .strip_prefix(prefix)
         .and_then(|rest| rest.strip_prefix(account))

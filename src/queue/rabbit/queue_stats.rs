@@ -1,5 +1,5 @@
-//! Depth and consumers of the queues, sampled by passive declares, and the capacity of a worker, from reply
-//! headers. The front judges by it whether a call would be answered in time; the metrics export it.
+//! Queue depth and consumers, sampled by passive declares, and worker capacity, from reply headers. The front uses them to
+//! refuse requests that would miss their deadline; the metrics export them.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -13,43 +13,43 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, timeout};
 
 use super::Broker;
 use super::amqp::{Backoff, Connection, ConnectionError};
-use crate::queue::{Backlog, BulkBacklog, QueueKind, WorkerCapacity, ReadCapacity};
+use crate::queue::{Backlog, BulkBacklog, QueueKind, ReadCapacity, WorkerCapacity};
 use crate::telemetry::Metrics;
 
-/// Between two samples of a queue.
+/// Interval between two samples of a queue.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for a sample.
 const SAMPLE_TIMEOUT: Duration = Duration::from_secs(3);
-/// An empty sample that takes longer may be of a queue whose leader does not answer.
+/// An empty sample that takes longer is discarded: the leader of the queue may not respond.
 const LEADER_TIMEOUT: Duration = Duration::from_millis(500);
-/// Between two log lines about samples that go on failing.
+/// Interval between two warnings about failing samples.
 const LOG_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// Samples older than this are not used.
 const FRESH_FOR: Duration = Duration::from_secs(10);
 
-/// Samples of all queues of a process.
+/// The newest samples of all queues, shared by a process.
 #[derive(Default)]
 pub(super) struct QueueStats {
-    interactive: Mutex<Option<Sample>>,
-    bulk: Mutex<Option<Sample>>,
-    retries: Mutex<Option<Sample>>,
-    dead: Mutex<Option<Sample>>,
-    /// Sent and answered here since the last sample; another front's are seen with the next.
+    interactive: Mutex<Option<QueueSample>>,
+    bulk: Mutex<Option<QueueSample>>,
+    retries: Mutex<Option<QueueSample>>,
+    dead: Mutex<Option<QueueSample>>,
+    /// Requests and replies of this process since the last sample. Those of other fronts show in the next sample.
     sent: AtomicU64,
     answered: AtomicU64,
-    /// Registrations of this front that have no reply yet.
+    /// Registrations of this front without a reply.
     unanswered: AtomicU64,
-    /// The capacity of one worker, as the last reply said.
+    /// The capacity of one worker, from the last reply.
     reported: Mutex<Option<WorkerCapacity>>,
-    /// The capacity of this process's own worker.
+    /// The capacity of the worker in this process.
     own: OnceLock<ReadCapacity>,
 }
 
-/// A queue that is sampled.
+/// A queue, or a group of queues, that is sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watched {
     Door(QueueKind),
-    /// The queues in which bulk rows wait for another attempt, taken together.
+    /// All retry queues together.
     Retries,
     DeadLetters,
 }
@@ -57,7 +57,7 @@ pub(super) enum Watched {
 impl Watched {
     fn queues(self, broker: &Broker) -> Vec<String> {
         match self {
-            Self::Door(door) => vec![broker.names.queue(door)],
+            Self::Door(queue) => vec![broker.names.queue(queue)],
             Self::Retries => {
                 let delays = broker.settings.retry_delays.iter();
                 delays.map(|delay| broker.names.retry_queue(*delay)).collect()
@@ -69,107 +69,106 @@ impl Watched {
 
 /// One sample of a queue.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sample {
-    /// Messages that no consumer holds.
+pub(super) struct QueueSample {
+    /// Messages ready for delivery.
     pub(super) ready: u64,
     pub(super) consumers: u32,
-    /// When the broker was asked.
+    /// When the sample was requested.
     pub(super) at: Instant,
 }
 
 impl QueueStats {
-    /// A message is sent to the interactive queue; its caller waits until the returned value is dropped.
-    pub(super) fn sent(&self) -> Unanswered<'_> {
+    /// Counts a request to the interactive queue, as unanswered until the returned guard is dropped.
+    pub(super) fn sent(&self) -> UnansweredGuard<'_> {
         self.sent.fetch_add(1, Ordering::Relaxed);
         self.unanswered.fetch_add(1, Ordering::Relaxed);
-        Unanswered(self)
+        UnansweredGuard(self)
     }
 
-    /// A reply to one came.
+    /// Counts a reply to such a request.
     pub(super) fn answered(&self) {
         self.answered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A reply, to whatever, reported the capacity of its worker, if it did.
-    pub(super) fn report(&self, pace: Option<WorkerCapacity>) {
-        if pace.is_some() {
-            *lock(&self.reported) = pace;
+    /// Stores the capacity that a reply reported, if it did.
+    pub(super) fn report(&self, capacity: Option<WorkerCapacity>) {
+        if capacity.is_some() {
+            *lock(&self.reported) = capacity;
         }
     }
 
-    /// There is a worker in this process.
-    pub(super) fn set_own(&self, pace: ReadCapacity) {
-        // One is as good as another.
-        let _ = self.own.set(pace);
+    /// Sets the capacity of the worker in this process.
+    pub(super) fn set_own(&self, capacity: ReadCapacity) {
+        // Only the first worker counts.
+        let _ = self.own.set(capacity);
     }
 
     /// The capacity of one worker.
-    fn pace(&self) -> WorkerCapacity {
+    fn capacity(&self) -> WorkerCapacity {
         let reported = *lock(&self.reported);
         reported.or_else(|| self.own.get().map(|own| own())).unwrap_or_default()
     }
 
     /// The last sample of a queue, unless it is too old.
-    pub(super) fn sample_of(&self, watched: Watched) -> Option<Sample> {
+    pub(super) fn sample_of(&self, watched: Watched) -> Option<QueueSample> {
         lock(self.slot(watched)?).filter(|sample| sample.at.elapsed() < FRESH_FOR)
     }
 
-    /// Whether messages waited in a queue when it was last sampled.
-    pub(super) fn is_backlogged(&self, door: QueueKind) -> bool {
-        self.sample_of(Watched::Door(door)).is_some_and(|sample| sample.ready > 0)
+    /// Whether the last sample of a queue had ready messages.
+    pub(super) fn is_backlogged(&self, queue: QueueKind) -> bool {
+        self.sample_of(Watched::Door(queue)).is_some_and(|sample| sample.ready > 0)
     }
 
-    /// Dead letters when they were last sampled.
+    /// Number of dead letters; `None` without a recent sample.
     pub(super) fn dead_letters(&self) -> Option<u64> {
         Some(self.sample_of(Watched::DeadLetters)?.ready)
     }
 
-    /// Depth of the bulk queue. Without a recent sample it is unknown.
+    /// Depth of the bulk queue; `None` without a recent sample.
     pub(super) fn bulk_backlog(&self) -> Option<BulkBacklog> {
         let bulk = self.sample_of(Watched::Door(QueueKind::Bulk))?;
         let retrying = self.sample_of(Watched::Retries).map_or(0, |sample| sample.ready);
         Some(BulkBacklog { ready: bulk.ready, retrying, consumers: bulk.consumers })
     }
 
-    /// Forgets the samples: the connection that they came by is gone.
+    /// Discards the samples after the connection was lost.
     pub(super) fn forget_samples(&self) {
         for slot in [&self.interactive, &self.bulk, &self.retries, &self.dead] {
             *lock(slot) = None;
         }
     }
 
-    /// The registrations ahead of a call. Without a recent sample these are the ones that this front itself
-    /// waits for.
+    /// The registrations ahead of a new request. Without a recent sample only this front's unanswered ones count.
     pub(super) fn backlog(&self) -> Backlog {
-        let one = self.pace();
+        let one = self.capacity();
         let Some(sample) = self.sample_of(Watched::Door(QueueKind::Interactive)) else {
-            let waiting = self.unanswered.load(Ordering::Relaxed);
-            return Backlog { ready: waiting, ..Backlog::default() };
+            let ready = self.unanswered.load(Ordering::Relaxed);
+            return Backlog { ready, ..Backlog::default() };
         };
         let sent = sample.ready + self.sent.load(Ordering::Relaxed);
-        let pace = WorkerCapacity {
+        let capacity = WorkerCapacity {
             per_second: f64::from(sample.consumers) * one.per_second,
             threads: sample.consumers.saturating_mul(one.threads),
         };
-        let waiting = sent.saturating_sub(self.answered.load(Ordering::Relaxed));
-        Backlog { ready: waiting, consumers: sample.consumers, capacity: pace }
+        let ready = sent.saturating_sub(self.answered.load(Ordering::Relaxed));
+        Backlog { ready, consumers: sample.consumers, capacity }
     }
 
-    /// Exports the recent samples; `dead_letters_max` of 0 is unknown.
+    /// Exports the recent samples. A `dead_letters_max` of 0 means unknown.
     pub(super) fn export(&self, dead_letters_max: &AtomicU32, metrics: &Metrics) {
-        let pace = self.pace();
-        for door in [QueueKind::Interactive, QueueKind::Bulk] {
-            let ready = self.sample_of(Watched::Door(door)).map(|sample| sample.ready);
-            let time = ready.and_then(|ready| pace.processor_time(ready));
-            metrics.set_backlog(door.as_str(), ready, time);
+        let capacity = self.capacity();
+        for queue in [QueueKind::Interactive, QueueKind::Bulk] {
+            let ready = self.sample_of(Watched::Door(queue)).map(|sample| sample.ready);
+            let time = ready.and_then(|ready| capacity.processor_time(ready));
+            metrics.set_backlog(queue.as_str(), ready, time);
         }
         let max = dead_letters_max.load(Ordering::Relaxed);
         let dead = self.dead_letters().filter(|_| max > 0);
         metrics.set_dead_letter_queue_fill(dead.map(|dead| dead as f64 / f64::from(max)));
     }
 
-    /// Samples a queue as long as the connection lasts. A sample that fails costs a channel and nothing
-    /// else; the queue may have been deleted, so everything is declared again.
+    /// Samples a queue for the lifetime of the connection. An error closes only the channel. The queue may have been
+    /// deleted, so the topology is then declared again.
     pub(super) async fn poll(
         &self,
         connection: &Connection,
@@ -200,22 +199,22 @@ impl QueueStats {
                 );
             }
             backoff.pause().await;
-            // If that fails too, the next sample says why.
+            // The next sample shows whether this failed.
             let _ = broker.declare(connection).await;
         }
     }
 
-    /// Samples a queue.
+    /// Samples a queue once.
     ///
     /// # Errors
-    /// The queue is gone, or the connection is, or the broker does not answer in [`SAMPLE_TIMEOUT`].
+    /// The queue does not exist, the connection is lost, or the broker does not respond within [`SAMPLE_TIMEOUT`].
     pub(super) async fn sample(
         &self,
         channel: &Channel,
         broker: &Broker,
         watched: Watched,
-    ) -> Result<Sample, ConnectionError> {
-        let mut sample = Sample { ready: 0, consumers: 0, at: Instant::now() };
+    ) -> Result<QueueSample, ConnectionError> {
+        let mut sample = QueueSample { ready: 0, consumers: 0, at: Instant::now() };
         for queue in watched.queues(broker) {
             let options = QueueDeclareOptions { passive: true, ..Default::default() };
             let declared = channel.queue_declare(queue.into(), options, FieldTable::default());
@@ -224,7 +223,7 @@ impl QueueStats {
             sample.ready += u64::from(queue.message_count());
             sample.consumers += queue.consumer_count();
         }
-        // RabbitMQ reports an empty queue without consumers when its leader does not answer (4.0.5).
+        // RabbitMQ reports an empty queue without consumers if its leader does not respond (4.0.5; no issue filed).
         if sample.ready > 0 || sample.consumers > 0 || sample.at.elapsed() < LEADER_TIMEOUT {
             self.sampled(watched, sample);
         }
@@ -238,7 +237,7 @@ impl QueueStats {
         Ok(sample)
     }
 
-    fn sampled(&self, watched: Watched, sample: Sample) {
+    fn sampled(&self, watched: Watched, sample: QueueSample) {
         if let Some(slot) = self.slot(watched) {
             *lock(slot) = Some(sample);
         }
@@ -248,8 +247,8 @@ impl QueueStats {
         }
     }
 
-    /// Where the samples of a queue are kept; those of the profile queue are not.
-    fn slot(&self, watched: Watched) -> Option<&Mutex<Option<Sample>>> {
+    /// The slot for the sample of a queue; `None` for the profile queue.
+    fn slot(&self, watched: Watched) -> Option<&Mutex<Option<QueueSample>>> {
         match watched {
             Watched::Door(QueueKind::Interactive) => Some(&self.interactive),
             Watched::Door(QueueKind::Bulk) => Some(&self.bulk),
@@ -260,17 +259,17 @@ impl QueueStats {
     }
 }
 
-/// Ticks once for each sample.
+/// The interval of samples.
 pub(super) fn sampling() -> Interval {
     let mut tick = tokio::time::interval(SAMPLE_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick
 }
 
-/// A registration without a reply.
-pub(super) struct Unanswered<'a>(&'a QueueStats);
+/// Counts a registration as unanswered until it is dropped.
+pub(super) struct UnansweredGuard<'a>(&'a QueueStats);
 
-impl Drop for Unanswered<'_> {
+impl Drop for UnansweredGuard<'_> {
     fn drop(&mut self) {
         self.0.unanswered.fetch_sub(1, Ordering::Relaxed);
     }
@@ -286,12 +285,12 @@ mod tests {
 
     const INTERACTIVE: Watched = Watched::Door(QueueKind::Interactive);
 
-    fn sample(ready: u64) -> Sample {
-        Sample { ready, consumers: 2, at: Instant::now() }
+    fn sample(ready: u64) -> QueueSample {
+        QueueSample { ready, consumers: 2, at: Instant::now() }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn samples_of_a_lost_connection_and_old_ones_do_not_count() {
+    async fn samples_expire_and_are_discarded_with_the_connection() {
         let stats = QueueStats::default();
         stats.report(Some(WorkerCapacity { per_second: 10.0, threads: 1 }));
         stats.sampled(INTERACTIVE, sample(250));
@@ -308,7 +307,7 @@ mod tests {
         assert_eq!(stats.backlog(), Backlog::default());
         assert!(!stats.is_backlogged(QueueKind::Interactive));
         let call = stats.sent();
-        assert_eq!(stats.backlog().ready, 1, "this front's own calls are still counted");
+        assert_eq!(stats.backlog().ready, 1, "this front's own requests still count");
         drop(call);
         assert_eq!(stats.backlog().ready, 0);
         stats.sampled(Watched::DeadLetters, sample(7));

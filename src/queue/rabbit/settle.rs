@@ -1,4 +1,4 @@
-//! Carries out the four ends of a delivery on the broker.
+//! Settles deliveries on the broker: reply, retry, dead-letter, requeue.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,32 +15,34 @@ use super::acks::Ack;
 use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher, State};
 use super::queue_stats::QueueStats;
 use super::{Broker, event_publisher, probe, properties};
+use crate::domain::MessageId;
 use crate::queue::redact::{RedactedBody, without_secrets};
 use crate::queue::seal;
-use crate::queue::{QueueKind, MessageKind, Message, ReadCapacity, DeadLetterReason, Reply, Settle, UnroutableReply};
-use crate::domain::MessageId;
+use crate::queue::{
+    DeadLetterReason, Message, MessageKind, QueueKind, ReadCapacity, Reply, Settle, UnroutableReply,
+};
 
-/// Between two attempts to publish a message that is retried or dead-lettered.
+/// Pause between two attempts to publish a retry or a dead letter.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Longest wait for a confirm. A node that holds the queue may be frozen while this one works; a queue of a front
-/// that does not confirm for so long has no front any more.
+/// Longest wait for a confirm. The node of the queue may be frozen while the connected node works. A reply queue that does
+/// not confirm within this time belongs to a front that is gone.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
-/// Between two warnings of reply queues that are unknown.
+/// Pause between two warnings about unknown reply queues.
 const WARN_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// What all deliveries of one session share.
+/// The publishers and connections that settle all deliveries of a session.
 pub(super) struct Settler {
     broker: Arc<Broker>,
-    /// Told with every reply, so that front ends know what the workers can do.
-    pace: ReadCapacity,
+    /// Reported with every reply, so that fronts can estimate waiting times.
+    capacity: ReadCapacity,
     /// For replies and events.
     publisher: Arc<Publisher>,
-    /// For messages that are moved to another queue, which are gone from theirs once it says so.
-    mover: Arc<Publisher>,
+    /// For retries and dead letters, one at a time: their confirm decides whether the original is acked.
+    serial_publisher: Arc<Publisher>,
     publish: Arc<Connection>,
-    /// Consuming ends, kept after a soft stop until the last delivery is settled.
+    /// Consuming connections, kept after a soft stop until the last delivery is settled.
     kept: Mutex<Vec<(Connection, Vec<Channel>)>>,
-    /// When everything was last declared again.
+    /// When the topology was last declared again.
     declared: tokio::sync::Mutex<Option<Instant>>,
     /// When an unknown reply queue was last logged.
     warned: Mutex<Option<Instant>>,
@@ -49,16 +51,16 @@ pub(super) struct Settler {
 impl Settler {
     pub(super) fn new(
         broker: Arc<Broker>,
-        pace: ReadCapacity,
+        capacity: ReadCapacity,
         publisher: Publisher,
-        mover: Publisher,
+        serial_publisher: Publisher,
         publish: Connection,
     ) -> Self {
         Self {
             broker,
-            pace,
+            capacity,
             publisher: Arc::new(publisher),
-            mover: Arc::new(mover),
+            serial_publisher: Arc::new(serial_publisher),
             publish: Arc::new(publish),
             kept: Mutex::default(),
             declared: Default::default(),
@@ -74,27 +76,33 @@ impl Settler {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((consume, channels));
     }
 
-    /// Puts a message with unreadable properties aside, without a body that might hold anything.
+    /// Dead-letters a message with unreadable properties, without its body, which may contain secrets.
     pub(super) async fn bury_unreadable(
         &self,
-        door: QueueKind,
+        queue: QueueKind,
         received: Received,
         ack: Ack,
         what: &str,
     ) {
-        self.broker.metrics.unreadable_dead_lettered(door.as_str(), what);
+        self.broker.metrics.unreadable_dead_lettered(queue.as_str(), what);
         let id = received.properties.message_id().as_ref().map(|id| id.as_str());
-        // A letter without an id could not be spoken of.
+        // Commands select dead letters by id, so each needs one.
         let id = id.and_then(MessageId::parse).unwrap_or_else(MessageId::random);
-        let properties = properties::of_unreadable(door, what, received.data.len())
+        let properties = properties::for_unreadable(queue, what, received.data.len())
             .with_message_id(id.as_str().into())
             .with_timestamp(self.now());
-        self.dead_letter(door, properties, Bytes::new(), &ack).await;
+        self.dead_letter(queue, properties, Bytes::new(), &ack).await;
     }
 
-    /// Publishes a dead letter, then acks. Where the broker refuses it, a bulk row is kept and tried again;
-    /// a message that has a deadline is dropped, because what is kept would close its queue to the others.
-    async fn dead_letter(&self, queue: QueueKind, properties: BasicProperties, body: Bytes, ack: &Ack) {
+    /// Publishes a dead letter, then acks. If the broker refuses it, a bulk row stays unsettled and is retried. A message
+    /// with a deadline is dropped, because unsettled messages would use up the prefetch of its queue.
+    async fn dead_letter(
+        &self,
+        queue: QueueKind,
+        properties: BasicProperties,
+        body: Bytes,
+        ack: &Ack,
+    ) {
         let exchange = self.broker.names.dead_exchange();
         if queue == QueueKind::Bulk {
             let message = Outgoing { exchange, routing_key: String::new(), properties, body };
@@ -102,10 +110,10 @@ impl Settler {
         }
         let message = Outgoing { exchange, routing_key: String::new(), properties, body };
         let mut declared = false;
-        // Otherwise the broker delivers it to another worker.
+        // After a loss of the connection the broker redelivers the message to another worker.
         while ack.usable() && !self.is_lost() {
-            self.mover.unblocked(None).await;
-            match self.mover.publish(message.clone(), CONFIRM_TIMEOUT).await {
+            self.serial_publisher.unblocked(None).await;
+            match self.serial_publisher.publish(message.clone(), CONFIRM_TIMEOUT).await {
                 Ok(()) => {
                     self.broker.dead_letter_capacity.accepted();
                     return ack.ack().await;
@@ -126,17 +134,16 @@ impl Settler {
         }
     }
 
-    /// Publishes, then acks. While the broker refuses, or owes the confirm, the delivery is kept and published
-    /// again: what then comes twice is recognised by its id. When the connection is gone, the broker delivers
-    /// the message again.
+    /// Publishes a message to another queue, then acks the delivery. Without a confirm it publishes again every second; a
+    /// duplicate is recognised by its id. After a loss of the connection the broker redelivers the message.
     async fn republish_then_ack(&self, message: Outgoing, ack: &Ack) {
         let mut logged = false;
         let exchange = message.exchange.as_str();
         let is_dead = exchange == self.broker.names.dead_exchange();
-        // Otherwise the broker has delivered it to another worker.
+        // After a loss of the connection the broker redelivers the message to another worker.
         while ack.usable() && !self.is_lost() {
-            self.mover.unblocked(None).await;
-            match self.mover.publish(message.clone(), CONFIRM_TIMEOUT).await {
+            self.serial_publisher.unblocked(None).await;
+            match self.serial_publisher.publish(message.clone(), CONFIRM_TIMEOUT).await {
                 Ok(()) => {
                     if is_dead {
                         self.broker.dead_letter_capacity.accepted();
@@ -155,7 +162,7 @@ impl Settler {
                             exchange,
                             queue,
                             %error,
-                            "publishing a message that is retried or dead-lettered failed; retrying every second"
+                            "publishing a retry or a dead letter failed; retrying every second"
                         );
                     }
                     self.declare_again().await;
@@ -165,7 +172,7 @@ impl Settler {
         }
     }
 
-    /// Answers a front's probe, which shows that its reply queue is known here.
+    /// Replies to a front's probe, which shows the front that this broker knows its reply queue.
     pub(super) async fn answer_probe(&self, received: &BasicProperties, ack: Ack) {
         if let Some((reply_to, properties)) = probe::reply(received, &self.broker) {
             let sent = self.send_reply(reply_to, properties, Bytes::new()).await;
@@ -193,8 +200,7 @@ impl Settler {
         sent
     }
 
-    /// Warns of a reply queue of a front that is unknown here, at most once a minute. One such reply is what a
-    /// front leaves behind that has ended.
+    /// Warns about an unknown reply queue of a front, at most once a minute. A front that has ended leaves such a reply.
     fn warn_of_unroutable(&self, reply_to: &str) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if reply_to.starts_with(&self.broker.names.allowed_reply_prefix())
@@ -204,31 +210,31 @@ impl Settler {
             tracing::warn!(
                 event = "reply_queue_unknown",
                 reply_to,
-                "the broker does not know the reply queue of a front: the front has ended, or a network \
-                 partition separated the broker's nodes; a running front makes a new one"
+                "the reply queue of a front does not exist on this broker: the front has ended, or a network \
+                 partition separated the broker's nodes; a running front declares a new one"
             );
         }
     }
 
-    /// Declares what may have been deleted, once for all deliveries that wait for it. Not while an alarm
-    /// keeps the broker from reading.
+    /// Declares the topology again, because a queue may have been deleted. At most once a second for all deliveries, and not
+    /// during an alarm.
     async fn declare_again(&self) {
         let mut declared = self.declared.lock().await;
         let is_open = *self.publish.state().borrow() == State::Open;
         if is_open && declared.is_none_or(|at| at.elapsed() >= PAUSE) {
-            // What is wrong shows in the next attempt.
+            // An error shows in the next attempt to publish.
             let _ = self.broker.declare(&self.publish).await;
             let _ = tokio::time::timeout(PAUSE, self.bind()).await;
             *declared = Some(Instant::now());
         }
     }
 
-    /// The time as AMQP writes it.
+    /// The current time in seconds since 1970, for the property `timestamp`.
     fn now(&self) -> u64 {
         u64::try_from(self.broker.clock.now().seconds()).unwrap_or(0)
     }
 
-    /// Resolves when the broker confirms nothing any more; its address is tried last then.
+    /// Probes until confirms are overdue. The address then counts as failed and is tried last.
     pub(super) async fn unconfirmed(&self, stats: &QueueStats) -> ConnectionError {
         let error = probe::unconfirmed(&self.broker, &self.publisher, stats).await;
         self.broker.endpoints.failed(self.publish.address());
@@ -245,17 +251,18 @@ impl Settler {
     }
 }
 
-/// With the last delivery nothing uses the connections any more.
+/// Closes the connections after the last delivery.
 impl Drop for Settler {
     fn drop(&mut self) {
-        // Without a runtime they end with the process.
+        // Without a runtime the process is ending, and the connections with it.
         if Handle::try_current().is_err() {
             return;
         }
         let kept = self.kept.get_mut().unwrap_or_else(PoisonError::into_inner);
         let (kept, publish) = (std::mem::take(kept), self.publish.clone());
-        // A channel that is closed at the same time as its connection would end that without the broker's answer.
-        let publishers = (self.publisher.clone(), self.mover.clone());
+        // A channel that is closed together with its connection ends the connection before the broker's close-ok (lapin
+        // 4.12.3; no issue filed).
+        let publishers = (self.publisher.clone(), self.serial_publisher.clone());
         self.broker.closing.spawn(async move {
             publish.close().await;
             drop(publishers);
@@ -266,7 +273,7 @@ impl Drop for Settler {
     }
 }
 
-/// The end of one delivery.
+/// Settles one delivery.
 pub(super) struct RabbitHandle {
     settler: Arc<Settler>,
     ack: Ack,
@@ -284,17 +291,16 @@ impl Settle for RabbitHandle {
         let Reply { outcome, stages, .. } = reply;
         let mut replied = Ok(());
         if let Some(reply_to) = message.reply_address.reply_to.clone() {
-            // The outcome is known and a caller waits for it: an alarm delays it, and no more. Bulk rows have no
-            // deadline.
+            // An alarm delays the reply at most until the deadline. Bulk rows have none.
             self.settler.publisher.unblocked(message.expires).await;
             let body = serde_json::to_vec(&outcome).expect("an outcome is JSON");
-            let properties = properties::of_reply(&message, &stages, (self.settler.pace)());
+            let properties = properties::for_reply(&message, &stages, (self.settler.capacity)());
             let sent = self.settler.send_reply(reply_to, properties, body.into()).await;
             if let Err(error) = sent {
                 if self.settler.is_lost() {
-                    // Not acked, the message goes to another worker, which finds the outcome and replies.
+                    // The message is redelivered. The next worker finds the registration by its id and replies.
                     tracing::info!(
-                        event = "reply_left",
+                        event = "reply_not_sent",
                         id = message.id.as_str(),
                         %error,
                         "connection lost before the reply was sent; the message will be redelivered"
@@ -317,16 +323,16 @@ impl Settle for RabbitHandle {
         let Some(delay) = broker.settings.retry_delays.get(message.attempt as usize) else {
             return self.dead_letter(message, DeadLetterReason::TooManyAttempts).await;
         };
-        broker.metrics.delivery_retried(&message.held());
+        broker.metrics.delivery_retried(&message.log_fields());
         let queue = broker.names.retry_queue(*delay);
-        let properties = properties::of_retry(&message, message.attempt + 1, broker.username());
+        let properties = properties::for_retry(&message, message.attempt + 1, broker.username());
         let (exchange, body) = (String::new(), message.body);
         let message = Outgoing { exchange, routing_key: queue, properties, body };
         self.settler.republish_then_ack(message, &self.ack).await;
     }
 
     async fn dead_letter(self: Box<Self>, message: Message, reason: DeadLetterReason) {
-        self.settler.broker.metrics.dead_lettered(&message.held(), reason.as_str());
+        self.settler.broker.metrics.dead_lettered(&message.log_fields(), reason.as_str());
         let kept = match message.kind {
             MessageKind::Register(_) => {
                 without_secrets(&message.body, seal::may_keep_sealed(&message, reason))
@@ -334,13 +340,13 @@ impl Settle for RabbitHandle {
             MessageKind::Profile => RedactedBody::default(),
         };
         let username = self.settler.broker.username();
-        let properties = properties::of_dead(&message, reason, kept.password, username)
+        let properties = properties::for_dead_letter(&message, reason, kept.password, username)
             .with_timestamp(self.settler.now());
-        let (door, body) = (message.queue, kept.body.into());
-        self.settler.dead_letter(door, properties, body, &self.ack).await;
+        let (queue, body) = (message.queue, kept.body.into());
+        self.settler.dead_letter(queue, properties, body, &self.ack).await;
     }
 
     async fn requeue(self: Box<Self>, _message: Message) {
-        self.ack.hand_back().await;
+        self.ack.requeue().await;
     }
 }

@@ -1,5 +1,5 @@
-//! Holds docs/asyncapi.yaml against the code: exchanges, queues and their arguments, header names, limits, codes, and the
-//! body of every outcome and event. That every message on a broker is as described is tested in tests/it/spec.rs.
+//! Compares docs/asyncapi.yaml with the code: exchanges, queues and their arguments, header names, limits, codes, and the
+//! body of every outcome and event. tests/it/spec.rs validates messages on a broker against it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::LazyLock;
@@ -12,13 +12,13 @@ use serde_json::{Map, Value, json};
 use super::topology::{self, Names};
 use super::{header, properties};
 use crate::config::Settings;
-use crate::queue::events::{REGISTRATION_REJECTED, USER_REGISTERED};
-use crate::queue::{QueueKind, DeadLetterReason, seal};
 use crate::domain::MessageId;
 use crate::domain::{
     ContractId, Failure, FailureCode, FieldError, Millis, Outcome, Rejection, RejectionCode, User,
     UserId,
 };
+use crate::queue::events::{REGISTRATION_REJECTED, USER_REGISTERED};
+use crate::queue::{DeadLetterReason, QueueKind, seal};
 use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};
 
 static DOCUMENT: LazyLock<Value> =
@@ -82,8 +82,8 @@ fn topology_is_as_declared() {
         assert_eq!(described.get(&queue.name), Some(&expected), "{}", queue.name);
     }
     assert_eq!(described.len(), queues.len(), "queues that nothing declares");
-    for door in QueueKind::ALL {
-        assert_eq!(DOCUMENT["channels"][door.as_str()]["x-queue"], *names.queue(door));
+    for queue in QueueKind::ALL {
+        assert_eq!(DOCUMENT["channels"][queue.as_str()]["x-queue"], *names.queue(queue));
     }
 }
 
@@ -141,7 +141,12 @@ fn every_outcome_is_as_described() {
     let token = Some("a.b.c".to_owned());
     let mut outcomes = vec![
         Outcome::Registered { user: user(), token, replayed: false, by_other_registration: false },
-        Outcome::Registered { user: user(), token: None, replayed: true, by_other_registration: false },
+        Outcome::Registered {
+            user: user(),
+            token: None,
+            replayed: true,
+            by_other_registration: false,
+        },
         Outcome::Profile { user: user() },
     ];
     let rejections = [

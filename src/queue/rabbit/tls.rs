@@ -1,5 +1,4 @@
-//! What amqps:// needs besides the URL: more authorities to trust, and who one is oneself. The files
-//! are read once, at the start.
+//! Reads the files for amqps:// connections: certificate authorities and the client certificate. Read once, at the start.
 
 use std::path::Path;
 
@@ -8,7 +7,10 @@ use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 
 use crate::config;
 
-/// Reads the files that the settings name.
+/// Reads the configured files.
+///
+/// # Errors
+/// A file cannot be read or is not a PEM file.
 pub(super) fn load(settings: &config::QueueSettings) -> anyhow::Result<OwnedTLSConfig> {
     let cert_chain = match &settings.ca_file {
         Some(path) => Some(read("queue.ca_file (MUSTER_QUEUE_CA_FILE)", path)?),
@@ -27,7 +29,11 @@ pub(super) fn load(settings: &config::QueueSettings) -> anyhow::Result<OwnedTLSC
 fn read(setting: &str, path: &Path) -> anyhow::Result<String> {
     let text = config::file::read_text(path);
     let text = text.with_context(|| format!("{setting}: {}", path.display()))?;
-    // The client would say so at each attempt, as if the broker were away.
-    anyhow::ensure!(text.contains("-----BEGIN "), "{setting}: {} is no PEM file", path.display());
+    // lapin would report this at each attempt to connect, as if the broker were unavailable.
+    anyhow::ensure!(
+        text.contains("-----BEGIN "),
+        "{setting}: {} is not a PEM file, expected -----BEGIN",
+        path.display()
+    );
     Ok(text)
 }

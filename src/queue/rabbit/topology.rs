@@ -1,4 +1,5 @@
-//! The exchanges and queues of a namespace. Every process declares them when it connects.
+//! Names, arguments and declaration of the exchanges and queues of a namespace. Every process declares them when it
+//! connects.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::config;
 use crate::queue::QueueKind;
 use crate::queue::spans::SpanNames;
 
-/// The names of everything on the broker; all begin with the namespace.
+/// Names of the exchanges and queues. All begin with the namespace.
 #[derive(Clone, Debug)]
 pub(super) struct Names(String);
 
@@ -23,43 +24,42 @@ impl Names {
         Self(namespace.to_owned())
     }
 
-    /// Where registrations are published.
+    /// The exchange for registrations and lookups.
     pub(super) fn exchange(&self) -> &str {
         &self.0
     }
 
-    /// Where dead letters are published.
+    /// The exchange for dead letters.
     pub(super) fn dead_exchange(&self) -> String {
         format!("{}.dlx", self.0)
     }
 
-    /// Where dead letters are kept.
+    /// The queue for dead letters.
     pub(super) fn dead_queue(&self) -> String {
         format!("{}.dead", self.0)
     }
 
-    /// Where outcomes are announced.
+    /// The exchange for events.
     pub(super) fn events_exchange(&self) -> String {
         format!("{}.events", self.0)
     }
 
-    /// The queue behind a door.
-    pub(super) fn queue(&self, door: QueueKind) -> String {
-        format!("{}.{}", self.0, door.as_str())
+    /// The name of one of the three queues.
+    pub(super) fn queue(&self, queue: QueueKind) -> String {
+        format!("{}.{}", self.0, queue.as_str())
     }
 
-    /// How the names of reply queues of front ends begin.
+    /// The prefix of the fronts' reply queues.
     pub(super) fn allowed_reply_prefix(&self) -> String {
         format!("{}.reply.", self.0)
     }
 
-    /// The queue in which a bulk message waits for a while. The delay is in the name, because a
-    /// queue's arguments cannot be changed.
+    /// The retry queue for a delay. The delay is part of the name, because the arguments of a queue cannot be changed.
     pub(super) fn retry_queue(&self, delay: Duration) -> String {
         format!("{}.retry.{}", self.0, delay.as_millis())
     }
 
-    /// The names in spans of this broker.
+    /// Names and address for span attributes.
     pub(super) fn for_spans(
         &self,
         (host, port): (String, u16),
@@ -77,35 +77,34 @@ impl Names {
         }
     }
 
-    /// Whether a queue is one of these.
+    /// Whether a queue belongs to this namespace.
     pub(super) fn owns(&self, queue: &str) -> bool {
         queue.strip_prefix(&self.0).is_some_and(|rest| rest.starts_with('.'))
     }
 }
 
-/// Deliveries after which the broker itself gives a message up. A backstop: muster decides far
-/// earlier, but without it a message that kills every worker would do so for ever.
+/// Deliveries after which the broker dead-letters or drops a message. A backstop: workers dead-letter a poison message much
+/// earlier.
 const DELIVERY_LIMIT: i64 = 100;
-/// As [`DELIVERY_LIMIT`], for dead letters, where showing one counts as a delivery.
+/// As [`DELIVERY_LIMIT`], for the dead-letter queue, where each listing counts as a delivery.
 const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
 
-/// Longest wait for the declaration of one queue. A classic queue whose node is down takes 110 s
-/// (RabbitMQ 4.0.5).
+/// Longest wait for the declaration of one queue. For a classic queue whose node is down the broker takes 110 s (RabbitMQ
+/// 4.0.5; rabbitmq-server#10099 reports slow declarations in a degraded cluster).
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Milliseconds that a token may wait in the profile queue at most. Quorum queues keep messages on disk.
+/// Longest time of a lookup in the profile queue, in milliseconds. Quorum queues keep messages, and so tokens, on disk.
 const PROFILE_TTL: i64 = 60_000;
 
-/// What [`declare`] found.
+/// The result of [`declare`].
 pub(super) struct Declared {
-    /// How many messages the dead-letter queue holds at most, if the broker says so.
+    /// `x-max-length` of the dead-letter queue on the broker; `None` if unknown.
     pub(super) dead_letters_max: Option<u32>,
-    /// Names of the queues that cannot be used at present, and why.
+    /// The queues that are unavailable, with the broker's reason.
     pub(super) unavailable: BTreeMap<String, String>,
 }
 
-/// Declares everything that every process needs. A queue that cannot be declared is reported and stops nothing
-/// else: a queue whose node is down keeps a declaration waiting for minutes, or refuses it. Those in `skipped` are
-/// reported with their reason and not declared.
+/// Declares all exchanges and queues. A queue that cannot be declared is reported and does not stop the others. Queues in
+/// `skipped` are reported with their reason and not declared.
 ///
 /// # Errors
 /// The exchanges cannot be declared, so nothing can be published.
@@ -139,7 +138,7 @@ pub(super) async fn declare(
     Ok(found)
 }
 
-/// Declares the exchanges, without which nothing can be published.
+/// Declares the exchanges.
 pub(super) async fn declare_exchanges(
     connection: &Connection,
     names: &Names,
@@ -151,16 +150,16 @@ pub(super) async fn declare_exchanges(
     Ok(())
 }
 
-/// Binds all queues, because a binding may have been removed.
+/// Binds all queues again, because an operator may have removed a binding.
 pub(super) async fn bind(connection: &Connection, names: &Names, settings: &config::QueueSettings) {
     for queue in queues(names, settings) {
         if let Err(error) = bind_queue(connection, &queue).await {
-            tracing::debug!(queue = queue.name, %error, "binding a queue failed");
+            tracing::debug!(event = "binding_failed", queue = queue.name, %error, "binding a queue failed");
         }
     }
 }
 
-/// Removes everything that [`declare`] makes.
+/// Deletes everything that [`declare`] creates.
 pub(super) async fn remove(
     connection: &Connection,
     names: &Names,
@@ -185,12 +184,12 @@ pub(super) fn exchanges(names: &Names) -> [(String, ExchangeKind); 3] {
 }
 
 pub(super) fn queues(names: &Names, settings: &config::QueueSettings) -> Vec<QueueSpec> {
-    let bound = |door: QueueKind| Some((names.exchange().to_owned(), door.as_str()));
+    let bound = |queue: QueueKind| Some((names.exchange().to_owned(), queue.as_str()));
     let max_length = i64::from(settings.max_length);
     let mut queues = vec![
         QueueSpec {
             name: names.queue(QueueKind::Interactive),
-            // No dead-letter exchange: what expires here is dropped, password and all.
+            // No dead-letter exchange: expired messages are dropped with their passwords.
             arguments: table([
                 ("x-queue-type", text("quorum")),
                 ("x-max-length", number(max_length)),
@@ -217,8 +216,8 @@ pub(super) fn queues(names: &Names, settings: &config::QueueSettings) -> Vec<Que
         },
         QueueSpec {
             name: names.queue(QueueKind::Profile),
-            // A quorum queue, because a durable classic queue is gone with its node, and the bearer tokens in
-            // it are sealed like passwords. No dead-letter exchange: what expires is dropped.
+            // A quorum queue, because a durable classic queue is unavailable while its node is down. Quorum queues are on
+            // disk, so tokens are sealed like passwords. No dead-letter exchange: expired messages are dropped.
             arguments: table([
                 ("x-queue-type", text("quorum")),
                 ("x-max-length", number(max_length)),
@@ -250,7 +249,7 @@ pub(super) fn queues(names: &Names, settings: &config::QueueSettings) -> Vec<Que
             ("x-dead-letter-routing-key", text(QueueKind::Bulk.as_str())),
             ("x-dead-letter-strategy", text("at-least-once")),
         ]),
-        // Reached by its name through the default exchange.
+        // Messages are published to it by name, through the default exchange.
         bound_to: None,
     }));
     queues

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::queue::ReplyAddress;
 use crate::domain::Origin;
+use crate::queue::ReplyAddress;
 use crate::telemetry::TraceContext;
 
 const NOW: Millis = Millis(1_700_000_000_000);
@@ -59,7 +59,7 @@ fn message(sealer: &Sealer, body: &Value) -> Message {
         sealed: Some(sealer.key_id().to_owned()),
         body: Bytes::from(body.to_string()),
         expires: None,
-        waits_for: None,
+        expiration: None,
         deliveries: 0,
         attempt: 0,
         trace: TraceContext::default(),
@@ -85,7 +85,9 @@ fn open(opener: &Opener, message: &Message) -> Result<Option<String>, OpenError>
 
 fn assert_invalid(opened: Result<Option<String>, OpenError>, what: &str) {
     match opened {
-        Err(OpenError::Invalid(error)) => assert!(error.contains(what), "expected {what:?}, got {error:?}"),
+        Err(OpenError::Invalid(error)) => {
+            assert!(error.contains(what), "expected {what:?}, got {error:?}")
+        }
         other => panic!("expected {what:?}, got {other:?}"),
     }
 }
@@ -165,7 +167,10 @@ fn box_opens_only_with_its_key_and_keys_rotate() {
     assert!(open(&both, &before).unwrap().is_some());
     assert!(open(&both, &after).unwrap().is_some());
     // The id of the other key does not decrypt it.
-    assert_invalid(open(&both, &Message { sealed: Some(new.key_id().into()), ..before }), "decrypted");
+    assert_invalid(
+        open(&both, &Message { sealed: Some(new.key_id().into()), ..before }),
+        "decrypted",
+    );
 }
 
 #[test]
@@ -186,7 +191,8 @@ fn clear_password_is_accepted_unless_sealing_is_required() {
 fn invalid_document_is_not_sealed() {
     let (sealer, _) = pair();
     let id = id("row-1");
-    let context = SealContext { contract: ContractId::Register, id: &id, reply_to: None, not_after: NOW };
+    let context =
+        SealContext { contract: ContractId::Register, id: &id, reply_to: None, not_after: NOW };
     for body in [document("short").to_string(), "{}".into(), "[".into()] {
         assert_eq!(sealer.seal(&context, body.as_bytes()), None, "{body}");
     }
@@ -196,8 +202,12 @@ fn invalid_document_is_not_sealed() {
 fn the_shortest_box_looks_sealed_and_the_longest_password_does_not() {
     let (sealer, _) = pair();
     let id = id("a");
-    let context =
-        SealContext { contract: ContractId::Register, id: &id, reply_to: None, not_after: Millis(0) };
+    let context = SealContext {
+        contract: ContractId::Register,
+        id: &id,
+        reply_to: None,
+        not_after: Millis(0),
+    };
     let body = sealer.seal(&context, document("123456").to_string().as_bytes()).unwrap();
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert!(looks_sealed(body["password"].as_str().unwrap()));

@@ -77,7 +77,7 @@ fn row(id: &str, deliveries: u32) -> Message {
         sealed: None,
         body: Bytes::from(body.to_string()),
         expires: None,
-        waits_for: None,
+        expiration: None,
         deliveries,
         // It had its second chance.
         attempt: 1,

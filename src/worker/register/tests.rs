@@ -50,7 +50,7 @@ fn message(queue: QueueKind) -> Message {
         sealed: None,
         body: Bytes::from(body.to_string()),
         expires: (queue != QueueKind::Bulk).then(|| Instant::now() + REMAINING),
-        waits_for: None,
+        expiration: None,
         deliveries: 0,
         attempt: 0,
         trace: TraceContext::default(),

@@ -1,60 +1,61 @@
-//! Reads one dead letter: its redacted view, and the message that is sent if it is requeued. Knows the headers that
-//! muster writes and those that the broker writes when it dead-letters by itself. Called by `dead_letters`.
+//! Reads a dead letter: its redacted view and the message that a requeue publishes. Understands the headers of muster and
+//! those that the broker adds to the messages that it dead-letters.
 
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 
 use crate::contract::Document;
+use crate::domain::Millis;
 use crate::queue::age::Ages;
 use crate::queue::dead_letters::{DeadLetter, Obstacle, reason, shown};
-use crate::queue::rabbit::header::{self, Headers};
+use crate::queue::rabbit::header::{self, MessageHeaders};
 use crate::queue::rabbit::topology::Names;
 use crate::queue::rabbit::{Broker, amqp, properties};
-use crate::queue::{QueueKind, Message, DeadLetterReason, ReplyAddress};
-use crate::domain::Millis;
+use crate::queue::{DeadLetterReason, Message, QueueKind, ReplyAddress};
 
-/// The redacted view of a dead letter, and the message that is sent if it is requeued.
+/// The redacted view of a dead letter, and the message that a requeue publishes or the obstacle to it.
 pub(super) fn read(
     delivery: &Delivery,
     broker: &Broker,
 ) -> (DeadLetter, Result<Message, Obstacle>) {
     let properties = &delivery.properties;
-    let headers = Headers(properties.headers().as_ref());
-    let death = Death::of(&headers, &broker.names);
-    // The rules by which a worker would read it.
+    let headers = MessageHeaders(properties.headers().as_ref());
+    let death = Death::from_headers(&headers, &broker.names);
+    // Read by the rules of a worker.
     let message = properties::read(QueueKind::Bulk, delivery, broker, &mut Ages::default(), false);
     let user = properties.user_id().as_ref().map(|user| user.as_str());
-    let elsewhere = death.is_none() && user.is_some_and(|user| !broker.is_own_account(user));
+    let is_from_other_account =
+        death.is_none() && user.is_some_and(|user| !broker.is_own_account(user));
     let requeued = match &message {
         _ if delivery.data.is_empty() => Err(Obstacle::NoBody),
-        _ if elsewhere => Err(Obstacle::OtherAccount),
+        _ if is_from_other_account => Err(Obstacle::OtherAccount),
         Err(_) => Err(Obstacle::Unreadable),
         Ok(message) => obstacle(&message.body, headers.flag(header::PASSWORD_REMOVED)).map_or_else(
             || Ok(Message { reply_address: ReplyAddress::default(), ..message.clone() }),
             Err,
         ),
     };
-    let letter = DeadLetter {
+    let dead_letter = DeadLetter {
         id: properties.message_id().as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
         reason: match &death {
-            // The headers by which the broker says why it moved it were replaced with the others.
+            // The broker's headers were replaced together with the unreadable ones.
             _ if amqp::unreadable(properties).is_some() => DeadLetterReason::Unreadable.as_str(),
             Some(death) => reason(death.reason),
             None => reason(headers.text(header::REASON).unwrap_or_default()),
         },
-        detail: match &death {
+        parse_error: match &death {
             None if amqp::unreadable(properties).is_none() => {
                 headers.text(header::PARSE_ERROR).map(str::to_owned)
             }
             _ => message.as_ref().err().map(ToString::to_string),
         },
-        died: match &death {
+        dead_lettered_at: match &death {
             Some(death) => death.time,
             None => properties.timestamp().as_ref().and_then(|time| seconds(*time)),
         },
-        door: match &death {
-            Some(death) => death.door,
-            None => headers.text(header::QUEUE).and_then(door),
+        queue: match &death {
+            Some(death) => death.queue,
+            None => headers.text(header::QUEUE).and_then(parse_queue),
         },
         contract: headers.text(header::CONTRACT).and_then(|contract| contract.parse().ok()),
         producer: message
@@ -64,7 +65,7 @@ pub(super) fn read(
         body: shown(&delivery.data),
         obstacle: requeued.as_ref().err().copied(),
     };
-    (letter, requeued)
+    (dead_letter, requeued)
 }
 
 fn obstacle(body: &[u8], password_removed: bool) -> Option<Obstacle> {
@@ -73,30 +74,30 @@ fn obstacle(body: &[u8], password_removed: bool) -> Option<Obstacle> {
     (password_removed && !has_password).then_some(Obstacle::PasswordRemoved)
 }
 
-/// The broker's header of a message that it dead-lettered by itself. muster's own dead letters have none.
+/// The broker's header `x-death`. Dead letters from a worker have none.
 struct Death<'a> {
     reason: &'a str,
     time: Option<Millis>,
-    door: Option<QueueKind>,
+    queue: Option<QueueKind>,
 }
 
 impl<'a> Death<'a> {
-    /// A message that waited in a retry queue has an entry of that queue too, so the entry of an interactive, bulk or
-    /// profile queue comes before the latest one.
-    fn of(headers: &Headers<'a>, names: &Names) -> Option<Self> {
+    /// Selects the entry of the interactive, bulk or profile queue, else the latest one. A retried message also has an entry
+    /// of the retry queue.
+    fn from_headers(headers: &MessageHeaders<'a>, names: &Names) -> Option<Self> {
         let Some(AMQPValue::FieldArray(entries)) = headers.get("x-death") else { return None };
         let entries = entries.as_slice().iter().filter_map(|entry| match entry {
-            AMQPValue::FieldTable(table) => Some(Self::entry(table, names)),
+            AMQPValue::FieldTable(table) => Some(Self::from_entry(table, names)),
             _ => None,
         });
         let entries: Vec<Self> = entries.collect();
-        let at = entries.iter().position(|entry| entry.door.is_some()).unwrap_or(0);
+        let at = entries.iter().position(|entry| entry.queue.is_some()).unwrap_or(0);
         entries.into_iter().nth(at)
     }
 
-    fn entry(table: &'a FieldTable, names: &Names) -> Self {
-        let headers = Headers(Some(table));
-        let queue = headers.text("queue").unwrap_or_default();
+    fn from_entry(table: &'a FieldTable, names: &Names) -> Self {
+        let headers = MessageHeaders(Some(table));
+        let name = headers.text("queue").unwrap_or_default();
         let time = match headers.get("time") {
             Some(AMQPValue::Timestamp(time)) => seconds(*time),
             _ => None,
@@ -104,13 +105,13 @@ impl<'a> Death<'a> {
         Self {
             reason: headers.text("reason").unwrap_or_default(),
             time,
-            door: QueueKind::ALL.into_iter().find(|door| names.queue(*door) == queue),
+            queue: QueueKind::ALL.into_iter().find(|queue| names.queue(*queue) == name),
         }
     }
 }
 
-fn door(name: &str) -> Option<QueueKind> {
-    QueueKind::ALL.into_iter().find(|door| door.as_str() == name)
+fn parse_queue(name: &str) -> Option<QueueKind> {
+    QueueKind::ALL.into_iter().find(|queue| queue.as_str() == name)
 }
 
 fn seconds(time: u64) -> Option<Millis> {
@@ -132,14 +133,17 @@ mod tests {
     }
 
     #[test]
-    fn retry_queue_is_not_where_a_message_died() {
+    fn retry_queue_is_not_reported_as_the_origin() {
         let mut table = FieldTable::default();
         let entries = vec![entry("r.retry.1000", "expired"), entry("r.bulk", "delivery_limit")];
         table.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(entries)));
-        let death = Death::of(&Headers(Some(&table)), &Names::new("r")).unwrap();
-        assert_eq!((death.reason, death.door), ("delivery_limit", Some(QueueKind::Bulk)));
+        let death = Death::from_headers(&MessageHeaders(Some(&table)), &Names::new("r")).unwrap();
+        assert_eq!((death.reason, death.queue), ("delivery_limit", Some(QueueKind::Bulk)));
         assert_eq!(death.time, Some(Millis(1_700_000_000_000)));
-        assert!(Death::of(&Headers(Some(&FieldTable::default())), &Names::new("r")).is_none());
+        assert!(
+            Death::from_headers(&MessageHeaders(Some(&FieldTable::default())), &Names::new("r"))
+                .is_none()
+        );
     }
 
     #[test]

@@ -1,6 +1,5 @@
-//! Iterates over the dead-letter queue. Messages are fetched one by one and held unacked, so that reading removes
-//! nothing: the broker redelivers what is not acked after a nack, or when this process ends in any way.
-//! Opened by `queue::open_dead_letters`.
+//! Iterates over the dead-letter queue. Messages are fetched one by one and stay unacked, so that reading removes nothing.
+//! The broker requeues unacked messages after a nack, or when this process ends in any way.
 
 use std::time::Duration;
 
@@ -15,46 +14,47 @@ use super::dead_letter;
 use crate::queue::dead_letters::{DeadLetter, Obstacle};
 use crate::queue::rabbit::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher};
 use crate::queue::rabbit::{Broker, properties};
-use crate::queue::{QueueKind, Message};
+use crate::queue::{Message, QueueKind};
 
 /// Longest wait for a confirm. A broker with an alarm confirms nothing, and does not send `connection.blocked` to a
 /// connection that was opened after the alarm began.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Messages requeued before the queue's count is awaited. From 32 pending requeues on a quorum queue batches them, and
-/// a batch comes back in any order.
-const RETURNED_AT_ONCE: usize = 16;
-/// Longest wait for the count, and the pause between two samples.
-const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
-const RETURN_PAUSE: Duration = Duration::from_millis(2);
+/// Messages that are requeued before their arrival is awaited. With 32 or more pending requeues a quorum queue batches them
+/// and loses their order (rabbitmq-server#3778).
+const REQUEUE_BATCH: usize = 16;
+/// Longest wait for the arrival of requeued messages.
+const REQUEUE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause between two samples of the queue during that wait.
+const REQUEUE_PAUSE: Duration = Duration::from_millis(2);
 
 /// AMQP's reply code for a missing queue.
 const NOT_FOUND: u16 = 404;
 
-/// The dead letters of one namespace, the oldest first: those that are there when the iteration begins. A dead letter that
-/// is neither requeued nor discarded is kept.
+/// An iteration over the dead letters of a namespace, the oldest first, as of its start. A dead letter that is neither
+/// requeued nor discarded is kept.
 pub struct DeadLetters {
     broker: Broker,
     connection: Connection,
-    /// A connection of its own, opened at the first requeue: while the broker blocks publishers, held messages can still
-    /// be returned.
+    /// A separate connection for publishing, opened at the first requeue. The other connection can return messages even
+    /// while an alarm blocks publishers.
     publish: Option<(Connection, Publisher)>,
-    round: Option<Round>,
+    iteration: Option<Iteration>,
 }
 
 /// One iteration over the queue.
-struct Round {
+struct Iteration {
     channel: Channel,
-    /// Messages still to be fetched. Later arrivals are not counted: a requeued message that is dead-lettered again would
-    /// keep the iteration going for ever.
+    /// Messages still to be fetched, as of the start. Otherwise a requeued message that is dead-lettered again could make
+    /// the iteration endless.
     left: u32,
-    current: Option<Held>,
-    /// Delivery tags, in the order of the queue.
+    current: Option<CurrentDeadLetter>,
+    /// Delivery tags of the messages to return, in queue order.
     kept: Vec<u64>,
 }
 
-/// The dead letter returned last.
-struct Held {
+/// The dead letter that `next` returned last.
+struct CurrentDeadLetter {
     tag: u64,
     /// The message that a requeue publishes.
     message: Result<Message, Obstacle>,
@@ -64,32 +64,32 @@ impl DeadLetters {
     pub(super) async fn open(broker: Broker) -> anyhow::Result<Self> {
         let connection =
             broker.connect("dead letters").await.map_err(|error| unavailable(&broker, error))?;
-        Ok(Self { broker, connection, publish: None, round: None })
+        Ok(Self { broker, connection, publish: None, iteration: None })
     }
 
-    async fn begin(&self) -> anyhow::Result<Round> {
+    async fn begin(&self) -> anyhow::Result<Iteration> {
         let channel = self.connection.client().create_channel().await;
         let channel = channel.map_err(|error| unavailable(&self.broker, error.into()))?;
         let left = self.count(&channel).await?;
-        Ok(Round { channel, left, current: None, kept: Vec::new() })
+        Ok(Iteration { channel, left, current: None, kept: Vec::new() })
     }
 
-    /// Fetches the next message of this round. The one before is kept.
+    /// Fetches the next message of this iteration. The one before is kept.
     async fn fetch(&mut self) -> anyhow::Result<Option<Delivery>> {
-        let Some(round) = &mut self.round else { return Ok(None) };
-        round.kept.extend(round.current.take().map(|held| held.tag));
-        if round.left == 0 {
+        let Some(iteration) = &mut self.iteration else { return Ok(None) };
+        iteration.kept.extend(iteration.current.take().map(|current| current.tag));
+        if iteration.left == 0 {
             return Ok(None);
         }
-        round.left -= 1;
+        iteration.left -= 1;
         let queue = self.broker.names.dead_queue();
         let fetched =
-            round.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await;
+            iteration.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await;
         let fetched = fetched.map_err(|error| unavailable(&self.broker, error.into()))?;
         Ok(fetched.map(|fetched| fetched.delivery))
     }
 
-    /// Messages in the queue that no consumer holds.
+    /// Number of ready messages.
     async fn count(&self, channel: &Channel) -> anyhow::Result<u32> {
         let queue = self.broker.names.dead_queue();
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
@@ -114,7 +114,7 @@ impl DeadLetters {
                 self.publish.insert((connection, publisher)).1.clone()
             }
         };
-        let properties = properties::of_retry(&message, 0, self.broker.username());
+        let properties = properties::for_retry(&message, 0, self.broker.username());
         let (exchange, routing_key) =
             (self.broker.names.exchange().to_owned(), QueueKind::Bulk.as_str().to_owned());
         let message = Outgoing { exchange, routing_key, properties, body: message.body };
@@ -134,18 +134,18 @@ impl DeadLetters {
 
     /// Acks the dead letter returned last.
     async fn ack(&mut self, tag: u64) -> anyhow::Result<()> {
-        let round = self.round.as_ref().context("no current dead letter")?;
-        Ok(round.channel.basic_ack(tag, BasicAckOptions::default()).await?)
+        let iteration = self.iteration.as_ref().context("no current dead letter")?;
+        Ok(iteration.channel.basic_ack(tag, BasicAckOptions::default()).await?)
     }
 
-    fn current(&mut self) -> anyhow::Result<Held> {
-        let current = self.round.as_mut().and_then(|round| round.current.take());
+    fn current(&mut self) -> anyhow::Result<CurrentDeadLetter> {
+        let current = self.iteration.as_mut().and_then(|iteration| iteration.current.take());
         current.context("no current dead letter")
     }
 
     fn keep(&mut self, tag: u64) {
-        if let Some(round) = &mut self.round {
-            round.kept.push(tag);
+        if let Some(iteration) = &mut self.iteration {
+            iteration.kept.push(tag);
         }
     }
 }
@@ -153,24 +153,27 @@ impl DeadLetters {
 impl DeadLetters {
     /// The next dead letter; `None` after the last.
     ///
-    /// Ends even if requeued messages come back. Until [`DeadLetters::put_back`] no other consumer sees what was
-    /// fetched; if this process ends, all of it is back in the queue.
+    /// Fetched messages are invisible to other consumers until [`DeadLetters::put_back`]. If this process ends, the broker
+    /// requeues them.
+    ///
+    /// # Errors
+    /// The broker is unavailable, or the dead-letter queue does not exist.
     pub async fn next(&mut self) -> anyhow::Result<Option<DeadLetter>> {
-        if self.round.is_none() {
-            self.round = Some(self.begin().await?);
+        if self.iteration.is_none() {
+            self.iteration = Some(self.begin().await?);
         }
         let Some(delivery) = self.fetch().await? else { return Ok(None) };
-        let (letter, message) = dead_letter::read(&delivery, &self.broker);
-        if let Some(round) = &mut self.round {
-            round.current = Some(Held { tag: delivery.delivery_tag, message });
+        let (dead_letter, message) = dead_letter::read(&delivery, &self.broker);
+        if let Some(iteration) = &mut self.iteration {
+            iteration.current = Some(CurrentDeadLetter { tag: delivery.delivery_tag, message });
         }
-        Ok(Some(letter))
+        Ok(Some(dead_letter))
     }
 
     /// Publishes the dead letter returned last to the bulk queue: under its registration id, as a first attempt, without
     /// `reply_to`. It is acked after the confirm; after an error, or where there is an obstacle, it is kept.
     pub async fn requeue(&mut self) -> anyhow::Result<()> {
-        let Held { tag, message } = self.current()?;
+        let CurrentDeadLetter { tag, message } = self.current()?;
         let published = match message {
             Ok(message) => self.publish(message).await,
             Err(obstacle) => Err(anyhow!(obstacle.text())),
@@ -186,35 +189,35 @@ impl DeadLetters {
 
     /// Removes the dead letter returned last for good.
     pub async fn discard(&mut self) -> anyhow::Result<()> {
-        let Held { tag, .. } = self.current()?;
+        let CurrentDeadLetter { tag, .. } = self.current()?;
         self.ack(tag).await
     }
 
-    /// Requeues the dead letters that are kept, in their old order as far as the queue allows, and starts over. Takes as
-    /// long as an iteration over all of them.
+    /// Returns the kept dead letters to the queue, in their old order as far as the queue allows. The next call of
+    /// [`DeadLetters::next`] starts again. Fetches the rest of the queue first.
     pub async fn put_back(&mut self) -> anyhow::Result<()> {
-        // A requeued message goes behind those requeued before and in front of the rest only if nothing else was
-        // requeued. So all are fetched, and all are requeued.
+        // A quorum queue keeps the order of requeued messages only if all messages are requeued. So all are fetched and
+        // all are requeued.
         while let Some(delivery) = self.fetch().await? {
             self.keep(delivery.delivery_tag);
         }
-        let Some(round) = self.round.take() else { return Ok(()) };
-        for group in round.kept.chunks(RETURNED_AT_ONCE) {
-            let before = self.count(&round.channel).await?;
+        let Some(iteration) = self.iteration.take() else { return Ok(()) };
+        for group in iteration.kept.chunks(REQUEUE_BATCH) {
+            let before = self.count(&iteration.channel).await?;
             for tag in group {
                 let options = BasicNackOptions { requeue: true, multiple: false };
-                round.channel.basic_nack(*tag, options).await?;
+                iteration.channel.basic_nack(*tag, options).await?;
             }
-            // They have arrived when they are counted. Messages may also be consumed meanwhile, so this wait is
-            // limited: it protects the order, not the messages.
-            let until = Instant::now() + RETURN_TIMEOUT;
-            while self.count(&round.channel).await? < before + group.len() as u32
+            // The messages have arrived when they are counted. Other consumers may take some, so the wait is limited. It
+            // protects only the order.
+            let until = Instant::now() + REQUEUE_TIMEOUT;
+            while self.count(&iteration.channel).await? < before + group.len() as u32
                 && Instant::now() < until
             {
-                tokio::time::sleep(RETURN_PAUSE).await;
+                tokio::time::sleep(REQUEUE_PAUSE).await;
             }
         }
-        Ok(round.channel.close(200, "done".into()).await?)
+        Ok(iteration.channel.close(200, "done".into()).await?)
     }
 }
 

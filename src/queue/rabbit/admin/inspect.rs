@@ -1,5 +1,5 @@
-//! Checks a broker over AMQP without changing anything there. AMQP shows little: whether an exchange or a queue exists,
-//! and whether a declaration with these settings is equivalent. A missing queue is therefore only declared passively.
+//! Checks a broker over AMQP without changing it: whether each exchange and queue exists, and whether the declaration with
+//! these settings is equivalent. A missing queue is only declared passively, so it is not created.
 
 use std::time::Duration;
 
@@ -16,26 +16,28 @@ use crate::queue::rabbit::amqp::QueueSpec;
 use crate::queue::rabbit::topology;
 use crate::telemetry::finding::{Finding, Severity};
 
-/// Oldest version on which a message's own time limit works in a quorum queue.
+/// Oldest version whose quorum queues support per-message expiration.
 const OLDEST: (u32, u32) = (3, 10);
-/// Oldest series that its makers still correct.
+/// Oldest series that is still supported by RabbitMQ.
 const SUPPORTED: (u32, u32) = (4, 1);
-/// From here on an `x-death` header written by a producer is ignored.
+/// First version that ignores an `x-death` header from a producer.
 const IGNORES_X_DEATH: (u32, u32) = (4, 0);
 
-/// Longest wait for one exchange or queue. The declaration of a classic queue whose node is down is answered after minutes
-/// (110 s on RabbitMQ 4.0.5).
+/// Longest wait for one exchange or queue. The broker responds to the declaration of a classic queue whose node is down
+/// after 110 s (RabbitMQ 4.0.5; rabbitmq-server#10099 reports slow declarations in a degraded cluster).
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for the close of the connection, which a declaration without a response delays.
+/// Longest wait for the close of the connection, which a pending declaration delays.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// AMQP's reply codes: not this user's to do, not there, there and different.
+/// AMQP's reply code for a missing permission.
 const ACCESS_REFUSED: u16 = 403;
+/// AMQP's reply code for a missing exchange or queue.
 const NOT_FOUND: u16 = 404;
+/// AMQP's reply code for a declaration with other arguments.
 const PRECONDITION_FAILED: u16 = 406;
 
-/// Arguments without which messages are lost or answers are wrong; the others are a matter of size.
-const GRAVE: [&str; 7] = [
+/// Arguments that cause message loss or wrong results if they differ. The others only set limits.
+const CRITICAL: [&str; 7] = [
     "x-queue-type",
     "x-overflow",
     "x-dead-letter-exchange",
@@ -45,7 +47,7 @@ const GRAVE: [&str; 7] = [
     "type",
 ];
 
-/// From this part of their room on, dead letters are worth a warning.
+/// Fill ratio of the dead-letter queue above which `doctor` warns.
 const NEARLY_FULL: f64 = 0.8;
 
 /// Checks everything that these settings use.
@@ -54,14 +56,14 @@ pub(super) async fn inspect(broker: &Broker) -> Vec<Finding> {
     match server_properties::read(broker).await {
         Ok(properties) => findings.extend(version(&properties)),
         Err(error) => {
-            findings.push(away(broker, &format!("{error:#}")));
+            findings.push(unavailable(broker, &format!("{error:#}")));
             return findings;
         }
     }
     let connection = match broker.connect("doctor").await {
         Ok(connection) => connection,
         Err(error) => {
-            findings.push(away(broker, &error.to_string()));
+            findings.push(unavailable(broker, &error.to_string()));
             return findings;
         }
     };
@@ -77,16 +79,16 @@ pub(super) async fn inspect(broker: &Broker) -> Vec<Finding> {
     findings
 }
 
-fn away(broker: &Broker, why: &str) -> Finding {
+fn unavailable(broker: &Broker, why: &str) -> Finding {
     Finding::error(
         "broker",
         format!("{}: {why}", broker.waiting_for()),
-        "see whether it runs there, and whether queue.url (MUSTER_QUEUE) and its authority \
-         (queue.ca_file) are right",
+        "check that the broker runs there, and that queue.url (MUSTER_QUEUE) and queue.ca_file \
+         (MUSTER_QUEUE_CA_FILE) are right",
     )
 }
 
-/// Whether the connections are encrypted, or stay on this machine.
+/// Checks whether the connections are encrypted or local.
 fn encryption(broker: &Broker) -> Finding {
     let check = "broker connection";
     let is_local = |host: &str| host == "localhost" || host.starts_with("127.") || host == "::1";
@@ -95,11 +97,11 @@ fn encryption(broker: &Broker) -> Finding {
     match hosts.iter().find(|host| !is_local(host)) {
         Some(host) => Finding::warning(
             check,
-            format!("not encrypted: the broker's password travels to {host} in clear"),
-            "use amqps:// in queue.url (MUSTER_QUEUE), and queue.ca_file for an authority of your own",
+            format!("not encrypted: the broker's password is sent to {host} in clear"),
+            "use amqps:// in queue.url (MUSTER_QUEUE), and queue.ca_file for a private certificate authority",
         ),
         None if hosts.is_empty() => Finding::ok(check, "encrypted"),
-        None => Finding::ok(check, "not encrypted, and does not leave this machine"),
+        None => Finding::ok(check, "not encrypted, but local to this machine"),
     }
 }
 
@@ -109,7 +111,7 @@ fn version(server: &ServerProperties) -> Vec<Finding> {
     if server.product != "RabbitMQ" {
         return vec![Finding::warning(
             check,
-            format!("{named}: not RabbitMQ, with which muster is tested"),
+            format!("{named}: muster is tested with RabbitMQ only"),
             "expect differences in quorum queues, confirms and dead letters",
         )];
     }
@@ -117,13 +119,13 @@ fn version(server: &ServerProperties) -> Vec<Finding> {
         return vec![Finding::note(
             check,
             named,
-            "see that it is 3.10 or newer: older quorum queues ignore how long a registration may wait",
+            "check that it is 3.10 or newer: older quorum queues ignore the expiration of a registration",
         )];
     };
     if numbers < OLDEST {
         return vec![Finding::error(
             check,
-            format!("{named}: quorum queues ignore how long a registration may wait"),
+            format!("{named}: quorum queues ignore the expiration of a registration"),
             "upgrade to 3.10 or newer",
         )];
     }
@@ -131,7 +133,7 @@ fn version(server: &ServerProperties) -> Vec<Finding> {
     if numbers < SUPPORTED {
         findings.push(Finding::note(
             check,
-            format!("{named}: this series gets no more corrections from its makers"),
+            format!("{named}: this series gets no more fixes"),
             "plan the upgrade to a supported series (https://www.rabbitmq.com/release-information)",
         ));
     }
@@ -139,7 +141,7 @@ fn version(server: &ServerProperties) -> Vec<Finding> {
         findings.push(Finding::note(
             "x-death",
             "before 4.0 a producer may forge the header x-death; muster does not rely on it",
-            "nothing, or upgrade to 4.x",
+            "no action is required; 4.x ignores such a header",
         ));
     }
     findings
@@ -182,7 +184,7 @@ async fn queue(broker: &Broker, connection: &Connection, spec: &QueueSpec) -> Ve
             Err(_) => return vec![no_response(check, name)],
         }
     }
-    let as_declared = format!("{name}: as these settings declare it, {waiting} waiting");
+    let as_declared = format!("{name}: declared as in these settings, {waiting} ready");
     let mut findings = vec![Finding::ok(check, as_declared)];
     if name == broker.names.dead_queue() && waiting > 0 {
         findings.push(dead_letters(name, waiting, broker.settings.bulk_max_length));
@@ -190,26 +192,27 @@ async fn queue(broker: &Broker, connection: &Connection, spec: &QueueSpec) -> Ve
     if name == broker.names.queue(QueueKind::Interactive) && consumers == 0 {
         findings.push(Finding::note(
             "workers",
-            format!("nobody consumes {name}"),
+            format!("{name} has no consumer"),
             "start a worker: muster serve --role worker",
         ));
     }
     findings
 }
 
-/// Letters in a queue that takes so many and refuses the next.
-fn dead_letters(name: &str, waiting: u32, room: u32) -> Finding {
+/// Reports the number of dead letters; a warning when the queue is nearly full.
+fn dead_letters(name: &str, waiting: u32, max_length: u32) -> Finding {
     let check = "dead letters";
-    if f64::from(waiting) < NEARLY_FULL * f64::from(room) {
-        let remedy = "muster dead list; docs/operations.md says what each reason means";
+    if f64::from(waiting) < NEARLY_FULL * f64::from(max_length) {
+        let remedy = "muster dead-letters list; docs/operations.md explains each reason";
         return Finding::note(check, format!("{waiting} in {name}"), remedy);
     }
     Finding::warning(
         check,
         format!(
-            "{waiting} in {name}, which takes {room}; beyond, workers keep what they should put aside"
+            "{waiting} in {name}, of at most {max_length}; when it is full, workers hold the bulk rows that they \
+             should dead-letter"
         ),
-        "muster dead export, then muster dead requeue or discard",
+        "muster dead-letters export, then muster dead-letters requeue or discard",
     )
 }
 
@@ -221,49 +224,52 @@ fn no_response(check: &'static str, name: &str) -> Finding {
     )
 }
 
-/// What the broker's refusal of a declaration means.
+/// The finding for a refused declaration.
 fn refused(check: &'static str, name: &str, error: &lapin::Error) -> Finding {
-    let ErrorKind::ProtocolError(told) = error.kind() else {
+    let ErrorKind::ProtocolError(refusal) = error.kind() else {
         return Finding::error(check, format!("{name}: {error}"), "run this again");
     };
-    match told.get_id() {
+    match refusal.get_id() {
         NOT_FOUND => Finding::note(
             check,
-            format!("{name} is not there yet"),
-            "nothing: the first front or worker to connect makes it",
+            format!("{name} does not exist yet"),
+            "no action is required: the first front or worker that connects declares it",
         ),
         ACCESS_REFUSED => Finding::error(
             check,
-            format!("{name}: this user may not declare it"),
+            format!("{name}: the account has no permission to declare it"),
             "rabbitmqctl set_permissions; muster needs configure, write and read on its namespace",
         ),
-        PRECONDITION_FAILED => different(check, name, told.get_message().as_str()),
-        _ => Finding::error(check, format!("{name}: {}", told.get_message()), "run this again"),
+        PRECONDITION_FAILED => different(check, name, refusal.get_message().as_str()),
+        _ => Finding::error(check, format!("{name}: {}", refusal.get_message()), "run this again"),
     }
 }
 
-/// It is there with another argument. The broker names the first that differs.
-fn different(check: &'static str, name: &str, told: &str) -> Finding {
-    let argument = told.split('\'').nth(1).unwrap_or("an argument");
-    let values = told.rsplit_once("': ").map_or(told, |(_, values)| values);
-    let severity = if GRAVE.contains(&argument) { Severity::Error } else { Severity::Warning };
+/// The finding for an exchange or queue that exists with another argument. The broker names the first that differs.
+fn different(check: &'static str, name: &str, message: &str) -> Finding {
+    let argument = message.split('\'').nth(1).unwrap_or("an argument");
+    let values = message.rsplit_once("': ").map_or(message, |(_, values)| values);
+    let severity = if CRITICAL.contains(&argument) { Severity::Error } else { Severity::Warning };
     let is_to_be_quorum = argument == "x-queue-type" && values.starts_with("received 'quorum'");
     let why = match argument {
-        "x-overflow" => "; without reject-publish a full queue drops its oldest message unseen",
+        "x-overflow" => "; without reject-publish a full queue silently drops its oldest message",
         "x-queue-type" if is_to_be_quorum => "; only a quorum queue survives the loss of its node",
-        argument if argument.starts_with("x-dead-letter") => "; what the broker gives up is lost",
+        argument if argument.starts_with("x-dead-letter") => {
+            "; messages that the broker dead-letters are lost"
+        }
         _ => "",
     };
     Finding::with(
         severity,
         check,
-        format!("{name} is there with another {argument}: {values}{why}"),
+        format!("{name} exists with another {argument}: {values}{why}"),
         if is_to_be_quorum {
-            "stop fronts and workers, let the queue run empty, and delete it (rabbitmqctl delete_queue): the next \
-             start declares it as a quorum queue; docs/cluster.md has the step for the profile queue"
+            "stop the fronts, wait until the queue is empty, stop the workers and delete the queue (rabbitmqctl \
+             delete_queue): the next start declares it as a quorum queue; docs/cluster.md has the step for the profile \
+             queue"
         } else {
-            "set what made it to the same values, or stop fronts and workers, let the queue run empty, and \
-             delete it: it is made again at the next start"
+            "use the settings with which it was declared; or stop the fronts, wait until the queue is empty, stop the \
+             workers and delete the queue: the next start declares it again"
         },
     )
 }
@@ -273,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_have_their_traps() {
+    fn version_has_findings_by_age() {
         for (product, number, worst) in [
             ("RabbitMQ", "3.9.29", Severity::Error),
             ("RabbitMQ", "3.13.7", Severity::Note),
@@ -289,17 +295,17 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_named_and_weighed() {
-        let told = |argument: &str| {
+    fn different_argument_is_named_with_its_severity() {
+        let message = |argument: &str| {
             format!(
                 "PRECONDITION_FAILED - inequivalent arg '{argument}' for queue 'r.bulk' in vhost '/': \
                  received '5' but current is '6'"
             )
         };
-        let found = different("queue", "r.bulk", &told("x-max-length"));
+        let found = different("queue", "r.bulk", &message("x-max-length"));
         assert_eq!(found.severity, Severity::Warning);
         assert!(found.reason.contains("x-max-length: received '5' but current is '6'"));
-        assert_eq!(different("queue", "r.bulk", &told("x-overflow")).severity, Severity::Error);
+        assert_eq!(different("queue", "r.bulk", &message("x-overflow")).severity, Severity::Error);
         let classic = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'r.profile' in vhost '/': \
                        received 'quorum' but current is 'classic'";
         let found = different("queue", "r.profile", classic);

@@ -1,6 +1,6 @@
-//! Checks what AMQP does not show, over RabbitMQ's HTTP API: the nodes of the cluster (`cluster`), and members, policies
-//! and bindings of each queue (`queue_state`). The caller passes a function that sends the requests, because `queue` has
-//! no HTTP client. A request that fails is a finding; what was found before it is kept.
+//! Checks a broker over its HTTP API: the nodes of the cluster (`cluster`), and members, policies and bindings of each queue
+//! (`queue_state`). The caller passes a function that sends the requests, because `queue` has no HTTP client. A failed
+//! request is a finding; earlier findings are kept.
 
 mod cluster;
 mod queue_state;
@@ -10,23 +10,23 @@ use serde_json::{Value, json};
 use crate::queue::rabbit::Broker;
 use crate::queue::rabbit::topology;
 use crate::telemetry::finding::Finding;
-use cluster::Cluster;
+use cluster::ClusterState;
 use queue_state::QueueCheck;
 
-/// The check of a request that failed.
+/// The name of the check for failed requests.
 const CHECK: &str = "management";
-/// What to do if a request to RabbitMQ's HTTP API fails.
-pub const REMEDY: &str = "see whether the plugin rabbitmq_management runs there, whether the URL is right, and \
-    whether its user has the tag management";
+/// The remedy for a failed request to RabbitMQ's HTTP API.
+pub const REMEDY: &str = "check that the plugin rabbitmq_management is enabled, that the URL is right, and that its \
+    user has the tag management";
 /// Failed requests after which the API counts as unusable.
 const FAILURES_MAX: usize = 3;
 
-/// Checks everything that these settings use. See `queue::inspect_management` for `get`.
+/// Runs all checks. See `queue::inspect_management` for `get`.
 pub(super) async fn inspect(
     broker: &Broker,
     get: impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,
 ) -> Vec<Finding> {
-    let mut api = Api { get, findings: Vec::new(), failures: 0 };
+    let mut api = ManagementApi { get, findings: Vec::new(), failures: 0 };
     let vhost = broker.endpoints.vhost();
     let Some(alarms) = api.require(&["health", "checks", "alarms"]).await else {
         return api.findings;
@@ -34,7 +34,7 @@ pub(super) async fn inspect(
     api.findings.push(cluster::alarms(&alarms));
     let flags = api.require(&["feature-flags"]).await;
     api.findings.extend(flags.as_ref().map(cluster::feature_flags));
-    let cluster = Cluster::new(api.nodes().await.as_ref(), flags.as_ref());
+    let cluster = ClusterState::new(api.nodes().await.as_ref(), flags.as_ref());
     api.findings.extend(cluster.findings());
     for queue in topology::queues(&broker.names, &broker.settings) {
         let state = api.optional(&["queues", vhost, &queue.name]).await;
@@ -50,15 +50,15 @@ pub(super) async fn inspect(
     api.findings
 }
 
-/// The requests, and what has been found so far.
-struct Api<G> {
+/// Sends requests and collects the findings.
+struct ManagementApi<G> {
     get: G,
     findings: Vec<Finding>,
     failures: usize,
 }
 
-impl<G: AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>> Api<G> {
-    /// The document at a path. `None` if there is none, or if the request failed, which is reported.
+impl<G: AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>> ManagementApi<G> {
+    /// The document at a path; `None` on 404. A failed request is reported and returns `None`.
     async fn optional(&mut self, path: &[&str]) -> Option<Value> {
         if self.failures >= FAILURES_MAX {
             return None;
@@ -78,7 +78,7 @@ impl<G: AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>> Api<G> {
         let document = self.optional(path).await;
         if document.is_none() && self.failures == failures && failures < FAILURES_MAX {
             let path = path.join("/");
-            self.fail(format!("there is no /api/{path}, which RabbitMQ has"));
+            self.fail(format!("expected /api/{path}, got 404; is this RabbitMQ's HTTP API?"));
         }
         document
     }
@@ -88,7 +88,7 @@ impl<G: AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>> Api<G> {
         self.findings.push(Finding::error(CHECK, reason, REMEDY));
     }
 
-    /// The nodes, which only a monitoring user or an administrator may see.
+    /// The nodes. Only users with the tag monitoring or administrator may see them.
     async fn nodes(&mut self) -> Option<Value> {
         if self.failures >= FAILURES_MAX {
             return None;
@@ -98,7 +98,7 @@ impl<G: AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>> Api<G> {
             Err(error) => {
                 self.findings.push(Finding::note(
                     "broker nodes",
-                    format!("not known: {error:#}"),
+                    format!("unknown: {error:#}"),
                     "give the user the tag monitoring; nodes and partitions are checked with it",
                 ));
                 None
@@ -106,19 +106,19 @@ impl<G: AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>> Api<G> {
         }
     }
 
-    /// Checks which policies change a queue.
+    /// Reports the policies that change a queue.
     async fn policies(&mut self, vhost: &str, check: &QueueCheck<'_>) {
         if check.state.get("effective_policy_definition").is_some() {
             self.findings.push(check.policies(check.state));
             return;
         }
-        // A broker that keeps no statistics names the policy of a queue only in the list.
+        // Without statistics the broker names the policy of a queue only in the list.
         let Some(all) = self.require(&["queues", vhost]).await else { return };
         let name = &check.queue.name;
         let listed =
             all.as_array().and_then(|all| all.iter().find(|queue| queue["name"] == **name));
         let policy = listed.and_then(|queue| queue["policy"].as_str()).unwrap_or_default();
-        // A policy that has been deleted since applies no longer.
+        // A policy that was deleted meanwhile does not apply.
         let found = match policy {
             "" => None,
             policy => self.optional(&["policies", vhost, policy]).await,

@@ -1,5 +1,5 @@
-//! What commands do on a broker: findings for `doctor`, dead letters, and the removal of a namespace. Serving processes use
-//! nothing of it. Called by `queue`, which picks the adapter.
+//! Broker operations of commands: checks for `doctor`, access to dead letters, and deletion of a namespace. Not used by
+//! fronts and workers.
 
 mod dead_letter;
 mod dead_letters;
@@ -39,8 +39,7 @@ pub(in crate::queue) async fn inspect(
     Ok(inspect::inspect(&broker(url, settings)?).await)
 }
 
-/// Checks what only the HTTP API shows. `get` requests a path below `/api/`, given by its segments; it returns `None` on
-/// 404.
+/// Checks the broker over its HTTP API. See `queue::inspect_management` for `get`.
 pub(in crate::queue) async fn inspect_management(
     url: &SecretString,
     settings: &config::QueueSettings,
@@ -49,7 +48,7 @@ pub(in crate::queue) async fn inspect_management(
     Ok(management::inspect(&broker(url, settings)?, get).await)
 }
 
-/// Removes everything that a namespace has on the broker.
+/// Deletes the exchanges and queues of a namespace.
 pub(in crate::queue) async fn remove(
     url: &SecretString,
     settings: &config::QueueSettings,

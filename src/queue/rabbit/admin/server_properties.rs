@@ -1,5 +1,5 @@
-//! Reads the server properties that a broker sends before the login: product and version. lapin 4.12 does not expose
-//! them, so `doctor` reads them on a connection of its own.
+//! Reads the server properties that a broker sends before the login: product and version. lapin does not expose them
+//! (4.12.3; no issue filed), so `doctor` reads them on a separate connection.
 
 use std::time::Duration;
 
@@ -10,23 +10,24 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use crate::queue::rabbit::{Broker, amqp};
 
-/// Longest wait for connect and reading together.
+/// Longest time for connecting and reading together.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How a client opens a connection (AMQP 0-9-1, 4.2.2).
+/// The protocol header with which a client opens a connection (AMQP 0-9-1, 4.2.2).
 const PROTOCOL: &[u8] = b"AMQP\x00\x00\x09\x01";
-/// Type, channel and length of a frame (4.2.3).
+/// Bytes of type, channel and length of a frame (4.2.3).
 const FRAME_HEADER: usize = 7;
-/// Class and method `connection.start`, then the protocol's version in two bytes (1.4.2.1).
+/// Class and method of `connection.start` (1.4.2.1).
 const START: [u8; 4] = [0, 10, 0, 10];
+/// Bytes of the protocol version that follows.
 const VERSION: usize = 2;
-/// Largest frame that is read, in bytes; RabbitMQ's has some 500.
+/// Largest frame that is read, in bytes; RabbitMQ's has about 500.
 const FRAME_MAX: usize = 64 << 10;
 
 /// Product and version of a broker.
 pub(super) struct ServerProperties {
     /// Such as `RabbitMQ`.
     pub(super) product: String,
-    /// As the broker writes it.
+    /// As the broker sends it.
     pub(super) version: String,
 }
 
@@ -42,11 +43,11 @@ impl ServerProperties {
 pub(super) async fn read(broker: &Broker) -> anyhow::Result<ServerProperties> {
     tokio::time::timeout(TIMEOUT, connect_and_read(broker))
         .await
-        .context("no connection.start within 5 s")?
+        .context("no AMQP response (connection.start) within 5 s")?
 }
 
-/// Connects to the first address that accepts.
-async fn dial(broker: &Broker) -> anyhow::Result<amqp::Stream> {
+/// Connects to the first address that accepts the connection.
+async fn dial(broker: &Broker) -> anyhow::Result<amqp::BrokerStream> {
     let mut failure = None;
     for endpoint in broker.endpoints.in_order().await? {
         match tokio::time::timeout(endpoint.timeout, amqp::dial(&endpoint)).await {

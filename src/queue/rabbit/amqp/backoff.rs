@@ -1,11 +1,11 @@
-//! Pauses between attempts to reach the broker.
+//! Exponential backoff between attempts to connect to the broker.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Pauses that double from 100 ms to 5 s. Each is cut short at random by up to a half, so that many processes
-/// do not come back at the same moment.
+/// Pauses that double from 100 ms to 5 s, with jitter: each is shortened at random by up to a half, so that processes do not
+/// reconnect simultaneously.
 pub(in super::super) struct Backoff {
     next: Duration,
     /// When the connection was made, if there is one.
@@ -15,15 +15,15 @@ pub(in super::super) struct Backoff {
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(100);
     const LAST: Duration = Duration::from_secs(5);
-    /// A connection that lasts so long was of use. The broker may also accept each connection and refuse what
-    /// is asked on it, which must not start the pauses over.
+    /// A connection that lasts this long resets the pauses. A shorter one does not, because a broker may accept each
+    /// connection and then refuse every request.
     const STEADY: Duration = Duration::from_secs(5);
 
     pub(in super::super) fn new() -> Self {
         Self { next: Self::FIRST, connected: None }
     }
 
-    /// A connection was made; whether it is of use is not known yet.
+    /// Records that a connection was opened. It resets the pauses only if it lasts for [`Self::STEADY`].
     pub(in super::super) fn connected(&mut self) {
         self.connected = Some(Instant::now());
     }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_steady_connection_starts_the_pauses_over() {
+    async fn only_a_steady_connection_resets_the_pauses() {
         let mut backoff = Backoff::new();
         for _ in 0..20 {
             backoff.connected();

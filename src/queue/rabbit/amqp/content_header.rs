@@ -1,19 +1,20 @@
-//! Checks a message's properties as they are on the wire (AMQP 0-9-1, 4.2.6.1), without recursion and by
-//! the rules of the client's parser, and writes the marker that replaces what fails.
+//! Validates the properties of a message on the wire (AMQP 0-9-1, 4.2.6.1) by the rules of lapin's parser, without recursion.
+//! Writes the marker that replaces invalid properties.
 
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
 
-/// The header that replaces unreadable properties; its value says why. A producer that sends it itself
-/// only has its own message dead-lettered.
+/// The header that replaces unreadable properties; its value is the reason. A producer that sends this header only gets its
+/// own message dead-lettered.
 const MARKER: &str = "x-muster-unreadable";
 
-/// Deepest nesting of tables and arrays, the header table included. The parser recurses without a limit.
+/// Deepest nesting of tables and arrays, including the header table. lapin's parser recurses without a limit (4.12.3; no
+/// issue filed).
 const MAX_DEPTH: usize = 16;
-/// Most values in all tables and arrays of a message: one of a byte on the wire takes dozens in memory.
+/// Most values in all tables and arrays of a message. A value of one byte on the wire takes dozens of bytes in memory.
 const MAX_VALUES: usize = 1024;
 
-/// Class, weight and body size, before the properties.
+/// Bytes of class, weight and body size, which precede the properties.
 pub(super) const PREFIX: usize = 12;
 /// The flag of the header table among the properties.
 const HEADERS_FLAG: u16 = 1 << 13;
@@ -25,17 +26,17 @@ const TOO_DEEP: &str = "its headers are nested more than 16 levels deep";
 const TOO_MANY: &str = "its headers hold more than 1024 values";
 const UNKNOWN_TYPE: &str = "a header has an unknown type";
 const HEADER_NAME: &str = "a header's name is not UTF-8";
-/// For properties that do not fit into one frame.
+/// The reason for properties that do not fit into one frame.
 pub(super) const TOO_LARGE: &str = "its properties are larger than a frame";
-/// For a marker that a producer made up.
+/// The reason for a marker that a producer sent.
 const UNKNOWN: &str = "its properties were replaced";
 
-/// A property's type on the wire.
+/// The wire type of a property.
 #[derive(Clone, Copy)]
 enum Property {
-    /// A short string, and what is wrong if it is not UTF-8.
+    /// A short string, with the error text if it is not UTF-8.
     Text(&'static str),
-    /// A number of so many bytes.
+    /// A number of this many bytes.
     Number(usize),
     Headers,
 }
@@ -58,10 +59,12 @@ const PROPERTIES: [Property; 14] = [
     Property::Text("cluster_id is not UTF-8"),
 ];
 
-/// Returns what is wrong with the properties, if anything: what follows the first [`PREFIX`] bytes of a
-/// content header.
+/// Validates properties: the part of a content header after the first [`PREFIX`] bytes.
+///
+/// # Errors
+/// Why lapin could not read them.
 pub(super) fn check(properties: &[u8]) -> Result<(), &'static str> {
-    let mut rest = Reader(properties);
+    let mut rest = PropertyReader(properties);
     let flags = rest.number(2)?;
     for (at, property) in PROPERTIES.into_iter().enumerate() {
         if flags & (1 << (15 - at)) == 0 {
@@ -78,8 +81,8 @@ pub(super) fn check(properties: &[u8]) -> Result<(), &'static str> {
 
 fn check_headers(table: &[u8]) -> Result<(), &'static str> {
     let mut values = 0;
-    // What is left of each table or array that is open, and whether its values have names.
-    let mut open = vec![(Reader(table), true)];
+    // The unread rest of each enclosing table or array, and whether its values have names.
+    let mut open = vec![(PropertyReader(table), true)];
     while let Some((rest, has_names)) = open.last_mut() {
         if rest.0.is_empty() {
             open.pop();
@@ -104,7 +107,7 @@ fn check_headers(table: &[u8]) -> Result<(), &'static str> {
                 continue;
             }
             kind @ (b'F' | b'A') => {
-                let inner = Reader(rest.long_string()?);
+                let inner = PropertyReader(rest.long_string()?);
                 if open.len() == MAX_DEPTH {
                     return Err(TOO_DEEP);
                 }
@@ -118,19 +121,19 @@ fn check_headers(table: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// What is left to read.
-struct Reader<'a>(&'a [u8]);
+/// Reads from the front of a byte slice.
+struct PropertyReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> PropertyReader<'a> {
     fn take(&mut self, bytes: usize) -> Result<&'a [u8], &'static str> {
-        let (taken, rest) = self.0.split_at_checked(bytes).ok_or(MALFORMED)?;
+        let (head, rest) = self.0.split_at_checked(bytes).ok_or(MALFORMED)?;
         self.0 = rest;
-        Ok(taken)
+        Ok(head)
     }
 
     fn number(&mut self, bytes: usize) -> Result<usize, &'static str> {
-        let taken = self.take(bytes)?;
-        Ok(taken.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
+        let head = self.take(bytes)?;
+        Ok(head.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
     }
 
     fn long_string(&mut self) -> Result<&'a [u8], &'static str> {
@@ -144,9 +147,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The message's id, if it can be read whatever is wrong with the rest.
+/// The message id, if it can be read although other properties are invalid.
 pub(super) fn message_id(properties: &[u8]) -> Option<&str> {
-    let mut rest = Reader(properties);
+    let mut rest = PropertyReader(properties);
     let flags = rest.number(2).ok()?;
     for (at, property) in PROPERTIES.into_iter().enumerate() {
         let flag = 1 << (15 - at);
@@ -166,7 +169,7 @@ pub(super) fn message_id(properties: &[u8]) -> Option<&str> {
     None
 }
 
-/// Writes properties that hold only the marker, and the message's id if there is one.
+/// Writes properties that contain only the marker and the message id, if there is one.
 pub(super) fn write_marker(reason: &str, message_id: Option<&str>, into: &mut Vec<u8>) {
     let value = reason.as_bytes();
     let table = 1 + MARKER.len() + 1 + 4 + value.len();
@@ -184,7 +187,7 @@ pub(super) fn write_marker(reason: &str, message_id: Option<&str>, into: &mut Ve
     }
 }
 
-/// Why a message's properties were replaced; `None` for properties as they were sent.
+/// The reason why properties were replaced; `None` for original properties.
 pub(in super::super) fn unreadable(properties: &BasicProperties) -> Option<&'static str> {
     let marker = properties.headers().as_ref()?.inner().get(MARKER)?;
     let fixed = [MALFORMED, TOO_DEEP, TOO_MANY, UNKNOWN_TYPE, HEADER_NAME, TOO_LARGE];
@@ -193,12 +196,12 @@ pub(in super::super) fn unreadable(properties: &BasicProperties) -> Option<&'sta
         Property::Number(_) | Property::Headers => None,
     });
     let AMQPValue::LongString(reason) = marker else { return Some(UNKNOWN) };
-    // The reason is logged and shown, so nothing that a producer wrote is repeated.
+    // The reason is logged and shown to operators, so only fixed texts are returned.
     Some(
         fixed
             .into_iter()
             .chain(texts)
-            .find(|known| known.as_bytes() == reason.as_bytes())
+            .find(|text| text.as_bytes() == reason.as_bytes())
             .unwrap_or(UNKNOWN),
     )
 }

@@ -1,5 +1,5 @@
-//! Passes frames on from the broker to the client, and replaces what the client could not read. Bounded:
-//! it holds one content header or one short method, never a body.
+//! Forwards frames from the broker to lapin and replaces those that lapin could not parse. Its memory is bounded: it buffers
+//! one content header or one short method, never a body.
 
 use super::{content_header, method};
 
@@ -8,34 +8,34 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
-/// Type, channel and size come before the payload, one byte after it.
+/// Bytes before the payload: type, channel and size. One byte follows it.
 const START: usize = 7;
 const END: u8 = 0xCE;
 
-/// A filter of one connection, from its first byte on.
+/// The filter of one connection, from its first byte.
 pub(super) struct FrameFilter {
-    state: State,
-    /// The frame so far, while it is held.
+    state: FilterState,
+    /// The buffered start of a frame.
     held: Vec<u8>,
-    /// Largest frame that the client takes, in bytes.
+    /// Largest frame that lapin accepts, in bytes.
     frame_max: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum State {
-    /// Collects as many bytes of a frame as the next decision needs.
-    Hold(usize, Stage),
-    /// Passes so many bytes on.
+enum FilterState {
+    /// Buffers this many bytes of a frame, which the next decision needs.
+    Hold(usize, FrameStage),
+    /// Forwards this many bytes.
     Pass(u64),
-    /// Drops so many bytes, then passes the frame's last one on.
+    /// Drops this many bytes, then forwards the last byte of the frame.
     Drop(u64),
-    /// These are not frames; the client says so.
+    /// Forwards everything: the bytes are not frames, and lapin reports that.
     Raw,
 }
 
-/// What is decided once enough of a frame is held.
+/// The decision that follows when enough of a frame is buffered.
 #[derive(Clone, Copy, Debug)]
-enum Stage {
+enum FrameStage {
     Type,
     Method,
     WholeMethod,
@@ -43,42 +43,43 @@ enum Stage {
     LargeHeader,
 }
 
-const NEXT_FRAME: State = State::Hold(START, Stage::Type);
+const NEXT_FRAME: FilterState = FilterState::Hold(START, FrameStage::Type);
 
 impl FrameFilter {
-    /// `frame_max` is what the client asks for; 0 is no limit.
+    /// Creates a filter. `frame_max` is the limit that lapin requests, in bytes; 0 means no limit.
     pub(super) fn new(frame_max: u32) -> Self {
         let mut filter = Self { state: NEXT_FRAME, held: Vec::new(), frame_max: u32::MAX };
         filter.limit(frame_max);
         filter
     }
 
-    /// Both sides take the smaller limit.
+    /// Applies a limit; the smaller one of both sides counts.
     fn limit(&mut self, frame_max: u32) {
         if frame_max != 0 {
             self.frame_max = self.frame_max.min(frame_max);
         }
     }
 
-    /// Takes the next bytes from the broker and appends what the client may read.
+    /// Filters the next bytes from the broker and appends the result to `output`.
     pub(super) fn pass(&mut self, mut input: &[u8], output: &mut Vec<u8>) {
         while !input.is_empty() {
             match self.state {
-                State::Raw => {
+                FilterState::Raw => {
                     output.extend(input);
                     return;
                 }
-                State::Pass(left) => {
+                FilterState::Pass(left) => {
                     let passed = take(&mut input, left);
                     output.extend(passed);
                     let left = left - passed.len() as u64;
-                    self.state = if left == 0 { NEXT_FRAME } else { State::Pass(left) };
+                    self.state = if left == 0 { NEXT_FRAME } else { FilterState::Pass(left) };
                 }
-                State::Drop(left) => {
+                FilterState::Drop(left) => {
                     let left = left - take(&mut input, left).len() as u64;
-                    self.state = if left == 0 { State::Pass(1) } else { State::Drop(left) };
+                    self.state =
+                        if left == 0 { FilterState::Pass(1) } else { FilterState::Drop(left) };
                 }
-                State::Hold(until, stage) => {
+                FilterState::Hold(until, stage) => {
                     let missing = until - self.held.len();
                     self.held.extend(take(&mut input, missing as u64));
                     if self.held.len() == until {
@@ -89,28 +90,30 @@ impl FrameFilter {
         }
     }
 
-    fn decide(&mut self, stage: Stage, output: &mut Vec<u8>) -> State {
+    fn decide(&mut self, stage: FrameStage, output: &mut Vec<u8>) -> FilterState {
         let size = u32::from_be_bytes([self.held[3], self.held[4], self.held[5], self.held[6]]);
         let (size, bytes) = (size as usize, u64::from(size));
         let whole = START + size + 1;
         match stage {
-            Stage::Type => match self.held[0] {
-                METHOD if size >= method::ID => State::Hold(START + method::ID, Stage::Method),
-                HEADER if whole > self.frame_max as usize && size > content_header::PREFIX => {
-                    State::Hold(START + content_header::PREFIX, Stage::LargeHeader)
+            FrameStage::Type => match self.held[0] {
+                METHOD if size >= method::ID => {
+                    FilterState::Hold(START + method::ID, FrameStage::Method)
                 }
-                HEADER => State::Hold(whole, Stage::WholeHeader),
+                HEADER if whole > self.frame_max as usize && size > content_header::PREFIX => {
+                    FilterState::Hold(START + content_header::PREFIX, FrameStage::LargeHeader)
+                }
+                HEADER => FilterState::Hold(whole, FrameStage::WholeHeader),
                 METHOD | BODY | HEARTBEAT => self.release(bytes + 1, output),
                 _ => {
                     self.release(0, output);
-                    State::Raw
+                    FilterState::Raw
                 }
             },
-            Stage::Method if method::is_of_interest(&self.held[START..], size) => {
-                State::Hold(whole, Stage::WholeMethod)
+            FrameStage::Method if method::is_of_interest(&self.held[START..], size) => {
+                FilterState::Hold(whole, FrameStage::WholeMethod)
             }
-            Stage::Method => self.release((size - method::ID) as u64 + 1, output),
-            Stage::WholeMethod if self.ends_well() => {
+            FrameStage::Method => self.release((size - method::ID) as u64 + 1, output),
+            FrameStage::WholeMethod if self.ends_well() => {
                 let payload = &self.held[START..START + size];
                 if let Some(frame_max) = method::offered_frame_max(payload) {
                     self.limit(frame_max);
@@ -120,7 +123,7 @@ impl FrameFilter {
                 }
                 self.release(0, output)
             }
-            Stage::WholeHeader if self.ends_well() && size >= content_header::PREFIX => {
+            FrameStage::WholeHeader if self.ends_well() && size >= content_header::PREFIX => {
                 let properties = &self.held[START + content_header::PREFIX..START + size];
                 match content_header::check(properties) {
                     Ok(()) => self.release(0, output),
@@ -131,14 +134,14 @@ impl FrameFilter {
                     }
                 }
             }
-            Stage::LargeHeader => {
+            FrameStage::LargeHeader => {
                 self.replace(content_header::TOO_LARGE, output);
-                State::Drop((size - content_header::PREFIX) as u64)
+                FilterState::Drop((size - content_header::PREFIX) as u64)
             }
-            // The client refuses a frame that does not end as one before it looks into it.
-            Stage::WholeMethod | Stage::WholeHeader => {
+            // lapin refuses a frame without the end byte before it parses the payload.
+            FrameStage::WholeMethod | FrameStage::WholeHeader => {
                 self.release(0, output);
-                State::Raw
+                FilterState::Raw
             }
         }
     }
@@ -147,16 +150,16 @@ impl FrameFilter {
         self.held.last() == Some(&END)
     }
 
-    /// Passes on what is held and so many bytes after it.
-    fn release(&mut self, then: u64, output: &mut Vec<u8>) -> State {
+    /// Forwards the buffered bytes and the next `then` bytes.
+    fn release(&mut self, then: u64, output: &mut Vec<u8>) -> FilterState {
         output.append(&mut self.held);
-        if then == 0 { NEXT_FRAME } else { State::Pass(then) }
+        if then == 0 { NEXT_FRAME } else { FilterState::Pass(then) }
     }
 
-    /// Writes a content header of the same message with the marker and its id, up to its last byte.
+    /// Writes a content header with the marker and the message id, without its end byte.
     fn replace(&mut self, reason: &str, output: &mut Vec<u8>) {
         let mut payload = self.held[START..START + content_header::PREFIX].to_vec();
-        // Properties that are too large are not held.
+        // Properties that are too large are not buffered.
         let properties = self.held.get(START + content_header::PREFIX..self.held.len() - 1);
         let id = content_header::message_id(properties.unwrap_or_default());
         content_header::write_marker(reason, id, &mut payload);
@@ -167,12 +170,12 @@ impl FrameFilter {
     }
 }
 
-/// Takes at most so many bytes.
+/// Splits off at most this many bytes.
 fn take<'a>(input: &mut &'a [u8], most: u64) -> &'a [u8] {
     let length = usize::try_from(most).map_or(input.len(), |most| most.min(input.len()));
-    let (taken, rest) = input.split_at(length);
+    let (head, rest) = input.split_at(length);
     *input = rest;
-    taken
+    head
 }
 
 #[cfg(test)]

@@ -1,32 +1,34 @@
-//! Text in the methods that come with a message. RabbitMQ takes any bytes as a routing key, and delivers
-//! the first key of a message that reached its queue by another (`CC`); lapin takes UTF-8 alone.
+//! Replaces text that is not UTF-8 in the methods that precede a message. RabbitMQ accepts any bytes as a routing key, and
+//! delivers a message that was routed by `CC` with its first routing key. lapin accepts only UTF-8 (4.12.3; no issue filed).
 
 /// `connection.tune`: class and method.
 const TUNE: [u8; 4] = [0, 10, 0, 30];
-/// `basic.return`, `basic.deliver` and `basic.get-ok`.
+/// `basic.return`.
 const RETURN: [u8; 4] = [0, 60, 0, 50];
+/// `basic.deliver`.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
+/// `basic.get-ok`.
 const GET_OK: [u8; 4] = [0, 60, 0, 71];
 
-/// Bytes of class and method, with which each method begins.
+/// Bytes of class and method at the start of a method.
 pub(super) const ID: usize = 4;
-/// Longest of these methods in bytes: four short strings and a few numbers.
+/// Upper bound of these methods in bytes: four short strings and a few numbers.
 const LONGEST: usize = 2 << 10;
 
-/// Fields of a method.
-enum Field {
+/// A field of a method: a number of this many bytes, or a short string.
+enum MethodField {
     Bytes(usize),
     Text,
 }
 
-use Field::{Bytes, Text};
+use MethodField::{Bytes, Text};
 
-/// Whether a method that begins so has to be seen as a whole.
+/// Whether a method with this class and method id has to be read completely.
 pub(super) fn is_of_interest(id: &[u8], size: usize) -> bool {
     size <= LONGEST && (id == TUNE || layout(id).is_some())
 }
 
-fn layout(id: &[u8]) -> Option<&'static [Field]> {
+fn layout(id: &[u8]) -> Option<&'static [MethodField]> {
     Some(match <[u8; ID]>::try_from(id).ok()? {
         RETURN => &[Bytes(2), Text, Text, Text],
         DELIVER => &[Text, Bytes(8), Bytes(1), Text, Text],
@@ -35,7 +37,7 @@ fn layout(id: &[u8]) -> Option<&'static [Field]> {
     })
 }
 
-/// The method with empty strings in place of those that are not UTF-8; `None` if it is fine as it is.
+/// Replaces strings that are not UTF-8 with empty ones. `None` if there are none.
 pub(super) fn with_readable_text(method: &[u8]) -> Option<Vec<u8>> {
     let (id, mut rest) = method.split_at_checked(ID)?;
     let mut readable = id.to_vec();
@@ -54,9 +56,9 @@ pub(super) fn with_readable_text(method: &[u8]) -> Option<Vec<u8>> {
     (rest.is_empty() && readable.len() < method.len()).then_some(readable)
 }
 
-/// The largest frame that the broker offers, if this method is `connection.tune`; 0 is no limit.
+/// The `frame_max` in `connection.tune`, in bytes; 0 means no limit. `None` for other methods.
 pub(super) fn offered_frame_max(method: &[u8]) -> Option<u32> {
     let arguments = method.strip_prefix(&TUNE)?;
-    // After the number of channels.
+    // It follows `channel_max`.
     Some(u32::from_be_bytes(arguments.get(2..6)?.try_into().ok()?))
 }

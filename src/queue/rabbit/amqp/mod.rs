@@ -1,9 +1,9 @@
-//! The AMQP client on a transport of its own. Knows lapin and the protocol, nothing of muster's messages.
+//! The AMQP client: lapin on its own transport. It does not depend on muster's messages.
 //!
-//! lapin parses header tables recursively and without a limit, and ends the connection at text that is not
-//! UTF-8. Any producer could therefore stop every consumer of its message, again at each redelivery. A
-//! filter between socket and parser replaces such properties by a marker and the message's id. The message
-//! then arrives as an ordinary delivery which says that it is unreadable (lapin 4.12.3, amq-protocol 10.6.3).
+//! lapin parses header tables recursively without a limit, and ends the connection at text that is not UTF-8 (lapin 4.12.3,
+//! amq-protocol 10.6.3; no issue filed). With such properties any producer could stop every consumer of its message, again
+//! at each redelivery. A filter between socket and parser therefore replaces them with a marker header and the message id.
+//! The message arrives as a normal delivery that is marked as unreadable.
 
 mod backoff;
 mod connection;
@@ -24,5 +24,5 @@ pub(super) use declare::{QueueSpec, bind_queue, declare_exchange, declare_queue}
 pub(super) use endpoints::Endpoints;
 pub(super) use publisher::{Outgoing, PublishError, Publisher};
 pub(super) use state::State;
-pub(super) use transport::{Stream, dial};
+pub(super) use transport::{BrokerStream, dial};
 pub(super) use url::parse as parse_url;

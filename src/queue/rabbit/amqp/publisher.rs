@@ -1,4 +1,4 @@
-//! Publishes with confirm, and `mandatory` but for events, which need no subscriber.
+//! Publishes with confirms. Messages are `mandatory`, except events, which need no subscriber.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -12,18 +12,17 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::state::State;
 
-/// A channel in confirm mode. Clones are the same channel.
+/// A channel in confirm mode. Clones share the channel.
 #[derive(Clone)]
-pub(in super::super) struct Publisher(Arc<Inner>);
+pub(in super::super) struct Publisher(Arc<SharedChannel>);
 
-struct Inner {
+struct SharedChannel {
     channel: Channel,
     state: watch::Sender<State>,
-    /// Held while a message gets its number and its place among the frames. lapin does the one before the
-    /// other without a lock between, so two threads could each take the other's confirm (4.12.3; no issue
-    /// found).
+    /// Held while lapin assigns the delivery tag and queues the frames. lapin does not do both under one lock, so two threads
+    /// could get each other's confirm (4.12.3; no issue filed).
     order: Mutex<()>,
-    /// Held until a message is confirmed, where one at a time is published.
+    /// In a serial publisher: held until the message is confirmed.
     turn: Option<Arc<tokio::sync::Mutex<()>>>,
 }
 
@@ -39,14 +38,14 @@ pub(in super::super) struct Outgoing {
 /// Why a message was not published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(in super::super) enum PublishError {
-    /// It is in no queue: never written, or refused by a full queue.
-    #[error("the broker did not accept it")]
+    /// The message is in no queue: it was not written, or the broker nacked it (`reject-publish`).
+    #[error("the broker did not accept the message")]
     Rejected,
-    /// It is in no queue: returned, because no queue is bound there or the queue does not work.
-    #[error("no queue is available for it")]
+    /// The message is in no queue: the broker returned it, because no queue is bound or the queue is unavailable.
+    #[error("no queue is available for the message")]
     Unroutable,
-    /// It may be in a queue: the connection was lost before the confirm, or the confirm is overdue.
-    #[error("not confirmed")]
+    /// The message may be in a queue: the connection was lost before the confirm, or the confirm is overdue.
+    #[error("the broker did not confirm the message")]
     Indeterminate,
 }
 
@@ -63,28 +62,28 @@ impl PublishError {
 
 impl Publisher {
     pub(super) fn new(channel: Channel, state: watch::Sender<State>) -> Self {
-        Self(Arc::new(Inner { channel, state, order: Mutex::new(()), turn: None }))
+        Self(Arc::new(SharedChannel { channel, state, order: Mutex::new(()), turn: None }))
     }
 
-    /// Publishes each message when the one before it is confirmed. Of several that one confirm covers, lapin
-    /// may report the wrong one as returned (4.12.3; no issue found).
+    /// Creates a publisher that waits for each confirm before the next message. If one confirm covers several messages,
+    /// lapin may report the wrong one as returned (4.12.3; no issue filed).
     pub(super) fn serial(channel: Channel, state: watch::Sender<State>) -> Self {
         let turn = Some(Arc::default());
-        Self(Arc::new(Inner { channel, state, order: Mutex::new(()), turn }))
+        Self(Arc::new(SharedChannel { channel, state, order: Mutex::new(()), turn }))
     }
 
-    /// Whether the broker reads what is published now.
+    /// Whether the connection is open and not blocked by an alarm.
     pub(in super::super) fn is_open(&self) -> bool {
         *self.0.state.borrow() == State::Open && self.0.channel.status().connected()
     }
 
-    /// Whether the connection is gone for good.
+    /// Whether the connection is closed.
     pub(in super::super) fn is_closed(&self) -> bool {
         *self.0.state.borrow() == State::Closed
     }
 
-    /// Waits while an alarm keeps the broker from reading, until `until` at most, and without it as long as
-    /// the connection lasts. For what must not be refused merely because it came at a bad moment.
+    /// Waits for the end of an alarm, at most until `until`, or until the connection is closed. For messages that must not be
+    /// rejected because of an alarm.
     pub(in super::super) async fn unblocked(&self, until: Option<Instant>) {
         let mut state = self.0.state.subscribe();
         let unblocked = state.wait_for(|state| *state != State::Blocked);
@@ -94,8 +93,10 @@ impl Publisher {
         }
     }
 
-    /// Publishes to a queue that must be there, and waits for the confirm: `overdue_after` at most, not
-    /// counting the time of an alarm.
+    /// Publishes with `mandatory` and waits for the confirm, at most `overdue_after`, not counting the time of an alarm.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
     pub(in super::super) async fn publish(
         &self,
         message: Outgoing,
@@ -104,7 +105,7 @@ impl Publisher {
         self.send(message, true, overdue_after).await
     }
 
-    /// As [`Self::publish`], for subscribers, of which there may be none.
+    /// As [`Self::publish`] without `mandatory`: there may be no subscriber.
     pub(in super::super) async fn announce(
         &self,
         message: Outgoing,
@@ -113,8 +114,8 @@ impl Publisher {
         self.send(message, false, overdue_after).await
     }
 
-    /// Runs to its end even when the caller gives up: lapin keeps an unawaited confirm for ever (4.12.3; no issue
-    /// found).
+    /// Publishes in a task that also runs to its end if the caller's future is dropped: lapin never frees a confirm that is
+    /// not awaited (4.12.3; no issue filed).
     async fn send(
         &self,
         message: Outgoing,
@@ -125,7 +126,7 @@ impl Publisher {
             Some(turn) => Some(turn.clone().lock_owned().await),
             None => None,
         };
-        // Not sooner: the state may have changed while others had their turn.
+        // Checked after the wait for the turn, during which the state may have changed.
         if !self.is_open() {
             return Err(PublishError::Rejected);
         }
@@ -133,7 +134,7 @@ impl Publisher {
         let mut published = tokio::spawn(async move {
             let _turn = turn;
             let mut state = this.0.state.subscribe();
-            // lapin does not always report a loss to those who wait for a confirm (4.12.3; no issue found).
+            // lapin does not always fail pending confirms when the connection is lost (4.12.3; no issue filed).
             tokio::select! {
                 biased;
                 published = this.confirmed(message, mandatory) => published,
@@ -146,7 +147,7 @@ impl Publisher {
         }
     }
 
-    /// Resolves after so long without an alarm.
+    /// Resolves after this much time without an alarm.
     async fn overdue(&self, after: Duration) {
         let mut state = self.0.state.subscribe();
         loop {
@@ -184,8 +185,8 @@ impl Publisher {
         };
         match confirmation {
             Ok(Confirmation::Ack(None)) => Ok(()),
-            // Where one confirm covers several messages, lapin hands what was returned to any of them. This
-            // one is in its queue.
+            // If one confirm covers several messages, lapin may attribute a returned message to any of them (4.12.3; no issue
+            // filed). This message was not returned.
             Ok(Confirmation::Ack(Some(returned)))
                 if ids
                     != (
@@ -202,7 +203,7 @@ impl Publisher {
                 Err(PublishError::Rejected)
             }
             Err(error) => {
-                tracing::debug!(%error, "a publish was not confirmed");
+                tracing::debug!(event = "publish_failed", %error, "publishing failed; the connection is closed");
                 inner.state.send_replace(State::Closed);
                 Err(PublishError::Indeterminate)
             }

@@ -1,10 +1,10 @@
-//! The state of a connection, which everything on it follows.
+//! The state of a connection, shared with its publishers.
 
-/// State of a connection.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum State {
     Open,
-    /// The broker has raised an alarm and reads no publishes.
+    /// The broker raised an alarm and reads no publishes (`connection.blocked`).
     Blocked,
     Closed,
 }

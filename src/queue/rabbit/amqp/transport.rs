@@ -1,4 +1,4 @@
-//! Connects to the broker, and gives the client a stream of frames that it can read.
+//! Connects to the broker and gives lapin a stream whose frames it can parse.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,8 +18,8 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// How long sent data may stay unacknowledged before the system gives the connection up. Heartbeats
-/// notice a silent peer sooner; this ends what is left of such a connection.
+/// How long sent data may stay unacknowledged before the system closes the connection (`TCP_USER_TIMEOUT`), at least two
+/// heartbeats. Heartbeats detect a silent peer earlier; this ends the connection in the system.
 const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(10);
 /// Bytes read from the socket at a time.
 const READ_SIZE: usize = 16 << 10;
@@ -27,13 +27,13 @@ const READ_SIZE: usize = 16 << 10;
 /// A TCP connection.
 type Socket = <Tokio as Reactor>::TcpStream;
 /// A connection to the broker, encrypted or not.
-pub(in super::super) type Stream = AsyncTcpStream<Socket>;
+pub(in super::super) type BrokerStream = AsyncTcpStream<Socket>;
 
-/// Connects the client. `uri.query.frame_max` of the endpoint is the largest frame it takes.
+/// Connects lapin. `uri.query.frame_max` of the endpoint is the largest frame that it accepts.
 ///
-/// When `cut` is cancelled the client finds the wire closed. Otherwise lapin would keep a dropped connection until the
-/// broker confirms its close, and a request on it could still take effect: a consumer without a reader that gets half
-/// of the messages (lapin 4.12.3; no issue found).
+/// When `cut` is cancelled, reads fail. Otherwise lapin would keep a dropped connection until the broker confirms its close,
+/// and a request on it could still take effect: a consumer without a reader that gets half of the messages (lapin 4.12.3; no
+/// issue filed).
 pub(super) async fn connect(
     endpoint: Endpoint,
     properties: ConnectionProperties,
@@ -49,8 +49,8 @@ pub(super) async fn connect(
     Connection::connector(uri, Runtime::new(runtime), connect, properties).await
 }
 
-/// Opens a TCP connection to a broker's address, encrypted where its URL says so.
-pub(in super::super) async fn dial(endpoint: &Endpoint) -> io::Result<Stream> {
+/// Opens a TCP connection to a broker, with TLS for amqps://.
+pub(in super::super) async fn dial(endpoint: &Endpoint) -> io::Result<BrokerStream> {
     let uri = &endpoint.uri;
     // The reactor sets TCP_NODELAY.
     let stream = Tokio::current().tcp_connect_addr(endpoint.address).await?;
@@ -71,20 +71,20 @@ fn limit_unacknowledged(stream: &tokio::net::TcpStream, uri: &AMQPUri) -> io::Re
     Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, limit)?)
 }
 
-/// Frames from the broker as the client may read them; what it writes goes through as it is.
+/// A stream that filters the frames from the broker. Written bytes pass unchanged.
 struct FilteredStream {
-    wire: Stream,
+    wire: BrokerStream,
     filter: FrameFilter,
-    /// Read from the wire.
+    /// The buffer for reads from the broker.
     unfiltered: Box<[u8]>,
-    /// For the client, from `position` on.
+    /// Filtered bytes; those from `position` on are not read yet.
     filtered: Vec<u8>,
     position: usize,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl FilteredStream {
-    fn new(wire: Stream, frame_max: u32, cut: CancellationToken) -> Self {
+    fn new(wire: BrokerStream, frame_max: u32, cut: CancellationToken) -> Self {
         Self {
             wire,
             filter: FrameFilter::new(frame_max),
@@ -150,8 +150,8 @@ impl AsyncWrite for FilteredStream {
     }
 }
 
-/// tokio's reactor, but for the type of a connection. The client takes that from it, and its timers; it
-/// neither connects nor registers anything by it.
+/// tokio's reactor with another stream type. lapin uses it only for that type and for timers; it neither connects nor
+/// registers anything through it.
 #[derive(Clone, Debug)]
 struct FilteringReactor(Tokio);
 

@@ -1,24 +1,29 @@
-//! Reads a broker's URL, and refuses what could not be honoured as it is written. No error repeats more
-//! of the URL than a known parameter's name, because a badly written password may be anywhere in it.
+//! Parses the URL of a broker. Unknown or invalid parameters are errors. Errors contain no part of the URL except a
+//! parameter's name, because an incorrectly escaped password may be anywhere in it.
 
 use std::ops::RangeInclusive;
 
 use lapin::uri::{AMQPUri, SASLMechanism};
 use url::{Host, Url};
 
-/// Frames in bytes: AMQP's smallest, and what the buffers of dozens of them may take.
+/// Frame size in bytes: from AMQP's minimum. The maximum limits memory, because lapin allocates dozens of frames for each
+/// connection.
 const FRAME_MAX: RangeInclusive<u64> = 4096..=1 << 20;
-/// Channels of one connection; declarations take one after the other besides those in use.
+/// Channels of one connection. Declarations use more than one.
 const CHANNEL_MAX: RangeInclusive<u64> = 16..=u16::MAX as u64;
-/// Seconds; 0 leaves it to the broker.
+/// Heartbeat interval in seconds; 0 leaves it to the broker.
 const HEARTBEAT: RangeInclusive<u64> = 0..=u16::MAX as u64;
-/// Milliseconds.
+/// Timeout of an attempt to connect, in milliseconds.
 const CONNECTION_TIMEOUT: RangeInclusive<u64> = 1..=60_000;
 
-/// Reads the URL of a broker, or says what is wrong with it.
+/// Parses the URL of a broker.
+///
+/// # Errors
+/// A text for the operator, without any secret of the URL.
 pub(in super::super) fn parse(text: &str) -> Result<AMQPUri, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
-    // Written so in a password, these end it, and the rest of it would be something else.
+    // An unescaped #, / or ? in a password ends the authority, so the rest of the password would be parsed as another part
+    // of the URL.
     if url.fragment().is_some() {
         return Err("contains a #; in a user name or password write it %23".into());
     }
@@ -33,7 +38,7 @@ pub(in super::super) fn parse(text: &str) -> Result<AMQPUri, String> {
     check_parameters(&url)?;
     let mut uri: AMQPUri = text.parse()?;
     match url.host() {
-        // amq-protocol-uri 10.6.3 takes localhost in place of these.
+        // For IP addresses amq-protocol-uri returns localhost (10.6.3; no issue filed).
         Some(Host::Ipv6(address)) => uri.authority.host = address.to_string(),
         Some(Host::Ipv4(address)) => uri.authority.host = address.to_string(),
         Some(Host::Domain(name)) if !name.is_empty() => {}
@@ -52,15 +57,15 @@ fn check_parameters(url: &Url) -> Result<(), String> {
             "connection_timeout" => Some(CONNECTION_TIMEOUT),
             "auth_mechanism" if value.parse::<SASLMechanism>().is_ok() => None,
             "auth_mechanism" => {
-                let known = "plain, amqplain, external, anonymous or rabbit-cr-demo";
-                return Err(format!("auth_mechanism: expected {known}"));
+                let mechanisms = "plain, amqplain, external, anonymous or rabbit-cr-demo";
+                return Err(format!("auth_mechanism: expected {mechanisms}"));
             }
             _ => return Err(unknown(&name)),
         };
         if let Some(range) = range {
             let number = value.parse().ok();
             if !number.is_some_and(|number: u64| range.contains(&number)) {
-                let got = number.map_or("no such number".to_owned(), |number| number.to_string());
+                let got = number.map_or("another text".to_owned(), |number| number.to_string());
                 let (least, most) = (range.start(), range.end());
                 return Err(format!("{name}: expected a number from {least} to {most}, got {got}"));
             }
@@ -109,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn parameter_that_cannot_be_honoured_is_named() {
+    fn invalid_parameter_is_named() {
         for parameter in [
             "frame_max=100",
             "frame_max=x",
@@ -131,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn badly_written_password_is_refused_and_not_repeated() {
+    fn unescaped_password_is_refused_and_not_repeated() {
         for url in [
             "amqp://user:12#hunter2@broker/v",
             "amqp://user:12/hunter2@broker/v",

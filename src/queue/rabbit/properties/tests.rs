@@ -1,5 +1,5 @@
-//! The codec under random input: what is written is read back the same, and what is not ours is
-//! refused in words, never with a panic.
+//! Property tests of the codec: written properties are read back unchanged, and invalid ones are refused with an error,
+//! never with a panic.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Flag, Settings, Sources};
-use crate::queue::rabbit::specification;
 use crate::domain::{Clock, ContractId};
+use crate::queue::rabbit::specification;
 use crate::telemetry::Stage;
 
 mod headers;
@@ -31,18 +31,22 @@ fn broker() -> Broker {
     Broker::new(&url.to_owned().into(), settings, Clock::system(), Arc::default()).unwrap()
 }
 
-fn delivered(door: QueueKind, properties: BasicProperties, body: &[u8]) -> Delivery {
-    let key = door.as_str().into();
+fn delivered(queue: QueueKind, properties: BasicProperties, body: &[u8]) -> Delivery {
+    let key = queue.as_str().into();
     let mut delivery = Delivery::mock(1, "registration".into(), key, false, body.to_vec());
     delivery.properties = properties;
     delivery
 }
 
-fn read_anew(door: QueueKind, properties: BasicProperties, body: &[u8]) -> Result<Message, Unreadable> {
-    read(door, &delivered(door, properties, body), &broker(), &mut Ages::default(), false)
+fn read_properties(
+    queue: QueueKind,
+    properties: BasicProperties,
+    body: &[u8],
+) -> Result<Message, PropertyError> {
+    read(queue, &delivered(queue, properties, body), &broker(), &mut Ages::default(), false)
 }
 
-/// A front that publishes under this account.
+/// The envelope of a front that publishes under this account.
 fn envelope(username: &str) -> Envelope<'_> {
     Envelope { username, reply_to: "registration.reply.x", correlation_id: "c0ffee" }
 }
@@ -54,7 +58,7 @@ fn kind() -> impl Strategy<Value = MessageKind> {
     ]
 }
 
-/// Header values of every type, well-meant and not.
+/// Header values of every type.
 fn value() -> impl Strategy<Value = AMQPValue> {
     prop_oneof![
         any::<bool>().prop_map(AMQPValue::Boolean),
@@ -95,7 +99,7 @@ fn headers() -> impl Strategy<Value = FieldTable> {
     })
 }
 
-/// In no trace, or in any.
+/// With or without a trace context.
 fn trace() -> impl Strategy<Value = TraceContext> {
     let parent = "00-[0-9a-f]{31}1-[0-9a-f]{15}1-0[01]";
     (proptest::option::of(parent), proptest::option::of("vendor=[a-z]{1,9}"))
@@ -104,7 +108,7 @@ fn trace() -> impl Strategy<Value = TraceContext> {
 
 proptest! {
     #[test]
-    fn a_call_is_read_as_it_was_sent(
+    fn request_is_read_as_it_was_published(
         kind in kind(),
         id in "[!-~]{1,128}",
         body in proptest::collection::vec(any::<u8>(), 0..256),
@@ -120,15 +124,15 @@ proptest! {
             deadline: Instant::now() + Duration::from_millis(left_ms),
             trace: trace.clone(),
         };
-        let properties = of_call(&call, envelope("worker"), 1_700_000_000_000, None);
+        let properties = for_request(&call, envelope("worker"), 1_700_000_000_000, None);
         prop_assert_eq!(properties.delivery_mode().unwrap() == PERSISTENT, kind != MessageKind::Profile);
-        let message = read_anew(kind.queue(), properties, &body).unwrap();
+        let message = read_properties(kind.queue(), properties, &body).unwrap();
         prop_assert_eq!(message.kind, kind);
         prop_assert_eq!(message.id.as_str(), id);
         prop_assert_eq!(&message.body[..], &body[..]);
         prop_assert_eq!((message.new_key, message.deliveries, message.attempt), (new_key, 0, 0));
         prop_assert_eq!(&message.trace, &trace);
-        prop_assert_eq!((message.origin, message.waits_for), (Origin::Http, None));
+        prop_assert_eq!((message.origin, message.expiration), (Origin::Http, None));
         prop_assert_eq!(message.reply_address.reply_to.as_deref(), Some("registration.reply.x"));
         prop_assert_eq!(message.reply_address.correlation_id.as_deref(), Some("c0ffee"));
         let left = message.expires.unwrap().saturating_duration_since(Instant::now());
@@ -136,7 +140,7 @@ proptest! {
     }
 
     #[test]
-    fn a_retry_keeps_what_it_must(
+    fn retry_keeps_identity_reply_queue_and_trace(
         contract in proptest::sample::select(ContractId::ALL.to_vec()),
         id in "[!-~]{1,128}",
         producer in "[a-z]{0,20}",
@@ -160,9 +164,9 @@ proptest! {
         if let Some(queue) = &reply_to {
             properties = properties.with_reply_to(queue.as_str().into());
         }
-        let first = read_anew(QueueKind::Bulk, properties, b"{}").unwrap();
-        let again = read_anew(QueueKind::Bulk, of_retry(&first, attempt, "worker"), b"{}").unwrap();
-        // Who publishes as the workers do has no name of its own.
+        let first = read_properties(QueueKind::Bulk, properties, b"{}").unwrap();
+        let again = read_properties(QueueKind::Bulk, for_retry(&first, attempt, "worker"), b"{}").unwrap();
+        // The workers' account is not a producer's name.
         let producer = if producer == "worker" { "".to_owned() } else { producer };
         prop_assert_eq!(again.origin, Origin::Amqp { producer });
         prop_assert_eq!((again.kind, &again.id), (first.kind, &first.id));
@@ -172,8 +176,8 @@ proptest! {
     }
 
     #[test]
-    fn whatever_comes_is_read_or_refused(
-        door in proptest::sample::select(QueueKind::ALL.to_vec()),
+    fn arbitrary_properties_are_read_or_refused(
+        queue in proptest::sample::select(QueueKind::ALL.to_vec()),
         headers in headers(),
         kind in proptest::option::of("(register|profile|[a-z]{0,9})"),
         id in proptest::option::of("\\PC{0,60}"),
@@ -197,22 +201,22 @@ proptest! {
         if let Some(user) = &user {
             properties = properties.with_user_id(user.as_str().into());
         }
-        let properties_name_a_producer = user.as_deref() == Some("worker") && reply_to.is_none();
-        let Ok(message) = read_anew(door, properties, b"{}") else { return Ok(()) };
-        prop_assert!(message.expires.is_none() == (door == QueueKind::Bulk));
+        let may_be_republished = user.as_deref() == Some("worker") && reply_to.is_none();
+        let Ok(message) = read_properties(queue, properties, b"{}") else { return Ok(()) };
+        prop_assert!(message.expires.is_none() == (queue == QueueKind::Bulk));
         prop_assert!(message.attempt == 0 || user.as_deref() == Some("worker"));
         prop_assert!(!message.is_from_front(), "no message names its entry point here");
         if let Some(queue) = message.reply_address.reply_to {
             let fronts = queue.starts_with("registration.reply.");
             let own = user.is_some_and(|user| queue.starts_with(&format!("crm.{user}.")));
-            // A name that muster put back keeps the queue of the producer that it names.
-            prop_assert!(fronts || own || properties_name_a_producer, "{}", queue);
+            // A message that muster republished keeps the reply queue of its producer.
+            prop_assert!(fronts || own || may_be_republished, "{}", queue);
         }
     }
 
     #[test]
-    fn what_is_described_is_read_and_nothing_else(
-        door in proptest::sample::select(QueueKind::ALL.to_vec()),
+    fn properties_are_accepted_as_the_specification_describes(
+        queue in proptest::sample::select(QueueKind::ALL.to_vec()),
         kind in proptest::option::weighted(0.9, "(register|profile|)"),
         id in proptest::option::weighted(0.9, "[a-z]{0,3}|x{127,130}"),
         contract in proptest::option::weighted(0.9, "(username|flat-name|colour|)"),
@@ -220,23 +224,23 @@ proptest! {
         expiration in proptest::option::of("[0-9]{0,10}|-1|1e3"),
         sealed in proptest::option::weighted(0.2, "[0-9a-f]{1,80}"),
     ) {
-        let mut said = json!({ "user_id": "ann" });
+        let mut described_properties = json!({ "user_id": "ann" });
         let mut properties = BasicProperties::default().with_user_id("ann".into());
         let mut headers = FieldTable::default();
         if let Some(kind) = &kind {
-            said["type"] = json!(kind);
+            described_properties["type"] = json!(kind);
             properties = properties.with_type(kind.as_str().into());
         }
         if let Some(id) = &id {
-            said["message_id"] = json!(id);
+            described_properties["message_id"] = json!(id);
             properties = properties.with_message_id(id.as_str().into());
         }
         if let Some(queue) = &reply_to {
-            said["reply_to"] = json!(queue);
+            described_properties["reply_to"] = json!(queue);
             properties = properties.with_reply_to(queue.as_str().into());
         }
         if let Some(ttl) = &expiration {
-            said["expiration"] = json!(ttl);
+            described_properties["expiration"] = json!(ttl);
             properties = properties.with_expiration(ttl.as_str().into());
         }
         for (name, value) in [(header::CONTRACT, &contract), (header::SEALED, &sealed)] {
@@ -244,9 +248,9 @@ proptest! {
                 put_text(&mut headers, name, value);
             }
         }
-        let name = match door {
-            QueueKind::Profile => door.as_str().to_owned(),
-            _ => format!("{}.{}", door.as_str(), contract.as_deref().unwrap_or_default()),
+        let name = match queue {
+            QueueKind::Profile => queue.as_str().to_owned(),
+            _ => format!("{}.{}", queue.as_str(), contract.as_deref().unwrap_or_default()),
         };
         let described = specification::message(&name).is_some_and(|(of_properties, of_headers)| {
             let headers = json!({ "contract": contract, "sealed": sealed });
@@ -254,17 +258,17 @@ proptest! {
                 (!value.is_null()).then(|| (name.clone(), value.clone()))
             };
             let headers: Value = headers.as_object().unwrap().iter().filter_map(is_there).collect();
-            of_properties.is_valid(&said) && of_headers.is_valid(&headers)
+            of_properties.is_valid(&described_properties) && of_headers.is_valid(&headers)
         });
-        let read = read_anew(door, properties.with_headers(headers), b"{}");
-        // A look-up has no password, so nobody asks how it is sealed.
-        let sealed_wrong = door == QueueKind::Profile && sealed.is_some();
-        prop_assert!(sealed_wrong || described == read.is_ok(), "{:?} for {}", read.err(), said);
+        let read = read_properties(queue, properties.with_headers(headers), b"{}");
+        // The document does not limit the header `sealed` of a lookup.
+        let has_sealed_lookup = queue == QueueKind::Profile && sealed.is_some();
+        prop_assert!(has_sealed_lookup || described == read.is_ok(), "{:?} for {}", read.err(), described_properties);
     }
 }
 
 #[test]
-fn a_reply_tells_what_its_worker_can_do_and_what_took_it_how_long() {
+fn reply_reports_capacity_and_stage_durations() {
     let call = RpcRequest {
         kind: MessageKind::Profile,
         id: MessageId::random(),
@@ -273,15 +277,15 @@ fn a_reply_tells_what_its_worker_can_do_and_what_took_it_how_long() {
         deadline: Instant::now() + Duration::from_secs(9),
         trace: TraceContext::default(),
     };
-    let sent = of_call(&call, envelope("worker"), 1_700_000_000_000, None);
-    let message = read_anew(QueueKind::Profile, sent, b"").unwrap();
-    let mut told = Stages::default();
-    told.add(Stage::Hash, Duration::from_micros(210_100));
-    told.add(Stage::Work, Duration::from_micros(210_900));
-    let can = WorkerCapacity { per_second: 66.5, threads: 4 };
-    let properties = of_reply(&message, &told, can);
-    assert_eq!((capacity(&properties), stages(&properties)), (Some(can), told));
-    let nothing = of_reply(&message, &Stages::default(), WorkerCapacity::default());
+    let sent = for_request(&call, envelope("worker"), 1_700_000_000_000, None);
+    let message = read_properties(QueueKind::Profile, sent, b"").unwrap();
+    let mut durations = Stages::default();
+    durations.add(Stage::Hash, Duration::from_micros(210_100));
+    durations.add(Stage::Work, Duration::from_micros(210_900));
+    let reported = WorkerCapacity { per_second: 66.5, threads: 4 };
+    let properties = for_reply(&message, &durations, reported);
+    assert_eq!((capacity(&properties), stages(&properties)), (Some(reported), durations));
+    let nothing = for_reply(&message, &Stages::default(), WorkerCapacity::default());
     assert_eq!((capacity(&nothing), stages(&nothing)), (None, Stages::default()));
     assert_eq!(stages(&BasicProperties::default()), Stages::default());
 }

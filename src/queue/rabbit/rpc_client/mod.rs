@@ -1,7 +1,7 @@
-//! The requesting end: publishes calls and bulk rows, and matches the replies in its own exclusive queue to
-//! them. The front has one for all its requests and uploads, an import has one.
+//! The RPC client: publishes requests and bulk rows, and matches replies in its exclusive queue to them. The front has one
+//! for all requests and uploads, an import has one.
 //!
-//! `supervisor` keeps the connections, `rows` sends a window of bulk rows over the same client.
+//! `supervisor` keeps the connections; `rows` sends bulk rows on them.
 
 mod pending_calls;
 mod reply_body;
@@ -33,28 +33,28 @@ use crate::domain::Millis;
 use crate::telemetry::Health;
 use session::{Session, Status};
 
-/// How long a registration waits for a connection before it is refused.
+/// How long a registration waits for a connection before it is rejected.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two attempts at a look-up, because a connection may be lost before its session ends.
-const LOOK_UP_PAUSE: Duration = Duration::from_millis(50);
-/// How long a registration waits for its reply before it is sent again, soon after a node was lost.
+/// Pause between two attempts at a lookup. The session of a lost connection may still be the current one.
+const LOOKUP_PAUSE: Duration = Duration::from_millis(50);
+/// How long a registration waits for its reply before it is published again, if a node was lost recently.
 const RESEND_AFTER: Duration = Duration::from_secs(3);
-/// How long after a call's deadline its password may still be opened. Nothing waits for it any more by then;
-/// it only has to cover clocks of front and worker that are minutes apart.
+/// Added to a request's deadline for the expiry of its sealed password, because the clocks of front and worker may differ
+/// by minutes.
 const SEAL_MARGIN: Duration = Duration::from_secs(600);
 
-/// The requesting end; its connections are made and remade in the background.
+/// A client whose supervisor keeps the connections in the background.
 #[derive(Clone)]
 struct RabbitRpcClient {
     broker: Arc<Broker>,
     status: watch::Receiver<Status>,
     stats: Arc<QueueStats>,
     tasks: Tasks,
-    /// Closes the connections; so does dropping the last clone.
+    /// Stops the supervisor; so does dropping the last clone.
     stop: Arc<DropGuard>,
 }
 
-/// Starts a requesting end.
+/// Starts a client and its supervisor.
 pub(super) fn start(
     broker: Arc<Broker>,
     health: &Health,
@@ -77,7 +77,10 @@ pub(super) fn start(
 }
 
 impl RabbitRpcClient {
-    /// The current session, once there is one.
+    /// Waits for a session.
+    ///
+    /// # Errors
+    /// [`RpcError::Rejected`] if there is none until then.
     async fn session(&self, until: Instant) -> Result<Arc<Session>, RpcError> {
         let mut status = self.status.clone();
         let status =
@@ -88,45 +91,46 @@ impl RabbitRpcClient {
         }
     }
 
-    /// Registers on this session. Soon after a node of a cluster was lost, a call without a reply is sent again
-    /// under its id: a queue still gives messages to the consumers of a frozen node, as many as their prefetch.
-    async fn register_on(&self, session: &Session, mut call: RpcRequest) -> Result<Reply, RpcError> {
+    /// Publishes a registration on a session and waits for the reply. If a node was lost recently, a request without a
+    /// reply is published again under its id: a queue still delivers messages to consumers on a frozen node, up to their
+    /// prefetch.
+    async fn register(&self, session: &Session, mut request: RpcRequest) -> Result<Reply, RpcError> {
         loop {
             let again = Instant::now() + RESEND_AFTER;
-            // Behind a backlog it is merely not its turn.
+            // With a backlog a late reply is normal.
             let is_backlogged = self.stats.is_backlogged(QueueKind::Interactive);
-            let is_last = !session.is_recovering() || is_backlogged || again >= call.deadline;
-            let until = if is_last { call.deadline } else { again };
-            match self.call_on(session, call.clone(), until).await {
-                Err(RpcError::Timeout) if !is_last => call.new_key = false,
+            let is_last = !session.is_recovering() || is_backlogged || again >= request.deadline;
+            let until = if is_last { request.deadline } else { again };
+            match self.request_on(session, request.clone(), until).await {
+                Err(RpcError::Timeout) if !is_last => request.new_key = false,
                 ended => return ended,
             }
         }
     }
 
-    /// Publishes a call and waits for its reply until then, both on the connections of this session.
-    async fn call_on(
+    /// Publishes a request on a session and waits for its reply until then.
+    async fn request_on(
         &self,
         session: &Session,
-        mut call: RpcRequest,
+        mut request: RpcRequest,
         until: Instant,
     ) -> Result<Reply, RpcError> {
-        let pending = session.pending.add(call.kind.queue(), &call.id);
-        let span = publish(&call.trace, Some(&self.broker.spans), call.kind.queue(), &call.id);
-        call.trace = span.context().clone();
-        let (body, sealed) = self.sealed(&call, session.reply_queue())?;
+        let pending = session.pending.add(request.kind.queue(), &request.id);
+        let span = publish(&request.trace, Some(&self.broker.spans), request.kind.queue(), &request.id);
+        request.trace = span.context().clone();
+        let (body, sealed) = self.seal(&request, session.reply_queue())?;
         let envelope = properties::Envelope {
             username: self.broker.username(),
             reply_to: session.reply_queue(),
             correlation_id: pending.correlation_id(),
         };
         let now = self.broker.clock.now().0;
-        let properties = properties::of_call(&call, envelope, now, sealed);
-        let _unanswered = matches!(call.kind, MessageKind::Register(_)).then(|| self.stats.sent());
+        let properties = properties::for_request(&request, envelope, now, sealed);
+        let _unanswered = matches!(request.kind, MessageKind::Register(_)).then(|| self.stats.sent());
         let published = async {
-            // It ends with the confirm.
+            // The span ends with the confirm.
             let mut span = span;
-            let published = session.publish(call.kind.queue(), properties, body).await;
+            let published = session.publish(request.kind.queue(), properties, body).await;
             if let Err(error) = published {
                 span.fail(error.label());
             }
@@ -135,23 +139,28 @@ impl RabbitRpcClient {
         pending.reply(published, Some(until)).await
     }
 
-    /// The body with its password or token sealed, and the id of the key. What cannot be sealed is not sent.
-    fn sealed(&self, call: &RpcRequest, reply_to: &str) -> Result<(Bytes, Option<&str>), RpcError> {
-        let Some(sealer) = &self.broker.sealer else { return Ok((call.body.clone(), None)) };
-        let left = call.deadline.saturating_duration_since(Instant::now()) + SEAL_MARGIN;
+    /// Seals the password or token in the body. Returns the body and the id of the key; `None` without a key.
+    ///
+    /// # Errors
+    /// [`RpcError::Rejected`] if sealing fails.
+    fn seal(&self, request: &RpcRequest, reply_to: &str) -> Result<(Bytes, Option<&str>), RpcError> {
+        let Some(sealer) = &self.broker.sealer else { return Ok((request.body.clone(), None)) };
+        let left = request.deadline.saturating_duration_since(Instant::now()) + SEAL_MARGIN;
         let left = i64::try_from(left.as_millis()).unwrap_or(i64::MAX);
         let not_after = Millis(self.broker.clock.now().0.saturating_add(left));
-        let sealed = match call.kind {
+        let sealed = match request.kind {
             MessageKind::Register(contract) => {
-                let letter = SealContext { contract, id: &call.id, reply_to: Some(reply_to), not_after };
-                sealer.seal(&letter, &call.body)
+                let context = SealContext { contract, id: &request.id, reply_to: Some(reply_to), not_after };
+                sealer.seal(&context, &request.body)
             }
-            MessageKind::Profile => sealer.seal_token(&call.id, reply_to, not_after, &call.body),
+            MessageKind::Profile => sealer.seal_token(&request.id, reply_to, not_after, &request.body),
         };
         match sealed {
             Some(body) => Ok((body.into(), Some(sealer.key_id()))),
             None => {
-                tracing::error!(event = "sealing_failed", id = call.id.as_str(), "sealing failed");
+                tracing::error!(event = "sealing_failed",
+                    id = request.id.as_str(),
+                    "sealing a message failed; it is not published");
                 Err(RpcError::Rejected)
             }
         }
@@ -160,18 +169,17 @@ impl RabbitRpcClient {
 
 #[async_trait]
 impl RpcClient for RabbitRpcClient {
-    async fn request(&self, call: RpcRequest) -> Result<Reply, RpcError> {
-        if call.kind != MessageKind::Profile {
-            let until = call.deadline.min(Instant::now() + CONNECTION_TIMEOUT);
+    async fn request(&self, request: RpcRequest) -> Result<Reply, RpcError> {
+        if request.kind != MessageKind::Profile {
+            let until = request.deadline.min(Instant::now() + CONNECTION_TIMEOUT);
             let session = self.session(until).await?;
-            return self.register_on(&session, call).await;
+            return self.register(&session, request).await;
         }
-        // A look-up changes nothing, so it waits for a connection until its deadline, and is sent again
-        // when one was lost.
-        while Instant::now() < call.deadline {
-            let session = self.session(call.deadline).await?;
-            match self.call_on(&session, call.clone(), call.deadline).await {
-                Err(RpcError::Indeterminate) => sleep(LOOK_UP_PAUSE).await,
+        // A lookup changes nothing, so it waits for a connection until its deadline and is published again after a loss.
+        while Instant::now() < request.deadline {
+            let session = self.session(request.deadline).await?;
+            match self.request_on(&session, request.clone(), request.deadline).await {
+                Err(RpcError::Indeterminate) => sleep(LOOKUP_PAUSE).await,
                 ended => return ended,
             }
         }
@@ -179,9 +187,9 @@ impl RpcClient for RabbitRpcClient {
     }
 
     fn producer(&self, window: Window) -> BulkProducer {
-        let (producer, rows) = rows::Rows::new(self.clone(), window);
-        // A panic in it ends the upload or the import whose rows these are.
-        self.tasks.spawn(contained(rows.run()));
+        let (producer, sender) = rows::RowSender::new(self.clone(), window);
+        // A panic in the task ends only the upload or import that owns the rows.
+        self.tasks.spawn(contained(sender.run()));
         producer
     }
 

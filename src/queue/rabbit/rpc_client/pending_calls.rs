@@ -1,5 +1,5 @@
-//! Calls that have no reply yet. One map for each session: it holds the calls in flight and nothing else, so
-//! whatever bounds those bounds the map.
+//! Requests without a reply. Each session has one map of the requests in flight; the limits of the front and of the bulk
+//! window bound its size.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,30 +8,30 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::reply_body;
-use crate::queue::rabbit::amqp::PublishError;
-use crate::queue::{RpcError, QueueKind, Reply};
 use crate::domain::{MessageId, id::random_hex};
+use crate::queue::rabbit::amqp::PublishError;
+use crate::queue::{QueueKind, Reply, RpcError};
 use crate::telemetry::Stages;
 
-/// The calls of one session.
+/// The pending requests of one session.
 #[derive(Default)]
-pub(super) struct PendingCalls(Mutex<Calls>);
+pub(super) struct PendingCalls(Mutex<PendingMap>);
 
 #[derive(Default)]
-struct Calls {
+struct PendingMap {
     by_correlation_id: HashMap<String, Waiter>,
-    /// Whether a connection is gone, so that no reply can arrive any more.
+    /// Whether a connection was lost, so that no reply can arrive.
     closed: bool,
 }
 
-/// Dropped without a reply, it ends its call as indeterminate.
+/// Receives the reply of a request. Dropped without one, it ends the request as indeterminate.
 struct Waiter {
     message_id: String,
     queue: QueueKind,
     reply: oneshot::Sender<Reply>,
 }
 
-/// A call in the map. Removes it when dropped, however the call ends.
+/// A pending request. Dropping it removes the request from the map.
 pub(super) struct PendingCall<'a> {
     calls: &'a PendingCalls,
     correlation_id: String,
@@ -39,7 +39,7 @@ pub(super) struct PendingCall<'a> {
 }
 
 impl PendingCalls {
-    /// Adds a call to a queue.
+    /// Adds a request to a queue.
     pub(super) fn add(&self, queue: QueueKind, message_id: &MessageId) -> PendingCall<'_> {
         let (sender, reply) = oneshot::channel();
         let correlation_id = random_hex();
@@ -51,9 +51,8 @@ impl PendingCalls {
         PendingCall { calls: self, correlation_id, reply }
     }
 
-    /// Gives a reply to its call: the one with this correlation id, if it has this message id too. A
-    /// reply that cannot be read ends its call as indeterminate: no other one will come.
-    /// Returns the queue of the call; `None` when no call waits for it (any more).
+    /// Passes a reply to the request with its correlation id, if the message id is the same too. An unreadable reply ends
+    /// the request as indeterminate. Returns the queue of the request; `None` for an orphan reply.
     pub(super) fn settle(
         &self,
         correlation_id: &str,
@@ -72,32 +71,32 @@ impl PendingCalls {
         Some(queue)
     }
 
-    /// Ends the calls to the interactive and the profile queue as indeterminate, those that are still being
-    /// published too. Bulk rows have no deadline and go on waiting.
+    /// Ends the requests to the interactive and profile queues as indeterminate, including those that are not confirmed yet.
+    /// Bulk rows have no deadline and keep waiting.
     pub(super) fn fail_interactive(&self) {
         self.lock().by_correlation_id.retain(|_, waiter| waiter.queue == QueueKind::Bulk);
     }
 
-    /// Ends every call as indeterminate, those to come too.
+    /// Ends every request as indeterminate, including later ones.
     pub(super) fn close(&self) {
         let mut calls = self.lock();
         calls.closed = true;
         calls.by_correlation_id.clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Calls> {
+    fn lock(&self) -> MutexGuard<'_, PendingMap> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl PendingCall<'_> {
-    /// What the reply will name.
+    /// The correlation id for the message.
     pub(super) fn correlation_id(&self) -> &str {
         &self.correlation_id
     }
 
-    /// Publishes and waits for the reply: until the deadline, if there is one, or until the session ends the
-    /// call. That ends it even while it is being published, because a confirm may never come.
+    /// Runs `publish` and waits for the reply, until the deadline, if there is one, or until the session ends the request.
+    /// Both also end a wait for the confirm, which may never arrive.
     pub(super) async fn reply(
         mut self,
         publish: impl Future<Output = Result<(), PublishError>>,
@@ -106,7 +105,7 @@ impl PendingCall<'_> {
         let reply = &mut self.reply;
         let failed = async {
             match publish.await {
-                // From here on only the reply matters.
+                // After the confirm only the reply matters.
                 Ok(()) => std::future::pending().await,
                 Err(PublishError::Rejected | PublishError::Unroutable) => RpcError::Rejected,
                 Err(PublishError::Indeterminate) => RpcError::Indeterminate,
@@ -120,9 +119,7 @@ impl PendingCall<'_> {
             }
         };
         match deadline {
-            Some(deadline) => {
-                timeout_at(deadline, replied).await.unwrap_or(Err(RpcError::Timeout))
-            }
+            Some(deadline) => timeout_at(deadline, replied).await.unwrap_or(Err(RpcError::Timeout)),
             None => replied.await,
         }
     }

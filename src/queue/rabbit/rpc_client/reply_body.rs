@@ -1,5 +1,5 @@
-//! Reads the body of a reply. A worker that is newer than this process may write what it cannot read:
-//! then the call's outcome is indeterminate, at once, and the log says why.
+//! Parses the body of a reply. A newer worker may send an outcome that this version does not know. The request then ends as
+//! indeterminate without waiting for its deadline, and a warning names the outcome.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -8,15 +8,15 @@ use serde::Deserialize;
 
 use crate::domain::Outcome;
 
-/// Kinds that are logged; more of them are no upgrade but noise.
+/// Most unknown outcomes that are logged.
 const KINDS_MAX: usize = 32;
-/// Longest outcome that is logged.
+/// Longest outcome that is logged, in bytes.
 const OUTCOME_MAX: usize = 40;
 
-/// The outcomes that were logged as unreadable: once each is enough.
+/// The outcomes that were logged; each is logged once.
 static LOGGED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// The outcome in a reply's body; `None` if this version cannot read it.
+/// Parses the outcome in a reply's body; `None` if this version cannot.
 pub(super) fn read(body: &[u8]) -> Option<Outcome> {
     let error = match serde_json::from_slice(body) {
         Ok(outcome) => return Some(outcome),
@@ -30,14 +30,14 @@ pub(super) fn read(body: &[u8]) -> Option<Outcome> {
             event = "reply_unreadable",
             outcome,
             is_syntax,
-            "a reply cannot be read, so its call ends as indeterminate; upgrade this process to the \
+            "parsing a reply failed, so its request ends as indeterminate; upgrade this process to the \
              version of the workers (logged once for each outcome)"
         );
     }
     None
 }
 
-/// The `outcome` that an unreadable body names, as far as it is safe to log.
+/// The field `outcome` of an unreadable body, if it is safe to log, else `none`.
 fn kind(body: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Named {
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unreadable_body_is_named_without_its_values() {
+    fn unreadable_body_is_named_without_its_values() {
         assert_eq!(read(br#"{"outcome":"postponed","until":7}"#), None);
         assert_eq!(kind(br#"{"outcome":"postponed","until":7}"#), "postponed");
         assert_eq!(kind(br#"{"outcome":"ann@example.com"}"#), "none");

@@ -1,19 +1,19 @@
-//! Judges whether replies reach this process, by pings that a worker answers.
+//! Checks whether replies reach this process, by pings that a worker replies to.
 //!
-//! After a partition of a cluster that does not pause its minority, a reply queue may be unknown to the node
-//! of the workers until its own node restarts. Its consumer notices nothing.
+//! After a partition of a cluster that does not pause its minority, the workers' node may not know a reply queue until the
+//! queue's node restarts. The consumer of that queue gets no error (RabbitMQ 4.0.5; rabbitmq-server#9798 is similar).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Between two pings.
+/// Interval between two pings.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
-/// A ping may stay unanswered for this long. Doubles with each judgement that helped nothing.
+/// How long a ping may have no reply. Doubles each time a new reply queue did not help.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
-/// Outlives sessions, so that a reply queue is not made anew for ever while the workers are at fault.
+/// The state of the check. It outlives sessions, so that the timeout keeps growing while the cause is at the workers.
 pub(super) struct ReplyCheck {
     last_ping: Option<Instant>,
     unanswered_since: Option<Instant>,
@@ -25,8 +25,8 @@ impl ReplyCheck {
         Self { last_ping: None, unanswered_since: None, timeout: TIMEOUT }
     }
 
-    /// Whether to send a ping now. `is_idle`: a worker consumes the queue and nothing waits in it, so that a
-    /// ping would be answered at once.
+    /// Whether to send a ping now. `is_idle`: the queue has a consumer and no ready messages, so that a worker would reply
+    /// immediately.
     pub(super) fn ping(&mut self, is_idle: bool) -> bool {
         if !is_idle {
             self.unanswered_since = None;
@@ -46,12 +46,12 @@ impl ReplyCheck {
         self.unanswered_since = None;
     }
 
-    /// A reply came, to whatever.
+    /// A reply arrived, to any message.
     pub(super) fn replied(&mut self) {
         (self.unanswered_since, self.timeout) = (None, TIMEOUT);
     }
 
-    /// Whether the reply queue has to be made anew. After such a judgement the next one takes longer.
+    /// Whether a new reply queue is needed. If so, the next check has a longer timeout.
     pub(super) fn is_broken(&mut self) -> bool {
         let is_broken = self.unanswered_since.is_some_and(|since| since.elapsed() >= self.timeout);
         if is_broken {
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn unanswered_pings_are_judged_later_each_time() {
+    async fn timeout_of_pings_doubles_after_each_failure() {
         let mut check = ReplyCheck::new();
         for timeout in [TIMEOUT, TIMEOUT * 2, TIMEOUT * 4] {
             assert!(check.ping(true));
@@ -81,17 +81,17 @@ mod tests {
         assert!(check.ping(true));
         check.replied();
         advance(TIMEOUT_MAX).await;
-        assert!(!check.is_broken(), "a reply came");
+        assert!(!check.is_broken(), "a reply arrived");
         assert!(check.ping(true));
         advance(TIMEOUT).await;
-        assert!(check.is_broken(), "the time-out starts over after a reply");
+        assert!(check.is_broken(), "a reply resets the timeout");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pings_that_may_wait_prove_nothing() {
+    async fn pings_behind_a_backlog_are_not_judged() {
         let mut check = ReplyCheck::new();
         assert!(check.ping(true) && !check.ping(true), "once in an interval");
-        assert!(!check.ping(false), "something waits before it");
+        assert!(!check.ping(false), "the queue has a backlog");
         advance(TIMEOUT_MAX).await;
         assert!(!check.is_broken());
         assert!(check.ping(true));

@@ -1,5 +1,5 @@
-//! Bulk rows: a window of calls without a deadline, sent again under their ids until each has its answer. One
-//! task sends all rows of a producer.
+//! Sends the bulk rows of a producer in one task: requests without a deadline, at most a window of them in flight. A row is
+//! published again under its id until its reply arrives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -14,82 +14,84 @@ use tokio::time::{Instant, Sleep, interval, sleep};
 
 use super::RabbitRpcClient;
 use super::session::{Session, Status};
-use crate::queue::producer::{ProducerBackend, AcceptedRow};
+use crate::domain::{FailureCode, Millis, Outcome};
+use crate::queue::producer::{AcceptedRow, ProducerBackend};
 use crate::queue::rabbit::amqp::Backoff;
 use crate::queue::rabbit::properties;
 use crate::queue::rabbit::queue_stats::Watched;
 use crate::queue::seal::{SealContext, Sealer};
 use crate::queue::spans::publish;
-use crate::queue::{RpcError, QueueKind, NoReply, BulkProducer, Reply, BulkRow, Window};
-use crate::domain::{FailureCode, Millis, Outcome};
+use crate::queue::{BulkProducer, BulkRow, NoReply, QueueKind, Reply, RpcError, Window};
 
-/// Between two checks of the bulk queue's last sample.
+/// Interval between two checks of the bulk queue's newest sample.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an answer may take beyond all pauses between retries: the attempts themselves, and a
-/// worker that holds a message while its store is unavailable.
+/// How long a reply may take in addition to all retry delays: the attempts themselves, and a worker that holds the message
+/// while its store is unavailable.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
-/// For how long a backlog a sealed password is good, besides the retries and the time that a dead
-/// letter is kept: a row may wait for it before it is first tried, and again when it is requeued.
-const BACKLOG: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Time in the bulk queue that the expiry of a sealed password allows, in addition to the retry delays and the TTL of dead
+/// letters. A row waits in that queue before its first attempt and again after it is requeued.
+const QUEUE_TIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// The rows of one producer and what sends them.
-pub(super) struct Rows {
+/// Sends the rows of one producer.
+pub(super) struct RowSender {
     client: RabbitRpcClient,
-    ends: ProducerBackend,
-    unanswered: BTreeMap<u64, Unanswered>,
-    /// Tags of those that are in no queue as far as is known.
+    backend: ProducerBackend,
+    pending: BTreeMap<u64, PendingRow>,
+    /// Tags of the rows to publish.
     to_send: BTreeSet<u64>,
-    /// Whether the last row has been taken.
-    no_more: bool,
-    in_flight: FuturesUnordered<BoxFuture<'static, Ended>>,
+    /// Whether the last row was accepted.
+    is_complete: bool,
+    in_flight: FuturesUnordered<BoxFuture<'static, PublishResult>>,
     confirms: Arc<Mutex<Confirms>>,
-    /// Publishes so far.
+    /// Number of publishes so far.
     sent: u64,
-    /// The bulk queue keeps its order: what was published up to here has been handed to a worker.
-    passed: u64,
+    /// RowSender up to this publish number were delivered to a worker, because the bulk queue keeps its order.
+    delivered_up_to: u64,
     answer_timeout: Duration,
-    /// While it runs nothing is published: the queue is full.
-    full: Option<Pin<Box<Sleep>>>,
+    /// The pause while the queue is full and nothing is published.
+    full_pause: Option<Pin<Box<Sleep>>>,
     backoff: Backoff,
 }
 
-struct Unanswered {
-    taken: AcceptedRow,
+/// A row without a reply.
+struct PendingRow {
+    accepted: AcceptedRow,
     /// The number of its publish; 0 before the first.
     number: u64,
-    /// Since when a worker must have it.
-    passed: Option<Instant>,
-    /// Whether an earlier publish may have reached a queue.
-    again: bool,
+    /// When the row was known to be delivered to a worker.
+    delivered_at: Option<Instant>,
+    /// Whether an earlier publish may have reached the queue.
+    may_be_queued: bool,
 }
 
-/// How a call ended, by the row's tag and the number of its publish.
-struct Ended {
+/// The result of one publish of a row.
+struct PublishResult {
     tag: u64,
     number: u64,
     result: Result<Reply, RpcError>,
 }
 
-/// Publishes that are not confirmed.
+/// Counts unconfirmed publishes.
 struct Confirms {
-    missing: usize,
+    unconfirmed: usize,
+    /// When the last publish was confirmed or given up.
     last: Instant,
 }
 
-/// One of them; dropped when it is confirmed or given up.
-struct Unconfirmed(Arc<Mutex<Confirms>>);
+/// Counts one publish as unconfirmed until it is dropped.
+struct UnconfirmedPublish(Arc<Mutex<Confirms>>);
 
-impl Unconfirmed {
+impl UnconfirmedPublish {
     fn new(confirms: &Arc<Mutex<Confirms>>) -> Self {
-        lock(confirms).missing += 1;
+        lock(confirms).unconfirmed += 1;
         Self(confirms.clone())
     }
 }
 
-impl Drop for Unconfirmed {
+impl Drop for UnconfirmedPublish {
     fn drop(&mut self) {
         let mut confirms = lock(&self.0);
-        confirms.missing -= 1;
+        confirms.unconfirmed -= 1;
         confirms.last = Instant::now();
     }
 }
@@ -98,33 +100,33 @@ fn lock(confirms: &Mutex<Confirms>) -> MutexGuard<'_, Confirms> {
     confirms.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Rows {
+impl RowSender {
     pub(super) fn new(client: RabbitRpcClient, window: Window) -> (BulkProducer, Self) {
-        let (producer, ends) = BulkProducer::new(window);
+        let (producer, backend) = BulkProducer::new(window);
         let retries: Duration = client.broker.settings.retry_delays.iter().sum();
         let rows = Self {
             client,
-            ends,
-            unanswered: BTreeMap::new(),
+            backend,
+            pending: BTreeMap::new(),
             to_send: BTreeSet::new(),
-            no_more: false,
+            is_complete: false,
             in_flight: FuturesUnordered::new(),
-            confirms: Arc::new(Mutex::new(Confirms { missing: 0, last: Instant::now() })),
+            confirms: Arc::new(Mutex::new(Confirms { unconfirmed: 0, last: Instant::now() })),
             sent: 0,
-            passed: 0,
+            delivered_up_to: 0,
             answer_timeout: window.answer_timeout.unwrap_or(retries + ANSWER_TIMEOUT),
-            full: None,
+            full_pause: None,
             backoff: Backoff::new(),
         };
         (producer, rows)
     }
 
-    /// Runs until every row is answered, or the answers are no longer received.
+    /// Runs until every row has its reply, or until the receiver of the replies is dropped.
     pub(super) async fn run(mut self) {
-        let abandoned = self.ends.closed();
+        let abandoned = self.backend.closed();
         tokio::select! {
             () = self.exchange() => {}
-            // Calls in flight are dropped, and with them their places in the map.
+            // Dropping the requests in flight removes them from the map.
             () = abandoned => {}
         }
     }
@@ -132,30 +134,31 @@ impl Rows {
     async fn exchange(&mut self) {
         let mut status = self.client.status.clone();
         let mut check = interval(CHECK_INTERVAL);
-        while !self.no_more || !self.unanswered.is_empty() {
+        while !self.is_complete || !self.pending.is_empty() {
             let session = match &*status.borrow_and_update() {
                 Status::Up(session) => Some(session.clone()),
                 Status::Down(waiting_for) => {
-                    self.ends.report_waiting_for(Some(waiting_for.clone()));
+                    self.backend.report_waiting_for(Some(waiting_for.clone()));
                     None
                 }
             };
-            let open = session.as_ref().filter(|session| session.is_open() && self.full.is_none());
+            let open =
+                session.as_ref().filter(|session| session.is_open() && self.full_pause.is_none());
             if let Some(session) = open {
                 while let Some(tag) = self.to_send.pop_first() {
                     self.publish(session, tag);
                 }
             }
-            let may_take = open.is_some() && !self.no_more;
+            let may_accept = open.is_some() && !self.is_complete;
             tokio::select! {
-                Some(ended) = self.in_flight.next() => self.ended(ended),
-                taken = self.ends.accept(), if may_take => match taken {
-                    Some(taken) => self.add(taken),
-                    None => self.no_more = true,
+                Some(result) = self.in_flight.next() => self.handle(result),
+                accepted = self.backend.accept(), if may_accept => match accepted {
+                    Some(accepted) => self.add(accepted),
+                    None => self.is_complete = true,
                 },
-                () = until(&mut self.full) => self.full = None,
+                () = wait(&mut self.full_pause) => self.full_pause = None,
                 changed = status.changed() => if changed.is_err() {
-                    // The client was closed: what is unanswered stays so.
+                    // The client was closed; rows in flight get no reply.
                     return;
                 },
                 _ = check.tick() => if let Some(session) = &session {
@@ -165,27 +168,32 @@ impl Rows {
         }
     }
 
-    fn add(&mut self, taken: AcceptedRow) {
-        let tag = taken.row.tag;
-        let again = !taken.row.new_key;
-        self.unanswered.insert(tag, Unanswered { taken, number: 0, passed: None, again });
+    fn add(&mut self, accepted: AcceptedRow) {
+        let tag = accepted.row.tag;
+        let may_be_queued = !accepted.row.new_key;
+        self.pending
+            .insert(tag, PendingRow { accepted, number: 0, delivered_at: None, may_be_queued });
         self.to_send.insert(tag);
     }
 
-    /// Sends a row; its reply comes among the others.
+    /// Publishes a row. The result arrives in `in_flight`.
     fn publish(&mut self, session: &Arc<Session>, tag: u64) {
-        let Some(row) = self.unanswered.get_mut(&tag) else { return };
+        let Some(row) = self.pending.get_mut(&tag) else { return };
         let broker = self.client.broker.clone();
-        let Some((body, sealed)) = sealed(&self.client, session, &row.taken.row) else {
-            let id = row.taken.row.id.as_str();
-            tracing::error!(event = "sealing_failed", id, "sealing failed");
-            return self.answer(tag, Ok(FailureCode::Internal.into()));
+        let Some((body, sealed)) = sealed(&self.client, session, &row.accepted.row) else {
+            let id = row.accepted.row.id.as_str();
+            tracing::error!(
+                event = "sealing_failed",
+                id,
+                "sealing a bulk row failed; it is not published"
+            );
+            return self.reply(tag, Ok(FailureCode::Internal.into()));
         };
         self.sent += 1;
-        (row.number, row.passed) = (self.sent, None);
-        let (number, is_new) = (row.number, !row.again);
-        let (row, session) = (row.taken.row.clone(), session.clone());
-        let unconfirmed = Unconfirmed::new(&self.confirms);
+        (row.number, row.delivered_at) = (self.sent, None);
+        let (number, is_new) = (row.number, !row.may_be_queued);
+        let (row, session) = (row.accepted.row.clone(), session.clone());
+        let unconfirmed = UnconfirmedPublish::new(&self.confirms);
         self.in_flight.push(Box::pin(async move {
             let mut span = publish(&row.trace, Some(&broker.spans), QueueKind::Bulk, &row.id);
             let pending = session.pending.add(QueueKind::Bulk, &row.id);
@@ -195,7 +203,7 @@ impl Rows {
                 correlation_id: pending.correlation_id(),
             };
             let sealed = sealed.as_deref();
-            let properties = properties::of_row(&row, is_new, envelope, sealed, span.context());
+            let properties = properties::for_row(&row, is_new, envelope, sealed, span.context());
             let published = async {
                 let published = session.publish(QueueKind::Bulk, properties, body).await;
                 if let Err(error) = published {
@@ -205,53 +213,53 @@ impl Rows {
                 published
             };
             let result = pending.reply(published, None).await;
-            Ended { tag, number, result }
+            PublishResult { tag, number, result }
         }));
     }
 
-    fn ended(&mut self, Ended { tag, number, result }: Ended) {
-        let Some(row) = self.unanswered.get_mut(&tag).filter(|row| row.number == number) else {
+    fn handle(&mut self, PublishResult { tag, number, result }: PublishResult) {
+        let Some(row) = self.pending.get_mut(&tag).filter(|row| row.number == number) else {
             return;
         };
         match result {
             Ok(Reply { outcome, .. }) => {
-                if self.full.is_none() {
+                if self.full_pause.is_none() {
                     self.backoff.reset();
                 }
-                self.answer(tag, Ok(outcome));
+                self.reply(tag, Ok(outcome));
             }
-            // The queue is full, or it is not there and is being declared again.
+            // The queue is full, or it was deleted and is being declared again.
             Err(RpcError::Rejected) => {
                 self.to_send.insert(tag);
-                if self.full.is_none() {
-                    self.full = Some(Box::pin(sleep(self.backoff.next())));
+                if self.full_pause.is_none() {
+                    self.full_pause = Some(Box::pin(sleep(self.backoff.next())));
                 }
             }
-            // The reply may be lost with its queue.
+            // The reply may have been lost with its queue.
             Err(RpcError::Indeterminate | RpcError::Timeout) => {
-                (row.again, row.passed) = (true, None);
+                (row.may_be_queued, row.delivered_at) = (true, None);
                 self.to_send.insert(tag);
             }
         }
     }
 
-    fn answer(&mut self, tag: u64, outcome: Result<Outcome, NoReply>) {
+    fn reply(&mut self, tag: u64, outcome: Result<Outcome, NoReply>) {
         self.to_send.remove(&tag);
-        if let Some(row) = self.unanswered.remove(&tag) {
-            // A refusal made up here says nothing of the queue.
+        if let Some(row) = self.pending.remove(&tag) {
+            // A `NoReply` was created here and says nothing about the queue.
             if outcome.is_ok() {
-                self.passed = self.passed.max(row.number);
+                self.delivered_up_to = self.delivered_up_to.max(row.number);
             }
-            row.taken.reply(outcome);
+            row.accepted.reply(outcome);
         }
     }
 
-    /// Reports what the rows wait for, and gives up those that a worker got long ago.
+    /// Reports what the rows wait for, and gives up rows that were delivered long ago.
     fn check(&mut self, session: &Session) {
         let sample = self.client.stats.sample_of(Watched::Door(QueueKind::Bulk));
         let name = self.client.broker.names.queue(QueueKind::Bulk);
         let has_no_worker = sample.is_some_and(|sample| sample.consumers == 0);
-        self.ends.report_waiting_for(if !session.is_open() {
+        self.backend.report_waiting_for(if !session.is_open() {
             Some("RabbitMQ to accept messages again: an alarm, or no confirms".to_owned())
         } else if has_no_worker {
             Some(format!(
@@ -261,37 +269,37 @@ impl Rows {
             None
         });
         let Some(sample) = sample else { return };
-        let Confirms { missing, last } = *lock(&self.confirms);
-        // What was published and not confirmed by then may still be on its way into the queue.
-        if sample.ready == 0 && missing == 0 && sample.at > last {
-            self.passed = self.passed.max(self.sent);
+        let Confirms { unconfirmed, last } = *lock(&self.confirms);
+        // An unconfirmed publish may not have reached the queue yet.
+        if sample.ready == 0 && unconfirmed == 0 && sample.at > last {
+            self.delivered_up_to = self.delivered_up_to.max(self.sent);
         }
         self.give_up();
     }
 
-    /// Gives up on rows that a worker got long ago: they are among the dead letters.
+    /// Replies with [`NoReply`] to rows that were delivered longer ago than the answer timeout: they are dead letters.
     fn give_up(&mut self) {
-        let (now, mut lost) = (Instant::now(), Vec::new());
-        for (tag, row) in &mut self.unanswered {
-            if row.number > 0 && row.number <= self.passed && !self.to_send.contains(tag) {
-                let since = *row.passed.get_or_insert(now);
+        let (now, mut timed_out) = (Instant::now(), Vec::new());
+        for (tag, row) in &mut self.pending {
+            if row.number > 0 && row.number <= self.delivered_up_to && !self.to_send.contains(tag) {
+                let since = *row.delivered_at.get_or_insert(now);
                 if now.duration_since(since) >= self.answer_timeout {
-                    lost.push(*tag);
+                    timed_out.push(*tag);
                 }
             }
         }
-        for tag in lost {
+        for tag in timed_out {
             tracing::warn!(
                 event = "row_unanswered",
-                id = self.unanswered[&tag].taken.row.id.as_str(),
-                "no worker answered a row; `muster dead list` shows whether it is a dead letter"
+                id = self.pending[&tag].accepted.row.id.as_str(),
+                "no reply arrived for a bulk row; `muster dead-letters list` shows whether it is a dead letter"
             );
-            self.answer(tag, Err(NoReply));
+            self.reply(tag, Err(NoReply));
         }
     }
 }
 
-/// The body as it may rest on the broker, and the id of the key it is sealed with. `None` if sealing failed.
+/// Seals the password in a row's body. Returns the body and the id of the key; `None` if sealing failed.
 fn sealed(
     client: &RabbitRpcClient,
     session: &Session,
@@ -301,19 +309,19 @@ fn sealed(
     let sealer = broker.sealer.as_ref().filter(|_| Sealer::seals(&row.body));
     let Some(sealer) = sealer else { return Some((row.body.clone(), None)) };
     let retries: Duration = broker.settings.retry_delays.iter().sum();
-    let good_for = BACKLOG + retries + broker.settings.dead_letter_ttl;
-    let good_for = i64::try_from(good_for.as_millis()).unwrap_or(i64::MAX);
-    let letter = SealContext {
+    let lifetime = QUEUE_TIME_MAX + retries + broker.settings.dead_letter_ttl;
+    let lifetime = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
+    let context = SealContext {
         contract: row.contract,
         id: &row.id,
         reply_to: Some(session.reply_queue()),
-        not_after: Millis(broker.clock.now().0.saturating_add(good_for)),
+        not_after: Millis(broker.clock.now().0.saturating_add(lifetime)),
     };
-    Some((sealer.seal(&letter, &row.body)?.into(), Some(sealer.key_id().to_owned())))
+    Some((sealer.seal(&context, &row.body)?.into(), Some(sealer.key_id().to_owned())))
 }
 
-/// Resolves when a pause is over; never where there is none.
-async fn until(pause: &mut Option<Pin<Box<Sleep>>>) {
+/// Resolves after the pause; never without one.
+async fn wait(pause: &mut Option<Pin<Box<Sleep>>>) {
     match pause {
         Some(pause) => pause.await,
         None => std::future::pending().await,

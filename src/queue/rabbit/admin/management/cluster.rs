@@ -1,4 +1,4 @@
-//! The nodes of the cluster: alarms, stopped nodes, partitions, and feature flags.
+//! Checks the nodes of a cluster: alarms, stopped nodes, partitions, feature flags.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,22 +6,22 @@ use serde_json::Value;
 
 use crate::telemetry::finding::Finding;
 
-/// At-least-once dead-lettering depends on this flag.
+/// The feature flag that at-least-once dead-lettering requires.
 const STREAM_QUEUE: &str = "stream_queue";
-/// With this flag the cluster keeps its metadata by majority, and `cluster_partition_handling` has no effect.
+/// The feature flag for metadata in Khepri. With it `cluster_partition_handling` has no effect.
 const KHEPRI: &str = "khepri_db";
 
-/// The cluster as one node sees it; without nodes where the user may not see them.
+/// The nodes of a cluster; none if the user may not see them.
 #[derive(Default)]
-pub(super) struct Cluster {
+pub(super) struct ClusterState {
     running: BTreeSet<String>,
     pub(super) stopped: BTreeSet<String>,
-    /// The nodes that a node was separated from; `None` while the broker keeps no statistics, and so does not say.
+    /// For each node the nodes that it was separated from; `None` if the broker keeps no statistics.
     partitions: Option<BTreeMap<String, BTreeSet<String>>>,
     has_khepri: bool,
 }
 
-impl Cluster {
+impl ClusterState {
     pub(super) fn new(nodes: Option<&Value>, flags: Option<&Value>) -> Self {
         let mut cluster = Self::default();
         for node in nodes.and_then(Value::as_array).into_iter().flatten() {
@@ -39,7 +39,7 @@ impl Cluster {
         cluster
     }
 
-    /// Members of the cluster, running or not; 0 while they are not known.
+    /// Number of nodes, running or not; 0 if unknown.
     pub(super) fn count(&self) -> usize {
         self.running.len() + self.stopped.len()
     }
@@ -58,14 +58,13 @@ impl Cluster {
             return Some(Finding::ok(check, format!("{} running", self.count())));
         }
         let (stopped, count) = (self.stopped.len(), self.count());
-        let reason = format!("{stopped} of {count} do not run: {}", listed(&self.stopped));
-        let remedy =
-            "start them again, or remove them: rabbitmqctl forget_cluster_node; docs/cluster.md";
+        let reason = format!("{stopped} of {count} are stopped: {}", listed(&self.stopped));
+        let remedy = "start them, or remove them from the cluster (rabbitmqctl forget_cluster_node); docs/cluster.md";
         Some(match self.running.len() * 2 > count {
             true => Finding::warning(check, reason, remedy),
             false => Finding::error(
                 check,
-                format!("{reason}; without a majority nothing is stored"),
+                format!("{reason}; without a majority no message is stored"),
                 remedy,
             ),
         })
@@ -91,21 +90,21 @@ impl Cluster {
         ))
     }
 
-    /// The HTTP API does not have the setting (seen on 3.10.8 and 4.0.5), so a cluster is only reminded of it.
+    /// A note about `cluster_partition_handling`, because the HTTP API does not return it (3.10.8 and 4.0.5).
     fn partition_handling(&self) -> Option<Finding> {
         (self.count() > 1 && !self.has_khepri).then(|| {
             Finding::note(
                 "partition handling",
-                "not shown by the HTTP API; with RabbitMQ's default, ignore, a cluster does not recover from a \
-                 partition by itself",
-                "set cluster_partition_handling = pause_minority in rabbitmq.conf of every node; to see it: \
+                "unknown, because the HTTP API does not show it; with RabbitMQ's default, ignore, a cluster does not \
+                 recover from a partition by itself",
+                "set cluster_partition_handling = pause_minority in rabbitmq.conf of every node; to show it: \
                  rabbitmqctl eval 'application:get_env(rabbit, cluster_partition_handling).'",
             )
         })
     }
 }
 
-/// The texts of an array.
+/// The strings of a JSON array.
 pub(super) fn names(array: &Value) -> BTreeSet<String> {
     let names = array.as_array().into_iter().flatten();
     names.filter_map(|name| name.as_str().map(str::to_owned)).collect()
@@ -115,7 +114,7 @@ pub(super) fn listed(names: &BTreeSet<String>) -> String {
     names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// A node that is short of memory or disk blocks every publisher of the cluster.
+/// Reports alarms. A node that is short of memory or disk blocks every publisher of the cluster.
 pub(super) fn alarms(checked: &Value) -> Finding {
     let check = "broker alarms";
     let text = |alarm: &Value, key: &str| alarm[key].as_str().unwrap_or("unknown").to_owned();
@@ -128,12 +127,12 @@ pub(super) fn alarms(checked: &Value) -> Finding {
     }
     Finding::error(
         check,
-        format!("{}: nothing can be published, and fronts refuse registrations", alarms.join(", ")),
-        "free memory or disk there; docs/operations.md has a runbook for a broker that is short of them",
+        format!("{}: publishers are blocked, and fronts refuse registrations", alarms.join(", ")),
+        "free memory or disk on that node; docs/operations.md has a runbook",
     )
 }
 
-/// A later version does not start while stable flags are disabled.
+/// Reports disabled feature flags. A later version does not start while stable flags are disabled.
 pub(super) fn feature_flags(flags: &Value) -> Finding {
     let check = "feature flags";
     let disabled: Vec<&str> = flags
@@ -143,13 +142,14 @@ pub(super) fn feature_flags(flags: &Value) -> Finding {
         .filter(|flag| flag["state"] == "disabled" && flag["stability"] != "experimental")
         .filter_map(|flag| flag["name"].as_str())
         .collect();
-    let remedy = "rabbitmqctl enable_feature_flag all, when every node runs the same version";
+    let remedy = "rabbitmqctl enable_feature_flag all, after every node runs the same version";
     if disabled.contains(&STREAM_QUEUE) {
-        let reason = format!("{STREAM_QUEUE} is disabled: dead letters are not kept reliably");
+        let reason =
+            format!("{STREAM_QUEUE} is disabled: at-least-once dead-lettering does not work");
         return Finding::error(check, reason, remedy);
     }
     if disabled.is_empty() {
-        return Finding::ok(check, "all stable ones are enabled");
+        return Finding::ok(check, "all stable flags are enabled");
     }
     let reason =
         format!("disabled: {}; a later version does not start with them", disabled.join(", "));

@@ -1,27 +1,27 @@
-//! One queue: its type, members and leader, the policies that change it, and its binding.
+//! Checks one queue: type, members, leader, policies and binding.
 
 use serde_json::{Map, Value};
 
-use super::cluster::{Cluster, listed, names};
+use super::cluster::{ClusterState, listed, names};
 use crate::queue::rabbit::amqp::QueueSpec;
 use crate::telemetry::finding::{Finding, Severity};
 
-/// Keys of a policy that remove messages from where muster expects them.
-const TAKES_AWAY: [&str; 3] = ["message-ttl", "expires", "dead-letter-exchange"];
-/// Keys of a policy that limit a queue. Of a limit in the queue's arguments and one in a policy the lower counts; of other
-/// keys in both, the argument does.
+/// Keys of a policy that remove messages from the queue.
+const REMOVES_MESSAGES: [&str; 3] = ["message-ttl", "expires", "dead-letter-exchange"];
+/// Keys of a policy that limit a queue. If both arguments and policy have such a limit, the lower one applies. For other
+/// keys the argument applies.
 const LIMITS: [&str; 5] =
     ["message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"];
-/// Deliveries that a worker needs to recognise a message that takes workers down and to dead-letter it.
+/// Deliveries that a worker needs to recognise and dead-letter a poison message.
 const DELIVERIES_NEEDED: i64 = 4;
-/// Members of a queue that survives the loss of a node.
+/// Fewest members of a queue that survives the loss of a node.
 const MEMBERS: usize = 3;
 
-/// A queue as it is declared, and its state on the broker.
+/// A queue's declaration and its state on the broker.
 pub(super) struct QueueCheck<'a> {
     pub(super) queue: &'a QueueSpec,
     pub(super) state: &'a Value,
-    pub(super) cluster: &'a Cluster,
+    pub(super) cluster: &'a ClusterState,
 }
 
 impl QueueCheck<'_> {
@@ -33,7 +33,7 @@ impl QueueCheck<'_> {
         self.queue.arguments.inner().get(key)
     }
 
-    /// A classic queue lives on one node and is unavailable without it.
+    /// Reports a classic queue. It exists on one node and is unavailable while that node is down.
     pub(super) fn kind(&self) -> Option<Finding> {
         let (check, name) = ("queue type", self.name());
         if self.state["type"] != "classic" {
@@ -46,18 +46,17 @@ impl QueueCheck<'_> {
         let remedy = "delete it while no worker is connected (rabbitmqctl delete_queue); the next worker declares it \
                       as a quorum queue; docs/cluster.md";
         if is_down {
-            let reason = format!("{name}: a classic queue on {node}, which does not run");
-            return Some(Finding::error(check, reason, format!("start {node} again, or {remedy}")));
+            let reason = format!("{name}: a classic queue on {node}, which is stopped");
+            return Some(Finding::error(check, reason, format!("start {node}, or {remedy}")));
         }
         is_quorum.then(|| {
-            let reason = format!(
-                "{name}: a classic queue on {node}: it is unavailable while that node is down"
-            );
+            let reason =
+                format!("{name}: a classic queue on {node}, unavailable while that node is down");
             Finding::warning(check, reason, remedy)
         })
     }
 
-    /// Whether a quorum queue survives the loss of a node. A classic queue has no members.
+    /// Checks whether a quorum queue survives the loss of a node. `None` for a classic queue.
     pub(super) fn members(&self) -> Option<Finding> {
         let (check, name, state) = ("queue members", self.name(), self.state);
         if !state["members"].is_array() || !state["online"].is_array() {
@@ -69,25 +68,25 @@ impl QueueCheck<'_> {
             return Some(Finding::error(
                 check,
                 format!(
-                    "{name}: {} of {} members are online, which is no majority: nothing goes in or out",
+                    "{name}: only {} of {} members are online, not a majority: the queue is unavailable",
                     online.len(),
                     members.len()
                 ),
-                format!("start the nodes of the others: {}", listed(&offline)),
+                format!("start the nodes {}", listed(&offline)),
             ));
         }
         if !offline.is_empty() {
             return Some(Finding::warning(
                 check,
-                format!("{name}: members are offline: {}", listed(&offline)),
-                "start their nodes; losing more of them stops the queue",
+                format!("{name}: offline members: {}", listed(&offline)),
+                "start these nodes; without a majority of members the queue is unavailable",
             ));
         }
         let nodes = self.cluster.count();
         if members.len() < nodes.min(MEMBERS) {
             let why = match members.len() {
                 1 => {
-                    "; it was declared before the cluster grew, and its node alone keeps its messages"
+                    "; it was declared before the cluster grew, and only its node stores its messages"
                 }
                 _ => "",
             };
@@ -101,18 +100,18 @@ impl QueueCheck<'_> {
         if !online.contains(leader) {
             return Some(Finding::error(
                 check,
-                format!("{name}: it has no leader among its members"),
-                "see the broker's log; an election takes seconds where a majority is online",
+                format!("{name}: none of the online members is the leader"),
+                "see the broker's log; with a majority online an election takes seconds",
             ));
         }
         let online = online.len();
         Some(match members.len() {
             1 => Finding::ok(check, format!("{name}: {online} online")),
-            _ => Finding::ok(check, format!("{name}: {online} online, led by {leader}")),
+            _ => Finding::ok(check, format!("{name}: {online} online, leader {leader}")),
         })
     }
 
-    /// What the policies that apply change; `state` has their effective definition.
+    /// Reports the changes by policies. `state` has their effective definition.
     pub(super) fn policies(&self, state: &Value) -> Finding {
         let (check, name) = ("policies", self.name());
         let none = Map::new();
@@ -121,13 +120,13 @@ impl QueueCheck<'_> {
         for (key, value) in effective {
             if self.is_changed(key, value) {
                 changes.push(format!("{key} {value}"));
-                let loses = TAKES_AWAY.contains(&key.as_str())
+                let loses = REMOVES_MESSAGES.contains(&key.as_str())
                     || (key == "delivery-limit" && value.as_i64() < Some(DELIVERIES_NEEDED));
                 severity = if loses { Severity::Error } else { severity };
             }
         }
         if changes.is_empty() {
-            return Finding::ok(check, format!("{name}: none that changes it"));
+            return Finding::ok(check, format!("{name}: no policy changes it"));
         }
         let made_by = ["policy", "operator_policy"].iter().filter_map(|key| state[*key].as_str());
         let made_by: Vec<&str> = made_by.filter(|name| !name.is_empty()).collect();
@@ -135,11 +134,11 @@ impl QueueCheck<'_> {
             severity,
             check,
             format!("{name}: changed to {} by {}", changes.join(", "), made_by.join(" and ")),
-            "leave muster's queues out of the policy's pattern, or take these keys out of it",
+            "exclude muster's queues from the pattern of the policy, or remove these keys from it",
         )
     }
 
-    /// Operator policies that would change the queue, where the broker does not say which of them apply.
+    /// Reports operator policies that may change the queue, if the broker does not say which of them apply.
     pub(super) fn unattributed(&self, operators: &Value) -> Option<Finding> {
         let changes = |policy: &&Value| {
             let definition = policy["definition"].as_object();
@@ -151,19 +150,19 @@ impl QueueCheck<'_> {
             Finding::warning(
                 "policies",
                 format!(
-                    "{}: operator policies would change it if their patterns match: {}; this broker keeps no \
-                     statistics, and then does not say which apply",
+                    "{}: operator policies change it if their patterns match: {}; without statistics the broker \
+                     does not say which apply",
                     self.name(),
                     names.join(", ")
                 ),
-                "rabbitmqctl list_operator_policies; leave muster's queues out of the patterns",
+                "rabbitmqctl list_operator_policies; exclude muster's queues from the patterns",
             )
         })
     }
 
-    /// Whether a key of a policy changes something that muster relies on.
+    /// Whether a key of a policy changes a property that muster relies on.
     fn is_changed(&self, key: &str, value: &Value) -> bool {
-        if !LIMITS.contains(&key) && !TAKES_AWAY.contains(&key) {
+        if !LIMITS.contains(&key) && !REMOVES_MESSAGES.contains(&key) {
             return false;
         }
         let argument = self.argument(&format!("x-{key}"));
@@ -173,8 +172,8 @@ impl QueueCheck<'_> {
         }
     }
 
-    /// Whether messages published for the queue reach it. Says nothing about whether the queue exists: the API returns the
-    /// default binding of a missing queue too (3.10.8).
+    /// Checks the binding to the exchange. It does not show whether the queue exists: the API returns the default binding of a
+    /// missing queue too (3.10.8; no issue filed).
     pub(super) fn binding(&self, bindings: &Value) -> Option<Finding> {
         let (check, name) = ("bindings", self.name());
         let (exchange, key) = self.queue.bound_to.as_ref()?;
@@ -187,8 +186,8 @@ impl QueueCheck<'_> {
         } else {
             Finding::error(
                 check,
-                format!("{name}: not bound to {way}, so nothing that is published gets there"),
-                "restart a front or a worker: each makes the bindings when it connects",
+                format!("{name}: not bound to {way}, so published messages do not reach it"),
+                "restart a front or a worker: each declares the bindings when it connects",
             )
         })
     }

@@ -1,4 +1,4 @@
-//! Findings from recorded responses of RabbitMQ's HTTP API.
+//! Tests of the findings, with recorded responses of RabbitMQ's HTTP API.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use serde_json::json;
 
 use super::*;
 use crate::config::Settings;
-use crate::queue::rabbit::amqp::QueueSpec;
 use crate::domain::Clock;
+use crate::queue::rabbit::amqp::QueueSpec;
 use crate::telemetry::finding::Severity;
 
-/// Responses of a single RabbitMQ 3.10.8 and of a cluster of three 4.0.5, which keep no statistics: by path, with the fields
-/// that are used. In the third, the node that holds a classic profile queue is down.
+/// Responses by path, reduced to the fields in use: of one RabbitMQ 3.10.8, of a cluster of three 4.0.5, and of that cluster
+/// while the node of a classic profile queue is down. The brokers keep no statistics.
 const SINGLE: &str = include_str!("recorded/single-3.10.8.json");
 const CLUSTER: &str = include_str!("recorded/cluster-4.0.5.json");
 const NODE_DOWN: &str = include_str!("recorded/cluster-4.0.5-node-down.json");
@@ -21,7 +21,7 @@ fn recorded(text: &str) -> BTreeMap<String, Value> {
     serde_json::from_str(text).unwrap()
 }
 
-/// What is found when the API responds so. `failing` is a path to which there is no response.
+/// The findings for these responses. Requests to the path `failing` fail.
 async fn inspected(responses: &BTreeMap<String, Value>, failing: &str) -> Vec<Finding> {
     let settings = Settings::load_for_client(&Default::default()).unwrap().queue;
     let url = "amqp://guest:guest@127.0.0.1/%2f".to_owned().into();
@@ -56,7 +56,7 @@ async fn healthy_brokers_have_no_faults() {
 async fn missing_queues_are_not_reported_as_unbound() {
     let mut responses = recorded(SINGLE);
     responses.retain(|path, _| !path.starts_with("queues /") || path.ends_with(" bindings"));
-    // What the API returns for the bindings of a missing queue.
+    // The API returns only the default binding of a missing queue.
     for (path, bindings) in &mut responses {
         if path.ends_with(" bindings") {
             *bindings = json!([bindings[0]]);
@@ -100,17 +100,17 @@ async fn cluster_with_a_lost_node_is_found() {
     let classic = worst(&findings, "queue type");
     assert_eq!(classic.severity, Severity::Error);
     assert!(classic.reason.starts_with("registration.profile: a classic queue on rabbit@node1"));
-    assert!(classic.remedy.as_ref().unwrap().contains("start rabbit@node1 again, or delete it"));
+    assert!(classic.remedy.as_ref().unwrap().contains("start rabbit@node1, or delete it"));
 }
 
-/// What a check finds of the queue whose name ends so, in this state, on a cluster of these nodes.
+/// Runs a check of the queue whose name has this ending, with this state and these nodes.
 fn check<T>(
     ending: &str,
     state: &Value,
     nodes: &Value,
     check: impl FnOnce(&QueueCheck<'_>) -> T,
 ) -> T {
-    let cluster = Cluster::new(Some(nodes), None);
+    let cluster = ClusterState::new(Some(nodes), None);
     check(&QueueCheck { queue: &queue(ending), state, cluster: &cluster })
 }
 
@@ -190,7 +190,7 @@ fn queue_needs_members_on_several_nodes() {
     let all = ["a", "b", "c"];
     assert_eq!(found(&all, &all, "a", &three).severity, Severity::Ok);
     let led = found(&all, &all, "b", &three);
-    assert!(led.severity == Severity::Ok && led.reason.ends_with("led by b"), "{}", led.reason);
+    assert!(led.severity == Severity::Ok && led.reason.ends_with("leader b"), "{}", led.reason);
     assert_eq!(found(&all, &["a", "b"], "a", &three).severity, Severity::Warning);
     assert_eq!(found(&all, &["a"], "a", &three).severity, Severity::Error);
     assert_eq!(found(&all, &all, "", &three).severity, Severity::Error);
@@ -222,7 +222,7 @@ fn classic_queue_is_reported_with_the_step_that_replaces_it() {
 
 #[test]
 fn stopped_and_parted_nodes_are_found() {
-    let findings = |nodes: Value| Cluster::new(Some(&nodes), None).findings();
+    let findings = |nodes: Value| ClusterState::new(Some(&nodes), None).findings();
     let of = |nodes: Value, name: &str| {
         let found = findings(nodes).into_iter().find(|found| found.check == name);
         found.map(|found| (found.severity, found.reason))
@@ -252,7 +252,7 @@ fn stopped_and_parted_nodes_are_found() {
     assert!(of(bare, "broker partitions").is_none());
     let flags = json!([{ "name": "khepri_db", "state": "enabled", "stability": "stable" }]);
     let nodes = json!([node("a", true), node("b", true)]);
-    let found = Cluster::new(Some(&nodes), Some(&flags)).findings();
+    let found = ClusterState::new(Some(&nodes), Some(&flags)).findings();
     assert!(found.iter().all(|found| found.check != "partition handling"), "{found:?}");
 }
 

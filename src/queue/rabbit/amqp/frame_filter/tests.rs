@@ -1,5 +1,5 @@
-//! The filter against the client's own parser: nothing passes that it refuses, and what it takes passes
-//! byte for byte, however the frames are cut into reads.
+//! Tests of the filter against lapin's parser: frames that lapin refuses are replaced, all others pass unchanged, however
+//! they are split into reads.
 
 use lapin::BasicProperties;
 use lapin::protocol::basic::{parse_deliver, parse_get_ok, parse_properties, parse_return};
@@ -32,7 +32,7 @@ fn filtered(input: &[u8]) -> Vec<u8> {
     output
 }
 
-/// The same with input in reads of these lengths, again and again.
+/// As [`filtered`], with the input in reads of these lengths, repeated.
 fn filtered_in_pieces(mut input: &[u8], pieces: &[usize]) -> Vec<u8> {
     let (mut output, mut filter) = (Vec::new(), FrameFilter::new(FRAME_MAX));
     for piece in pieces.iter().cycle() {
@@ -56,13 +56,13 @@ fn frames(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
     frames
 }
 
-/// As the client reads a content header's payload; `None` if it refuses it.
+/// Parses a content header's payload as lapin does; `None` if lapin refuses it.
 fn parsed(payload: &[u8]) -> Option<BasicProperties> {
     let parsed = parse_properties(&payload[content_header::PREFIX..]);
     parsed.ok().filter(|(rest, _)| rest.is_empty()).map(|(_, properties)| properties)
 }
 
-/// Why the message of this header frame is unreadable, as the client sees it.
+/// The reason for which the properties of this header frame are replaced.
 fn refusal(frame: &[u8]) -> Option<&'static str> {
     let output = filtered(frame);
     let [(HEADER, payload)] = &frames(&output)[..] else { panic!("not one header frame") };
@@ -80,7 +80,7 @@ fn short(text: &[u8]) -> Vec<u8> {
     [&[text.len() as u8], text].concat()
 }
 
-/// A header's value with its type.
+/// A header value with its type.
 fn value() -> impl Strategy<Value = Vec<u8>> {
     let fixed = |types: &'static [u8], size| {
         (proptest::sample::select(types), vec(any::<u8>(), size))
@@ -116,7 +116,7 @@ fn table(value: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>
     })
 }
 
-/// Properties as a client may send them: any of them, well-formed.
+/// Any subset of the properties, well-formed.
 fn properties() -> impl Strategy<Value = Vec<u8>> {
     let text = || "\\PC{0,30}".prop_map(|text| short(text.as_bytes())).boxed();
     let number = |size| vec(any::<u8>(), size).boxed();
@@ -136,7 +136,7 @@ fn properties() -> impl Strategy<Value = Vec<u8>> {
         text(),
         text(),
     ];
-    // The last two flags mean nothing.
+    // The last two flags have no meaning.
     (any::<u16>(), fields).prop_map(|(flags, fields)| {
         let there = fields.into_iter().enumerate().filter(|(at, _)| flags & (1 << (15 - at)) != 0);
         let fields: Vec<Vec<u8>> = there.map(|(_, field)| field).collect();
@@ -144,7 +144,7 @@ fn properties() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// What becomes of bytes on the way through careless or malicious hands.
+/// Bytes with random changes.
 fn mutated(bytes: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let change = (any::<prop::sample::Index>(), any::<u8>(), 0..4);
     (bytes, vec(change, 0..4)).prop_map(|(mut bytes, changes)| {
@@ -161,7 +161,7 @@ fn mutated(bytes: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u
     })
 }
 
-/// A method with three strings of any bytes, in the places of its texts.
+/// A method whose three strings contain any bytes.
 fn method() -> impl Strategy<Value = Vec<u8>> {
     let text = || {
         prop_oneof!["\\PC{0,20}".prop_map(String::into_bytes), vec(any::<u8>(), 0..255)]
@@ -170,7 +170,7 @@ fn method() -> impl Strategy<Value = Vec<u8>> {
     (0..3, text(), text(), text(), any::<[u8; 9]>()).prop_map(|(which, a, b, c, numbers)| {
         let parts: [&[u8]; 5] = match which {
             0 => [&[0, 60, 0, 50, 1, 56], &a, &b, &c, &[]],
-            // The tag of a consumer is the client's own.
+            // The consumer tag was chosen by lapin.
             1 => [&[0, 60, 0, 60], b"\x04ctag", &numbers, &b, &c],
             _ => [&[0, 60, 0, 71], &numbers, &b, &c, &[0, 0, 0, 7]],
         };
@@ -182,21 +182,21 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn sound_properties_pass_byte_for_byte(properties in properties()) {
+    fn valid_properties_pass_unchanged(properties in properties()) {
         let frame = header(&properties);
         prop_assert!(parsed(&frame[START..frame.len() - 1]).is_some());
         prop_assert_eq!(filtered(&frame), frame);
     }
 
     #[test]
-    fn only_properties_that_the_parser_takes_pass(properties in mutated(properties())) {
+    fn only_properties_that_lapin_parses_pass(properties in mutated(properties())) {
         let frame = header(&properties);
-        let taken = parsed(&frame[START..frame.len() - 1]).is_some();
-        prop_assert_eq!(refusal(&frame).is_none(), taken);
+        let is_parsed = parsed(&frame[START..frame.len() - 1]).is_some();
+        prop_assert_eq!(refusal(&frame).is_none(), is_parsed);
     }
 
     #[test]
-    fn methods_have_text_that_the_parser_takes(method in method()) {
+    fn methods_get_text_that_lapin_parses(method in method()) {
         let output = filtered(&frame(METHOD, &method));
         let output = frames(&output);
         let arguments = &output[0].1[method::ID..];
@@ -210,7 +210,7 @@ proptest! {
     }
 
     #[test]
-    fn reads_may_end_anywhere(
+    fn frames_may_be_split_into_any_reads(
         messages in vec((method(), mutated(properties()), vec(any::<u8>(), 0..50)), 1..5),
         pieces in vec(1usize..90, 1..9),
     ) {
@@ -226,15 +226,15 @@ proptest! {
     }
 
     #[test]
-    fn bytes_that_are_no_frames_are_left_to_the_client(input in vec(any::<u8>(), 3..200)) {
+    fn bytes_that_are_not_frames_pass_unchanged(input in vec(any::<u8>(), 3..200)) {
         let input = [&b"HTTP"[..], &input].concat();
         prop_assert_eq!(filtered(&input), input);
     }
 }
 
-/// A header whose value is so many arrays or tables, each in the one before.
+/// A header frame with this many nested arrays or tables.
 fn nested(levels: usize, kind: u8) -> Vec<u8> {
-    // Type and length, and in a table an empty name for what is in it.
+    // Type and length; in a table also the empty name of its value.
     let around = if kind == b'A' { 5 } else { 6 };
     let mut value = Vec::new();
     for inner in (0..levels).rev() {
@@ -306,10 +306,10 @@ fn properties_larger_than_a_frame_are_replaced_and_the_next_frame_passes() {
     let text = [b"S", &long(&[b'x'; 10_000])[..]].concat();
     let table = long(&[&short(b"large")[..], &text].concat());
     let mut large = header(&[&(1u16 << 13).to_be_bytes()[..], &table].concat());
-    // The size of the body, as if it ended the frame.
+    // The last byte of the body size looks like the end of a frame.
     large[START + content_header::PREFIX - 1] = END;
     assert_eq!(refusal(&large), None);
-    // The broker takes smaller frames than the client.
+    // The broker's limit is smaller than lapin's.
     let tune = frame(METHOD, &[0, 10, 0, 30, 0, 0, 0, 0, 32, 0, 0, 0]);
     let output = filtered_in_pieces(&[&tune[..], &large, &frame(BODY, b"12345")].concat(), &[100]);
     let output = frames(&output);
@@ -319,7 +319,7 @@ fn properties_larger_than_a_frame_are_replaced_and_the_next_frame_passes() {
 }
 
 #[test]
-fn made_up_marker_is_not_repeated() {
+fn marker_of_a_producer_is_not_repeated() {
     let mut properties = Vec::new();
     content_header::write_marker("hunter2", None, &mut properties);
     let frame = header(&properties);

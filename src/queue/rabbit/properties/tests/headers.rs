@@ -1,8 +1,8 @@
-//! Which header, and of whom, a worker believes.
+//! Tests of header validation and of trust in headers by account.
 
 use super::*;
 
-/// A registration for `interactive` with one more header.
+/// Properties of a registration for `interactive` with one more header.
 fn waiting(name: &str, value: AMQPValue) -> BasicProperties {
     let mut headers = FieldTable::default();
     put_text(&mut headers, header::CONTRACT, "register");
@@ -16,7 +16,7 @@ fn waiting(name: &str, value: AMQPValue) -> BasicProperties {
 }
 
 #[test]
-fn a_delivery_count_is_believed_of_a_redelivery_alone() {
+fn delivery_count_is_used_only_for_redeliveries() {
     for (redelivered, count, deliveries) in
         [(false, 3, 0), (false, 100, 0), (true, 3, 3), (true, 0, 1), (true, -1, 1)]
     {
@@ -29,7 +29,7 @@ fn a_delivery_count_is_believed_of_a_redelivery_alone() {
 }
 
 #[test]
-fn the_entry_point_is_believed_of_own_accounts_alone() {
+fn entry_point_header_is_trusted_only_under_own_accounts() {
     let amqp = |producer: &str| Origin::Amqp { producer: producer.to_owned() };
     for (account, claimed, origin) in [
         (None, "http", amqp("")),
@@ -45,15 +45,15 @@ fn the_entry_point_is_believed_of_own_accounts_alone() {
         if let Some(account) = account {
             properties = properties.with_user_id(account.into());
         }
-        let message = read_anew(QueueKind::Interactive, properties, b"{}").unwrap();
+        let message = read_properties(QueueKind::Interactive, properties, b"{}").unwrap();
         assert_eq!(message.origin, origin, "{account:?} claims {claimed}");
-        let waits_for = matches!(origin, Origin::Amqp { .. }).then(|| Duration::from_secs(9));
-        assert_eq!(message.waits_for, waits_for, "{account:?} claims {claimed}");
+        let expiration = matches!(origin, Origin::Amqp { .. }).then(|| Duration::from_secs(9));
+        assert_eq!(message.expiration, expiration, "{account:?} claims {claimed}");
     }
 }
 
 #[test]
-fn replies_go_to_queues_of_the_account_that_asks() {
+fn reply_queue_must_belong_to_the_account() {
     for (account, queue, allowed) in [
         ("crm", "crm.crm.replies", true),
         ("crm", "crm.other.replies", false),
@@ -66,7 +66,11 @@ fn replies_go_to_queues_of_the_account_that_asks() {
         ("", "registration.reply.x", true),
         ("crm", "registration.bulk", false),
     ] {
-        assert_eq!(may_reply_to(queue, account, &broker()), allowed, "{account}: {queue}");
+        assert_eq!(
+            is_allowed_reply_queue(queue, account, &broker()),
+            allowed,
+            "{account}: {queue}"
+        );
     }
 }
 
@@ -107,7 +111,7 @@ fn header_of_another_type_is_reported_with_the_type_found() {
             .with_reply_to("registration.reply.x".into())
             .with_expiration("5000".into())
             .with_headers(headers);
-        let wrong = read_anew(QueueKind::Interactive, properties, b"{}").unwrap_err();
+        let wrong = read_properties(QueueKind::Interactive, properties, b"{}").unwrap_err();
         assert_eq!(wrong, expected);
     }
 }

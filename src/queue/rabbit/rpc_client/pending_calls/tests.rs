@@ -1,4 +1,4 @@
-//! Every way in which a call can end, a hundred thousand times in all, and an empty map afterwards.
+//! Tests that every way a request can end leaves the map empty, with a hundred thousand requests.
 
 use std::time::Duration;
 
@@ -8,25 +8,25 @@ use super::*;
 use crate::domain::{FailureCode, Outcome};
 use Fate::*;
 
-/// What becomes of one call.
+/// How one request ends.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Replied,
-    /// The reply comes before the confirm.
+    /// The reply arrives before the confirm.
     RepliedEarly,
     RepliedTwice,
-    /// Replies that are not its own, then its own.
+    /// Replies to other requests, then its own.
     OthersFirst,
-    /// A reply to this call under another message's id, and no more.
+    /// Only a reply with its correlation id and another message id.
     WrongId,
     Unreadable,
-    /// It comes when the deadline has passed.
+    /// The reply arrives after the deadline.
     Late,
     /// Returned, or refused by a full queue.
     NotAccepted,
     NoConfirm,
     NeverPublished,
-    /// Its client goes away before the confirm, or after it.
+    /// The client disconnects before the confirm, or after it.
     DroppedPublishing,
     DroppedWaiting,
     /// The connection is lost before the confirm, or after it.
@@ -54,14 +54,14 @@ const FATES: [Fate; 14] = [
 const SESSIONS: usize = 10;
 const CALLS: usize = 10_000;
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Later than everything that happens at the same time.
+/// Runs after everything else of the same millisecond.
 const TICK: Duration = Duration::from_millis(2);
 
 fn reply() -> Vec<u8> {
     serde_json::to_vec(&Outcome::from(FailureCode::Overloaded)).unwrap()
 }
 
-/// One call as its client sees it; `None` when the client has gone.
+/// One request as its client sees it; `None` if the client disconnected.
 async fn call(calls: &PendingCalls, n: usize, fate: Fate) -> Option<Result<Reply, RpcError>> {
     let id = MessageId::random();
     let pending = calls.add(QueueKind::Interactive, &id);
@@ -123,7 +123,7 @@ async fn call(calls: &PendingCalls, n: usize, fate: Fate) -> Option<Result<Reply
     tokio::join!(answer, answers).0
 }
 
-/// Whether it ended as it had to.
+/// Whether a request ended as its fate requires.
 fn is_right(fate: Fate, answer: &Option<Result<Reply, RpcError>>) -> bool {
     match fate {
         Replied | RepliedEarly | RepliedTwice | OthersFirst => matches!(answer, Some(Ok(_))),
@@ -137,7 +137,7 @@ fn is_right(fate: Fate, answer: &Option<Result<Reply, RpcError>>) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hundred_thousand_calls_that_end_in_every_way_leave_nothing() {
+async fn ended_requests_leave_the_map_empty() {
     for session in 0..SESSIONS {
         let calls = PendingCalls::default();
         let fates = || FATES.into_iter().cycle().take(CALLS);
@@ -146,20 +146,20 @@ async fn a_hundred_thousand_calls_that_end_in_every_way_leave_nothing() {
             assert!(is_right(fate, &answer), "{fate:?}: {answer:?}");
         });
         let loss = async {
-            // By then every other call has come to its end.
+            // By then every other request has ended.
             tokio::time::sleep(DEADLINE + Duration::from_secs(2)).await;
             let left = fates().filter(|fate| matches!(fate, LostPublishing | LostWaiting)).count();
             assert_eq!(calls.lock().by_correlation_id.len(), left);
-            // For an alarm, or with the connection.
+            // An alarm, or the loss of the connection.
             if session % 2 == 0 { calls.fail_interactive() } else { calls.close() }
         };
         tokio::join!(join_all(all), loss);
-        assert!(calls.lock().by_correlation_id.is_empty(), "nothing is kept");
+        assert!(calls.lock().by_correlation_id.is_empty(), "the map is empty");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_comes_when_the_connection_is_lost_ends_at_once() {
+async fn request_after_connection_loss_ends_immediately() {
     let calls = PendingCalls::default();
     calls.close();
     let started = Instant::now();
