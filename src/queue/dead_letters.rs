@@ -24,7 +24,7 @@ pub struct DeadLetter {
     /// The queue that it was published to.
     #[serde(serialize_with = "as_queue_label")]
     pub queue: Option<QueueKind>,
-    /// The contract named in its headers, if there is such a contract.
+    /// The contract from its headers; `None` if missing or unknown.
     pub contract: Option<ContractId>,
     /// The account that published it, as validated by the broker.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -51,8 +51,8 @@ pub const REASONS: [&str; 10] = [
     "unknown",
 ];
 
-/// The reason code for a reason as written in a header. The broker writes `rejected` and `maxlen`, which muster's own
-/// queues never cause; the header of another producer's message may hold any text.
+/// Maps the reason in a header to one of [`REASONS`]. The broker's `rejected` and `maxlen` become `refused`. Unknown texts
+/// become `unknown`, because another producer can write any text.
 pub(super) fn reason(written: &str) -> &'static str {
     match written {
         "rejected" | "maxlen" => "refused",
@@ -75,7 +75,7 @@ pub enum Obstacle {
 }
 
 impl Obstacle {
-    /// The obstacle in words, and what to do instead.
+    /// The error text, with what to do instead.
     pub fn text(self) -> &'static str {
         match self {
             Self::PasswordRemoved => {

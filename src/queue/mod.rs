@@ -58,7 +58,7 @@ pub trait RpcClient: Send + Sync {
     /// Number of dead letters; `None` without a recent sample, or if the adapter keeps none. MUST NOT wait.
     fn dead_letters(&self) -> Option<u64>;
 
-    /// Stops sending. Calls that still wait end with [`CallError::Unknown`].
+    /// Stops publishing. Pending requests end with [`RpcError::Indeterminate`].
     async fn close(&self);
 }
 

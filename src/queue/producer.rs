@@ -45,7 +45,7 @@ pub struct BulkRow {
     pub contract: ContractId,
     /// The message id. Rows with the same id are one registration.
     pub id: MessageId,
-    /// See [`super::Call::fresh`]. What is sent again is never said to be fresh.
+    /// See [`super::RpcRequest::new_key`]. False for a row that is published again.
     pub new_key: bool,
     /// The contract's document.
     pub body: Bytes,

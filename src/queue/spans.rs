@@ -22,7 +22,7 @@ pub struct SpanNames {
     pub dead_exchange: String,
     /// Exchange of events.
     pub events_exchange: String,
-    /// Names of the queues, in the order of [`Door::ALL`].
+    /// Names of the queues, in the order of [`QueueKind::ALL`].
     pub queues: [String; QueueKind::ALL.len()],
     /// Queue of each retry, in order.
     pub retry_queues: Vec<String>,
@@ -216,7 +216,7 @@ impl Message {
                 send(settlement.name(), "amq.default", "", true)
             }
             Settlement::Reply => settle("ack"),
-            // After the last retry a message becomes a dead letter.
+            // After the last retry the message becomes a dead letter.
             Settlement::Retry => broker
                 .retry_queues
                 .get(self.attempt as usize)

@@ -10,7 +10,7 @@ use crate::telemetry::Health;
 
 /// How long the warning stays after a refused dead letter. A full quorum queue refuses messages until it is down to 80 %,
 /// so a sample does not show whether it accepts.
-const REFUSED_FOR: Duration = Duration::from_secs(60);
+const WARNING_DURATION: Duration = Duration::from_secs(60);
 
 /// The key of the warning in `/ready`.
 const WARNING: &str = "deadLetters";
@@ -59,7 +59,7 @@ impl DeadLetterCapacity {
     fn update(&self, change: impl FnOnce(&mut QueueFullSigns)) {
         let mut signs = self.signs.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut signs);
-        let is_refusing = signs.refused_at.is_some_and(|at| at.elapsed() < REFUSED_FOR);
+        let is_refusing = signs.refused_at.is_some_and(|at| at.elapsed() < WARNING_DURATION);
         self.health.warn(WARNING, (is_refusing || signs.is_sampled_full).then_some(FULL));
     }
 }
@@ -80,7 +80,7 @@ mod tests {
         capacity.accepted();
         assert!(!warns());
         capacity.refused();
-        tokio::time::advance(REFUSED_FOR).await;
+        tokio::time::advance(WARNING_DURATION).await;
         capacity.refresh();
         assert!(!warns());
         capacity.sampled(true);

@@ -37,16 +37,16 @@ use crate::telemetry::{Health, Metrics, Telemetry};
 use amqp::{Connection, ConnectionError, Endpoints};
 use dead_letter_capacity::DeadLetterCapacity;
 use queue_stats::QueueStats;
-use topology::{Declared, Names};
+use topology::{Declarations, Names};
 
 /// How long the start waits for a connection that shows whether the broker accepts the account.
-const FIRST_TRY: Duration = Duration::from_secs(2);
+const START_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Heartbeat interval in seconds, unless the URL sets another.
 const HEARTBEAT: u16 = 5;
 
 /// How long a queue is not declared after its declaration ended a connection.
-const SKIPPED_FOR: Duration = Duration::from_secs(30);
+const SKIP_DURATION: Duration = Duration::from_secs(30);
 
 /// Most untrusted accounts that a process warns about.
 const WARNED_MAX: usize = 16;
@@ -83,7 +83,7 @@ struct Broker {
     dead_letter_capacity: DeadLetterCapacity,
     /// Queues that could not be declared, with the broker's reason.
     unavailable: Mutex<BTreeMap<String, String>>,
-    /// Queues that are not declared for [`SKIPPED_FOR`], with the time and the broker's reason.
+    /// Queues that are not declared for [`SKIP_DURATION`], with the time and the broker's reason.
     skipped: Mutex<BTreeMap<String, (Instant, String)>>,
     /// Tasks that close connections which are no longer used.
     closing: Tasks,
@@ -106,7 +106,7 @@ impl Rabbit {
         broker.dead_letter_capacity = DeadLetterCapacity::new(telemetry.health.clone());
         broker.closing = tasks.clone();
         let broker = Arc::new(broker);
-        match tokio::time::timeout(FIRST_TRY, broker.connect("start")).await {
+        match tokio::time::timeout(START_TIMEOUT, broker.connect("start")).await {
             Ok(Ok(connection)) => connection.close().await,
             Ok(Err(error)) if error.is_refusal() => {
                 anyhow::bail!("queue.url (MUSTER_QUEUE): {}: {error}", broker.waiting_for())
@@ -182,7 +182,7 @@ impl Broker {
 
     /// Declares all exchanges and queues. Returns the queues that are unavailable, with the broker's reason.
     ///
-    /// If the declaration of a queue ends the connection, that queue is skipped for [`SKIPPED_FOR`], so that it does not
+    /// If the declaration of a queue ends the connection, that queue is skipped for [`SKIP_DURATION`], so that it does not
     /// block the others. A cluster without a majority of its metadata store does that (541 INTERNAL_ERROR, RabbitMQ 4.0.5;
     /// no issue filed).
     ///
@@ -194,7 +194,7 @@ impl Broker {
     ) -> Result<BTreeMap<String, String>, ConnectionError> {
         let skipped = self.skipped();
         let declare = topology::declare(connection.client(), &self.names, &self.settings, &skipped);
-        let Declared { dead_letters_max, unavailable } = declare.await?;
+        let Declarations { dead_letters_max, unavailable } = declare.await?;
         if !connection.client().status().connected() {
             self.skip(&unavailable);
             return Err(ConnectionError::Lost);
@@ -207,7 +207,7 @@ impl Broker {
     /// Queues that are currently not declared, with the broker's reason.
     fn skipped(&self) -> BTreeMap<String, String> {
         let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
-        skipped.retain(|_, (since, _)| since.elapsed() < SKIPPED_FOR);
+        skipped.retain(|_, (since, _)| since.elapsed() < SKIP_DURATION);
         skipped.iter().map(|(queue, (_, reason))| (queue.clone(), reason.clone())).collect()
     }
 
@@ -274,8 +274,9 @@ impl MessageQueue for Rabbit {
     fn rpc_client(&self) -> Arc<dyn RpcClient> {
         if self.broker.sealer.is_none() {
             tracing::warn!(
-                "passwords travel through RabbitMQ and rest on its disk in clear: set \
-                 queue.seal_public_key (MUSTER_QUEUE_SEAL_PUBLIC_KEY); `muster keygen` makes the keys"
+                event = "sealing_disabled",
+                "passwords are sent through RabbitMQ and stored on its disk in clear: set \
+                 queue.seal_public_key (MUSTER_QUEUE_SEAL_PUBLIC_KEY); `muster keygen` generates the keys"
             );
         }
         rpc_client::start(self.broker.clone(), &self.health, self.stats.clone(), &self.tasks)
@@ -312,7 +313,7 @@ mod tests {
         // Every pending declaration reports the error that ended the connection.
         broker.skip(&BTreeMap::from([(bulk, reason.clone()), (retry.clone(), reason.clone())]));
         assert_eq!(broker.skipped(), BTreeMap::from([(retry, reason)]));
-        tokio::time::advance(SKIPPED_FOR).await;
+        tokio::time::advance(SKIP_DURATION).await;
         assert!(broker.skipped().is_empty());
     }
 }

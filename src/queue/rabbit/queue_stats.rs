@@ -23,9 +23,9 @@ const SAMPLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// An empty sample that takes longer is discarded: the leader of the queue may not respond.
 const LEADER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Interval between two warnings about failing samples.
-const LOG_AGAIN_AFTER: Duration = Duration::from_secs(60);
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// Samples older than this are not used.
-const FRESH_FOR: Duration = Duration::from_secs(10);
+const SAMPLE_TTL: Duration = Duration::from_secs(10);
 
 /// The newest samples of all queues, shared by a process.
 #[derive(Default)]
@@ -111,7 +111,7 @@ impl QueueStats {
 
     /// The last sample of a queue, unless it is too old.
     pub(super) fn sample_of(&self, watched: Watched) -> Option<QueueSample> {
-        lock(self.slot(watched)?).filter(|sample| sample.at.elapsed() < FRESH_FOR)
+        lock(self.slot(watched)?).filter(|sample| sample.at.elapsed() < SAMPLE_TTL)
     }
 
     /// Whether the last sample of a queue had ready messages.
@@ -189,7 +189,7 @@ impl QueueStats {
                 Err(error) => error.into(),
             };
             let is_connected = connection.client().status().connected();
-            if is_connected && logged.is_none_or(|at| at.elapsed() >= LOG_AGAIN_AFTER) {
+            if is_connected && logged.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
                 logged = Some(Instant::now());
                 tracing::warn!(
                     event = "sampling_failed",
@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(stats.backlog().ready, 0);
         stats.sampled(Watched::DeadLetters, sample(7));
         assert_eq!(stats.dead_letters(), Some(7));
-        tokio::time::advance(FRESH_FOR).await;
+        tokio::time::advance(SAMPLE_TTL).await;
         assert_eq!(stats.dead_letters(), None);
     }
 }

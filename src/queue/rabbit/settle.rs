@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// not confirm within this time belongs to a front that is gone.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause between two warnings about unknown reply queues.
-const WARN_AGAIN_AFTER: Duration = Duration::from_secs(60);
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The publishers and connections that settle all deliveries of a session.
 pub(super) struct Settler {
@@ -41,7 +41,7 @@ pub(super) struct Settler {
     serial_publisher: Arc<Publisher>,
     publish: Arc<Connection>,
     /// Consuming connections, kept after a soft stop until the last delivery is settled.
-    kept: Mutex<Vec<(Connection, Vec<Channel>)>>,
+    draining: Mutex<Vec<(Connection, Vec<Channel>)>>,
     /// When the topology was last declared again.
     declared: tokio::sync::Mutex<Option<Instant>>,
     /// When an unknown reply queue was last logged.
@@ -62,7 +62,7 @@ impl Settler {
             publisher: Arc::new(publisher),
             serial_publisher: Arc::new(serial_publisher),
             publish: Arc::new(publish),
-            kept: Mutex::default(),
+            draining: Mutex::default(),
             declared: Default::default(),
             warned: Mutex::default(),
         }
@@ -73,7 +73,7 @@ impl Settler {
     }
 
     pub(super) fn keep(&self, consume: Connection, channels: Vec<Channel>) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((consume, channels));
+        self.draining.lock().unwrap_or_else(PoisonError::into_inner).push((consume, channels));
     }
 
     /// Dead-letters a message with unreadable properties, without its body, which may contain secrets.
@@ -204,7 +204,7 @@ impl Settler {
     fn warn_of_unroutable(&self, reply_to: &str) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if reply_to.starts_with(&self.broker.names.allowed_reply_prefix())
-            && warned.is_none_or(|at| at.elapsed() >= WARN_AGAIN_AFTER)
+            && warned.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL)
         {
             *warned = Some(Instant::now());
             tracing::warn!(
@@ -258,15 +258,15 @@ impl Drop for Settler {
         if Handle::try_current().is_err() {
             return;
         }
-        let kept = self.kept.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let (kept, publish) = (std::mem::take(kept), self.publish.clone());
+        let draining = self.draining.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (draining, publish) = (std::mem::take(draining), self.publish.clone());
         // A channel that is closed together with its connection ends the connection before the broker's close-ok (lapin
         // 4.12.3; no issue filed).
         let publishers = (self.publisher.clone(), self.serial_publisher.clone());
         self.broker.closing.spawn(async move {
             publish.close().await;
             drop(publishers);
-            for (consume, _channels) in kept {
+            for (consume, _channels) in draining {
                 consume.close().await;
             }
         });
@@ -333,16 +333,16 @@ impl Settle for RabbitHandle {
 
     async fn dead_letter(self: Box<Self>, message: Message, reason: DeadLetterReason) {
         self.settler.broker.metrics.dead_lettered(&message.log_fields(), reason.as_str());
-        let kept = match message.kind {
+        let redacted = match message.kind {
             MessageKind::Register(_) => {
                 without_secrets(&message.body, seal::may_keep_sealed(&message, reason))
             }
             MessageKind::Profile => RedactedBody::default(),
         };
         let username = self.settler.broker.username();
-        let properties = properties::for_dead_letter(&message, reason, kept.password, username)
+        let properties = properties::for_dead_letter(&message, reason, redacted.password, username)
             .with_timestamp(self.settler.now());
-        let (queue, body) = (message.queue, kept.body.into());
+        let (queue, body) = (message.queue, redacted.body.into());
         self.settler.dead_letter(queue, properties, body, &self.ack).await;
     }
 

@@ -24,7 +24,7 @@ use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};
 static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_norway::from_str(include_str!("../../../docs/asyncapi.yaml")).unwrap());
 
-/// Validators of the properties and of the headers of a message, if there is a message of this name.
+/// The validators for properties and headers of a message in the document; `None` for an unknown name.
 pub(super) fn message(name: &str) -> Option<&'static (Validator, Validator)> {
     static MESSAGES: LazyLock<HashMap<String, (Validator, Validator)>> = LazyLock::new(|| {
         let messages = DOCUMENT["components"]["messages"].as_object().unwrap();
@@ -37,7 +37,7 @@ pub(super) fn message(name: &str) -> Option<&'static (Validator, Validator)> {
     MESSAGES.get(name)
 }
 
-/// A validator of one part of the document.
+/// Creates a validator for a part of the document.
 fn validator(reference: &str) -> Validator {
     let schema = json!({ "$ref": reference, "components": DOCUMENT["components"] });
     jsonschema::validator_for(&schema).unwrap()
@@ -87,7 +87,7 @@ fn topology_is_as_declared() {
     }
 }
 
-/// The names of all properties in schemas whose name ends in `Headers` or `Header`.
+/// The property names of all schemas for headers.
 fn described_headers() -> BTreeSet<String> {
     let schemas = DOCUMENT["components"]["schemas"].as_object().unwrap();
     let headers = schemas.iter().filter(|(name, _)| name.contains("Header"));

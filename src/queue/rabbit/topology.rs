@@ -96,7 +96,7 @@ const DECLARE_TIMEOUT: Duration = Duration::from_secs(2);
 const PROFILE_TTL: i64 = 60_000;
 
 /// The result of [`declare`].
-pub(super) struct Declared {
+pub(super) struct Declarations {
     /// `x-max-length` of the dead-letter queue on the broker; `None` if unknown.
     pub(super) dead_letters_max: Option<u32>,
     /// The queues that are unavailable, with the broker's reason.
@@ -113,7 +113,7 @@ pub(super) async fn declare(
     names: &Names,
     settings: &config::QueueSettings,
     skipped: &BTreeMap<String, String>,
-) -> Result<Declared, ConnectionError> {
+) -> Result<Declarations, ConnectionError> {
     declare_exchanges(connection, names).await?;
     let queues = queues(names, settings);
     let declared = queues.iter().filter(|queue| !skipped.contains_key(&queue.name));
@@ -123,7 +123,7 @@ pub(super) async fn declare(
         let declared = declared.await.map_err(|_| ConnectionError::Silent);
         (queue, declared.and_then(|declared| Ok(declared?)))
     });
-    let mut found = Declared { dead_letters_max: None, unavailable: skipped.clone() };
+    let mut found = Declarations { dead_letters_max: None, unavailable: skipped.clone() };
     for (queue, declared) in join_all(declarations).await {
         match declared {
             Ok(arguments) if queue.name == names.dead_queue() => {

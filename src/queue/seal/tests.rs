@@ -271,7 +271,7 @@ fn generated_key_pair_matches() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Any password the rules let through comes out as it went in, and nothing of it shows.
+    /// Every valid password is opened unchanged and does not appear in the body.
     #[test]
     fn any_password_is_opened_unchanged(password in "[^\u{0}]{6,18}") {
         let (sealer, private) = pair();

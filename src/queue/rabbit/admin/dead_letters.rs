@@ -74,7 +74,7 @@ impl DeadLetters {
         Ok(Iteration { channel, left, current: None, kept: Vec::new() })
     }
 
-    /// Fetches the next message of this iteration. The one before is kept.
+    /// Fetches the next message of this iteration. The previous one is kept.
     async fn fetch(&mut self) -> anyhow::Result<Option<Delivery>> {
         let Some(iteration) = &mut self.iteration else { return Ok(None) };
         iteration.kept.extend(iteration.current.take().map(|current| current.tag));
@@ -153,7 +153,7 @@ impl DeadLetters {
 impl DeadLetters {
     /// The next dead letter; `None` after the last.
     ///
-    /// Fetched messages are invisible to other consumers until [`DeadLetters::put_back`]. If this process ends, the broker
+    /// Fetched messages are invisible to other consumers until [`DeadLetters::return_kept`]. If this process ends, the broker
     /// requeues them.
     ///
     /// # Errors
@@ -171,7 +171,10 @@ impl DeadLetters {
     }
 
     /// Publishes the dead letter returned last to the bulk queue: under its registration id, as a first attempt, without
-    /// `reply_to`. It is acked after the confirm; after an error, or where there is an obstacle, it is kept.
+    /// `reply_to`. The dead letter is acked after the confirm. On an error it is kept.
+    ///
+    /// # Errors
+    /// The dead letter has an [`Obstacle`], or the broker did not confirm the message.
     pub async fn requeue(&mut self) -> anyhow::Result<()> {
         let CurrentDeadLetter { tag, message } = self.current()?;
         let published = match message {
@@ -187,7 +190,7 @@ impl DeadLetters {
         }
     }
 
-    /// Removes the dead letter returned last for good.
+    /// Deletes the dead letter returned last.
     pub async fn discard(&mut self) -> anyhow::Result<()> {
         let CurrentDeadLetter { tag, .. } = self.current()?;
         self.ack(tag).await
@@ -195,7 +198,7 @@ impl DeadLetters {
 
     /// Returns the kept dead letters to the queue, in their old order as far as the queue allows. The next call of
     /// [`DeadLetters::next`] starts again. Fetches the rest of the queue first.
-    pub async fn put_back(&mut self) -> anyhow::Result<()> {
+    pub async fn return_kept(&mut self) -> anyhow::Result<()> {
         // A quorum queue keeps the order of requeued messages only if all messages are requeued. So all are fetched and
         // all are requeued.
         while let Some(delivery) = self.fetch().await? {

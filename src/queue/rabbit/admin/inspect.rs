@@ -71,7 +71,7 @@ pub(super) async fn inspect(broker: &Broker) -> Vec<Finding> {
     let exchanges = topology::exchanges(&broker.names);
     let checks = exchanges.iter().map(|(name, kind)| exchange(client, name, kind.clone()));
     findings.extend(join_all(checks).await);
-    // In parallel, so that those without a response together take no longer than one.
+    // In parallel, so that several queues without a response take no longer than one.
     let queues = topology::queues(&broker.names, &broker.settings);
     let checks = queues.iter().map(|spec| queue(broker, client, spec));
     findings.extend(join_all(checks).await.into_iter().flatten());

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 /// reconnect simultaneously.
 pub(in super::super) struct Backoff {
     next: Duration,
-    /// When the connection was made, if there is one.
+    /// When the connection was opened, if there is one.
     connected: Option<Instant>,
 }
 
@@ -38,7 +38,7 @@ impl Backoff {
     /// The length of the next pause.
     pub(in super::super) fn next(&mut self) -> Duration {
         let mut random = [0u8];
-        // Without randomness the pause is merely less spread.
+        // Without randomness the pause has no jitter.
         let _ = getrandom::fill(&mut random);
         let share = 0.5 + f64::from(random[0]) / 512.0;
         let pause = self.next.mul_f64(share);
@@ -46,7 +46,7 @@ impl Backoff {
         pause
     }
 
-    /// The connection is of use: something was delivered or confirmed.
+    /// Resets the pauses after a delivery or a confirm.
     pub(in super::super) fn reset(&mut self) {
         self.next = Self::FIRST;
     }

@@ -1,23 +1,24 @@
-//! Decides how long a new session consumes bulk rows one at a time.
+//! Limits the prefetch to one at the start of a session of the bulk queue, until no possible poison message is delivered.
 //!
-//! Whatever is held when a connection is lost counts as delivered once more. So as little as possible is held while a
-//! possible poison message may still come: those come first, because what was held goes back to where it was.
+//! When a connection is lost, every unsettled message counts as delivered once more. With a prefetch of one a poison message
+//! does not raise the count of others. Possible poison messages arrive first, because unsettled messages return to the head
+//! of the queue.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A queue that delivers nothing for so long has no possible poison message at its head.
+/// After this time without a delivery the queue has no possible poison message at its head.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Whether one message at a time is consumed.
+/// The state of the slow start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SlowStart {
-    /// At least until then.
+    /// The prefetch is one, at least until then.
     Until(Instant),
-    /// At least until then, and until the possible poison message that came last is settled.
+    /// The prefetch is one, at least until then and until the last possible poison message is settled.
     MaybePoison(Instant),
-    /// As many messages are consumed as the prefetch allows.
+    /// The full prefetch applies.
     Over,
 }
 
@@ -38,7 +39,7 @@ impl SlowStart {
         }
     }
 
-    /// A message was delivered. One that is not possible poison ends the slow start.
+    /// Records a delivery. A message that is not possible poison ends the slow start.
     pub(super) fn delivered(&mut self, maybe_poison: bool) {
         if self.is_active() {
             let now = Instant::now();
@@ -46,7 +47,7 @@ impl SlowStart {
         }
     }
 
-    /// The time has come; `is_settled`: everything that was delivered is settled. Returns whether it is over.
+    /// Called at [`Self::until`]. `is_settled`: every delivery is settled. Returns whether the slow start is over.
     pub(super) fn elapsed(&mut self, is_settled: bool) -> bool {
         *self = match self {
             Self::MaybePoison(_) if !is_settled => Self::MaybePoison(Instant::now() + QUIET),
@@ -65,11 +66,11 @@ mod tests {
         let mut start = SlowStart::new();
         start.delivered(true);
         assert_eq!(start.until(), Some(Instant::now() + QUIET));
-        assert!(!start.elapsed(false) && start.is_active(), "it is still being worked on");
+        assert!(!start.elapsed(false) && start.is_active(), "the message is not settled");
         start.delivered(true);
-        assert!(start.elapsed(true) && !start.is_active(), "settled, and no other came");
+        assert!(start.elapsed(true) && !start.is_active(), "settled, and no other was delivered");
         start.delivered(true);
-        assert_eq!(start, SlowStart::Over, "it does not begin again");
+        assert_eq!(start, SlowStart::Over, "it does not start again");
     }
 
     #[tokio::test(start_paused = true)]
@@ -77,7 +78,7 @@ mod tests {
         let mut start = SlowStart::new();
         start.delivered(true);
         start.delivered(false);
-        assert_eq!(start.until(), Some(Instant::now()), "at once");
+        assert_eq!(start.until(), Some(Instant::now()), "immediately");
         assert!(start.elapsed(false));
     }
 

@@ -22,7 +22,7 @@ pub(super) fn read(body: &[u8]) -> Option<Outcome> {
         Ok(outcome) => return Some(outcome),
         Err(error) => error,
     };
-    // The error's own text could quote the reply.
+    // The text of the error may contain parts of the reply, so it is not logged.
     let (outcome, is_syntax) = (kind(body), !error.is_data());
     let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
     if logged.len() < KINDS_MAX && logged.insert(outcome.clone()) {

@@ -45,7 +45,7 @@ pub(super) struct RowSender {
     confirms: Arc<Mutex<Confirms>>,
     /// Number of publishes so far.
     sent: u64,
-    /// RowSender up to this publish number were delivered to a worker, because the bulk queue keeps its order.
+    /// Rows up to this publish number were delivered to a worker, because the bulk queue keeps its order.
     delivered_up_to: u64,
     answer_timeout: Duration,
     /// The pause while the queue is full and nothing is published.
@@ -56,7 +56,7 @@ pub(super) struct RowSender {
 /// A row without a reply.
 struct PendingRow {
     accepted: AcceptedRow,
-    /// The number of its publish; 0 before the first.
+    /// The number of its last publish; 0 before the first.
     number: u64,
     /// When the row was known to be delivered to a worker.
     delivered_at: Option<Instant>,

@@ -251,7 +251,7 @@ fn nested(levels: usize, kind: u8) -> Vec<u8> {
 #[test]
 fn nesting_has_a_limit() {
     for kind in *b"AF" {
-        // The table of headers is a level too.
+        // The header table counts as a level.
         assert_eq!(refusal(&nested(15, kind)), None);
         let deepest = (FRAME_MAX as usize - 100) / if kind == b'A' { 5 } else { 6 };
         for levels in [16, 2_000, 5_000, deepest] {
