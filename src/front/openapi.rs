@@ -1,4 +1,4 @@
-//! The OpenAPI document of the HTTP API. It is derived from the mounts, the contracts' schemas and the responses that the
+//! The OpenAPI document of the HTTP interface. It is derived from the mounts, the contracts' schemas and the responses that the
 //! contracts render. The front serves it at `/openapi.json`; `muster spec openapi` prints it.
 
 mod operations;

@@ -1,4 +1,4 @@
-//! The pages for people: when they are served and how, and what a person meets there, in a real browser.
+//! The web pages: their HTTP headers and settings, and the sign-up page in a browser.
 
 mod docs;
 mod status;
@@ -15,8 +15,8 @@ use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, provided};
 use crate::support::{Browser, Client, Muster, Pair, QueueAdapter, Setup, StoreAdapter};
 
-/// What a page is made of, besides itself.
-const PARTS: [(&str, &str); 15] = [
+/// Paths and media types of all pages and their files.
+const FILES: [(&str, &str); 15] = [
     ("/", "text/html; charset=utf-8"),
     ("/status", "text/html; charset=utf-8"),
     ("/docs", "text/html; charset=utf-8"),
@@ -34,7 +34,7 @@ const PARTS: [(&str, &str); 15] = [
     ("/pages/mounts.json", "application/json; charset=utf-8"),
 ];
 
-/// Where a signup passes, in this order.
+/// The stages that the sign-up page shows, in their order.
 const STATIONS: [&str; 6] = ["read", "queue", "slot", "hash", "insert", "reply"];
 
 async fn status(client: &Client, path: &str) -> u16 {
@@ -42,9 +42,9 @@ async fn status(client: &Client, path: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn nothing_on_a_page_comes_from_elsewhere() {
+async fn pages_load_nothing_from_other_origins() {
     let muster = Setup::embedded().start().await;
-    for (path, media_type) in PARTS {
+    for (path, media_type) in FILES {
         let response = muster.client().get(path, &[]).await;
         assert_eq!(response.status, 200, "{path}");
         assert_eq!(response.header("content-type"), Some(media_type), "{path}");
@@ -54,13 +54,14 @@ async fn nothing_on_a_page_comes_from_elsewhere() {
         assert!(!policy.contains("unsafe") && policy.contains("frame-ancestors 'none'"));
         assert_eq!(response.header("x-content-type-options"), Some("nosniff"));
         assert_eq!(response.header("referrer-policy"), Some("no-referrer"));
-        let text = String::from_utf8_lossy(&response.bytes).replace("http://www.w3.org/2000/svg", "");
+        let text =
+            String::from_utf8_lossy(&response.bytes).replace("http://www.w3.org/2000/svg", "");
         assert!(!text.contains("http:") && !text.contains("https:"), "{path}");
     }
 }
 
 #[tokio::test]
-async fn a_file_that_is_known_is_not_sent_again() {
+async fn cached_file_gets_304() {
     let muster = Setup::embedded().start().await;
     let whole = muster.client().get("/", &[]).await;
     let tag = whole.header("etag").unwrap();
@@ -75,9 +76,9 @@ async fn a_file_that_is_known_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn pages_are_off_unless_all_is_embedded_or_somebody_says_so() {
+async fn pages_are_off_unless_embedded_or_enabled() {
     let off = Setup::embedded().with("MUSTER_FRONT_UI", "off").start().await;
-    for (path, _) in PARTS {
+    for (path, _) in FILES {
         assert_eq!(status(off.client(), path).await, 404, "{path}");
     }
     for pair in [Pair(QueueAdapter::Local, StoreAdapter::Mongo), PRODUCTION] {
@@ -92,7 +93,7 @@ async fn pages_are_off_unless_all_is_embedded_or_somebody_says_so() {
 }
 
 #[tokio::test]
-async fn a_mount_comes_before_a_page() {
+async fn mount_takes_precedence_over_a_page() {
     let setup =
         Setup::embedded().with("MUSTER_FRONT_MOUNTS", "/ = register,*/style.css = username");
     let muster = setup.start().await;
@@ -103,59 +104,64 @@ async fn a_mount_comes_before_a_page() {
     assert_eq!((&mounts[0]["path"], &mounts[0]["contract"]), (&"/".into(), &"register".into()));
 }
 
-/// The program, and a browser on one of its pages; none where there is no browser.
-async fn opened(setup: &Setup, page: &str) -> Option<(Muster, Browser)> {
+/// Starts the program and a browser on one of its pages. `None` without a browser.
+async fn start_with_browser(setup: &Setup, page: &str) -> Option<(Muster, Browser)> {
     let browser = Browser::start().await?;
     let muster = setup.start().await;
     browser.open(&format!("http://{}{page}", muster.client().address())).await;
     Some((muster, browser))
 }
 
-/// Chooses a contract on the sign-up page.
+/// Selects a contract on the sign-up page.
 async fn choose(browser: &Browser, contract: &str) {
     let radio = format!("[id^=contract-{contract}-]");
     let offered = format!("return !!document.querySelector({radio:?})");
-    eventually("the contracts", async || browser.run(&offered).await == true).await;
+    eventually("the contract to be listed", async || browser.run(&offered).await == true).await;
     browser.click(&radio).await;
 }
 
-/// Sends the form, and waits for the answer.
+/// Sends the form and waits for the response.
 async fn send(browser: &Browser, response: &str) {
     browser.run("document.getElementById('status').textContent = ''").await;
     browser.click("#form .primary").await;
     browser.wait_for_text("#status", response).await;
 }
 
-async fn nobody_complains(browser: &Browser) {
+async fn assert_no_console_errors(browser: &Browser) {
     assert_eq!(browser.console_errors().await, [""; 0]);
 }
 
-/// Waits until these stations and no others are lit, each with its time.
-async fn lit(browser: &Browser, stations: &[&str]) {
+/// Waits until exactly these stages are marked, each with its time.
+async fn wait_for_stages(browser: &Browser, stations: &[&str]) {
     let script = "return [...document.querySelectorAll('#stages .passed')]
         .filter((station) => station.querySelector('output').innerText.endsWith(' ms'))
         .map((station) => station.dataset.stage)";
-    let what = format!("{stations:?} to be lit");
+    let what = format!("the stages {stations:?} to be marked");
     eventually(&what, async || browser.run(script).await == json!(stations)).await;
 }
 
-/// Fields with an error, each with its text.
-async fn wrong_fields(browser: &Browser) -> Vec<(String, String)> {
+/// Fields with an error, with its text.
+async fn invalid_fields(browser: &Browser) -> Vec<(String, String)> {
     let script = "return [...document.querySelectorAll('#fields [aria-invalid]')]
         .map((input) => [input.name, document.getElementById(`${input.id}-error`).innerText])";
     serde_json::from_value(browser.run(script).await).unwrap()
 }
 
 #[tokio::test]
-async fn one_signs_up_by_every_contract_and_sees_the_token() {
-    let Some((_muster, browser)) = opened(&Setup::embedded(), "/").await else { return };
+async fn signup_page_works_with_every_contract() {
+    let Some((_muster, browser)) = start_with_browser(&Setup::embedded(), "/").await else {
+        return;
+    };
     for contract in ContractId::ALL {
         choose(&browser, contract.as_str()).await;
         browser.click("#example").await;
         send(&browser, "201 Created").await;
-        lit(&browser, &STATIONS).await;
+        wait_for_stages(&browser, &STATIONS).await;
         browser.wait_for_text("#timeline-summary", "of it for hashing").await;
-        assert!(!browser.text("#request-body").await.contains("Analytical"), "masked");
+        assert!(
+            !browser.text("#request-body").await.contains("Analytical"),
+            "the password must be masked"
+        );
         let has_token = contract != ContractId::ErrorCode;
         assert_eq!(browser.text("#token").await.is_empty(), !has_token);
         if has_token {
@@ -166,12 +172,14 @@ async fn one_signs_up_by_every_contract_and_sees_the_token() {
     }
     browser.click("#reveal").await;
     browser.wait_for_text("#request-body", "Analytical").await;
-    nobody_complains(&browser).await;
+    assert_no_console_errors(&browser).await;
 }
 
 #[tokio::test]
-async fn what_is_wrong_stands_at_its_field() {
-    let Some((_muster, browser)) = opened(&Setup::embedded(), "/").await else { return };
+async fn signup_page_shows_errors_at_their_fields() {
+    let Some((_muster, browser)) = start_with_browser(&Setup::embedded(), "/").await else {
+        return;
+    };
     for (contract, fields) in [
         ("username", &["username"][..]),
         ("nested-name", &["fullname.firstname", "email", "password"]),
@@ -181,30 +189,32 @@ async fn what_is_wrong_stands_at_its_field() {
     ] {
         choose(&browser, contract).await;
         send(&browser, "400").await;
-        lit(&browser, &["read"]).await;
-        let wrong = wrong_fields(&browser).await;
+        wait_for_stages(&browser, &["read"]).await;
+        let wrong = invalid_fields(&browser).await;
         let names: Vec<&str> = wrong.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, fields, "{contract}");
         assert!(wrong.iter().all(|(_, text)| !text.is_empty()), "{wrong:?}");
         let focused = browser.run("return document.activeElement.name").await;
         assert_eq!(focused, fields[0], "{contract}");
     }
-    // Several at one field, and none left after it was mended.
+    // Several errors at one field, and none after they are fixed.
     browser.write("[name=password]", "short").await;
     send(&browser, "400").await;
-    let password = wrong_fields(&browser).await.pop().unwrap();
+    let password = invalid_fields(&browser).await.pop().unwrap();
     assert!(password.1.contains("10") && password.1.contains(" · "), "{password:?}");
     browser.click("#example").await;
     send(&browser, "201").await;
-    assert_eq!(wrong_fields(&browser).await, []);
-    // The browser itself logs refusals, and nothing else went wrong.
+    assert_eq!(invalid_fields(&browser).await, []);
+    // The browser logs the 400 responses, and no other error.
     let console_errors = browser.console_errors().await;
     assert!(console_errors.iter().all(|one| one.contains("status of 400")), "{console_errors:?}");
 }
 
 #[tokio::test]
-async fn the_same_again_is_a_replay_under_its_key_and_a_duplicate_under_another() {
-    let Some((_muster, browser)) = opened(&Setup::embedded(), "/").await else { return };
+async fn signup_page_shows_a_replay_and_a_duplicate() {
+    let Some((_muster, browser)) = start_with_browser(&Setup::embedded(), "/").await else {
+        return;
+    };
     choose(&browser, "flat-name").await;
     browser.click("#example").await;
     send(&browser, "201").await;
@@ -214,22 +224,24 @@ async fn the_same_again_is_a_replay_under_its_key_and_a_duplicate_under_another(
     browser.wait_for_text("#timeline-summary", "no second user was registered").await;
     send(&browser, "409").await;
     let expected = [("email".to_owned(), "Email already exists".to_owned())];
-    assert_eq!(wrong_fields(&browser).await, expected);
+    assert_eq!(invalid_fields(&browser).await, expected);
 }
 
 #[tokio::test]
-async fn a_keyboard_is_enough() {
-    let Some((_muster, browser)) = opened(&Setup::embedded(), "/").await else { return };
+async fn signup_page_works_with_a_keyboard() {
+    let Some((_muster, browser)) = start_with_browser(&Setup::embedded(), "/").await else {
+        return;
+    };
     let offered = "return document.querySelectorAll('#fields input').length > 0";
-    eventually("the form", async || browser.run(offered).await == true).await;
+    eventually("the form to be shown", async || browser.run(offered).await == true).await;
     let texts = [
         ("field-username", "ann"),
         ("field-email", "ann@example.com"),
         ("field-password", "securePassword123"),
     ];
-    let mut met = Vec::new();
-    while met.last().is_none_or(|last| last != "primary") {
-        assert!(met.len() < 20, "the button is not reached: {met:?}");
+    let mut visited = Vec::new();
+    while visited.last().is_none_or(|last| last != "primary") {
+        assert!(visited.len() < 20, "the button is not reached: {visited:?}");
         browser.press(TAB).await;
         let active = "const at = document.activeElement; return at.id || at.className";
         let at = browser.run(active).await.as_str().unwrap().to_owned();
@@ -239,18 +251,18 @@ async fn a_keyboard_is_enough() {
         let seen = "return getComputedStyle(document.activeElement.closest('label') ?? \
                     document.activeElement).outlineStyle";
         assert_eq!(browser.run(seen).await, "solid", "the focus on {at} is not seen");
-        met.push(at);
+        visited.push(at);
     }
-    let fields: Vec<&String> = met.iter().filter(|id| id.starts_with("field-")).collect();
+    let fields: Vec<&String> = visited.iter().filter(|id| id.starts_with("field-")).collect();
     assert_eq!(fields, ["field-username", "field-email", "field-password"]);
-    assert_eq!(met[0], "skip");
+    assert_eq!(visited[0], "skip");
     browser.press(ENTER).await;
     browser.wait_for_text("#status", "201").await;
-    nobody_complains(&browser).await;
+    assert_no_console_errors(&browser).await;
 }
 
-/// Checks the page with axe, in both colours. `TEST_AXE` names its script; without it there is no check.
-async fn has_no_barriers(browser: &Browser, page: &str) {
+/// Checks the page with axe in both colour schemes. Skipped without `TEST_AXE`, the path of its script.
+async fn assert_accessible(browser: &Browser, page: &str) {
     let Some(axe) = provided("TEST_AXE") else { return };
     let axe = std::fs::read_to_string(axe).unwrap();
     for colours in ["light", "dark"] {
@@ -264,38 +276,38 @@ async fn has_no_barriers(browser: &Browser, page: &str) {
 }
 
 #[tokio::test]
-async fn axe_finds_nothing() {
+async fn axe_finds_no_violations() {
     let setup = Setup::embedded().with("MUSTER_BCRYPT_COST", "12");
-    let Some((muster, browser)) = opened(&setup, "/").await else { return };
+    let Some((muster, browser)) = start_with_browser(&setup, "/").await else { return };
     browser.emulate_media("prefers-reduced-motion", "reduce").await;
     choose(&browser, "nested-name").await;
     browser.click("#example").await;
     send(&browser, "201").await;
-    has_no_barriers(&browser, "/").await;
+    assert_accessible(&browser, "/").await;
     browser.click("nav a[href='/status']").await;
     browser.wait_for_text("#rate-summary", "1 done").await;
-    has_no_barriers(&browser, "/status").await;
+    assert_accessible(&browser, "/status").await;
     browser.click("nav a[href='/docs']").await;
     browser.wait_for_text("#postRegister", "/register").await;
     browser.run("document.querySelectorAll('details').forEach((one) => one.open = true)").await;
-    has_no_barriers(&browser, "/docs").await;
+    assert_accessible(&browser, "/docs").await;
     drop(muster);
 }
 
-/// What axe objects to, and where.
+/// A script that returns axe's violations.
 const CHECK: &str = "const done = arguments[arguments.length - 1];
     axe.run().then(({ violations }) => done(violations.map(({ id, nodes }) =>
         [id, ...nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`)])))";
 
-/// Makes the pictures of the documentation where they are wanted; otherwise a short look at the same.
+/// Makes the screenshots for the documentation if `SCREENSHOTS` is set; otherwise only checks the pages.
 #[tokio::test]
-async fn pictures_for_the_documentation() {
+async fn screenshots_for_the_documentation() {
     let setup = Setup::embedded().with("MUSTER_BCRYPT_COST", "12");
-    let Some((muster, browser)) = opened(&setup, "/").await else { return };
+    let Some((muster, browser)) = start_with_browser(&setup, "/").await else { return };
     choose(&browser, "nested-name").await;
     browser.click("#example").await;
     send(&browser, "201").await;
-    lit(&browser, &STATIONS).await;
+    wait_for_stages(&browser, &STATIONS).await;
     browser.resize(1200, 1140).await;
     let backgrounds = async |colours: &str| {
         browser.emulate_media("prefers-color-scheme", colours).await;
@@ -309,7 +321,7 @@ async fn pictures_for_the_documentation() {
     browser.emulate_media("prefers-color-scheme", "light").await;
     browser.click("nav a[href='/status']").await;
     browser.resize(1200, 1330).await;
-    // One client after another, until there are more than the machine can do at once.
+    // Starts clients one after the other, until they exceed the capacity.
     let (clients, each) = if screenshot_directory().is_some() { (16, 6) } else { (1, 0) };
     let (began, each) = (Instant::now(), Duration::from_secs(each));
     let load = (0..clients).map(|client| {
@@ -332,6 +344,6 @@ async fn pictures_for_the_documentation() {
     browser.screenshot("status").await;
 
     browser.click("nav a[href='/docs']").await;
-    browser.wait_for_text("h1", "HTTP API").await;
+    browser.wait_for_text("h1", "HTTP interface").await;
     browser.screenshot("docs").await;
 }

@@ -50,7 +50,7 @@ fn render(document: &Value, order: &[String], origin: &str) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                title { "HTTP API · " (title) }
+                title { "HTTP interface · " (title) }
                 link rel="icon" href="/pages/icon.svg" type="image/svg+xml";
                 link rel="stylesheet" href="/pages/style.css";
                 link rel="stylesheet" href="/pages/docs.css";
@@ -73,7 +73,7 @@ fn render(document: &Value, order: &[String], origin: &str) -> String {
                     nav.contents aria-label="Operations" { (contents(&groups)) }
                     div id="operations" {
                         div.heading {
-                            h1 { "HTTP API " small { (text(&document["info"]["version"])) } }
+                            h1 { "HTTP interface " small { (text(&document["info"]["version"])) } }
                             p { (prose(text(&document["info"]["description"]))) }
                             p { "Machine-readable: " a href="/openapi.json" { "openapi.json" } ", OpenAPI 3.1." }
                             p.visually-hidden id="copied" role="status" {}
