@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn joined_request_gets_its_reply_after_the_first_client_disconnected() {
+    async fn joined_request_outlives_the_first_client() {
         let (gate, rpc_client) = gated_client();
         let calls = CallCoalescer::default();
         let long = Duration::from_secs(10);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn request_that_joined_a_timed_out_call_tries_again_until_its_own_deadline() {
+    async fn request_that_joined_a_timed_out_call_is_retried_until_its_deadline() {
         for body in ["expires", "ends"] {
             let (gate, rpc_client) = gated_client();
             let calls = CallCoalescer::default();

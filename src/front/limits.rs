@@ -84,8 +84,8 @@ impl RateLimits {
     }
 }
 
-/// The address under which a client is counted: the address itself for IPv4, its /64 network for IPv6, because one
-/// subscriber can use any address in it.
+/// The address under which a client is counted: an IPv4 address itself, and the /64 network of an IPv6 address. One
+/// subscriber can use any address of that network.
 pub(super) fn subscriber(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

@@ -15,8 +15,8 @@ use super::ConnectionLimits;
 use super::activity::{Activity, ClientAction};
 use crate::front::limits::subscriber;
 
-/// A connection is closed for another one only after it waited this long for its client, so that a new client has time to
-/// send its request.
+/// Shortest time that a connection waits for its client before it is closed for another one. A new client needs it to send
+/// its request.
 const MIN_IDLE: Duration = Duration::from_secs(1);
 /// How often a connection without a permit checks for one, and how often unread responses are checked.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);

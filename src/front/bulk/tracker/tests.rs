@@ -157,7 +157,7 @@ fn drop_unsent_drops_rows_that_were_not_sent() {
 }
 
 #[test]
-fn array_is_not_rows() {
+fn json_array_is_rejected() {
     let mut tracker = tracker();
     tracker.push(b"[{}]\n");
     assert!(tracker.read() && tracker.is_array());
