@@ -112,7 +112,7 @@ impl Layers {
     /// of the value.
     pub(super) fn to_json(&self, show: impl Fn(&str, &Value) -> Value) -> serde_json::Value {
         let described = self.0.iter().map(|(key, layer)| {
-            let short = SHORT_NAMES.iter().filter(|(_, of)| of == key);
+            let short = SHORT_NAMES.iter().filter(|(_, short_key)| short_key == key);
             let names: Vec<String> = short.map(|(name, _)| (*name).to_owned()).collect();
             let variable = variable_name(key);
             let all = std::iter::once(&variable).chain(&names);

@@ -196,12 +196,12 @@ impl SettingsReader<'_> {
         let seal_public_key = if seal_public_key.is_empty() {
             Some(None)
         } else {
-            self.key("queue.seal_public_key", &seal_public_key).map(Some)
+            self.decode_key("queue.seal_public_key", &seal_public_key).map(Some)
         };
         let seal_private_keys = Zeroizing::new(self.list("queue.seal_private_keys"));
         let seal_private_keys: Option<Vec<_>> = seal_private_keys
             .iter()
-            .map(|text| self.key("queue.seal_private_keys", text))
+            .map(|text| self.decode_key("queue.seal_private_keys", text))
             .collect();
         let require_sealed = self.flag("queue.require_sealed");
         Some(QueueSettings {
@@ -279,7 +279,7 @@ impl SettingsReader<'_> {
     }
 
     /// Decodes a public or private key of 32 bytes.
-    fn key(&mut self, key: &str, text: &str) -> Option<Zeroizing<[u8; 32]>> {
+    fn decode_key(&mut self, key: &str, text: &str) -> Option<Zeroizing<[u8; 32]>> {
         let bytes = BASE64.decode(text).ok().map(Zeroizing::new);
         let bytes = bytes.and_then(|bytes| bytes.as_slice().try_into().ok());
         bytes.map(Zeroizing::new).or_else(|| {

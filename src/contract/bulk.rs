@@ -141,9 +141,9 @@ fn password_hash(field: &TextValue) -> Result<SecretString, FieldError> {
     } else if text.starts_with("$argon2") {
         Err(error("UNSUPPORTED_HASH", "passwordHash is argon2; only bcrypt is supported"))
     } else {
-        let (least, most) = (rules::HASH_COSTS.start(), rules::HASH_COSTS.end());
+        let (min, max) = (rules::HASH_COSTS.start(), rules::HASH_COSTS.end());
         let text = format!(
-            "passwordHash must be a bcrypt hash ($2a$, $2b$ or $2y$) with a cost from {least} to {most}"
+            "passwordHash must be a bcrypt hash ($2a$, $2b$ or $2y$) with a cost from {min} to {max}"
         );
         Err(FieldError { message: text.into(), ..error("INVALID_HASH", "") })
     }

@@ -56,7 +56,8 @@ impl Contract for FlatName {
             fields.firstname = first_present(fields.firstname, nested.firstname);
             fields.lastname = first_present(fields.lastname, nested.lastname);
         }
-        // Before the rules, because lower case can have more bytes: `İ` has two, `i̇` has three.
+        // The contract stores addresses in lower case. Converted before the rules, because lower case
+        // can have more bytes: `İ` has two, `i̇` has three.
         if let TextValue::Text(address) = &mut fields.email {
             **address = address.to_lowercase();
         }

@@ -45,7 +45,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn from_candidate(signup: &ValidSignup, id: Option<&MessageId>) -> Self {
+    fn from_signup(signup: &ValidSignup, id: Option<&MessageId>) -> Self {
         let username = signup.username.as_deref().map(|name| hash(0, name));
         let email = signup.email.as_ref().map(|email| hash(1, Email::key(email)));
         Self { user: [username, email], id: id.map(|id| hash(2, id.as_str())) }
@@ -91,16 +91,16 @@ pub fn validate(rules: &RowRules, row: &[u8]) -> Result<ValidRow, Vec<RowError>>
         TextValue::Absent => {}
         TextValue::Text(named) if named.as_str() == rules.contract.as_str() => {}
         _ => {
-            let text = "the row names a contract other than the one of its import or upload";
-            return Err(vec![RowError::new("contract", "OTHER_CONTRACT", text)]);
+            let message = "the row names a contract other than the one of its import or upload";
+            return Err(vec![RowError::new("contract", "OTHER_CONTRACT", message)]);
         }
     }
-    let own = match &rules.id_field {
+    let id = match &rules.id_field {
         Some(field) => Some(own_id(&document, field).map_err(|error| vec![error])?),
         None => None,
     };
-    let json_true: &RawValue = serde_json::from_str("true").expect("valid JSON");
     if rules.allow_hash_like {
+        let json_true: &RawValue = serde_json::from_str("true").expect("valid JSON");
         document.put(ALLOW_HASH_LIKE, json_true);
     }
     let contract = contract(rules.contract);
@@ -115,8 +115,8 @@ pub fn validate(rules: &RowRules, row: &[u8]) -> Result<ValidRow, Vec<RowError>>
         body[ALLOW_HASH_LIKE] = true.into();
     }
     let hash_like = hash_like.filter(|_| !allows_hash_like(&document));
-    let identity = Identity::from_candidate(&signup, own.as_ref());
-    Ok(ValidRow { id: own, body: Bytes::from(body.to_string()), identity, hash_like })
+    let identity = Identity::from_signup(&signup, id.as_ref());
+    Ok(ValidRow { id, body: Bytes::from(body.to_string()), identity, hash_like })
 }
 
 /// Reads the row's own id: a string, or an unsigned integer as it is written.
