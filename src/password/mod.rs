@@ -1,8 +1,8 @@
 //! Hashes and verifies passwords with bcrypt, on a fixed number of threads that each hash several in parallel.
 
+mod hasher;
 #[cfg(test)]
 mod interleavings;
-mod hasher;
 mod job_queue;
 pub mod kernel;
 mod pool;

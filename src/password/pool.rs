@@ -2,8 +2,8 @@
 //!
 //! A hash occupies a core for tens to hundreds of milliseconds. So the pool has one thread per core, separate from
 //! the threads that serve the network. Jobs are distributed over idle threads first. When all threads are busy, each
-//! starts further jobs in its free lanes, next to its hashes in progress. A job never waits for others to arrive or to
-//! end. A job that has expired or whose requester is gone is dropped before it starts.
+//! starts further jobs in its free lanes, next to its hashes in progress. So a job does not wait for a batch to fill or
+//! to end. A job that has expired or whose requester is gone is dropped before it starts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,8 +15,8 @@ use secrecy::SecretString;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::job_queue::JobQueue;
 use super::hasher::PasswordHasher;
+use super::job_queue::JobQueue;
 use super::kernel::{Kernel, processor_time};
 use super::queue_state::{HashJob, Task};
 use super::worker::HashWorker;
@@ -60,7 +60,7 @@ pub struct Timed<T> {
 #[derive(Clone)]
 pub struct HashPool {
     queue: Arc<JobQueue>,
-    usage: Arc<Counters>,
+    counters: Arc<Counters>,
     threads: usize,
     kernel: Arc<Mutex<Kernel>>,
     cost: u32,
@@ -90,13 +90,13 @@ impl HashPool {
     /// Returns an error if a thread cannot be started.
     pub fn start(settings: &config::PasswordSettings) -> anyhow::Result<Self> {
         let (kernel, rate) = Kernel::initial(settings.lanes);
-        let (queue, usage) = (Arc::new(JobQueue::default()), Arc::new(Counters::default()));
-        usage.rate.store((rate.at(settings.cost) * 1e6) as u64, Ordering::Relaxed);
+        let (queue, counters) = (Arc::new(JobQueue::default()), Arc::new(Counters::default()));
+        counters.rate.store((rate.at(settings.cost) * 1e6) as u64, Ordering::Relaxed);
         let cost = settings.cost;
         let chosen = Arc::new(Mutex::new(kernel));
         for n in 0..settings.threads {
-            let (queue, usage, chosen) = (queue.clone(), usage.clone(), chosen.clone());
-            thread(format!("hash-{n}"), move || work(&queue, &usage, &chosen, cost))?;
+            let (queue, counters, chosen) = (queue.clone(), counters.clone(), chosen.clone());
+            thread(format!("hash-{n}"), move || work(&queue, &counters, &chosen, cost))?;
         }
         if settings.lanes.is_none() {
             let (queue, chosen) = (queue.clone(), chosen.clone());
@@ -109,7 +109,7 @@ impl HashPool {
             "hash pool started"
         );
         let end = Arc::new(CloseOnDrop(queue.clone()));
-        Ok(Self { queue, usage, threads: settings.threads, kernel: chosen, cost, _end: end })
+        Ok(Self { queue, counters, threads: settings.threads, kernel: chosen, cost, _end: end })
     }
 
     /// The current kernel.
@@ -124,7 +124,7 @@ impl HashPool {
 
     /// Totals since the start.
     pub fn usage(&self) -> Usage {
-        let counters = &self.usage;
+        let counters = &self.counters;
         Usage {
             jobs: counters.jobs.load(Ordering::Relaxed),
             queue_time: Duration::from_micros(counters.queue_us.load(Ordering::Relaxed)),
@@ -168,7 +168,7 @@ impl PasswordHasher for HashPool {
     }
 
     fn per_second(&self) -> f64 {
-        self.threads as f64 * self.usage.rate.load(Ordering::Relaxed) as f64 / 1e6
+        self.threads as f64 * self.counters.rate.load(Ordering::Relaxed) as f64 / 1e6
     }
 
     fn threads(&self) -> usize {
@@ -200,29 +200,29 @@ impl Counters {
 
 /// Runs one thread: takes jobs and advances them until the queue is closed. Switches to the chosen kernel while no job
 /// is in progress.
-fn work(queue: &JobQueue, usage: &Counters, chosen: &Mutex<Kernel>, cost: u32) {
-    let mut hasher = HashWorker::new(*lock(chosen), cost);
-    while let Some(jobs) = queue.next(&hasher.capacity()) {
-        if hasher.is_idle() && hasher.kernel() != *lock(chosen) {
+fn work(queue: &JobQueue, counters: &Counters, chosen: &Mutex<Kernel>, cost: u32) {
+    let mut worker = HashWorker::new(*lock(chosen), cost);
+    while let Some(jobs) = queue.next(&worker.capacity()) {
+        if worker.is_idle() && worker.kernel() != *lock(chosen) {
             let faster = HashWorker::new(*lock(chosen), cost);
             // Not if it has fewer lanes than the jobs just taken.
             if faster.capacity().lanes >= jobs.len() {
-                hasher = faster;
+                worker = faster;
             }
         }
-        let width = hasher.kernel().width();
+        let width = worker.kernel().width();
         let (started, before) = (Instant::now(), processor_time());
         let queue_time: Duration = jobs.iter().map(|job| started - job.queued_at).sum();
-        usage.queue_us.fetch_add(micros(queue_time), Ordering::Relaxed);
-        usage.jobs.fetch_add(jobs.len() as u64, Ordering::Relaxed);
-        let lanes = width - hasher.capacity().lanes + jobs.len();
-        let hashes = hasher.work(jobs);
+        counters.queue_us.fetch_add(micros(queue_time), Ordering::Relaxed);
+        counters.jobs.fetch_add(jobs.len() as u64, Ordering::Relaxed);
+        let lanes = width - worker.capacity().lanes + jobs.len();
+        let hashes = worker.work(jobs);
         let took = started.elapsed();
-        queue.worked(took, processor_time().saturating_sub(before), hasher.is_idle());
-        usage.busy_us.fetch_add(micros(took), Ordering::Relaxed);
-        usage.lane_us.fetch_add(lanes as u64 * micros(took), Ordering::Relaxed);
+        queue.record_work(took, processor_time().saturating_sub(before), worker.is_idle());
+        counters.busy_us.fetch_add(micros(took), Ordering::Relaxed);
+        counters.lane_us.fetch_add(lanes as u64 * micros(took), Ordering::Relaxed);
         if lanes == width {
-            usage.update_rate(hashes / took.as_secs_f64(), hashes / width as f64);
+            counters.update_rate(hashes / took.as_secs_f64(), hashes / width as f64);
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::domain::{
 };
 use crate::telemetry::Component;
 use crate::telemetry::finding::Finding;
-use monitored::Monitored;
+use monitored::MonitoredStore;
 
 /// A store of users.
 ///
@@ -30,8 +30,8 @@ use monitored::Monitored;
 /// Reads MUST see every write that has returned success.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// Creates missing unique indexes and checks that the store accepts writes. Callers call nothing else until
-    /// it has succeeded. MUST NOT change users.
+    /// Creates missing unique indexes and checks that the store accepts writes. No other method may be called
+    /// before it has succeeded. MUST NOT change users.
     async fn prepare(&self) -> Result<(), PrepareError>;
 
     /// Inserts a user. Only the unique indexes on user name, address key and registration id detect a
@@ -77,7 +77,7 @@ pub enum InsertOutcome {
 /// A unique index that rejected a user although no user that muster wrote has the same values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignIndex {
-    /// Its name.
+    /// The name of the index.
     pub name: String,
     /// `username` or `email` if the index covers only that field: the user is a duplicate. Otherwise `None`.
     pub duplicate: Option<&'static str>,
@@ -128,21 +128,21 @@ pub enum PrepareError {
 }
 
 /// Opens the configured store without waiting for a server: [`Store::prepare`] reports an unavailable one.
-/// Later failures and recoveries are reported to `part`.
+/// Later failures and recoveries are reported to `component`.
 pub async fn open(
     settings: &config::StoreSettings,
-    part: &Component,
+    component: &Component,
 ) -> anyhow::Result<Arc<dyn Store>> {
-    Ok(Arc::new(Monitored::new(unmonitored(settings).await?, part.clone())))
+    Ok(Arc::new(MonitoredStore::new(unmonitored(settings).await?, component.clone())))
 }
 
 /// Opens the configured store twice, the second one for bulk registrations. With MongoDB that one has its own
 /// connections, so that long batch writes do not occupy those of interactive registrations.
 pub async fn open_with_bulk(
     settings: &config::StoreSettings,
-    part: &Component,
+    component: &Component,
 ) -> anyhow::Result<(Arc<dyn Store>, Arc<dyn Store>)> {
-    let store = Arc::new(Monitored::new(unmonitored(settings).await?, part.clone()));
+    let store = Arc::new(MonitoredStore::new(unmonitored(settings).await?, component.clone()));
     let bulk: Arc<dyn Store> = match &settings.url {
         // The file has one writing thread in any case.
         config::StoreUrl::File(_) => store.clone(),

@@ -15,25 +15,26 @@ use crate::telemetry::Component;
 /// Pause between two checks of a failed store.
 const CHECK_PAUSE: Duration = Duration::from_secs(1);
 
-pub(super) struct Monitored {
+/// A store that reports failed calls.
+pub(super) struct MonitoredStore {
     store: Arc<dyn Store>,
     readiness: Arc<Readiness>,
 }
 
 /// The readiness of a database, shared by all handles of it.
 pub(super) struct Readiness {
-    part: Component,
+    component: Component,
     /// The store that the background task checks. `Weak`, so that the task ends when the store is dropped.
     store: Weak<dyn Store>,
     /// Whether the background task is running.
     is_checking: Mutex<bool>,
 }
 
-impl Monitored {
-    /// Wraps `store` and reports its failures to `part`.
-    pub(super) fn new(store: Arc<dyn Store>, part: Component) -> Self {
+impl MonitoredStore {
+    /// Wraps `store` and reports its failures to `component`.
+    pub(super) fn new(store: Arc<dyn Store>, component: Component) -> Self {
         let is_checking = Mutex::default();
-        let readiness = Readiness { part, store: Arc::downgrade(&store), is_checking };
+        let readiness = Readiness { component, store: Arc::downgrade(&store), is_checking };
         Self { store, readiness: Arc::new(readiness) }
     }
 
@@ -44,17 +45,18 @@ impl Monitored {
 
     fn report<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         if result.is_err() {
-            self.readiness.failed();
+            self.readiness.report_failure();
         }
         result
     }
 }
 
 impl Readiness {
-    fn failed(self: &Arc<Self>) {
+    /// Marks the store as not ready and starts the background task, unless it is running.
+    fn report_failure(self: &Arc<Self>) {
         let mut is_checking = self.is_checking.lock().unwrap_or_else(PoisonError::into_inner);
         if !std::mem::replace(&mut *is_checking, true) {
-            self.part.down("the store: a call failed or timed out");
+            self.component.down("the store: a call failed or timed out");
             tokio::spawn(self.clone().check());
         }
     }
@@ -70,11 +72,11 @@ impl Readiness {
                     let mut is_checking =
                         self.is_checking.lock().unwrap_or_else(PoisonError::into_inner);
                     *is_checking = false;
-                    self.part.up();
+                    self.component.up();
                     return;
                 }
                 Err(PrepareError::Unavailable(reason) | PrepareError::Incompatible(reason)) => {
-                    self.part.down(&reason);
+                    self.component.down(&reason);
                 }
             }
         }
@@ -82,7 +84,7 @@ impl Readiness {
 }
 
 #[async_trait]
-impl Store for Monitored {
+impl Store for MonitoredStore {
     async fn prepare(&self) -> Result<(), PrepareError> {
         self.store.prepare().await
     }
@@ -165,9 +167,9 @@ mod tests {
     async fn each_failure_clears_readiness_until_the_store_recovers() {
         let health = Health::default();
         let failing = Arc::new(FailingStore::default());
-        let store = Monitored::new(failing.clone(), health.component("store"));
+        let store = MonitoredStore::new(failing.clone(), health.component("store"));
         let bulk = store.sibling(failing.clone());
-        store.readiness.part.up();
+        store.readiness.component.up();
         for round in 0..3 {
             assert!(store.find_conflicts(None, None).await.is_ok() && health.is_ready());
             failing.0.store(true, Ordering::SeqCst);

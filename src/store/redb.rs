@@ -24,6 +24,7 @@ use crate::domain::{RegistrationId, StoredUser, User, UserId};
 use file::DataFile;
 pub(super) use inspect::inspect;
 
+/// The bytes of a user id.
 type UserKey = [u8; 12];
 
 const USERS: TableDefinition<'_, UserKey, &[u8]> = TableDefinition::new("users");
@@ -56,6 +57,7 @@ enum WriteJob {
     Prepare(oneshot::Sender<Result<(), PrepareError>>),
 }
 
+/// An insert that waits for its commit.
 struct PendingInsert {
     record: StoredUser,
     done: oneshot::Sender<Result<InsertOutcome, StoreError>>,
@@ -65,11 +67,11 @@ impl RedbStore {
     /// Opens or creates the file and starts the writing thread, which ends when this value is dropped.
     pub fn open(path: &Path, timeout: Duration) -> anyhow::Result<Self> {
         let file = Arc::new(DataFile::open(path)?);
-        let (jobs, waiting) = mpsc::channel(MAX_QUEUED);
+        let (jobs, queued) = mpsc::channel(MAX_QUEUED);
         let writer = file.clone();
         std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || write_groups(&writer, waiting))
+            .spawn(move || write_groups(&writer, queued))
             .context("cannot start the store's thread")?;
         Ok(Self { file, jobs, reads: Arc::new(Semaphore::new(MAX_READS)), timeout })
     }
@@ -140,7 +142,7 @@ impl Store for RedbStore {
         let id = id.clone();
         self.read(move |database| {
             let transaction = database.begin_read()?;
-            holder(&transaction, REGISTRATIONS, Some(id.as_str()))
+            find_by_key(&transaction, REGISTRATIONS, Some(id.as_str()))
         })
         .await
     }
@@ -154,8 +156,8 @@ impl Store for RedbStore {
         self.read(move |database| {
             let transaction = database.begin_read()?;
             Ok(Conflicts {
-                username: holder(&transaction, USERNAMES, username.as_deref())?,
-                email: holder(&transaction, EMAILS, email_key.as_deref())?,
+                username: find_by_key(&transaction, USERNAMES, username.as_deref())?,
+                email: find_by_key(&transaction, EMAILS, email_key.as_deref())?,
             })
         })
         .await
@@ -171,7 +173,7 @@ impl Store for RedbStore {
     }
 }
 
-/// The writing thread.
+/// Runs the writing thread until the store is dropped.
 fn write_groups(file: &DataFile, mut jobs: mpsc::Receiver<WriteJob>) {
     let mut group = Vec::with_capacity(MAX_GROUP);
     while let Some(first) = jobs.blocking_recv() {
@@ -185,10 +187,10 @@ fn write_groups(file: &DataFile, mut jobs: mpsc::Receiver<WriteJob>) {
             let Ok(next) = jobs.try_recv() else { break };
             take(next);
         }
-        // The other callers have timed out and reported a failure.
+        // Drops inserts whose callers have timed out and reported a failure.
         group.retain(|insert| !insert.done.is_closed());
         let is_written = group.is_empty() || write_and_report(file, &mut group);
-        let prepared = if prepare.is_empty() { Ok(false) } else { file.with(prepared) };
+        let prepared = if prepare.is_empty() { Ok(false) } else { file.with(create_tables) };
         for done in prepare {
             let _ = done.send(match &prepared {
                 Ok(false) => Ok(()),
@@ -231,7 +233,7 @@ fn write_and_report(file: &DataFile, group: &mut Vec<PendingInsert>) -> bool {
 /// first.
 ///
 /// The check writes a probe, because a small commit may still fit into a file that cannot grow.
-fn prepared(database: &Database) -> Result<bool, redb::Error> {
+fn create_tables(database: &Database) -> Result<bool, redb::Error> {
     let transaction = database.begin_write()?;
     transaction.open_table(USERS)?;
     transaction.open_table(USERNAMES)?;
@@ -272,9 +274,9 @@ fn write_group(
             let username = record.user.username.as_deref();
             let email_key = record.email_key.as_deref();
             let registration = record.registration_id.as_str();
-            if holds(&usernames, username)?
-                || holds(&emails, email_key)?
-                || holds(&registrations, Some(registration))?
+            if contains(&usernames, username)?
+                || contains(&emails, email_key)?
+                || contains(&registrations, Some(registration))?
             {
                 results.push(InsertOutcome::Conflict);
                 continue;
@@ -296,7 +298,7 @@ fn write_group(
     Ok(results)
 }
 
-fn holds(
+fn contains(
     index: &impl ReadableTable<&'static str, UserKey>,
     key: Option<&str>,
 ) -> Result<bool, redb::Error> {
@@ -307,7 +309,7 @@ fn holds(
 }
 
 /// Returns the user to whom an index maps a key.
-fn holder(
+fn find_by_key(
     transaction: &ReadTransaction,
     index: TableDefinition<'_, &'static str, UserKey>,
     key: Option<&str>,

@@ -64,7 +64,7 @@ pub(super) fn duplicates(field: &str, address: &str) -> String {
 
 /// Classifies an error of the preparation: index conflicts and denied access need an operator, other errors are worth
 /// a retry.
-pub(super) fn prepare(error: &Error, address: &str) -> PrepareError {
+pub(super) fn prepare_error(error: &Error, address: &str) -> PrepareError {
     let code = match error.kind.as_ref() {
         ErrorKind::Command(error) => Some(error.code),
         ErrorKind::Authentication { .. } => ACCESS_DENIED.first().copied(),
@@ -169,7 +169,7 @@ mod tests {
              ReadPreference(Primary)"
         );
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        let PrepareError::Unavailable(cause) = prepare(&reset.into(), "db:27017") else {
+        let PrepareError::Unavailable(cause) = prepare_error(&reset.into(), "db:27017") else {
             panic!("expected a retry")
         };
         assert_eq!(cause, "MongoDB at db:27017: I/O error: connection reset");
@@ -178,7 +178,7 @@ mod tests {
         ] });
         let error: mongodb::error::InsertManyError = serde_json::from_value(documents).unwrap();
         let quoting = ErrorKind::InsertMany(error).into();
-        let PrepareError::Unavailable(cause) = prepare(&quoting, "db:27017") else {
+        let PrepareError::Unavailable(cause) = prepare_error(&quoting, "db:27017") else {
             panic!("expected a retry")
         };
         assert_eq!(cause, "MongoDB at db:27017");

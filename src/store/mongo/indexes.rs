@@ -99,7 +99,7 @@ impl Indexes {
             Ok(Err(IndexError::Duplicates(field))) => {
                 Err(PrepareError::Incompatible(errors::duplicates(field, &self.address)))
             }
-            Ok(Err(IndexError::Driver(error))) => Err(errors::prepare(&error, &self.address)),
+            Ok(Err(IndexError::Driver(error))) => Err(errors::prepare_error(&error, &self.address)),
             Ok(Err(IndexError::Incompatible(text))) => Err(PrepareError::Incompatible(text)),
             Err(_) => Err(PrepareError::Unavailable(format!(
                 "MongoDB at {}: checking the indexes timed out",

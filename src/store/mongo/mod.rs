@@ -96,6 +96,7 @@ impl MongoStore {
         inspect::inspect(self.users.client(), &self.users, &self.address).await
     }
 
+    /// Returns the user that matches a filter.
     async fn find(&self, filter: Filter) -> Result<Option<StoredUser>, StoreError> {
         let users = self.users.clone();
         let found = self.calls.run("find", async move { users.find_one(filter).await }).await;
@@ -104,7 +105,7 @@ impl MongoStore {
 
     /// Returns the user who has a value. Ignores documents that muster did not write; `find_foreign_index` reports
     /// those.
-    async fn holder(
+    async fn find_by_value(
         &self,
         field: &str,
         value: Option<&str>,
@@ -131,7 +132,7 @@ impl MongoStore {
         let listed = match listed {
             Ok(listed) => listed,
             Err(StoreCallError::Driver(error)) => {
-                return Err(errors::prepare(&error, &self.address));
+                return Err(errors::prepare_error(&error, &self.address));
             }
             Err(StoreCallError::Timeout) => {
                 return Err(PrepareError::Unavailable(format!(
@@ -214,7 +215,7 @@ impl Store for MongoStore {
         let write = async move { users.update_one(no_user, change).await };
         match self.calls.run("check", write).await {
             Ok(_) => self.check_foreign().await,
-            Err(StoreCallError::Driver(error)) => Err(errors::prepare(&error, &self.address)),
+            Err(StoreCallError::Driver(error)) => Err(errors::prepare_error(&error, &self.address)),
             Err(StoreCallError::Timeout) => Err(PrepareError::Unavailable(format!(
                 "MongoDB at {}: a write timed out",
                 self.address
@@ -244,8 +245,10 @@ impl Store for MongoStore {
         username: Option<&str>,
         email_key: Option<&str>,
     ) -> Result<Conflicts, StoreError> {
-        let (username, email) =
-            tokio::join!(self.holder("username", username), self.holder("emailKey", email_key));
+        let (username, email) = tokio::join!(
+            self.find_by_value("username", username),
+            self.find_by_value("emailKey", email_key)
+        );
         Ok(Conflicts { username: username?, email: email? })
     }
 

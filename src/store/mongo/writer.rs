@@ -1,6 +1,6 @@
 //! Writes queued inserts in batches: one command for many documents.
 //!
-//! An idle writer takes all queued inserts without waiting for more. A document that fails does not affect the
+//! An idle writer takes all queued inserts without receiver for more. A document that fails does not affect the
 //! others of its batch.
 
 use std::sync::Arc;
@@ -26,6 +26,7 @@ const MAX_QUEUED: usize = 4096;
 /// The queue of inserts. Its writers end when it is dropped.
 pub(super) struct Writer(mpsc::Sender<QueuedInsert>);
 
+/// A document that waits for its batch.
 struct QueuedInsert {
     document: UserDocument,
     /// Set when the driver gets the document.
@@ -40,13 +41,13 @@ impl Writer {
         indexes: &Indexes,
         calls: &CallLimiter,
     ) -> Self {
-        let (inserts, waiting) = mpsc::channel(MAX_QUEUED);
-        let waiting = Arc::new(Mutex::new(waiting));
+        let (inserts, receiver) = mpsc::channel(MAX_QUEUED);
+        let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..WRITER_TASKS {
             tokio::spawn(run_writer(
                 users.clone(),
                 indexes.clone(),
-                waiting.clone(),
+                receiver.clone(),
                 calls.clone(),
             ));
         }
@@ -65,23 +66,24 @@ impl Writer {
     }
 }
 
+/// Writes batches until the queue is closed.
 async fn run_writer(
     users: Collection<UserDocument>,
     indexes: Indexes,
-    waiting: Arc<Mutex<mpsc::Receiver<QueuedInsert>>>,
+    receiver: Arc<Mutex<mpsc::Receiver<QueuedInsert>>>,
     calls: CallLimiter,
 ) {
     let mut queued = Vec::with_capacity(MAX_BATCH);
     loop {
         {
-            let mut waiting = waiting.lock().await;
-            if waiting.recv_many(&mut queued, MAX_BATCH).await == 0 {
+            let mut receiver = receiver.lock().await;
+            if receiver.recv_many(&mut queued, MAX_BATCH).await == 0 {
                 return;
             }
-            // Passwords are hashed in parallel, so tasks with further documents are often ready to run.
+            // Yields once: passwords are hashed in parallel, so other tasks may be about to queue documents.
             tokio::task::yield_now().await;
             while queued.len() < MAX_BATCH
-                && let Ok(next) = waiting.try_recv()
+                && let Ok(next) = receiver.try_recv()
             {
                 queued.push(next);
             }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use secrecy::SecretString;
 use serde_json::json;
@@ -249,6 +250,55 @@ async fn expired_message_is_not_inserted() {
     tokio::time::advance(Duration::from_millis(1)).await;
     assert_eq!(fixture.register(&message).await, FailureCode::Expired.into());
     assert!(fixture.store.inserted().is_none());
+}
+
+/// Takes longer than any deadline.
+struct SlowHasher;
+
+#[async_trait]
+impl PasswordHasher for SlowHasher {
+    async fn hash(
+        &self,
+        _: &SecretString,
+        _: Priority,
+        _: Option<Instant>,
+    ) -> Result<Timed<String>, HashError> {
+        sleep(REMAINING * 2).await;
+        Ok(Timed { value: "a hash".into(), queued_for: Duration::ZERO, ran_for: REMAINING * 2 })
+    }
+
+    async fn verify(
+        &self,
+        _: &SecretString,
+        _: &str,
+        _: Priority,
+        _: Option<Instant>,
+    ) -> Result<Timed<bool>, HashError> {
+        unreachable!("a new registration verifies nothing")
+    }
+
+    fn capacity(&self) -> usize {
+        1
+    }
+
+    fn per_second(&self) -> f64 {
+        0.25
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn message_that_expires_during_hashing_is_not_inserted() {
+    let mut fixture = RegisterFixture::new(FakeStore::new(InsertBehavior::Stores));
+    fixture.worker.hash_pool = Arc::new(SlowHasher);
+    let outcome = fixture.register(&message(QueueKind::Interactive)).await;
+    assert_eq!(outcome, FailureCode::Expired.into());
+    assert!(fixture.store.inserted().is_none());
+    let bulk = fixture.register(&message(QueueKind::Bulk)).await;
+    assert!(matches!(bulk, Outcome::Registered { .. }), "a bulk row has no deadline: {bulk:?}");
 }
 
 #[tokio::test(start_paused = true)]
