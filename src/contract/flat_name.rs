@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::document::{Document, TextValue};
-use super::signup_fields::{FieldWording, PASSWORD_MIN, SignupFields, Wording};
+use super::signup_fields::{DocumentFields, FieldWording, PASSWORD_MIN, Wording};
 use super::{ApiError, ApiResponse, Contract, Policy, RenderedResponse, schema};
 use crate::domain::{ContractId, Email, FieldError, User, ValidSignup};
 
@@ -45,14 +45,14 @@ impl Contract for FlatName {
         document: &Document<'_>,
         policy: &Policy,
     ) -> Result<ValidSignup, Vec<FieldError>> {
-        let mut fields = SignupFields {
+        let mut fields = DocumentFields {
             email: document.text("email"),
             firstname: document.text("firstname"),
             lastname: document.text("lastname"),
             password: document.text("password"),
         };
         if self.accepts_fullname {
-            let nested = SignupFields::nested(document);
+            let nested = DocumentFields::nested(document);
             fields.firstname = first_present(fields.firstname, nested.firstname);
             fields.lastname = first_present(fields.lastname, nested.lastname);
         }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::signup_fields::{self, FieldWording, SignupFields, Wording};
+use super::signup_fields::{self, DocumentFields, FieldWording, Wording};
 use super::{ApiResponse, Contract, Document, Policy, RenderedResponse};
 use crate::domain::{ContractId, FieldError, User, ValidSignup};
 
@@ -38,7 +38,7 @@ impl Contract for NestedName {
         document: &Document<'_>,
         policy: &Policy,
     ) -> Result<ValidSignup, Vec<FieldError>> {
-        signup_fields::check_nested(&SignupFields::nested(document), self.id(), &WORDING, policy)
+        signup_fields::check_nested(&DocumentFields::nested(document), self.id(), &WORDING, policy)
     }
 
     fn schema(&self) -> Value {

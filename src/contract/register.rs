@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::document::TextValue;
-use super::signup_fields::{self, FieldWording, SignupFields, Wording};
+use super::signup_fields::{self, DocumentFields, FieldWording, Wording};
 use super::{ApiResponse, Contract, Document, Policy, RenderedResponse};
 use crate::domain::{ContractId, FieldError, User, ValidSignup};
 
@@ -39,7 +39,7 @@ impl Contract for Register {
         document: &Document<'_>,
         policy: &Policy,
     ) -> Result<ValidSignup, Vec<FieldError>> {
-        let fields = SignupFields::nested(document);
+        let fields = DocumentFields::nested(document);
         let required = [&fields.email, &fields.firstname, &fields.password];
         if required.iter().any(|field| matches!(field, TextValue::Absent)) {
             return Err(vec![FieldError {

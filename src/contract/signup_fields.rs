@@ -67,14 +67,14 @@ impl FieldWording {
 }
 
 /// The unchecked fields of a document.
-pub(super) struct SignupFields {
+pub(super) struct DocumentFields {
     pub(super) email: TextValue,
     pub(super) firstname: TextValue,
     pub(super) lastname: TextValue,
     pub(super) password: TextValue,
 }
 
-impl SignupFields {
+impl DocumentFields {
     /// Reads the nested form. A `fullname` that is not an object counts as a first name of the wrong
     /// type, so that it gives one error.
     pub(super) fn nested(document: &Document<'_>) -> Self {
@@ -128,7 +128,7 @@ impl SignupFields {
 
 /// Validates fields with the limits of the nested form.
 pub(super) fn check_nested(
-    fields: &SignupFields,
+    fields: &DocumentFields,
     contract: ContractId,
     wording: &Wording,
     policy: &Policy,

@@ -110,7 +110,8 @@ impl Signer {
         }
     }
 
-    /// Returns a token for a replayed registration. `None` if it is older than [`REPLAY_WINDOW`].
+    /// Returns a token for a replayed registration. `None` if the registration is older than
+    /// [`REPLAY_WINDOW`] or signing failed.
     pub fn sign_replay(&self, user: &User) -> Option<String> {
         let Millis(age) = Millis(self.clock.now().0 - user.created_at.0);
         let is_recent = u128::try_from(age).map_or(true, |age| age <= REPLAY_WINDOW.as_millis());
