@@ -9,9 +9,9 @@ mod pool;
 mod queue_state;
 mod worker;
 
-pub use hasher::PasswordHasher;
+pub use hasher::{HashError, PasswordHasher, Priority, Timed};
 pub use kernel::{HashRate, Kernel};
-pub use pool::{HashError, HashPool, Priority, Timed, Usage};
+pub use pool::{HashPool, Usage};
 
 /// The synchronization primitives of `job_queue`.
 mod sync {

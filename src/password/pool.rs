@@ -15,46 +15,12 @@ use secrecy::SecretString;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::hasher::PasswordHasher;
+use super::hasher::{HashError, PasswordHasher, Priority, Timed};
 use super::job_queue::JobQueue;
 use super::kernel::{Kernel, processor_time};
 use super::queue_state::{HashJob, Task};
 use super::worker::HashWorker;
 use crate::config;
-
-/// The priority of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Priority {
-    /// A client waits for the result.
-    Interactive,
-    /// No client waits; runs after interactive jobs.
-    Bulk,
-}
-
-/// Why a job has no result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HashError {
-    /// The deadline passed before the job started.
-    #[error("the deadline passed before hashing started")]
-    Expired,
-    /// The job queue is full.
-    #[error("the hash queue is full")]
-    Full,
-    /// The hash library returned an error, or the hashing thread has ended.
-    #[error("hashing failed")]
-    Failed,
-}
-
-/// The result of a job, with its times.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timed<T> {
-    /// The result.
-    pub value: T,
-    /// Time in the job queue.
-    pub queued_for: Duration,
-    /// Time in a lane.
-    pub ran_for: Duration,
-}
 
 /// A pool of hashing threads. Clones share the threads, which end when the last clone is dropped.
 #[derive(Clone)]
