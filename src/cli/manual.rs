@@ -1,4 +1,4 @@
-//! `muster completions` and `muster man`: made from the command line itself, so that they cannot be out of date.
+//! `muster completions` and `muster man`: generated from the command-line parser, so that they are always current.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{Cli, EXIT_FAILED, EXIT_OK, complain, stdout};
+use super::{Cli, EXIT_FAILED, EXIT_OK, print_error, stdout};
 
 const NAME: &str = "muster";
 /// Prefixes of the help paragraphs that become sections.
@@ -20,8 +20,8 @@ const EXIT_CODES: &str = "Exit codes: ";
     muster completions bash > ~/.local/share/bash-completion/completions/muster\n  \
     muster completions zsh > ~/.zfunc/_muster\n  \
     muster completions fish > ~/.config/fish/completions/muster.fish")]
-pub(super) struct Completions {
-    /// For which shell.
+pub(super) struct CompletionsArgs {
+    /// Shell.
     shell: Shell,
 }
 
@@ -29,19 +29,19 @@ pub(super) struct Completions {
 #[command(after_help = "Examples:\n  \
     muster man | man -l -\n  \
     muster man --directory ~/.local/share/man/man1")]
-pub(super) struct Man {
-    /// Write a page for each command there instead of printing the first.
+pub(super) struct ManArgs {
+    /// Write the pages of all commands to this directory, instead of printing the main page.
     #[arg(long, value_name = "DIRECTORY")]
     directory: Option<PathBuf>,
 }
 
-pub(super) fn completions(flags: &Completions) -> u8 {
+pub(super) fn completions(flags: &CompletionsArgs) -> u8 {
     let mut script = Vec::new();
     clap_complete::generate(flags.shell, &mut Cli::command(), NAME, &mut script);
-    stdout::printed(&String::from_utf8_lossy(&script))
+    stdout::print_or_fail(&String::from_utf8_lossy(&script))
 }
 
-pub(super) fn man(flags: &Man) -> u8 {
+pub(super) fn man(flags: &ManArgs) -> u8 {
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
     let written = match &flags.directory {
@@ -50,27 +50,27 @@ pub(super) fn man(flags: &Man) -> u8 {
             .and_then(|page| stdout::print(&String::from_utf8_lossy(&page))),
         Some(directory) => std::fs::create_dir_all(directory)
             .and_then(|()| write_pages(&command, directory))
-            .with_context(|| format!("{}: cannot be written", directory.display())),
+            .with_context(|| format!("{}: cannot write the pages", directory.display())),
     };
     match written {
         Ok(()) => EXIT_OK,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             EXIT_FAILED
         }
     }
 }
 
-/// Writes the page of a command and those of the commands in it.
+/// Writes the pages of a command and of its subcommands.
 fn write_pages(command: &Command, directory: &Path) -> io::Result<()> {
-    for inner in command.get_subcommands() {
-        write_pages(inner, directory)?;
+    for subcommand in command.get_subcommands() {
+        write_pages(subcommand, directory)?;
     }
     let name = command.get_display_name().unwrap_or(NAME);
     std::fs::write(directory.join(format!("{name}.1")), page(command)?)
 }
 
-/// The page of a command. The generator would put all that comes after the options into one section.
+/// Renders the page of a command. clap_mangen would put examples and exit codes into one section after the options.
 fn page(command: &Command) -> io::Result<Vec<u8>> {
     let man = clap_mangen::Man::new(command.clone());
     let mut page = Vec::new();
@@ -97,8 +97,8 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
     }
     let mut ending = Roff::default();
     ending.control("SH", ["EXIT STATUS"]);
-    let all = exit_codes.unwrap_or(super::EXIT_CODES);
-    for (code, meaning) in exit_statuses(all) {
+    let exit_codes = exit_codes.unwrap_or(super::EXIT_CODES);
+    for (code, meaning) in exit_statuses(exit_codes) {
         ending.control("TP", []).text([bold(code)]).text([roman(meaning)]);
     }
     if let Some(examples) = examples {
@@ -112,7 +112,7 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// Cuts `0 done, 1 failed` into its codes and their meanings, which may hold commas too.
+/// Splits `0 success, 1 failed` into codes and meanings. A meaning may contain commas.
 fn exit_statuses(text: &str) -> Vec<(&str, String)> {
     let mut statuses: Vec<(&str, String)> = Vec::new();
     for part in text.trim_end_matches('.').split(", ") {
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_statuses_may_hold_commas() {
+    fn exit_status_meaning_may_contain_commas() {
         let statuses = exit_statuses("0 done, 3 keys would change, or users conflict.");
         let expected = [("0", "done"), ("3", "keys would change, or users conflict")];
         assert_eq!(statuses, expected.map(|(code, meaning)| (code, meaning.to_owned())));

@@ -1,9 +1,9 @@
-//! The command line: one file per command.
+//! The command line: its parser, and one module per command.
 
 mod bench;
 mod cert;
 mod config;
-mod dead;
+mod dead_letters;
 mod doctor;
 mod healthcheck;
 mod import;
@@ -29,36 +29,36 @@ use crate::queue::rabbit::NEVER_LOGGED;
 use crate::shutdown::end_on_panic;
 use crate::telemetry::{logs, stderr};
 
-/// Everything went as asked.
+/// Success.
 pub const EXIT_OK: u8 = 0;
-/// It could not be done.
+/// The command failed.
 pub const EXIT_FAILED: u8 = 1;
-/// The settings, or what they name, will not do.
+/// The command line or the settings are invalid, or a resource that they name is not usable.
 pub const EXIT_CONFIGURATION: u8 = 2;
-/// Some of what was asked could not be done; the rest was.
+/// Only a part was done.
 pub const EXIT_INCOMPLETE: u8 = 3;
-/// It looked, and found what a person should see to.
+/// A check reports problems.
 pub const EXIT_FINDINGS: u8 = 3;
-/// A fault in muster itself (`EX_SOFTWARE` of sysexits.h).
+/// A bug in muster: a panic (`EX_SOFTWARE` of sysexits.h).
 pub const EXIT_CRASHED: u8 = 70;
 
-/// Heading of the settings in the help of a command, after its own options.
+/// Help heading of the settings, after the options of the command.
 const SETTINGS: &str = "Settings";
-/// Exit codes of commands that name none of their own, as the manual lists them.
-const EXIT_CODES: &str = "0 done, 1 failed, 2 usage or settings are wrong, 3 done in part or something found, \
-    70 a fault in muster.";
+/// Exit codes in the manual pages of commands that list none of their own.
+const EXIT_CODES: &str = "0 success, 1 failed, 2 command line or settings are invalid, 3 partly done or problems found, \
+    70 a bug in muster.";
 
-/// Registration through a queue: five documented signup endpoints, one pipeline, nobody lost.
+/// User registration through a queue: five documented signup endpoints, one pipeline, no lost users.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = false, args_conflicts_with_subcommands = true)]
-#[command(after_help = "Without a command, muster serves everything in one process on \
+#[command(after_help = "Without a command, muster runs front and worker in one process on \
     http://127.0.0.1:3000, with users in ./muster.redb.\n\n\
     Examples:\n  \
     muster\n  \
     muster serve --role worker --queue amqp://broker --store mongodb://database\n  \
     muster doctor\n\n\
-    Exit codes: 0 done, 1 failed, 2 usage or settings are wrong, 3 done in part or something found, 70 a fault in \
-    muster.")]
+    Exit codes: 0 success, 1 failed, 2 command line or settings are invalid, 3 partly done or problems found, 70 a bug \
+    in muster.")]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -68,66 +68,66 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve signups: the front end, a worker, or both.
+    /// Serve signups: front, worker, or both.
     #[command(after_help = "Examples:\n  \
         muster serve --listen 0.0.0.0:3000\n  \
         MUSTER_QUEUE=amqp://user:password@broker/%2f muster serve --role front\n  \
         muster serve --config muster.toml\n\n\
-        SIGTERM stops softly, a second one at once. SIGHUP reads the certificate and the public keys \
-        again.")]
+        SIGTERM stops gracefully, a second one immediately. SIGHUP reloads the certificate and the public \
+        keys.")]
     Serve(SettingFlags),
     /// Print the effective settings, secrets redacted.
-    Config(config::Flags),
-    /// Ask a running muster with the same settings whether it is ready; exit 0 if it is.
+    Config(config::ConfigArgs),
+    /// Check whether a running muster with the same settings is ready.
     #[command(after_help = "Examples:\n  \
         muster healthcheck\n  \
         MUSTER_ADMIN_LISTEN=127.0.0.1:9090 muster healthcheck")]
     Healthcheck(SettingFlags),
-    /// Look at everything a muster with these settings would use, and say what is wrong with it.
-    Doctor(doctor::Flags),
-    /// Register one user, asking for the password.
-    Signup(signup::Flags),
-    /// Make a pair of keys that seals passwords on RabbitMQ, ready to paste as settings.
-    Keygen(keygen::Flags),
-    /// Make and list the keys that sign tokens, and print their public halves.
+    /// Check settings, machine, broker and database, and report problems.
+    Doctor(doctor::DoctorArgs),
+    /// Register one user; prompts for the password.
+    Signup(signup::SignupArgs),
+    /// Generate the key pair that seals passwords on RabbitMQ, printed as settings.
+    Keygen(keygen::KeygenArgs),
+    /// Generate and list the keys that sign tokens, and print their public halves.
     #[command(subcommand)]
-    Keys(keys::Command),
-    /// Make a certificate for development.
-    Cert(cert::Flags),
-    /// Look at dead letters, send them once more, or discard them.
+    Keys(keys::KeysCommand),
+    /// Generate a TLS certificate for development.
+    Cert(cert::CertArgs),
+    /// List, show, requeue, discard or export dead letters.
     #[command(subcommand)]
-    Dead(dead::Command),
-    /// Print what other systems have to know: OpenAPI and AsyncAPI.
+    DeadLetters(dead_letters::DeadLettersCommand),
+    /// Print the OpenAPI or AsyncAPI description.
     #[command(subcommand)]
-    Spec(spec::Command),
-    /// Recompute the keys by which addresses are unique, after their rule has changed.
-    Reindex(reindex::Flags),
-    /// Register the users of a file, and tell what became of each.
-    Import(import::Flags),
-    /// Measure what this machine can register, on the configured queue and store.
-    Bench(bench::Flags),
-    /// Print a shell's completions.
-    Completions(manual::Completions),
+    Spec(spec::SpecCommand),
+    /// Recompute the unique keys of email addresses after their rule has changed.
+    Reindex(reindex::ReindexArgs),
+    /// Register the users of a file, and report the outcome of each row.
+    Import(import::ImportArgs),
+    /// Measure the registration capacity of this machine with the configured queue and store.
+    Bench(bench::BenchArgs),
+    /// Print shell completions.
+    Completions(manual::CompletionsArgs),
     /// Print the manual page.
-    Man(manual::Man),
+    Man(manual::ManArgs),
 }
 
-/// Flags that say where settings come from, and override the common ones.
+/// Flags for the settings file and for frequent settings.
 #[derive(Clone, Args)]
 struct SettingFlags {
-    /// A file of settings, over the defaults and under the environment.
+    /// Settings file; overrides the defaults, and the environment overrides it.
     #[arg(long, value_name = "FILE", help_heading = SETTINGS)]
     config: Option<PathBuf>,
-    /// Which part to play: front, worker or all.
+    /// Role of the process: front, worker or all.
     #[arg(long, value_name = "ROLE", help_heading = SETTINGS)]
     role: Option<String>,
-    /// Where to serve HTTP.
+    /// Address of the HTTP server.
     #[arg(long, value_name = "ADDRESS", help_heading = SETTINGS)]
     listen: Option<String>,
-    /// Where the queue is: local: or amqp://…
+    /// URL of the queue: local: or amqp://…
     #[arg(long, value_name = "URL", help_heading = SETTINGS)]
     queue: Option<String>,
-    /// Where users are kept: file:PATH or mongodb://…
+    /// URL of the store: file:PATH or mongodb://…
     #[arg(long, value_name = "URL", help_heading = SETTINGS)]
     store: Option<String>,
 }
@@ -137,20 +137,20 @@ impl SettingFlags {
         Ok(Settings::load(&self.sources(Vec::new()))?)
     }
 
-    /// Loads the settings of somebody who only asks.
+    /// Loads settings for a command that does not serve, which needs fewer of them.
     fn load_for_client(self) -> anyhow::Result<Settings> {
         Ok(Settings::load_for_client(&self.sources(Vec::new()))?)
     }
 
-    /// Where settings come from; `set` are those the command itself makes.
-    fn sources(self, set: Vec<Flag>) -> Sources {
+    /// Returns the sources of settings. `extra` are overrides by the command.
+    fn sources(self, extra: Vec<Flag>) -> Sources {
         let flags = [
             ("--role", "role", self.role),
             ("--listen", "front.listen", self.listen),
             ("--queue", "queue.url", self.queue),
             ("--store", "store.url", self.store),
         ];
-        // A command may load its settings more than once.
+        // A command may load settings more than once.
         static WARNED: Once = Once::new();
         WARNED.call_once(|| {
             for (name, _, url) in &flags {
@@ -162,7 +162,7 @@ impl SettingFlags {
         Sources {
             file: self.config,
             environment: std::env::vars_os()
-                // What is not UTF-8 is refused by the setting's name.
+                // The settings reader rejects a value that is not UTF-8, with the name of the setting.
                 .filter_map(|(name, value)| {
                     Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
                 })
@@ -170,23 +170,23 @@ impl SettingFlags {
             flags: flags
                 .into_iter()
                 .filter_map(|(name, key, value)| Some(Flag { name, key, value: value? }))
-                .chain(set)
+                .chain(extra)
                 .collect(),
         }
     }
 }
 
-/// Shows help, or why a command line cannot be read.
-pub fn refuse(error: &clap::Error) -> ExitCode {
+/// Prints help, or the error of an invalid command line, and returns the exit code.
+pub fn print_parse_error(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         stderr::line(error.to_string().trim_end());
         ExitCode::from(EXIT_CONFIGURATION)
     } else {
-        ExitCode::from(stdout::printed(&error.to_string()))
+        ExitCode::from(stdout::print_or_fail(&error.to_string()))
     }
 }
 
-/// Runs what the command line asks for.
+/// Runs the command.
 pub fn run(cli: Cli) -> ExitCode {
     let code = match cli.command {
         None => serve::run(cli.settings),
@@ -198,7 +198,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Command::Keygen(flags)) => keygen::run(flags),
         Some(Command::Keys(command)) => keys::run(command),
         Some(Command::Cert(flags)) => cert::run(&flags),
-        Some(Command::Dead(command)) => dead::run(command),
+        Some(Command::DeadLetters(command)) => dead_letters::run(command),
         Some(Command::Spec(command)) => spec::run(command),
         Some(Command::Reindex(flags)) => reindex::run(flags),
         Some(Command::Import(flags)) => import::run(flags),
@@ -210,17 +210,16 @@ pub fn run(cli: Cli) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn crashed() -> ! {
+fn exit_after_panic() -> ! {
     stderr::flush();
     std::process::exit(EXIT_CRASHED.into())
 }
 
-/// Warns of a credential on the command line.
+/// Warns of a password on the command line.
 fn warn_of_credentials(name: &str, url: &str, instead: &str) {
     if has_credentials(url) {
         stderr::line(&format!(
-            "muster: warning: {name} holds a password, and every user of this machine sees the command line in \
-             `ps`; {instead}"
+            "muster: warning: {name} holds a password, and all users of this machine can see it with `ps`; {instead}"
         ));
     }
 }
@@ -230,38 +229,38 @@ fn warn_of_credentials(name: &str, url: &str, instead: &str) {
 #[error("{0}")]
 struct UsageError(String);
 
-/// Reports why a command failed, and returns its exit code.
-fn failed(error: &anyhow::Error) -> u8 {
-    complain(error);
+/// Prints the error of a command and returns its exit code.
+fn print_failure(error: &anyhow::Error) -> u8 {
+    print_error(error);
     if error.is::<UsageError>() { EXIT_CONFIGURATION } else { EXIT_FAILED }
 }
 
-/// Reads the URL of an HTTP server.
+/// Parses the URL of an HTTP server.
 fn http_url(text: &str) -> Result<Url, &'static str> {
     let url = Url::parse(text).ok();
     let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     url.ok_or("expected http://HOST:PORT or https://HOST:PORT")
 }
 
-/// Tells a person what went wrong, on one line where that is possible.
-fn complain(error: &anyhow::Error) {
+/// Prints an error, on one line if possible.
+fn print_error(error: &anyhow::Error) {
     stderr::line(&format!("muster: {error:#}"));
 }
 
-/// What a command that logs works with, its log begun: all that `settings` say is logged, or what
-/// `filter` says. Otherwise the exit code, after telling why.
-fn begin(
+/// Sets up log and runtime of a command. `filter` replaces the setting `log.filter`. On an error, prints it and returns the
+/// exit code.
+fn start_runtime(
     settings: anyhow::Result<Settings>,
     filter: Option<&str>,
 ) -> Result<(tokio::runtime::Runtime, Settings), u8> {
-    let begun = settings.and_then(|settings| {
+    let started = settings.and_then(|settings| {
         let filter = filter.unwrap_or(&settings.log.filter);
         logs::init(filter, settings.log.as_text, &NEVER_LOGGED)?;
-        end_on_panic(stderr::line, crashed);
+        end_on_panic(stderr::line, exit_after_panic);
         Ok((runtime()?, settings))
     });
-    begun.map_err(|error| {
-        complain(&error);
+    started.map_err(|error| {
+        print_error(&error);
         EXIT_CONFIGURATION
     })
 }
@@ -270,7 +269,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
 }
 
-/// "Every address" is where one listens; from here it is reached over loopback.
+/// Replaces an unspecified IP address, on which a server may listen, by loopback, to which a client can connect.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),

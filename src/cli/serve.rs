@@ -1,4 +1,4 @@
-//! `muster serve`: runs until it is asked to stop, softly the first time, at once the second.
+//! `muster serve`: runs front and worker until a signal. The first stops gracefully, the second immediately.
 
 mod summary;
 
@@ -9,39 +9,39 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, begin, complain};
+use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, print_error, start_runtime};
 use crate::app::{Addresses, App, ExitReason};
 use crate::config::{Role, Settings};
+use crate::domain::Clock;
 use crate::front::ReloadableFiles;
 use crate::http_client::collector::Collector;
-use crate::domain::Clock;
 use crate::telemetry::export::SpanExport;
 use crate::telemetry::{stderr, terminal};
 
 pub(super) fn run(flags: SettingFlags) -> u8 {
-    let (runtime, settings) = match begin(flags.load(), None) {
-        Ok(begun) => begun,
+    let (runtime, settings) = match start_runtime(flags.load(), None) {
+        Ok(started) => started,
         Err(code) => return code,
     };
-    let export = match export(&settings, runtime.handle()) {
+    let export = match start_export(&settings, runtime.handle()) {
         Ok(export) => export,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             return EXIT_CONFIGURATION;
         }
     };
     let code = runtime.block_on(serve(&settings));
-    // Before the runtime, which carries the last spans too. A hard stop waits for nobody.
+    // Before the runtime ends, because it sends the last spans. An immediate stop does not send them.
     if let Some(export) = export.filter(|_| code != EXIT_FAILED) {
         export.shutdown();
     }
-    // What still runs after a hard stop is not waited for.
+    // Does not wait for tasks that still run after an immediate stop.
     runtime.shutdown_background();
     code
 }
 
-/// Begins to send spans, if they are wanted.
-fn export(settings: &Settings, runtime: &Handle) -> anyhow::Result<Option<SpanExport>> {
+/// Starts the export of spans if `trace.endpoint` is set.
+fn start_export(settings: &Settings, runtime: &Handle) -> anyhow::Result<Option<SpanExport>> {
     let Some(trace) = &settings.trace else { return Ok(None) };
     let collector = Collector::new(trace, runtime.clone())?;
     SpanExport::start(trace, settings.role, collector).map(Some)
@@ -51,14 +51,14 @@ async fn serve(settings: &Settings) -> u8 {
     let (app, mut signals) = match start(settings).await {
         Ok(started) => started,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             return EXIT_CONFIGURATION;
         }
     };
-    let reload = match Reload::start(app.files()) {
+    let reload = match FileReloader::start(app.files()) {
         Ok(reload) => reload,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             return EXIT_CONFIGURATION;
         }
     };
@@ -68,14 +68,17 @@ async fn serve(settings: &Settings) -> u8 {
     loop {
         tokio::select! {
             end = &mut running => return exit_code(end),
-            asked = signals.next() => match asked {
-                Asked::Reload => reload.request(),
-                Asked::Stop if stop.is_cancelled() => {
-                    complain(&anyhow::anyhow!("stopped at once, with requests under way"));
+            request = signals.next() => match request {
+                SignalRequest::Reload => reload.request(),
+                SignalRequest::Stop if stop.is_cancelled() => {
+                    print_error(&anyhow::anyhow!("stopped immediately; requests in progress were aborted"));
                     return EXIT_FAILED;
                 }
-                Asked::Stop => {
-                    tracing::info!("stopping; a second signal stops at once");
+                SignalRequest::Stop => {
+                    tracing::info!(
+                        event = "stopping",
+                        "stopping; a second signal stops immediately"
+                    );
                     stop.cancel();
                 }
             },
@@ -83,28 +86,28 @@ async fn serve(settings: &Settings) -> u8 {
     }
 }
 
-/// What the end means to whoever started it, who is told why unless all is well.
+/// Returns the exit code, and prints the reason of an early end.
 fn exit_code(end: ExitReason) -> u8 {
     match end {
         ExitReason::Stopped => EXIT_OK,
         ExitReason::StoreIncompatible(error) => {
-            complain(&anyhow::anyhow!(error));
+            print_error(&anyhow::anyhow!(error));
             EXIT_CONFIGURATION
         }
     }
 }
 
 async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
-    // Before anything is served: a signal that comes early must not end the process.
+    // Before the start, so that an early signal does not kill the process.
     let mut signals = Signals::new()?;
     if settings.role.has_front() && ReloadableFiles::are_configured(&settings.front) {
-        signals.take_reload()?;
+        signals.handle_reload()?;
     }
     let is_new = summary::is_new(settings);
     terminal::starting();
     let app = App::start(settings, Clock::system()).await;
     let addresses = app.as_ref().map(App::addresses).unwrap_or_default();
-    report(settings, addresses);
+    log_addresses(settings, addresses);
     terminal::started(settings.role == Role::All);
     let app = app?;
     if terminal::is_active() {
@@ -113,46 +116,46 @@ async fn start(settings: &Settings) -> anyhow::Result<(App, Signals)> {
     Ok((app, signals))
 }
 
-/// Logs where the process can be reached.
-fn report(settings: &Settings, addresses: Addresses) {
+/// Logs the addresses of the process.
+fn log_addresses(settings: &Settings, addresses: Addresses) {
     if let Some(front) = addresses.front {
         let scheme = if settings.front.tls.is_some() { "https" } else { "http" };
-        tracing::info!("serving on {scheme}://{front}");
+        tracing::info!(event = "front_listening", "serving on {scheme}://{front}");
     }
     if let Some(admin) = addresses.admin {
-        tracing::info!("probes on http://{admin}");
+        tracing::info!(event = "admin_listening", "probes on http://{admin}");
     }
 }
 
-/// Reads files again on a thread of its own: a file system that hangs must not delay a stop.
-struct Reload(SyncSender<()>);
+/// Reloads files on a separate thread, because a file system that hangs must not delay a stop.
+struct FileReloader(SyncSender<()>);
 
-impl Reload {
+impl FileReloader {
     fn start(files: ReloadableFiles) -> anyhow::Result<Self> {
         let (request, requests) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new()
             .name("reload".into())
             .spawn(move || requests.iter().for_each(|()| files.reload()))
-            .context("cannot start the thread that reads files again")?;
+            .context("cannot start the thread that reloads files")?;
         Ok(Self(request))
     }
 
-    /// Requests that come while one waits are the same request.
+    /// Requests a reload. Merged with a request that has not started yet.
     fn request(&self) {
         let _ = self.0.try_send(());
     }
 }
 
-/// SIGTERM and SIGINT mean the same. SIGHUP means to read files again, where there are any; otherwise
-/// it is left alone, so that a muster started in a terminal ends with it.
+/// Signal handlers. SIGTERM and SIGINT stop the process. SIGHUP reloads files if the settings name any; otherwise it keeps
+/// its default action, so that the process ends with its terminal.
 pub(super) struct Signals {
     reload: Option<Signal>,
     terminate: Signal,
     interrupt: Signal,
 }
 
-/// What a signal asks for.
-pub(super) enum Asked {
+/// Effect of a signal.
+pub(super) enum SignalRequest {
     Stop,
     Reload,
 }
@@ -166,13 +169,13 @@ impl Signals {
         })
     }
 
-    fn take_reload(&mut self) -> std::io::Result<()> {
+    fn handle_reload(&mut self) -> std::io::Result<()> {
         self.reload = Some(signal(SignalKind::hangup())?);
         Ok(())
     }
 
-    /// What was asked for.
-    pub(super) async fn next(&mut self) -> Asked {
+    /// Waits for the next signal.
+    pub(super) async fn next(&mut self) -> SignalRequest {
         let reload = async {
             match &mut self.reload {
                 Some(reload) => reload.recv().await,
@@ -180,9 +183,9 @@ impl Signals {
             }
         };
         tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.interrupt.recv() => Asked::Stop,
-            _ = reload => Asked::Reload,
+            _ = self.terminate.recv() => SignalRequest::Stop,
+            _ = self.interrupt.recv() => SignalRequest::Stop,
+            _ = reload => SignalRequest::Reload,
         }
     }
 }

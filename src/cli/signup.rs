@@ -1,6 +1,5 @@
-//! `muster signup`: registers one user from the terminal, over HTTP like everybody else. The password
-//! is typed without being shown, or comes over standard input; it is never an argument, which other
-//! users of the machine could read.
+//! `muster signup`: registers one user over HTTP. The password is read from a hidden prompt or from standard input. It is
+//! never an argument, because other users of the machine can read the command line.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -13,38 +12,38 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{
-    EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, UsageError, complain, failed, http_url,
-    reachable, runtime, stdout,
+    EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, UsageError, http_url, print_error,
+    print_failure, reachable, runtime, stdout,
 };
 use crate::config::Settings;
 use crate::contract::{Document, Policy, contract};
-use crate::http_client::{HttpConnection, trust};
 use crate::domain::ContractId;
+use crate::http_client::{HttpConnection, trust};
 use crate::telemetry::stderr;
 
-/// Password in the document while the other fields are checked; every contract accepts it.
+/// Stands in for the password while the other fields are validated. Valid in every contract.
 const PLACEHOLDER: &str = "Asked-for-later-1";
-/// Longest part of a response that is shown as it is, in characters.
+/// Longest excerpt of an unrecognised response, in characters.
 const REASON_MAX: usize = 200;
-/// Longest wait for the answer: more than any muster lets a client wait by default.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of connect and of the response, each. Longer than the default front.request_timeout.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster signup --firstname Ann --email ann@example.com\n  \
     muster signup --contract username --username ann --password-stdin < password.txt\n  \
     muster signup --url https://signup.example.com --ca-file ca.pem --firstname Ann --email ann@example.com\n\n\
-    Exit codes: 0 registered, 1 refused or failed, 2 settings or command line are wrong.")]
-pub(super) struct Flags {
+    Exit codes: 0 registered, 1 refused or failed, 2 command line or settings are invalid.")]
+pub(super) struct SignupArgs {
     #[command(flatten)]
     settings: SettingFlags,
-    /// Under which contract.
+    /// Contract of the request.
     #[arg(long, default_value = "register", value_name = "NAME")]
     contract: ContractId,
     /// User name.
     #[arg(long)]
     username: Option<String>,
-    /// Address.
+    /// Email address.
     #[arg(long)]
     email: Option<String>,
     /// First name.
@@ -53,40 +52,40 @@ pub(super) struct Flags {
     /// Last name.
     #[arg(long)]
     lastname: Option<String>,
-    /// Where the muster is; without it, where these settings say that one listens.
+    /// URL of the server; by default the address in the settings.
     #[arg(long, value_name = "URL", value_parser = http_url)]
     url: Option<Url>,
-    /// Authorities to trust over https, besides the well-known ones.
+    /// Certificate authorities to trust for https, in addition to the public ones.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// Read the password from the first line of standard input.
     #[arg(long)]
     password_stdin: bool,
-    /// Print the whole response as JSON, token and all, instead of a sentence.
+    /// Print the response as JSON, including the token.
     #[arg(long)]
     json: bool,
 }
 
-pub(super) fn run(flags: &Flags) -> u8 {
+pub(super) fn run(flags: &SignupArgs) -> u8 {
     let settings = match flags.settings.clone().load_for_client() {
         Ok(settings) => settings,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             return EXIT_CONFIGURATION;
         }
     };
-    register(flags, &settings).unwrap_or_else(|error| failed(&error))
+    register(flags, &settings).unwrap_or_else(|error| print_failure(&error))
 }
 
 /// Registers the user. Checks all other input first, so that a mistake is reported before the password prompt.
-fn register(flags: &Flags, settings: &Settings) -> anyhow::Result<u8> {
+fn register(flags: &SignupArgs, settings: &Settings) -> anyhow::Result<u8> {
     let target = target(flags, settings).map_err(usage)?;
     flags.check()?;
     let runtime = runtime()?;
     if !flags.password_stdin {
         ensure!(
             io::stdin().is_terminal(),
-            UsageError("no terminal to ask for the password on; give --password-stdin".to_owned())
+            UsageError("standard input is not a terminal, so the password cannot be prompted for; give --password-stdin".to_owned())
         );
         runtime.block_on(connect(&target, flags))?;
     }
@@ -95,13 +94,13 @@ fn register(flags: &Flags, settings: &Settings) -> anyhow::Result<u8> {
     report(flags, status, &body)
 }
 
-/// An error of the command line.
+/// Wraps an error as a usage error.
 fn usage(error: anyhow::Error) -> anyhow::Error {
     UsageError(format!("{error:#}")).into()
 }
 
-/// Where to, with the contract's path.
-fn target(flags: &Flags, settings: &Settings) -> anyhow::Result<Url> {
+/// Returns the URL of the mount that serves the contract.
+fn target(flags: &SignupArgs, settings: &Settings) -> anyhow::Result<Url> {
     let mounts = &settings.front.mounts;
     let mount = mounts.iter().find(|mount| mount.contracts.contains(&flags.contract));
     let path = &mount.with_context(|| format!("{} is not in front.mounts", flags.contract))?.path;
@@ -117,28 +116,31 @@ fn target(flags: &Flags, settings: &Settings) -> anyhow::Result<Url> {
     Ok(target)
 }
 
-fn password(flags: &Flags) -> anyhow::Result<Zeroizing<String>> {
+fn password(flags: &SignupArgs) -> anyhow::Result<Zeroizing<String>> {
     if flags.password_stdin {
         let mut line = Zeroizing::new(String::new());
-        io::stdin().lock().read_line(&mut line).context("standard input")?;
+        io::stdin()
+            .lock()
+            .read_line(&mut line)
+            .context("standard input: cannot read the password")?;
         let end = line.trim_end_matches(['\r', '\n']).len();
         line.truncate(end);
         return Ok(line);
     }
     let first = Zeroizing::new(rpassword::prompt_password("Password: ")?);
-    let again = Zeroizing::new(rpassword::prompt_password("Once more: ")?);
-    if first != again {
-        bail!("the two passwords differ; nothing was sent")
+    let repeated = Zeroizing::new(rpassword::prompt_password("Once more: ")?);
+    if first != repeated {
+        bail!("the passwords differ; nothing was sent")
     }
     Ok(first)
 }
 
-impl Flags {
-    /// Applies the contract's rules to everything but the password.
+impl SignupArgs {
+    /// Validates all fields except the password against the contract. Returns a usage error with all violations.
     fn check(&self) -> anyhow::Result<()> {
         let body = self.body(PLACEHOLDER);
         let Ok(document) = Document::parse(body.as_bytes()) else {
-            bail!(UsageError("a value cannot be in a document".to_owned()))
+            bail!(UsageError("a value has characters that JSON cannot represent".to_owned()))
         };
         let checked = contract(self.contract).check(&document, &Policy::default());
         let errors = checked.err().unwrap_or_default().into_iter();
@@ -152,7 +154,7 @@ impl Flags {
         Ok(())
     }
 
-    /// The contract's document, with what was given; the contract says what is missing.
+    /// Returns the JSON document of the contract with the given fields. Validation reports missing fields.
     fn body(&self, password: &str) -> Zeroizing<String> {
         let given = |fields: &[(&str, &Option<String>)]| -> Map<String, Value> {
             let given = fields.iter().filter_map(|(name, value)| Some((*name, value.as_ref()?)));
@@ -175,53 +177,54 @@ impl Flags {
     }
 }
 
-async fn connect(target: &Url, flags: &Flags) -> anyhow::Result<HttpConnection> {
+async fn connect(target: &Url, flags: &SignupArgs) -> anyhow::Result<HttpConnection> {
     let host = target.host_str().context("--url: expected a host")?;
     let port = target.port_or_known_default().context("--url: expected a port")?;
     let encrypted = target.scheme() == "https";
     let trust = encrypted.then(|| trust::authorities(flags.ca_file.as_deref())).transpose()?;
-    let opened = tokio::time::timeout(PATIENCE, HttpConnection::open_to(host, port, trust)).await;
-    opened.with_context(|| format!("{host}:{port}: no connection in 30 s"))?
+    let connection =
+        tokio::time::timeout(TIMEOUT, HttpConnection::open_to(host, port, trust)).await;
+    connection.with_context(|| format!("{host}:{port}: no connection within 30 s"))?
 }
 
 async fn send(
     target: &Url,
-    flags: &Flags,
+    flags: &SignupArgs,
     body: Zeroizing<String>,
 ) -> anyhow::Result<(u16, Value)> {
     let mut connection = connect(target, flags).await?;
-    let ask = async {
+    let post = async {
         let bytes = bytes::Bytes::copy_from_slice(body.as_bytes());
         connection.post(target.path(), bytes).await
     };
-    let answer = tokio::time::timeout(PATIENCE, ask).await;
-    let (status, bytes) = answer.with_context(|| {
-        format!("{target}: no response in 30 s; whether the user was registered is not known")
+    let response = tokio::time::timeout(TIMEOUT, post).await;
+    let (status, bytes) = response.with_context(|| {
+        format!("{target}: no response within 30 s; the user may or may not be registered")
     })??;
     let body = serde_json::from_slice(&bytes).ok();
     Ok((status, body.unwrap_or_else(|| json!(String::from_utf8_lossy(&bytes)))))
 }
 
-fn report(flags: &Flags, status: u16, body: &Value) -> anyhow::Result<u8> {
-    let registered = status == 201;
+fn report(flags: &SignupArgs, status: u16, body: &Value) -> anyhow::Result<u8> {
+    let is_registered = status == 201;
     if flags.json {
         stdout::print(&format!("{body}\n"))?;
-    } else if registered {
+    } else if is_registered {
         let user = body.get("data").unwrap_or(body).get("user").unwrap_or(body);
         let id = user.get("_id").or_else(|| user.get("id")).and_then(Value::as_str);
         let id = id.map(|id| format!(" with the id {id}")).unwrap_or_default();
-        let who = flags.username.as_ref().or(flags.email.as_ref());
-        let who = who.map_or("the user", String::as_str);
-        let sentence = format!("Registered {who} under the contract {}{id}.\n", flags.contract);
+        let name = flags.username.as_ref().or(flags.email.as_ref());
+        let name = name.map_or("the user", String::as_str);
+        let sentence = format!("Registered {name} under the contract {}{id}.\n", flags.contract);
         stdout::print(&stderr::printable(&sentence))?;
     } else {
-        complain(&anyhow::anyhow!("not registered: {} (HTTP {status})", reasons(body)));
+        print_error(&anyhow::anyhow!("not registered: {} (HTTP {status})", refusal_reasons(body)));
     }
-    Ok(if registered { EXIT_OK } else { EXIT_FAILED })
+    Ok(if is_registered { EXIT_OK } else { EXIT_FAILED })
 }
 
-/// Why a registration was refused, from the response of any contract.
-fn reasons(body: &Value) -> String {
+/// Extracts the reasons for a refusal from the response of any contract.
+fn refusal_reasons(body: &Value) -> String {
     let text = |value: &Value, names: &[&str]| {
         names.iter().find_map(|name| value[*name].as_str()).map(str::to_owned)
     };

@@ -1,18 +1,18 @@
-//! `muster spec`: prints the descriptions of the HTTP and the AMQP interface. Connects to no service.
+//! `muster spec`: prints the description of the HTTP or AMQP interface. Connects to no service.
 
 use clap::Subcommand;
 
 use super::stdout::print;
-use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain};
+use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, print_error};
 use crate::config::Settings;
 use crate::front::openapi;
 
-/// The AMQP interface, with the default names and limits.
+/// AsyncAPI description with the default names and limits.
 const ASYNCAPI: &str = include_str!("../../docs/asyncapi.yaml");
 
-/// The interface to describe.
+/// The interface to print.
 #[derive(Subcommand)]
-pub(super) enum Command {
+pub(super) enum SpecCommand {
     /// Print the AMQP interface as AsyncAPI 3.0 in YAML, with the default names and limits.
     #[command(after_help = "Examples:\n  \
         muster spec asyncapi > asyncapi.yaml")]
@@ -24,10 +24,10 @@ pub(super) enum Command {
     Openapi(SettingFlags),
 }
 
-pub(super) fn run(command: Command) -> u8 {
+pub(super) fn run(command: SpecCommand) -> u8 {
     let printed = match command {
-        Command::Asyncapi => print(ASYNCAPI),
-        Command::Openapi(flags) => match settings(flags) {
+        SpecCommand::Asyncapi => print(ASYNCAPI),
+        SpecCommand::Openapi(flags) => match settings(flags) {
             Ok(settings) => print(&format!("{:#}\n", openapi::document(&settings.front))),
             Err(code) => return code,
         },
@@ -35,16 +35,16 @@ pub(super) fn run(command: Command) -> u8 {
     match printed {
         Ok(()) => EXIT_OK,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             EXIT_FAILED
         }
     }
 }
 
-/// The settings in effect, or the exit code where they are wrong.
+/// Returns the effective settings, or the exit code if they are invalid.
 fn settings(flags: SettingFlags) -> Result<Settings, u8> {
     flags.load_for_client().map_err(|error| {
-        complain(&error);
+        print_error(&error);
         EXIT_CONFIGURATION
     })
 }

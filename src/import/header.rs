@@ -1,44 +1,44 @@
-//! The header of a CSV file: from the cells of a record to the contract's document. A dotted name
-//! such as `fullname.firstname` is a field of an object. Problems of a header name its columns by number, and
-//! by name only where it is certain that the first line is a header: without one it holds a user's data.
+//! The header of a CSV file: maps the cells of a record to a JSON document of the contract. A dotted name such as
+//! `fullname.firstname` is a field of an object. Errors name columns by number, and by name only if the first line is
+//! certainly a header, because otherwise it contains user data.
 
 use anyhow::bail;
 
+use super::column_names::{is_plain, is_similar};
 use super::mapping::Mapping;
-use super::names::{is_near, is_plain};
 use crate::contract::{BulkField, PASSWORD_HASH, bulk_fields, contract};
-use crate::rows;
 use crate::domain::ContractId;
+use crate::rows;
 
-/// What a header may hold.
+/// The columns that a header may have.
 #[derive(Debug)]
-pub(super) struct Columns {
+pub(super) struct ColumnRules {
     contract: ContractId,
     fields: Vec<BulkField>,
     mappings: Vec<Mapping>,
     id_field: Option<String>,
 }
 
-/// Where each cell of a record belongs.
+/// The field of each cell of a record.
 #[derive(Debug)]
 pub(super) struct Header {
-    fields: Vec<(String, Node)>,
-    /// The fields of the contract by cell; empty where a cell is none.
+    fields: Vec<(String, FieldNode)>,
+    /// The contract's field of each cell; empty if the cell has none.
     targets: Vec<String>,
     nameless: Vec<usize>,
-    /// Columns that are ignored, for people.
+    /// Ignored columns, for the user.
     pub(super) ignored: Vec<String>,
 }
 
 #[derive(Debug)]
-enum Node {
-    /// The cell of this number.
+enum FieldNode {
+    /// Index of the cell.
     Cell(usize),
-    Object(Vec<(String, Node)>),
+    Object(Vec<(String, FieldNode)>),
 }
 
-impl Columns {
-    /// An error if a mapping leads to a field that the contract does not have.
+impl ColumnRules {
+    /// Returns an error if a mapping names a field that the contract does not have.
     pub(super) fn new(
         id: ContractId,
         mappings: &[Mapping],
@@ -46,8 +46,8 @@ impl Columns {
     ) -> anyhow::Result<Self> {
         let fields = bulk_fields(contract(id));
         for Mapping { column, field } in mappings {
-            if !fields.iter().any(|known| known.name == *field) {
-                let names: Vec<&str> = fields.iter().map(|known| &*known.name).collect();
+            if !fields.iter().any(|existing| existing.name == *field) {
+                let names: Vec<&str> = fields.iter().map(|field| &*field.name).collect();
                 bail!(
                     "--map {column}={field}: {id} has no field {field}; it has {}",
                     names.join(", ")
@@ -62,7 +62,7 @@ impl Columns {
         })
     }
 
-    /// The fields of the contract that a column holds.
+    /// Returns the contract's fields that a column maps to.
     fn targets<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
         let mapped = self.mappings.iter().filter(|mapping| mapping.column == name);
         let mut targets: Vec<&str> = mapped.map(|mapping| &*mapping.field).collect();
@@ -75,32 +75,32 @@ impl Columns {
 }
 
 impl Header {
-    /// Reads the first record.
-    pub(super) fn new(cells: &[&[u8]], line: u64, columns: &Columns) -> anyhow::Result<Self> {
+    /// Parses the first record. Returns an error with all problems of the header.
+    pub(super) fn new(cells: &[&[u8]], line: u64, columns: &ColumnRules) -> anyhow::Result<Self> {
         let mut names = Vec::with_capacity(cells.len());
         for (at, cell) in cells.iter().enumerate() {
             match std::str::from_utf8(cell) {
                 Ok(name) => names.push(name.trim()),
                 Err(error) => {
-                    let what = rows::not_utf8(cell, error.valid_up_to() + 1).message;
-                    bail!("line {line}, column {}: {what}", at + 1)
+                    let message = rows::not_utf8(cell, error.valid_up_to() + 1).message;
+                    bail!("line {line}, column {}: {message}", at + 1)
                 }
             }
         }
         let targets: Vec<Vec<&str>> = names.iter().map(|name| columns.targets(name)).collect();
-        let known = targets.iter().filter(|targets| !targets.is_empty()).count();
-        let Columns { contract, fields, mappings, id_field } = columns;
-        if known == 0 {
-            let names: Vec<&str> = fields.iter().map(|known| &*known.name).collect();
+        let recognised = targets.iter().filter(|targets| !targets.is_empty()).count();
+        let ColumnRules { contract, fields, mappings, id_field } = columns;
+        if recognised == 0 {
+            let names: Vec<&str> = fields.iter().map(|field| &*field.name).collect();
             bail!(
-                "line {line} is not a header of {contract}: none of its {} columns is one of {} (is there \
-                 a header, and does --delimiter fit?)",
+                "line {line}: expected a header with fields of {contract}, but none of its {} columns is one of {}; check \
+                 that the file has a header, and --delimiter",
                 cells.len(),
                 names.join(", ")
             );
         }
-        // One name alone may be a user's data by chance.
-        let is_header = known > 1;
+        // A single match may be user data by chance.
+        let is_header = recognised > 1;
         let shown = |at: usize| match names[at] {
             name if is_header && is_plain(name) => format!("column {} ({name})", at + 1),
             _ => format!("column {}", at + 1),
@@ -111,24 +111,21 @@ impl Header {
             nameless: Vec::new(),
             ignored: Vec::new(),
         };
-        let (mut problems, mut is_near_to) = (Vec::new(), Vec::new());
-        let is_given = |field: &str| targets.iter().flatten().any(|given| *given == field);
+        let (mut problems, mut similar_to) = (Vec::new(), Vec::new());
+        let is_present = |field: &str| targets.iter().flatten().any(|target| *target == field);
         for (at, name) in names.iter().enumerate() {
             for target in &targets[at] {
-                if !put(&mut header.fields, target, at) {
-                    problems.push(format!("{} holds {target} for a second time", shown(at)));
+                if !assign(&mut header.fields, target, at) {
+                    problems.push(format!("{} is a second column for {target}", shown(at)));
                 }
             }
             let is_id = id_field.as_deref() == Some(*name);
             if is_id && !targets[at].contains(name) {
                 let key = serde_json::Value::from(*name).to_string();
-                if header.fields.iter().any(|(known, _)| *known == key) {
-                    problems.push(format!(
-                        "{} is the column of --id-field for a second time",
-                        shown(at)
-                    ));
+                if header.fields.iter().any(|(existing, _)| *existing == key) {
+                    problems.push(format!("{} is a second column for --id-field", shown(at)));
                 }
-                header.fields.push((key, Node::Cell(at)));
+                header.fields.push((key, FieldNode::Cell(at)));
             }
             header
                 .targets
@@ -136,12 +133,13 @@ impl Header {
             if name.is_empty() {
                 header.nameless.push(at);
             } else if targets[at].is_empty() && !is_id {
-                let near = fields.iter().find(|f| !is_given(&f.name) && is_near(name, &f.name));
-                match near {
+                let similar =
+                    fields.iter().find(|f| !is_present(&f.name) && is_similar(name, &f.name));
+                match similar {
                     Some(BulkField { name: field, .. }) => {
-                        is_near_to.push(&**field);
+                        similar_to.push(&**field);
                         problems.push(format!(
-                            "{} is not a field of {contract}; did you mean {field}? Rename it, or give --map \
+                            "{} is not a field of {contract}; did you mean {field}? Rename the column, or give --map \
                              COLUMN={field}",
                             shown(at)
                         ));
@@ -156,7 +154,7 @@ impl Header {
         if let Some(id) = id_field.as_deref().filter(|id| !names.contains(id)) {
             problems.push(format!("no column {id}, which --id-field names"));
         }
-        let is_missing = |field: &str| !is_given(field) && !is_near_to.contains(&field);
+        let is_missing = |field: &str| !is_present(field) && !similar_to.contains(&field);
         for BulkField { name, .. } in fields.iter().filter(|f| f.is_required && is_missing(&f.name))
         {
             problems.push(format!("no column {name}, which {contract} requires"));
@@ -170,50 +168,50 @@ impl Header {
         Ok(header)
     }
 
-    /// How many cells a record has.
+    /// Returns the number of cells that a record must have.
     pub(super) fn len(&self) -> usize {
         self.targets.len()
     }
 
-    /// The field of the contract in a cell; empty if it is none.
+    /// Returns the contract's field of a cell; empty if it has none.
     pub(super) fn name(&self, cell: usize) -> &str {
         &self.targets[cell]
     }
 
-    /// The first cell with something in it whose column has no name.
+    /// Returns the first non-empty cell in a column without a name.
     pub(super) fn unnamed(&self, cells: &[&[u8]]) -> Option<usize> {
         self.nameless.iter().copied().find(|at| !cells[*at].trim_ascii().is_empty())
     }
 
-    /// Writes a record as a document. An empty cell is an absent field.
+    /// Writes a record as a JSON document. An empty cell is an absent field.
     pub(super) fn write(&self, cells: &[&str], out: &mut Vec<u8>) {
         write(&self.fields, cells, out);
     }
 }
 
-/// Puts a cell at a dotted name. Whether there was room.
-fn put(fields: &mut Vec<(String, Node)>, name: &str, cell: usize) -> bool {
+/// Assigns a cell to a dotted name. Returns whether the name was free.
+fn assign(fields: &mut Vec<(String, FieldNode)>, name: &str, cell: usize) -> bool {
     let (first, rest) = match name.split_once('.') {
         Some((first, rest)) => (first, Some(rest)),
         None => (name, None),
     };
     let key = serde_json::Value::from(first).to_string();
-    let there = fields.iter_mut().find(|(known, _)| *known == key);
-    match (there, rest) {
-        (None, None) => fields.push((key, Node::Cell(cell))),
+    let existing = fields.iter_mut().find(|(existing, _)| *existing == key);
+    match (existing, rest) {
+        (None, None) => fields.push((key, FieldNode::Cell(cell))),
         (None, Some(rest)) => {
             let mut inner = Vec::new();
-            let fits = put(&mut inner, rest, cell);
-            fields.push((key, Node::Object(inner)));
-            return fits;
+            let is_free = assign(&mut inner, rest, cell);
+            fields.push((key, FieldNode::Object(inner)));
+            return is_free;
         }
-        (Some((_, Node::Object(inner))), Some(rest)) => return put(inner, rest, cell),
+        (Some((_, FieldNode::Object(inner))), Some(rest)) => return assign(inner, rest, cell),
         (Some(_), _) => return false,
     }
     true
 }
 
-fn write(fields: &[(String, Node)], cells: &[&str], out: &mut Vec<u8>) {
+fn write(fields: &[(String, FieldNode)], cells: &[&str], out: &mut Vec<u8>) {
     out.push(b'{');
     let mut first = true;
     for (key, node) in fields.iter().filter(|(_, node)| node.is_filled(cells)) {
@@ -223,16 +221,16 @@ fn write(fields: &[(String, Node)], cells: &[&str], out: &mut Vec<u8>) {
         out.extend_from_slice(key.as_bytes());
         out.push(b':');
         match node {
-            Node::Cell(cell) => {
-                serde_json::to_writer(&mut *out, cells[*cell]).expect("a text is JSON");
+            FieldNode::Cell(cell) => {
+                serde_json::to_writer(&mut *out, cells[*cell]).expect("a string can be serialized");
             }
-            Node::Object(inner) => write(inner, cells, out),
+            FieldNode::Object(inner) => write(inner, cells, out),
         }
     }
     out.push(b'}');
 }
 
-impl Node {
+impl FieldNode {
     fn is_filled(&self, cells: &[&str]) -> bool {
         match self {
             Self::Cell(cell) => !cells[*cell].is_empty(),
@@ -247,7 +245,7 @@ mod tests {
 
     fn header(names: &[&str], mappings: &[&str], id_field: Option<&str>) -> anyhow::Result<Header> {
         let mappings: Vec<Mapping> = mappings.iter().map(|text| text.parse().unwrap()).collect();
-        let columns = Columns::new(ContractId::Register, &mappings, id_field)?;
+        let columns = ColumnRules::new(ContractId::Register, &mappings, id_field)?;
         Header::new(&names.iter().map(|name| name.as_bytes()).collect::<Vec<_>>(), 1, &columns)
     }
 
@@ -260,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn dotted_names_are_objects() {
+    fn dotted_names_become_objects() {
         let header = header(&NAMES, &[], None).unwrap();
         assert_eq!(
             written(&header, &["Ann", "=1+1\"", "Lee", "x"]),
@@ -270,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_mapped_ignored_and_left_without_a_name() {
+    fn columns_may_be_mapped_ignored_or_nameless() {
         let names = ["user.mail", "given", "pw", "notes", "nr", ""];
         let mappings = ["user.mail=email", "given=fullname.firstname", "pw=passwordHash"];
         let header = header(&names, &mappings, Some("nr")).unwrap();
@@ -284,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn each_problem_names_its_column() {
+    fn header_errors_name_the_column() {
         let good = ["email", "fullname.firstname", "password"];
         for (names, mappings, id_field, expected) in [
             (&["email", "password"][..], &[][..], None, "no column fullname.firstname"),
@@ -293,7 +291,7 @@ mod tests {
                 &["email", "fullname.firstname", "password", "email"],
                 &[],
                 None,
-                "column 4 (email) holds email",
+                "column 4 (email) is a second column for email",
             ),
             (
                 &["e-mail", "fullname.firstname", "password"],
@@ -312,7 +310,7 @@ mod tests {
             (&good, &[], Some("nr"), "no column nr, which --id-field names"),
             (&good, &["mail=email"], None, "no column mail, which --map mail=email names"),
             (&good, &["mail=e-mail"], None, "register has no field e-mail"),
-            (&["email;password"], &[], None, "does --delimiter fit?"),
+            (&["email;password"], &[], None, "check that the file has a header, and --delimiter"),
             (
                 &["email", "fullname.firstname", "password", "lastnme"],
                 &[],
@@ -326,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_data_is_not_shown() {
+    fn user_data_is_not_shown() {
         for names in [
             &["ann@example.com", "hunter2", "Ann"][..],
             &["ann@example.com", "password", "Ann"],

@@ -1,6 +1,5 @@
-//! The input: a thread that reads, digests, cuts and checks, ahead of what is sent by a few pieces. On
-//! a resume it passes over rows that are done, and lets nothing out before it has seen that the input
-//! begins as the one the ledger knows.
+//! The input thread: reads, hashes, parses and validates rows, a few chunks ahead of the sender. On a resume it skips
+//! handled rows, and releases rows only after the start of the input matches the checkpoint.
 
 use std::io::{ErrorKind, Read};
 
@@ -9,76 +8,75 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::cutter::Cutter;
-use super::done::Lines as DoneLines;
-use super::encoding::Decoder;
-use super::ledger::{Job, Pin, Resumed};
-use super::tally::Tally;
+use super::checkpoint::{ImportJob, InputPrefix, ResumeState};
+use super::counts::RowCounts;
+use super::encoding::InputDecoder;
+use super::line_set::LineSet;
+use super::row_parser::RowParser;
 use crate::contract::Policy;
-use crate::rows::{ValidRow, HashColumnDetector, Judged, RowError, RowRules};
+use crate::rows::{HashColumnDetector, ReleasedRow, RowError, RowRules, ValidRow};
 
-/// Longest row, in bytes: what the front takes as a body by default.
+/// Longest row in bytes: the front's default body limit (16 KiB).
 pub const ROW_MAX: usize = 16 << 10;
-/// Bytes read at once. What was read and is not sent yet is a few times that, and a row that is refused
-/// takes a hundred times the bytes that the shortest one has.
-const PIECE: usize = 16 << 10;
+/// Bytes per read. A few chunks are in memory, and a refused row takes up to 100 times the memory of its text.
+const CHUNK: usize = 16 << 10;
 
-/// How rows are written.
+/// Format of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// One JSON object a line.
+pub enum InputFormat {
+    /// One JSON object per line.
     Ndjson,
-    /// A header and one record a line.
+    /// A header and one record per line.
     Csv {
-        /// Between cells.
+        /// Byte between cells.
         delimiter: u8,
     },
 }
 
-/// What there is to read.
-pub struct Input {
-    /// The bytes.
+/// The input of an import.
+pub struct ImportInput {
+    /// Bytes of the input.
     pub reader: Box<dyn Read + Send>,
-    /// What the rows are.
-    pub job: Job,
-    /// What is asked of passwords beyond the contract.
+    /// Parameters of the import.
+    pub job: ImportJob,
+    /// Password rules in addition to the contract.
     pub policy: Policy,
-    /// Where an earlier run came to.
-    pub resumed: Option<Resumed>,
+    /// State of an interrupted import.
+    pub resumed: Option<ResumeState>,
 }
 
-/// A row of the input.
-pub(super) struct Row {
+/// A validated row and its line number.
+pub(super) struct NumberedRow {
     pub(super) line: u64,
     pub(super) checked: Result<ValidRow, Vec<RowError>>,
 }
 
-/// What came of one piece of the input.
+/// Rows of one chunk.
 #[derive(Default)]
-pub(super) struct Batch {
-    pub(super) rows: Vec<Row>,
-    /// What people should know of the input.
+pub(super) struct RowBatch {
+    pub(super) rows: Vec<NumberedRow>,
+    /// Notes about the input, for the user.
     pub(super) notes: Vec<String>,
-    /// What was read up to here; none while an earlier run's is being read again.
-    pub(super) pin: Option<Pin>,
+    /// Input read so far. `None` while the part of the interrupted import is read again.
+    pub(super) prefix: Option<InputPrefix>,
     pub(super) offset: u64,
 }
 
-/// Rows as they are read, ahead of what is sent by a few pieces.
-pub struct Rows {
-    pub(super) job: Job,
-    pub(super) resumed: Option<Tally>,
-    batches: mpsc::Receiver<anyhow::Result<Batch>>,
-    first: Option<Batch>,
+/// Receives rows from the input thread.
+pub struct RowReader {
+    pub(super) job: ImportJob,
+    pub(super) resumed: Option<RowCounts>,
+    batches: mpsc::Receiver<anyhow::Result<RowBatch>>,
+    first: Option<RowBatch>,
 }
 
-impl Input {
-    /// Starts reading.
-    pub fn start(self) -> anyhow::Result<Rows> {
+impl ImportInput {
+    /// Starts the input thread. Returns an error if that fails.
+    pub fn start(self) -> anyhow::Result<RowReader> {
         let (sender, batches) = mpsc::channel(2);
         let job = self.job.clone();
-        let resumed = self.resumed.as_ref().map(|resumed| resumed.tally);
+        let resumed = self.resumed.as_ref().map(|resumed| resumed.counts);
         std::thread::Builder::new()
             .name("import-input".into())
             .spawn(move || {
@@ -86,14 +84,13 @@ impl Input {
                     let _ = sender.blocking_send(Err(error));
                 }
             })
-            .context("cannot start the input's thread")?;
-        Ok(Rows { job, resumed, batches, first: None })
+            .context("cannot start the input thread")?;
+        Ok(RowReader { job, resumed, batches, first: None })
     }
 }
 
-impl Rows {
-    /// Waits for the first rows, so that an input that cannot be imported is refused before anything else
-    /// begins. Returns what people should know of it.
+impl RowReader {
+    /// Waits for the first rows, so that an invalid input fails before anything else starts. Returns notes for the user.
     pub async fn check_start(&mut self) -> anyhow::Result<Vec<String>> {
         if let Some(first) = self.batches.recv().await {
             let mut first = first?;
@@ -104,8 +101,8 @@ impl Rows {
         Ok(Vec::new())
     }
 
-    /// The next rows. An error is the last to come.
-    pub(super) async fn recv(&mut self) -> Option<anyhow::Result<Batch>> {
+    /// Receives the next rows. `None` at the end; an error is the last item.
+    pub(super) async fn recv(&mut self) -> Option<anyhow::Result<RowBatch>> {
         match self.first.take() {
             Some(first) => Some(Ok(first)),
             None => self.batches.recv().await,
@@ -117,11 +114,14 @@ impl Rows {
     }
 }
 
-fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::Result<()> {
-    let Input { mut reader, job, policy, resumed } = input;
-    let (done, mut known) = match resumed {
-        Some(Resumed { done, pin, .. }) => (done, pin),
-        None => (DoneLines::default(), None),
+fn read(
+    input: ImportInput,
+    batches: &mpsc::Sender<anyhow::Result<RowBatch>>,
+) -> anyhow::Result<()> {
+    let ImportInput { mut reader, job, policy, resumed } = input;
+    let (handled, mut expected) = match resumed {
+        Some(ResumeState { handled, prefix, .. }) => (handled, prefix),
+        None => (LineSet::default(), None),
     };
     let rules = RowRules {
         contract: job.contract,
@@ -129,49 +129,49 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
         policy,
         allow_hash_like: job.allow_hash_like,
     };
-    let mut cutter = Cutter::new(&job)?;
-    let mut decoder = Decoder::new(job.encoding);
-    let mut column = HashColumnDetector::default();
-    let (mut digest, mut offset, mut piece) = (Sha256::new(), 0, vec![0; PIECE]);
+    let mut parser = RowParser::new(&job)?;
+    let mut decoder = InputDecoder::new(job.encoding);
+    let mut hash_detector = HashColumnDetector::default();
+    let (mut digest, mut offset, mut chunk) = (Sha256::new(), 0, vec![0; CHUNK]);
     let mut rows = Vec::new();
     loop {
-        // What an earlier run read ends where a piece ends, so that the two can be compared.
-        let left = known.as_ref().map_or(u64::MAX, |pin| pin.offset - offset);
-        let room = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
-        let read = match reader.read(&mut piece[..room]) {
+        // A chunk ends where the prefix in the checkpoint ends, so that their digests can be compared.
+        let left = expected.as_ref().map_or(u64::MAX, |prefix| prefix.offset - offset);
+        let length = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
+        let read = match reader.read(&mut chunk[..length]) {
             Ok(read) => read,
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error).context("the input cannot be read"),
+            Err(error) => return Err(error).context("cannot read the input"),
         };
-        if read == 0 && known.is_some() {
+        if read == 0 && expected.is_some() {
             bail!(OTHER_INPUT);
         }
-        digest.update(&piece[..read]);
+        digest.update(&chunk[..read]);
         offset += read as u64;
-        cutter.push(&decoder.decode(&piece[..read], read == 0)?, read == 0)?;
-        cutter.cut(&rules, &mut |line, check| {
-            let is_done = done.has(line);
-            // Rows that an earlier run did count for the judgement, so that this one judges as that did.
-            if !is_done || !column.is_decided() {
+        parser.push(&decoder.decode(&chunk[..read], read == 0)?, read == 0)?;
+        parser.parse(&rules, &mut |line, check| {
+            let is_handled = handled.contains(line);
+            // Handled rows count for the hash detection too, so that a resume decides as the first run.
+            if !is_handled || !hash_detector.is_decided() {
                 let checked = check();
                 let hash_like = checked.as_ref().ok().and_then(|checked| checked.hash_like);
-                let row = (!is_done).then_some(Row { line, checked });
-                rows.extend(refuse_hashes(column.add(row, hash_like)));
+                let row = (!is_handled).then_some(NumberedRow { line, checked });
+                rows.extend(refuse_hashes(hash_detector.add(row, hash_like)));
             }
         })?;
         if read == 0 {
-            rows.extend(refuse_hashes(column.end()));
+            rows.extend(refuse_hashes(hash_detector.end()));
         }
-        if let Some(pin) = known.take_if(|pin| pin.offset == offset)
-            && pin.digest != hex(&digest)
+        if let Some(prefix) = expected.take_if(|prefix| prefix.offset == offset)
+            && prefix.digest != hex(&digest)
         {
             bail!(OTHER_INPUT);
         }
-        // A header goes out with the first rows, so that whoever waits for these has it checked.
-        if known.is_none() && (cutter.has_header() || read == 0) {
-            let pin = (read > 0).then(|| Pin { offset, digest: hex(&digest) });
-            let notes = cutter.take_notes();
-            let batch = Batch { rows: std::mem::take(&mut rows), notes, pin, offset };
+        // The first batch is sent when the header is valid, because `check_start` waits for it.
+        if expected.is_none() && (parser.has_header() || read == 0) {
+            let prefix = (read > 0).then(|| InputPrefix { offset, digest: hex(&digest) });
+            let notes = parser.take_notes();
+            let batch = RowBatch { rows: std::mem::take(&mut rows), notes, prefix, offset };
             if batches.blocking_send(Ok(batch)).is_err() {
                 return Ok(());
             }
@@ -182,19 +182,21 @@ fn read(input: Input, batches: &mpsc::Sender<anyhow::Result<Batch>>) -> anyhow::
     }
 }
 
-/// Rows whose password turned out to be a hash are refused.
-fn refuse_hashes(judged: Vec<Judged<Option<Row>>>) -> impl Iterator<Item = Row> {
-    judged.into_iter().filter_map(|(row, is_hash)| {
+/// Refuses released rows whose password is a hash.
+fn refuse_hashes(
+    released: Vec<ReleasedRow<Option<NumberedRow>>>,
+) -> impl Iterator<Item = NumberedRow> {
+    released.into_iter().filter_map(|(row, is_hash)| {
         let mut row = row?;
         if let (true, Ok(checked)) = (is_hash, &row.checked) {
-            row.checked = Err(checked.as_hash());
+            row.checked = Err(checked.hash_like_errors());
         }
         Some(row)
     })
 }
 
-const OTHER_INPUT: &str = "the checkpoint is of another input: what was read of that one is not how this \
-     one begins; resume with the same bytes, or start again with another checkpoint";
+const OTHER_INPUT: &str = "the checkpoint is of another input, because the start of this input differs; resume with the same \
+     file, or start a new import with another --checkpoint";
 
 fn hex(digest: &Sha256) -> String {
     digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()

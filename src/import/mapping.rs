@@ -1,4 +1,4 @@
-//! `--map COLUMN=FIELD`: columns of a CSV file and fields of JSON rows under the names that the contract has.
+//! `--map COLUMN=FIELD`: maps CSV columns and JSON fields to the fields of the contract.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -6,12 +6,12 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
-/// A column, and the field of the contract that it holds. In JSON a dotted column is a field of an object.
+/// A column and the contract's field that it maps to. In JSON, a dotted column is a path into objects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
-    /// As the input names it.
+    /// Name in the input.
     pub column: String,
-    /// As the contract names it.
+    /// Name in the contract.
     pub field: String,
 }
 
@@ -28,12 +28,12 @@ impl FromStr for Mapping {
     }
 }
 
-type Object = BTreeMap<String, Box<RawValue>>;
+type JsonObject = BTreeMap<String, Box<RawValue>>;
 
-/// A JSON row with its fields renamed; `None` if it is not an object. A field that was mapped is gone under
-/// its own name, unless it is the row's own id.
+/// Returns a JSON row with its fields renamed. `None` if it is not an object. A mapped field is removed under its old
+/// name, unless it is the id field.
 pub(super) fn rename(mappings: &[Mapping], id_field: Option<&str>, row: &[u8]) -> Option<Vec<u8>> {
-    let mut row: Object = serde_json::from_slice(row).ok()?;
+    let mut row: JsonObject = serde_json::from_slice(row).ok()?;
     let found: Vec<(&str, Box<RawValue>)> = mappings
         .iter()
         .filter_map(|mapping| Some((&*mapping.field, find(&row, &mapping.column)?)))
@@ -43,8 +43,8 @@ pub(super) fn rename(mappings: &[Mapping], id_field: Option<&str>, row: &[u8]) -
         match field.split_once('.') {
             None => drop(row.insert(field.to_owned(), value)),
             Some((object, field)) => {
-                let there = row.get(object).and_then(|raw| serde_json::from_str(raw.get()).ok());
-                let mut inner: Object = there.unwrap_or_default();
+                let existing = row.get(object).and_then(|raw| serde_json::from_str(raw.get()).ok());
+                let mut inner: JsonObject = existing.unwrap_or_default();
                 inner.insert(field.to_owned(), value);
                 row.insert(object.to_owned(), to_raw_value(&inner).ok()?);
             }
@@ -53,8 +53,8 @@ pub(super) fn rename(mappings: &[Mapping], id_field: Option<&str>, row: &[u8]) -
     serde_json::to_vec(&row).ok()
 }
 
-/// The value at a key, or at a path of keys and of numbers into arrays.
-fn find(row: &Object, path: &str) -> Option<Box<RawValue>> {
+/// Returns the value at a key, or at a dotted path of keys and array indexes.
+fn find(row: &JsonObject, path: &str) -> Option<Box<RawValue>> {
     if let Some(value) = row.get(path) {
         return Some(value.clone());
     }
@@ -62,12 +62,12 @@ fn find(row: &Object, path: &str) -> Option<Box<RawValue>> {
     let mut value = row.get(first)?.clone();
     for key in rest.split('.') {
         value = match key.parse::<usize>() {
-            Ok(place) => {
+            Ok(index) => {
                 let items: Vec<Box<RawValue>> = serde_json::from_str(value.get()).ok()?;
-                items.into_iter().nth(place)?
+                items.into_iter().nth(index)?
             }
             Err(_) => {
-                let mut fields: Object = serde_json::from_str(value.get()).ok()?;
+                let mut fields: JsonObject = serde_json::from_str(value.get()).ok()?;
                 fields.remove(key)?
             }
         };
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapping_has_two_sides() {
+    fn mapping_requires_column_and_field() {
         assert_eq!("a=b=email".parse::<Mapping>().unwrap().column, "a=b");
         for bad in ["email", "=email", "email="] {
             assert!(bad.parse::<Mapping>().is_err(), "{bad}");

@@ -1,33 +1,33 @@
-//! The import: a file's rows through the bulk door, each with its outcome, in constant memory, and
-//! resumable after a crash without double effects. `muster import` calls it.
+//! Import of a file: sends its rows through the bulk queue, reports the outcome of each row, uses constant memory, and
+//! can be resumed after a crash without registering a user twice. `muster import` runs it.
 //!
 //! ```text
-//!   input (a thread: read, cut, check) -> run -> producer -> queue
-//!                                          |  <- answers
-//!                                          +-> output (a line a row), ledger (what is done)
+//!   input (a thread: read, parse, validate) -> run -> bulk producer -> queue
+//!                                               |  <- replies
+//!                                               +-> report_writer (one line per row), checkpoint (handled rows)
 //! ```
 //!
-//! Not here: flags, the progress bar and how a worker is started where there is no broker.
+//! Flags, the progress bar and the in-process worker of the local queue are in `cli::import`.
 
+mod checkpoint;
+mod column_names;
+mod counts;
 mod csv;
-mod cutter;
-mod done;
 mod dry_run;
 mod encoding;
 mod header;
 mod input;
-mod ledger;
+mod line_set;
 mod mapping;
-mod names;
-mod output;
+mod report_writer;
+mod row_parser;
 mod run;
-mod tally;
 
-pub use dry_run::look_up;
-pub use encoding::Encoding;
-pub use input::{Format, Input, ROW_MAX, Rows};
-pub use ledger::{Job, Ledger, Resumed};
+pub use checkpoint::{Checkpoint, ImportJob, ResumeState};
+pub use counts::{OutcomeRows, OutcomeTable, RowCounts};
+pub use dry_run::dry_run_producer;
+pub use encoding::InputEncoding;
+pub use input::{ImportInput, InputFormat, ROW_MAX, RowReader};
 pub use mapping::Mapping;
-pub use output::{Output, is_report};
-pub use run::{End, Import, OnDuplicate, Progress};
-pub use tally::{Alike, Outcomes, Tally};
+pub use report_writer::{ReportWriter, is_report};
+pub use run::{DuplicatePolicy, Import, ImportEnd, ImportProgress};

@@ -1,5 +1,5 @@
-//! The import itself: rows go out while there is room, answers come in, and of each row one line is
-//! reported and one done.
+//! The main loop of an import: sends rows while the producer has capacity, receives replies, and writes one report per row
+//! and the checkpoint.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -8,125 +8,125 @@ use anyhow::bail;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::input::Row;
-use super::{Job, Ledger, Outcomes, Output, Rows, Tally};
-use crate::queue::{self, RowReply, BulkProducer, reserve};
-use crate::rows::{ValidRow, RowOrder, RowReport};
+use super::input::NumberedRow;
+use super::{Checkpoint, ImportJob, OutcomeTable, ReportWriter, RowCounts, RowReader};
 use crate::domain::{MessageId, Origin, RegistrationId};
+use crate::queue::{self, BulkProducer, RowReply, reserve};
+use crate::rows::{RowOrder, RowReport, ValidRow};
 use crate::telemetry::TraceContext;
 
-/// Longest time between an answer and its line in report and ledger.
-const WRITE_EVERY: Duration = Duration::from_millis(200);
-/// Answers written together at most.
+/// Interval of writes to report and checkpoint.
+const WRITE_INTERVAL: Duration = Duration::from_millis(200);
+/// Number of reports after which both are written early.
 const WRITE_MAX: usize = 1024;
-/// Rows that may fail before the import gives up: with so many something is wrong with more than
-/// them, and each is one that a resume has to remember.
+/// The import aborts at this number of failed rows: the cause is then not in the rows, and the checkpoint grows with each.
 const FAILED_MAX: u64 = 10_000;
-/// Rows that wait for an earlier one of the same identity at most; no more is sent while there are so many.
+/// Most rows that wait for an earlier row with the same identity. At this number no more rows are read.
 const HELD_MAX: usize = 1024;
-/// How long a soft stop waits for rows under way.
-const GRACE: Duration = Duration::from_secs(10);
+/// Time that a graceful stop waits for replies to sent rows.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What becomes of a row whose user name or address belongs to somebody.
+/// Handling of a row whose user name or email address belongs to another user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnDuplicate {
-    /// It is refused.
+pub enum DuplicatePolicy {
+    /// The row is refused.
     Fail,
-    /// It is passed over.
+    /// The row is skipped.
     Skip,
-    /// It is passed over if everything that is unique about it is taken, so that this user seems to be
-    /// there; where only a part is, it is refused.
+    /// The row is skipped if all of its unique fields are in use, because the user then seems to exist already. If only some
+    /// are in use, the row is refused.
     Existing,
 }
 
-/// An import, ready to run.
+/// An import that is ready to run.
 pub struct Import {
-    /// Where rows come from.
-    pub rows: Rows,
-    /// Where they go.
+    /// Source of the rows.
+    pub rows: RowReader,
+    /// Sends rows to the bulk queue, or looks them up in a dry run.
     pub producer: BulkProducer,
-    /// Where it is written what is done; none if it cannot be resumed.
-    pub ledger: Option<Ledger>,
-    /// Where each row is reported.
-    pub output: Output,
-    /// What to do about duplicates.
-    pub on_duplicate: OnDuplicate,
-    /// Whether nothing is registered.
+    /// Checkpoint. `None` if the import cannot be resumed.
+    pub checkpoint: Option<Checkpoint>,
+    /// Writer of the row reports.
+    pub report_writer: ReportWriter,
+    /// Handling of duplicates.
+    pub on_duplicate: DuplicatePolicy,
+    /// Whether this is a dry run, which registers no user.
     pub dry_run: bool,
 }
 
-/// How far an import is.
+/// Progress of an import.
 #[derive(Clone, Debug, Default)]
-pub struct Progress {
-    /// How the rows so far ended, those of earlier runs too.
-    pub tally: Tally,
-    /// Those of this run alone.
+pub struct ImportProgress {
+    /// Counts of all rows so far, including earlier runs.
+    pub counts: RowCounts,
+    /// Number of rows of this run.
     pub rows: u64,
-    /// Rows without an answer.
+    /// Sent rows without a reply.
     pub unanswered: usize,
-    /// Bytes of the input that are done with, about.
+    /// Estimated number of handled bytes of the input.
     pub offset: u64,
-    /// What it waits for, if it cannot go on.
+    /// What the producer waits for, if it cannot send.
     pub waiting_for: Option<String>,
 }
 
-/// How an import came to its end.
+/// End of an import, with the counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum ImportEnd {
     /// Every row has its outcome.
-    Complete(Tally, Outcomes),
-    /// It was asked to stop; the rest is for a resume.
-    Stopped(Tally, Outcomes),
+    Complete(RowCounts, OutcomeTable),
+    /// Stopped by the user. A resume sends the remaining rows.
+    Stopped(RowCounts, OutcomeTable),
 }
 
-/// A row that was sent.
-struct Sent {
-    /// Fields of it that nobody else may have.
+/// A row that was sent and has no reply yet.
+struct SentRow {
+    /// Number of its unique fields.
     unique: usize,
 }
 
-/// What changes while it runs.
-struct State {
-    job: Job,
-    resumed: bool,
-    ledger: Option<Ledger>,
-    output: Output,
-    on_duplicate: OnDuplicate,
+/// State of a running import.
+struct ImportState {
+    job: ImportJob,
+    is_resumed: bool,
+    checkpoint: Option<Checkpoint>,
+    report_writer: ReportWriter,
+    on_duplicate: DuplicatePolicy,
     dry_run: bool,
-    tally: Tally,
-    outcomes: Outcomes,
-    before: u64,
-    unanswered: HashMap<u64, Sent>,
-    /// Keeps rows of one user name, address or id in the order of their lines.
+    counts: RowCounts,
+    outcomes: OutcomeTable,
+    /// Rows of earlier runs.
+    earlier_rows: u64,
+    unanswered: HashMap<u64, SentRow>,
+    /// Keeps rows with the same user name, email address or id in line order.
     order: RowOrder<ValidRow>,
-    /// Rows that may be sent now.
+    /// Rows that can be sent now.
     ready: VecDeque<(u64, ValidRow)>,
-    /// LineSplitter reported and not written yet.
+    /// Reports that are not written yet.
     unwritten: usize,
     read: u64,
     offset: u64,
 }
 
 impl Import {
-    /// Runs until the input's end or the stop. An error is why it cannot go on; what was answered by
-    /// then is in the ledger. `tell` is called a few times a second.
+    /// Runs until the end of the input or the stop, and calls `on_progress` five times a second. Returns an error if it must
+    /// abort; the checkpoint then contains all rows with a reply.
     pub async fn run(
         self,
         stop: CancellationToken,
-        mut tell: impl FnMut(Progress),
-    ) -> anyhow::Result<End> {
-        let Self { rows, producer, ledger, output, on_duplicate, dry_run } = self;
-        let tally = rows.resumed.unwrap_or_default();
-        let mut state = State {
+        mut on_progress: impl FnMut(ImportProgress),
+    ) -> anyhow::Result<ImportEnd> {
+        let Self { rows, producer, checkpoint, report_writer, on_duplicate, dry_run } = self;
+        let counts = rows.resumed.unwrap_or_default();
+        let mut state = ImportState {
             job: rows.job.clone(),
-            resumed: rows.resumed.is_some(),
-            ledger,
-            output,
+            is_resumed: rows.resumed.is_some(),
+            checkpoint,
+            report_writer,
             on_duplicate,
             dry_run,
-            before: tally.rows(),
-            tally,
-            outcomes: Outcomes::default(),
+            earlier_rows: counts.rows(),
+            counts,
+            outcomes: OutcomeTable::default(),
             unanswered: HashMap::new(),
             order: RowOrder::default(),
             ready: VecDeque::new(),
@@ -134,45 +134,45 @@ impl Import {
             read: 0,
             offset: 0,
         };
-        let ran = state.exchange(rows, producer, &stop, &mut tell).await;
-        // Whatever happened, what was answered is done.
+        let result = state.exchange(rows, producer, &stop, &mut on_progress).await;
+        // Rows with a reply are recorded even after an error.
         let written = state.write();
-        let complete = ran?;
+        let is_complete = result?;
         written?;
-        tell(state.progress(None));
-        if !complete {
-            return Ok(End::Stopped(state.tally, state.outcomes));
+        on_progress(state.progress(None));
+        if !is_complete {
+            return Ok(ImportEnd::Stopped(state.counts, state.outcomes));
         }
-        // What failed is for a resume; otherwise there is nothing left to resume.
-        match state.ledger {
-            Some(ledger) if state.tally.failed == 0 => ledger.remove()?,
+        // Failed rows are left for a resume.
+        match state.checkpoint {
+            Some(checkpoint) if state.counts.failed == 0 => checkpoint.remove()?,
             _ => {}
         }
-        Ok(End::Complete(state.tally, state.outcomes))
+        Ok(ImportEnd::Complete(state.counts, state.outcomes))
     }
 }
 
-impl State {
-    /// Sends and receives. Whether it came to the input's end.
+impl ImportState {
+    /// Sends rows and receives replies. Returns whether it reached the end of the input.
     async fn exchange(
         &mut self,
-        mut batches: Rows,
+        mut batches: RowReader,
         producer: BulkProducer,
         stop: &CancellationToken,
-        tell: &mut impl FnMut(Progress),
+        on_progress: &mut impl FnMut(ImportProgress),
     ) -> anyhow::Result<bool> {
-        let BulkProducer { rows, replies: mut answers, waiting_for } = producer;
-        // Dropped when there is nothing more to send.
+        let BulkProducer { rows, mut replies, waiting_for } = producer;
+        // Dropped when all rows are sent.
         let mut rows = Some(rows);
-        let mut to_send: VecDeque<Row> = VecDeque::new();
-        let mut tick = tokio::time::interval(WRITE_EVERY);
+        let mut to_send: VecDeque<NumberedRow> = VecDeque::new();
+        let mut tick = tokio::time::interval(WRITE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut no_more = false;
-        let mut stopped: Option<Instant> = None;
+        let mut input_ended = false;
+        let mut stop_requested: Option<Instant> = None;
         loop {
             while self.ready.is_empty()
                 && self.order.held() < HELD_MAX
-                && let Some(Row { line, checked }) = to_send.pop_front()
+                && let Some(NumberedRow { line, checked }) = to_send.pop_front()
             {
                 match checked {
                     Ok(checked) => {
@@ -188,78 +188,80 @@ impl State {
                 }
             }
             let all_sent = to_send.is_empty() && self.ready.is_empty() && self.order.held() == 0;
-            if no_more && all_sent {
+            if input_ended && all_sent {
                 rows = None;
             }
             if self.unwritten >= WRITE_MAX {
                 self.write()?;
             }
-            if self.tally.failed >= FAILED_MAX {
-                bail!("{FAILED_MAX} rows failed; find out why before going on");
+            if self.counts.failed >= FAILED_MAX {
+                bail!("aborted after {FAILED_MAX} failed rows; fix the cause, then resume");
             }
             tokio::select! {
-                answer = answers.recv() => match answer {
-                    Some(answer) => self.answered(answer),
-                    None if self.unanswered.is_empty() => return Ok(stopped.is_none()),
-                    None => bail!("the queue was closed with rows under way"),
+                reply = replies.recv() => match reply {
+                    Some(reply) => self.handle_reply(reply),
+                    None if self.unanswered.is_empty() => return Ok(stop_requested.is_none()),
+                    None => bail!("the connection to the queue ended before all replies were received"),
                 },
-                room = reserve(rows.clone()), if rows.is_some() && !self.ready.is_empty() => {
-                    let Some(room) = room else { bail!("the queue was closed") };
-                    if let Some(ledger) = &mut self.ledger {
-                        ledger.begin()?;
+                permit = reserve(rows.clone()), if rows.is_some() && !self.ready.is_empty() => {
+                    let Some(permit) = permit else { bail!("the connection to the queue ended") };
+                    if let Some(checkpoint) = &mut self.checkpoint {
+                        checkpoint.create_file()?;
                     }
                     if let Some((line, checked)) = self.ready.pop_front() {
-                        room.send(self.row(line, checked)?);
+                        permit.send(self.bulk_row(line, checked)?);
                     }
                 }
-                batch = batches.recv(), if !no_more && to_send.is_empty() => match batch {
+                batch = batches.recv(), if !input_ended && to_send.is_empty() => match batch {
                     Some(batch) => {
                         let batch = batch?;
-                        // Before anything of it is sent, so that no other input can be resumed.
-                        if let (Some(ledger), Some(pin)) = (&mut self.ledger, &batch.pin) {
-                            ledger.read(pin)?;
+                        // Before a row of it is sent, so that a resume detects another input.
+                        if let (Some(checkpoint), Some(prefix)) =
+                            (&mut self.checkpoint, &batch.prefix)
+                        {
+                            checkpoint.record_prefix(prefix)?;
                         }
                         (self.read, self.offset) =
                             (self.read + batch.rows.len() as u64, batch.offset);
                         to_send.extend(batch.rows);
                     }
-                    None => no_more = true,
+                    None => input_ended = true,
                 },
                 _ = tick.tick() => {
                     self.write()?;
-                    tell(self.progress(waiting_for.borrow().clone()));
-                    if stopped.is_some_and(|since| since.elapsed() > GRACE) {
+                    on_progress(self.progress(waiting_for.borrow().clone()));
+                    if stop_requested.is_some_and(|since| since.elapsed() > STOP_TIMEOUT) {
                         return Ok(false);
                     }
                 }
-                () = stop.cancelled(), if stopped.is_none() => {
-                    stopped = Some(Instant::now());
+                () = stop.cancelled(), if stop_requested.is_none() => {
+                    stop_requested = Some(Instant::now());
                     to_send.clear();
                     self.ready.clear();
                     self.order.clear_held();
-                    (rows, no_more) = (None, true);
+                    (rows, input_ended) = (None, true);
                     batches.close();
                 }
             }
         }
     }
 
-    /// A row as it is sent.
-    fn row(&mut self, line: u64, checked: ValidRow) -> anyhow::Result<queue::BulkRow> {
-        let unique = checked.identity.unique();
-        if self.unanswered.insert(line, Sent { unique }).is_some() {
-            bail!("two rows of line {line}; this is a defect of muster");
+    /// Converts a row to a message, and records it as sent.
+    fn bulk_row(&mut self, line: u64, checked: ValidRow) -> anyhow::Result<queue::BulkRow> {
+        let unique = checked.identity.unique_fields();
+        if self.unanswered.insert(line, SentRow { unique }).is_some() {
+            bail!("two rows of line {line}; this is a bug in muster");
         }
-        // Only an id made from a job that begins now can be known to nobody.
-        let fresh = checked.id.is_none() && !self.resumed;
+        // Only the derived ids of a new import are certainly not registered yet.
+        let new_key = checked.id.is_none() && !self.is_resumed;
         let id = checked.id.unwrap_or_else(|| MessageId::for_import_row(&self.job.id, line));
         let (contract, body, trace) = (self.job.contract, checked.body, TraceContext::default());
-        Ok(queue::BulkRow { tag: line, contract, id, new_key: fresh, body, trace })
+        Ok(queue::BulkRow { tag: line, contract, id, new_key, body, trace })
     }
 
-    fn answered(&mut self, RowReply { tag, id, outcome }: RowReply) {
-        let Some(Sent { unique }) = self.unanswered.remove(&tag) else { return };
-        // The identity under which the worker stores it.
+    fn handle_reply(&mut self, RowReply { tag, id, outcome }: RowReply) {
+        let Some(SentRow { unique }) = self.unanswered.remove(&tag) else { return };
+        // The registration id under which the worker stores the user.
         let id = RegistrationId::derive(&Origin::Import, self.job.contract, &id);
         let report = RowReport::from_outcome(tag, id, outcome.ok());
         let has_failed = report.outcome == "failed";
@@ -273,58 +275,58 @@ impl State {
         }
     }
 
-    /// Counts and reports a row; `unique` fields of it nobody else may have.
+    /// Counts and reports a row. `unique` is the number of its unique fields.
     fn report(&mut self, mut report: RowReport, unique: usize) {
-        let tally = &mut self.tally;
-        let duplicate = report.is_duplicate();
-        let pass_over = match self.on_duplicate {
-            OnDuplicate::Fail => None,
-            OnDuplicate::Skip => Some("skipped"),
-            OnDuplicate::Existing => (report.errors.len() == unique).then_some("existing"),
+        let counts = &mut self.counts;
+        let is_duplicate = report.is_duplicate();
+        let skipped = match self.on_duplicate {
+            DuplicatePolicy::Fail => None,
+            DuplicatePolicy::Skip => Some("skipped"),
+            DuplicatePolicy::Existing => (report.errors.len() == unique).then_some("existing"),
         };
-        let count = match (report.outcome, pass_over.filter(|_| duplicate)) {
-            (_, Some(word)) => {
-                report.outcome = word;
-                &mut tally.passed_over
+        let count = match (report.outcome, skipped.filter(|_| is_duplicate)) {
+            (_, Some(outcome)) => {
+                report.outcome = outcome;
+                &mut counts.skipped
             }
-            ("registered", None) => &mut tally.created,
-            ("rejected", None) if duplicate => &mut tally.duplicate,
-            ("rejected", None) => &mut tally.invalid,
-            _ => &mut tally.failed,
+            ("registered", None) => &mut counts.created,
+            ("rejected", None) if is_duplicate => &mut counts.duplicate,
+            ("rejected", None) => &mut counts.invalid,
+            _ => &mut counts.failed,
         };
         *count += 1;
         if self.dry_run && report.outcome == "registered" {
             (report.outcome, report.user_id) = ("valid", None);
         }
         self.outcomes.add(&report);
-        self.output.add(&report);
+        self.report_writer.add(&report);
         self.unwritten += 1;
-        // What failed is not done: a resume tries it again.
-        if let Some(ledger) = self.ledger.as_mut().filter(|_| report.outcome != "failed") {
-            ledger.done(report.line);
+        // Failed rows are not recorded, so that a resume tries them again.
+        if let Some(checkpoint) = self.checkpoint.as_mut().filter(|_| report.outcome != "failed") {
+            checkpoint.mark_handled(report.line);
         }
     }
 
-    /// First what was reported, then that it is done.
+    /// Writes the reports, then the checkpoint.
     fn write(&mut self) -> anyhow::Result<()> {
         if std::mem::take(&mut self.unwritten) > 0 {
-            let length = self.output.flush()?;
-            if let Some(ledger) = &mut self.ledger {
-                ledger.write(self.tally, length)?;
+            let length = self.report_writer.flush()?;
+            if let Some(checkpoint) = &mut self.checkpoint {
+                checkpoint.write(self.counts, length)?;
             }
         }
         Ok(())
     }
 
-    fn progress(&self, waiting_for: Option<String>) -> Progress {
-        let rows = self.tally.rows() - self.before;
-        // Of what was read, the part that is answered.
-        let part = if self.read == 0 { 1.0 } else { rows as f64 / self.read as f64 };
-        Progress {
-            tally: self.tally,
+    fn progress(&self, waiting_for: Option<String>) -> ImportProgress {
+        let rows = self.counts.rows() - self.earlier_rows;
+        // Fraction of the rows read that have a reply.
+        let handled = if self.read == 0 { 1.0 } else { rows as f64 / self.read as f64 };
+        ImportProgress {
+            counts: self.counts,
             rows,
             unanswered: self.unanswered.len(),
-            offset: (self.offset as f64 * part) as u64,
+            offset: (self.offset as f64 * handled) as u64,
             waiting_for,
         }
     }

@@ -165,6 +165,6 @@ mod tests {
         assert!(health.is_ready());
         queue.down("the broker");
         assert!(!health.is_ready());
-        assert_eq!(health.report()["queue"], ComponentState::Down("the broker".into()));
+        assert_eq!(health.states()["queue"], ComponentState::Down("the broker".into()));
     }
 }

@@ -18,7 +18,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 static LOG_BUFFER: OnceLock<Arc<LogBuffer>> = OnceLock::new();
 
 /// Starts the thread that writes to standard error.
-pub(super) fn start() -> io::Result<Arc<Lines>> {
+pub(super) fn start() -> io::Result<Arc<LogBuffer>> {
     use std::os::fd::AsFd;
     // A separate handle: a thread that blocks must not hold the standard library's lock of stderr.
     let stderr = io::stderr().as_fd().try_clone_to_owned()?;

@@ -283,7 +283,7 @@ mod tests {
             if let Some((_, traceparent)) = carried.first() {
                 prop_assert_eq!(&traceparent[3..52], &parent[3..52]);
                 prop_assert_eq!(traceparent.len(), 55);
-                // What is written is read back.
+                // Formatting and parsing again gives the same.
                 let state = carried.get(1).map_or("", |(_, state)| state);
                 prop_assert_eq!(read(traceparent, state), carried.clone());
             }

@@ -1,4 +1,4 @@
-//! Commands as a shell uses them: into `head`, onto a full disk, with a wrong command line.
+//! Commands with a closed or full standard output, and with invalid arguments.
 
 use std::fs::File;
 use std::process::{Output, Stdio};
@@ -39,12 +39,12 @@ const PRINTING: [&[&str]; 18] = [
     &["spec", "openapi"],
 ];
 
-/// Runs a command to its end with this as its standard output.
+/// Runs a command with this standard output.
 fn run_into(setup: &Setup, arguments: &[&str], stdout: Stdio) -> Output {
     setup.command(arguments).stdout(stdout).stderr(Stdio::piped()).output().unwrap()
 }
 
-/// A pipe whose reader is gone.
+/// A pipe without a reader.
 fn closed_pipe() -> Stdio {
     let (_, writer) = std::io::pipe().unwrap();
     writer.into()
@@ -54,9 +54,9 @@ fn full_disk() -> Stdio {
     File::options().write(true).open("/dev/full").unwrap().into()
 }
 
-/// Expects a command to end as usual without its reader, and to fail on a full disk. `NEW` in its arguments is a new
-/// folder each time.
-fn assert_survives(setup: &Setup, arguments: &[&str]) {
+/// Fails unless a command has its usual result with a closed standard output, and exit code 1 on a full disk. `NEW` in
+/// its arguments is replaced by a new directory for each run.
+fn assert_handles_closed_and_full_stdout(setup: &Setup, arguments: &[&str]) {
     let with = |folder: &str| -> Vec<String> {
         arguments.iter().map(|argument| argument.replace("NEW", folder)).collect()
     };
@@ -80,7 +80,7 @@ async fn closed_stdout_is_ignored_and_a_full_disk_is_an_error() {
     let setup = Setup::embedded();
     run(&setup, &["keys", "make", "--output", "key.pem"]).await.expect_stdout();
     for arguments in PRINTING {
-        assert_survives(&setup, arguments);
+        assert_handles_closed_and_full_stdout(&setup, arguments);
     }
 }
 
@@ -102,7 +102,7 @@ async fn dead_letter_commands_accept_a_closed_stdout() {
         &["dead-letters", "export", "--output", "-"],
         &["dead-letters", "discard", "--all", "--dry-run"],
     ] {
-        assert_survives(&setup, arguments);
+        assert_handles_closed_and_full_stdout(&setup, arguments);
     }
 }
 
@@ -158,7 +158,7 @@ async fn wrong_usage_is_exit_code_2() {
     ] {
         let ended = run(&setup, arguments).await;
         assert_eq!(ended.code, Some(2), "{arguments:?}: {}", ended.stderr);
-        assert!(!ended.stderr.is_empty(), "{arguments:?} says nothing");
+        assert!(!ended.stderr.is_empty(), "{arguments:?}: empty error");
         assert!(!ended.stderr.contains("relative URL"), "{}", ended.stderr);
     }
 }
@@ -209,7 +209,7 @@ async fn config_json_names_the_variables() {
     let secret = settings["token.secret"]["other_variables"].as_array().unwrap();
     assert!(secret.contains(&"JWT_SECRET_FILE".into()), "{secret:?}");
     assert_eq!(settings["role"]["variable"], "MUSTER_ROLE");
-    // Every setting of the defaults is there, and none besides.
+    // Exactly the settings of the defaults file.
     let defaults = include_str!("../../config.default.toml").parse::<toml::Table>().unwrap();
     let mut keys = Vec::new();
     for (section, value) in &defaults {
@@ -223,7 +223,7 @@ async fn config_json_names_the_variables() {
     keys.sort();
     let printed: Vec<&String> = settings.as_object().unwrap().keys().collect();
     assert_eq!(printed, keys.iter().collect::<Vec<_>>());
-    // The variable that is named is one that is read.
+    // The named variable is read.
     for (key, setting) in settings.as_object().unwrap() {
         let variable = setting["variable"].as_str().unwrap();
         let shown = run(&Setup::embedded().with(variable, "\u{feff}"), &["config"]).await;

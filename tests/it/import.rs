@@ -10,14 +10,14 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::support::importer::{
-    HASH, Importer, assert_stored, csv, with_password_hash, import, ndjson, outcomes, reports, user,
-    with_worker,
+    HASH, Importer, assert_stored, csv, import, ndjson, outcomes, reports, user,
+    with_password_hash, with_worker,
 };
 use crate::support::ledger::{PASSWORD, users_in};
 use crate::support::muster::{TIMEOUT, eventually};
 use crate::support::secrets::lines_with_secrets;
 use crate::support::services::{EMBEDDED, PRODUCTION, command};
-use crate::support::{PAIRS, Pair, Fleet, Setup};
+use crate::support::{Fleet, PAIRS, Pair, Setup};
 
 /// A setup, and a worker if the queue is a broker.
 struct ImportFixture {
@@ -69,7 +69,10 @@ async fn import_works_with_every_contract_format_and_store() {
                 assert_eq!(found, lines);
                 assert_eq!(outcomes(&reports)["registered"], 3);
                 assert!(lines_with_secrets(&(output.stdout + &output.stderr)).is_empty());
-                assert!(!fixture.has(&format!("{file}.checkpoint")), "the checkpoint must be removed");
+                assert!(
+                    !fixture.has(&format!("{file}.checkpoint")),
+                    "the checkpoint must be removed"
+                );
                 all.extend(reports);
             }
         }
@@ -128,7 +131,8 @@ async fn invalid_ndjson_lines_are_rejected_individually() {
     assert_eq!(reports[6]["errors"][0]["field"], "email");
     assert!(lines_with_secrets(&(output.stdout + &output.stderr)).is_empty());
     assert!(
-        output.stderr.contains("8 rows") && output.stderr.contains("2 created, 0 duplicate, 6 invalid")
+        output.stderr.contains("8 rows")
+            && output.stderr.contains("2 created, 0 duplicate, 6 invalid")
     );
 }
 
@@ -248,7 +252,8 @@ async fn hash_like_passwords_are_rejected_unless_allowed() {
         if pair == PRODUCTION {
             setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_SEAL_PUBLIC_KEY", &keys.public);
             let working = setup.clone();
-            let working = working.with("MUSTER_QUEUE_SEAL_PRIVATE_KEYS", keys.private.expose_secret());
+            let working =
+                working.with("MUSTER_QUEUE_SEAL_PRIVATE_KEYS", keys.private.expose_secret());
             _sealing = Some(working.start_role("worker").await);
             fs::copy(
                 fixture.setup.directory().join("formats.ndjson"),
@@ -511,14 +516,17 @@ async fn second_stop_does_not_wait_for_unanswered_rows() {
     fs::write(fleet.setup.directory().join("users.ndjson"), users).unwrap();
     let arguments = ["users.ndjson", "--contract", "username", "--output", "report.ndjson"];
     let importer = Importer::start(&fleet.setup, &arguments);
-    eventually("the warning about a missing consumer", async || importer.stderr().contains("has no consumer")).await;
+    eventually("the warning about a missing consumer", async || {
+        importer.stderr().contains("has no consumer")
+    })
+    .await;
     eventually("20 queued rows", async || fleet.messages("bulk").await == 20).await;
     importer.signal("TERM");
     eventually("the soft stop", async || importer.stderr().contains("stopping")).await;
     importer.signal("TERM");
     let output = importer.wait_for_exit().await;
     assert_eq!(output.code, Some(1));
-    assert!(output.stderr.contains("stopped at once") && output.stderr.contains("--resume"));
+    assert!(output.stderr.contains("stopped immediately") && output.stderr.contains("--resume"));
     fleet.workers[0].start().await;
     let output = import(&fleet.setup, &[&arguments[..], &["--resume"]].concat()).await;
     assert_eq!(output.code, Some(0), "{}", output.stderr);
@@ -601,7 +609,8 @@ impl FaultInjection {
         for worker in &mut fleet.workers {
             worker.start().await;
         }
-        let proxy = crate::support::proxy::Proxy::to(&fleet.setup.environment["MUSTER_QUEUE"]).await;
+        let proxy =
+            crate::support::proxy::Proxy::to(&fleet.setup.environment["MUSTER_QUEUE"]).await;
         let queue = format!("{}?heartbeat=1", proxy.url(&fleet.setup.environment["MUSTER_QUEUE"]));
         let setup = fleet.setup.clone().with("MUSTER_QUEUE", &queue);
         let path = |name: &str| fleet.setup.directory().join(name);

@@ -1,5 +1,4 @@
-//! `muster import` and the files that people have: headers, encodings, exports of other systems, paths that
-//! are another file's; and what a terminal shows.
+//! `muster import` with real files: headers, encodings, spreadsheets, conflicting paths, and the output on a terminal.
 
 use std::fs;
 use std::process::Stdio;
@@ -29,7 +28,7 @@ async fn import_csv(setup: &Setup, content: impl AsRef<[u8]>, more: &[&str]) -> 
 }
 
 #[tokio::test]
-async fn a_report_is_replaced_only_if_that_is_asked_for() {
+async fn report_is_replaced_only_with_force() {
     let setup = Setup::embedded();
     let to_report = ["--output", "report.ndjson"];
     let report = || fs::read_to_string(setup.directory().join("report.ndjson")).unwrap();
@@ -44,12 +43,12 @@ async fn a_report_is_replaced_only_if_that_is_asked_for() {
     let again = import_csv(&setup, [HEADER, ROW].concat(), &forced).await;
     assert_eq!(again.code, Some(3), "{}", again.stderr);
     assert_eq!(reports(&report())[0]["code"], "duplicate");
-    // Only a report is replaced.
-    write(&setup, "report.ndjson", "somebody's notes\n");
+    // A file that is not a report is never replaced.
+    write(&setup, "report.ndjson", "my notes\n");
     for flags in [&to_report[..], &forced] {
         let refused = import_csv(&setup, [HEADER, ROW].concat(), flags).await;
         assert!(refused.stderr.contains("not a report"), "{}", refused.stderr);
-        assert_eq!(report(), "somebody's notes\n");
+        assert_eq!(report(), "my notes\n");
     }
     let shown = import_csv(&setup, [HEADER, ROW].concat(), &["--output", "-"]).await;
     assert_eq!(reports(&shown.stdout).len(), 1);
@@ -57,10 +56,10 @@ async fn a_report_is_replaced_only_if_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn output_and_checkpoint_are_no_file_of_another_use() {
+async fn output_and_checkpoint_must_not_be_another_file_in_use() {
     let setup = Setup::embedded();
     let content = [HEADER, ROW].concat();
-    // Before the data file is there, and when it is.
+    // Without and with an existing data file.
     for round in 0..2 {
         let files = ["users.redb", "users.redb.secret", "users.csv"];
         let before = files.map(|name| fs::read(setup.directory().join(name)).ok());
@@ -74,29 +73,29 @@ async fn output_and_checkpoint_are_no_file_of_another_use() {
             (&["--output", "users.csv.checkpoint"], "the checkpoint"),
             (&["--output", "."], "a folder"),
         ] {
-            let ended = import_csv(&setup, &content, flags).await;
-            assert_eq!(ended.code, Some(1), "{flags:?}: {}", ended.stderr);
-            assert!(ended.stderr.contains(expected), "{flags:?}: {}", ended.stderr);
+            let output = import_csv(&setup, &content, flags).await;
+            assert_eq!(output.code, Some(1), "{flags:?}: {}", output.stderr);
+            assert!(output.stderr.contains(expected), "{flags:?}: {}", output.stderr);
         }
         let after = files.map(|name| fs::read(setup.directory().join(name)).ok());
         assert!(round == 0 || before == after, "a file was changed");
-        assert!(round == 1 || after[0].is_none(), "the data file was made");
+        assert!(round == 1 || after[0].is_none(), "the data file was created");
         if round == 0 {
             assert_eq!(import_csv(&setup, &content, &[]).await.code, Some(0));
         }
     }
-    // A link is the file that it leads to.
+    // A symbolic link counts as its target.
     std::os::unix::fs::symlink("users.redb", setup.directory().join("link")).unwrap();
-    let ended = import_csv(&setup, &content, &["--output", "link", "--force"]).await;
-    assert!(ended.stderr.contains("the data file"), "{}", ended.stderr);
+    let output = import_csv(&setup, &content, &["--output", "link", "--force"]).await;
+    assert!(output.stderr.contains("the data file"), "{}", output.stderr);
     write(&setup, "notes.txt", "not a checkpoint\n");
-    let ended = import_csv(&setup, &content, &["--checkpoint", "notes.txt"]).await;
-    assert!(ended.stderr.contains("not a checkpoint"), "{}", ended.stderr);
+    let output = import_csv(&setup, &content, &["--checkpoint", "notes.txt"]).await;
+    assert!(output.stderr.contains("not a checkpoint"), "{}", output.stderr);
     assert_eq!(fs::read(setup.directory().join("notes.txt")).unwrap(), b"not a checkpoint\n");
 }
 
 #[tokio::test]
-async fn a_file_without_a_header_shows_nobodys_data() {
+async fn missing_header_error_shows_no_data() {
     let setup = Setup::embedded();
     for first in [
         "ann@example.com,Ann,never-seen-outside-1\n",
@@ -104,42 +103,46 @@ async fn a_file_without_a_header_shows_nobodys_data() {
         "ann@example.com,$2b$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u\n",
         "\u{1b}]0;never-seen-outside-2\u{7},ann@example.com\n",
     ] {
-        let ended = import_csv(&setup, first.repeat(2), &[]).await;
-        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let output = import_csv(&setup, first.repeat(2), &[]).await;
+        assert_eq!(output.code, Some(1), "{}", output.stderr);
         for shown in ["ann@", "Ann", "$2b$", "\u{1b}"] {
-            assert!(!ended.stderr.contains(shown), "{}", ended.stderr);
+            assert!(!output.stderr.contains(shown), "{}", output.stderr);
         }
-        assert!(lines_with_secrets(&ended.stderr).is_empty(), "{}", ended.stderr);
-        assert!(ended.stderr.contains("column") || ended.stderr.contains("header"), "{}", ended.stderr);
+        assert!(lines_with_secrets(&output.stderr).is_empty(), "{}", output.stderr);
+        assert!(
+            output.stderr.contains("column") || output.stderr.contains("header"),
+            "{}",
+            output.stderr
+        );
     }
     let name = "\u{1b}[31mred\u{9b}31m.csv";
-    let ended = import(&setup, &[name, "--contract", "register"]).await;
-    assert!(ended.stderr.contains("red") && ended.stderr.contains("cannot be read"));
-    assert!(!ended.stderr.contains(['\u{1b}', '\u{9b}']), "{:?}", ended.stderr);
-    let ended = import(&setup, &["users.csv", "--contract", name]).await;
-    assert_eq!(ended.code, Some(2));
-    assert!(!ended.stderr.contains(['\u{1b}', '\u{9b}']), "{:?}", ended.stderr);
+    let output = import(&setup, &[name, "--contract", "register"]).await;
+    assert!(output.stderr.contains("red") && output.stderr.contains("cannot be read"));
+    assert!(!output.stderr.contains(['\u{1b}', '\u{9b}']), "{:?}", output.stderr);
+    let output = import(&setup, &["users.csv", "--contract", name]).await;
+    assert_eq!(output.code, Some(2));
+    assert!(!output.stderr.contains(['\u{1b}', '\u{9b}']), "{:?}", output.stderr);
 }
 
 #[tokio::test]
-async fn a_refused_file_does_not_block_its_corrected_version() {
+async fn rejected_file_does_not_block_its_corrected_version() {
     let setup = Setup::embedded();
     let flags = ["--output", "report.ndjson"];
     let wrong = "mail,fullname.firstname,password\n";
     let refused = import_csv(&setup, [wrong, ROW].concat(), &flags).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     assert!(refused.stderr.contains("did you mean email?"), "{}", refused.stderr);
-    for left in ["users.csv.checkpoint", "report.ndjson", "users.redb"] {
-        assert!(!has(&setup, left), "{left} was left");
+    for file in ["users.csv.checkpoint", "report.ndjson", "users.redb"] {
+        assert!(!has(&setup, file), "{file} exists");
     }
-    let ended = import_csv(&setup, [HEADER, ROW].concat(), &flags).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let output = import_csv(&setup, [HEADER, ROW].concat(), &flags).await;
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
 
-    // What an import left that sent no row.
+    // The checkpoint of an import that sent no row.
     let job = r#"{"job":{"id":"ab","contract":"register","format":{"csv":{"delimiter":44}},"id_field":null,"to_file":true}}"#;
     write(&setup, "users.csv.checkpoint", format!("{job}\n"));
-    let ended = import_csv(&setup, [HEADER, ROW].concat(), &[]).await;
-    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    let output = import_csv(&setup, [HEADER, ROW].concat(), &[]).await;
+    assert_eq!(output.code, Some(3), "{}", output.stderr);
     assert!(!has(&setup, "users.csv.checkpoint"));
     let resumed = import_csv(&setup, [HEADER, ROW].concat(), &["--resume"]).await;
     assert_eq!(resumed.code, Some(1));
@@ -147,7 +150,7 @@ async fn a_refused_file_does_not_block_its_corrected_version() {
 }
 
 #[tokio::test]
-async fn a_header_is_checked_before_the_first_row() {
+async fn header_is_checked_before_the_first_row() {
     let setup = Setup::embedded();
     for (header, flags, expected) in [
         ("email,password", &[][..], "no column fullname.firstname, which register requires"),
@@ -155,7 +158,7 @@ async fn a_header_is_checked_before_the_first_row() {
         (
             "email,fullname.firstname,password,email",
             &[],
-            "column 4 (email) holds email for a second time",
+            "column 4 (email) is a second column for email",
         ),
         (
             "email,fullname.firstname,Pasword",
@@ -170,22 +173,22 @@ async fn a_header_is_checked_before_the_first_row() {
         ("email,fullname.firstname,password", &["--map", "a=b"], "register has no field b"),
         ("email;fullname.firstname;password", &[], "--delimiter"),
     ] {
-        let ended = import_csv(&setup, format!("{header}\nx,y,z\n"), flags).await;
-        assert_eq!(ended.code, Some(1), "{header}: {}", ended.stderr);
-        assert!(ended.stderr.contains(expected), "{header}: {}", ended.stderr);
-        assert!(ended.stdout.is_empty() && !has(&setup, "users.redb"), "{header}");
+        let output = import_csv(&setup, format!("{header}\nx,y,z\n"), flags).await;
+        assert_eq!(output.code, Some(1), "{header}: {}", output.stderr);
+        assert!(output.stderr.contains(expected), "{header}: {}", output.stderr);
+        assert!(output.stdout.is_empty() && !has(&setup, "users.redb"), "{header}");
     }
 }
 
 #[tokio::test]
-async fn what_spreadsheets_write_is_understood() {
+async fn spreadsheet_csv_is_imported() {
     let setup = Setup::embedded();
     let content = "sep=;\r\nemail;fullname.firstname;password;notes;;\r\n\
         a@example.com;Ann;secret-word;x;;\r\nb@example.com;Bob;secret-word;;; y\r\n";
-    let ended = import_csv(&setup, content, &[]).await;
-    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
-    assert!(ended.stderr.contains("ignored: column 4 (notes)"), "{}", ended.stderr);
-    let mut reports = reports(&ended.stdout);
+    let output = import_csv(&setup, content, &[]).await;
+    assert_eq!(output.code, Some(3), "{}", output.stderr);
+    assert!(output.stderr.contains("ignored: column 4 (notes)"), "{}", output.stderr);
+    let mut reports = reports(&output.stdout);
     reports.sort_by_key(|report| report["line"].as_u64());
     assert_eq!((&reports[0]["line"], &reports[0]["outcome"]), (&3.into(), &"registered".into()));
     assert_eq!(reports[1]["errors"][0]["code"], "UNNAMED_CELL");
@@ -193,7 +196,7 @@ async fn what_spreadsheets_write_is_understood() {
 }
 
 #[tokio::test]
-async fn encodings_are_read_or_named() {
+async fn encodings_are_detected_or_named() {
     let setup = Setup::embedded();
     let text = format!("{HEADER}zoe@example.com,Zoë,secret-wörd\n");
     let wide = |mark: &[u8], bytes: fn(u16) -> [u8; 2]| {
@@ -208,21 +211,25 @@ async fn encodings_are_read_or_named() {
         (wide(b"\xfe\xff", u16::to_be_bytes), dry(&[])),
         (western.clone(), dry(&["--encoding", "windows-1252"])),
     ] {
-        let ended = import_csv(&setup, content, &flags).await;
-        assert_eq!(ended.code, Some(0), "{flags:?} {}\n{}", ended.stderr, ended.stdout);
+        let output = import_csv(&setup, content, &flags).await;
+        assert_eq!(output.code, Some(0), "{flags:?} {}\n{}", output.stderr, output.stdout);
     }
-    let ended = import_csv(&setup, &western, &dry(&[])).await;
-    assert_eq!(ended.code, Some(3));
-    let error = &reports(&ended.stdout)[0];
+    let output = import_csv(&setup, &western, &dry(&[])).await;
+    assert_eq!(output.code, Some(3));
+    let error = &reports(&output.stdout)[0];
     assert_eq!((&error["line"], &error["errors"][0]["code"]), (&2.into(), &"NOT_UTF8".into()));
     assert!(error["errors"][0]["message"].as_str().unwrap().contains("windows-1252"), "{error}");
-    let ended = import_csv(&setup, &wide(b"", u16::to_le_bytes), &dry(&[])).await;
-    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    assert!(ended.stderr.contains("line 1") && ended.stderr.contains("UTF-16"), "{}", ended.stderr);
+    let output = import_csv(&setup, &wide(b"", u16::to_le_bytes), &dry(&[])).await;
+    assert_eq!(output.code, Some(1), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("line 1") && output.stderr.contains("UTF-16"),
+        "{}",
+        output.stderr
+    );
 }
 
 #[tokio::test]
-async fn a_json_array_is_refused_with_the_command_that_converts_it() {
+async fn json_array_is_rejected_with_a_conversion_command() {
     let setup = Setup::embedded();
     let users: Vec<Value> = (0..3).map(|n| user(ContractId::Register, n)).collect();
     let lines: Vec<String> = users.iter().map(Value::to_string).collect();
@@ -235,14 +242,14 @@ async fn a_json_array_is_refused_with_the_command_that_converts_it() {
         serde_json::to_string_pretty(&users[0]).unwrap(),
     ] {
         write(&setup, "users.json", content);
-        let ended = import(&setup, &["users.json", "--contract", "register"]).await;
-        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-        assert!(ended.stderr.contains("jq -c '.[]'"), "{}", ended.stderr);
-        assert!(ended.stdout.is_empty() && !has(&setup, "users.redb"));
+        let output = import(&setup, &["users.json", "--contract", "register"]).await;
+        assert_eq!(output.code, Some(1), "{}", output.stderr);
+        assert!(output.stderr.contains("jq -c '.[]'"), "{}", output.stderr);
+        assert!(output.stdout.is_empty() && !has(&setup, "users.redb"));
     }
 }
 
-/// What a terminal of 80 columns is sent.
+/// The output on a terminal with 80 columns.
 async fn on_terminal(setup: &Setup, arguments: &str) -> String {
     let program = env!("CARGO_BIN_EXE_muster");
     let mut command = setup.command(&[]);
@@ -260,31 +267,32 @@ async fn on_terminal(setup: &Setup, arguments: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_terminal_shows_a_table_in_the_end_and_no_rest_of_the_progress() {
+async fn terminal_shows_a_summary_table_without_progress() {
     let setup = Setup::embedded();
     let rows = (0..30).map(|n| user(ContractId::Register, n % 20));
     write(&setup, "users.ndjson", ndjson(rows) + "{}\n" + "[]\n");
     let shown = on_terminal(&setup, "users.ndjson --contract register").await;
-    // What stays of a line is what follows the last thing that clears it.
-    let cleared = |line: &str| {
+    // The text of a line after its last clear sequence or carriage return.
+    let visible = |line: &str| {
         let line = line.trim_end_matches('\r');
         line.rsplit("\u{1b}[2K").next().unwrap().rsplit('\r').next().unwrap().to_owned()
     };
-    let left: Vec<String> = shown.lines().map(cleared).collect();
-    let text = left.join("\n");
+    let lines: Vec<String> = shown.lines().map(visible).collect();
+    let text = lines.join("\n");
     assert!(text.contains("32 rows") && text.contains("20 created, 10 duplicate"), "{shown:?}");
     assert!(!text.contains('{') && !text.contains('%'), "{shown:?}");
-    assert!(left.iter().all(|line| line.chars().count() <= 80), "{shown:?}");
+    assert!(lines.iter().all(|line| line.chars().count() <= 80), "{shown:?}");
     for row in [
         &["registered", "20", "1, 2, 3"][..],
         &["rejected", "duplicate: email DUPLICATE", "10", "21, 22"],
         &["rejected", "invalid: EMPTY_FIELD", "1", "31"],
         &["rejected", "invalid: INVALID_JSON", "1", "32"],
     ] {
-        let is_it = |line: &&String| row.iter().all(|cell| line.contains(cell));
-        assert!(left.iter().find(is_it).is_some(), "{row:?} {shown:?}");
+        let has_cells = |line: &&String| row.iter().all(|cell| line.contains(cell));
+        assert!(lines.iter().find(has_cells).is_some(), "{row:?} {shown:?}");
     }
-    // The same to a pipe is one report a row.
-    let ended = Importer::start(&setup, &["users.ndjson", "--contract", "register"]).wait_for_exit().await;
-    assert_eq!(outcomes(&reports(&ended.stdout))["duplicate"], 30);
+    // On a pipe the output is one report for each row.
+    let output =
+        Importer::start(&setup, &["users.ndjson", "--contract", "register"]).wait_for_exit().await;
+    assert_eq!(outcomes(&reports(&output.stdout))["duplicate"], 30);
 }

@@ -1,4 +1,4 @@
-//! One user from the terminal, the password typed unseen or piped in.
+//! The `signup` command, with a typed or piped password.
 
 use std::process::Stdio;
 
@@ -13,7 +13,7 @@ use crate::support::services::unique;
 const PASSWORD: &str = "Hunter2-hunter2";
 
 #[tokio::test]
-async fn every_contract_can_be_signed_up_for() {
+async fn signup_command_works_with_every_contract() {
     let muster = Setup::embedded().start().await;
     let url = format!("http://{}", muster.client().address());
     for contract in ["username", "nested-name", "flat-name", "register", "error-code"] {
@@ -33,7 +33,7 @@ async fn every_contract_can_be_signed_up_for() {
         assert!(!printed.contains("token") && !printed.contains(PASSWORD));
 
         let again = run_with(&setup, &arguments, &input).await;
-        assert_eq!(again.code, Some(1), "{contract}: the second time");
+        assert_eq!(again.code, Some(1), "{contract}: a duplicate");
         let reason = again.stderr.strip_prefix("muster: not registered: ").unwrap();
         let is_word = ["exist", "taken"].iter().any(|word| reason.contains(word));
         assert!(is_word && reason.contains("(HTTP 4"), "{}", again.stderr);
@@ -42,7 +42,7 @@ async fn every_contract_can_be_signed_up_for() {
 }
 
 #[tokio::test]
-async fn json_is_printed_on_request() {
+async fn signup_json_prints_the_response() {
     let muster = Setup::embedded().start().await;
     let (url, email) =
         (format!("http://{}", muster.client().address()), format!("{}@example.com", unique("u")));
@@ -62,50 +62,50 @@ async fn json_is_printed_on_request() {
         let mut command = setup.command(&arguments);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         std::io::Write::write_all(&mut child.stdin.take().unwrap(), PASSWORD.as_bytes()).unwrap();
-        let ended = child.wait_with_output().unwrap();
-        assert_eq!(ended.status.code(), Some(code));
-        let printed: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        let printed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(printed.get(field).is_some(), "{printed}");
     }
 }
 
 #[tokio::test]
-async fn everything_is_checked_before_the_password_is_read() {
+async fn signup_checks_everything_before_reading_the_password() {
     let setup = Setup::embedded();
     for (who, reason) in [
         (&["--firstname", "Ann", "--email", "ann@"][..], "email: "),
         (&["--email", "ann@example.com"], "All fields are required"),
         (&["--contract", "username", "--username", "a", "--email", "ann@"], "email: "),
     ] {
-        let ended = run(&setup, &[&["signup"][..], who].concat()).await;
-        assert_eq!(ended.code, Some(2), "{who:?}");
-        assert!(ended.stderr.contains(reason), "{who:?}: {}", ended.stderr);
-        assert!(!ended.stderr.contains("password"), "{who:?}: {}", ended.stderr);
+        let output = run(&setup, &[&["signup"][..], who].concat()).await;
+        assert_eq!(output.code, Some(2), "{who:?}");
+        assert!(output.stderr.contains(reason), "{who:?}: {}", output.stderr);
+        assert!(!output.stderr.contains("password"), "{who:?}: {}", output.stderr);
     }
-    // A server that is not there, on a terminal.
+    // An unavailable server, on a terminal.
     let program = env!("CARGO_BIN_EXE_muster");
     let line =
         format!("{program} signup --url http://127.0.0.1:1 --firstname Ann --email a@example.com");
-    let ended = Command::new("script")
+    let output = Command::new("script")
         .args(["--quiet", "--return", "--command", &line, "/dev/null"])
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let ended = tokio::time::timeout(TIMEOUT, ended).await.unwrap().unwrap();
-    let shown = String::from_utf8_lossy(&ended.stdout);
+    let output = tokio::time::timeout(TIMEOUT, output).await.unwrap().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
     assert!(shown.contains("127.0.0.1:1: connection failed"), "{shown}");
-    assert!(!shown.contains("Password") && ended.status.code() == Some(1), "{shown}");
+    assert!(!shown.contains("Password") && output.status.code() == Some(1), "{shown}");
 }
 
 #[tokio::test]
-async fn server_of_another_protocol_is_named() {
-    // A broker answers so to a request; other servers speak first.
+async fn non_http_server_is_reported() {
+    // A broker sends this after a request; other servers send first.
     for waits in [true, false] {
-        expect_no_http(waits).await;
+        assert_reports_non_http(waits).await;
     }
 }
 
-async fn expect_no_http(waits: bool) {
+async fn assert_reports_non_http(waits: bool) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -126,30 +126,34 @@ async fn expect_no_http(waits: bool) {
         "a@example.com",
         "--password-stdin",
     ];
-    let ended = run_with(&Setup::embedded(), &arguments, PASSWORD).await;
-    assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("speak HTTP"), "{}", ended.stderr);
-    assert!(!ended.stderr.contains("version"), "{}", ended.stderr);
-    assert!(!waits || ended.stderr.contains("the response is not HTTP"));
+    let output = run_with(&Setup::embedded(), &arguments, PASSWORD).await;
+    assert_eq!(output.code, Some(1));
+    assert!(
+        output.stderr.contains("not HTTP") || output.stderr.contains("an HTTP server"),
+        "{}",
+        output.stderr
+    );
+    assert!(!output.stderr.contains("version"), "{}", output.stderr);
+    assert!(!waits || output.stderr.contains("the response is not HTTP"));
 }
 
 #[tokio::test]
-async fn without_a_terminal_it_does_not_ask() {
+async fn signup_without_a_terminal_needs_password_stdin() {
     let who = ["signup", "--firstname", "Ann", "--email", "ann@example.com"];
-    let ended = run(&Setup::embedded(), &who).await;
-    assert_eq!(ended.code, Some(2));
-    assert!(ended.stderr.contains("--password-stdin"), "{}", ended.stderr);
+    let output = run(&Setup::embedded(), &who).await;
+    assert_eq!(output.code, Some(2));
+    assert!(output.stderr.contains("--password-stdin"), "{}", output.stderr);
 }
 
 #[tokio::test]
-async fn what_is_typed_is_not_shown() {
+async fn typed_password_is_not_echoed() {
     let setup = Setup::embedded();
     let muster = setup.start().await;
     let program = env!("CARGO_BIN_EXE_muster");
     let email = format!("{}@example.com", unique("typed"));
     let address = muster.client().address();
     let line = format!("{program} signup --url http://{address} --firstname Ann --email {email}");
-    // `script` gives it a terminal, and passes on what is written and shown there.
+    // `script` provides a terminal and forwards its input and output.
     let mut terminal = Command::new("script")
         .args(["--quiet", "--return", "--command", &line, "/dev/null"])
         .stdin(Stdio::piped())
@@ -161,8 +165,8 @@ async fn what_is_typed_is_not_shown() {
     let mut shown = String::new();
     for prompt in ["Password: ", "Once more: "] {
         read_until(&mut screen, &mut shown, prompt).await;
-        // A person cannot type between the prompt and the moment after it; a test can.
-        eventually("the terminal to show nothing", async || is_silent(&email)).await;
+        // The program disables the echo shortly after the prompt.
+        eventually("the echo to be off", async || is_silent(&email)).await;
         keys.write_all(format!("{PASSWORD}\n").as_bytes()).await.unwrap();
     }
     read_until(&mut screen, &mut shown, "under the contract register").await;
@@ -170,7 +174,7 @@ async fn what_is_typed_is_not_shown() {
     assert!(terminal.wait().await.unwrap().success());
 }
 
-/// Whether the terminal of the program that has this argument shows nothing of what is typed.
+/// Whether the echo is off on the terminal of the program with this argument.
 fn is_silent(argument: &str) -> bool {
     let program = env!("CARGO_BIN_EXE_muster");
     let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
@@ -184,12 +188,12 @@ fn is_silent(argument: &str) -> bool {
     String::from_utf8_lossy(&state.stdout).split_whitespace().any(|word| word == "-echo")
 }
 
-async fn read_until(screen: &mut ChildStdout, shown: &mut String, wanted: &str) {
+async fn read_until(screen: &mut ChildStdout, shown: &mut String, text: &str) {
     let read = async {
         let mut bytes = [0; 256];
-        while !shown.contains(wanted) {
+        while !shown.contains(text) {
             let count = screen.read(&mut bytes).await.unwrap();
-            assert!(count > 0, "it ended: {shown}");
+            assert!(count > 0, "the output ended: {shown}");
             shown.push_str(&String::from_utf8_lossy(&bytes[..count]));
         }
     };

@@ -135,7 +135,12 @@ async fn invalid_settings_stop_the_start() {
             |setup| {
                 setup.with("MUSTER_LISTEN", "nowhere").with("MUSTER_FRONT_REQUEST_TIMEOUT", "soon")
             },
-            &["2 problems in the settings", "front.listen", "MUSTER_LISTEN", "front.request_timeout"],
+            &[
+                "2 problems in the settings",
+                "front.listen",
+                "MUSTER_LISTEN",
+                "front.request_timeout",
+            ],
         ),
     ];
     for (case, change, parts) in cases {

@@ -1,5 +1,4 @@
-//! `muster serve` as a person starts it on a terminal: five lines with the addresses to open, and one line for each
-//! signup. `script` makes the terminal.
+//! `muster serve` on a terminal: five lines at the start, and one line for each signup. `script` provides the terminal.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +10,7 @@ use crate::support::muster::TIMEOUT;
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Client, Setup};
 
-/// A program on a terminal of its own.
+/// A program on a terminal.
 struct Terminal {
     script: Child,
     lines: Receiver<String>,
@@ -25,7 +24,7 @@ impl Terminal {
         let mut terminal = Command::new("script");
         terminal.args(["-qec", &typed, "/dev/null"]).current_dir(setup.directory()).env_clear();
         for (name, value) in &setup.environment {
-            // As on the first start: the filter of the tests shows more.
+            // With the default filter: that of the tests shows more.
             if name != "MUSTER_LOG_FILTER" {
                 terminal.env(name, value);
             }
@@ -45,7 +44,7 @@ impl Terminal {
     }
 
     fn line(&self) -> String {
-        self.lines.recv_timeout(TIMEOUT).expect("a line")
+        self.lines.recv_timeout(TIMEOUT).expect("no line in time")
     }
 
     /// The five lines of the start, without warnings.
@@ -54,7 +53,7 @@ impl Terminal {
         lines.filter(|line| !line.contains(" WARN ")).take(5).collect()
     }
 
-    /// Asks it to stop, and gives the lines that are left.
+    /// Stops it and returns the remaining lines.
     fn stop(mut self) -> Vec<String> {
         assert!(Command::new("kill").args(["-TERM", &self.pid]).status().unwrap().success());
         let rest = self.lines.iter().collect();
@@ -63,7 +62,7 @@ impl Terminal {
     }
 }
 
-/// A test that fails leaves nothing running.
+/// Kills the processes of a failed test.
 impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = Command::new("kill").args(["-KILL", &self.pid]).stderr(Stdio::null()).status();
@@ -79,14 +78,14 @@ fn without_colours(line: &str) -> String {
     std::iter::once(first).chain(rest).collect()
 }
 
-/// The address behind a word of a line.
+/// The address of the URL in a line.
 fn address(line: &str) -> String {
     let (_, rest) = line.split_once("http://").unwrap();
     rest.split(['/', ' ']).next().unwrap().to_owned()
 }
 
 #[tokio::test]
-async fn start_on_a_terminal_is_five_lines_and_a_signup_is_one() {
+async fn start_prints_five_lines_and_a_signup_one() {
     let setup = Setup::embedded().with("MUSTER_LOG_FORMAT", "auto");
     let terminal = Terminal::start(&setup, "");
     let lines = terminal.start_lines();
@@ -100,7 +99,7 @@ async fn start_on_a_terminal_is_five_lines_and_a_signup_is_one() {
         format!("  sign up   http://{address}/"),
         format!("  status    http://{address}/status   docs  http://{address}/docs"),
         format!("  users     {} (new)   queue  in this process", file.display()),
-        "  stop      Ctrl-C finishes what is under way, a second Ctrl-C does not".to_owned(),
+        "  stop      Ctrl-C finishes requests in progress, a second Ctrl-C aborts them".to_owned(),
     ];
     assert_eq!(lines, expected);
 
@@ -116,9 +115,9 @@ async fn start_on_a_terminal_is_five_lines_and_a_signup_is_one() {
     }
     let rest = terminal.stop();
     assert_eq!(rest.len(), 1, "{rest:?}");
-    assert!(rest[0].contains("INFO  stopping; a second signal stops at once"), "{rest:?}");
+    assert!(rest[0].contains("INFO  stopping; a second signal stops immediately"), "{rest:?}");
 
-    // The data file is there now.
+    // The data file exists now.
     let terminal = Terminal::start(&setup, "");
     let lines = terminal.start_lines();
     assert!(!lines[3].contains("(new)") && lines[3].contains("users.redb"), "{lines:?}");
@@ -126,7 +125,7 @@ async fn start_on_a_terminal_is_five_lines_and_a_signup_is_one() {
 }
 
 #[tokio::test]
-async fn roles_on_terminals_show_what_each_of_them_serves() {
+async fn each_role_prints_its_own_start_lines() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -147,7 +146,7 @@ async fn roles_on_terminals_show_what_each_of_them_serves() {
     let client = Client::new(&address);
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     assert_eq!(client.post("/signup", &body).await.status, 201);
-    // In processes of their own each has its line.
+    // Each process logs its own line.
     let shows = |terminal: &Terminal, text: &str| {
         std::iter::from_fn(|| Some(terminal.line())).find(|line| line.contains(text)).unwrap()
     };
@@ -158,7 +157,7 @@ async fn roles_on_terminals_show_what_each_of_them_serves() {
 }
 
 #[test]
-fn json_on_a_terminal_is_as_elsewhere() {
+fn json_log_on_a_terminal_has_only_json_lines() {
     let setup = Setup::embedded().with("MUSTER_LOG_FORMAT", "json");
     let terminal = Terminal::start(&setup, "");
     let mut messages = Vec::new();

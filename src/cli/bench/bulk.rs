@@ -1,5 +1,5 @@
-//! What a flood of bulk rows does to those who wait: signups at half of what the machine can do, first
-//! alone, then while so many rows lie in the bulk queue.
+//! The bulk measurement of `muster bench`: signups at half the capacity, first alone, then with many rows in the bulk
+//! queue.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use bytes::Bytes;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::drive_apart;
+use super::drive_on_thread;
 use super::load::Load;
-use super::report::Isolation;
-use crate::queue::{BulkProducer, MessageQueue, BulkRow, Window};
+use super::report::BulkIsolation;
 use crate::domain::{ContractId, MessageId, id::random_hex};
+use crate::queue::{BulkProducer, BulkRow, MessageQueue, Window};
 use crate::telemetry::TraceContext;
 
-/// How long the broker has to put the rows away, with signups going on.
-const SETTLE: Duration = Duration::from_secs(20);
+/// Time for the broker to store the rows, under the same load of signups, before the measurement.
+const SETTLE_TIME: Duration = Duration::from_secs(20);
 
-/// Measures both, `capacity` signups a second being all that goes without rows.
+/// Measures p99 latency without and with rows. `capacity` is the rate of signups at full load, per second.
 pub(super) async fn measure(
     queue: Arc<dyn MessageQueue>,
     address: SocketAddr,
@@ -29,16 +29,16 @@ pub(super) async fn measure(
     rows: usize,
     capacity: f64,
     bar: &ProgressBar,
-) -> anyhow::Result<Isolation> {
-    let load = Load { pace: Some(capacity / 2.0), ..load };
+) -> anyhow::Result<BulkIsolation> {
+    let load = Load { rate: Some(capacity / 2.0), ..load };
     bar.set_prefix("half the load");
-    let alone = drive_apart(address, load, bar).await?;
+    let alone = drive_on_thread(address, load, bar).await?;
     let client = queue.rpc_client();
-    let BulkProducer { rows: sender, replies: mut answers, .. } = client.producer(Window::new(rows));
+    let BulkProducer { rows: sender, mut replies, .. } = client.producer(Window::new(rows));
     let done = Arc::new(AtomicU64::new(0));
     let counted = done.clone();
     let counting = tokio::spawn(async move {
-        while answers.recv().await.is_some() {
+        while replies.recv().await.is_some() {
             counted.fetch_add(1, Ordering::Relaxed);
         }
     });
@@ -46,24 +46,24 @@ pub(super) async fn measure(
     bar.set_length(rows as u64);
     let run = random_hex();
     for tag in 0..rows as u64 {
-        sender.send(row(&run, tag)).await.context("the queue takes no more rows")?;
+        sender.send(row(&run, tag)).await.context("the bulk producer stopped")?;
         bar.set_position(tag);
     }
-    // A broker is busy with rows for some seconds after it has taken them.
-    bar.set_prefix("until the rows lie in the queue");
-    drive_apart(address, Load { duration: SETTLE, ..load }, bar).await?;
+    // The broker is busy for some seconds after it has accepted the rows.
+    bar.set_prefix("waiting for the broker");
+    drive_on_thread(address, Load { duration: SETTLE_TIME, ..load }, bar).await?;
     let before = done.load(Ordering::Relaxed);
-    bar.set_prefix("half the load, and rows");
-    let flooded = drive_apart(address, load, bar).await?;
+    bar.set_prefix("half the load with rows");
+    let flooded = drive_on_thread(address, load, bar).await?;
     let after = done.load(Ordering::Relaxed);
-    let bulk = (after - before) as f64 / load.lasts().as_secs_f64();
+    let bulk = (after - before) as f64 / load.total_time().as_secs_f64();
     anyhow::ensure!(
         after < rows as u64,
-        "all rows were done before the end: --with-bulk takes more"
+        "all rows were handled before the end of the measurement; give --bulk-rows a larger number"
     );
-    // What is still in the queue is removed with it.
+    // The remaining rows are removed with the queue.
     counting.abort();
-    Ok(Isolation {
+    Ok(BulkIsolation {
         rows: rows - before as usize,
         per_second: flooded.per_second,
         p99_alone_ms: alone.p99_ms,

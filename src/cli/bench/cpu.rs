@@ -1,27 +1,26 @@
-//! The processor time of this process's threads, told apart by their names. Linux only; elsewhere
-//! there are no figures.
+//! Processor time of the threads of this process, separated by thread name. Linux only; zero elsewhere.
 
 use std::fs;
 use std::time::Duration;
 
-/// The name of threads that make load and belong to nobody's signup.
-pub(super) const LOAD: &str = "load";
-/// How the names of hashing threads begin.
-const HASH: &str = "hash-";
-/// `/proc` counts in ticks of `sysconf(_SC_CLK_TCK)`, which is 100 a second on Linux everywhere.
+/// Name of the threads that generate load.
+pub(super) const LOAD_THREAD: &str = "load";
+/// Prefix of the names of hash threads.
+const HASH_PREFIX: &str = "hash-";
+/// Unit of the times in `/proc`: `sysconf(_SC_CLK_TCK)` is 100 per second on all Linux systems.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Processor time spent so far by threads that neither hash nor make load.
-pub(super) fn own_time() -> Duration {
+/// Processor time spent so far by threads that neither hash nor generate load.
+pub(super) fn service_time() -> Duration {
     let Ok(threads) = fs::read_dir("/proc/self/task") else { return Duration::ZERO };
     threads
         .flatten()
         .filter_map(|thread| {
             let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
-            // `pid (name) state ...`; the name may hold anything.
+            // `pid (name) state ...`; the name may contain any character.
             let (start, rest) = stat.rsplit_once(')')?;
             let name = start.split_once('(')?.1;
-            if name == LOAD || name.starts_with(HASH) {
+            if name == LOAD_THREAD || name.starts_with(HASH_PREFIX) {
                 return None;
             }
             // After the name, user and system time are the 12th and 13th fields (proc(5)).

@@ -1,4 +1,4 @@
-//! Signs up as many different users as it can, on so many connections, for so long.
+//! The load generator of `muster bench`: signs up different users on several connections for a fixed time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,81 +11,88 @@ use futures_util::future::join_all;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::Signups;
-use crate::http_client::{HttpConnection, probe};
+use super::SignupReport;
 use crate::domain::id::random_hex;
+use crate::http_client::{HttpConnection, probe};
 
-/// Longest wait for the muster under test.
-const READY_WITHIN: Duration = Duration::from_secs(30);
-/// Not counted, at the beginning: connections are made and caches filled.
+/// Timeout for the tested instance to become ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Start of the load that is not measured: connections are opened and caches are filled.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// Where it signs up, and what has to stand there.
+/// Path of the signups, and the mount that serves it.
 pub(super) const PATH: &str = "/users/register";
 pub(super) const MOUNT: &str = "/users/register = nested-name";
 
-/// Waits for a muster to be ready.
+/// Waits until the instance at `address` is ready. Returns an error after 30 seconds.
 pub(super) async fn wait_until_ready(address: SocketAddr) -> anyhow::Result<()> {
     let started = Instant::now();
     loop {
         match probe::ready(address, false).await {
             Ok((true, _)) => return Ok(()),
-            Ok((false, told)) if started.elapsed() > READY_WITHIN => bail!("not ready: {told}"),
-            Err(error) if started.elapsed() > READY_WITHIN => return Err(error),
+            Ok((false, body)) if started.elapsed() > READY_TIMEOUT => bail!("not ready: {body}"),
+            Err(error) if started.elapsed() > READY_TIMEOUT => return Err(error),
             _ => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
 
-/// How it is driven.
+/// Parameters of the load.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
     pub(super) connections: usize,
     pub(super) duration: Duration,
-    /// Signups a second, however long each takes; none: as many as go.
-    pub(super) pace: Option<f64>,
+    /// Signups per second, sent at fixed times. `None`: each connection sends the next after the last response.
+    pub(super) rate: Option<f64>,
 }
 
 impl Load {
-    /// With the part that is not counted.
-    pub(super) fn lasts(&self) -> Duration {
+    /// Duration including the warm-up.
+    pub(super) fn total_time(&self) -> Duration {
         WARM_UP + self.duration
     }
 
-    /// When a client's signup is due.
+    /// Time, from the start, at which signup `n` of a client is sent.
     fn due(&self, client: usize, n: usize) -> Option<Duration> {
         let before = n * self.connections + client;
-        self.pace.map(|pace| Duration::from_secs_f64(before as f64 / pace))
+        self.rate.map(|rate| Duration::from_secs_f64(before as f64 / rate))
     }
 }
 
-/// Drives it from a thread of its own, so that its own processor time can be told apart.
-pub(super) fn drive(address: SocketAddr, load: Load, bar: &ProgressBar) -> anyhow::Result<Signups> {
+/// Generates the load on the current thread and returns the measurement.
+pub(super) fn drive(
+    address: SocketAddr,
+    load: Load,
+    bar: &ProgressBar,
+) -> anyhow::Result<SignupReport> {
     let Load { connections, duration, .. } = load;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let run = random_hex();
         let started = Instant::now();
-        let (counted, end) = (started + WARM_UP, started + WARM_UP + duration);
+        let (measured_from, end) = (started + WARM_UP, started + WARM_UP + duration);
         let created = Arc::new(AtomicU64::new(0));
         let clients = (0..connections).map(|n| {
             let (name, created) = (format!("{}-{n}", &run[..12]), created.clone());
             let due = move |nth| load.due(n, nth).map(|due| started + due);
-            async move { sign_up(address, &name, due, counted, end, &created).await }
+            async move { sign_up(address, &name, due, measured_from, end, &created).await }
         });
         bar.set_length(duration.as_secs());
-        let shown = async {
+        let progress = async {
             while Instant::now() < end {
                 tokio::time::sleep(Duration::from_millis(200)).await;
-                bar.set_position(counted.elapsed().as_secs());
+                bar.set_position(measured_from.elapsed().as_secs());
                 let rate = created.load(Ordering::Relaxed) as f64
-                    / counted.elapsed().as_secs_f64().max(0.1);
+                    / measured_from.elapsed().as_secs_f64().max(0.1);
                 bar.set_message(format!("{rate:.0} signups/s"));
             }
         };
-        let (results, ()) = tokio::join!(join_all(clients), shown);
-        let mut signups =
-            Signups { connections, seconds: duration.as_secs_f64(), ..Signups::default() };
+        let (results, ()) = tokio::join!(join_all(clients), progress);
+        let mut signups = SignupReport {
+            connections,
+            seconds: duration.as_secs_f64(),
+            ..SignupReport::default()
+        };
         let mut latencies = Vec::new();
         for result in results {
             let (mut times, other) = result?;
@@ -97,12 +104,12 @@ pub(super) fn drive(address: SocketAddr, load: Load, bar: &ProgressBar) -> anyho
     })
 }
 
-/// One client: the times of its successes, and how many answers were none.
+/// Runs one client. Returns the latencies of created users, and the number of responses other than 201.
 async fn sign_up(
     address: SocketAddr,
     name: &str,
     due: impl Fn(usize) -> Option<Instant>,
-    counted: Instant,
+    measured_from: Instant,
     end: Instant,
     created: &AtomicU64,
 ) -> anyhow::Result<(Vec<Duration>, u64)> {
@@ -114,17 +121,19 @@ async fn sign_up(
             "email": format!("{name}-{n}@example.com"),
             "password": "securePassword123",
         });
-        // One that is late counts from when it was due: who came then has waited since.
+        // A late signup is measured from its due time, so that waiting behind a slow response counts (coordinated
+        // omission).
         let sent = due(n).unwrap_or_else(Instant::now);
         if sent >= end {
             break;
         }
         tokio::time::sleep_until(sent.into()).await;
         let body = Bytes::from(body.to_string());
-        let (status, _) = connection.post(PATH, body).await.context("a signup broke off")?;
+        let (status, _) =
+            connection.post(PATH, body).await.context("the connection failed during a signup")?;
         let now = Instant::now();
         match status {
-            201 if now >= counted && now < end => {
+            201 if now >= measured_from && now < end => {
                 times.push(now - sent);
                 created.fetch_add(1, Ordering::Relaxed);
             }

@@ -1,7 +1,7 @@
-//! `muster bench`: what this machine can register, to size a deployment by.
+//! `muster bench`: measures the registration capacity of this machine, for sizing a deployment.
 //!
-//! Measures how fast it hashes, then drives signups over HTTP through the configured queue and
-//! store, in a database and queues of its own that are removed at the end.
+//! It measures hashing, then generates signups over HTTP through the configured queue and store. It uses a temporary
+//! database and temporary queues, and removes them at the end.
 
 mod bulk;
 mod cpu;
@@ -16,48 +16,48 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, complain, runtime};
+use super::{EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, SettingFlags, print_error, runtime};
 use crate::app::App;
 use crate::config::{Flag, Settings, StoreUrl};
-use crate::password::Kernel;
 use crate::domain::{Clock, id::random_hex};
+use crate::password::Kernel;
 use crate::{queue, store};
 use load::Load;
-use report::{Hashing, Isolation, Report, Signups};
+use report::{BenchReport, BulkIsolation, HashingReport, SignupReport};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     muster bench\n  \
     muster bench --cost 12 --connections 64 --duration 30s --json\n  \
-    muster bench --queue amqp://localhost --store mongodb://localhost --with-bulk 100000")]
-pub(super) struct Flags {
+    muster bench --queue amqp://localhost --store mongodb://localhost --bulk-rows 100000")]
+pub(super) struct BenchArgs {
     #[command(flatten)]
     settings: SettingFlags,
-    /// bcrypt cost; below 10 is allowed here.
+    /// bcrypt cost of the measurement; values below 10 are allowed.
     #[arg(long, value_name = "COST")]
     cost: Option<u32>,
-    /// Connections that sign up at once.
+    /// Number of concurrent connections.
     #[arg(long, default_value_t = 32, value_name = "N")]
     connections: usize,
-    /// How long to sign up.
+    /// Duration of the signup load.
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// Measure too what so many bulk rows in the queue do to signups at half of that rate.
+    /// Also measure signups at half the capacity while this many rows are in the bulk queue.
     #[arg(long, value_name = "ROWS", conflicts_with = "address")]
-    with_bulk: Option<usize>,
-    /// Drive the muster at this address instead; the users it makes stay there.
+    bulk_rows: Option<usize>,
+    /// Measure the running instance at this address. The created users are not removed.
     #[arg(long, value_name = "ADDRESS")]
     address: Option<SocketAddr>,
-    /// Print JSON.
+    /// Print one JSON document.
     #[arg(long)]
     json: bool,
 }
 
-pub(super) fn run(flags: Flags) -> u8 {
-    let settings = match Settings::load(&flags.settings.clone().sources(own(flags.cost))) {
+pub(super) fn run(flags: BenchArgs) -> u8 {
+    let settings = match Settings::load(&flags.settings.clone().sources(overrides(flags.cost))) {
         Ok(settings) => settings,
         Err(problems) => {
-            complain(&problems.into());
+            print_error(&problems.into());
             return EXIT_CONFIGURATION;
         }
     };
@@ -66,15 +66,15 @@ pub(super) fn run(flags: Flags) -> u8 {
         Ok(0) => EXIT_OK,
         Ok(_) => EXIT_FAILED,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             EXIT_FAILED
         }
     }
 }
 
-/// What is set whatever the operator says: the role, the addresses and the path that is asked are this
-/// command's own business, a secret is one that nobody needs, and nothing refuses its users.
-fn own(cost: Option<u32>) -> Vec<Flag> {
+/// Settings that override those of the operator: role, addresses and path are internal, the secret is temporary, and
+/// no policy or limit refuses the generated users.
+fn overrides(cost: Option<u32>) -> Vec<Flag> {
     let set = [
         ("password.allow_weak_cost", "1"),
         ("password.min_length", "0"),
@@ -96,61 +96,61 @@ fn own(cost: Option<u32>) -> Vec<Flag> {
     set.into_iter().chain([secret]).chain(cost).map(flag).collect()
 }
 
-fn measure(flags: &Flags, mut settings: Settings) -> anyhow::Result<Report> {
+fn measure(flags: &BenchArgs, mut settings: Settings) -> anyhow::Result<BenchReport> {
     let (mut kernel, _) = Kernel::initial(settings.password.lanes);
     if settings.password.lanes.is_none() {
         kernel = Kernel::fastest(kernel, || true).map_or(kernel, |(fastest, _)| fastest);
-        // The muster that is driven would measure again.
+        // Otherwise the tested instance would measure the kernels again.
         settings.password.lanes = Some(kernel.width());
     }
     let bar = bar();
     bar.set_prefix("hashing");
     let before = hashing::measure(kernel, &settings.password, &bar);
-    bar.set_prefix("signing up");
+    bar.set_prefix("signups");
     let (signups, isolation) = match flags.address {
         Some(address) => (load::drive(address, flags.load(), &bar)?, None),
-        None => with_own_muster(flags, settings.clone(), &bar)?,
+        None => on_temporary_instance(flags, settings.clone(), &bar)?,
     };
     bar.set_prefix("hashing again");
     bar.set_message("");
     let after = hashing::measure(kernel, &settings.password, &bar);
     bar.finish_and_clear();
-    let hashing = Hashing::mean(kernel, &settings.password, &before, &after);
-    Ok(Report::new(flags, &settings, hashing, signups, isolation))
+    let hashing = HashingReport::mean(kernel, &settings.password, &before, &after);
+    Ok(BenchReport::new(flags, &settings, hashing, signups, isolation))
 }
 
-impl Flags {
+impl BenchArgs {
     fn load(&self) -> Load {
-        Load { connections: self.connections, duration: self.duration, pace: None }
+        Load { connections: self.connections, duration: self.duration, rate: None }
     }
 }
 
-/// Drives from a thread of its own, without keeping this one from its other work.
-async fn drive_apart(
+/// Generates the load on a separate thread, whose processor time is not counted as the service's.
+async fn drive_on_thread(
     address: SocketAddr,
     load: Load,
     bar: &ProgressBar,
-) -> anyhow::Result<Signups> {
-    let shown = bar.clone();
-    let driving = std::thread::Builder::new()
-        .name(cpu::LOAD.into())
-        .spawn(move || load::drive(address, load, &shown))?;
-    while !driving.is_finished() {
+) -> anyhow::Result<SignupReport> {
+    let bar = bar.clone();
+    let driver = std::thread::Builder::new()
+        .name(cpu::LOAD_THREAD.into())
+        .spawn(move || load::drive(address, load, &bar))?;
+    while !driver.is_finished() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    driving.join().map_err(|_| anyhow::anyhow!("the load generator crashed"))?
+    driver.join().map_err(|_| anyhow::anyhow!("the load generator crashed"))?
 }
 
-/// Starts a muster on a database and queues of its own, drives it, and removes all of it.
-fn with_own_muster(
-    flags: &Flags,
+/// Starts an instance on a temporary database and temporary queues, measures it, and removes both.
+fn on_temporary_instance(
+    flags: &BenchArgs,
     mut settings: Settings,
     bar: &ProgressBar,
-) -> anyhow::Result<(Signups, Option<Isolation>)> {
+) -> anyhow::Result<(SignupReport, Option<BulkIsolation>)> {
     let name = format!("muster-bench-{}", &random_hex()[..12]);
     let scratch = std::env::temp_dir().join(&name);
     std::fs::create_dir(&scratch)
-        .with_context(|| format!("{}: cannot be made", scratch.display()))?;
+        .with_context(|| format!("{}: cannot create the directory", scratch.display()))?;
     settings.queue.namespace.clone_from(&name);
     settings.store.url = match settings.store.url {
         StoreUrl::File(_) => StoreUrl::File(scratch.join("users.redb")),
@@ -159,24 +159,24 @@ fn with_own_muster(
     let runtime = runtime()?;
     let signups = runtime.block_on(async {
         let app = App::start(&settings, Clock::system()).await?;
-        let address = app.addresses().front.context("a front that listens")?;
-        let slots = app.hash_pool().cloned().context("a worker that hashes")?;
+        let address = app.addresses().front.context("the instance has no front")?;
+        let slots = app.hash_pool().cloned().context("the instance has no worker")?;
         let queue = app.queue().clone();
         let stop = tokio_util::sync::CancellationToken::new();
         let running = tokio::spawn(app.run_until(stop.clone().cancelled_owned()));
         load::wait_until_ready(address).await?;
-        let (before, cpu) = (slots.usage(), cpu::own_time());
-        let driven = drive_apart(address, flags.load(), bar).await;
-        let (after, cpu_after) = (slots.usage(), cpu::own_time());
+        let (before, cpu) = (slots.usage(), cpu::service_time());
+        let signups = drive_on_thread(address, flags.load(), bar).await;
+        let (after, cpu_after) = (slots.usage(), cpu::service_time());
         let measured = async {
-            let mut signups = driven?;
-            signups.measured_inside(before, after, cpu_after.saturating_sub(cpu));
-            let isolation = match flags.with_bulk {
+            let mut signups = signups?;
+            signups.set_internals(before, after, cpu_after.saturating_sub(cpu));
+            let isolation = match flags.bulk_rows {
                 Some(rows) => {
                     let capacity = signups.per_second;
                     anyhow::ensure!(
                         capacity > 0.0,
-                        "nobody was signed up, so there is no half of it"
+                        "no signup succeeded, so the rows cannot be measured at half the capacity"
                     );
                     Some(bulk::measure(queue, address, flags.load(), rows, capacity, bar).await?)
                 }
@@ -195,8 +195,11 @@ fn with_own_muster(
     });
     let _ = std::fs::remove_dir_all(&scratch);
     let signups = signups?;
-    removed
-        .with_context(|| format!("measured, but {name} is left on the broker or the database"))?;
+    removed.with_context(|| {
+        format!(
+            "the measurement finished, but the broker or the database still has {name}; remove it"
+        )
+    })?;
     Ok(signups)
 }
 
@@ -211,7 +214,7 @@ mod tests {
     use crate::config::{Blocklist, Sources};
 
     #[test]
-    fn nothing_an_operator_asks_of_users_refuses_its_own() {
+    fn settings_of_the_operator_do_not_refuse_generated_users() {
         let environment = [
             ("MUSTER_ROLE", "front"),
             ("MUSTER_FRONT_MOUNTS", "/people = username"),
@@ -222,7 +225,7 @@ mod tests {
         ];
         let environment =
             environment.map(|(name, text)| (name.to_owned(), text.to_owned())).to_vec();
-        let sources = Sources { environment, flags: own(Some(4)), ..Sources::default() };
+        let sources = Sources { environment, flags: overrides(Some(4)), ..Sources::default() };
         let settings = Settings::load(&sources).unwrap();
         assert_eq!((settings.policy.min_length, settings.policy.blocklist), (0, Blocklist::None));
         assert_eq!((settings.limits.per_address, settings.admin), (None, None));

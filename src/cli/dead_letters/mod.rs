@@ -150,9 +150,9 @@ async fn visit_selected(
     };
     let visited: anyhow::Result<usize> = visited.await;
     // Fetched messages return to the queue in their order, even after an error.
-    let put_back = dead_letters.put_back().await;
+    let return_kept = dead_letters.return_kept().await;
     let seen = visited?;
-    put_back.map(|()| seen)
+    return_kept.map(|()| seen)
 }
 
 impl ListArgs {

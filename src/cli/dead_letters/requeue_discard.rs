@@ -196,8 +196,8 @@ async fn process(
         )
         .await;
         // Fetched messages return to the queue in their order, even after an error.
-        let put_back = dead_letters.put_back().await;
-        result.and(put_back)
+        let return_kept = dead_letters.return_kept().await;
+        result.and(return_kept)
     };
     progress.print_summary(selected);
     result.with_context(|| {

@@ -1,4 +1,4 @@
-//! Sends requests to RabbitMQ's HTTP API. `queue` decides which, and what the responses mean.
+//! Requests to RabbitMQ's HTTP API for `muster doctor`. `queue` selects the requests and interprets the responses.
 
 use std::time::Duration;
 
@@ -16,32 +16,33 @@ use crate::http_client::trust::{self, Trust};
 use crate::queue;
 use crate::telemetry::finding::Finding;
 
-/// Longest wait for one response, and for all of them.
+/// Timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of all requests together.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Checks what only the HTTP API shows; without its URL, names what is not checked.
-pub(super) async fn look(
+/// Checks what only the HTTP API shows. Without its URL, returns a note that names the omitted checks.
+pub(super) async fn check(
     settings: &config::QueueSettings,
     url: Option<&Url>,
 ) -> anyhow::Result<Vec<Finding>> {
     match (url, &settings.url) {
         (Some(url), _) => {
-            let mut api = Api::new(url, settings)?;
+            let mut api = ManagementClient::new(url, settings)?;
             queue::inspect_management(settings, async |path| api.get(path).await).await
         }
         (None, QueueUrl::Local) => Ok(Vec::new()),
         (None, QueueUrl::Amqp(_)) => Ok(vec![Finding::note(
             "cluster, bindings, policies, alarms",
-            "AMQP does not show them; every front and worker makes the bindings when it connects, but another \
-             system's policy can still change a queue",
+            "not checked, because AMQP does not show them; fronts and workers declare the bindings when they connect, but a \
+             policy of another system can change a queue",
             "muster doctor --management http://HOST:15672; or rabbitmqctl list_policies, rabbitmqctl status",
         )]),
     }
 }
 
-/// The HTTP API, with a connection that is opened again after a failure.
-struct Api {
+/// Client of the HTTP API. Opens a new connection after a failure.
+struct ManagementClient {
     base: Url,
     host: String,
     port: u16,
@@ -52,7 +53,7 @@ struct Api {
     deadline: Instant,
 }
 
-impl Api {
+impl ManagementClient {
     /// Checks the URL. The credentials are those in `url`, or else the queue's.
     fn new(url: &Url, settings: &config::QueueSettings) -> anyhow::Result<Self> {
         let host = url.host_str().context("--management: expected a host")?.to_owned();
@@ -72,7 +73,7 @@ impl Api {
                 ensure!(
                     encrypted || amqp.scheme() == "amqp",
                     "--management: the password of an amqps:// queue is not sent over http://; \
-                     take https://, or name a user in the URL"
+                     use https://, or give the URL credentials"
                 );
                 let expected =
                     "--management: expected user and password, as in http://user:password@host";
@@ -85,32 +86,32 @@ impl Api {
         Ok(Self { base, host, port, trust, user, password, connection: None, deadline })
     }
 
-    /// The document at these segments of a path below `/api/`; `None` on 404.
+    /// Requests the JSON document at a path below `/api/`, given as segments. `None` on 404.
     async fn get(&mut self, path: &[&str]) -> anyhow::Result<Option<Value>> {
         let mut url = self.base.clone();
         let segments = url.path_segments_mut();
-        let mut segments = segments.map_err(|()| anyhow::anyhow!("--management: not a base"))?;
+        let mut segments = segments.map_err(|()| anyhow::anyhow!("--management: expected a URL with a path"))?;
         segments.pop_if_empty().push("api").extend(path);
         drop(segments);
         let until = self.deadline.min(Instant::now() + REQUEST_TIMEOUT);
         let (status, body) = match timeout_at(until, self.request(url.path())).await {
             Ok(response) => response?,
-            Err(_) => bail!("{}: no response to /api/{} in time", self.host, path.join("/")),
+            Err(_) => bail!("{}: no response to /api/{} before the timeout", self.host, path.join("/")),
         };
         let host = &self.host;
         match status {
-            // A check that failed is answered 503, with what it found.
+            // A failed health check responds with 503 and a description.
             200 | 503 => {
                 let document = serde_json::from_slice(&body);
                 Ok(Some(document.with_context(|| format!("{host}: expected JSON"))?))
             }
             404 => Ok(None),
-            401 | 403 => bail!("{host} answers {status}: this user may not read /api/{}", path[0]),
-            _ => bail!("{host} answers {status} to /api/{}", path[0]),
+            401 | 403 => bail!("{host} responds {status}: this user may not read /api/{}", path[0]),
+            _ => bail!("{host} responds {status} to /api/{}", path[0]),
         }
     }
 
-    /// Sends a request on the open connection, or on a new one. The connection is kept if the response is complete.
+    /// Sends a request on the open connection or on a new one, and keeps the connection after a complete response.
     async fn request(&mut self, path: &str) -> anyhow::Result<(u16, Bytes)> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
@@ -127,7 +128,7 @@ impl Api {
     }
 }
 
-/// A URL with the scheme and credentials of `amqp`, which may name several hosts.
+/// Returns a URL with the scheme and credentials of `amqp`, which may name several hosts.
 fn credentials(amqp: &str) -> anyhow::Result<Url> {
     let before_hosts = amqp.split('@').next().filter(|_| amqp.contains('@'));
     Ok(Url::parse(
@@ -135,7 +136,7 @@ fn credentials(amqp: &str) -> anyhow::Result<Url> {
     )?)
 }
 
-/// The credentials in a URL.
+/// Returns user and password of a URL, percent-decoded. `None` without a password.
 fn login(url: &Url) -> anyhow::Result<Option<(String, SecretString)>> {
     let text = |encoded| anyhow::Ok(percent_decode_str(encoded).decode_utf8()?.into_owned());
     let Some(password) = url.password() else { return Ok(None) };

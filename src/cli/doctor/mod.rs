@@ -1,10 +1,9 @@
-//! `muster doctor`: looks at everything that a muster with these settings would use, and changes
-//! nothing. What it finds on the broker and in the database is found by `queue` and `store`; what is in
-//! this machine and in the settings, in `here`.
+//! `muster doctor`: checks settings, machine, broker and database, and changes nothing. `local` checks the settings and
+//! the machine, `queue` the broker, `store` the database.
 
-mod here;
+mod format;
+mod local;
 mod management;
-mod show;
 
 use std::time::Duration;
 
@@ -15,19 +14,19 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::{
-    EXIT_CONFIGURATION, EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, SettingFlags, complain, runtime,
+    EXIT_CONFIGURATION, EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, SettingFlags, print_error, runtime,
     stdout,
 };
 use crate::config::Settings;
 use crate::telemetry::finding::{Finding, Severity};
 use crate::{queue, store};
-use show::Style;
+use format::TextStyle;
 
-/// Longest wait for the broker, and for the database. Both respond within milliseconds unless something is wrong; their
-/// checks have shorter limits of their own, so that one that hangs does not hide the others.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// What to do about settings with which nothing can be asked.
-const MEND: &str = "mend the setting that is named";
+/// Timeout for all checks of the broker, and for all of the database. Single checks have shorter timeouts, so that one
+/// that hangs does not hide the others.
+const SERVICE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Remedy if the settings do not allow a check.
+const SETTING_REMEDY: &str = "fix the named setting";
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -35,13 +34,13 @@ const MEND: &str = "mend the setting that is named";
     muster doctor --role front\n  \
     muster doctor --management http://broker:15672\n  \
     muster doctor --json | jq '.findings[] | select(.severity == \"error\")'\n\n\
-    Exit codes: 0 nothing but notes, 1 it could not look, 2 settings are wrong, 3 warnings or errors.\n\
-    Queues are compared by declaring those that are there once more, which changes nothing.")]
-pub(super) struct Flags {
+    Exit codes: 0 no warnings or errors, 1 the output cannot be written, 2 settings are invalid, 3 warnings or errors.\n\
+    Existing queues are compared by declaring them again, which changes nothing.")]
+pub(super) struct DoctorArgs {
     #[command(flatten)]
     settings: SettingFlags,
-    /// Check RabbitMQ's HTTP API too: the cluster, bindings, policies and alarms, which AMQP does not show.
-    /// With the user of the queue unless the URL names another; it needs the tag monitoring.
+    /// Also check cluster, bindings, policies and alarms through RabbitMQ's HTTP API, because AMQP does not show
+    /// them. Uses the credentials of the queue unless the URL has its own; the user needs the tag monitoring.
     #[arg(long, value_name = "URL", value_parser = super::http_url)]
     management: Option<Url>,
     /// Print one JSON document.
@@ -49,51 +48,52 @@ pub(super) struct Flags {
     json: bool,
 }
 
-pub(super) fn run(flags: Flags) -> u8 {
+pub(super) fn run(flags: DoctorArgs) -> u8 {
     if let Some(url) = &flags.management {
-        let instead = "give the user of the queue the tag monitoring, and leave it out";
+        let instead = "give the user of the queue the tag monitoring, and omit the password here";
         super::warn_of_credentials("--management", url.as_str(), instead);
     }
     let start = flags.settings.clone().load();
     let settings = match flags.settings.load_for_client() {
         Ok(settings) => settings,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             return EXIT_CONFIGURATION;
         }
     };
-    let mut findings: Vec<Finding> = start.as_ref().err().map(here::refused).into_iter().collect();
+    let mut findings: Vec<Finding> =
+        start.as_ref().err().map(local::startup_problem).into_iter().collect();
     let found =
-        runtime().map(|runtime| runtime.block_on(look(&settings, flags.management.as_ref())));
+        runtime().map(|runtime| runtime.block_on(check(&settings, flags.management.as_ref())));
     let printed = found.and_then(|found| {
         findings.extend(found);
-        stdout::print(&shown(&findings, flags.json))?;
+        stdout::print(&render(&findings, flags.json))?;
         Ok(findings.iter().map(|finding| finding.severity).max())
     });
     match printed {
         Ok(Some(Severity::Warning | Severity::Error)) => EXIT_FINDINGS,
         Ok(_) => EXIT_OK,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             EXIT_FAILED
         }
     }
 }
 
-async fn look(settings: &Settings, management: Option<&Url>) -> Vec<Finding> {
-    let mut findings = here::look(settings).await;
-    let found = timeout(PATIENCE, queue::inspect(&settings.queue)).await;
-    findings.extend(or_unusable("broker", MEND, found));
-    let found = management::look(&settings.queue, management).await;
-    findings.extend(or_unusable("management", queue::MANAGEMENT_REMEDY, Ok(found)));
+async fn check(settings: &Settings, management: Option<&Url>) -> Vec<Finding> {
+    let mut findings = local::check(settings).await;
+    let found = timeout(SERVICE_TIMEOUT, queue::inspect(&settings.queue)).await;
+    findings.extend(findings_or_error("broker", SETTING_REMEDY, found));
+    let found = management::check(&settings.queue, management).await;
+    findings.extend(findings_or_error("management", queue::MANAGEMENT_REMEDY, Ok(found)));
     if settings.role.has_worker() {
-        let found = timeout(PATIENCE, store::inspect(&settings.store)).await;
-        findings.extend(or_unusable("database", MEND, found));
+        let found = timeout(SERVICE_TIMEOUT, store::inspect(&settings.store)).await;
+        findings.extend(findings_or_error("database", SETTING_REMEDY, found));
     }
     findings
 }
 
-fn or_unusable(
+fn findings_or_error(
     check: &'static str,
     remedy: &str,
     found: Result<anyhow::Result<Vec<Finding>>, Elapsed>,
@@ -102,24 +102,24 @@ fn or_unusable(
         Ok(Ok(findings)) => findings,
         Ok(Err(error)) => vec![Finding::error(check, format!("{error:#}"), remedy)],
         Err(_) => {
-            let remedy = "see whether it runs, and what lies between";
-            vec![Finding::error(check, "no answer in 20 s", remedy)]
+            let remedy = "check that the service runs and that the network allows the connection";
+            vec![Finding::error(check, "no response within 20 s", remedy)]
         }
     }
 }
 
-fn shown(findings: &[Finding], as_json: bool) -> String {
+fn render(findings: &[Finding], as_json: bool) -> String {
     if as_json {
         let count = |severity| findings.iter().filter(|found| found.severity == severity).count();
         let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
         let document = json!({ "errors": errors, "warnings": warnings, "findings": findings });
         return format!("{document}\n");
     }
-    show::text(findings, Style::of_stdout())
+    format::text(findings, TextStyle::for_stdout())
 }
 
-/// A number and what is counted, in the plural where it is one.
-fn counted(count: impl Into<i64>, what: &str) -> String {
+/// Formats a count with a singular or plural noun.
+fn counted(count: impl Into<i64>, noun: &str) -> String {
     let count = count.into();
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

@@ -1,5 +1,4 @@
-//! Checks every path of an import before anything is opened: what it writes must not be what it, or a muster
-//! with these settings, reads or keeps.
+//! Checks the paths of an import before a file is opened: an output file must not be an input or a data file.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,17 +6,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
 
-use super::Flags;
+use super::ImportArgs;
 use crate::config::{Settings, StoreUrl};
 use crate::import::is_report;
 
-impl Flags {
-    /// The file of the report; none for standard output.
+impl ImportArgs {
+    /// Returns the file of the report. `None` for standard output.
     pub(super) fn report(&self) -> Option<&Path> {
         self.output.as_deref().filter(|path| path.as_os_str() != "-")
     }
 
-    /// The file of the checkpoint, if there is one.
+    /// Returns the path of the checkpoint, if the import has one.
     pub(super) fn checkpoint_path(&self) -> Option<PathBuf> {
         if self.dry_run {
             return None;
@@ -30,7 +29,7 @@ impl Flags {
         Some(name.into())
     }
 
-    /// An error names the flag whose file is another's.
+    /// Returns an error with the flag whose file is already used for something else.
     pub(super) fn check_paths(&self, settings: &Settings) -> anyhow::Result<()> {
         let mut others = Vec::new();
         if self.file.as_os_str() != "-" {
@@ -50,53 +49,53 @@ impl Flags {
         for (path, flag) in written.into_iter().filter_map(|(path, flag)| Some((path?, flag))) {
             let name = path.display();
             for (other, what) in &others {
-                ensure!(!is_same(path, other), "{flag} {name}: that is {what}; name another");
+                ensure!(!is_same(path, other), "{flag} {name}: that is {what}; give another file");
             }
-            ensure!(!path.is_dir(), "{flag} {name}: a folder; name a file");
+            ensure!(!path.is_dir(), "{flag} {name}: expected a file, got a directory");
         }
         if let (Some(report), Some(checkpoint)) = (self.report(), &checkpoint) {
             ensure!(
                 !is_same(report, checkpoint),
-                "--output {}: that is the checkpoint; name another",
+                "--output {}: that is the checkpoint; give another file",
                 report.display()
             );
         }
         self.report().map_or(Ok(()), |report| self.check_report(report))
     }
 
-    /// A report that is there is continued or replaced only if that is asked for, and nothing else ever is.
+    /// Checks an existing file of --output. It must be a report, and is continued or replaced only on request.
     fn check_report(&self, path: &Path) -> anyhow::Result<()> {
-        let Ok(there) = fs::metadata(path) else { return Ok(()) };
-        // A pipe or a device keeps nothing.
-        if !there.is_file() || there.len() == 0 {
+        let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
+        // A pipe or a device has no content to overwrite.
+        if !metadata.is_file() || metadata.len() == 0 {
             return Ok(());
         }
         let name = path.display();
         if !is_report(path) {
-            bail!("--output {name}: exists and is not a report of an import; name another file");
+            bail!("--output {name}: exists and is not a report of an import; give another file");
         }
         ensure!(
             self.resume || self.force,
-            "--output {name}: a report is there already; --resume continues its import, --force replaces it, or \
-             name another file"
+            "--output {name}: a report exists; resume its import with --resume, overwrite it with --force, or give \
+             another file"
         );
         Ok(())
     }
 }
 
-/// Whether two paths are one file, by whatever names, or would be.
+/// Returns whether two paths name the same file, or would if it existed.
 fn is_same(one: &Path, other: &Path) -> bool {
     let file = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
-    place(one) == place(other) || file(one).is_some_and(|one| file(other) == Some(one))
+    resolved(one) == resolved(other) || file(one).is_some_and(|one| file(other) == Some(one))
 }
 
-/// Where a file is, or would be made.
-fn place(path: &Path) -> PathBuf {
+/// Returns the absolute path of a file that may not exist yet.
+fn resolved(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = fs::canonicalize(folder.unwrap_or(Path::new(".")));
-        match (folder, path.file_name()) {
-            (Ok(folder), Some(name)) => folder.join(name),
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        let directory = fs::canonicalize(directory.unwrap_or(Path::new(".")));
+        match (directory, path.file_name()) {
+            (Ok(directory), Some(name)) => directory.join(name),
             _ => path.to_owned(),
         }
     })

@@ -1,5 +1,4 @@
-//! What a person sees on a terminal once muster has started: five lines, with the addresses to open. The log has
-//! the same in JSON for programs.
+//! The summary that `muster serve` prints on a terminal after the start: five lines with the addresses to open.
 
 use std::net::SocketAddr;
 
@@ -9,12 +8,12 @@ use super::super::reachable;
 use crate::app::Addresses;
 use crate::config::{QueueUrl, Role, Settings, StoreUrl, without_credentials};
 
-/// Whether the data file is made by this start; asked before it.
+/// Returns whether this start will create the data file. Must be called before the start.
 pub(super) fn is_new(settings: &Settings) -> bool {
     matches!(&settings.store.url, StoreUrl::File(path) if !path.exists())
 }
 
-/// The five lines.
+/// Formats the five lines.
 pub(super) fn text(settings: &Settings, addresses: Addresses, is_new: bool) -> String {
     let serves = match settings.role {
         Role::All => "front and worker in this process",
@@ -45,7 +44,7 @@ pub(super) fn text(settings: &Settings, addresses: Addresses, is_new: bool) -> S
     };
     format!(
         "muster {} is running: {serves}\n  {first}\n  {second}\n  users     {}   queue  {}\n  \
-         stop      Ctrl-C finishes what is under way, a second Ctrl-C does not\n",
+         stop      Ctrl-C finishes requests in progress, a second Ctrl-C aborts them\n",
         env!("CARGO_PKG_VERSION"),
         users(settings, is_new),
         queue(settings),
@@ -57,7 +56,7 @@ fn url(address: SocketAddr, is_tls: bool) -> String {
     format!("{scheme}://{}", reachable(address))
 }
 
-/// The registration paths, after the address.
+/// Formats the paths of all mounts.
 fn paths(settings: &Settings) -> String {
     let path = |mount: &crate::config::Mount| {
         let prefix = if mount.any_prefix { "…" } else { "" };

@@ -1,60 +1,61 @@
-//! From bytes to rows: lines of JSON or records of CSV, each checked by the contract's rules.
+//! Parses the input into rows, lines of JSON or CSV records, and validates each against the contract.
 
 use anyhow::{bail, ensure};
 
-use super::csv::{Fault, Record, Records};
-use super::header::{Columns, Header};
-use super::input::{Format, ROW_MAX};
-use super::ledger::Job;
+use super::checkpoint::ImportJob;
+use super::csv::{CsvParser, CsvRecord, RecordError};
+use super::header::{ColumnRules, Header};
+use super::input::{InputFormat, ROW_MAX};
 use super::mapping::{Mapping, rename};
 use zeroize::Zeroizing;
 
-use crate::rows::{self, ValidRow, InputLine, LineSplitter, RowError, RowRules};
+use crate::rows::{self, InputLine, LineSplitter, RowError, RowRules, ValidRow};
 
-/// A row, checked.
-type Row = Result<ValidRow, Vec<RowError>>;
-/// Takes the line on which a row begins, and a function that checks the row.
-type Take<'a> = &'a mut dyn FnMut(u64, &mut dyn FnMut() -> Row);
+/// A validated row.
+type ValidatedRow = Result<ValidRow, Vec<RowError>>;
+/// Called with the line on which a row begins, and a function that validates the row.
+type RowVisitor<'a> = &'a mut dyn FnMut(u64, &mut dyn FnMut() -> ValidatedRow);
 
-/// Cuts rows out of the bytes of one format.
-pub(super) enum Cutter {
-    Ndjson(Ndjson),
-    Csv(Box<Csv>),
+/// Parser of one input format.
+pub(super) enum RowParser {
+    Ndjson(NdjsonRowParser),
+    Csv(Box<CsvRowParser>),
 }
 
-pub(super) struct Ndjson {
+pub(super) struct NdjsonRowParser {
     lines: LineSplitter,
     mappings: Vec<Mapping>,
-    /// Whether the first bytes were looked at, and the first line.
-    has_begun: bool,
-    has_lines: bool,
+    /// Whether the first byte was checked.
+    first_byte_checked: bool,
+    /// Whether the first line was checked.
+    first_line_checked: bool,
 }
 
-pub(super) struct Csv {
+pub(super) struct CsvRowParser {
     delimiter: u8,
-    records: Records,
-    columns: Columns,
+    records: CsvParser,
+    columns: ColumnRules,
     header: Option<Header>,
-    /// What is ignored, for people.
+    /// Notes about ignored columns, for the user.
     notes: Vec<String>,
-    /// Room for a record as a document.
+    /// Buffer for a record as a JSON document.
     document: Vec<u8>,
 }
 
-impl Cutter {
-    pub(super) fn new(job: &Job) -> anyhow::Result<Self> {
+impl RowParser {
+    pub(super) fn new(job: &ImportJob) -> anyhow::Result<Self> {
         let id_field = job.id_field.as_deref();
-        let columns = Columns::new(job.contract, &job.mappings, id_field)?;
+        let columns = ColumnRules::new(job.contract, &job.mappings, id_field)?;
         Ok(match job.format {
-            Format::Ndjson => Self::Ndjson(Ndjson {
+            InputFormat::Ndjson => Self::Ndjson(NdjsonRowParser {
                 lines: LineSplitter::new(ROW_MAX),
                 mappings: job.mappings.clone(),
-                has_begun: false,
-                has_lines: false,
+                first_byte_checked: false,
+                first_line_checked: false,
             }),
-            Format::Csv { delimiter } => Self::Csv(Box::new(Csv {
+            InputFormat::Csv { delimiter } => Self::Csv(Box::new(CsvRowParser {
                 delimiter,
-                records: Records::new(delimiter, ROW_MAX),
+                records: CsvParser::new(delimiter, ROW_MAX),
                 columns,
                 header: None,
                 notes: Vec::new(),
@@ -63,13 +64,18 @@ impl Cutter {
         })
     }
 
-    /// More bytes, in UTF-8.
+    /// Appends bytes in UTF-8. Returns an error if the input is one JSON array.
     pub(super) fn push(&mut self, bytes: &[u8], at_end: bool) -> anyhow::Result<()> {
         match self {
             Self::Ndjson(rows) => {
-                if let (false, Some(first)) = (rows.has_begun, bytes.trim_ascii_start().first()) {
-                    rows.has_begun = true;
-                    ensure!(*first != b'[', "the input is one JSON array. {AS_NDJSON}");
+                if let (false, Some(first)) =
+                    (rows.first_byte_checked, bytes.trim_ascii_start().first())
+                {
+                    rows.first_byte_checked = true;
+                    ensure!(
+                        *first != b'[',
+                        "the input is one JSON array; expected one object per line. {NDJSON_HINT}"
+                    );
                 }
                 rows.lines.push(bytes);
                 if at_end {
@@ -86,7 +92,7 @@ impl Cutter {
         Ok(())
     }
 
-    /// What people should know of the input, once.
+    /// Returns notes for the user, once.
     pub(super) fn take_notes(&mut self) -> Vec<String> {
         match self {
             Self::Ndjson(_) => Vec::new(),
@@ -94,7 +100,7 @@ impl Cutter {
         }
     }
 
-    /// Whether the input was read as far as its first row.
+    /// Returns whether the header was parsed. Always true for JSON.
     pub(super) fn has_header(&self) -> bool {
         match self {
             Self::Ndjson(_) => true,
@@ -102,59 +108,59 @@ impl Cutter {
         }
     }
 
-    /// Gives every row there is to `take`.
-    pub(super) fn cut(&mut self, rules: &RowRules, take: Take<'_>) -> anyhow::Result<()> {
+    /// Calls `visit` for each complete row. Returns an error if the input as a whole is invalid.
+    pub(super) fn parse(&mut self, rules: &RowRules, visit: RowVisitor<'_>) -> anyhow::Result<()> {
         match self {
-            Self::Ndjson(Ndjson { lines, mappings, has_lines, .. }) => {
+            Self::Ndjson(NdjsonRowParser { lines, mappings, first_line_checked, .. }) => {
                 while let Some(line) = lines.next_line() {
                     match line {
                         InputLine::Text { number, bytes } => {
-                            if !std::mem::replace(has_lines, true) {
+                            if !std::mem::replace(first_line_checked, true) {
                                 ensure!(
-                                    !is_cut(bytes),
-                                    "line {number} ends within a JSON value, but each line has to be a whole \
-                                     object. {AS_NDJSON}"
+                                    !is_incomplete_json(bytes),
+                                    "line {number} ends within a JSON value; expected one object per line. {NDJSON_HINT}"
                                 );
                             }
-                            take(number, &mut || check_json(rules, mappings, bytes));
+                            visit(number, &mut || validate_json(rules, mappings, bytes));
                         }
                         InputLine::TooLong { number } => {
-                            take(number, &mut || Err(vec![RowError::too_long(ROW_MAX)]));
+                            visit(number, &mut || Err(vec![RowError::too_long(ROW_MAX)]));
                         }
                     }
                 }
             }
             Self::Csv(csv) => {
-                let Csv { delimiter, records, columns, header, notes, document } = &mut **csv;
+                let CsvRowParser { delimiter, records, columns, header, notes, document } =
+                    &mut **csv;
                 while let Some(record) = records.next_record() {
                     match (record, &*header) {
-                        (Record::Cells { line: 1, cells }, None)
+                        (CsvRecord::Cells { line: 1, cells }, None)
                             if separator(&cells, *delimiter).is_some() =>
                         {
                             *delimiter = separator(&cells, *delimiter).unwrap_or(*delimiter);
                             records.set_delimiter(*delimiter);
                         }
-                        (Record::Cells { line, cells }, None) => {
+                        (CsvRecord::Cells { line, cells }, None) => {
                             let first = Header::new(&cells, line, columns)?;
                             if !first.ignored.is_empty() {
                                 notes.push(format!("ignored: {}", first.ignored.join(", ")));
                             }
-                            records.expect(first.len());
+                            records.expect_cells(first.len());
                             *header = Some(first);
                         }
-                        (Record::Bad { line, .. }, None) => {
+                        (CsvRecord::Invalid { line, .. }, None) => {
                             bail!(
-                                "line {line}: the header is longer than {ROW_MAX} bytes, or misquoted"
+                                "line {line}: the header has more than {ROW_MAX} bytes, or invalid quotes"
                             )
                         }
-                        (Record::Cells { line, cells }, Some(header)) => {
-                            take(line, &mut || {
+                        (CsvRecord::Cells { line, cells }, Some(header)) => {
+                            visit(line, &mut || {
                                 record_document(header, &cells, document)?;
                                 rows::validate(rules, document)
                             });
                         }
-                        (Record::Bad { line, fault }, Some(_)) => {
-                            take(line, &mut || Err(vec![bad_record(fault)]));
+                        (CsvRecord::Invalid { line, error }, Some(_)) => {
+                            visit(line, &mut || Err(vec![record_error(error)]));
                         }
                     }
                 }
@@ -164,18 +170,18 @@ impl Cutter {
     }
 }
 
-const BAD_QUOTE: &str = "a quote is not closed, or not at the edge of its cell; within quotes it is \
-                         written twice";
+const BAD_QUOTE: &str = "a quote is not closed, or is in the middle of a cell; double a quote within \
+                         quotes";
 
-const AS_NDJSON: &str = "This makes one object a line of it: jq -c '.[]' FILE.json > FILE.ndjson (for \
+const NDJSON_HINT: &str = "Convert the file: jq -c '.[]' FILE.json > FILE.ndjson (for \
                          {\"users\":[…]} jq -c '.users[]')";
 
-/// Whether a line is the beginning of a JSON value that goes on.
-fn is_cut(line: &[u8]) -> bool {
+/// Returns whether a line is the start of an incomplete JSON value.
+fn is_incomplete_json(line: &[u8]) -> bool {
     serde_json::from_slice::<serde::de::IgnoredAny>(line).is_err_and(|error| error.is_eof())
 }
 
-fn check_json(rules: &RowRules, mappings: &[Mapping], row: &[u8]) -> Row {
+fn validate_json(rules: &RowRules, mappings: &[Mapping], row: &[u8]) -> ValidatedRow {
     if mappings.is_empty() {
         return rows::validate(rules, row);
     }
@@ -183,7 +189,7 @@ fn check_json(rules: &RowRules, mappings: &[Mapping], row: &[u8]) -> Row {
     rows::validate(rules, renamed.as_ref().map_or(row, |renamed| renamed))
 }
 
-/// The delimiter in a first line `sep=;`, as Excel writes and reads it.
+/// Returns the delimiter of a first line such as `sep=;`, which Excel writes.
 fn separator(cells: &[&[u8]], delimiter: u8) -> Option<u8> {
     match cells.join(&delimiter).strip_prefix(b"sep=") {
         Some([separator]) if separator.is_ascii() && !b"\"\r\n".contains(separator) => {
@@ -193,14 +199,14 @@ fn separator(cells: &[&[u8]], delimiter: u8) -> Option<u8> {
     }
 }
 
-fn bad_record(fault: Fault) -> RowError {
-    match fault {
-        Fault::TooLong => RowError::too_long(ROW_MAX),
-        Fault::Quote => RowError::unreadable("BAD_QUOTE", BAD_QUOTE, None),
+fn record_error(error: RecordError) -> RowError {
+    match error {
+        RecordError::TooLong => RowError::too_long(ROW_MAX),
+        RecordError::Quote => RowError::unreadable("BAD_QUOTE", BAD_QUOTE, None),
     }
 }
 
-/// Writes a record as a document; columns of errors are counted in cells.
+/// Writes a record as a JSON document. Columns in errors are cell numbers.
 fn record_document(
     header: &Header,
     cells: &[&[u8]],
@@ -209,13 +215,13 @@ fn record_document(
     if cells.len() != header.len() {
         let error = RowError::unreadable(
             "WRONG_CELLS",
-            "not as many cells as the header has",
+            "the number of cells differs from the header",
             Some(cells.len().min(header.len()) + 1),
         );
         return Err(vec![error]);
     }
     if let Some(at) = header.unnamed(cells) {
-        let text = "a cell in a column without a name";
+        let text = "the cell is in a column without a name";
         return Err(vec![RowError::unreadable("UNNAMED_CELL", text, Some(at + 1))]);
     }
     let mut texts = Vec::with_capacity(cells.len());

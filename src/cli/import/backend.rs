@@ -1,5 +1,4 @@
-//! Who does the work of an import: a broker's workers, a worker of this process, or for a dry run a look
-//! at the store.
+//! Backend of an import: the workers of a broker, a worker in this process, or for a dry run a lookup in the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,34 +7,34 @@ use anyhow::Context;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-use super::Flags;
+use super::ImportArgs;
 use crate::app::{self, App};
 use crate::config::{QueueUrl, Settings, StoreUrl};
+use crate::domain::Clock;
 use crate::import;
 use crate::queue::{self, BulkProducer, Window};
 use crate::shutdown::Tasks;
-use crate::domain::Clock;
 use crate::store;
 use crate::telemetry::{Health, Telemetry, stderr};
 
-/// Who answers the rows: a broker's workers, a worker of this process, or a look at the store.
-pub(super) struct Work {
+/// A bulk producer and, with the local queue, the worker that replies to its rows.
+pub(super) struct ImportBackend {
     pub(super) producer: BulkProducer,
-    /// Ends if it cannot work, or is asked to stop.
-    pub(super) worker: Worker,
+    /// Ends after `stop`, or if the worker fails.
+    pub(super) worker: WorkerTask,
     pub(super) stop: CancellationToken,
 }
 
-pub(super) type Worker = BoxFuture<'static, app::ExitReason>;
+pub(super) type WorkerTask = BoxFuture<'static, app::ExitReason>;
 
-impl Work {
+impl ImportBackend {
     pub(super) async fn start(
-        flags: &Flags,
+        flags: &ImportArgs,
         settings: &Settings,
         window: Window,
     ) -> anyhow::Result<Self> {
         let stop = CancellationToken::new();
-        let nobody: Worker = {
+        let idle: WorkerTask = {
             let stop = stop.clone();
             Box::pin(async move {
                 stop.cancelled_owned().await;
@@ -43,8 +42,8 @@ impl Work {
             })
         };
         if flags.dry_run {
-            let producer = import::look_up(store(settings).await?, window);
-            return Ok(Self { producer, worker: nobody, stop });
+            let producer = import::dry_run_producer(store(settings).await?, window);
+            return Ok(Self { producer, worker: idle, stop });
         }
         if matches!(settings.queue.url, QueueUrl::Local) {
             let app = App::start(settings, Clock::system()).await?;
@@ -57,10 +56,10 @@ impl Work {
         let client = queue.rpc_client();
         let producer = client.producer(window);
         let stopped = stop.clone();
-        let worker: Worker = Box::pin(async move {
+        let worker: WorkerTask = Box::pin(async move {
             stopped.cancelled_owned().await;
             client.close().await;
-            // Its connections are closed properly, if that does not take long.
+            // Waits up to two seconds, so that the connections are closed properly.
             let _ = tokio::time::timeout(Duration::from_secs(2), tasks.ended()).await;
             app::ExitReason::Stopped
         });
@@ -68,20 +67,19 @@ impl Work {
     }
 }
 
-/// The store for a dry run, which makes neither file nor index. None where the file is not there, so
-/// that nobody is registered yet.
+/// Opens the store for a dry run, without creating a file or an index. `None` if the data file does not exist.
 async fn store(settings: &Settings) -> anyhow::Result<Option<Arc<dyn store::Store>>> {
     if let StoreUrl::File(path) = &settings.store.url
         && !path.exists()
     {
         stderr::line(&format!(
-            "muster: {} is not there, so no name or address is taken yet",
+            "muster: {} does not exist, so all user names and email addresses are free",
             path.display()
         ));
         return Ok(None);
     }
     let store = store::open(&settings.store, &Health::default().component("store")).await?;
     let probe = store.find_conflicts(Some("-"), None).await;
-    probe.context("store.url (MUSTER_STORE): the store for the look-ups does not answer")?;
+    probe.context("store.url (MUSTER_STORE): the lookup failed")?;
     Ok(Some(store))
 }

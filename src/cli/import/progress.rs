@@ -1,5 +1,4 @@
-//! What a person sees of an import: a line of at most 80 columns while it runs, a line and on a terminal a
-//! table when it is over.
+//! Terminal output of an import: a progress line of at most 80 columns, and at the end a summary line and a table.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -7,11 +6,11 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 
-use crate::import::{Outcomes, Progress, Tally};
+use crate::import::{ImportProgress, OutcomeTable, RowCounts};
 use crate::telemetry::stderr;
 
-/// A bar on a terminal, and nothing elsewhere.
-pub(super) fn bar(bytes: Option<u64>) -> ProgressBar {
+/// Returns a progress bar, hidden if standard error is not a terminal. `bytes` is the length of the input, if it is known.
+pub(super) fn progress_bar(bytes: Option<u64>) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -25,38 +24,44 @@ pub(super) fn bar(bytes: Option<u64>) -> ProgressBar {
         .with_finish(ProgressFinish::AndClear)
 }
 
-pub(super) fn tell(bar: &ProgressBar, progress: &Progress, elapsed: Duration) {
-    let Progress { tally, rows, offset, waiting_for, .. } = progress;
+/// Updates the progress line.
+pub(super) fn show(bar: &ProgressBar, progress: &ImportProgress, elapsed: Duration) {
+    let ImportProgress { counts, rows, offset, waiting_for, .. } = progress;
     let rate = *rows as f64 / elapsed.as_secs_f64().max(0.001);
-    let (created, refused) = (tally.created, tally.refused());
+    let (created, refused) = (counts.created, counts.refused());
     bar.set_position(*offset);
     bar.set_message(match waiting_for {
-        Some(waiting_for) => format!("waits for {waiting_for}"),
+        Some(waiting_for) => format!("waiting for {waiting_for}"),
         None => format!("{rate:.0}/s  {created} created, {refused} refused"),
     });
 }
 
-fn counts(tally: &Tally) -> String {
-    let Tally { created, duplicate, passed_over, invalid, failed } = tally;
-    let mut told =
+fn counts_text(counts: &RowCounts) -> String {
+    let RowCounts { created, duplicate, skipped, invalid, failed } = counts;
+    let mut text =
         format!("{created} created, {duplicate} duplicate, {invalid} invalid, {failed} failed");
-    if *passed_over > 0 {
-        told += &format!(", {passed_over} passed over");
+    if *skipped > 0 {
+        text += &format!(", {skipped} skipped");
     }
-    told
+    text
 }
 
-pub(super) fn sum_up(tally: &Tally, elapsed: Duration, dry_run: bool) {
+/// Prints the summary line.
+pub(super) fn summary(counts: &RowCounts, elapsed: Duration, dry_run: bool) {
     let elapsed = humantime::format_duration(Duration::from_millis(elapsed.as_millis() as u64));
-    let note = if dry_run { " (a dry run: nobody was registered)" } else { "" };
-    stderr::line(&format!("muster: {} rows in {elapsed}: {}{note}", tally.rows(), counts(tally)));
+    let note = if dry_run { " (dry run: no user was registered)" } else { "" };
+    stderr::line(&format!(
+        "muster: {} rows in {elapsed}: {}{note}",
+        counts.rows(),
+        counts_text(counts)
+    ));
 }
 
-/// Widest line of the table.
-const WIDTH: usize = 80;
+/// Maximum width of the table in columns.
+const TABLE_WIDTH: usize = 80;
 
-/// Counts by outcome and code, with the first lines of each.
-pub(super) fn table(outcomes: &Outcomes) {
+/// Prints a table of counts by outcome and code, with the first line numbers of each.
+pub(super) fn outcome_table(outcomes: &OutcomeTable) {
     let rows: Vec<(&str, String, String, &[u64])> = outcomes
         .iter()
         .map(|(outcome, code, rows)| {
@@ -69,14 +74,14 @@ pub(super) fn table(outcomes: &Outcomes) {
     let outcome_width = widest(7, &mut rows.iter().map(|row| row.0.len()));
     let code_width = widest(4, &mut rows.iter().map(|row| row.1.chars().count()));
     let count_width = widest(4, &mut rows.iter().map(|row| row.2.len()));
-    let show = |outcome: &str, code: &str, count: &str, lines: &str| {
+    let print = |outcome: &str, code: &str, count: &str, lines: &str| {
         let line = format!(
             "  {outcome:<outcome_width$}  {code:<code_width$}  {count:>count_width$}  {lines}"
         );
         stderr::line(line.trim_end());
     };
-    show("outcome", "code", "rows", "first lines");
-    let left = WIDTH.saturating_sub(outcome_width + code_width + count_width + 8);
+    print("outcome", "code", "rows", "first lines");
+    let left = TABLE_WIDTH.saturating_sub(outcome_width + code_width + count_width + 8);
     for (outcome, code, count, first) in &rows {
         let mut lines = String::new();
         for line in *first {
@@ -87,17 +92,18 @@ pub(super) fn table(outcomes: &Outcomes) {
             }
             lines += &more;
         }
-        show(outcome, code, count, &lines);
+        print(outcome, code, count, &lines);
     }
 }
 
+/// Prints how to resume the import, or that it cannot be resumed.
 pub(super) fn resume_hint(checkpoint: Option<&Path>) {
     match checkpoint {
         Some(checkpoint) if checkpoint.exists() => stderr::line(&format!(
-            "muster: the same command with --resume resumes it (the checkpoint is {})",
+            "muster: to resume, run the same command with --resume (checkpoint: {})",
             checkpoint.display()
         )),
-        Some(_) => stderr::line("muster: no row was sent; the same command begins again"),
-        None => stderr::line("muster: without a --checkpoint it cannot be resumed"),
+        Some(_) => stderr::line("muster: no row was sent; run the same command to start again"),
+        None => stderr::line("muster: cannot be resumed, because there is no --checkpoint"),
     }
 }
