@@ -37,7 +37,7 @@ use crate::telemetry::{Health, Metrics, Telemetry};
 use amqp::{Connection, ConnectionError, Endpoints};
 use dead_letter_capacity::DeadLetterCapacity;
 use queue_stats::QueueStats;
-use topology::{Declarations, Names};
+use topology::{Declarations, TopologyNames};
 
 /// How long the start waits for a connection that shows whether the broker accepts the account.
 const START_TIMEOUT: Duration = Duration::from_secs(2);
@@ -71,7 +71,7 @@ pub struct Rabbit {
 /// Addresses, names and settings of the broker, shared by all connections of a process.
 struct Broker {
     endpoints: Arc<Endpoints>,
-    names: Names,
+    names: TopologyNames,
     spans: Arc<SpanNames>,
     /// Seals passwords and tokens; `None` if they are sent in clear.
     sealer: Option<Sealer>,
@@ -135,7 +135,7 @@ impl Broker {
         });
         let uris: Result<Vec<_>, String> = uris.collect();
         let uris = uris.map_err(|error| anyhow::anyhow!("queue.url (MUSTER_QUEUE): {error}"))?;
-        let names = Names::new(&settings.namespace);
+        let names = TopologyNames::new(&settings.namespace);
         let endpoints = Arc::new(Endpoints::new(uris, tls::load(&settings)?));
         let spans = Arc::new(names.for_spans(endpoints.first(), &settings));
         let sealer = settings.seal_public_key.map(Sealer::new);

@@ -9,7 +9,7 @@ use lapin::ExchangeKind;
 use lapin::types::AMQPValue;
 use serde_json::{Map, Value, json};
 
-use super::topology::{self, Names};
+use super::topology::{self, TopologyNames};
 use super::{header, properties};
 use crate::config::Settings;
 use crate::domain::MessageId;
@@ -50,7 +50,7 @@ fn schema(name: &str) -> &'static Value {
 #[test]
 fn topology_is_as_declared() {
     let settings = Settings::load_for_client(&Default::default()).unwrap().queue;
-    let names = Names::new(&settings.namespace);
+    let names = TopologyNames::new(&settings.namespace);
     let exchanges: Map<String, Value> = topology::exchanges(&names)
         .into_iter()
         .map(|(name, kind)| {

@@ -17,9 +17,9 @@ use crate::queue::spans::SpanNames;
 
 /// Names of the exchanges and queues. All begin with the namespace.
 #[derive(Clone, Debug)]
-pub(super) struct Names(String);
+pub(super) struct TopologyNames(String);
 
-impl Names {
+impl TopologyNames {
     pub(super) fn new(namespace: &str) -> Self {
         Self(namespace.to_owned())
     }
@@ -110,7 +110,7 @@ pub(super) struct Declarations {
 /// The exchanges cannot be declared, so nothing can be published.
 pub(super) async fn declare(
     connection: &Connection,
-    names: &Names,
+    names: &TopologyNames,
     settings: &config::QueueSettings,
     skipped: &BTreeMap<String, String>,
 ) -> Result<Declarations, ConnectionError> {
@@ -141,7 +141,7 @@ pub(super) async fn declare(
 /// Declares the exchanges.
 pub(super) async fn declare_exchanges(
     connection: &Connection,
-    names: &Names,
+    names: &TopologyNames,
 ) -> Result<(), ConnectionError> {
     for (name, kind) in exchanges(names) {
         let declared = timeout(DECLARE_TIMEOUT, declare_exchange(connection, &name, kind));
@@ -151,7 +151,7 @@ pub(super) async fn declare_exchanges(
 }
 
 /// Binds all queues again, because an operator may have removed a binding.
-pub(super) async fn bind(connection: &Connection, names: &Names, settings: &config::QueueSettings) {
+pub(super) async fn bind(connection: &Connection, names: &TopologyNames, settings: &config::QueueSettings) {
     for queue in queues(names, settings) {
         if let Err(error) = bind_queue(connection, &queue).await {
             tracing::debug!(event = "binding_failed", queue = queue.name, %error, "binding a queue failed");
@@ -162,7 +162,7 @@ pub(super) async fn bind(connection: &Connection, names: &Names, settings: &conf
 /// Deletes everything that [`declare`] creates.
 pub(super) async fn remove(
     connection: &Connection,
-    names: &Names,
+    names: &TopologyNames,
     settings: &config::QueueSettings,
 ) -> Result<(), lapin::Error> {
     let channel = connection.create_channel().await?;
@@ -175,7 +175,7 @@ pub(super) async fn remove(
     Ok(())
 }
 
-pub(super) fn exchanges(names: &Names) -> [(String, ExchangeKind); 3] {
+pub(super) fn exchanges(names: &TopologyNames) -> [(String, ExchangeKind); 3] {
     [
         (names.exchange().to_owned(), ExchangeKind::Direct),
         (names.dead_exchange(), ExchangeKind::Fanout),
@@ -183,7 +183,7 @@ pub(super) fn exchanges(names: &Names) -> [(String, ExchangeKind); 3] {
     ]
 }
 
-pub(super) fn queues(names: &Names, settings: &config::QueueSettings) -> Vec<QueueSpec> {
+pub(super) fn queues(names: &TopologyNames, settings: &config::QueueSettings) -> Vec<QueueSpec> {
     let bound = |queue: QueueKind| Some((names.exchange().to_owned(), queue.as_str()));
     let max_length = i64::from(settings.max_length);
     let mut queues = vec![

@@ -9,7 +9,7 @@ use crate::domain::Millis;
 use crate::queue::age::Ages;
 use crate::queue::dead_letters::{DeadLetter, Obstacle, reason, shown};
 use crate::queue::rabbit::header::{self, MessageHeaders};
-use crate::queue::rabbit::topology::Names;
+use crate::queue::rabbit::topology::TopologyNames;
 use crate::queue::rabbit::{Broker, amqp, properties};
 use crate::queue::{DeadLetterReason, Message, QueueKind, ReplyAddress};
 
@@ -84,7 +84,7 @@ struct Death<'a> {
 impl<'a> Death<'a> {
     /// Selects the entry of the interactive, bulk or profile queue, else the latest one. A retried message also has an entry
     /// of the retry queue.
-    fn from_headers(headers: &MessageHeaders<'a>, names: &Names) -> Option<Self> {
+    fn from_headers(headers: &MessageHeaders<'a>, names: &TopologyNames) -> Option<Self> {
         let Some(AMQPValue::FieldArray(entries)) = headers.get("x-death") else { return None };
         let entries = entries.as_slice().iter().filter_map(|entry| match entry {
             AMQPValue::FieldTable(table) => Some(Self::from_entry(table, names)),
@@ -95,7 +95,7 @@ impl<'a> Death<'a> {
         entries.into_iter().nth(at)
     }
 
-    fn from_entry(table: &'a FieldTable, names: &Names) -> Self {
+    fn from_entry(table: &'a FieldTable, names: &TopologyNames) -> Self {
         let headers = MessageHeaders(Some(table));
         let name = headers.text("queue").unwrap_or_default();
         let time = match headers.get("time") {
@@ -137,11 +137,11 @@ mod tests {
         let mut table = FieldTable::default();
         let entries = vec![entry("r.retry.1000", "expired"), entry("r.bulk", "delivery_limit")];
         table.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(entries)));
-        let death = Death::from_headers(&MessageHeaders(Some(&table)), &Names::new("r")).unwrap();
+        let death = Death::from_headers(&MessageHeaders(Some(&table)), &TopologyNames::new("r")).unwrap();
         assert_eq!((death.reason, death.queue), ("delivery_limit", Some(QueueKind::Bulk)));
         assert_eq!(death.time, Some(Millis(1_700_000_000_000)));
         assert!(
-            Death::from_headers(&MessageHeaders(Some(&FieldTable::default())), &Names::new("r"))
+            Death::from_headers(&MessageHeaders(Some(&FieldTable::default())), &TopologyNames::new("r"))
                 .is_none()
         );
     }

@@ -120,7 +120,7 @@ fn found_policies(ending: &str, state: &Value) -> Finding {
 
 fn queue(ending: &str) -> QueueSpec {
     let settings = Settings::load_for_client(&Default::default()).unwrap().queue;
-    let names = topology::Names::new("registration");
+    let names = topology::TopologyNames::new("registration");
     let queues = topology::queues(&names, &settings);
     queues.into_iter().find(|queue| queue.name.ends_with(ending)).unwrap()
 }
