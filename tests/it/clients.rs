@@ -1,5 +1,4 @@
-//! Pages of other origins in a real browser: what they may send and read, and how a signup ends that is sent
-//! twice.
+//! Pages of other origins in a browser: their requests and responses with CORS, and repeated signups.
 
 use serde_json::{Value, json};
 
@@ -8,7 +7,7 @@ use crate::support::muster::eventually;
 use crate::support::site::Site;
 use crate::support::{Browser, Muster, Setup};
 
-/// What the page of the documentation shows.
+/// The documentation page with the snippet.
 const GUIDE: &str = include_str!("../../docs/browsers.md");
 
 fn snippet() -> &'static str {
@@ -16,12 +15,12 @@ fn snippet() -> &'static str {
     rest.split_once("```").unwrap().0
 }
 
-/// A page that does nothing by itself.
+/// A page without content.
 async fn empty_page() -> Site {
     Site::serve("<!doctype html><title>A page</title>".to_owned()).await
 }
 
-/// Fetches from a page, and gives status and body, or why the page can read nothing.
+/// Fetches a URL in the page and returns status and body, or the error.
 async fn fetch(browser: &Browser, url: &str, options: &Value) -> Value {
     browser
         .run_async(&format!(
@@ -50,7 +49,7 @@ fn traced(method: &str, body: Option<&Value>) -> Value {
 }
 
 #[tokio::test]
-async fn traced_page_of_another_origin_signs_up_and_reads_refusals() {
+async fn page_of_another_origin_with_tracing_signs_up_and_reads_errors() {
     let Some(browser) = Browser::start().await else { return };
     let site = empty_page().await;
     let listed = Setup::embedded().with("MUSTER_FRONT_CORS_ORIGINS", &site.origin());
@@ -80,8 +79,8 @@ async fn traced_page_of_another_origin_signs_up_and_reads_refusals() {
     assert_eq!(response, "TypeError: Failed to fetch");
 }
 
-/// A page as front ends are commonly written: it posts its form, keeps the token and asks for the profile.
-/// How each attempt ended stays in the tab, over reloads.
+/// A typical front end: it posts its form, stores the token and requests the profile. The result of each attempt is in
+/// the session storage and survives reloads.
 fn page(server: &str, sign_up: &str, path: &str, person: &Value, token: Option<&str>) -> String {
     let token =
         token.map_or("null".into(), |pointer| format!("body{}", pointer.replace('/', "?.")));
@@ -109,27 +108,26 @@ fn page(server: &str, sign_up: &str, path: &str, person: &Value, token: Option<&
     )
 }
 
-/// As nearly all pages do it.
+/// A signup function without an idempotency key.
 const WITHOUT_KEY: &str = "const signUp = (url, form) => fetch(url, {
     method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(form) });";
 
-/// How the attempts of a page ended that began anew.
+/// Waits for `count` results in the session storage and returns all of them.
 async fn attempts(browser: &Browser, count: usize) -> Vec<String> {
     let script = "return JSON.parse(sessionStorage.getItem('ended') ?? '[]')";
-    let mut ended = Vec::new();
+    let mut results = Vec::new();
     eventually("the attempts to end", async || {
-        ended = serde_json::from_value(browser.run(script).await).unwrap();
-        ended.len() >= count
+        results = serde_json::from_value(browser.run(script).await).unwrap();
+        results.len() >= count
     })
     .await;
-    ended
+    results
 }
 
 const CLICK: &str = "document.querySelector('button').click();";
 
-/// Double clicks, then reloads while a signup is hashed, on a page for each of the five contracts: all that
-/// each page saw.
-async fn impatient_people(browser: &Browser, muster: &Muster, sign_up: &str) -> Vec<String> {
+/// Double-clicks, and reloads during a signup, on a page for each contract. Returns all results.
+async fn click_and_reload(browser: &Browser, muster: &Muster, sign_up: &str) -> Vec<String> {
     let server = format!("http://{}", muster.client().address());
     let mut all = Vec::new();
     let mut hashed = 0;
@@ -139,14 +137,14 @@ async fn impatient_people(browser: &Browser, muster: &Muster, sign_up: &str) -> 
             browser.open(&site.origin()).await;
             if reload {
                 browser.run(CLICK).await;
-                // The first is under way when its page goes.
-                eventually("hashing", async || {
-                    let begun = muster.output().matches("\"hash_started\"").count();
-                    begun > hashed
+                // The page is left while its first signup is in progress.
+                eventually("the hash to start", async || {
+                    let started = muster.output().matches("\"hash_started\"").count();
+                    started > hashed
                 })
                 .await;
                 browser.open(&site.origin()).await;
-                // Whatever the first page has seen.
+                // Discards the results of the first page.
                 browser.run("sessionStorage.removeItem('ended')").await;
                 browser.run(CLICK).await;
                 all.extend(attempts(browser, 1).await);
@@ -160,30 +158,30 @@ async fn impatient_people(browser: &Browser, muster: &Muster, sign_up: &str) -> 
     all
 }
 
-fn is_fine(ended: &String) -> bool {
-    ended == "signed in" || ended == "signed up"
+fn succeeded(result: &String) -> bool {
+    result == "signed in" || result == "signed up"
 }
 
 #[tokio::test]
-async fn impatient_people_end_signed_in_within_the_replay_window() {
+async fn repeated_clicks_and_reloads_sign_in_within_the_replay_window() {
     let Some(browser) = Browser::start().await else { return };
     let setup = Setup::embedded().with("MUSTER_FRONT_REPLAY_WINDOW", "5m");
     let muster = setup.with("MUSTER_BCRYPT_COST", "10").start().await;
-    let ended = impatient_people(&browser, &muster, WITHOUT_KEY).await;
-    assert!(ended.len() >= 15 && ended.iter().all(is_fine), "{ended:#?}");
+    let results = click_and_reload(&browser, &muster, WITHOUT_KEY).await;
+    assert!(results.len() >= 15 && results.iter().all(succeeded), "{results:#?}");
 }
 
 #[tokio::test]
-async fn impatient_people_end_signed_in_with_the_snippet_of_the_guide() {
+async fn repeated_clicks_and_reloads_sign_in_with_the_documented_snippet() {
     let Some(browser) = Browser::start().await else { return };
     let muster = Setup::embedded().with("MUSTER_BCRYPT_COST", "10").start().await;
-    let ended = impatient_people(&browser, &muster, snippet()).await;
-    assert!(ended.len() >= 15 && ended.iter().all(is_fine), "{ended:#?}");
+    let results = click_and_reload(&browser, &muster, snippet()).await;
+    assert!(results.len() >= 15 && results.iter().all(succeeded), "{results:#?}");
 }
 
-/// What the two others are good for.
+/// The behaviour that the replay window and the snippet avoid.
 #[tokio::test]
-async fn without_window_and_key_a_double_click_is_a_duplicate() {
+async fn double_click_without_window_and_key_is_a_duplicate() {
     let Some(browser) = Browser::start().await else { return };
     let muster = Setup::embedded().start().await;
     let server = format!("http://{}", muster.client().address());
@@ -191,17 +189,17 @@ async fn without_window_and_key_a_double_click_is_a_duplicate() {
     let site = Site::serve(page(&server, WITHOUT_KEY, path, &person, token)).await;
     browser.open(&site.origin()).await;
     browser.run(&format!("{CLICK}{CLICK}")).await;
-    let ended = attempts(&browser, 2).await;
-    assert_eq!(ended.iter().filter(|ended| is_fine(ended)).count(), 1, "{ended:?}");
-    assert!(ended.iter().any(|ended| ended.contains("User already exist")), "{ended:?}");
+    let results = attempts(&browser, 2).await;
+    assert_eq!(results.iter().filter(|result| succeeded(result)).count(), 1, "{results:?}");
+    assert!(results.iter().any(|result| result.contains("User already exist")), "{results:?}");
 }
 
-/// A key is kept over a failure of the server, and not over a refusal of the form.
+/// The key survives a server error, but not a rejection of the form.
 #[tokio::test]
 async fn snippet_keeps_its_key_until_a_response_is_final() {
     let Some(browser) = Browser::start().await else { return };
     let site = empty_page().await;
-    // No hash is done by the deadline.
+    // Hashing takes longer than the request timeout.
     let setup = [
         ("MUSTER_BCRYPT_COST", "16"),
         ("MUSTER_FRONT_REQUEST_TIMEOUT", "100ms"),

@@ -1,11 +1,9 @@
-//! Golden files over real HTTP: what each of the documents, and everything that was decided beside
-//! them, looks like on the wire. A file of `contracts/` is a server with an environment of its own
-//! and the requests to it; status, headers and body of every answer are compared whole.
+//! Golden files over HTTP. Each file in `contracts/` has the environment of a server and requests to it. Status,
+//! headers and body of every response are compared completely.
 //!
-//! In a request `{unique}` is a text that no other case sends, `{x*73}` a repeated one, and
-//! `{token}` the last token that was answered (`{expired}`, `{forged}`, `{unsigned}` and `{gone}`
-//! are made from it). In an answer `<id>`, `<token>`, `<time>`, `<key>` and `<seconds>` stand for
-//! whatever has that form.
+//! In a request `{unique}` is replaced by a unique text, `{x*73}` by 73 times `x`, and `{token}` by the token of the
+//! last response. `{expired}`, `{forged}`, `{unsigned}` and `{gone}` are changed versions of that token. In a
+//! response `<id>`, `<token>`, `<time>`, `<key>` and `<seconds>` match any value of that form.
 
 mod bodies;
 mod faults;
@@ -14,7 +12,7 @@ mod tokens;
 
 use crate::support::services::{EMBEDDED, PRODUCTION};
 
-/// One test for each file and pair of services, and one that no file is left out.
+/// Defines one test for each file and pair of services, and a test that every file is listed.
 macro_rules! golden_files {
     ($($name:ident: $file:literal,)*) => {
         $(
@@ -24,13 +22,13 @@ macro_rules! golden_files {
             }
         )*
 
-        mod on_a_broker_and_a_database {
+        mod on_broker_and_database {
             use super::{PRODUCTION, golden};
 
             $(
                 #[tokio::test]
                 async fn $name() {
-                    // Files about how long something takes are about the front alone.
+                    // Files with timing test only the front.
                     let is_timed = ["busy.json", "late.json"].contains(&$file);
                     if PRODUCTION.is_available() && !is_timed {
                         let text = include_str!(concat!("contracts/", $file));
@@ -41,7 +39,7 @@ macro_rules! golden_files {
         }
 
         #[test]
-        fn no_file_is_left_out() {
+        fn every_golden_file_is_run() {
             let run = std::collections::BTreeSet::from([$($file.to_owned()),*]);
             let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/contracts");
             let there = std::fs::read_dir(directory)

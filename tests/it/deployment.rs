@@ -1,4 +1,4 @@
-//! The files with which others run muster: they name only what is there, and leave nothing out.
+//! The deployment files: Dockerfile, compose file, Kubernetes manifests, systemd units and the public workflow.
 
 mod compose;
 mod kubernetes;
@@ -13,12 +13,12 @@ use serde_norway::Value;
 
 use crate::support::services::provided;
 
-/// A place in the package.
+/// The path of a file in the package.
 fn path(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// What stands in a file of the package.
+/// The content of a file in the package.
 fn file(path: &str) -> String {
     let path = self::path(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -40,7 +40,7 @@ fn image_environment() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// A program that knows a published schema, or nothing where `./tests/run` did not bring it.
+/// A schema validator that `./tests/run` installs. `None` without it.
 fn schema_tool(name: &str) -> Option<Command> {
     let folder = provided("TEST_SCHEMAS")?;
     let mut command = Command::new(PathBuf::from(folder).join(name));
@@ -48,26 +48,25 @@ fn schema_tool(name: &str) -> Option<Command> {
     Some(command)
 }
 
-/// Fails with what the command printed if it does not succeed.
-fn succeeds(command: &mut Command) -> String {
-    let done = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let printed = String::from_utf8_lossy(&done.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{command:?}\n{printed}\n{errors}");
+/// Runs a command and returns its standard output. Fails with its output if it does not succeed.
+fn run_successfully(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}\n{printed}\n{errors}");
     printed
 }
 
-/// The settings that muster takes from these variables and those of its image; it has to know all of
-/// them.
+/// The settings from these variables and those of the image. Fails if a variable is unknown.
 fn settings_of(variables: &BTreeMap<String, String>) -> toml::Table {
-    // Every variable takes effect: none is among those that muster leaves to others.
+    // Other variables would be ignored.
     let foreign = |name: &&String| !name.starts_with("MUSTER_") && !name.starts_with("JWT_SECRET");
     assert_eq!(variables.keys().find(foreign), None);
     let mut all = image_environment();
     all.extend(variables.clone());
-    let done = muster(&["config".to_owned()], &all);
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8(done.stdout).unwrap().parse().unwrap()
+    let output = muster(&["config".to_owned()], &all);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().parse().unwrap()
 }
 
 fn muster(arguments: &[String], environment: &BTreeMap<String, String>) -> Output {
@@ -79,29 +78,29 @@ fn muster(arguments: &[String], environment: &BTreeMap<String, String>) -> Outpu
         .unwrap()
 }
 
-/// Whether the image's program has this command.
-fn is_a_command_of_the_image(command: &[String]) {
+/// Fails unless the program in the image has this command.
+fn assert_image_command(command: &[String]) {
     let dockerfile = file("Dockerfile");
     let entry = dockerfile.lines().find_map(|line| line.strip_prefix("ENTRYPOINT ")).unwrap();
     let entry: Vec<String> = serde_json::from_str(entry).unwrap();
     assert_eq!(command[0], entry[0]);
     let arguments = [&command[1..], &["--help".to_owned()]].concat();
-    let done = muster(&arguments, &BTreeMap::new());
-    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    let output = muster(&arguments, &BTreeMap::new());
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
-fn the_images_health_check_is_a_command() {
+fn image_health_check_is_a_valid_command() {
     let dockerfile = file("Dockerfile");
     let check = dockerfile.lines().find(|line| line.starts_with("HEALTHCHECK ")).unwrap();
     let (_, command) = check.split_once("CMD ").unwrap();
     let command: Vec<String> = serde_json::from_str(command).unwrap();
-    is_a_command_of_the_image(&command);
-    assert!(command.len() > 1, "the program alone is not a check");
+    assert_image_command(&command);
+    assert!(command.len() > 1, "the health check needs a subcommand");
 }
 
 #[test]
-fn the_public_workflow_runs_what_every_change_has_to_pass() {
+fn public_workflow_runs_ci() {
     let workflow = yaml(".github/workflows/ci.yml");
     let jobs: BTreeMap<String, Value> = serde_norway::from_value(workflow["jobs"].clone()).unwrap();
     let runs = jobs.values().flat_map(|job| job["steps"].as_sequence().unwrap());
@@ -110,7 +109,7 @@ fn the_public_workflow_runs_what_every_change_has_to_pass() {
 }
 
 #[test]
-fn the_actions_of_the_workflow_are_pinned_by_commit_and_leave_no_credentials() {
+fn workflow_actions_are_pinned_and_keep_no_credentials() {
     let workflow = file(".github/workflows/ci.yml");
     let mut lines = workflow.lines().peekable();
     let mut count = 0;
@@ -125,13 +124,13 @@ fn the_actions_of_the_workflow_are_pinned_by_commit_and_leave_no_credentials() {
             assert_eq!(lines.next().map(str::trim), Some("persist-credentials: false"), "{line}");
         }
     }
-    assert!(count > 5, "is this test blind?");
+    assert!(count > 5, "expected more than 5 actions, got {count}");
 }
 
 #[test]
-fn the_public_workflow_is_what_its_schema_says() {
+fn public_workflow_matches_its_schema() {
     if let Some(mut check) = schema_tool("check-jsonschema") {
         let schema = ["--builtin-schema", "vendor.github-workflows"];
-        succeeds(check.args(schema).arg(".github/workflows/ci.yml"));
+        run_successfully(check.args(schema).arg(".github/workflows/ci.yml"));
     }
 }

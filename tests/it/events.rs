@@ -1,5 +1,5 @@
-//! Events through the real broker: who is told of what, that it holds nothing personal, and that nothing
-//! is acked before it is told.
+//! Events on the broker: which outcomes have one, that it holds no personal data, and that a message is acked only
+//! after its event is confirmed.
 
 use lapin::message::Delivery;
 use lapin::options::{QueueBindOptions, QueueDeclareOptions};
@@ -8,12 +8,12 @@ use muster::domain::{ContractId, MessageId, Origin, RegistrationId};
 use serde_json::{Value, json};
 
 use crate::support::Setup;
-use crate::support::broker::{Broker, headers, test_account, reply_queue_name, registration};
+use crate::support::broker::{Broker, headers, registration, reply_queue_name, test_account};
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, unique};
 
 const PASSWORD: &str = "correct horse 7";
-/// How names of other systems' queues begin here.
+/// Prefix of the queues of other systems.
 const PREFIX: &str = "listener.";
 
 /// Another system, with a queue bound to all events.
@@ -23,7 +23,7 @@ struct Listener {
 }
 
 impl Listener {
-    /// After muster has made the exchange.
+    /// Binds a queue to the exchange, which muster must have declared.
     async fn new(setup: &Setup) -> Self {
         let (broker, queue) = (Broker::connect().await, unique(PREFIX));
         broker.declare_exclusive_queue(&queue).await;
@@ -69,7 +69,7 @@ fn body(event: &Delivery) -> Value {
 }
 
 #[tokio::test]
-async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
+async fn events_cover_every_user_and_every_rejection_without_a_reply() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -79,58 +79,59 @@ async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
     let muster = setup.start().await;
     let listener = Listener::new(&setup).await;
 
-    // Somebody who waits, twice under the same key.
+    // Two HTTP requests with the same key.
     let email = format!("{}@example.com", unique("john"));
     let key = unique("a-key-of-some-length");
     let first = muster.client().post_with_key("/register", &document(&email), &key).await;
     let user = first.json()["user"]["_id"].clone();
-    let told = listener.next().await;
-    assert_eq!((first.status, name(&told)), (201, "user.registered"));
-    assert_eq!(body(&told)["userId"], user);
-    assert_eq!(body(&told)["registrationId"], id(&told));
+    let event = listener.next().await;
+    assert_eq!((first.status, name(&event)), (201, "user.registered"));
+    assert_eq!(body(&event)["userId"], user);
+    assert_eq!(body(&event)["registrationId"], id(&event));
     muster.client().post_with_key("/register", &document(&email), &key).await;
-    assert_eq!(body(&listener.next().await), body(&told), "a replay is the same event");
-    // The same form without the key, within the replay window: it was announced under its own id.
+    assert_eq!(body(&listener.next().await), body(&event), "a replay is the same event");
+    // The same form without the key, within the replay window, has no second event.
     assert_eq!(muster.client().post("/register", &document(&email)).await.status, 201);
-    // Whoever waits is told, so nobody else is.
+    // A rejection that gets a response has no event.
     let mut other = document(&email);
     other["password"] = json!("another horse 8");
     assert_eq!(muster.client().post("/register", &other).await.status, 400);
 
-    // Rows that ask for no reply: created, the same again, taken, broken, under a used id.
+    // Bulk rows without reply_to: created, replayed, duplicate, invalid, id reused.
     let broker = &listener.broker;
     let other = format!("{}@example.com", unique("jane"));
-    let broken = json!({ "fullname": { "firstname": "Jo" }, "email": "jo@", "password": PASSWORD });
+    let invalid =
+        json!({ "fullname": { "firstname": "Jo" }, "email": "jo@", "password": PASSWORD });
     let cases = [
         ("row-1", document(&other), "user.registered", None),
         ("row-1", document(&other), "user.registered", None),
         ("row-2", document(&other), "registration.rejected", Some("duplicate")),
-        ("row-3", broken, "registration.rejected", Some("invalid")),
+        ("row-3", invalid, "registration.rejected", Some("invalid")),
         ("row-1", document("x@example.com"), "registration.rejected", Some("key_reused")),
     ];
     let origin = Origin::Amqp { producer: String::new() };
-    for (row, document, event, code) in cases {
+    for (row, document, kind, code) in cases {
         publish(broker, &setup, row, &document).await;
-        let told = listener.next().await;
+        let event = listener.next().await;
         let registration =
             RegistrationId::derive(&origin, ContractId::Register, &MessageId::parse(row).unwrap());
-        assert_eq!((name(&told), id(&told)), (event, registration.as_str()), "{row}");
-        assert_eq!(body(&told)["messageId"], row);
-        assert_eq!(body(&told)["code"].as_str(), code, "{row}");
+        assert_eq!((name(&event), id(&event)), (kind, registration.as_str()), "{row}");
+        assert_eq!(body(&event)["messageId"], row);
+        assert_eq!(body(&event)["code"].as_str(), code, "{row}");
         if row == "row-3" {
             let errors = json!([
                 { "field": "email", "code": "INVALID_EMAIL_FORMAT" },
                 { "field": "fullname.firstname", "code": "INVALID_LENGTH" },
             ]);
-            assert_eq!(body(&told)["errors"], errors);
+            assert_eq!(body(&event)["errors"], errors);
         }
-        let text = String::from_utf8_lossy(&told.data).into_owned();
+        let text = String::from_utf8_lossy(&event.data).into_owned();
         for secret in [PASSWORD, "@", "John", "$2", "eyJ"] {
             assert!(!text.contains(secret), "{secret} in {text}");
         }
     }
 
-    // A refusal with a reply is not announced: the next event is of the row after it.
+    // A rejection with a reply has no event: the next event belongs to the next row.
     let replies = reply_queue_name(PREFIX);
     broker.declare_exclusive_queue(&replies).await;
     let asking = registration("register")
@@ -145,11 +146,11 @@ async fn every_user_and_every_refusal_that_nobody_was_told_is_announced() {
 }
 
 #[tokio::test]
-async fn the_settings_say_whose_outcomes_are_announced() {
+async fn events_setting_selects_the_queues() {
     if !PRODUCTION.is_available() {
         return;
     }
-    for (events, wanted) in [("bulk", "row-2"), ("none", "")] {
+    for (events, expected) in [("bulk", "row-2"), ("none", "")] {
         let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_EVENTS", events);
         let mut muster = setup.start().await;
         let listener = Listener::new(&setup).await;
@@ -162,25 +163,26 @@ async fn the_settings_say_whose_outcomes_are_announced() {
             })
             .await;
         assert!(muster.stop().await.success());
-        // Everything is settled now, so what was announced is there.
-        let told = listener.broker.fetch_now(&listener.queue).await;
-        assert_eq!(told.is_some(), !wanted.is_empty(), "{events}");
-        if let Some(told) = told {
-            assert_eq!(body(&told)["messageId"], wanted);
+        // All messages are settled, so all events have arrived.
+        let event = listener.broker.fetch_now(&listener.queue).await;
+        assert_eq!(event.is_some(), !expected.is_empty(), "{events}");
+        if let Some(event) = event {
+            assert_eq!(body(&event)["messageId"], expected);
         }
         assert!(listener.broker.fetch_now(&listener.queue).await.is_none(), "{events}");
     }
 }
 
 #[tokio::test]
-async fn nothing_is_acked_before_it_is_announced() {
+async fn message_is_not_acked_before_its_event_is_confirmed() {
     if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", PREFIX);
     let mut worker = setup.start_role("worker").await;
-    // A listener whose queue is full and refuses more.
-    let (broker, full, replies) = (Broker::connect().await, unique(PREFIX), reply_queue_name(PREFIX));
+    // A listener whose full queue rejects events.
+    let (broker, full, replies) =
+        (Broker::connect().await, unique(PREFIX), reply_queue_name(PREFIX));
     let arguments = headers(&[("x-max-length", 1.into()), ("x-overflow", "reject-publish".into())]);
     let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
     broker.channel.queue_declare(full.as_str().into(), options, arguments).await.unwrap();
@@ -194,9 +196,9 @@ async fn nothing_is_acked_before_it_is_announced() {
         .with_reply_to(replies.as_str().into());
     let row = document(&format!("{}@example.com", unique("john"))).to_string();
     broker.publish(setup.namespace(), "bulk", asking, row.as_bytes()).await;
-    // Whoever asked is told at once; whoever listens has to be.
+    // The reply is sent at once; the ack waits for the event.
     assert_eq!(body(&broker.fetch(&replies).await)["replayed"], false);
-    worker.wait_for_log(|line| line.contains("an event is refused")).await;
+    worker.wait_for_event("event_refused").await;
     let metrics = worker.client().get("/metrics", &[]).await.bytes;
     let metrics = String::from_utf8(metrics.to_vec()).unwrap();
     let refused = |event: &str| {
@@ -208,14 +210,14 @@ async fn nothing_is_acked_before_it_is_announced() {
     worker.signal("KILL");
     assert!(!worker.wait_for_exit().await.success());
 
-    // There is room again, and another worker: the message was still there.
+    // Without the full queue, another worker handles the message again.
     broker.channel.queue_delete(full.as_str().into(), Default::default()).await.unwrap();
     let listener = Listener::new(&setup).await;
     let other = setup.start_role("worker").await;
     assert_eq!(body(&broker.fetch(&replies).await)["replayed"], true);
-    let told = listener.next().await;
-    assert_eq!((name(&told), &body(&told)["messageId"]), ("user.registered", &json!("row-1")));
-    // And it is done now: at a stop nothing of it is handed back.
+    let event = listener.next().await;
+    assert_eq!((name(&event), &body(&event)["messageId"]), ("user.registered", &json!("row-1")));
+    // The message is acked: the stopped worker requeues nothing.
     assert!(other.stop().await.success());
     let bulk = format!("{}.bulk", setup.namespace());
     eventually("the queue to be empty", async || broker.count(&bulk).await == 0).await;

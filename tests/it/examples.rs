@@ -1,4 +1,4 @@
-//! The examples in `docs/examples`, against the real broker and a real worker.
+//! Runs the examples in `docs/examples` on a broker with a worker.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples")
 }
 
-/// Runs an example twice under one name. Each run has to tell of three users, the same ones, and the store
-/// has to hold those three and no others.
+/// Runs an example twice with the same job name. Both runs must print the same three user ids, and the store must have
+/// exactly three users.
 async fn assert_registers_three_users(command: impl Fn() -> Command) {
     let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", "example.");
     let muster = setup.start_role("worker").await;
@@ -32,12 +32,12 @@ async fn assert_registers_three_users(command: impl Fn() -> Command) {
         assert_eq!(users.len(), 3, "{errors}");
         runs.push(users);
     }
-    assert_eq!(runs[0], runs[1], "the same registrations are the same users");
+    assert_eq!(runs[0], runs[1], "a repeated registration has the same user");
     assert_eq!(users(&setup).await, 3);
     assert!(muster.stop().await.success());
 }
 
-/// How many users there are.
+/// Number of users in the store.
 async fn users(setup: &Setup) -> u64 {
     let client = mongodb::Client::with_uri_str(&setup.environment["MUSTER_STORE"]).await.unwrap();
     let users = client.default_database().unwrap().collection::<bson::Document>("users");
@@ -46,7 +46,7 @@ async fn users(setup: &Setup) -> u64 {
     count
 }
 
-/// The users' ids in what an example printed: 24 hexadecimal digits.
+/// The user ids in the output of an example: 24 hexadecimal digits.
 fn ids_in(printed: &str) -> Vec<String> {
     let words = printed.split(|c: char| !c.is_ascii_alphanumeric());
     let is_id = |word: &&str| word.len() == 24 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -117,7 +117,7 @@ fn page_shows_valid_messages() {
         let name = ["reply", "user.registered", "registration.rejected"]
             .into_iter()
             .find(|name| crate::support::spec::accepts(name, &message));
-        seen.push(name.unwrap_or_else(|| panic!("no message is like {line}")));
+        seen.push(name.unwrap_or_else(|| panic!("no message schema accepts {line}")));
     }
     seen.sort_unstable();
     seen.dedup();

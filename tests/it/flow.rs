@@ -1,4 +1,4 @@
-//! The whole flow on every queue with every store.
+//! The complete flow with every queue and store.
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::services::{PRODUCTION, amqp_url, unique};
 use crate::support::{Client, PAIRS, Setup};
 
-/// Runs a test on every pair whose services are there.
+/// Runs a test with every available pair of queue and store.
 async fn on_every_pair(test: impl AsyncFn(Setup)) {
     for pair in PAIRS.into_iter().filter(|pair| pair.is_available()) {
         println!("on {pair:?}");
@@ -14,35 +14,34 @@ async fn on_every_pair(test: impl AsyncFn(Setup)) {
     }
 }
 
-/// The AMQP client would write whole messages, and what it logs in to the broker with, as lists of bytes; that
-/// the words in them are nowhere is looked at after every test. The second filter would be more precise than a
-/// directive that forbids.
+/// lapin logs whole messages and the credentials as lists of bytes. The check at the end of every test finds only
+/// text. The second filter has directives that are more specific than the one that disables lapin's log.
 #[tokio::test]
-async fn at_its_most_talkative_it_writes_no_message() {
+async fn trace_log_contains_no_message_bytes() {
     if !PRODUCTION.is_available() {
         return;
     }
     let broker = url::Url::parse(&amqp_url().unwrap()).unwrap();
     let password = percent_encoding::percent_decode_str(broker.password().unwrap_or("guest"));
-    // A zero comes before it (RFC 4616).
+    // A zero byte precedes the password (RFC 4616).
     let password: Vec<u8> = std::iter::once(0).chain(password).collect();
     let password = format!("{password:?}");
     for filter in ["trace", "trace,lapin::channels[{frame}]=trace,lapin::io_loop[{msg}]=trace"] {
         let muster = Setup::new(PRODUCTION).with("MUSTER_LOG_FILTER", filter).start().await;
         let body = json!({ "username": unique("ann"), "password": "securePassword123" });
         assert_eq!(muster.client().post("/signup", &body).await.status, 201);
-        let written = muster.stop_and_collect_output().await;
-        assert!(written.contains("\"lapin::"), "otherwise it says all it knows");
-        // How JSON begins, and how what it logs in with ends.
+        let output = muster.stop_and_collect_output().await;
+        assert!(output.contains("\"lapin::"), "other lines of lapin are logged");
+        // The first bytes of a JSON document, and the last bytes of the credentials.
         for bytes in ["123, 34, ", password.trim_matches(['[', ']'])] {
-            let line = written.lines().find(|line| line.contains(bytes));
+            let line = output.lines().find(|line| line.contains(bytes));
             assert!(line.is_none(), "{filter}: {line:?}");
         }
     }
 }
 
-/// A request of each of the five documents, for a user nobody else is, with the path to the token
-/// in its answer.
+/// A request for each of the five documents with a unique user: path, body, and JSON pointer to the token in the
+/// response.
 pub fn five_requests() -> Vec<(&'static str, Value, Option<&'static str>)> {
     let email = || format!("{}@example.com", unique("john"));
     let name = json!({ "firstname": "John", "lastname": "Doe" });
@@ -89,7 +88,7 @@ async fn register_all_five(client: &Client) {
 }
 
 #[tokio::test]
-async fn five_documents_on_every_pair() {
+async fn every_document_registers_on_every_pair() {
     on_every_pair(async |setup| {
         let muster = setup.start().await;
         register_all_five(muster.client()).await;
@@ -99,7 +98,7 @@ async fn five_documents_on_every_pair() {
 }
 
 #[tokio::test]
-async fn front_and_two_workers_are_separate_processes() {
+async fn separate_front_and_workers_register_users() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -114,7 +113,7 @@ async fn front_and_two_workers_are_separate_processes() {
 }
 
 #[tokio::test]
-async fn of_a_hundred_equal_signups_one_is_created() {
+async fn one_of_a_hundred_equal_signups_is_created() {
     on_every_pair(async |setup| {
         let muster = setup.start().await;
         let email = format!("{}@example.com", unique("race"));
@@ -137,7 +136,7 @@ async fn of_a_hundred_equal_signups_one_is_created() {
 }
 
 #[tokio::test]
-async fn the_same_key_answers_with_the_first_success() {
+async fn repeated_key_gets_the_first_success() {
     on_every_pair(async |setup| {
         let muster = setup.start().await;
         let client = muster.client();
@@ -169,9 +168,9 @@ fn without_token(mut response: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_stop_finishes_the_request_under_way() {
+async fn soft_stop_finishes_the_request_in_progress() {
     on_every_pair(async |setup: Setup| {
-        // Expensive enough that the signal arrives while it is hashed.
+        // Slow enough that the signal arrives during the hash.
         let setup = setup.with("MUSTER_BCRYPT_COST", "12");
         let mut muster = setup.start().await;
         let client = muster.client().clone();

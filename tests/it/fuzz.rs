@@ -1,6 +1,5 @@
-//! Valid input, spoilt again and again: what a client, a broker or a file could hand to the reader of
-//! documents, the codec of replies and the rules for addresses. What must hold is in `properties`; this
-//! goes on for as long as one likes, from a seed that repeats it:
+//! Fuzz tests: mutated valid input for the document parser, the reply codec, the address rules and idempotency keys.
+//! `properties` has the checks. Duration and seed are configurable:
 //!
 //! `FUZZ_SECONDS=60 FUZZ_SEED=1 cargo test --test it fuzz:: -- --nocapture`
 
@@ -12,17 +11,17 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::Value;
 
-use crate::properties::{ask_all, same, survives_the_queue};
+use crate::properties::{assert_same, assert_survives_the_queue, check_every_contract};
 use crate::support::generate;
 use crate::support::random::{Random, env_number};
 
-/// Seconds for each target where nobody asks for more.
+/// Default duration of each target in seconds.
 const SECONDS: u64 = 2;
-/// Valid inputs that are spoilt before others take their place.
+/// Number of valid inputs in a corpus, and of mutations before the corpus is replaced.
 const CORPUS: usize = 64;
 const ROUNDS: usize = 2_000;
 
-/// What is worth putting where something else was: JSON, AMQP and address syntax, and edges of Unicode.
+/// Tokens to insert: JSON, AMQP and address syntax, and special Unicode characters.
 const TOKENS: [&[u8]; 32] = [
     b"{",
     b"}",
@@ -58,8 +57,8 @@ const TOKENS: [&[u8]; 32] = [
     "\u{10ffff}".as_bytes(),
 ];
 
-/// Spoils valid input: moves, doubles, cuts and replaces pieces of it, its tokens rather than its bits.
-fn spoil(random: &mut Random, input: &[u8], other: &[u8]) -> Vec<u8> {
+/// Moves, repeats, cuts and replaces parts of an input.
+fn mutate(random: &mut Random, input: &[u8], other: &[u8]) -> Vec<u8> {
     let mut bytes = input.to_vec();
     for _ in 0..=random.below(4) {
         let at = |random: &mut Random, bytes: &[u8]| random.below(bytes.len() as u64 + 1) as usize;
@@ -88,12 +87,12 @@ fn spoil(random: &mut Random, input: &[u8], other: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Asks about spoilt input until the time is over.
+/// Checks mutated inputs until the time is over.
 fn fuzz<T>(
     name: &str,
     valid: impl Strategy<Value = T>,
     write: impl Fn(&T) -> Vec<u8>,
-    ask: impl Fn(&[u8]),
+    check: impl Fn(&[u8]),
 ) {
     let seconds = env_number("FUZZ_SECONDS", SECONDS);
     let seed = env_number("FUZZ_SEED", u64::from(std::process::id()));
@@ -102,24 +101,28 @@ fn fuzz<T>(
     let words: Vec<u8> = (0..4).flat_map(|_| random.next().to_le_bytes()).collect();
     let source = TestRng::from_seed(RngAlgorithm::ChaCha, &words);
     let mut runner = TestRunner::new_with_rng(Config::default(), source);
-    let (started, mut asked) = (Instant::now(), 0u64);
-    while asked == 0 || started.elapsed() < Duration::from_secs(seconds) {
+    let (started, mut count) = (Instant::now(), 0u64);
+    while count == 0 || started.elapsed() < Duration::from_secs(seconds) {
         let one = |_| write(&valid.new_tree(&mut runner).unwrap().current());
         let mut corpus: Vec<Vec<u8>> = (0..CORPUS).map(one).collect();
         for _ in 0..ROUNDS {
             let (n, m) =
                 (random.below(CORPUS as u64) as usize, random.below(CORPUS as u64) as usize);
-            let spoilt = spoil(&mut random, &corpus[n], &corpus[m]);
-            let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ask(&spoilt)));
-            assert!(told.is_ok(), "{name}: seed {seed}, {:?}", spoilt.escape_ascii().to_string());
-            asked += 1;
-            // What was spoilt a little is spoilt further.
-            if random.below(4) == 0 && spoilt.len() < 4096 {
-                corpus[n] = spoilt;
+            let mutated = mutate(&mut random, &corpus[n], &corpus[m]);
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&mutated)));
+            assert!(
+                result.is_ok(),
+                "{name}: seed {seed}, {:?}",
+                mutated.escape_ascii().to_string()
+            );
+            count += 1;
+            // Mutates a mutated input further.
+            if random.below(4) == 0 && mutated.len() < 4096 {
+                corpus[n] = mutated;
             }
         }
     }
-    println!("{name}: {asked} inputs");
+    println!("{name}: {count} inputs");
 }
 
 #[test]
@@ -129,29 +132,29 @@ fn documents() {
         generate::valid_document(),
         |document| document.to_string().into_bytes(),
         |bytes| {
-            ask_all(bytes);
+            check_every_contract(bytes);
             let Ok(document) = Document::parse(bytes) else { return };
-            survives_the_queue(&document).unwrap();
-            // The other reader has limits of its own, for numbers and depth.
+            assert_survives_the_queue(&document).unwrap();
+            // serde_json has its own limits for numbers and depth.
             if let Ok(value @ Value::Object(_)) = serde_json::from_slice(bytes) {
-                same(&document, &value).unwrap();
+                assert_same(&document, &value).unwrap();
             }
         },
     );
 }
 
 #[test]
-fn documents_with_odd_keys() {
+fn documents_with_random_keys() {
     let write = |document: &generate::Json| {
         let mut text = String::new();
         document.write(&mut text);
         text.into_bytes()
     };
-    fuzz("odd documents", generate::object(), write, |bytes| {
-        ask_all(bytes);
+    fuzz("documents with random keys", generate::object(), write, |bytes| {
+        check_every_contract(bytes);
         let read = Document::parse(bytes);
         match (serde_json::from_slice(bytes), &read) {
-            (Ok(value @ Value::Object(_)), Ok(document)) => same(document, &value).unwrap(),
+            (Ok(value @ Value::Object(_)), Ok(document)) => assert_same(document, &value).unwrap(),
             (Ok(value), read) => assert!(!value.is_object() && read.is_err()),
             (Err(_), _) => {}
         }
@@ -187,9 +190,10 @@ fn addresses() {
                 assert!((1..=rules::LABEL_MAX_BYTES).contains(&label.len()), "{text}");
                 assert!(!label.starts_with('-') && !label.ends_with('-'), "{text}");
             }
-            let odd = |c: char| c.is_control() || c.is_whitespace() || "<>()[]\\,;:\"".contains(c);
-            assert!(!text.contains(odd), "{text}");
-            // Who is the same person stays the same, however often it is asked.
+            let is_forbidden =
+                |c: char| c.is_control() || c.is_whitespace() || "<>()[]\\,;:\"".contains(c);
+            assert!(!text.contains(is_forbidden), "{text}");
+            // The key of a key is itself.
             let key = Email::new(text.to_owned()).unwrap().key().to_owned();
             assert_eq!(Email::new(key.clone()).unwrap().key(), key, "{text}");
         },

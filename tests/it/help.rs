@@ -1,7 +1,6 @@
-//! What the program says about itself: the help of every command, the completions and the manual.
+//! Snapshots of the help of every command, and checks of the completions and the manual.
 //!
-//! The texts are in `help/`, one file a command. `REWRITE_HELP=1 cargo test help::` writes them anew;
-//! read the difference before you commit it.
+//! `help/` has one file for each command. `REWRITE_HELP=1 cargo test help::` updates them; review the difference.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,7 +11,7 @@ use muster::cli::Cli;
 use crate::support::Setup;
 use crate::support::command::run;
 
-/// Every command as its words, the program itself first.
+/// Every command as a list of words, starting with the program itself.
 fn commands() -> Vec<Vec<String>> {
     let mut found = vec![Vec::new()];
     collect(&Cli::command(), &[], &mut found);
@@ -33,7 +32,7 @@ fn texts() -> PathBuf {
 }
 
 #[tokio::test]
-async fn every_command_helps_as_it_is_written_down() {
+async fn help_of_every_command_matches_its_snapshot() {
     let setup = Setup::embedded();
     let rewrite = std::env::var_os("REWRITE_HELP").is_some();
     let (mut different, mut expected) = (Vec::new(), BTreeSet::new());
@@ -42,7 +41,7 @@ async fn every_command_helps_as_it_is_written_down() {
         arguments.push("--help");
         let help = run(&setup, &arguments).await.expect_stdout();
         let has_commands = help.contains("\nCommands:\n");
-        // A command's own options come before the settings that all have.
+        // The command's own options precede the common settings.
         if let Some((options, settings)) = help.split_once("\nSettings:\n") {
             let has_own = options.contains("\nOptions:\n") && options.contains("--help");
             assert!(has_own && !options.contains("--store "), "{arguments:?}: {help}");
@@ -71,7 +70,7 @@ async fn every_command_helps_as_it_is_written_down() {
     different.extend(there.difference(&expected).cloned());
     assert!(
         different.is_empty(),
-        "not as written down (REWRITE_HELP=1 writes anew): {different:?}"
+        "the help differs from its snapshot (REWRITE_HELP=1 updates it): {different:?}"
     );
 }
 
@@ -87,12 +86,12 @@ async fn completions_and_manual_name_every_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = run(&setup, &["completions", shell]).await.expect_stdout();
         for name in &names {
-            assert!(script.contains(name.as_str()), "{name} is not in the completions of {shell}");
+            assert!(script.contains(name.as_str()), "the completions of {shell} have no {name}");
         }
     }
     let page = run(&setup, &["man"]).await.expect_stdout();
     for name in &names {
-        assert!(page.contains(&format!("muster\\-{name}(1)")), "{name} is not in the manual");
+        assert!(page.contains(&format!("muster\\-{name}(1)")), "the manual has no {name}");
     }
     let directory = setup.directory().join("man1");
     run(&setup, &["man", "--directory", directory.to_str().unwrap()]).await.expect_stdout();
@@ -102,7 +101,7 @@ async fn completions_and_manual_name_every_command() {
         let status = page.split(".SH \"EXIT STATUS\"\n").nth(1);
         let status = status.unwrap_or_else(|| panic!("{name} has no exit status"));
         for code in ["\\fB0\\fR", "\\fB1\\fR", "\\fB2\\fR"] {
-            assert!(status.contains(code), "{name} does not say what {code} means:\n{status}");
+            assert!(status.contains(code), "{name} does not explain exit code {code}:\n{status}");
         }
         assert!(!page.contains("Exit codes:") && !page.contains(".SH EXTRA"), "{name}");
     }

@@ -1,4 +1,4 @@
-//! Exports of other systems, imported by the commands that docs/import.md shows for them.
+//! Imports exports of other systems with the commands of docs/import.md.
 
 use std::fs;
 use std::process::Command;
@@ -6,11 +6,11 @@ use std::process::Command;
 use crate::support::Setup;
 use crate::support::importer::{import, reports};
 
-/// An export, how docs/import.md imports it, and the code of each row.
+/// An export, its flags in docs/import.md, and the expected code of each row.
 struct Export {
     name: &'static str,
     exported: String,
-    /// The filter of `jq` that makes rows of it.
+    /// The `jq` filter that converts it to rows.
     filter: Option<&'static str>,
     flags: &'static str,
     codes: &'static [&'static str],
@@ -140,7 +140,7 @@ fn exports() -> [Export; 7] {
     ]
 }
 
-/// What `jq` makes of a file; none where there is no `jq`.
+/// Runs `jq` on a file. `None` without `jq`.
 fn filtered(setup: &Setup, file: &str, filter: &str) -> Option<Vec<u8>> {
     let mut jq = Command::new("jq");
     let made = jq.args(["-c", filter, file]).current_dir(setup.directory()).output().ok()?;
@@ -153,20 +153,23 @@ async fn exports_of_other_systems_are_imported_as_documented() {
     let guide = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/import.md")).unwrap();
     let guide = guide.replace(" \\\n  ", " ");
     for Export { name, exported, filter, flags, codes } in exports() {
-        assert!(guide.contains(flags), "docs/import.md shows other flags for {name}");
+        assert!(guide.contains(flags), "docs/import.md has no flags {flags} for {name}");
         assert!(guide.contains(name) && guide.contains(&format!("| {name} |")), "{name}");
         let setup = Setup::embedded();
         let file = if filter.is_some() { "users.ndjson" } else { "users.csv" };
         let write = |bytes: &[u8]| fs::write(setup.directory().join(file), bytes).unwrap();
         write(exported.as_bytes());
         if let Some(filter) = filter {
-            assert!(guide.contains(&format!("jq -c '{filter}'")), "another filter for {name}");
+            assert!(
+                guide.contains(&format!("jq -c '{filter}'")),
+                "docs/import.md has no filter {filter} for {name}"
+            );
             let Some(rows) = filtered(&setup, file, filter) else { continue };
             write(&rows);
         }
         let flags: Vec<&str> = flags.split(' ').collect();
-        let ended = import(&setup, &[&[file], &flags[..]].concat()).await;
-        let mut reports = reports(&ended.stdout);
+        let output = import(&setup, &[&[file], &flags[..]].concat()).await;
+        let mut reports = reports(&output.stdout);
         reports.sort_by_key(|report| report["line"].as_u64());
         let found: Vec<&str> = reports
             .iter()
@@ -174,6 +177,6 @@ async fn exports_of_other_systems_are_imported_as_documented() {
                 report["errors"][0]["code"].as_str().or(report["outcome"].as_str()).unwrap()
             })
             .collect();
-        assert_eq!(found, codes, "{name}: {}\n{}", ended.stderr, ended.stdout);
+        assert_eq!(found, codes, "{name}: {}\n{}", output.stderr, output.stdout);
     }
 }

@@ -1,5 +1,4 @@
-//! Keys whose public half anybody may have: made, listed, published, followed by others, and believed
-//! by a program that is not ours.
+//! Asymmetric token keys: creation, listing, publication, rotation, and verification by a third-party library.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -22,14 +21,16 @@ print(json.dumps(claims))
 
 const JWKS: &str = "/.well-known/jwks.json";
 
-/// Makes a key and gives the path of its file.
-async fn made(setup: &Setup, algorithm: &str, name: &str) -> String {
+/// Creates a key file and returns its path.
+async fn make_key(setup: &Setup, algorithm: &str, name: &str) -> String {
     let path = setup.directory().join(name).to_str().unwrap().to_owned();
-    run(setup, &["keys", "make", "--algorithm", algorithm, "--output", &path]).await.expect_stdout();
+    run(setup, &["keys", "make", "--algorithm", algorithm, "--output", &path])
+        .await
+        .expect_stdout();
     path
 }
 
-/// Signs somebody up and gives the token.
+/// Registers a user and returns the token.
 async fn token(muster: &Muster) -> String {
     let email = format!("{}@example.com", unique("keys"));
     let body =
@@ -58,13 +59,13 @@ fn header(token: &str) -> jsonwebtoken::Header {
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_ours_believes_the_tokens() {
+async fn third_party_library_verifies_the_tokens() {
     let Some(python) = provided("TEST_PYTHON") else { return };
     for (choice, algorithm) in [("eddsa", "EdDSA"), ("es256", "ES256"), ("rs256", "RS256")] {
         let setup = Setup::embedded()
             .with("MUSTER_TOKEN_ISSUER", "https://muster.example")
             .with("MUSTER_TOKEN_AUDIENCE", "the-shop");
-        let key = made(&setup, choice, "key.pem").await;
+        let key = make_key(&setup, choice, "key.pem").await;
         let setup = setup.with("MUSTER_TOKEN_KEY_FILES", &key);
         let muster = setup.start().await;
         let token = token(&muster).await;
@@ -91,19 +92,20 @@ async fn a_program_that_is_not_ours_believes_the_tokens() {
 }
 
 #[tokio::test]
-async fn a_key_takes_over_and_the_old_tokens_still_count() {
+async fn key_rotation_keeps_old_tokens_valid() {
     let setup = Setup::embedded();
     let [old, new] =
-        [made(&setup, "es256", "old.pem").await, made(&setup, "eddsa", "new.pem").await];
+        [make_key(&setup, "es256", "old.pem").await, make_key(&setup, "eddsa", "new.pem").await];
 
-    // From the secret to the first key, with the second one announced.
+    // Without keys, then with the first key, and the second one published in advance.
     let muster = setup.start().await;
     let by_secret = token(&muster).await;
     assert_eq!(header(&by_secret).kid, None);
-    assert_eq!(muster.client().get(JWKS, &[]).await.status, 404, "a secret has no public half");
+    assert_eq!(muster.client().get(JWKS, &[]).await.status, 404, "a secret has no public key");
     muster.stop().await;
 
-    let muster = setup.clone().with("MUSTER_TOKEN_KEY_FILES", &format!("{old},{new}")).start().await;
+    let muster =
+        setup.clone().with("MUSTER_TOKEN_KEY_FILES", &format!("{old},{new}")).start().await;
     let by_old = token(&muster).await;
     let keys = published(&muster).await;
     assert_eq!(keys.len(), 2);
@@ -112,7 +114,8 @@ async fn a_key_takes_over_and_the_old_tokens_still_count() {
     muster.stop().await;
 
     // The second one signs.
-    let muster = setup.clone().with("MUSTER_TOKEN_KEY_FILES", &format!("{new},{old}")).start().await;
+    let muster =
+        setup.clone().with("MUSTER_TOKEN_KEY_FILES", &format!("{new},{old}")).start().await;
     let by_new = token(&muster).await;
     assert_eq!(header(&by_new).kid.as_deref(), keys[1]["kid"].as_str());
     for token in [&by_secret, &by_old, &by_new] {
@@ -120,7 +123,7 @@ async fn a_key_takes_over_and_the_old_tokens_still_count() {
     }
     muster.stop().await;
 
-    // The first one is gone.
+    // Without the first key.
     let muster = setup.with("MUSTER_TOKEN_KEY_FILES", &new).start().await;
     assert_eq!(published(&muster).await.len(), 1);
     assert_eq!(profile(&muster, &by_old).await, 401);
@@ -128,10 +131,10 @@ async fn a_key_takes_over_and_the_old_tokens_still_count() {
 }
 
 #[tokio::test]
-async fn a_front_publishes_the_file_it_is_given_and_nothing_private() {
+async fn front_publishes_its_jwks_file_without_private_keys() {
     let setup = Setup::embedded();
     let [one, two] =
-        [made(&setup, "eddsa", "one.pem").await, made(&setup, "rs256", "two.pem").await];
+        [make_key(&setup, "eddsa", "one.pem").await, make_key(&setup, "rs256", "two.pem").await];
     let file = setup.directory().join("jwks.json");
     let set = run(&setup, &["keys", "jwks", &one]).await.expect_stdout();
     std::fs::write(&file, &set).unwrap();
@@ -142,9 +145,9 @@ async fn a_front_publishes_the_file_it_is_given_and_nothing_private() {
     let both = run(&setup, &["keys", "jwks", &one, &two]).await.expect_stdout();
     std::fs::write(&file, &both).unwrap();
     muster.signal("HUP");
-    eventually("the new set", async || published(&muster).await.len() == 2).await;
+    eventually("the new key set", async || published(&muster).await.len() == 2).await;
 
-    // What cannot be used is told, and the old set stays.
+    // An invalid file is logged, and the old key set stays.
     let mut private: Value = serde_json::from_str(&set).unwrap();
     private["keys"][0]["d"] = json!("hunter2");
     std::fs::write(&file, private.to_string()).unwrap();
@@ -160,21 +163,21 @@ async fn a_front_publishes_the_file_it_is_given_and_nothing_private() {
 }
 
 #[tokio::test]
-async fn a_front_alone_publishes_without_a_worker() {
+async fn front_role_publishes_keys_without_a_secret() {
     if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
-    let key = made(&setup, "eddsa", "key.pem").await;
+    let key = make_key(&setup, "eddsa", "key.pem").await;
     let file = setup.directory().join("jwks.json");
     std::fs::write(&file, run(&setup, &["keys", "jwks", &key]).await.expect_stdout()).unwrap();
     let mut front = setup.clone().with("MUSTER_FRONT_JWKS_FILE", file.to_str().unwrap());
-    for worker in ["JWT_SECRET", "MUSTER_STORE"] {
-        front.environment.remove(worker);
+    for name in ["JWT_SECRET", "MUSTER_STORE"] {
+        front.environment.remove(name);
     }
     let front = front.start_role("front").await;
     assert_eq!(published(&front).await.len(), 1);
-    // A worker with the key and no secret does the rest.
+    // The worker has the key and no secret.
     let mut worker = setup.with("MUSTER_TOKEN_KEY_FILES", &key);
     worker.environment.remove("JWT_SECRET");
     let _worker = worker.start_role("worker").await;
@@ -184,24 +187,24 @@ async fn a_front_alone_publishes_without_a_worker() {
 }
 
 #[tokio::test]
-async fn a_private_key_is_its_owners_and_shown_only_on_request() {
+async fn private_key_is_owner_readable_and_printed_only_on_request() {
     let setup = Setup::embedded();
     for algorithm in ["eddsa", "es256", "rs256"] {
-        let path = made(&setup, algorithm, algorithm).await;
+        let path = make_key(&setup, algorithm, algorithm).await;
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let pem = std::fs::read_to_string(&path).unwrap();
         assert!(pem.starts_with("-----BEGIN PRIVATE KEY-----\n"), "PKCS#8");
         let secret = pem.lines().nth(1).unwrap();
         let again = run(&setup, &["keys", "make", "--output", &path]).await;
-        assert_eq!(again.code, Some(1), "never over a key");
+        assert_eq!(again.code, Some(1), "an existing key is never overwritten");
         for arguments in [
             &["keys", "list", &path][..],
             &["keys", "list", "--json", &path],
             &["keys", "jwks", &path],
         ] {
-            let ended = run(&setup, arguments).await;
-            assert!(!ended.stdout.contains(secret) && !ended.stderr.contains(secret));
+            let output = run(&setup, arguments).await;
+            assert!(!output.stdout.contains(secret) && !output.stderr.contains(secret));
         }
     }
     let printed = run(&setup, &["keys", "make", "--output", "-"]).await.expect_stdout();
@@ -217,7 +220,7 @@ async fn a_private_key_is_its_owners_and_shown_only_on_request() {
         ["HS256", "verifies", "JWT_SECRET"],
     ];
     assert_eq!(rows, expected);
-    // What other programs write is read too.
+    // A key from OpenSSL.
     let openssl = "-----BEGIN PRIVATE KEY-----\n\
         MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n\
         -----END PRIVATE KEY-----\n";

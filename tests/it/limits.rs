@@ -1,5 +1,5 @@
-//! Limits of connections, and rate limits over real HTTP: when a refused request passes, whose word about a client counts, and what
-//! is not limited. Each contract's answer, and the order of refusals, are golden files.
+//! Connection limits and rate limits over HTTP: retry times, trusted proxies, and exceptions. Golden files have each
+//! contract's response and the order of checks.
 
 use std::time::Duration;
 
@@ -11,24 +11,24 @@ use tokio::time::timeout;
 use crate::support::http2::GOAWAY;
 use crate::support::muster::{TIMEOUT, eventually};
 use crate::support::services::unique;
-use crate::support::{HttpResponse, Client, Http2Connection, Muster, Setup};
+use crate::support::{Client, Http2Connection, HttpResponse, Muster, Setup};
 
 const PER_ADDRESS: &str = "MUSTER_LIMITS_PER_ADDRESS";
 const PER_EMAIL: &str = "MUSTER_LIMITS_PER_EMAIL";
 const TRUSTED: &str = "MUSTER_LIMITS_TRUSTED_PROXIES";
 
-/// How long the answer asks to wait, if it is a refusal for asking too often.
-fn wait(response: &HttpResponse) -> Option<u64> {
+/// The `Retry-After` of a 429 in seconds.
+fn retry_after(response: &HttpResponse) -> Option<u64> {
     (response.status == 429).then(|| response.header("retry-after").unwrap().parse().unwrap())
 }
 
-/// A signup that is refused as soon as its body is read, if it is read.
-async fn ask(client: &Client, headers: &[(&str, &str)]) -> HttpResponse {
+/// Sends a signup with an invalid body.
+async fn send_invalid_signup(client: &Client, headers: &[(&str, &str)]) -> HttpResponse {
     let headers = [&[("content-type", "application/json")], headers].concat();
     client.send("POST", "/signup", &headers, "{}").await.unwrap()
 }
 
-fn somebody() -> Value {
+fn user() -> Value {
     json!({
         "fullname": { "firstname": "Ann" },
         "email": format!("{}@example.com", unique("ann")),
@@ -37,18 +37,18 @@ fn somebody() -> Value {
 }
 
 #[tokio::test]
-async fn a_client_passes_when_the_time_is_over_that_it_was_told() {
+async fn client_is_accepted_after_its_retry_after() {
     let hourly = Setup::embedded().with(PER_ADDRESS, "1/1h").start().await;
-    assert_eq!(ask(hourly.client(), &[]).await.status, 400);
-    let told = wait(&ask(hourly.client(), &[]).await).unwrap();
-    assert!((3000..=3600).contains(&told), "{told}");
+    assert_eq!(send_invalid_signup(hourly.client(), &[]).await.status, 400);
+    let seconds = retry_after(&send_invalid_signup(hourly.client(), &[]).await).unwrap();
+    assert!((3000..=3600).contains(&seconds), "{seconds}");
 
     let muster = Setup::embedded().with(PER_ADDRESS, "2/4s burst 5").start().await;
     let mut refused = 0;
-    eventually("a refusal, and a pass after it", async || {
-        let response = ask(muster.client(), &[]).await;
-        if let Some(told) = wait(&response) {
-            assert!((1..=2).contains(&told), "{told}");
+    eventually("a 429 and a later success", async || {
+        let response = send_invalid_signup(muster.client(), &[]).await;
+        if let Some(seconds) = retry_after(&response) {
+            assert!((1..=2).contains(&seconds), "{seconds}");
             refused += 1;
         }
         refused > 0 && response.status == 400
@@ -57,16 +57,16 @@ async fn a_client_passes_when_the_time_is_over_that_it_was_told() {
 }
 
 #[tokio::test]
-async fn a_refused_request_can_be_sent_again_under_its_key() {
+async fn rate_limited_request_can_be_repeated_with_its_key() {
     let muster = Setup::embedded().with(PER_EMAIL, "1/2s").start().await;
-    let (body, key) = (somebody(), unique("a-key-of-the-client"));
+    let (body, key) = (user(), unique("a-key-of-the-client"));
     let first = muster.client().post_with_key("/register", &body, &key).await;
     assert_eq!(first.status, 201);
     let mut again = None;
-    eventually("the first answer again", async || {
+    eventually("the first response again", async || {
         let response = muster.client().post_with_key("/register", &body, &key).await;
-        let is_told = wait(&response).is_none_or(|told| (1..=2).contains(&told));
-        assert!(is_told && (response.status == 429 || response.status == 201), "{response:?}");
+        let is_short = retry_after(&response).is_none_or(|seconds| (1..=2).contains(&seconds));
+        assert!(is_short && (response.status == 429 || response.status == 201), "{response:?}");
         again = (response.status == 201).then_some(response);
         again.is_some()
     })
@@ -77,52 +77,62 @@ async fn a_refused_request_can_be_sent_again_under_its_key() {
 }
 
 #[tokio::test]
-async fn nobody_is_believed_unless_it_is_configured() {
+async fn forwarding_headers_are_ignored_unless_configured() {
     let muster = Setup::embedded().with(PER_ADDRESS, "1/1h").start().await;
-    assert_eq!(ask(muster.client(), &[("x-forwarded-for", "203.0.113.1")]).await.status, 400);
+    assert_eq!(
+        send_invalid_signup(muster.client(), &[("x-forwarded-for", "203.0.113.1")]).await.status,
+        400
+    );
     for spoofed in [("x-forwarded-for", "203.0.113.2"), ("forwarded", "for=203.0.113.3")] {
-        assert_eq!(ask(muster.client(), &[spoofed]).await.status, 429, "{spoofed:?}");
+        assert_eq!(
+            send_invalid_signup(muster.client(), &[spoofed]).await.status,
+            429,
+            "{spoofed:?}"
+        );
     }
 
     let setup = Setup::embedded().with(PER_ADDRESS, "1/1h").with(TRUSTED, "127.0.0.1, ::1");
     let muster = setup.with("MUSTER_LIMITS_PROXY_HEADER", "forwarded").start().await;
     let one = ("forwarded", "for=198.51.100.66, for=\"203.0.113.1:4711\";proto=https");
-    assert_eq!(ask(muster.client(), &[one]).await.status, 400);
-    assert_eq!(ask(muster.client(), &[("forwarded", "for=203.0.113.2")]).await.status, 400);
-    // The proxy leaves the other header as the client wrote it.
+    assert_eq!(send_invalid_signup(muster.client(), &[one]).await.status, 400);
+    assert_eq!(
+        send_invalid_signup(muster.client(), &[("forwarded", "for=203.0.113.2")]).await.status,
+        400
+    );
+    // The proxy forwards the other header unchanged from the client.
     let spoofed = [one, ("x-forwarded-for", "203.0.113.99")];
-    assert_eq!(ask(muster.client(), &spoofed).await.status, 429);
+    assert_eq!(send_invalid_signup(muster.client(), &spoofed).await.status, 429);
 }
 
 #[tokio::test]
-async fn those_with_the_bulk_key_are_not_limited() {
+async fn uploads_are_not_rate_limited() {
     let key = "an-api-key-of-thirty-two-characters";
     let setup = Setup::embedded().with(PER_ADDRESS, "1/1h").with(PER_EMAIL, "1/1h");
     let muster = setup.with("MUSTER_FRONT_BULK_API_KEY", key).start().await;
     let bearer = format!("Bearer {key}");
     let headers = [("content-type", "application/x-ndjson"), ("authorization", bearer.as_str())];
-    let row = somebody();
+    let row = user();
     for _ in 0..3 {
         let rows = format!("{row}\n{row}\n");
         let response =
             muster.client().send("POST", "/registrations?contract=register", &headers, rows).await;
         assert_eq!(response.unwrap().status, 200);
     }
-    // What came in bulk has cost nobody anything.
+    // The uploads did not count against the limits.
     assert_eq!(muster.client().post("/register", &row).await.status, 400, "a duplicate");
     assert_eq!(muster.client().post("/register", &row).await.status, 429);
 }
 
-/// A connection from one of the addresses of the loopback, with a request under way that does not end.
+/// Opens a connection from a loopback address, with a request that does not end.
 async fn busy_from(address: &str, muster: &Muster) -> TcpStream {
     let mut stream = connect_from(address, muster).await;
     let head = "POST /signup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
         Content-Length: 100\r\nExpect: 100-continue\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
-    // Its headers are read.
-    let mut go_on = [0; 12];
-    stream.read_exact(&mut go_on).await.unwrap();
-    assert_eq!(&go_on, b"HTTP/1.1 100");
+    // The server has read the headers.
+    let mut status_line = [0; 12];
+    stream.read_exact(&mut status_line).await.unwrap();
+    assert_eq!(&status_line, b"HTTP/1.1 100");
     stream
 }
 
@@ -132,7 +142,7 @@ async fn connect_from(address: &str, muster: &Muster) -> TcpStream {
     socket.connect(muster.client().address().parse().unwrap()).await.unwrap()
 }
 
-/// Whether a request is answered, or the connection ends.
+/// Whether a request gets a response before the connection closes.
 async fn is_served(mut stream: TcpStream) -> bool {
     let _ = stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await;
     let mut first = [0; 12];
@@ -141,7 +151,7 @@ async fn is_served(mut stream: TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn one_address_cannot_take_all_connections() {
+async fn one_address_cannot_use_all_connections() {
     let setup = Setup::embedded()
         .with("MUSTER_FRONT_MAX_CONNECTIONS_PER_ADDRESS", "5")
         .with("MUSTER_FRONT_BODY_TIMEOUT", "10m")
@@ -162,10 +172,10 @@ async fn one_address_cannot_take_all_connections() {
     }
     assert!(is_served(connect_from("127.0.0.3", &muster).await).await, "a trusted proxy");
 
-    // An idle one of the same address makes room, once it has had its time to send a request.
+    // An idle connection of the same address is closed for a new one, after its time to send a request.
     drop(busy.pop());
     let mut idle = connect_from("127.0.0.2", &muster).await;
-    eventually("an idle connection to make room", async || {
+    eventually("a new connection to be served", async || {
         is_served(connect_from("127.0.0.2", &muster).await).await
     })
     .await;
@@ -175,7 +185,7 @@ async fn one_address_cannot_take_all_connections() {
 }
 
 #[tokio::test]
-async fn where_all_places_are_taken_the_connection_idle_longest_makes_room() {
+async fn longest_idle_connection_is_closed_at_the_limit() {
     let setup = Setup::embedded()
         .with("MUSTER_FRONT_MAX_CONNECTIONS", "10")
         .with("MUSTER_FRONT_IDLE_TIMEOUT", "1h");
@@ -199,33 +209,33 @@ async fn where_all_places_are_taken_the_connection_idle_longest_makes_room() {
 }
 
 #[tokio::test]
-async fn an_http2_connection_without_requests_ends_although_it_pings() {
+async fn http2_connection_with_only_pings_times_out() {
     let muster = Setup::embedded().with("MUSTER_FRONT_IDLE_TIMEOUT", "1s").start().await;
     let mut client = Http2Connection::connect(muster.client().address(), 1 << 16).await;
     client.request("GET", "/live", "").await;
-    let mut came = Vec::new();
-    eventually("the end of the connection", async || {
+    let mut frames_seen = Vec::new();
+    eventually("the connection to close", async || {
         let lives = client.ping().await;
         let (frames, closed) = client.frames(Duration::from_millis(100)).await;
-        came.extend(frames);
+        frames_seen.extend(frames);
         closed || !lives
     })
     .await;
-    assert!(came.contains(&GOAWAY), "{came:?}");
+    assert!(frames_seen.contains(&GOAWAY), "{frames_seen:?}");
 }
 
 #[tokio::test]
-async fn an_address_is_not_in_the_log() {
+async fn client_address_is_not_logged() {
     let setup = Setup::embedded().with(PER_ADDRESS, "2/1h").with(PER_EMAIL, "1/1h");
     let muster = setup.with(TRUSTED, "127.0.0.1").start().await;
-    let (body, proxy) = (somebody().to_string(), ("x-forwarded-for", "203.0.113.77"));
+    let (body, proxy) = (user().to_string(), ("x-forwarded-for", "203.0.113.77"));
     let headers = [("content-type", "application/json"), proxy];
     let mut statuses = Vec::new();
     for _ in 0..3 {
         let response = muster.client().send("POST", "/register", &headers, body.clone()).await;
         statuses.push(response.unwrap().status);
     }
-    assert_eq!(statuses, [201, 429, 429], "by the e-mail address, then by the client's");
+    assert_eq!(statuses, [201, 429, 429], "limited by the email, then by the client address");
     let output = muster.stop_and_collect_output().await;
     assert!(!output.contains("203.0.113") && !output.contains("@example.com"), "{output}");
 }

@@ -1,4 +1,4 @@
-//! A log that cannot be written, or that is not read, stops no process and delays no signup.
+//! A log that cannot be written or is not read ends no process and delays no signup.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, PipeReader};
@@ -14,23 +14,23 @@ use crate::support::muster::{TIMEOUT, eventually};
 use crate::support::services::{PRODUCTION, unique, unique_address};
 use crate::support::{Client, Setup};
 
-/// What is wrong with standard error.
+/// Faults of standard error.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    /// A pipe whose reader is gone.
+    /// A pipe without a reader.
     Closed,
-    /// A device without room.
+    /// A full device.
     Full,
     /// A pipe whose reader does not read.
     Unread,
-    /// The same, set to non-blocking.
+    /// A non-blocking pipe whose reader does not read.
     UnreadNonBlocking,
 }
 
 const FAULTS: [Fault; 4] = [Fault::Closed, Fault::Full, Fault::Unread, Fault::UnreadNonBlocking];
 
 impl Fault {
-    /// The stream, and its reader if there is one.
+    /// The stream and its reader, if it has one.
     fn stream(self) -> (Stdio, Option<PipeReader>) {
         if let Self::Full = self {
             return (OpenOptions::new().write(true).open("/dev/full").unwrap().into(), None);
@@ -47,7 +47,7 @@ impl Fault {
     }
 }
 
-/// A running program whose log is not seen.
+/// A running program with a faulty log.
 struct Process {
     child: Child,
     client: Client,
@@ -62,7 +62,7 @@ impl Process {
         let (stderr, log) = fault.stream();
         command.env(name, &address).stdout(Stdio::null()).stderr(stderr);
         let child = command.spawn().unwrap();
-        // Holds the other end of the pipe.
+        // Drops the command's copy of the pipe.
         drop(command);
         let mut process = Self { child, client: Client::new(&address), log };
         eventually(&format!("{role} to be ready with {fault:?}"), async || {
@@ -75,7 +75,7 @@ impl Process {
     }
 
     fn assert_running(&mut self) {
-        assert_eq!(self.child.try_wait().unwrap(), None, "it has ended");
+        assert_eq!(self.child.try_wait().unwrap(), None, "the process has exited");
     }
 
     async fn lost_lines(&self) -> u64 {
@@ -86,7 +86,7 @@ impl Process {
         lost.parse().unwrap()
     }
 
-    /// Asks it to stop; it must end well although its last lines cannot be written.
+    /// Stops it. The exit code must be 0 although the last lines cannot be written.
     async fn stop(mut self) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
@@ -98,7 +98,7 @@ impl Process {
             }
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
-        panic!("it does not end");
+        panic!("the process did not exit within {TIMEOUT:?}");
     }
 }
 
@@ -109,7 +109,7 @@ impl Drop for Process {
     }
 }
 
-/// More than a pipe holds is logged meanwhile.
+/// Signs up users, which logs more bytes than a pipe can hold.
 async fn sign_up_many(client: &Client) {
     for _ in 0..25 {
         let signups = (0..8).map(async |_| {
@@ -121,7 +121,7 @@ async fn sign_up_many(client: &Client) {
 }
 
 #[tokio::test]
-async fn one_process_serves_while_its_log_cannot_be_written() {
+async fn process_serves_while_its_log_cannot_be_written() {
     for fault in FAULTS {
         let setup = Setup::embedded();
         let mut muster = Process::start(&setup, "all", fault).await;
@@ -133,7 +133,7 @@ async fn one_process_serves_while_its_log_cannot_be_written() {
 }
 
 #[tokio::test]
-async fn a_front_and_a_worker_serve_while_their_logs_cannot_be_written() {
+async fn front_and_worker_serve_while_their_logs_cannot_be_written() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -151,7 +151,7 @@ async fn a_front_and_a_worker_serve_while_their_logs_cannot_be_written() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_read_again_goes_on() {
+async fn log_continues_when_it_is_read_again() {
     let setup = Setup::embedded();
     let mut muster = Process::start(&setup, "all", Fault::UnreadNonBlocking).await;
     sign_up_many(&muster.client).await;
@@ -161,7 +161,7 @@ async fn a_log_that_is_read_again_goes_on() {
     let reader = std::thread::spawn(move || {
         BufReader::new(log).lines().for_each(|line| read.lock().unwrap().push(line.unwrap()));
     });
-    eventually("every line", async || {
+    eventually("every log line", async || {
         let lines = lines.lock().unwrap();
         lines.iter().filter(|line| line.contains("\"request_answered\"")).count() == 200
     })
@@ -170,12 +170,12 @@ async fn a_log_that_is_read_again_goes_on() {
     muster.stop().await;
     reader.join().unwrap();
     for line in lines.lock().unwrap().iter() {
-        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "torn: {line}");
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "incomplete line: {line}");
     }
 }
 
 #[tokio::test]
-async fn a_command_that_can_say_nothing_still_has_its_exit_code() {
+async fn exit_code_is_right_without_standard_error() {
     let setup = Setup::embedded().with("MUSTER_ROLE", "nonsense");
     for (arguments, code) in [(&["serve"][..], 2), (&["config"], 2), (&["healthcheck"], 2)] {
         for fault in [Fault::Closed, Fault::Full] {

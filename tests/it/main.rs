@@ -1,11 +1,11 @@
-//! One binary of integration tests: they start the real program and talk to the real services.
+//! The integration tests: they start the program and use real services.
 //!
-//! Without `AMQP_URL` and `MONGODB_URL` the tests that need them say so and are left out; under
-//! `./tests/run`, which provides both, a missing service is a failure.
+//! Without `AMQP_URL` and `MONGODB_URL` the tests that need them are skipped with a message. `./tests/run` provides
+//! both; there a missing service is a failure.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-#![allow(missing_docs, unreachable_pub, reason = "nobody imports a test")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell what they leave out")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+#![allow(missing_docs, unreachable_pub, reason = "no crate imports the tests")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests print skipped parts and measurements")]
 
 mod support;
 
@@ -16,7 +16,7 @@ mod cluster;
 mod commands;
 mod contracts;
 mod crash;
-mod dead;
+mod dead_letters;
 mod deployment;
 mod docs;
 mod doctor;
@@ -25,22 +25,23 @@ mod examples;
 mod failover;
 mod faults;
 mod flow;
-mod foreign;
+mod foreign_indexes;
 mod fuzz;
-mod hashed;
 mod help;
-mod hostile;
+mod hostile_clients;
 mod import;
 mod import_exports;
 mod import_files;
 mod keys;
 mod limits;
 mod logs;
+mod malformed_messages;
 mod metrics;
 mod mounts;
 mod openapi;
 mod overload;
 mod pages;
+mod password_hashes;
 mod policy;
 mod preflight;
 mod producers;
@@ -48,11 +49,11 @@ mod properties;
 mod queue;
 mod redelivery;
 mod reindex;
-mod resent;
+mod replay_window;
 mod restart;
-mod rubbish;
 mod sealing;
 mod signup;
+mod slow_readers;
 mod soak;
 mod spec;
 mod startup;
@@ -61,5 +62,4 @@ mod terminal;
 mod tls;
 mod traces;
 mod trials;
-mod unread;
 mod words;

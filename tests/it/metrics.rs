@@ -1,4 +1,4 @@
-//! What fronts and workers tell Prometheus, and the times of a signup's stages.
+//! Metrics of fronts and workers, the dashboard and alerts that use them, and the stage times of a signup.
 
 mod operation;
 
@@ -18,10 +18,10 @@ use crate::support::prometheus::{Prometheus, promtool};
 use crate::support::services::{EMBEDDED, PRODUCTION, Pair, QueueAdapter, unique};
 use crate::support::{Client, Setup};
 
-/// Stages that a page shows, in their order.
-const SHOWN: [&str; 7] = ["read", "queue", "slot", "hash", "insert", "reply", "total"];
+/// The stages in `server-timing`, in their order.
+const STAGES: [&str; 7] = ["read", "queue", "slot", "hash", "insert", "reply", "total"];
 
-fn somebody() -> Value {
+fn user() -> Value {
     json!({
         "firstname": "Ann",
         "email": format!("{}@example.com", unique("metrics")),
@@ -29,7 +29,7 @@ fn somebody() -> Value {
     })
 }
 
-/// Every sample of a process, by its name and labels as they are written.
+/// All samples of a process by name and labels.
 async fn samples(client: &Client) -> BTreeMap<String, f64> {
     let response = client.get("/metrics", &[]).await;
     assert_eq!(response.status, 200);
@@ -43,31 +43,31 @@ async fn samples(client: &Client) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test]
-async fn one_process_counts_what_it_answers() {
+async fn signups_and_stages_are_counted() {
     let muster = Setup::embedded().start().await;
     let client = muster.client();
-    let user = somebody();
+    let user = user();
     assert_eq!(client.post("/users/register", &user).await.status, 201);
     assert_eq!(client.post("/users/register", &user).await.status, 409);
     assert_eq!(client.post("/users/register", &json!({"firstname": ""})).await.status, 400);
-    let figures = samples(client).await;
+    let metrics = samples(client).await;
     let signups = |outcome: &str| {
-        figures[&format!("muster_signups_total{{contract=\"flat-name\",outcome=\"{outcome}\"}}")]
+        metrics[&format!("muster_signups_total{{contract=\"flat-name\",outcome=\"{outcome}\"}}")]
     };
     assert_eq!((signups("registered"), signups("duplicate"), signups("invalid")), (1.0, 1.0, 1.0));
     for stage in ["read", "queue", "slot", "hash", "insert", "work", "settle", "reply"] {
-        let count = figures[&format!("muster_stage_duration_seconds_count{{stage=\"{stage}\"}}")];
+        let count = metrics[&format!("muster_stage_duration_seconds_count{{stage=\"{stage}\"}}")];
         assert!((2.0..=3.0).contains(&count), "{stage}: {count}");
     }
-    assert_eq!(figures["muster_hash_jobs_total"], 2.0);
-    assert_eq!(figures["muster_backlog_cpu_seconds{door=\"interactive\"}"], 0.0);
+    assert_eq!(metrics["muster_hash_jobs_total"], 2.0);
+    assert_eq!(metrics["muster_backlog_cpu_seconds{door=\"interactive\"}"], 0.0);
     let handled = "muster_registrations_total{contract=\"flat-name\",door=\"interactive\",\
         outcome=\"registered\"}";
-    assert_eq!(figures[handled], 1.0);
+    assert_eq!(metrics[handled], 1.0);
 }
 
 #[tokio::test]
-async fn metrics_are_at_the_admin_address_where_there_is_one() {
+async fn metrics_are_served_at_the_admin_address() {
     let mut muster = Setup::embedded().with("MUSTER_ADMIN_LISTEN", "127.0.0.1:0").start().await;
     let line = muster.wait_for_log(|line| line.contains("probes on http://")).await;
     let address = line.split("probes on http://").nth(1).unwrap().split('"').next().unwrap();
@@ -76,34 +76,34 @@ async fn metrics_are_at_the_admin_address_where_there_is_one() {
 }
 
 #[tokio::test]
-async fn a_signup_tells_its_stages_where_whoever_asks_runs_it() {
+async fn embedded_response_has_server_timing() {
     let muster = Setup::embedded().start().await;
-    let response = muster.client().post("/users/register", &somebody()).await;
-    let told = response.header("server-timing").unwrap();
+    let response = muster.client().post("/users/register", &user()).await;
+    let header = response.header("server-timing").unwrap();
     let mut stages = Vec::new();
-    for entry in told.split(", ") {
+    for entry in header.split(", ") {
         let (name, ms) = entry.split_once(";dur=").unwrap();
         stages.push((name, ms.parse::<f64>().unwrap()));
     }
-    assert_eq!(stages.iter().map(|(name, _)| *name).collect::<Vec<_>>(), SHOWN);
+    assert_eq!(stages.iter().map(|(name, _)| *name).collect::<Vec<_>>(), STAGES);
     let (total, parts) = stages.split_last().unwrap();
     let sum: f64 = parts.iter().map(|(_, ms)| ms).sum();
-    assert!(sum <= total.1 && stages[3].1 > 0.0, "{told}");
+    assert!(sum <= total.1 && stages[3].1 > 0.0, "{header}");
 }
 
 #[tokio::test]
-async fn the_stages_come_through_the_broker_and_stay_within() {
+async fn stages_over_the_broker_are_only_logged() {
     let pair = Pair(QueueAdapter::Rabbit, EMBEDDED.1);
     if !pair.is_available() {
         return;
     }
     let mut muster = Setup::new(pair).start().await;
-    let response = muster.client().post("/users/register", &somebody()).await;
+    let response = muster.client().post("/users/register", &user()).await;
     assert_eq!((response.status, response.header("server-timing")), (201, None));
     let line = muster.wait_for_event("request_answered").await;
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!((&line["outcome"], &line["status"]), (&json!("registered"), &json!(201)));
-    for stage in SHOWN {
+    for stage in STAGES {
         let ms = line[format!("{stage}_ms")].as_f64();
         assert!(ms.is_some_and(|ms| ms >= 0.0), "{stage}: {line}");
     }
@@ -114,19 +114,20 @@ async fn the_stages_come_through_the_broker_and_stay_within() {
 }
 
 #[tokio::test]
-async fn a_front_and_a_worker_know_the_backlog_in_processor_seconds() {
+async fn backlog_is_measured_in_cpu_seconds() {
     if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
     let (front, worker) = (setup.start_role("front").await, setup.start_role("worker").await);
-    // From its reply the front learns what the worker can do.
-    assert_eq!(front.client().post("/users/register", &somebody()).await.status, 201);
+    // The reply gives the worker's capacity to the front.
+    assert_eq!(front.client().post("/users/register", &user()).await.status, 201);
     for muster in [&front, &worker] {
-        eventually("the backlog to be known", async || {
-            let figures = samples(muster.client()).await;
-            ["interactive", "bulk"].iter().all(|door| {
-                figures.get(&format!("muster_backlog_cpu_seconds{{door=\"{door}\"}}")) == Some(&0.0)
+        eventually("the backlog metrics", async || {
+            let metrics = samples(muster.client()).await;
+            ["interactive", "bulk"].iter().all(|queue| {
+                metrics.get(&format!("muster_backlog_cpu_seconds{{door=\"{queue}\"}}"))
+                    == Some(&0.0)
             })
         })
         .await;
@@ -134,55 +135,55 @@ async fn a_front_and_a_worker_know_the_backlog_in_processor_seconds() {
 }
 
 #[tokio::test]
-async fn a_front_knows_how_much_room_for_dead_letters_is_taken() {
+async fn dead_letter_queue_fill_ratio_uses_the_existing_limit() {
     if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION).with("MUSTER_QUEUE_BULK_MAX_LENGTH", "5");
     let front = setup.start_role("front").await;
-    let used = async |expected| {
-        eventually(&format!("{expected} to be taken"), async || {
-            let figures = samples(front.client()).await;
-            figures.get("muster_dead_letter_queue_fill_ratio") == Some(&expected)
+    let wait_for_ratio = async |expected| {
+        eventually(&format!("a fill ratio of {expected}"), async || {
+            let metrics = samples(front.client()).await;
+            metrics.get("muster_dead_letter_queue_fill_ratio") == Some(&expected)
         })
         .await;
     };
-    used(0.0).await;
+    wait_for_ratio(0.0).await;
     let broker = Broker::connect().await;
     for _ in 0..4 {
         broker.publish_dead_letter(setup.namespace()).await;
     }
-    used(0.8).await;
-    // Its own setting would say 0.04.
+    wait_for_ratio(0.8).await;
+    // With the front's own setting the ratio would be 0.04.
     let setup = setup.clone().with("MUSTER_QUEUE_BULK_MAX_LENGTH", "100");
     let setup = setup.with("MUSTER_QUEUE_DEAD_LETTER_TTL", "3h");
     let other = setup.start_role("front").await;
-    eventually("the limit of the queue that is there", async || {
-        let figures = samples(other.client()).await;
-        figures.get("muster_dead_letter_queue_fill_ratio") == Some(&0.8)
+    eventually("the ratio to the existing queue's limit", async || {
+        let metrics = samples(other.client()).await;
+        metrics.get("muster_dead_letter_queue_fill_ratio") == Some(&0.8)
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_reply_that_comes_too_late_is_counted_and_is_no_error() {
+async fn late_reply_is_counted_as_orphan() {
     if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION).with("MUSTER_FRONT_REQUEST_TIMEOUT", "3s");
     let setup = setup.with("MUSTER_STORE_TIMEOUT", "1s");
     let front = setup.start_role("front").await;
-    // In the place of a worker.
+    // The test acts as the worker.
     let (broker, queue) = (Broker::connect().await, format!("{}.interactive", setup.namespace()));
-    let user = somebody();
-    let (response, asked) =
+    let user = user();
+    let (response, request) =
         tokio::join!(front.client().post("/users/register", &user), broker.fetch(&queue));
     assert_eq!(response.status, 504);
-    let asked = asked.properties;
+    let request = request.properties;
     let properties = BasicProperties::default()
-        .with_correlation_id(asked.correlation_id().clone().unwrap())
-        .with_message_id(asked.message_id().clone().unwrap());
-    let reply_to = asked.reply_to().clone().unwrap();
+        .with_correlation_id(request.correlation_id().clone().unwrap())
+        .with_message_id(request.message_id().clone().unwrap());
+    let reply_to = request.reply_to().clone().unwrap();
     let body = br#"{"outcome":"failed","code":"store_unavailable","retryable":true}"#;
     broker.publish("", reply_to.as_str(), properties, body).await;
     eventually("the reply to be counted", async || {
@@ -200,7 +201,7 @@ fn file(path: &str) -> String {
 const DASHBOARD: &str = "docs/deploy/observability/grafana/muster.json";
 const ALERTS: &str = "docs/deploy/observability/alerts.yml";
 
-/// Every query of the dashboard, by its panel's title.
+/// All queries of the dashboard by panel title.
 fn dashboard() -> Vec<(String, String)> {
     let dashboard: Value = serde_json::from_str(&file(DASHBOARD)).unwrap();
     let mut queries = Vec::new();
@@ -210,11 +211,11 @@ fn dashboard() -> Vec<(String, String)> {
             queries.push((title.to_owned(), target["expr"].as_str().unwrap().to_owned()));
         }
     }
-    assert!(queries.len() > 20, "is this test blind?");
+    assert!(queries.len() > 20, "expected more than 20 queries, got {}", queries.len());
     queries
 }
 
-/// Every alert's expression, by its name.
+/// The expressions of all alerts by name.
 fn alerts() -> Vec<(String, String)> {
     let alerts: serde_norway::Value = serde_norway::from_str(&file(ALERTS)).unwrap();
     let rules = alerts["groups"][0]["rules"].as_sequence().unwrap();
@@ -222,19 +223,19 @@ fn alerts() -> Vec<(String, String)> {
     rules.iter().map(|rule| (text(rule, "alert"), text(rule, "expr"))).collect()
 }
 
-/// The names of muster's metrics and of those of its process in a query.
+/// The `muster_` and `process_` metrics in a query.
 fn named(query: &str) -> BTreeSet<&str> {
     let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("muster_") || word.starts_with("process_")).collect()
 }
 
-/// Every metric there is.
+/// Descriptions of all metrics.
 fn described() -> impl Iterator<Item = &'static MetricDescription> {
     metrics::DESCRIPTIONS.iter().chain(process::DESCRIPTIONS)
 }
 
 #[test]
-fn every_metric_that_dashboard_and_alerts_name_is_there() {
+fn dashboard_and_alerts_use_existing_metrics() {
     let mut known = BTreeSet::new();
     for metric in described() {
         let ends: &[&str] =
@@ -243,23 +244,23 @@ fn every_metric_that_dashboard_and_alerts_name_is_there() {
     }
     for (title, query) in dashboard().into_iter().chain(alerts()) {
         for name in named(&query) {
-            assert!(known.contains(name), "{title}: there is no {name}");
+            assert!(known.contains(name), "{title}: unknown metric {name}");
         }
     }
 }
 
 #[test]
-fn the_dashboard_shows_every_metric() {
+fn dashboard_shows_every_metric() {
     let queries = dashboard();
     let shown: BTreeSet<&str> = queries.iter().flat_map(|(_, query)| named(query)).collect();
     for metric in described() {
         let is_shown = shown.iter().any(|name| name.starts_with(metric.name));
-        assert!(is_shown, "{} is nowhere on the dashboard", metric.name);
+        assert!(is_shown, "{} is missing on the dashboard", metric.name);
     }
 }
 
 #[test]
-fn the_documentation_has_every_metric_as_the_code_has_it() {
+fn documentation_lists_every_metric() {
     let mut table = String::from("| metric | kind | labels | what it says |\n|---|---|---|---|\n");
     for metric in described() {
         let labels = metric.labels.iter().map(|label| format!("`{label}`"));
@@ -270,15 +271,15 @@ fn the_documentation_has_every_metric_as_the_code_has_it() {
 }
 
 #[test]
-fn alerts_and_configuration_pass_prometheus_own_checks() {
+fn alerts_and_configuration_pass_promtool() {
     let at = |path: &str| format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
     promtool(&["check", "rules", &at(ALERTS)], "");
     promtool(&["check", "config", &at("docs/deploy/observability/prometheus.yml")], "");
     promtool(&["check", "metrics"], &Metrics::default().render());
 }
 
-/// Queries that have an answer on any front and worker that have done something.
-const ANSWERED: [&str; 12] = [
+/// Panels whose queries have a result once a front and a worker have handled a signup.
+const IMPORTANT_PANELS: [&str; 12] = [
     "Signups a second",
     "One in a hundred takes",
     "Who signs up now waits",
@@ -294,7 +295,7 @@ const ANSWERED: [&str; 12] = [
 ];
 
 #[tokio::test]
-async fn a_prometheus_gets_an_answer_to_everything_it_is_asked() {
+async fn every_query_runs_in_prometheus() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -304,40 +305,40 @@ async fn a_prometheus_gets_an_answer_to_everything_it_is_asked() {
     let targets =
         [("muster-front", client.address()), ("muster-worker", worker.client().address())];
     let Some(prometheus) = Prometheus::scraping(&targets, &file(ALERTS)) else { return };
-    eventually("both to be scraped", async || {
+    eventually("both targets to be scraped", async || {
         prometheus.query("sum(up)").await.unwrap().first().is_some_and(|up| up["value"][1] == "2")
     })
     .await;
-    // What is counted from now on grows under Prometheus' eyes.
-    let ask = async |query: &str| {
+    // Prometheus sees the counters grow from now on.
+    let run_query = async |query: &str| {
         let query = query.replace("$__rate_interval", "1m");
         prometheus.query(&query).await.unwrap_or_else(|error| panic!("{query}: {error}"))
     };
     let queries = dashboard();
-    let wanted = queries.iter().filter(|(title, _)| ANSWERED.contains(&title.as_str()));
-    let wanted: Vec<&(String, String)> = wanted.collect();
-    assert!(wanted.len() >= ANSWERED.len());
-    eventually("every important query to have an answer", async || {
-        assert_eq!(client.post("/users/register", &somebody()).await.status, 201);
+    let important = queries.iter().filter(|(title, _)| IMPORTANT_PANELS.contains(&title.as_str()));
+    let important: Vec<&(String, String)> = important.collect();
+    assert!(important.len() >= IMPORTANT_PANELS.len());
+    eventually("every important query to have a result", async || {
+        assert_eq!(client.post("/users/register", &user()).await.status, 201);
         let mut answered = true;
-        for (_, query) in &wanted {
-            let numbers = ask(query).await;
+        for (_, query) in &important {
+            let numbers = run_query(query).await;
             let is_number = |sample: &Value| sample["value"][1] != "NaN";
             answered &= !numbers.is_empty() && numbers.iter().any(is_number);
         }
         answered
     })
     .await;
-    // The rest may have nothing to say, but it can be asked.
+    // The other queries may have no result, but must be valid.
     for (_, query) in queries.iter().chain(&alerts()) {
-        ask(query).await;
+        run_query(query).await;
     }
     let rules = prometheus.rules().await;
     assert_eq!(rules.len(), alerts().len());
     for rule in rules {
         assert_ne!(rule["health"], "err", "{rule}");
         let firing = rule["state"] == "firing";
-        assert!(!firing, "a muster that is well is no reason for {rule}");
+        assert!(!firing, "no alert may fire: {rule}");
     }
     for muster in [client, worker.client()] {
         let text = muster.get("/metrics", &[]).await.bytes;

@@ -1,6 +1,5 @@
-//! The HTTP door as it is described: the printed document is the one that is checked in, valid, and of
-//! the mounts in effect; its examples are as it says; other people's programs understand it, and find no
-//! request to which muster answers otherwise.
+//! The OpenAPI document: it is up to date, valid, and describes the configured mounts; its examples match their
+//! schemas; third-party tools can use it and find no response that differs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,22 +13,22 @@ use crate::support::command::run;
 use crate::support::services::{EMBEDDED, PRODUCTION, Pair, service, unique};
 use crate::support::{Muster, Setup};
 
-/// Longest wait for one of the tools; each needs a fraction of it.
+/// Limit for a run of a tool.
 const TIMEOUT: Duration = Duration::from_secs(240);
 
-/// The key of the bulk path.
+/// `front.bulk_api_key`.
 const BULK_KEY: &str = "a-bulk-key-of-the-tests-with-32-characters";
 
 fn package(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// What is checked in.
-fn kept() -> String {
+/// The checked-in document.
+fn checked_in() -> String {
     fs::read_to_string(package("docs/openapi.json")).unwrap_or_default()
 }
 
-/// What is printed with this environment and no other.
+/// The output of `spec openapi` with exactly this environment.
 async fn printed(environment: &[(&str, &str)]) -> String {
     let mut setup = Setup::embedded();
     setup.environment.clear();
@@ -37,42 +36,42 @@ async fn printed(environment: &[(&str, &str)]) -> String {
     run(&setup, &["spec", "openapi"]).await.expect_stdout()
 }
 
-async fn served(muster: &Muster) -> Value {
+async fn served_document(muster: &Muster) -> Value {
     let response = muster.client().get("/openapi.json", &[]).await;
     assert_eq!(response.status, 200);
     response.json()
 }
 
-/// Runs one of the tools that `./tests/run` provides, in a folder; none where there are no tools.
+/// Runs a tool that `./tests/run` installs, in a directory. `None` without the tools.
 async fn tool(name: &str, arguments: &[&str], folder: &Path) -> Option<Output> {
     let tools = service("TEST_OPENAPI")?;
-    // One tool starts another.
+    // One tool starts another one.
     let path = format!("{tools}:{}", std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new(Path::new(&tools).join(name));
     command.args(arguments).current_dir(folder).env("PATH", path);
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(TIMEOUT, command.output()).await;
-    Some(output.unwrap_or_else(|_| panic!("{name} does not end")).unwrap())
+    Some(output.unwrap_or_else(|_| panic!("{name} did not exit within {TIMEOUT:?}")).unwrap())
 }
 
-fn told(output: &Output) -> String {
+fn combined_output(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     format!("{}\n{}", text(&output.stdout), text(&output.stderr))
 }
 
 #[tokio::test]
-async fn what_is_checked_in_is_what_is_printed() {
-    let same = kept() == printed(&[]).await;
-    assert!(same, "out of date: cargo run -- spec openapi > docs/openapi.json");
+async fn checked_in_document_matches_the_printed_one() {
+    let is_current = checked_in() == printed(&[]).await;
+    assert!(is_current, "out of date: cargo run -- spec openapi > docs/openapi.json");
 }
 
 #[tokio::test]
-async fn what_is_served_is_of_the_mounts_in_effect() {
+async fn served_document_describes_the_configured_mounts() {
     let mounts = "/join = flat-name,*/enlist = error-code,/both = flat-name | nested-name";
     let mounts = [("MUSTER_FRONT_MOUNTS", mounts), ("MUSTER_FRONT_BODY_LIMIT", "4711")];
     let setup =
         mounts.iter().fold(Setup::embedded(), |setup, (name, value)| setup.with(name, value));
-    let document = served(&setup.start().await).await;
+    let document = served_document(&setup.start().await).await;
     assert_eq!(document, serde_json::from_str::<Value>(&printed(&mounts).await).unwrap());
     let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
     let expected = [
@@ -98,7 +97,7 @@ async fn what_is_served_is_of_the_mounts_in_effect() {
         schema["components"] = document["components"].clone();
         jsonschema::validator_for(&schema).unwrap()
     };
-    // Alone it takes the nested form as well, and where two share a path exactly one is meant.
+    // A flat-name mount alone also accepts the nested form. Two contracts on one path accept exactly one form.
     let rest = json!({ "email": "a@b.co", "password": "secret-1" });
     let with = |fields: Value| {
         let mut document = rest.clone();
@@ -117,7 +116,7 @@ async fn what_is_served_is_of_the_mounts_in_effect() {
     }
 }
 
-/// Calls with each media type of requests and answers, and where it stands.
+/// Calls `found` with the path and value of each media type in requests and responses.
 fn bodies(place: &str, value: &Value, found: &mut impl FnMut(&str, &Value)) {
     let Value::Object(members) = value else { return };
     for (name, inner) in members {
@@ -131,8 +130,8 @@ fn bodies(place: &str, value: &Value, found: &mut impl FnMut(&str, &Value)) {
 }
 
 #[test]
-fn every_example_is_as_its_schema_says() {
-    let document: Value = serde_json::from_str(&kept()).unwrap();
+fn every_example_matches_its_schema() {
+    let document: Value = serde_json::from_str(&checked_in()).unwrap();
     let mut seen = 0;
     bodies("", &document["paths"], &mut |place, body| {
         let mut schema = body["schema"].clone();
@@ -145,21 +144,21 @@ fn every_example_is_as_its_schema_says() {
             seen += 1;
         }
     });
-    assert!(seen > 80, "{seen}: is this test blind?");
+    assert!(seen > 80, "expected more than 80 examples, got {seen}");
 }
 
 #[tokio::test]
-async fn it_is_valid() {
+async fn document_is_valid_openapi() {
     let arguments = ["-m", "openapi_spec_validator", "--schema", "3.1", "docs/openapi.json"];
     let Some(output) = tool("python", &arguments, &package("")).await else { return };
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", combined_output(&output));
 }
 
 #[tokio::test]
-async fn a_generated_client_registers_somebody() {
+async fn generated_client_registers_a_user() {
     let folder = tempfile::tempdir().unwrap();
-    // The generator knows no rows.
-    let mut document: Value = serde_json::from_str(&kept()).unwrap();
+    // The generator does not support NDJSON.
+    let mut document: Value = serde_json::from_str(&checked_in()).unwrap();
     document["paths"].as_object_mut().unwrap().remove("/registrations");
     fs::write(folder.path().join("openapi.json"), document.to_string()).unwrap();
     let arguments = [
@@ -171,18 +170,18 @@ async fn a_generated_client_registers_somebody() {
     ];
     let output = tool("openapi-python-client", &arguments, folder.path()).await;
     let Some(output) = output else { return };
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", combined_output(&output));
 
     let muster = Setup::embedded().start().await;
     let program = fs::read_to_string(package("tests/it/openapi/person.py")).unwrap();
     let url = format!("http://{}", muster.client().address());
     let address = format!("{}@example.com", unique("client"));
     let output = tool("python", &["-c", &program, &url, &address], folder.path()).await.unwrap();
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", combined_output(&output));
 }
 
-/// Looks for a request to which a muster answers otherwise than it is described.
-async fn withstands_schemathesis(pair: Pair, examples: &str) {
+/// Runs schemathesis, which searches for requests whose responses differ from the document.
+async fn assert_schemathesis_passes(pair: Pair, examples: &str) {
     if !pair.is_available() || service("TEST_OPENAPI").is_none() {
         return;
     }
@@ -213,17 +212,17 @@ async fn withstands_schemathesis(pair: Pair, examples: &str) {
         "--no-color",
     ];
     let output = tool("schemathesis", &arguments, &setup.directory()).await.unwrap();
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", combined_output(&output));
     let log = muster.stop_and_collect_output().await;
     assert!(!log.contains("panicked"), "{log}");
 }
 
 #[tokio::test]
-async fn no_request_is_found_that_is_answered_otherwise() {
-    withstands_schemathesis(EMBEDDED, "40").await;
+async fn schemathesis_finds_no_mismatch() {
+    assert_schemathesis_passes(EMBEDDED, "40").await;
 }
 
 #[tokio::test]
-async fn nor_on_a_broker_and_a_database() {
-    withstands_schemathesis(PRODUCTION, "10").await;
+async fn schemathesis_finds_no_mismatch_on_broker_and_database() {
+    assert_schemathesis_passes(PRODUCTION, "10").await;
 }

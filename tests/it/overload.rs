@@ -1,5 +1,5 @@
-//! More than can be done: what could not be answered in time is refused before it is queued, and
-//! what is accepted is answered. The long form measures how much is:
+//! Overload: signups that would exceed their timeout are refused before they are queued, and accepted signups get a
+//! response. The long test measures the goodput:
 //!
 //! `OVERLOAD_SECONDS=60 ./tests/run --test it -- --ignored twice_the_capacity --nocapture`
 
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use crate::support::random::env_number;
 use crate::support::services::{EMBEDDED, PRODUCTION, unique};
-use crate::support::{HttpResponse, Client, Setup};
+use crate::support::{Client, HttpResponse, Setup};
 
-/// How many come, and how soon after each other: many times what one core hashes at cost 10.
-const CROWD: u32 = 600;
-const EVERY: Duration = Duration::from_millis(5);
+/// Number of signups and their interval: many times the capacity of one core at cost 10.
+const SIGNUPS: u32 = 600;
+const INTERVAL: Duration = Duration::from_millis(5);
 
 async fn sign_up(client: &Client) -> (Value, HttpResponse) {
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
@@ -23,20 +23,20 @@ async fn sign_up(client: &Client) -> (Value, HttpResponse) {
 }
 
 #[tokio::test]
-async fn what_cannot_be_answered_in_time_is_refused_at_once() {
+async fn excess_signups_are_refused_at_once() {
     for pair in [EMBEDDED, PRODUCTION].into_iter().filter(|pair| pair.is_available()) {
         let setup = Setup::new(pair)
             .with("MUSTER_BCRYPT_COST", "10")
-            // Leaves the other tests a core to take, and time to take some of this one too.
+            // Leaves a core for the other tests.
             .with("MUSTER_PASSWORD_THREADS", "1")
             .with("MUSTER_FRONT_REQUEST_TIMEOUT", "12s");
         let muster = setup.start().await;
         let client = muster.client();
-        // So that the front learns how fast this machine hashes while it does everything else.
+        // The front learns the hash rate of this machine.
         join_all((0..24).map(|_| sign_up(client))).await;
 
-        let arriving = (0..CROWD).map(|n| async move {
-            tokio::time::sleep(EVERY * n).await;
+        let arriving = (0..SIGNUPS).map(|n| async move {
+            tokio::time::sleep(INTERVAL * n).await;
             sign_up(client).await
         });
         let responses = join_all(arriving).await;
@@ -44,11 +44,11 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once() {
             responses.into_iter().partition(|(_, response)| response.status == 201);
         assert!(!created.is_empty() && !refused.is_empty());
         for (_, response) in &refused {
-            assert_eq!(response.status, 503, "{pair:?}: an accepted request is answered");
+            assert_eq!(response.status, 503, "{pair:?}: an accepted request must succeed");
             let wait: u64 = response.header("retry-after").unwrap().parse().unwrap();
             assert!((1..=120).contains(&wait), "{wait}");
         }
-        // The refusal promised that nothing happened and that its key can be used again.
+        // A refused signup has no effect, and its key can be used again.
         let (body, response) = &refused[0];
         let key = response.header("idempotency-key").unwrap();
         let again = client.post_with_key("/signup", body, key).await;
@@ -57,12 +57,12 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once() {
     }
 }
 
-/// Clients that ask without a pause while capacity is measured: enough that no hash slot runs dry.
-const BUSY: usize = 12;
+/// Number of clients that measure the capacity, enough to keep all hash threads busy.
+const BUSY_CLIENTS: usize = 12;
 
-/// Prints figures; what they mean depends on the machine, so none is a limit here.
+/// Prints measurements. It has no limits, because the results depend on the machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a minute and a half, and the machine for itself"]
+#[ignore = "takes 90 seconds and needs an idle machine"]
 async fn twice_the_capacity_for_a_minute() {
     if !PRODUCTION.is_available() {
         return;
@@ -70,14 +70,14 @@ async fn twice_the_capacity_for_a_minute() {
     let seconds = env_number("OVERLOAD_SECONDS", 60);
     let lasting = Duration::from_secs(seconds);
     let setup = Setup::new(PRODUCTION).with("MUSTER_BCRYPT_COST", "10");
-    let deadline = setup.settings().front.request_timeout;
+    let request_timeout = setup.settings().front.request_timeout;
     let (front, worker) = (setup.start_role("front").await, setup.start_role("worker").await);
     let client = front.client();
     let memory = || format!("front {} KiB, worker {} KiB", front.memory_kib(), worker.memory_kib());
 
     let (warm, measured) = (lasting / 12, lasting / 4);
     let started = Instant::now();
-    let asking = (0..BUSY).map(|_| async {
+    let requests = (0..BUSY_CLIENTS).map(|_| async {
         let mut created = 0u32;
         while started.elapsed() < warm + measured {
             let (_, response) = sign_up(client).await;
@@ -87,7 +87,7 @@ async fn twice_the_capacity_for_a_minute() {
         }
         created
     });
-    let created: u32 = join_all(asking).await.into_iter().sum();
+    let created: u32 = join_all(requests).await.into_iter().sum();
     let capacity = f64::from(created) / measured.as_secs_f64();
     println!("capacity: {capacity:.1} registrations/s; {}", memory());
 
@@ -100,9 +100,9 @@ async fn twice_the_capacity_for_a_minute() {
                 (started + lasting.mul_f64(f64::from(n) / f64::from(offered))).into(),
             )
             .await;
-            let asked = Instant::now();
+            let sent = Instant::now();
             let (_, response) = sign_up(&client).await;
-            (response.status, asked.elapsed(), started.elapsed() <= lasting)
+            (response.status, sent.elapsed(), started.elapsed() <= lasting)
         })
     });
     let responses = join_all(arriving).await;
@@ -116,7 +116,7 @@ async fn twice_the_capacity_for_a_minute() {
                 in_time += u32::from(within);
             }
             503 => refused += 1,
-            other => panic!("{other}: an accepted request is answered in time"),
+            other => panic!("{other}: an accepted request must succeed in time"),
         }
     }
     took.sort();
@@ -125,7 +125,7 @@ async fn twice_the_capacity_for_a_minute() {
     println!("offered: {offered} in {seconds} s; 201 {}, 503 {refused}", took.len());
     println!("goodput: {goodput:.1}/s, {:.0} % of capacity", 100.0 * goodput / capacity);
     println!(
-        "accepted: p50 {:.1?}, p99 {:.1?}, longest {:.1?}; deadline {deadline:?}",
+        "accepted: p50 {:.1?}, p99 {:.1?}, longest {:.1?}; deadline {request_timeout:?}",
         at(0.5),
         at(0.99),
         at(1.0)

@@ -1,5 +1,5 @@
-//! An operator's policy for passwords and names, at every door: what a front would have let through, a worker
-//! refuses, in each contract's words. The words over HTTP are a golden file.
+//! The worker enforces the policy for passwords and names on every entry point, also if the front has none. A golden
+//! file has the texts over HTTP.
 
 use futures_util::StreamExt;
 use muster::domain::ContractId;
@@ -7,38 +7,38 @@ use serde_json::{Value, json};
 
 use crate::support::broker::{Broker, DIRECT_REPLY, registration};
 use crate::support::command::run;
-use crate::support::importer::{with_password_hash, import, ndjson, outcomes, reports, user};
+use crate::support::importer::{import, ndjson, outcomes, reports, user, with_password_hash};
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Setup, importer};
 
 const MINIMUM: &str = "MUSTER_PASSWORD_MIN_LENGTH";
 const BLOCKLIST: &str = "MUSTER_PASSWORD_BLOCKLIST";
 const SCRIPTS: &str = "MUSTER_ADMISSION_USERNAMES";
-/// Good enough for every contract, and for nobody who has seen the list.
+/// A password that every contract accepts and the blocklist contains.
 const COMMON: &str = "Hunter2-hunter2";
 
-/// A setup that refuses [`COMMON`], written otherwise, and what is shorter than 12 characters.
+/// A setup that rejects [`COMMON`] in any case and passwords shorter than 12 characters.
 fn strict(setup: Setup) -> Setup {
     let list = setup.directory().join("common.txt");
     std::fs::write(&list, b"hunter2-HUNTER2\r\n\n\xff\xfe no UTF-8\n").unwrap();
     setup.with(MINIMUM, "12").with(BLOCKLIST, &format!("file:{}", list.display()))
 }
 
-/// A user whom nobody else is, with this password.
+/// User number `n` with this password.
 fn with_password(contract: ContractId, n: usize, password: &str) -> Value {
     let mut user = user(contract, n);
     user["password"] = json!(password);
     user
 }
 
-/// The codes of what is wrong with a row.
+/// The error codes of a report.
 fn codes(report: &Value) -> Vec<&str> {
     let errors = report["errors"].as_array().into_iter().flatten();
     errors.map(|error| error["code"].as_str().unwrap()).collect()
 }
 
 #[tokio::test]
-async fn a_worker_asks_it_of_what_a_lenient_front_lets_through() {
+async fn worker_enforces_its_password_policy_over_http() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -56,11 +56,11 @@ async fn a_worker_asks_it_of_what_a_lenient_front_lets_through() {
         let body = with_password(contract, n, COMMON);
         let response = front.client().post(path, &body).await;
         assert_eq!(response.status, 400, "{contract}");
-        let told = response.json().to_string();
-        assert!(told.contains("Password is too common"), "{contract}: {told}");
+        let text = response.json().to_string();
+        assert!(text.contains("Password is too common"), "{contract}: {text}");
         let response = front.client().post(path, &with_password(contract, n, "Shorter-1!")).await;
-        let told = response.json().to_string();
-        assert!(told.contains("Password must be at least 12 characters"), "{contract}: {told}");
+        let text = response.json().to_string();
+        assert!(text.contains("Password must be at least 12 characters"), "{contract}: {text}");
         let response =
             front.client().post(path, &with_password(contract, n, "Hunter3-hunter3")).await;
         assert_eq!(response.status, 201, "{contract}: {}", response.json());
@@ -68,7 +68,7 @@ async fn a_worker_asks_it_of_what_a_lenient_front_lets_through() {
 }
 
 #[tokio::test]
-async fn a_worker_asks_it_of_those_who_publish() {
+async fn worker_enforces_its_password_policy_over_amqp() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -80,7 +80,7 @@ async fn a_worker_asks_it_of_those_who_publish() {
     for (key, body, expected) in [
         ("interactive", &clear, "rejected"),
         ("bulk", &clear, "rejected"),
-        // Nobody knows what was hashed.
+        // The policy cannot apply to a hash.
         ("bulk", &with_password_hash(clear.clone()), "registered"),
     ] {
         let mut properties = registration("register")
@@ -104,7 +104,7 @@ async fn a_worker_asks_it_of_those_who_publish() {
 }
 
 #[tokio::test]
-async fn many_at_once_are_told_the_same_dry_or_not() {
+async fn import_applies_the_password_policy_in_a_dry_run_too() {
     let setup = strict(Setup::embedded());
     let rows = [
         with_password(ContractId::Register, 1, COMMON),
@@ -115,18 +115,18 @@ async fn many_at_once_are_told_the_same_dry_or_not() {
     std::fs::write(setup.directory().join("users.ndjson"), ndjson(rows.into_iter())).unwrap();
     let arguments = ["users.ndjson", "--contract", "register"];
     for (more, good) in [(&["--dry-run"][..], "valid"), (&[], "registered")] {
-        let ended = import(&setup, &[&arguments, more].concat()).await;
-        let mut told = reports(&ended.stdout);
-        told.sort_by_key(|report| report["line"].as_u64());
-        assert_eq!(codes(&told[0]), ["COMMON_PASSWORD"], "{}", ended.stderr);
-        assert_eq!(codes(&told[1]), ["INVALID_LENGTH"]);
-        let counts = outcomes(&told);
+        let output = import(&setup, &[&arguments, more].concat()).await;
+        let mut found = reports(&output.stdout);
+        found.sort_by_key(|report| report["line"].as_u64());
+        assert_eq!(codes(&found[0]), ["COMMON_PASSWORD"], "{}", output.stderr);
+        assert_eq!(codes(&found[1]), ["INVALID_LENGTH"]);
+        let counts = outcomes(&found);
         assert_eq!((counts["invalid"], counts[good]), (2, 2), "{counts:?}");
     }
 }
 
 #[tokio::test]
-async fn an_import_that_does_not_ask_is_refused_by_the_worker_that_does() {
+async fn worker_enforces_its_password_policy_on_imports() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -134,11 +134,16 @@ async fn an_import_that_does_not_ask_is_refused_by_the_worker_that_does() {
     let _worker = strict(lenient.clone()).start_role("worker").await;
     let rows = [with_password(ContractId::Register, 1, COMMON)];
     std::fs::write(lenient.directory().join("users.ndjson"), ndjson(rows.into_iter())).unwrap();
-    let ended = import(&lenient, &["users.ndjson", "--contract", "register"]).await;
-    assert_eq!(codes(&importer::reports(&ended.stdout)[0]), ["COMMON_PASSWORD"], "{}", ended.stderr);
+    let output = import(&lenient, &["users.ndjson", "--contract", "register"]).await;
+    assert_eq!(
+        codes(&importer::reports(&output.stdout)[0]),
+        ["COMMON_PASSWORD"],
+        "{}",
+        output.stderr
+    );
 }
 
-/// A document with a Cyrillic letter among Latin ones where its contract has a name to be known by.
+/// A document whose identifying field mixes a Cyrillic letter with Latin ones, and the field's name.
 fn look_alike(contract: ContractId, n: usize) -> (Value, &'static str) {
     let mut user = user(contract, n);
     let field = if user["username"].is_string() { "username" } else { "email" };
@@ -147,7 +152,7 @@ fn look_alike(contract: ContractId, n: usize) -> (Value, &'static str) {
 }
 
 #[tokio::test]
-async fn mixed_scripts_are_refused_by_the_worker_whatever_the_entry_point() {
+async fn worker_rejects_mixed_scripts_from_every_entry_point() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -191,7 +196,7 @@ async fn mixed_scripts_are_refused_by_the_worker_whatever_the_entry_point() {
 }
 
 #[tokio::test]
-async fn an_import_refuses_mixed_scripts_with_or_without_a_hash() {
+async fn import_rejects_mixed_scripts_with_and_without_a_hash() {
     let setup = Setup::embedded().with(SCRIPTS, "single-script");
     let rows = [
         look_alike(ContractId::Register, 1).0,
@@ -199,16 +204,16 @@ async fn an_import_refuses_mixed_scripts_with_or_without_a_hash() {
         user(ContractId::Register, 3),
     ];
     std::fs::write(setup.directory().join("users.ndjson"), ndjson(rows.into_iter())).unwrap();
-    let ended = import(&setup, &["users.ndjson", "--contract", "register"]).await;
-    let mut reports = reports(&ended.stdout);
+    let output = import(&setup, &["users.ndjson", "--contract", "register"]).await;
+    let mut reports = reports(&output.stdout);
     reports.sort_by_key(|report| report["line"].as_u64());
-    assert_eq!(codes(&reports[0]), ["INVALID_CHARACTER"], "{}", ended.stderr);
+    assert_eq!(codes(&reports[0]), ["INVALID_CHARACTER"], "{}", output.stderr);
     assert_eq!(codes(&reports[1]), ["INVALID_CHARACTER"]);
     assert_eq!(reports[2]["outcome"], "registered");
 }
 
 #[tokio::test]
-async fn a_list_that_cannot_be_used_stops_the_start() {
+async fn unusable_blocklist_stops_the_start() {
     for (list, part) in [("none at all\n", None), ("", Some("one a line"))] {
         let setup = Setup::embedded();
         let path = setup.directory().join("list.txt");
@@ -216,10 +221,10 @@ async fn a_list_that_cannot_be_used_stops_the_start() {
             std::fs::write(&path, list).unwrap();
         }
         let setup = setup.with(BLOCKLIST, &format!("file:{}", path.display()));
-        let ended = run(&setup, &["serve"]).await;
-        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
-        let told = ended.stderr;
-        assert!(told.contains("password.blocklist") && told.contains("list.txt"), "{told}");
-        assert!(told.contains(part.unwrap_or("No such file")), "{told}");
+        let output = run(&setup, &["serve"]).await;
+        assert_eq!(output.code, Some(2), "{}", output.stderr);
+        let stderr = output.stderr;
+        assert!(stderr.contains("password.blocklist") && stderr.contains("list.txt"), "{stderr}");
+        assert!(stderr.contains(part.unwrap_or("No such file")), "{stderr}");
     }
 }

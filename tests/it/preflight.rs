@@ -1,5 +1,4 @@
-//! `doctor` and `serve` on the same set-ups: what `serve` refuses is an error to `doctor`, and with what `doctor`
-//! finds no error in, `serve` starts.
+//! `doctor` and `serve` agree: `serve` starts exactly with the settings in which `doctor` finds no error.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -12,8 +11,8 @@ use crate::support::muster::TIMEOUT;
 use crate::support::services::{PRODUCTION, amqp_url, mongodb_url, unique};
 use crate::support::{Pair, QueueAdapter, Setup, StoreAdapter};
 
-/// Whether it starts: it serves, or it ends with the exit code of wrong settings.
-async fn serves(setup: &Setup) -> bool {
+/// Whether `serve` starts. Otherwise it must exit with code 2.
+async fn serve_starts(setup: &Setup) -> bool {
     let mut command = tokio::process::Command::from(setup.command(&["serve"]));
     command.kill_on_drop(true).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -29,28 +28,28 @@ async fn serves(setup: &Setup) -> bool {
         assert_eq!(child.wait().await.unwrap().code(), Some(2), "{}", written.join("\n"));
         false
     };
-    tokio::time::timeout(TIMEOUT, outcome).await.expect("it serves or ends")
+    tokio::time::timeout(TIMEOUT, outcome).await.expect("serve neither started nor exited")
 }
 
-/// Whether doctor finds no error.
-async fn is_sound(setup: &Setup) -> bool {
-    let ended = run(setup, &["doctor", "--json"]).await;
-    match ended.code {
+/// Whether `doctor` reports no error.
+async fn doctor_finds_no_error(setup: &Setup) -> bool {
+    let output = run(setup, &["doctor", "--json"]).await;
+    match output.code {
         Some(2) => false,
-        Some(0 | 3) => ended.json()["errors"] == 0,
-        code => panic!("doctor ended with {code:?}: {}", ended.stderr),
+        Some(0 | 3) => output.json()["errors"] == 0,
+        code => panic!("doctor ended with {code:?}: {}", output.stderr),
     }
 }
 
-/// An embedded set-up, and a way to write files for it.
-struct Made(Setup);
+/// An embedded setup with helpers to write files for it.
+struct LocalSetup(Setup);
 
-impl Made {
+impl LocalSetup {
     fn new() -> Self {
         Self(Setup::embedded())
     }
 
-    /// The file's path as text.
+    /// Writes a file and returns its path.
     fn file(&self, name: &str, text: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         std::fs::write(&path, text).unwrap();
@@ -88,9 +87,9 @@ impl Made {
     }
 }
 
-/// What needs no service, each with whether it starts.
+/// Setups that need no service, each with whether `serve` starts.
 async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
-    let new = Made::new;
+    let new = LocalSetup::new;
     let key = new();
     let private = key.key().await;
     let jwks = run(&key.0, &["keys", "jwks", &private]).await.expect_stdout();
@@ -101,15 +100,16 @@ async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
         tls.with("MUSTER_FRONT_TLS_CERT", certificate).with("MUSTER_FRONT_TLS_KEY", key)
     };
     let bom = |text: &str| format!("\u{feff}{text}");
-    let directory = |made: &Made| made.path(".").to_str().unwrap().to_owned();
+    let directory = |local: &LocalSetup| local.path(".").to_str().unwrap().to_owned();
     let here = new();
-    let store = |made: &Made, path: &str| made.with("MUSTER_STORE", &format!("file:{path}"));
+    let store =
+        |local: &LocalSetup, path: &str| local.with("MUSTER_STORE", &format!("file:{path}"));
     let text_file = here.file("notes.txt", "these are notes and no database at all".repeat(300));
     let empty_file = here.file("empty.redb", "");
     let (weak_secret, kept_secret) = (new().without_secret(), new().without_secret());
-    for made in [&weak_secret, &kept_secret] {
-        // The data file, without which a secret shows that the file is lost.
-        assert!(made.0.start().await.stop().await.success());
+    for local in [&weak_secret, &kept_secret] {
+        // Creates the data file; a secret without it would mean that the file is lost.
+        assert!(local.0.start().await.stop().await.success());
     }
     weak_secret.file("users.redb.secret", "short");
     kept_secret.file("users.redb.secret", bom("0123456789012345678901234567890123456789\r\n"));
@@ -117,59 +117,63 @@ async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
     lost_data.file("users.redb.secret", "0123456789012345678901234567890123456789");
     let secret = "0123456789012345678901234567890123456789";
     vec![
-        ("as it should be", true, new().0),
+        ("valid settings", true, new().0),
         ("an unknown setting", false, new().with("MUSTER_COLOUR", "red")),
         ("a file of settings that is not TOML", false, new().with("MUSTER_LISTEN", "nowhere")),
         ("a short secret", false, new().with("JWT_SECRET", "short")),
         ("a carriage return in a secret", false, new().with("JWT_SECRET", &format!("{secret}\r"))),
-        ("a mark before a secret", false, new().with("JWT_SECRET", &bom(secret))),
-        ("a secret twice", false, new().with("JWT_SECRET_FILE", &new().file("s", secret))),
+        ("a byte order mark before a secret", false, new().with("JWT_SECRET", &bom(secret))),
         (
-            "a secret from a file that is missing",
+            "a secret from two sources",
+            false,
+            new().with("JWT_SECRET_FILE", &new().file("s", secret)),
+        ),
+        (
+            "a secret from a missing file",
             false,
             new().without_secret().with("JWT_SECRET_FILE", "/no/such"),
         ),
         (
-            "a secret from a file with a mark",
+            "a secret from a file with a byte order mark",
             true,
             new().without_secret().with_file("JWT_SECRET_FILE", bom(&format!("{secret}\r\n"))),
         ),
-        ("a kept secret that is too short", false, weak_secret.0),
-        ("a kept secret", true, kept_secret.0),
-        ("a kept secret without its data file", false, lost_data.0),
-        ("a secret that is made", true, new().without_secret().0),
-        ("a log filter", false, new().with("MUSTER_LOG_FILTER", "muster=loud")),
+        ("a stored secret that is too short", false, weak_secret.0),
+        ("a stored secret", true, kept_secret.0),
+        ("a stored secret without its data file", false, lost_data.0),
+        ("a secret that is generated", true, new().without_secret().0),
+        ("an invalid log filter", false, new().with("MUSTER_LOG_FILTER", "muster=loud")),
         (
-            "a collector's authority",
+            "a missing authority file of a collector",
             false,
             new()
                 .with("MUSTER_TRACE_ENDPOINT", "https://127.0.0.1:1")
                 .with("MUSTER_TRACE_CA_FILE", "/no/such"),
         ),
-        ("a collector's address", false, new().with("MUSTER_TRACE_ENDPOINT", "collector")),
+        ("an invalid collector address", false, new().with("MUSTER_TRACE_ENDPOINT", "collector")),
         (
-            "a collector's header",
+            "an invalid collector header",
             false,
             new()
                 .with("MUSTER_TRACE_ENDPOINT", "http://127.0.0.1:1")
                 .with("MUSTER_TRACE_HEADERS", "a b=c"),
         ),
         (
-            "a collector that is away",
+            "an unavailable collector",
             true,
             new().with("MUSTER_TRACE_ENDPOINT", "http://127.0.0.1:1"),
         ),
         (
-            "another protocol to a collector",
+            "an unsupported collector protocol",
             false,
             new().with("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ),
-        ("a sampler that is unknown", false, new().with("OTEL_TRACES_SAMPLER", "jaeger_remote")),
-        ("a signing key that is missing", false, key.with("MUSTER_TOKEN_KEY_FILES", "/no/such")),
-        ("a signing key that is none", false, key.with_file("MUSTER_TOKEN_KEY_FILES", "no key")),
+        ("an unknown sampler", false, new().with("OTEL_TRACES_SAMPLER", "jaeger_remote")),
+        ("a missing signing key", false, key.with("MUSTER_TOKEN_KEY_FILES", "/no/such")),
+        ("an invalid signing key", false, key.with_file("MUSTER_TOKEN_KEY_FILES", "no key")),
         ("a signing key", true, key.with("MUSTER_TOKEN_KEY_FILES", &private)),
         (
-            "a signing key with a mark",
+            "a signing key with a byte order mark",
             true,
             key.with(
                 "MUSTER_TOKEN_KEY_FILES",
@@ -181,16 +185,20 @@ async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
             false,
             key.with("MUSTER_STORE", &format!("file:{}\r", key.path("cr.redb").display())),
         ),
-        ("published keys that are missing", false, key.with("MUSTER_FRONT_JWKS_FILE", "/no/such")),
+        ("missing public keys", false, key.with("MUSTER_FRONT_JWKS_FILE", "/no/such")),
         (
-            "published keys that are private",
+            "private keys in the public key file",
             false,
             key.with_file("MUSTER_FRONT_JWKS_FILE", r#"{"keys":[{"kty":"OKP","d":"x"}]}"#),
         ),
-        ("published keys", true, key.with("MUSTER_FRONT_JWKS_FILE", &key.file("jwks.json", bom(&jwks)))),
+        (
+            "public keys",
+            true,
+            key.with("MUSTER_FRONT_JWKS_FILE", &key.file("jwks.json", bom(&jwks))),
+        ),
         ("a certificate", true, with_tls(&certificate, &certificate_key)),
         (
-            "a certificate with a mark",
+            "a certificate with a byte order mark",
             true,
             with_tls(
                 &tls.file("marked.pem", bom(&std::fs::read_to_string(&certificate).unwrap())),
@@ -198,41 +206,37 @@ async fn local_setups() -> Vec<(&'static str, bool, Setup)> {
             ),
         ),
         ("a certificate of another key", false, with_tls(&certificate, &other.1)),
-        ("a certificate that is missing", false, with_tls("/no/such", &certificate_key)),
-        ("a certificate that is none", false, with_tls(&text_file, &certificate_key)),
+        ("a missing certificate", false, with_tls("/no/such", &certificate_key)),
+        ("an invalid certificate", false, with_tls(&text_file, &certificate_key)),
         ("a certificate without its key", false, tls.with("MUSTER_FRONT_TLS_CERT", &certificate)),
+        ("a missing blocklist", false, new().with("MUSTER_PASSWORD_BLOCKLIST", "file:/no/such")),
         (
-            "a list of passwords that is missing",
-            false,
-            new().with("MUSTER_PASSWORD_BLOCKLIST", "file:/no/such"),
-        ),
-        (
-            "a list of passwords that is empty",
+            "an empty blocklist",
             false,
             new().with("MUSTER_PASSWORD_BLOCKLIST", &format!("file:{empty_file}")),
         ),
         ("an address of another machine", false, new().with("MUSTER_LISTEN", "192.0.2.1:3000")),
-        ("a folder that is missing", false, store(&here, "/no/such/place/users.redb")),
-        ("a folder that takes no files", false, store(&here, "/proc/users.redb")),
-        ("a folder instead of a file", false, store(&here, &directory(&here))),
-        ("a file that is no data file", false, store(&here, &text_file)),
+        ("a missing directory", false, store(&here, "/no/such/place/users.redb")),
+        ("a directory without write access", false, store(&here, "/proc/users.redb")),
+        ("a directory instead of a data file", false, store(&here, &directory(&here))),
+        ("a file that is not a data file", false, store(&here, &text_file)),
         ("an empty file", true, store(&here, &empty_file)),
-        ("a front alone without a broker", false, new().with("MUSTER_ROLE", "front")),
-        ("a store that waits too long", false, new().with("MUSTER_STORE_TIMEOUT", "9s")),
+        ("role front without a broker", false, new().with("MUSTER_ROLE", "front")),
+        ("a store timeout that is too long", false, new().with("MUSTER_STORE_TIMEOUT", "9s")),
         (
-            "a database's address",
+            "an invalid database URL",
             false,
             new().with("MUSTER_STORE", "mongodb://127.0.0.1:1/?w=banana&tls=maybe"),
         ),
         (
-            "a database's authority",
+            "a missing authority file of a database",
             false,
             new().with("MUSTER_STORE", "mongodb://127.0.0.1:1/?tls=true&tlsCAFile=/no/such"),
         ),
     ]
 }
 
-/// What needs a broker or a database.
+/// Setups that need a broker or a database, each with whether `serve` starts.
 async fn setups_with_services() -> Vec<(&'static str, bool, Setup)> {
     let mut setups = Vec::new();
     if let Some(url) = amqp_url() {
@@ -242,30 +246,40 @@ async fn setups_with_services() -> Vec<(&'static str, bool, Setup)> {
             pairs.push(run(&new(), &["keygen", "--json"]).await.json());
         }
         let sealed = |public: usize, private: usize| {
-            let setup =
-                new().with("MUSTER_QUEUE_SEAL_PUBLIC_KEY", pairs[public]["seal_public_key"].as_str().unwrap());
-            setup.with("MUSTER_QUEUE_SEAL_PRIVATE_KEYS", pairs[private]["seal_private_keys"][0].as_str().unwrap())
+            let setup = new().with(
+                "MUSTER_QUEUE_SEAL_PUBLIC_KEY",
+                pairs[public]["seal_public_key"].as_str().unwrap(),
+            );
+            setup.with(
+                "MUSTER_QUEUE_SEAL_PRIVATE_KEYS",
+                pairs[private]["seal_private_keys"][0].as_str().unwrap(),
+            )
         };
         let mut wrong_password = url::Url::parse(&url).unwrap();
         wrong_password.set_password(Some("another")).unwrap();
         let mut wrong_vhost = url::Url::parse(&url).unwrap();
         wrong_vhost.set_path(&unique("no-such-vhost"));
-        let deadline = new().with("MUSTER_ROLE", "front").with("MUSTER_FRONT_REQUEST_TIMEOUT", "4s");
+        let deadline =
+            new().with("MUSTER_ROLE", "front").with("MUSTER_FRONT_REQUEST_TIMEOUT", "4s");
         setups.extend([
             ("a broker", true, new()),
             ("sealing keys of one pair", true, sealed(0, 0)),
             ("sealing keys of two pairs", false, sealed(0, 1)),
             (
-                "sealing keys that are required",
+                "required sealing without keys",
                 false,
                 new().with("MUSTER_QUEUE_REQUIRE_SEALED", "1"),
             ),
-            ("a broker's password", false, new().with("MUSTER_QUEUE", wrong_password.as_str())),
-            ("a broker's vhost", false, new().with("MUSTER_QUEUE", wrong_vhost.as_str())),
-            ("a broker's authority", false, new().with("MUSTER_QUEUE_CA_FILE", "/no/such")),
-            ("a front with a short deadline", true, deadline),
+            ("a wrong broker password", false, new().with("MUSTER_QUEUE", wrong_password.as_str())),
+            ("an unknown broker vhost", false, new().with("MUSTER_QUEUE", wrong_vhost.as_str())),
             (
-                "a front with a worker's weak secret",
+                "a missing authority file of a broker",
+                false,
+                new().with("MUSTER_QUEUE_CA_FILE", "/no/such"),
+            ),
+            ("a front with a short request timeout", true, deadline),
+            (
+                "a front with a weak token secret",
                 true,
                 new().with("MUSTER_ROLE", "front").with("JWT_SECRET", "short"),
             ),
@@ -286,7 +300,7 @@ async fn setups_with_services() -> Vec<(&'static str, bool, Setup)> {
         let users = client.default_database().unwrap().collection::<bson::Document>("users");
         let weak = mongodb::IndexModel::builder().keys(bson::doc! { "username": 1 }).build();
         users.create_index(weak).await.unwrap();
-        setups.push(("an index that keeps nothing unique", false, index));
+        setups.push(("an index that is not unique", false, index));
     }
     setups
 }
@@ -294,38 +308,39 @@ async fn setups_with_services() -> Vec<(&'static str, bool, Setup)> {
 #[tokio::test]
 async fn doctor_and_serve_agree() {
     let mut setups = local_setups().await;
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = taken.local_addr().unwrap().to_string();
+    let in_use = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = in_use.local_addr().unwrap().to_string();
     for name in ["MUSTER_LISTEN", "MUSTER_ADMIN_LISTEN"] {
         setups.push(("an address in use", false, Setup::embedded().with(name, &address)));
     }
-    // Two settings, one address; found free by binding it.
+    // A free address for two settings.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
-    let twice = Setup::embedded().with("MUSTER_LISTEN", &free).with("MUSTER_ADMIN_LISTEN", &free);
-    setups.push(("one address twice", false, twice));
+    let same_address =
+        Setup::embedded().with("MUSTER_LISTEN", &free).with("MUSTER_ADMIN_LISTEN", &free);
+    setups.push(("one address for two settings", false, same_address));
     setups.extend(setups_with_services().await);
-    let broken = setups.iter().filter(|(_, starts, _)| !starts).count();
-    assert!(broken >= 25, "{broken}");
-    let mut wrong = Vec::new();
+    let invalid = setups.iter().filter(|(_, starts, _)| !starts).count();
+    assert!(invalid >= 25, "{invalid}");
+    let mut failures = Vec::new();
     for (what, starts, setup) in setups {
-        // Before serve, which may create what is missing.
-        let found = (is_sound(&setup).await, serves(&setup).await);
+        // `doctor` first, because `serve` may create missing files.
+        let found = (doctor_finds_no_error(&setup).await, serve_starts(&setup).await);
         if found != (starts, starts) {
-            wrong.push(format!(
-                "{what}: doctor finds it sound, serve starts: {found:?}, expected {starts}"
+            failures.push(format!(
+                "{what}: expected {starts}, got (doctor finds no error, serve starts) = {found:?}"
             ));
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[tokio::test]
-async fn running_muster_is_not_a_fault() {
+async fn running_process_is_not_an_error() {
     let setup = Setup::embedded();
     let muster = setup.start().await;
     let running = setup.with("MUSTER_LISTEN", muster.client().address());
-    let ended = run(&running, &["doctor", "--json"]).await;
-    let document = ended.json();
+    let output = run(&running, &["doctor", "--json"]).await;
+    let document = output.json();
     assert_eq!(document["errors"], 0, "{document:#}");
     let notes = document["findings"].to_string();
     assert!(
@@ -336,16 +351,16 @@ async fn running_muster_is_not_a_fault() {
 }
 
 #[tokio::test]
-async fn sealing_and_files_are_checked_without_changing_anything() {
-    let made = Made::new().without_secret();
-    let before = std::fs::read_dir(made.0.directory()).unwrap().count();
-    assert!(is_sound(&made.0).await);
+async fn doctor_creates_no_file() {
+    let local = LocalSetup::new().without_secret();
+    let before = std::fs::read_dir(local.0.directory()).unwrap().count();
+    assert!(doctor_finds_no_error(&local.0).await);
     assert_eq!(
-        std::fs::read_dir(made.0.directory()).unwrap().count(),
+        std::fs::read_dir(local.0.directory()).unwrap().count(),
         before,
-        "doctor left a file"
+        "doctor created a file"
     );
     if PRODUCTION.is_available() {
-        assert!(is_sound(&Setup::new(PRODUCTION)).await);
+        assert!(doctor_finds_no_error(&Setup::new(PRODUCTION)).await);
     }
 }

@@ -1,5 +1,5 @@
-//! What the properties of another system's messages may make muster do, with an account that may publish
-//! and nothing else.
+//! Messages of another system, published with an account that may only publish: forged headers, long
+//! expirations, and messages that workers cannot finish.
 
 use futures_util::StreamExt;
 use lapin::BasicProperties;
@@ -25,7 +25,7 @@ struct Producer {
 }
 
 impl Producer {
-    /// `None` where the broker's accounts are not the tests' to make.
+    /// `None` if the tests cannot create accounts on this broker.
     async fn new(namespace: &str) -> Option<Self> {
         let account = Account::with_least_privilege(namespace).await?;
         let broker = account.connect().await;
@@ -53,8 +53,8 @@ fn document() -> Value {
     })
 }
 
-/// A registration for `interactive` that waits this long.
-fn waiting(id: &str, expiration: &str) -> BasicProperties {
+/// Properties of an interactive registration with this expiration in milliseconds.
+fn interactive(id: &str, expiration: &str) -> BasicProperties {
     registration("flat-name")
         .with_message_id(id.into())
         .with_reply_to(DIRECT_REPLY.into())
@@ -67,15 +67,15 @@ fn with_header(properties: BasicProperties, name: &str, value: AMQPValue) -> Bas
     properties.with_headers(headers)
 }
 
-/// The queues, and no worker.
-async fn queues(setup: &Setup) {
+/// Declares the queues without starting a worker.
+async fn declare_queues(setup: &Setup) {
     assert!(setup.start_role("front").await.stop().await.success());
 }
 
-/// Takes a message out of a queue and loses the connection.
-async fn lose(namespace: &str, queue: &str) {
+/// Fetches a message and closes the connection without an ack.
+async fn fetch_and_disconnect(namespace: &str, queue: &str) {
     let (broker, queue) = (Broker::connect().await, format!("{namespace}.{queue}"));
-    eventually("the message", async || {
+    eventually("the message to be ready", async || {
         let options = BasicGetOptions { no_ack: false };
         broker.channel.basic_get(queue.as_str().into(), options).await.unwrap().is_some()
     })
@@ -84,8 +84,8 @@ async fn lose(namespace: &str, queue: &str) {
 }
 
 #[tokio::test]
-async fn a_suspect_that_cannot_finish_holds_no_queue_up() {
-    // Far longer than the test, so that the suspect does not end by itself.
+async fn possible_poison_message_blocks_no_queue() {
+    // Longer than the test, so that the poison message does not time out.
     let settings = [("MUSTER_FRONT_REQUEST_TIMEOUT", "600s"), ("MUSTER_STORE_TIMEOUT", "200s")];
     let Some(mut fleet) = Fleet::new(1, 1, &settings).await else { return };
     let namespace = fleet.setup.namespace().to_owned();
@@ -93,24 +93,24 @@ async fn a_suspect_that_cannot_finish_holds_no_queue_up() {
     fleet.workers[0].start().await;
     fleet.workers[0].broker.cut();
     fleet.workers[0].wait_for_readiness(false).await;
-    let suspect = unique("suspect");
-    producer.publish("interactive", waiting(&suspect, "600000"), &document()).await;
+    let poison = unique("poison");
+    producer.publish("interactive", interactive(&poison, "600000"), &document()).await;
     for _ in 0..2 {
-        lose(&namespace, "interactive").await;
+        fetch_and_disconnect(&namespace, "interactive").await;
     }
-    // It gets as far as its insert.
+    // The worker waits at the insert of the poison message.
     fleet.workers[0].store.stall();
     fleet.workers[0].broker.restore();
     let worker = fleet.workers[0].process();
-    worker.wait_for_log(|line| has_event(line, "delivery_started") && line.contains(&suspect)).await;
+    worker.wait_for_log(|line| has_event(line, "delivery_started") && line.contains(&poison)).await;
 
-    // Nothing of this needs the store.
-    let mut honest = Vec::new();
+    // These messages need no store.
+    let mut ids = Vec::new();
     for n in 0..30 {
-        let id = unique("honest");
+        let id = unique("message");
         let (queue, properties) = match n % 3 {
-            0 => ("interactive", waiting(&id, "600000")),
-            1 => ("profile", waiting(&id, "600000").with_type("profile".into())),
+            0 => ("interactive", interactive(&id, "600000")),
+            1 => ("profile", interactive(&id, "600000").with_type("profile".into())),
             _ => (
                 "bulk",
                 registration("flat-name")
@@ -119,40 +119,40 @@ async fn a_suspect_that_cannot_finish_holds_no_queue_up() {
             ),
         };
         producer.publish(queue, properties, &json!({})).await;
-        honest.push(id);
+        ids.push(id);
     }
     let mut answered = Vec::new();
-    while answered.len() < honest.len() {
+    while answered.len() < ids.len() {
         let (id, outcome) = producer.reply().await;
         assert!(matches!(outcome, Outcome::Rejected(_)), "{outcome:?}");
         answered.push(id);
     }
     answered.sort();
-    honest.sort();
-    assert_eq!(answered, honest, "each once, and the suspect not");
+    ids.sort();
+    assert_eq!(answered, ids, "each message gets one reply, except the poison message");
     fleet.workers[0].store.restore();
-    assert_eq!(producer.reply().await.0, suspect);
+    assert_eq!(producer.reply().await.0, poison);
     producer.account.remove().await;
 }
 
 #[tokio::test]
-async fn a_forged_delivery_count_is_ignored() {
+async fn forged_delivery_count_is_ignored() {
     if !PRODUCTION.is_available() {
         return;
     }
     let setup = Setup::new(PRODUCTION);
-    queues(&setup).await;
+    declare_queues(&setup).await;
     let namespace = setup.namespace().to_owned();
     let Some(mut producer) = Producer::new(&namespace).await else { return };
-    // More than any message survives; and the last is delivered twice, so that the broker counts too.
+    // Counts above the limit. The first message is redelivered, so the broker counts too.
     let ids = [unique("first"), unique("second"), unique("lost")];
     for (id, count) in ids.iter().zip([3, i64::MAX, 100]) {
-        let forged = waiting(id, "30000");
+        let forged = interactive(id, "30000");
         let forged = with_header(forged, "x-delivery-count", AMQPValue::LongLongInt(count));
         producer.publish("interactive", forged, &document()).await;
         if id == &ids[0] {
-            // Now it is the broker's count.
-            lose(&namespace, "interactive").await;
+            // Replaces the forged count by the broker's.
+            fetch_and_disconnect(&namespace, "interactive").await;
         }
     }
     let _worker = setup.start_role("worker").await;
@@ -170,7 +170,7 @@ async fn a_forged_delivery_count_is_ignored() {
 }
 
 #[tokio::test]
-async fn an_expiration_above_the_limit_is_invalid() {
+async fn expiration_above_the_limit_is_invalid() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -179,7 +179,7 @@ async fn an_expiration_above_the_limit_is_invalid() {
     let Some(mut producer) = Producer::new(setup.namespace()).await else { return };
     for (expiration, allowed) in [("4294967295", false), ("60001", false), ("60000", true)] {
         let id = unique("message");
-        producer.publish("interactive", waiting(&id, expiration), &document()).await;
+        producer.publish("interactive", interactive(&id, expiration), &document()).await;
         let (answered, outcome) = producer.reply().await;
         assert_eq!(answered, id);
         match outcome {
@@ -196,7 +196,7 @@ async fn an_expiration_above_the_limit_is_invalid() {
 }
 
 #[tokio::test]
-async fn a_front_without_a_reply_yet_counts_what_others_keep_waiting() {
+async fn new_front_sheds_load_for_an_existing_backlog() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -207,10 +207,12 @@ async fn a_front_without_a_reply_yet_counts_what_others_keep_waiting() {
     let front = setup.start_role("front").await;
     let Some(producer) = Producer::new(setup.namespace()).await else { return };
     for _ in 0..WAITING {
-        producer.publish("interactive", waiting(&unique("crowd"), "60000"), &document()).await;
+        producer
+            .publish("interactive", interactive(&unique("message"), "60000"), &document())
+            .await;
     }
     eventually("the backlog to be sampled", async || {
-        // A probe of the front may have got in between.
+        // The count may include a probe from the front.
         front.client().get("/ready", &[]).await.json()["queued"].as_u64() >= Some(WAITING)
     })
     .await;
@@ -222,7 +224,7 @@ async fn a_front_without_a_reply_yet_counts_what_others_keep_waiting() {
 }
 
 #[tokio::test]
-async fn no_producer_meets_an_id_of_http() {
+async fn amqp_producer_cannot_use_an_http_registration_id() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -233,16 +235,16 @@ async fn no_producer_meets_an_id_of_http() {
     for user_id in [None, Some(account.as_str())] {
         let key = IdempotencyKey::random();
         let id = MessageId::for_http(ContractId::FlatName, &key);
-        let claiming = waiting(id.as_str(), "30000").with_headers(headers(&[
+        let properties = interactive(id.as_str(), "30000").with_headers(headers(&[
             ("contract", "flat-name".into()),
             ("entry-point", "http".into()),
             ("producer", "".into()),
         ]));
-        let claiming = match user_id {
-            Some(name) => claiming.with_user_id(name.into()),
-            None => claiming,
+        let properties = match user_id {
+            Some(name) => properties.with_user_id(name.into()),
+            None => properties,
         };
-        producer.publish("interactive", claiming, &document()).await;
+        producer.publish("interactive", properties, &document()).await;
         let (_, outcome) = producer.reply().await;
         assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome:?}");
         let response =
@@ -254,7 +256,7 @@ async fn no_producer_meets_an_id_of_http() {
 }
 
 #[tokio::test]
-async fn a_time_stamp_of_one_system_expires_nothing_of_another() {
+async fn forged_timestamp_expires_no_message_of_another_system() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -268,7 +270,7 @@ async fn a_time_stamp_of_one_system_expires_nothing_of_another() {
     let now = Clock::system().now().0;
     for sent in [i64::MAX, i64::MIN, now + 3_600_000, now + 9_000] {
         for user_id in [None, Some(account.as_str())] {
-            let forged = waiting(&unique("forged"), "30000").with_reply_to(reply_queue.into());
+            let forged = interactive(&unique("forged"), "30000").with_reply_to(reply_queue.into());
             let forged = with_header(forged, "sent-at-ms", AMQPValue::LongLongInt(sent));
             let forged = match user_id {
                 Some(name) => forged.with_user_id(name.into()),
@@ -282,14 +284,14 @@ async fn a_time_stamp_of_one_system_expires_nothing_of_another() {
         let response = front.client().post("/users/register", &document()).await;
         assert_eq!(response.status, 201, "{:?}", response.json());
     }
-    // It could be a front's account that the settings forgot.
+    // The account could belong to a front that the settings do not list.
     let is_warned = |line: &str| line.contains("untrusted_front") && line.contains(&account);
     worker.wait_for_log(is_warned).await;
     producer.account.remove().await;
 }
 
 #[tokio::test]
-async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
+async fn full_dead_letter_queue_is_shown_and_does_not_block_interactive() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -302,17 +304,17 @@ async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
     let Some(producer) = Producer::new(setup.namespace()).await else { return };
     for n in 0..FLOOD {
         let queue = if n % 4 == 0 { "profile" } else { "interactive" };
-        let unknown = waiting(&unique("unknown"), "30000").with_type("colour".into());
+        let unknown = interactive(&unique("unknown"), "30000").with_type("colour".into());
         producer.publish(queue, unknown, &json!({})).await;
     }
-    // A body that is no document is known to be one only when it was read.
+    // An invalid body, which only the worker detects.
     producer
         .broker
-        .publish_unchecked(setup.namespace(), "interactive", waiting("body", "30000"), b"[")
+        .publish_unchecked(setup.namespace(), "interactive", interactive("body", "30000"), b"[")
         .await;
     let response = front.client().post("/users/register", &document()).await;
     assert_eq!(response.status, 201, "{:?}", response.json());
-    eventually("all to be settled", async || {
+    eventually("every message to be settled", async || {
         let broker = Broker::connect().await;
         let dropped = dropped(worker.client()).await;
         let kept = broker.count(&format!("{}.dead", setup.namespace())).await;
@@ -320,9 +322,9 @@ async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
     })
     .await;
 
-    // A bulk row is kept until there is room.
-    let nameless = registration("flat-name");
-    producer.publish("bulk", nameless, &json!({})).await;
+    // A bulk row stays in its queue until the dead-letter queue accepts it.
+    let without_id = registration("flat-name");
+    producer.publish("bulk", without_id, &json!({})).await;
     worker.wait_for_log(|line| line.contains("republish_failed")).await;
     let warns = async |client: &Client, path: &str, expected: bool| {
         eventually(&format!("{path}: {expected}"), async || {
@@ -338,9 +340,9 @@ async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
     }
     let (broker, dead) = (Broker::connect().await, format!("{}.dead", setup.namespace()));
     let mut bulk = 0;
-    eventually("the row", async || {
+    eventually("the bulk row to be dead-lettered", async || {
         while let Some(letter) = broker.fetch_now(&dead).await {
-            let queue = text_header(&letter.properties, "door");
+            let queue = text_header(&letter.properties, "queue");
             bulk += usize::from(queue.as_deref() == Some("bulk"));
         }
         bulk == 1
@@ -352,7 +354,7 @@ async fn a_full_dead_letter_queue_leaves_interactive_open_and_is_shown() {
     producer.account.remove().await;
 }
 
-/// Dead letters that a worker dropped.
+/// Number of dead letters that a worker dropped.
 async fn dropped(client: &Client) -> f64 {
     let response = client.send("GET", "/metrics", &[], "").await.unwrap();
     let text = String::from_utf8_lossy(&response.bytes).into_owned();
@@ -361,7 +363,7 @@ async fn dropped(client: &Client) -> f64 {
 }
 
 #[tokio::test]
-async fn a_reply_of_a_newer_worker_ends_its_call_at_once() {
+async fn unknown_reply_of_a_newer_worker_gets_500_at_once() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -388,7 +390,10 @@ async fn a_reply_of_a_newer_worker_ends_its_call_at_once() {
             broker.publish_unchecked("", &reply_to, properties, reply.to_string().as_bytes()).await;
         });
         assert_eq!(response.status, 500, "{reply}: {:?}", response.json());
-        assert!(response.header("idempotency-key").is_some(), "{reply}: repeating it is safe");
+        assert!(
+            response.header("idempotency-key").is_some(),
+            "{reply}: a 500 needs the effective key"
+        );
     }
     let output = front.output();
     let logged = |outcome: &str| {

@@ -1,11 +1,12 @@
-//! What must hold for any input: the reader of documents, the rules, what travels through the
-//! queue, and every answer.
+//! Property tests: parsing of documents, validation rules, serialization for the queue, and response bodies.
 
 use std::process::Command;
 
 use muster::contract::document::{ObjectValue, TextValue};
-use muster::contract::{ApiResponse, Contract, Document, ApiError, Policy, contract, sole_contract, rules};
-use muster::domain::{ValidSignup, ContractId, Email, FieldError, IdempotencyKey, Outcome};
+use muster::contract::{
+    ApiError, ApiResponse, Contract, Document, Policy, contract, rules, sole_contract,
+};
+use muster::domain::{ContractId, Email, FieldError, IdempotencyKey, Outcome, ValidSignup};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -18,35 +19,35 @@ use crate::support::generate::{
 };
 use crate::support::spec::accepts;
 
-/// No file of earlier failures: what failed once becomes a test of its own.
+/// Without a file of earlier failures: a failure becomes its own test.
 fn config() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
 
 // --- documents ---------------------------------------------------------------------------------
 
-/// Whether a document says the same as another reader's value, object in object.
-pub fn same(document: &Document<'_>, value: &Value) -> Result<(), TestCaseError> {
+/// Compares a document with the value that serde_json parses, including nested objects.
+pub fn assert_same(document: &Document<'_>, value: &Value) -> Result<(), TestCaseError> {
     for (key, value) in value.as_object().unwrap() {
         prop_assert!(document.has(key));
         match (document.text(key), value) {
             (TextValue::Absent, Value::Null) => {}
             (TextValue::Text(text), Value::String(other)) => prop_assert_eq!(&*text, other),
             (TextValue::WrongType, other) => prop_assert!(!other.is_null() && !other.is_string()),
-            (_, other) => prop_assert!(false, "{} is another than {}", key, other),
+            (_, other) => prop_assert!(false, "{} differs from {}", key, other),
         }
         match (document.object(key), value) {
             (ObjectValue::Absent, Value::Null) => {}
-            (ObjectValue::Object(inner), Value::Object(_)) => same(&inner, value)?,
+            (ObjectValue::Object(inner), Value::Object(_)) => assert_same(&inner, value)?,
             (ObjectValue::WrongType, other) => prop_assert!(!other.is_null() && !other.is_object()),
-            (_, other) => prop_assert!(false, "{} is another than {}", key, other),
+            (_, other) => prop_assert!(false, "{} differs from {}", key, other),
         }
     }
     Ok(())
 }
 
-/// Tries everything that can be asked of a body, of every contract.
-pub fn ask_all(body: &[u8]) {
+/// Checks a body with every contract and renders the errors.
+pub fn check_every_contract(body: &[u8]) {
     let Ok(document) = Document::parse(body) else { return };
     for id in ContractId::ALL {
         for contract in [contract(id), sole_contract(id)] {
@@ -61,37 +62,37 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..300)) {
-        ask_all(&bytes);
+    fn any_bytes_are_parsed_or_rejected(bytes in vec(any::<u8>(), 0..300)) {
+        check_every_contract(&bytes);
     }
 
     #[test]
-    fn text_that_looks_like_json_is_read_as_others_read_it(
+    fn json_like_text_parses_as_in_serde_json(
         text in r#"\{?("(email|fullname|\\u006[0-9]|\\ud83d|\\ude00|\\"|é)*"|[\[\]{}:,"\\ ]|null|1e999|-?0){0,24}\}?"#,
     ) {
-        ask_all(text.as_bytes());
+        check_every_contract(text.as_bytes());
         let read = Document::parse(text.as_bytes());
-        // The other reader refuses numbers beyond its own range, which are nobody's business.
+        // serde_json rejects numbers out of its range; muster ignores them.
         match serde_json::from_str::<Value>(&text) {
-            Ok(value @ Value::Object(_)) => same(&read.expect("an object"), &value)?,
+            Ok(value @ Value::Object(_)) => assert_same(&read.expect("an object"), &value)?,
             Ok(_) => prop_assert!(read.is_err()),
             Err(_) => prop_assert!(read.is_err() || text.contains("1e999")),
         }
     }
 
     #[test]
-    fn documents_are_read_as_others_read_them(json in object()) {
+    fn documents_parse_as_in_serde_json(json in object()) {
         let mut text = String::new();
         json.write(&mut text);
         let value: Value = serde_json::from_str(&text).unwrap();
-        same(&Document::parse(text.as_bytes()).unwrap(), &value)?;
-        ask_all(text.as_bytes());
+        assert_same(&Document::parse(text.as_bytes()).unwrap(), &value)?;
+        check_every_contract(text.as_bytes());
     }
 }
 
 // --- rules -------------------------------------------------------------------------------------
 
-/// Where a field stands in its contract's order.
+/// Position of a field in the error order of its contract.
 fn place(contract: ContractId, field: &str) -> usize {
     let order: &[&str] = match contract {
         ContractId::Username | ContractId::ErrorCode => &["username", "email", "password"],
@@ -101,7 +102,7 @@ fn place(contract: ContractId, field: &str) -> usize {
             &["", "email", "fullname.firstname", "fullname.lastname", "password"]
         }
     };
-    order.iter().position(|known| *known == field).expect("a field of the contract")
+    order.iter().position(|name| *name == field).expect("a field of the contract")
 }
 
 fn parts(candidate: &ValidSignup) -> (ContractId, String, Option<&str>, &str) {
@@ -118,27 +119,28 @@ fn check(contract: &dyn Contract, document: &Value) -> Result<ValidSignup, Vec<F
     contract.check(&Document::parse(document.to_string().as_bytes()).unwrap(), &Policy::default())
 }
 
-/// What a front sends is what its worker reads. Whether any contract accepts it.
-pub fn survives_the_queue(document: &Document<'_>) -> Result<bool, TestCaseError> {
-    let mut some = false;
+/// Fails unless the worker reads each accepted document as the front wrote it. Returns whether any contract
+/// accepts the document.
+pub fn assert_survives_the_queue(document: &Document<'_>) -> Result<bool, TestCaseError> {
+    let mut is_accepted = false;
     for id in ContractId::ALL {
         for sender in [contract(id), sole_contract(id)] {
             let Ok(candidate) = sender.check(document, &Policy::default()) else { continue };
-            some = true;
+            is_accepted = true;
             let written = sender.write(&candidate);
             let again = check(contract(id), &written)
                 .map_err(|errors| TestCaseError::fail(format!("{written}: {errors:?}")))?;
             prop_assert_eq!(parts(&candidate), parts(&again));
         }
     }
-    Ok(some)
+    Ok(is_accepted)
 }
 
 proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn errors_are_some_in_order_and_without_the_password((document, password) in document()) {
+    fn errors_are_ordered_and_without_the_password((document, password) in document()) {
         for id in ContractId::ALL {
             for contract in [contract(id), sole_contract(id)] {
                 let Err(errors) = check(contract, &document) else { continue };
@@ -152,12 +154,12 @@ proptest! {
                     prop_assert_eq!(errors.len(), 1);
                 }
                 if let Some(password) = &password {
-                    let told = contract.render(&ApiResponse::Invalid(&errors)).body.to_string();
-                    // An address is told again by one contract, whatever else it is.
-                    let elsewhere = document["email"].as_str().unwrap_or_default();
-                    if !elsewhere.contains(MARK) {
-                        prop_assert!(!told.contains(password), "{}", told);
-                        prop_assert!(!told.contains(MARK), "{}", told);
+                    let text = contract.render(&ApiResponse::Invalid(&errors)).body.to_string();
+                    // One contract repeats the email in its errors.
+                    let email = document["email"].as_str().unwrap_or_default();
+                    if !email.contains(MARK) {
+                        prop_assert!(!text.contains(password), "{}", text);
+                        prop_assert!(!text.contains(MARK), "{}", text);
                     }
                 }
             }
@@ -165,16 +167,16 @@ proptest! {
     }
 
     #[test]
-    fn what_a_front_writes_its_worker_reads_the_same(document in valid_document()) {
+    fn valid_document_survives_the_queue(document in valid_document()) {
         let text = document.to_string();
         let read = Document::parse(text.as_bytes()).unwrap();
-        prop_assert!(survives_the_queue(&read)?, "nobody accepts {}", text);
+        prop_assert!(assert_survives_the_queue(&read)?, "no contract accepts {}", text);
     }
 
     #[test]
-    fn what_a_front_writes_its_worker_reads_the_same_however_odd((document, _) in document()) {
+    fn any_document_survives_the_queue((document, _) in document()) {
         let text = document.to_string();
-        survives_the_queue(&Document::parse(text.as_bytes()).unwrap())?;
+        assert_survives_the_queue(&Document::parse(text.as_bytes()).unwrap())?;
     }
 
     #[test]
@@ -191,12 +193,12 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn good_parts_make_an_address(address in address()) {
+    fn valid_parts_make_a_valid_address(address in address()) {
         prop_assert!(rules::is_address(&address));
     }
 
     #[test]
-    fn one_bad_character_spoils_an_address(
+    fn one_invalid_character_makes_an_address_invalid(
         address in address(),
         at in any::<prop::sample::Index>(),
         bad in select(vec![
@@ -206,31 +208,31 @@ proptest! {
     ) {
         let mut characters: Vec<char> = address.chars().collect();
         characters.insert(at.index(characters.len() + 1), bad);
-        let spoiled: String = characters.into_iter().collect();
-        prop_assert!(!rules::is_address(&spoiled), "{}", spoiled);
+        let invalid: String = characters.into_iter().collect();
+        prop_assert!(!rules::is_address(&invalid), "{}", invalid);
     }
 
     #[test]
-    fn dots_stand_alone_and_inside(address in address(), at in any::<prop::sample::Index>()) {
+    fn misplaced_dots_make_an_address_invalid(address in address(), at in any::<prop::sample::Index>()) {
         let (local, domain) = address.split_once('@').unwrap();
-        for spoiled in [
+        for invalid in [
             format!(".{address}"),
             format!("{address}."),
             format!("{local}.@{domain}"),
             format!("{local}@.{domain}"),
             address.replacen('@', "..@", 1),
         ] {
-            prop_assert!(!rules::is_address(&spoiled), "{}", spoiled);
+            prop_assert!(!rules::is_address(&invalid), "{}", invalid);
         }
         let dots: Vec<usize> = address.match_indices('.').map(|(at, _)| at).collect();
-        let mut doubled = address.clone();
-        doubled.insert(*at.get(&dots), '.');
-        prop_assert!(!rules::is_address(&doubled), "{}", doubled);
+        let mut with_double_dot = address.clone();
+        with_double_dot.insert(*at.get(&dots), '.');
+        prop_assert!(!rules::is_address(&with_double_dot), "{}", with_double_dot);
     }
 
     #[test]
-    fn a_domain_has_a_dot_and_no_hyphen_at_an_end(local in ATOM, label in LABEL, top in LABEL) {
-        for spoiled in [
+    fn malformed_domain_makes_an_address_invalid(local in ATOM, label in LABEL, top in LABEL) {
+        for invalid in [
             format!("{local}@{label}"),
             format!("{local}@-{label}.{top}"),
             format!("{local}@{label}-.{top}"),
@@ -241,12 +243,12 @@ proptest! {
             format!("{local} <{local}@{label}.{top}>"),
             format!("\"{local}\"@{label}.{top}"),
         ] {
-            prop_assert!(!rules::is_address(&spoiled), "{}", spoiled);
+            prop_assert!(!rules::is_address(&invalid), "{}", invalid);
         }
     }
 
     #[test]
-    fn addresses_are_bounded_in_bytes(
+    fn addresses_are_limited_in_bytes(
         letter in select(vec!['a', 'é', '用']),
         local in 1..90usize,
         labels in vec(1..80usize, 1..6),
@@ -261,15 +263,15 @@ proptest! {
     }
 
     #[test]
-    fn numbers_of_a_host_are_no_domain(host in any::<std::net::Ipv4Addr>()) {
+    fn ipv4_address_is_not_a_domain(host in any::<std::net::Ipv4Addr>()) {
         let address = format!("a@{host}");
         prop_assert!(!rules::is_address(&address));
     }
 }
 
-// --- what cannot be seen ------------------------------------------------------------------------
+// --- invisible characters ----------------------------------------------------------------------
 
-/// Every code point that Perl's own copy of the Unicode tables says is invisible or turns the direction.
+/// All ignorable and bidirectional control code points, from Perl's Unicode tables.
 fn invisible_to_perl() -> Vec<u32> {
     const SCRIPT: &str = r#"for my $c (0 .. 0x10FFFF) {
         next if $c >= 0xD800 && $c <= 0xDFFF;
@@ -282,7 +284,7 @@ fn invisible_to_perl() -> Vec<u32> {
 }
 
 #[test]
-fn no_code_point_that_cannot_be_seen_is_in_a_user_name_or_an_address() {
+fn invisible_code_points_are_rejected() {
     let invisible = invisible_to_perl();
     assert!(invisible.len() > 4000, "{} code points", invisible.len());
     let (policy, text) = (Policy::default(), |text: String| TextValue::Text(text.into()));
@@ -295,21 +297,25 @@ fn no_code_point_that_cannot_be_seen_is_in_a_user_name_or_an_address() {
             let alone = rules::username(&text(format!(" {c}")), &policy);
             assert_eq!(alone, Err(rules::Violation::Empty), "{c:?}");
             for address in [format!("a{c}b@c.co"), format!("ab@c{c}d.co"), format!("{c}ab@c.co")] {
-                let refused = rules::email(&text(address), &policy).err();
-                assert_eq!(refused, Some(rules::Violation::ForbiddenCharacter), "an address with {c:?}");
+                let error = rules::email(&text(address), &policy).err();
+                assert_eq!(
+                    error,
+                    Some(rules::Violation::ForbiddenCharacter),
+                    "an address with {c:?}"
+                );
             }
         }
     }
 }
 
-// --- one mailbox -------------------------------------------------------------------------------
+// --- email keys --------------------------------------------------------------------------------
 
 fn key(address: &str) -> String {
     let email = Email::new(address.to_owned());
     email.unwrap_or_else(|| panic!("{address} has no key")).key().to_owned()
 }
 
-/// ASCII letters and digits of a domain in full width.
+/// Replaces ASCII letters and digits of a domain by full-width forms.
 fn in_full_width(domain: &str) -> String {
     let wide = |c: char| match c {
         '0'..='9' | 'A'..='Z' | 'a'..='z' => char::from_u32(u32::from(c) + 0xFEE0).unwrap(),
@@ -319,19 +325,19 @@ fn in_full_width(domain: &str) -> String {
 }
 
 #[test]
-fn a_letter_has_one_key_in_any_case_and_composition() {
+fn email_key_ignores_case_and_composition() {
     for c in '\0'..=char::MAX {
         let address = format!("a{c}@b.example");
         if !rules::is_address(&address) {
             continue;
         }
         let one = key(&address);
-        assert_eq!(key(&one), one, "{c:?}: a key is its own key");
+        assert_eq!(key(&one), one, "{c:?}: the key of a key is itself");
         let decomposed: String = address.nfd().collect();
         for other in [address.to_lowercase(), decomposed.to_lowercase(), decomposed] {
             assert_eq!(key(&other), one, "{c:?} as {other}");
         }
-        // A dotless i has a capital of its own only in Turkic languages.
+        // The upper case of the dotless i is I, whose lower case is i.
         if c != 'ı' {
             assert_eq!(key(&address.to_uppercase().replace("EXAMPLE", "example")), one, "{c:?}");
         }
@@ -342,9 +348,9 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn one_mailbox_has_one_key_however_it_is_written(address in address()) {
+    fn email_key_is_the_same_for_every_spelling(address in address()) {
         let one = key(&address);
-        prop_assert_eq!(&key(&one), &one, "a key is its own key");
+        prop_assert_eq!(&key(&one), &one, "the key of a key is itself");
         let (local, domain) = address.split_once('@').unwrap();
         let (unicode, valid) = idna::domain_to_unicode(domain);
         prop_assert!(valid.is_ok());
@@ -360,7 +366,7 @@ proptest! {
     }
 
     #[test]
-    fn another_local_part_is_another_mailbox(one in "[a-z0-9.+]{1,12}", other in "[a-z0-9.+]{1,12}") {
+    fn different_local_parts_have_different_keys(one in "[a-z0-9.+]{1,12}", other in "[a-z0-9.+]{1,12}") {
         let equal = key(&format!("{one}@b.example")) == key(&format!("{other}@b.example"));
         prop_assert_eq!(equal, one == other);
     }
@@ -372,7 +378,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn a_key_is_16_to_128_visible_characters(key in "[!-~&&[^\"]]{0,140}") {
+    fn idempotency_key_has_16_to_128_visible_characters(key in "[!-~&&[^\"]]{0,140}") {
         let fits = (16..=128).contains(&key.len());
         let bare = IdempotencyKey::parse(key.as_bytes());
         prop_assert_eq!(bare.is_some(), fits);
@@ -380,14 +386,14 @@ proptest! {
     }
 
     #[test]
-    fn a_key_given_back_is_the_same_key(value in vec(prop_oneof![b' '..=b'~', Just(b'"')], 10..140)) {
+    fn returned_idempotency_key_parses_to_itself(value in vec(prop_oneof![b' '..=b'~', Just(b'"')], 10..140)) {
         if let Some(key) = IdempotencyKey::parse(&value) {
             prop_assert_eq!(IdempotencyKey::parse(key.as_str().as_bytes()), Some(key));
         }
     }
 
     #[test]
-    fn one_bad_byte_spoils_a_key(
+    fn one_invalid_byte_makes_an_idempotency_key_invalid(
         mut key in vec(b'#'..=b'~', 20..100),
         at in 1..19usize,
         bad in prop_oneof![0..=b' ', 127..=255u8],
@@ -397,21 +403,21 @@ proptest! {
     }
 }
 
-// --- outcomes and answers ----------------------------------------------------------------------
+// --- outcomes and responses --------------------------------------------------------------------
 
 proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn an_outcome_survives_its_journey(outcome in outcome()) {
+    fn outcome_survives_serialization(outcome in outcome()) {
         let bytes = serde_json::to_vec(&outcome).unwrap();
-        let described = accepts("reply", &serde_json::from_slice(&bytes).unwrap());
-        prop_assert!(described, "the schema of replies refuses {:?}", outcome);
+        let matches_schema = accepts("reply", &serde_json::from_slice(&bytes).unwrap());
+        prop_assert!(matches_schema, "the reply schema rejects {:?}", outcome);
         prop_assert_eq!(serde_json::from_slice::<Outcome>(&bytes).unwrap(), outcome);
     }
 
     #[test]
-    fn every_answer_is_an_object(
+    fn every_response_body_is_an_object(
         id in contract_id(),
         user in user(),
         token in proptest::option::of(any::<String>()),

@@ -132,7 +132,7 @@ async fn message_of_a_worker_killed_while_hashing_is_redelivered() {
         let mut first = setup.start_role("worker").await;
         let (client, body) = (front.client().clone(), document());
         let request = tokio::spawn(async move { client.post("/users/register", &body).await });
-        doomed.wait_for_event("hash_started").await;
+        first.wait_for_event("hash_started").await;
         first.signal("KILL");
         assert!(!first.wait_for_exit().await.success());
 
@@ -220,7 +220,8 @@ async fn poison_row_is_dead_lettered_alone() {
         let mut worker = setup.start_role("worker").await;
         let line = worker
             .wait_for_log(|line| {
-                let is_its_end = has_event(line, "hash_started") || has_event(line, "dead_lettered");
+                let is_its_end =
+                    has_event(line, "hash_started") || has_event(line, "dead_lettered");
                 is_its_end && line.contains(&poison)
             })
             .await;

@@ -1,14 +1,14 @@
-//! `muster reindex` on both stores: a store with keys of the older rule is refused, shown, changed and
-//! guarded, and no mailbox is registered twice meanwhile.
+//! `muster reindex` on both stores: outdated email keys stop the start, are reported and changed, and no mailbox can
+//! be registered twice.
 
 use std::sync::Arc;
 
 use bson::doc;
 use mongodb::Collection;
 use muster::domain::{
-    ValidSignup, ContractId, Email, MessageId, Millis, Origin, StoredUser, RegistrationId, UserId,
+    ContractId, Email, MessageId, Millis, Origin, RegistrationId, StoredUser, UserId, ValidSignup,
 };
-use muster::store::{self, Inserted, PrepareError, Store};
+use muster::store::{self, InsertOutcome, PrepareError, Store};
 use muster::telemetry::Health;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use secrecy::SecretString;
@@ -25,8 +25,8 @@ const VERSIONS: TableDefinition<'_, &str, i32> = TableDefinition::new("versions"
 
 async fn open(setup: &Setup) -> Arc<dyn Store> {
     let mut opened = None;
-    // The thread of an embedded store ends with it, but not at the same moment.
-    eventually("the store to be let go", async || {
+    // The store's thread ends some time after the drop.
+    eventually("the store to be closed", async || {
         let part = Health::default().component("store");
         opened = store::open(&setup.settings().store, &part).await.ok();
         opened.is_some()
@@ -45,13 +45,18 @@ fn record(address: &str) -> StoredUser {
         password: SecretString::from("never stored").into(),
     };
     let id = RegistrationId::derive(&Origin::Http, contract, &MessageId::random());
-    StoredUser::new(&candidate, id, "$2b$04$abcdefghijklmnopqrstuv".into(), Millis(1_700_000_000_123))
+    StoredUser::new(
+        &candidate,
+        id,
+        "$2b$04$abcdefghijklmnopqrstuv".into(),
+        Millis(1_700_000_000_123),
+    )
 }
 
-/// A user as the older rule has stored it: the key is the address in lower case.
+/// Inserts a user with an outdated key: the email in lower case.
 async fn insert_old(store: &dyn Store, address: &str) -> UserId {
     let record = StoredUser { email_key: Some(address.to_lowercase()), ..record(address) };
-    assert_eq!(store.insert(record.clone()).await, Ok(Inserted::Done));
+    assert_eq!(store.insert(record.clone()).await, Ok(InsertOutcome::Inserted));
     record.user.id
 }
 
@@ -65,8 +70,8 @@ fn file(setup: &Setup) -> Database {
     Database::open(path).unwrap()
 }
 
-/// Takes away what an older muster did not write: the versions.
-async fn forget_versions(setup: &Setup, kind: StoreAdapter) {
+/// Removes the key versions, which an older muster did not write.
+async fn remove_versions(setup: &Setup, kind: StoreAdapter) {
     if kind == StoreAdapter::Mongo {
         let users = users(setup).await;
         let unset = doc! { "$unset": { "emailKeyVersion": "" } };
@@ -74,7 +79,7 @@ async fn forget_versions(setup: &Setup, kind: StoreAdapter) {
         let client = users.client().database(&users.namespace().db);
         return client.collection::<bson::Document>("versions").drop().await.unwrap();
     }
-    eventually("the file to be let go", async || {
+    eventually("the data file to be closed", async || {
         let path = setup.environment["MUSTER_STORE"].strip_prefix("file:").unwrap();
         Database::open(path).is_ok()
     })
@@ -123,12 +128,16 @@ async fn version_of(setup: &Setup, kind: StoreAdapter, id: UserId) -> (Option<i3
 }
 
 async fn reindex(setup: &Setup, flags: &[&str]) -> (CommandOutput, Value) {
-    let ended = run(setup, &[&["reindex", "--json"], flags].concat()).await;
+    let output = run(setup, &[&["reindex", "--json"], flags].concat()).await;
     for address in ["ann@", "carl@", "σς"] {
-        assert!(!ended.stdout.contains(address), "not masked: {}", ended.stdout);
+        assert!(
+            !output.stdout.contains(address),
+            "the output contains an address: {}",
+            output.stdout
+        );
     }
-    let report = ended.json();
-    (ended, report)
+    let report = output.json();
+    (output, report)
 }
 
 async fn finding(setup: &Setup) -> Option<String> {
@@ -139,7 +148,7 @@ async fn finding(setup: &Setup) -> Option<String> {
 }
 
 #[tokio::test]
-async fn keys_of_an_older_rule_are_refused_shown_and_changed() {
+async fn outdated_email_keys_are_reported_and_changed() {
     for kind in [StoreAdapter::File, StoreAdapter::Mongo] {
         let pair = Pair(QueueAdapter::Local, kind);
         if pair.is_available() {
@@ -158,24 +167,27 @@ async fn keys_are_changed(setup: &Setup, kind: StoreAdapter) {
     let carl = insert_old(&*store, "carl@bücher.example").await;
     let other = insert_old(&*store, "carl@xn--bcher-kva.example").await;
     drop(store);
-    forget_versions(setup, kind).await;
+    remove_versions(setup, kind).await;
 
-    // No worker starts, so none registers a mailbox a second time.
+    // No worker starts, so no mailbox can be registered twice.
     let store = open(setup).await;
     match store.prepare().await {
-        Err(PrepareError::Unfit(text)) => {
+        Err(PrepareError::Incompatible(text)) => {
             assert!(text.contains("muster reindex --apply"), "{text}");
         }
         other => panic!("{other:?}"),
     }
     drop(store);
     drop(open(setup).await);
-    eventually("doctor to see it", async || finding(setup).await.as_deref() == Some("error")).await;
+    eventually("doctor to report an error", async || {
+        finding(setup).await.as_deref() == Some("error")
+    })
+    .await;
 
-    // A dry run changes nothing, however often.
+    // A dry run changes nothing.
     for _ in 0..2 {
-        let (ended, report) = reindex(setup, &[]).await;
-        assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+        let (output, report) = reindex(setup, &[]).await;
+        assert_eq!(output.code, Some(3), "{}", output.stderr);
         let numbers = ["outdated", "changed", "withoutAsciiForm"].map(|name| &report[name]);
         assert_eq!(numbers, [&json!(3), &json!(2), &json!(0)], "{report}");
         let conflict = &report["conflicts"][0];
@@ -186,15 +198,15 @@ async fn keys_are_changed(setup: &Setup, kind: StoreAdapter) {
         assert_eq!(version_of(setup, kind, ann).await, (None, "ann@bücher.example".into()));
     }
 
-    let (ended, report) = reindex(setup, &["--apply"]).await;
-    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    let (output, report) = reindex(setup, &["--apply"]).await;
+    assert_eq!(output.code, Some(3), "{}", output.stderr);
     assert_eq!((&report["changed"], &report["applied"]), (&json!(2), &json!(true)));
     assert_eq!(version_of(setup, kind, ann).await, (Some(2), "ann@xn--bcher-kva.example".into()));
     assert_eq!(version_of(setup, kind, sigma).await, (Some(2), "σσ@b.example".into()));
     assert_eq!(version_of(setup, kind, carl).await, (None, "carl@bücher.example".into()));
     assert_eq!(version_of(setup, kind, bob).await, (None, "bob@b.example".into()));
 
-    // Every mailbox is guarded, also that of the two who conflict.
+    // Every mailbox is protected, also that of the two conflicting users.
     let store = open(setup).await;
     store.prepare().await.unwrap();
     for address in [
@@ -206,18 +218,18 @@ async fn keys_are_changed(setup: &Setup, kind: StoreAdapter) {
         "carl@bücher.example",
         "carl@xn--bcher-kva.example",
     ] {
-        assert_eq!(store.insert(record(address)).await, Ok(Inserted::Taken), "{address}");
+        assert_eq!(store.insert(record(address)).await, Ok(InsertOutcome::Conflict), "{address}");
     }
     drop(store);
 
-    // What is left is left for a person, and then changed by the same command.
-    eventually("the file to be let go", async || {
+    // The operator removes one of the conflicting users; then the command changes the other.
+    eventually("the data file to be closed", async || {
         run(setup, &["reindex", "--apply", "--json"]).await.code == Some(3)
     })
     .await;
     remove(setup, kind, other, "carl@xn--bcher-kva.example").await;
-    let (ended, report) = reindex(setup, &["--apply"]).await;
-    assert_eq!((ended.code, &report["changed"]), (Some(0), &json!(1)), "{report}");
+    let (output, report) = reindex(setup, &["--apply"]).await;
+    assert_eq!((output.code, &report["changed"]), (Some(0), &json!(1)), "{report}");
     assert_eq!(reindex(setup, &[]).await.1["outdated"], 0);
     assert_eq!(finding(setup).await.as_deref(), Some("ok"));
     let text = run(setup, &["reindex"]).await.expect_stdout();
@@ -225,14 +237,14 @@ async fn keys_are_changed(setup: &Setup, kind: StoreAdapter) {
 }
 
 #[tokio::test]
-async fn two_old_users_of_one_mailbox_conflict_in_a_dry_run_too() {
+async fn conflicting_users_are_reported_in_a_dry_run_too() {
     let setup = Setup::embedded();
     let store = open(&setup).await;
     store.prepare().await.unwrap();
     insert_old(&*store, "ann@bücher.example").await;
     insert_old(&*store, "ann@ｂücher.example").await;
     drop(store);
-    forget_versions(&setup, StoreAdapter::File).await;
+    remove_versions(&setup, StoreAdapter::File).await;
     let (_, report) = reindex(&setup, &[]).await;
     assert_eq!(report["changed"], 1, "{report}");
     assert_eq!(report["conflicts"].as_array().unwrap().len(), 1, "{report}");
@@ -241,9 +253,9 @@ async fn two_old_users_of_one_mailbox_conflict_in_a_dry_run_too() {
 }
 
 #[tokio::test]
-async fn data_file_that_a_stopped_process_left_can_be_read() {
+async fn data_file_of_a_stopped_process_can_be_read() {
     let setup = Setup::embedded();
     assert!(setup.start().await.stop().await.success());
-    let (ended, report) = reindex(&setup, &[]).await;
-    assert_eq!((ended.code, &report["outdated"]), (Some(0), &json!(0)), "{report}");
+    let (output, report) = reindex(&setup, &[]).await;
+    assert_eq!((output.code, &report["outdated"]), (Some(0), &json!(0)), "{report}");
 }

@@ -1,32 +1,31 @@
-//! Sealed passwords through the real broker: nobody but a worker can read them, and none is of use
-//! outside the message it was sealed for. What opens and what does not, one by one, is tested beside
-//! `queue/seal.rs`.
+//! Sealed passwords on the broker: only a worker can open them, and only in the message they were sealed for. The
+//! unit tests of `queue/seal.rs` cover each field.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
-use muster::queue::seal::{SealContext, Sealer};
 use muster::domain::{Clock, ContractId, MessageId, Millis, Outcome};
+use muster::queue::seal::{SealContext, Sealer};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
 use crate::flow::five_requests;
 use crate::support::broker::{
-    Broker, DIRECT_REPLY, number_header, test_account, reply_queue_name, registration, text_header,
+    Broker, DIRECT_REPLY, number_header, registration, reply_queue_name, test_account, text_header,
 };
 use crate::support::services::{PRODUCTION, unique};
-use crate::support::{HttpResponse, Client, Muster, Pair, QueueAdapter, Setup, StoreAdapter};
+use crate::support::{Client, HttpResponse, Muster, Pair, QueueAdapter, Setup, StoreAdapter};
 
 const PASSWORD: &str = "correct horse 7";
 const SEAL_TO: &str = "MUSTER_QUEUE_SEAL_PUBLIC_KEY";
 const SEAL_KEYS: &str = "MUSTER_QUEUE_SEAL_PRIVATE_KEYS";
-/// Where another system has its replies.
+/// Prefix of the reply queues of another system.
 const REPLIES: &str = "another.system.";
 
-/// A pair as `muster keygen --json` prints it.
+/// A key pair from `muster keygen --json`.
 struct Keys {
     id: String,
     public: String,
@@ -57,14 +56,14 @@ fn keygen(flags: &[&str]) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
-/// A front and a worker of one namespace, started as they are needed.
-struct Bench {
+/// A setup whose front and worker the test starts with different keys.
+struct SealingFixture {
     setup: Setup,
     broker: Broker,
 }
 
-impl Bench {
-    /// On RabbitMQ, if it is there.
+impl SealingFixture {
+    /// `None` without the services.
     async fn new(pair: Pair) -> Option<Self> {
         if !pair.is_available() {
             return None;
@@ -106,17 +105,18 @@ impl Bench {
         self.broker.fetch(&self.named(end)).await
     }
 
-    async fn publish(&self, door: &str, properties: BasicProperties, body: &Value) {
+    async fn publish(&self, queue: &str, properties: BasicProperties, body: &Value) {
         let exchange = self.setup.namespace();
-        self.broker.publish(exchange, door, properties, body.to_string().as_bytes()).await;
+        self.broker.publish(exchange, queue, properties, body.to_string().as_bytes()).await;
     }
 
-    /// A bulk message as another system seals it.
+    /// Publishes a bulk message that is sealed as another system does it.
     async fn publish_bulk(&self, keys: &Keys, id: &str, document: &Value, reply_to: Option<&str>) {
         let (sealer, message) = (keys.sealer(), MessageId::parse(id).unwrap());
         let not_after = Millis(Clock::system().now().0 + 86_400_000);
-        let letter = SealContext { contract: ContractId::FlatName, id: &message, reply_to, not_after };
-        let body = sealer.seal(&letter, document.to_string().as_bytes()).unwrap();
+        let context =
+            SealContext { contract: ContractId::FlatName, id: &message, reply_to, not_after };
+        let body = sealer.seal(&context, document.to_string().as_bytes()).unwrap();
         let properties = sealed_by(registration("flat-name"), sealer.key_id());
         let properties = properties.with_message_id(id.into());
         let properties = match reply_to {
@@ -128,11 +128,11 @@ impl Bench {
         self.publish("bulk", properties, &serde_json::from_slice(&body).unwrap()).await;
     }
 
-    /// The next dead letter, which must have this reason.
-    async fn dead(&self, reason: &str) -> Delivery {
+    /// Fetches the next dead letter, which must have this reason.
+    async fn fetch_dead_letter(&self, reason: &str) -> Delivery {
         let dead = self.fetch("dead").await;
         assert_eq!(text_header(&dead.properties, "reason").as_deref(), Some(reason));
-        nothing_clear(&dead);
+        assert_no_clear_password(&dead);
         dead
     }
 }
@@ -159,9 +159,9 @@ fn body(message: &Delivery) -> Value {
     serde_json::from_slice(&message.data).unwrap()
 }
 
-/// No byte and no property of a message tells the password.
-fn nothing_clear(message: &Delivery) {
-    let everything = [
+/// Fails if the body or a property of a message contains the password.
+fn assert_no_clear_password(message: &Delivery) {
+    let text = [
         String::from_utf8_lossy(&message.data).into_owned(),
         format!("{:?}", message.properties),
         format!("{} {}", message.exchange, message.routing_key),
@@ -169,7 +169,7 @@ fn nothing_clear(message: &Delivery) {
     .concat();
     let hexadecimal: String = PASSWORD.bytes().map(|byte| format!("{byte:02x}")).collect();
     for clear in [PASSWORD, "correct", &BASE64.encode(PASSWORD), &hexadecimal] {
-        assert!(!everything.contains(clear), "{clear:?} in {everything}");
+        assert!(!text.contains(clear), "{clear:?} in {text}");
     }
 }
 
@@ -177,6 +177,7 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Whether the password was removed from a dead letter.
 fn removed_password(dead: &Delivery) -> bool {
     let headers = dead.properties.headers().as_ref().unwrap();
     let removed = headers.inner()["password-removed"] == AMQPValue::Boolean(true);
@@ -186,25 +187,25 @@ fn removed_password(dead: &Delivery) -> bool {
 }
 
 #[tokio::test]
-async fn keygens_output_is_settings_and_they_register() {
-    let Some(mut bench) = Bench::new(PRODUCTION).await else { return };
+async fn keygen_output_works_as_settings() {
+    let Some(mut fixture) = SealingFixture::new(PRODUCTION).await else { return };
     let printed = keygen(&[]);
     let lines = printed.lines().filter(|line| !line.starts_with('#'));
     let pair: Vec<(&str, &str)> = lines.map(|line| line.split_once('=').unwrap()).collect();
     let [(SEAL_TO, public), (SEAL_KEYS, private)] = pair[..] else { panic!("{printed}") };
 
-    let file = bench.setup.directory().join("keys");
+    let file = fixture.setup.directory().join("keys");
     std::fs::write(&file, format!("{private}\n")).unwrap();
-    bench.set("MUSTER_QUEUE_SEAL_PRIVATE_KEYS_FILE", file.to_str().unwrap());
-    bench.set("MUSTER_QUEUE_REQUIRE_SEALED", "true");
-    let shown = bench.setup.command(&["config"]).output().unwrap();
+    fixture.set("MUSTER_QUEUE_SEAL_PRIVATE_KEYS_FILE", file.to_str().unwrap());
+    fixture.set("MUSTER_QUEUE_REQUIRE_SEALED", "true");
+    let shown = fixture.setup.command(&["config"]).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("seal_private_keys = [\"***\"]") && !shown.contains(private), "{shown}");
-    let worker = bench.setup.start_role("worker").await;
+    let worker = fixture.setup.start_role("worker").await;
 
-    bench.unset("MUSTER_QUEUE_SEAL_PRIVATE_KEYS_FILE");
-    bench.set(SEAL_TO, public);
-    let front = bench.setup.start_role("front").await;
+    fixture.unset("MUSTER_QUEUE_SEAL_PRIVATE_KEYS_FILE");
+    fixture.set(SEAL_TO, public);
+    let front = fixture.setup.start_role("front").await;
     let name = json!({ "firstname": "Ann", "lastname": "Lee" });
     let email = || format!("{}@example.com", unique("ann"));
     for (path, body) in [
@@ -224,7 +225,7 @@ async fn keygens_output_is_settings_and_they_register() {
         let mut other = body;
         other["password"] = json!("Another$_w0rd");
         let other = front.client().post_with_key(path, &other, &key).await;
-        assert_eq!(other.status, 422, "{path}: the passwords were compared");
+        assert_eq!(other.status, 422, "{path}: another password");
     }
     for log in [front.stop_and_collect_output().await, worker.stop_and_collect_output().await] {
         assert!(!log.contains("in clear") && !log.contains(PASSWORD) && !log.contains(private));
@@ -232,34 +233,38 @@ async fn keygens_output_is_settings_and_they_register() {
 }
 
 #[tokio::test]
-async fn a_front_without_a_key_says_so_once() {
-    let Some(bench) = Bench::new(PRODUCTION).await else { return };
-    let log = bench.setup.start_role("front").await.stop_and_collect_output().await;
-    let told: Vec<&str> = log.lines().filter(|line| line.contains("in clear")).collect();
-    assert_eq!(told.len(), 1, "{log}");
-    assert!(told[0].contains(SEAL_TO) && told[0].contains("muster keygen"), "{}", told[0]);
+async fn front_without_a_seal_key_warns_once() {
+    let Some(fixture) = SealingFixture::new(PRODUCTION).await else { return };
+    let log = fixture.setup.start_role("front").await.stop_and_collect_output().await;
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("in clear")).collect();
+    assert_eq!(warnings.len(), 1, "{log}");
+    assert!(
+        warnings[0].contains(SEAL_TO) && warnings[0].contains("muster keygen"),
+        "{}",
+        warnings[0]
+    );
 }
 
 #[tokio::test]
-async fn the_broker_holds_no_clear_password() {
-    let Some(mut bench) = Bench::new(PRODUCTION).await else { return };
+async fn broker_holds_no_clear_password() {
+    let Some(mut fixture) = SealingFixture::new(PRODUCTION).await else { return };
     let keys = Keys::new();
-    let front = bench.front(&keys).await;
+    let front = fixture.front(&keys).await;
     let (document, before) = (document(), Clock::system().now().0);
     let waiting = post(front.client(), &document);
-    let message = bench.fetch("interactive").await;
-    nothing_clear(&message);
+    let message = fixture.fetch("interactive").await;
+    assert_no_clear_password(&message);
     assert_eq!(text_header(&message.properties, "sealed").as_deref(), Some(keys.id.as_str()));
 
     let email = document["email"].as_str().unwrap().to_owned();
-    // What else a worker is sent is as it was.
+    // The other fields are unchanged.
     let mut rest = body(&message);
     let sealed = BASE64.decode(rest["password"].take().as_str().unwrap()).unwrap();
     let mut expected = document;
     expected["password"] = Value::Null;
     assert_eq!(rest, expected);
 
-    // The box is libsodium's, and in it is what the documentation says.
+    // The sealed text is a libsodium sealed box with the documented fields.
     let private: [u8; 32] = BASE64.decode(&keys.private).unwrap().try_into().unwrap();
     let text = crypto_box::SecretKey::from(private).unseal(&sealed).unwrap();
     let text: Value = serde_json::from_slice(&text).unwrap();
@@ -275,16 +280,19 @@ async fn the_broker_holds_no_clear_password() {
     let public = BASE64.decode(&keys.public).unwrap();
     assert_eq!(keys.id, sha256(&public)[..16]);
     let left = text["not_after"].as_i64().unwrap() - before;
-    assert!((600_000..=670_000).contains(&left), "the deadline and ten minutes: {left}");
+    assert!(
+        (600_000..=670_000).contains(&left),
+        "expected the request timeout plus ten minutes, got {left} ms"
+    );
     waiting.abort();
 }
 
 #[tokio::test]
-async fn bearer_token_of_a_look_up_is_sealed() {
-    let Some(mut bench) = Bench::new(PRODUCTION).await else { return };
+async fn bearer_token_of_a_profile_request_is_sealed() {
+    let Some(mut fixture) = SealingFixture::new(PRODUCTION).await else { return };
     let keys = Keys::new();
-    let front = bench.front(&keys).await;
-    let worker = bench.worker(&[&keys]).await;
+    let front = fixture.front(&keys).await;
+    let worker = fixture.worker(&[&keys]).await;
     let (path, body, _) = five_requests().remove(0);
     let created = front.client().post(path, &body).await;
     let token = created.json()["token"].as_str().unwrap().to_owned();
@@ -294,11 +302,11 @@ async fn bearer_token_of_a_look_up_is_sealed() {
 
     assert!(worker.stop().await.success());
     let (client, bearer) = (front.client().clone(), bearer.clone());
-    let asked = tokio::spawn(async move {
+    let request = tokio::spawn(async move {
         client.get("/users/profile", &[("authorization", bearer.as_str())]).await
     });
-    let message = bench.broker.fetch_unchecked(&bench.named("profile")).await;
-    asked.abort();
+    let message = fixture.broker.fetch_unchecked(&fixture.named("profile")).await;
+    request.abort();
     assert_eq!(text_header(&message.properties, "sealed"), Some(keys.id.clone()));
     let seen = format!("{} {:?}", String::from_utf8_lossy(&message.data), message.properties);
     for part in token.split('.') {
@@ -307,17 +315,17 @@ async fn bearer_token_of_a_look_up_is_sealed() {
 }
 
 #[tokio::test]
-async fn a_copied_password_is_of_no_use() {
-    let Some(mut bench) = Bench::new(PRODUCTION).await else { return };
+async fn copied_sealed_password_is_rejected() {
+    let Some(mut fixture) = SealingFixture::new(PRODUCTION).await else { return };
     let keys = Keys::new();
-    let front = bench.front(&keys).await;
+    let front = fixture.front(&keys).await;
     let waiting = post(front.client(), &document());
-    let original = bench.fetch("interactive").await;
-    let _worker = bench.worker(&[&keys]).await;
+    let original = fixture.fetch("interactive").await;
+    let _worker = fixture.worker(&[&keys]).await;
 
     let replies = reply_queue_name(REPLIES);
-    bench.broker.declare_exclusive_queue(&replies).await;
-    let mut direct = bench.broker.direct_replies().await;
+    fixture.broker.declare_exclusive_queue(&replies).await;
+    let mut direct = fixture.broker.direct_replies().await;
     let (properties, document) = (original.properties.clone(), body(&original));
     let mut other = document.clone();
     other["email"] = json!("eve@example.com");
@@ -326,7 +334,7 @@ async fn a_copied_password_is_of_no_use() {
         .with_message_id(unique("row").into())
         .with_user_id(test_account().into())
         .with_reply_to(replies.as_str().into());
-    for (door, properties, document) in [
+    for (queue, properties, document) in [
         ("interactive", to_eve.clone(), &document),
         ("interactive", properties.clone().with_reply_to(DIRECT_REPLY.into()), &document),
         ("interactive", properties.clone().with_message_id("another".into()), &document),
@@ -334,49 +342,49 @@ async fn a_copied_password_is_of_no_use() {
         ("interactive", properties.clone(), &other),
         ("bulk", sealed_by(bulk, &keys.id), &document),
     ] {
-        bench.publish(door, properties, document).await;
-        assert!(removed_password(&bench.dead("bad_seal").await));
+        fixture.publish(queue, properties, document).await;
+        assert!(removed_password(&fixture.fetch_dead_letter("bad_seal").await));
     }
 
-    // As it was sent, it registers; and nobody else was told anything.
-    bench.publish("interactive", properties, &document).await;
+    // The original message is accepted, and the other reply queues got no reply.
+    fixture.publish("interactive", properties, &document).await;
     let response = waiting.await.unwrap();
     assert_eq!(response.status, 201, "{:?}", response.json());
     let options = lapin::options::BasicGetOptions { no_ack: true };
-    assert!(bench.broker.channel.basic_get(replies.into(), options).await.unwrap().is_none());
+    assert!(fixture.broker.channel.basic_get(replies.into(), options).await.unwrap().is_none());
     assert!(futures_util::poll!(futures_util::StreamExt::next(&mut direct)).is_pending());
 }
 
 #[tokio::test]
-async fn keys_are_changed_without_losing_a_message() {
-    let Some(mut bench) = Bench::new(PRODUCTION).await else { return };
+async fn seal_key_rotation_loses_no_message() {
+    let Some(mut fixture) = SealingFixture::new(PRODUCTION).await else { return };
     let (old, new) = (Keys::new(), Keys::new());
-    let (before, after) = (bench.front(&old).await, bench.front(&new).await);
-    let worker = bench.worker(&[&new, &old]).await;
+    let (before, after) = (fixture.front(&old).await, fixture.front(&new).await);
+    let worker = fixture.worker(&[&new, &old]).await;
     for front in [&before, &after] {
         assert_eq!(front.client().post("/users/register", &document()).await.status, 201);
     }
     assert!(worker.stop().await.success());
 
-    // The old key was taken away too early.
-    let mut worker = bench.worker(&[&new]).await;
+    // The worker lost the old key too early.
+    let mut worker = fixture.worker(&[&new]).await;
     let response = before.client().post("/users/register", &document()).await;
     assert_eq!(response.status, 500);
-    assert!(response.header("idempotency-key").is_some(), "repeating it is safe");
+    assert!(response.header("idempotency-key").is_some(), "a 500 needs the effective key");
     let replies = reply_queue_name(REPLIES);
-    bench.broker.declare_exclusive_queue(&replies).await;
+    fixture.broker.declare_exclusive_queue(&replies).await;
     let id = unique("row");
-    bench.publish_bulk(&old, &id, &document(), Some(&replies)).await;
+    fixture.publish_bulk(&old, &id, &document(), Some(&replies)).await;
     let row = id.clone();
     worker.wait_for_log(move |line| line.contains(&row) && line.contains("not here")).await;
     assert!(worker.stop().await.success());
 
-    // It waits, counted and as it was, for somebody who has the key.
-    let waiting = bench.fetch("bulk").await;
-    nothing_clear(&waiting);
+    // The row is retried, still sealed, until a worker has the key.
+    let waiting = fixture.fetch("bulk").await;
+    assert_no_clear_password(&waiting);
     assert_eq!(text_header(&waiting.properties, "sealed").as_deref(), Some(old.id.as_str()));
     assert_eq!(number_header(&waiting.properties, "attempt"), Some(1));
-    // What the broker noted on the way is its own.
+    // Without the headers that the broker added.
     let mut headers = FieldTable::default();
     for (name, value) in waiting.properties.headers().as_ref().unwrap().inner() {
         if !name.as_str().starts_with("x-") {
@@ -384,46 +392,47 @@ async fn keys_are_changed_without_losing_a_message() {
         }
     }
     let properties = waiting.properties.clone().with_headers(headers);
-    bench.publish("bulk", properties, &body(&waiting)).await;
-    let _worker = bench.worker(&[&new, &old]).await;
-    let reply = bench.broker.fetch(&replies).await;
+    fixture.publish("bulk", properties, &body(&waiting)).await;
+    let _worker = fixture.worker(&[&new, &old]).await;
+    let reply = fixture.broker.fetch(&replies).await;
     assert_eq!(reply.properties.message_id().as_ref().unwrap().as_str(), id);
     let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
     assert!(matches!(outcome, Outcome::Registered { token: None, .. }), "{outcome:?}");
 }
 
 #[tokio::test]
-async fn a_dead_letter_keeps_a_sealed_password_and_can_be_sent_again() {
-    let Some(mut bench) = Bench::new(PRODUCTION).await else { return };
+async fn dead_letter_with_a_sealed_password_can_be_requeued() {
+    let Some(mut fixture) = SealingFixture::new(PRODUCTION).await else { return };
     let (keys, others) = (Keys::new(), Keys::new());
-    bench.set("MUSTER_QUEUE_RETRY_DELAYS", "");
-    let worker = bench.worker(&[&others]).await;
+    fixture.set("MUSTER_QUEUE_RETRY_DELAYS", "");
+    let worker = fixture.worker(&[&others]).await;
     let (id, document) = (unique("row"), document());
-    bench.publish_bulk(&keys, &id, &document, None).await;
-    let dead = bench.dead("too_many_attempts").await;
+    fixture.publish_bulk(&keys, &id, &document, None).await;
+    let dead = fixture.fetch_dead_letter("too_many_attempts").await;
     assert!(!removed_password(&dead));
-    // A clear one that is merely called sealed is not kept.
-    let lying = sealed_by(registration("flat-name").with_message_id("lying".into()), &keys.id);
-    bench.publish("bulk", lying, &document).await;
-    assert!(removed_password(&bench.dead("too_many_attempts").await));
+    // A clear password with the `sealed` header is removed.
+    let mislabeled =
+        sealed_by(registration("flat-name").with_message_id("mislabeled".into()), &keys.id);
+    fixture.publish("bulk", mislabeled, &document).await;
+    assert!(removed_password(&fixture.fetch_dead_letter("too_many_attempts").await));
     assert!(worker.stop().await.success());
 
-    let front = bench.front(&keys).await;
-    let mut worker = bench.worker(&[&keys]).await;
+    let front = fixture.front(&keys).await;
+    let mut worker = fixture.worker(&[&keys]).await;
     let again =
         sealed_by(registration("flat-name"), &text_header(&dead.properties, "sealed").unwrap())
             .with_message_id(id.as_str().into());
-    bench.publish("bulk", again, &body(&dead)).await;
+    fixture.publish("bulk", again, &body(&dead)).await;
     worker
         .wait_for_log(move |line| line.contains(&id) && line.contains("\"outcome\":\"registered\""))
         .await;
-    let taken = front.client().post("/users/register", &document).await;
-    assert_eq!(taken.status, 409, "{:?}", taken.json());
+    let duplicate = front.client().post("/users/register", &document).await;
+    assert_eq!(duplicate.status, 409, "{:?}", duplicate.json());
 }
 
 #[tokio::test]
-async fn a_clear_password_is_refused_where_it_must_be_sealed() {
-    let Some(mut bench) = Bench::new(PRODUCTION).await else { return };
+async fn clear_password_is_dead_lettered_when_sealing_is_required() {
+    let Some(mut fixture) = SealingFixture::new(PRODUCTION).await else { return };
     let keys = Keys::new();
     let clear = || {
         registration("flat-name")
@@ -431,45 +440,46 @@ async fn a_clear_password_is_refused_where_it_must_be_sealed() {
             .with_user_id(test_account().into())
     };
     let replies = reply_queue_name(REPLIES);
-    bench.broker.declare_exclusive_queue(&replies).await;
-    // With a key alone, both kinds are taken.
-    let worker = bench.worker(&[&keys]).await;
+    fixture.broker.declare_exclusive_queue(&replies).await;
+    // Without `queue.require_sealed`, a worker with a key accepts clear passwords too.
+    let worker = fixture.worker(&[&keys]).await;
     let properties = clear().with_reply_to(replies.as_str().into());
-    bench.publish("bulk", properties, &document()).await;
-    let reply = bench.broker.fetch(&replies).await;
+    fixture.publish("bulk", properties, &document()).await;
+    let reply = fixture.broker.fetch(&replies).await;
     let outcome: Outcome = serde_json::from_slice(&reply.data).unwrap();
     assert!(matches!(outcome, Outcome::Registered { .. }), "{outcome:?}");
     assert!(worker.stop().await.success());
 
-    bench.set("MUSTER_QUEUE_REQUIRE_SEALED", "true");
-    let _worker = bench.worker(&[&keys]).await;
-    let waited_for = clear().with_reply_to(replies.as_str().into()).with_expiration("60000".into());
-    for (door, properties) in [("bulk", clear()), ("interactive", waited_for)] {
-        bench.publish(door, properties, &document()).await;
-        assert!(removed_password(&bench.dead("not_sealed").await));
+    fixture.set("MUSTER_QUEUE_REQUIRE_SEALED", "true");
+    let _worker = fixture.worker(&[&keys]).await;
+    let interactive =
+        clear().with_reply_to(replies.as_str().into()).with_expiration("60000".into());
+    for (queue, properties) in [("bulk", clear()), ("interactive", interactive)] {
+        fixture.publish(queue, properties, &document()).await;
+        assert!(removed_password(&fixture.fetch_dead_letter("not_sealed").await));
     }
 }
 
 #[tokio::test]
-async fn keys_that_do_not_fit_are_told_at_start() {
+async fn mismatched_seal_keys_stop_the_start() {
     let pair = Pair(QueueAdapter::Rabbit, StoreAdapter::File);
-    let Some(mut bench) = Bench::new(pair).await else { return };
+    let Some(mut fixture) = SealingFixture::new(pair).await else { return };
     let (keys, others) = (Keys::new(), Keys::new());
-    bench.set(SEAL_TO, &keys.public);
+    fixture.set(SEAL_TO, &keys.public);
     for private in ["", others.private.as_str(), "bm90IGEga2V5"] {
-        bench.set(SEAL_KEYS, private);
-        let done = bench.setup.command(&["serve"]).output().unwrap();
-        let told = String::from_utf8(done.stderr).unwrap();
-        assert_eq!(done.status.code(), Some(2), "{told}");
-        assert!(told.contains(SEAL_KEYS), "{told}");
-        assert!(private.is_empty() || !told.contains(private), "{told}");
+        fixture.set(SEAL_KEYS, private);
+        let done = fixture.setup.command(&["serve"]).output().unwrap();
+        let warnings = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(2), "{warnings}");
+        assert!(warnings.contains(SEAL_KEYS), "{warnings}");
+        assert!(private.is_empty() || !warnings.contains(private), "{warnings}");
     }
-    bench.set(SEAL_KEYS, &format!("{},{}", others.private, keys.private));
-    assert!(bench.setup.start().await.stop().await.success());
+    fixture.set(SEAL_KEYS, &format!("{},{}", others.private, keys.private));
+    assert!(fixture.setup.start().await.stop().await.success());
 }
 
 #[tokio::test]
-async fn within_a_process_nothing_is_sealed() {
+async fn local_queue_does_not_seal() {
     let setup = Setup::embedded()
         .with(SEAL_TO, &Keys::new().public)
         .with("MUSTER_QUEUE_REQUIRE_SEALED", "true");

@@ -1,5 +1,5 @@
-//! Faults at random, for as long as one likes: two fronts and two workers lose their wires and their
-//! lives while clients are at work, and the ledger is compared with the store at the end.
+//! Random faults under load: connections of two fronts and two workers are cut, stalled or without responses, and
+//! processes are killed. At the end the ledger is compared with the store.
 //!
 //! `SOAK_SECONDS=600 SOAK_SEED=1 ./tests/run --test it -- --ignored soak --nocapture`
 
@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::support::Fleet;
+use crate::support::fleet::ProxiedProcess;
 use crate::support::proxy::Proxy;
 use crate::support::random::{Random, env_number, pause};
-use crate::support::fleet::ProxiedProcess;
 
-/// Clients at work at any time.
+/// Number of clients.
 const CLIENTS: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -29,15 +29,15 @@ async fn soak() {
     let load = fleet.ledger.start_load(&fleet.addresses, CLIENTS);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(seconds) {
-        // Sometimes a second thing breaks before the first is mended.
-        let broken: Vec<Fault> = (0..=random.below(2)).map(|_| Fault::any(&mut random)).collect();
-        for fault in &broken {
+        // Sometimes two faults at the same time.
+        let active: Vec<Fault> = (0..=random.below(2)).map(|_| Fault::any(&mut random)).collect();
+        for fault in &active {
             *faults.entry(fault.name()).or_default() += 1;
             fault.begin(&mut fleet).await;
             tokio::time::sleep(pause(&mut random, 1500)).await;
         }
         tokio::time::sleep(pause(&mut random, 3000)).await;
-        for fault in &broken {
+        for fault in &active {
             fault.end(&mut fleet).await;
         }
         tokio::time::sleep(pause(&mut random, 1000)).await;
@@ -45,80 +45,81 @@ async fn soak() {
     load.finish().await;
     let summary = fleet.repeat_and_compare().await;
     println!("{} registrations, {} requests", summary.registrations, summary.requests);
-    println!("answers: {:?}", summary.answers);
+    println!("responses: {:?}", summary.responses);
     println!("faults: {}, {faults:?}", faults.values().sum::<usize>());
-    println!("lost: {}, doubled: {}", summary.lost.len(), summary.doubled.len());
+    println!("lost: {}, duplicated: {}", summary.lost.len(), summary.duplicated.len());
     summary.assert_consistent();
 }
 
-/// Something that breaks and is mended.
+/// A fault with a beginning and an end.
 #[derive(Clone, Copy, Debug)]
 struct Fault {
-    what: What,
+    kind: FaultKind,
     front: bool,
-    /// Which of the two.
+    /// Number of the process, 0 or 1.
     n: usize,
     store: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum What {
+enum FaultKind {
     Cut,
     Stall,
-    Mute,
+    DropResponses,
     Kill,
 }
 
 impl Fault {
     fn any(random: &mut Random) -> Self {
-        let what = [What::Cut, What::Stall, What::Mute, What::Kill][random.below(4) as usize];
-        // A front has no wire to the store.
+        let kind = [FaultKind::Cut, FaultKind::Stall, FaultKind::DropResponses, FaultKind::Kill]
+            [random.below(4) as usize];
+        // A front has no connection to the store.
         let front = random.below(3) == 0;
-        Self { what, front, n: random.below(2) as usize, store: !front && random.below(2) == 0 }
+        Self { kind, front, n: random.below(2) as usize, store: !front && random.below(2) == 0 }
     }
 
     fn name(&self) -> String {
-        let who = if self.front { "front" } else { "worker" };
-        match (self.what, self.store) {
-            (What::Kill, _) => format!("kill {who}"),
-            (what, true) => format!("{what:?} {who}-store").to_lowercase(),
-            (what, false) => format!("{what:?} {who}-broker").to_lowercase(),
+        let role = if self.front { "front" } else { "worker" };
+        match (self.kind, self.store) {
+            (FaultKind::Kill, _) => format!("kill {role}"),
+            (kind, true) => format!("{kind:?} {role}-store").to_lowercase(),
+            (kind, false) => format!("{kind:?} {role}-broker").to_lowercase(),
         }
     }
 
-    fn node<'a>(&self, fleet: &'a mut Fleet) -> &'a mut ProxiedProcess {
+    fn process<'a>(&self, fleet: &'a mut Fleet) -> &'a mut ProxiedProcess {
         if self.front { &mut fleet.fronts[self.n] } else { &mut fleet.workers[self.n] }
     }
 
-    fn wire<'a>(&self, fleet: &'a mut Fleet) -> &'a Proxy {
-        let node = self.node(fleet);
-        if self.store { &node.store } else { &node.broker }
+    fn proxy<'a>(&self, fleet: &'a mut Fleet) -> &'a Proxy {
+        let process = self.process(fleet);
+        if self.store { &process.store } else { &process.broker }
     }
 
     async fn begin(&self, fleet: &mut Fleet) {
-        match self.what {
-            What::Cut => self.wire(fleet).cut(),
-            What::Stall => self.wire(fleet).stall(),
-            What::Mute => self.wire(fleet).drop_responses(),
-            What::Kill if self.node(fleet).is_running() => {
-                self.node(fleet).kill().await;
+        match self.kind {
+            FaultKind::Cut => self.proxy(fleet).cut(),
+            FaultKind::Stall => self.proxy(fleet).stall(),
+            FaultKind::DropResponses => self.proxy(fleet).drop_responses(),
+            FaultKind::Kill if self.process(fleet).is_running() => {
+                self.process(fleet).kill().await;
                 fleet.update_addresses();
             }
-            What::Kill => {}
+            FaultKind::Kill => {}
         }
     }
 
     async fn end(&self, fleet: &mut Fleet) {
-        match self.what {
-            What::Kill if !self.node(fleet).is_running() => {
-                // Whatever else is broken, a process that starts is not to wait for it.
-                self.node(fleet).broker.restore();
-                self.node(fleet).store.restore();
-                self.node(fleet).start().await;
+        match self.kind {
+            FaultKind::Kill if !self.process(fleet).is_running() => {
+                // A starting process must reach both services.
+                self.process(fleet).broker.restore();
+                self.process(fleet).store.restore();
+                self.process(fleet).start().await;
                 fleet.update_addresses();
             }
-            What::Kill => {}
-            _ => self.wire(fleet).restore(),
+            FaultKind::Kill => {}
+            _ => self.proxy(fleet).restore(),
         }
     }
 }

@@ -1,5 +1,4 @@
-//! The descriptions of the interfaces: docs/asyncapi.yaml describes every message of a whole flow, and the schemas of the
-//! documents accept what their contracts accept.
+//! docs/asyncapi.yaml matches every message of a complete flow, and the schemas accept what their contracts accept.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::flow::five_requests;
 use crate::support::Setup;
-use crate::support::broker::{Broker, test_account, rabbitmqctl, registration};
+use crate::support::broker::{Broker, rabbitmqctl, registration, test_account};
 use crate::support::services::{PRODUCTION, amqp_url, unique};
 use crate::support::spec::{WireMessage, accepted, accepts, asyncapi, table_as_json};
 
@@ -29,7 +28,7 @@ fn asyncapi_document_is_printed() {
 }
 
 #[test]
-fn every_reference_leads_somewhere() {
+fn every_reference_resolves() {
     fn look(place: &Value, whole: &Value, found: &mut usize) {
         match place {
             Value::Object(map) => {
@@ -47,12 +46,12 @@ fn every_reference_leads_somewhere() {
     let spec: Value = serde_norway::from_str(&asyncapi()).unwrap();
     let mut found = 0;
     look(&spec, &spec, &mut found);
-    assert!(found > 30, "{found}: is this test blind?");
+    assert!(found > 30, "expected more than 30 references, got {found}");
 }
 
 // --- schema and contract -----------------------------------------------------------------------
 
-/// Texts at the edges of the rules, in NFC: white space, control characters, lengths.
+/// Texts at the limits of the rules, in NFC: white space, control characters, lengths.
 fn text() -> impl Strategy<Value = Value> {
     let space = "[ \t\u{a0}\u{2003}\u{85}]{0,2}";
     let around = |inside: &'static str| {
@@ -103,14 +102,15 @@ fn document() -> impl Strategy<Value = Value> {
     )
 }
 
-/// The schemas of each contract's document, interactive and bulk, as the OpenAPI document has them.
-static EXACT: LazyLock<HashMap<ContractId, (Validator, Validator)>> = LazyLock::new(|| {
-    let validator = |schema: &Value| jsonschema::validator_for(schema).unwrap();
-    let both = |id| (validator(&contract(id).schema()), validator(&bulk_schema(contract(id))));
-    ContractId::ALL.into_iter().map(|id| (id, both(id))).collect()
-});
+/// Interactive and bulk schema of each contract, as in the OpenAPI document.
+static OPENAPI_SCHEMAS: LazyLock<HashMap<ContractId, (Validator, Validator)>> =
+    LazyLock::new(|| {
+        let validator = |schema: &Value| jsonschema::validator_for(schema).unwrap();
+        let both = |id| (validator(&contract(id).schema()), validator(&bulk_schema(contract(id))));
+        ContractId::ALL.into_iter().map(|id| (id, both(id))).collect()
+    });
 
-/// Whether a rule that a schema cannot state may be what the contract refuses.
+/// Whether the contract may reject a document by a rule that a schema cannot express.
 fn is_beyond_a_schema(id: ContractId, document: &Value) -> bool {
     let text = |name: &str| document[name].as_str().unwrap_or_default().to_owned();
     let (email, password) = (text("email"), text("password"));
@@ -128,17 +128,17 @@ proptest! {
     })]
 
     #[test]
-    fn a_schema_says_what_its_contract_does(document in document()) {
+    fn schema_accepts_what_its_contract_accepts(document in document()) {
         for id in ContractId::ALL {
-            for (door, schema) in [("interactive", &EXACT[&id].0), ("bulk", &EXACT[&id].1)] {
-                let contract = accepted(door, id, document.to_string().as_bytes());
-                let described = accepts(&format!("{door}.{id}"), &document);
-                prop_assert!(described || !contract, "{id}: asyncapi.yaml refuses {document}");
+            for (queue, schema) in [("interactive", &OPENAPI_SCHEMAS[&id].0), ("bulk", &OPENAPI_SCHEMAS[&id].1)] {
+                let contract = accepted(queue, id, document.to_string().as_bytes());
+                let matches_asyncapi = accepts(&format!("{queue}.{id}"), &document);
+                prop_assert!(matches_asyncapi || !contract, "{id}: asyncapi.yaml rejects {document}");
                 let schema = schema.is_valid(&document);
-                prop_assert!(schema || !contract, "{id} accepts what the schema refuses: {document}");
+                prop_assert!(schema || !contract, "{id}: the schema rejects what the contract accepts: {document}");
                 prop_assert!(
                     contract || !schema || is_beyond_a_schema(id, &document),
-                    "{id} refuses what the schema accepts: {document}"
+                    "{id}: the schema accepts what the contract rejects: {document}"
                 );
             }
         }
@@ -147,10 +147,10 @@ proptest! {
 
 // --- every message of a flow -------------------------------------------------------------------
 
-/// A vhost whose every message is copied to whoever asks; none where the broker is not ours to change.
-struct Traced(String);
+/// A vhost with RabbitMQ's message tracing. `None` if the tests do not control the broker.
+struct TracedVhost(String);
 
-impl Traced {
+impl TracedVhost {
     async fn new() -> Option<Self> {
         amqp_url()?;
         let name = unique("test");
@@ -169,13 +169,13 @@ impl Traced {
 }
 
 #[tokio::test]
-async fn every_message_of_a_flow_is_as_described() {
+async fn every_message_of_a_flow_matches_its_schema() {
     if !PRODUCTION.is_available() {
         return;
     }
-    let Some(vhost) = Traced::new().await else { return };
+    let Some(vhost) = TracedVhost::new().await else { return };
     let watcher = Broker::connect_to(&vhost.url()).await;
-    watch(&watcher).await;
+    collect_copies(&watcher).await;
     let setup = Setup::new(PRODUCTION)
         .with("MUSTER_QUEUE", &vhost.url())
         .with("MUSTER_QUEUE_ALLOWED_REPLY_PREFIX", "crm.")
@@ -183,12 +183,12 @@ async fn every_message_of_a_flow_is_as_described() {
     let muster = setup.start().await;
 
     for (path, body, token) in five_requests() {
-        let answer = muster.client().post(path, &body).await;
-        assert_eq!(answer.status, 201);
+        let response = muster.client().post(path, &body).await;
+        assert_eq!(response.status, 201);
         assert!(muster.client().post(path, &body).await.status >= 400, "a duplicate");
         if let Some(token) = token {
-            let answer = answer.json();
-            let bearer = format!("Bearer {}", answer.pointer(token).unwrap().as_str().unwrap());
+            let response = response.json();
+            let bearer = format!("Bearer {}", response.pointer(token).unwrap().as_str().unwrap());
             let profile =
                 muster.client().get("/users/profile", &[("authorization", &bearer)]).await;
             assert_eq!(profile.status, 200);
@@ -198,25 +198,25 @@ async fn every_message_of_a_flow_is_as_described() {
     let replies = format!("crm.{}.replies", test_account());
     producer.declare_exclusive_queue(&replies).await;
     let asking = |id: &str| registration("register").with_message_id(id.into());
-    // Two users, because it is not said which row comes first.
+    // Two users, because the order of the rows is not defined.
     let good = |user: &str| {
         let email = format!("{user}@example.com");
         json!({ "fullname": { "firstname": "John" }, "email": email, "password": "secret-1" })
             .to_string()
     };
-    for (id, silent, told) in [
+    for (id, silent, trace) in [
         ("row-1", good("one"), good("two")),
         ("row-2", "{}".to_owned(), "{}".to_owned()),
         ("row-3", "[".to_owned(), "[".to_owned()),
     ] {
         producer.publish(setup.namespace(), "bulk", asking(id), silent.as_bytes()).await;
-        let asked = asking(&format!("{id}-told"))
+        let request = asking(&format!("{id}-told"))
             .with_user_id(test_account().into())
             .with_reply_to(replies.as_str().into());
-        producer.publish(setup.namespace(), "bulk", asked, told.as_bytes()).await;
+        producer.publish(setup.namespace(), "bulk", request, trace.as_bytes()).await;
     }
 
-    // Rows of an upload: one with a password, one with a hash.
+    // An upload: one row with a password, one with a hash.
     let rows = ["one", "two"].map(|user| {
         let secret = if user == "one" { "password" } else { "passwordHash" };
         let value = if user == "one" { "secret-1" } else { HASH };
@@ -225,11 +225,11 @@ async fn every_message_of_a_flow_is_as_described() {
     let bearer = format!("Bearer {BULK_KEY}");
     let headers = [("content-type", "application/x-ndjson"), ("authorization", &*bearer)];
     let path = "/registrations?contract=username";
-    let answer = muster.client().send("POST", path, &headers, rows.join("\n")).await.unwrap();
-    assert_eq!(answer.status, 200);
+    let response = muster.client().send("POST", path, &headers, rows.join("\n")).await.unwrap();
+    assert_eq!(response.status, 200);
 
-    // What must have been seen before the test may end, and how often.
-    let mut wanted: Vec<(&str, usize)> = vec![
+    // The expected number of messages of each kind.
+    let mut expected: Vec<(&str, usize)> = vec![
         ("interactive", 10),
         ("profile", 4),
         ("bulk", 6 + 2),
@@ -238,71 +238,70 @@ async fn every_message_of_a_flow_is_as_described() {
         ("registration.rejected", 1),
         ("dead", 2),
     ];
-    while !wanted.is_empty() {
-        let copy = watcher.fetch_unchecked(WATCHED).await;
+    while !expected.is_empty() {
+        let copy = watcher.fetch_unchecked(COPIES).await;
         if is_probe(&copy) {
             continue;
         }
-        let what = looked_at(&copy);
-        let entry = wanted.iter_mut().find(|(name, _)| *name == what);
-        let (_, left) = entry.unwrap_or_else(|| panic!("one {what} too many"));
+        let what = validate_copy(&copy);
+        let entry = expected.iter_mut().find(|(name, _)| *name == what);
+        let (_, left) = entry.unwrap_or_else(|| panic!("more {what} messages than expected"));
         *left -= 1;
-        wanted.retain(|(_, left)| *left > 0);
+        expected.retain(|(_, left)| *left > 0);
     }
     assert!(muster.stop().await.success());
     rabbitmqctl(&["delete_vhost", &vhost.0]).await;
 }
 
-const WATCHED: &str = "watched";
+const COPIES: &str = "watched";
 const BULK_KEY: &str = "a-bulk-key-of-the-tests-with-32-characters";
 const HASH: &str = "$2a$10$k87L/MF28Q673VKh8/cPi.SUl7MU/rWuSiIDDFayrKk/1tBsSQu4u";
 
-/// Collects a copy of everything that is published.
-async fn watch(watcher: &Broker) {
+/// Binds a queue to the trace exchange, which gets a copy of every published message.
+async fn collect_copies(watcher: &Broker) {
     let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
     let table = FieldTable::default();
-    watcher.channel.queue_declare(WATCHED.into(), options, table.clone()).await.unwrap();
+    watcher.channel.queue_declare(COPIES.into(), options, table.clone()).await.unwrap();
     let trace = "amq.rabbitmq.trace";
     let options = QueueBindOptions::default();
     watcher
         .channel
-        .queue_bind(WATCHED.into(), trace.into(), "publish.#".into(), options, table)
+        .queue_bind(COPIES.into(), trace.into(), "publish.#".into(), options, table)
         .await
         .unwrap();
 }
 
-/// Whether it is a front's message to itself, by which it sees that the broker takes messages. Nobody else
-/// has to do with it.
+/// Whether a traced message is a probe of a front.
 fn is_probe(copy: &lapin::message::Delivery) -> bool {
-    let told = copy.properties.headers().as_ref().unwrap().inner();
-    let AMQPValue::FieldTable(properties) = &told["properties"] else { panic!("no properties") };
+    let trace = copy.properties.headers().as_ref().unwrap().inner();
+    let AMQPValue::FieldTable(properties) = &trace["properties"] else { panic!("no properties") };
     table_as_json(properties)["type"] == "probe"
 }
 
-/// Holds the copy of a message against its description, and tells what it is.
-fn looked_at(copy: &lapin::message::Delivery) -> String {
-    let told = copy.properties.headers().as_ref().unwrap().inner();
-    let text = |name: &str| match &told[name] {
+/// Validates a traced message and returns its kind.
+fn validate_copy(copy: &lapin::message::Delivery) -> String {
+    let trace = copy.properties.headers().as_ref().unwrap().inner();
+    let text = |name: &str| match &trace[name] {
         AMQPValue::LongString(text) => text.to_string(),
         other => panic!("{name} is {other:?}"),
     };
-    let AMQPValue::FieldTable(properties) = &told["properties"] else { panic!("no properties") };
-    let AMQPValue::FieldArray(keys) = &told["routing_keys"] else { panic!("no routing keys") };
+    let AMQPValue::FieldTable(properties) = &trace["properties"] else { panic!("no properties") };
+    let AMQPValue::FieldArray(keys) = &trace["routing_keys"] else { panic!("no routing keys") };
     let AMQPValue::LongString(key) = &keys.as_slice()[0] else { panic!("no routing key") };
     let (exchange, key) = (text("exchange_name"), key.to_string());
     let mut properties = table_as_json(properties);
     let headers = properties["headers"].take();
     properties.as_object_mut().unwrap().remove("headers");
-    let seen = WireMessage { properties, headers, body: &copy.data };
-    // The default exchange has no name, the dead letters' no keys.
+    let message = WireMessage { properties, headers, body: &copy.data };
+    // The default exchange has no name, the dead-letter exchange no routing keys.
     let (queue, what) = if exchange.ends_with(".dlx") {
         ("x.dead".to_owned(), "dead".to_owned())
     } else if exchange.is_empty() || exchange.ends_with(".events") {
-        let kind = seen.properties["type"].as_str().unwrap_or_default().to_owned();
+        let kind = message.properties["type"].as_str().unwrap_or_default().to_owned();
         (key, kind)
     } else {
         (format!("{exchange}.{key}"), key)
     };
-    seen.validate_delivery(&queue).unwrap_or_else(|wrong| panic!("{what}: {wrong}"));
+    message.validate_delivery(&queue).unwrap_or_else(|violation| panic!("{what}: {violation}"));
     what
 }

@@ -12,7 +12,7 @@ use muster::domain::{
     ValidSignup,
 };
 use muster::store::{self, Conflicts, InsertOutcome, PrepareError, Store, StoreError};
-use muster::telemetry::{Health, Part};
+use muster::telemetry::{Component, Health};
 use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
@@ -42,12 +42,12 @@ fn mongo() -> Option<Setup> {
 }
 
 /// A health component for the store.
-fn part() -> Part {
+fn component() -> Component {
     Health::default().component("store")
 }
 
 async fn open(setup: &Setup) -> Arc<dyn Store> {
-    let store = store::open(&setup.settings().store, &part()).await.unwrap();
+    let store = store::open(&setup.settings().store, &component()).await.unwrap();
     store.prepare().await.unwrap();
     store
 }
@@ -58,7 +58,7 @@ async fn reopen(setup: &Setup, store: Arc<dyn Store>) -> Arc<dyn Store> {
     let mut reopened = None;
     // The store's thread ends some time after the drop.
     eventually("the store to be closed", async || {
-        reopened = store::open(&setup.settings().store, &part()).await.ok();
+        reopened = store::open(&setup.settings().store, &component()).await.ok();
         reopened.is_some()
     })
     .await;
@@ -340,7 +340,7 @@ async fn users_survive_a_reopen() {
 async fn data_file_can_be_opened_only_once() {
     let setup = Setup::embedded();
     let _store = open(&setup).await;
-    let error = store::open(&setup.settings().store, &part())
+    let error = store::open(&setup.settings().store, &component())
         .await
         .err()
         .expect("the file is open already");
@@ -356,7 +356,8 @@ async fn unusable_data_file_is_named_in_the_error() {
     std::fs::write(&garbage, "not a database".repeat(1000)).unwrap();
     for path in [garbage, setup.directory(), setup.directory().join("no/such/users.redb")] {
         let setup = Setup::embedded().with("MUSTER_STORE", &format!("file:{}", path.display()));
-        let error = store::open(&setup.settings().store, &part()).await.err().expect("no database");
+        let error =
+            store::open(&setup.settings().store, &component()).await.err().expect("no database");
         let error = format!("{error:#}");
         assert!(error.contains(&path.display().to_string()), "{error}");
         assert!(error.contains("MUSTER_STORE"), "{error}");
@@ -417,7 +418,7 @@ async fn mongodb_with_a_non_unique_index_is_incompatible() {
     let Some(setup) = mongo() else { return };
     let weak = IndexModel::builder().keys(doc! { "username": 1 }).build();
     users(&setup).await.create_index(weak).await.unwrap();
-    let store = store::open(&setup.settings().store, &part()).await.unwrap();
+    let store = store::open(&setup.settings().store, &component()).await.unwrap();
     match store.prepare().await {
         Err(PrepareError::Incompatible(error)) => {
             assert!(error.contains("index") && error.contains("username"), "{error}");
@@ -432,7 +433,7 @@ async fn mongodb_with_duplicates_is_incompatible() {
     let Some(setup) = mongo() else { return };
     let twice = [doc! { "username": "ann" }, doc! { "username": "ann" }];
     users(&setup).await.insert_many(twice).await.unwrap();
-    let store = store::open(&setup.settings().store, &part()).await.unwrap();
+    let store = store::open(&setup.settings().store, &component()).await.unwrap();
     match store.prepare().await {
         Err(PrepareError::Incompatible(error)) => {
             assert!(error.contains("remove the duplicates"), "{error}")
@@ -459,7 +460,7 @@ async fn unavailable_mongodb_is_reported_in_time_and_recovers() {
     let faults: [Fault; 2] = [Proxy::cut, Proxy::stall];
     for fault in faults {
         fault(&proxy);
-        let store = store::open(&setup.settings().store, &part()).await.unwrap();
+        let store = store::open(&setup.settings().store, &component()).await.unwrap();
         let started = Instant::now();
         match store.prepare().await {
             Err(PrepareError::Unavailable(error)) => {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use muster::front::validity::Validity;
-use muster::http_client::{Connection, trust};
+use muster::http_client::{HttpConnection, trust};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -69,8 +69,8 @@ fn port(muster: &Muster) -> u16 {
     muster.client().address().rsplit_once(':').unwrap().1.parse().unwrap()
 }
 
-async fn connect(muster: &Muster, trust: Arc<ClientConfig>) -> anyhow::Result<Connection> {
-    Connection::open_to("localhost", port(muster), Some(trust)).await
+async fn connect(muster: &Muster, trust: Arc<ClientConfig>) -> anyhow::Result<HttpConnection> {
+    HttpConnection::open_to("localhost", port(muster), Some(trust)).await
 }
 
 /// A connection after the TLS handshake.
@@ -165,7 +165,7 @@ async fn spans_are_exported_over_https() {
     let setup = setup.with("MUSTER_TRACE_ENDPOINT", &format!("https://localhost:{port}"));
     let sign_up = async |muster: &Muster| {
         let address = muster.client().address().parse().unwrap();
-        let mut connection = Connection::open(address).await.unwrap();
+        let mut connection = HttpConnection::open(address).await.unwrap();
         assert_eq!(connection.post("/register", registration()).await.unwrap().0, 201);
     };
 
@@ -269,7 +269,7 @@ fn expiry(certificates: &Certificates) -> i64 {
 }
 
 /// Expiry of the certificate according to the metrics.
-async fn expiry_metric(connection: &mut Connection) -> i64 {
+async fn expiry_metric(connection: &mut HttpConnection) -> i64 {
     let (status, metrics) = connection.get("/metrics").await.unwrap();
     assert_eq!(status, 200);
     let metrics = String::from_utf8(metrics.to_vec()).unwrap();

@@ -1,5 +1,4 @@
-//! One trace a signup, through the real broker and store into a collector, and what becomes of signups
-//! when that is away.
+//! Traces: one for each signup across both processes, exported to a collector; and signups without a collector.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,14 +20,14 @@ use crate::support::{Client, Pair, Setup};
 
 const PASSWORD: &str = "correct horse 7";
 
-/// The names of a signup's spans, with those of its publish and its processing.
-struct Names {
+/// Names of the publish and process spans of a queue.
+struct SpanNames {
     publish: String,
     process: String,
 }
 
-impl Names {
-    /// In one process; the queue's name is its routing key too.
+impl SpanNames {
+    /// With the local queue.
     fn local(queue: &str) -> Self {
         Self { publish: format!("publish {queue}"), process: format!("process {queue}") }
     }
@@ -40,14 +39,14 @@ impl Names {
         }
     }
 
-    /// All of them.
+    /// The names of all spans of a signup.
     fn stages(&self) -> [&str; 7] {
         let (publish, process) = (&*self.publish, &*self.process);
         ["POST /signup", publish, process, "hash slot wait", "hash", "insert", "reply"]
     }
 }
 
-/// A setup whose spans come to a collector, soon.
+/// A setup that exports its spans to a collector with a short delay.
 async fn traced(pair: Pair) -> Option<(Setup, Collector)> {
     if !pair.is_available() {
         return None;
@@ -58,13 +57,13 @@ async fn traced(pair: Pair) -> Option<(Setup, Collector)> {
     Some((setup.with("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint), collector))
 }
 
-/// A context of somebody else's: the header, and trace and span in it.
+/// A client's trace context: the `traceparent` header, its trace id and its span id.
 fn context(flags: &str) -> (String, String, String) {
     let (trace, span) = (random_hex(), random_hex()[..16].to_owned());
     (format!("00-{trace}-{span}-{flags}"), trace, span)
 }
 
-/// Signs somebody up, and gives the user name.
+/// Registers a user and returns the name.
 async fn sign_up(client: &Client, headers: &[(&str, &str)]) -> String {
     let username = unique("ann");
     let headers = [headers, &[("content-type", "application/json")]].concat();
@@ -75,20 +74,20 @@ async fn sign_up(client: &Client, headers: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn one_signup_is_one_trace_through_both_processes() {
+async fn signup_is_one_trace_across_both_processes() {
     let Some((setup, collector)) = traced(PRODUCTION).await else { return };
     let setup = setup.with("MUSTER_TRACE_HEADERS", "x-key=of-the-collector");
     let (front, worker) = (setup.start_role("front").await, setup.start_role("worker").await);
     let (parent, trace, span) = context("01");
     let headers = [("traceparent", &*parent), ("tracestate", "vendor=1")];
     let username = sign_up(front.client(), &headers).await;
-    let names = Names::broker(setup.namespace(), "interactive");
+    let names = SpanNames::broker(setup.namespace(), "interactive");
     let spans = collector.trace(&trace, &names.stages()).await;
     let (publish, process) = (&*names.publish, &*names.process);
     let below = |child: &str, parent: &str| {
         assert_eq!(spans[child].parent, spans[parent].id, "{child} below {parent}");
     };
-    assert_eq!(spans["POST /signup"].parent, span, "it goes on with what was sent");
+    assert_eq!(spans["POST /signup"].parent, span, "the trace continues the client's");
     below(publish, "POST /signup");
     below(process, publish);
     for stage in ["hash slot wait", "hash", "insert", "reply"] {
@@ -121,7 +120,7 @@ async fn one_signup_is_one_trace_through_both_processes() {
 }
 
 #[tokio::test]
-async fn log_lines_of_a_signup_name_its_trace() {
+async fn log_lines_of_a_signup_have_its_trace_id() {
     let Some((setup, collector)) = traced(EMBEDDED).await else { return };
     let mut muster = setup.start().await;
     let (parent, trace, _) = context("01");
@@ -129,12 +128,12 @@ async fn log_lines_of_a_signup_name_its_trace() {
     let line = muster.wait_for_event("registration_handled").await;
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(line["span"]["trace_id"], *trace);
-    // The queue within the process makes the same spans, the last of them at the stop.
+    // The local queue has the same spans; the last ones are exported at the stop.
     assert!(muster.stop().await.success());
-    let names = Names::local("interactive");
+    let names = SpanNames::local("interactive");
     let spans = collector.trace(&trace, &names.stages()).await;
     assert_eq!(spans[&names.process].parent, spans[&names.publish].id);
-    // It is no messaging system, and there is no server.
+    // The local queue is not a messaging system and has no server.
     for (name, span) in &spans {
         let is_foreign = |key: &String| key.starts_with("messaging.") || key.starts_with("server.");
         assert!(!span.attributes.keys().any(is_foreign), "{name}: {:?}", span.attributes);
@@ -148,22 +147,22 @@ async fn log_lines_of_a_signup_name_its_trace() {
     }
 }
 
-/// The attributes of a span on the broker of the tests, by the conventions for RabbitMQ.
-fn expect_conventions(span: &Span, kind: SpanKind, expected: &[(&str, &str)]) {
+/// Compares the attributes of a span with OpenTelemetry's conventions for RabbitMQ.
+fn assert_conventions(span: &Span, kind: SpanKind, expected: &[(&str, &str)]) {
     let url = url::Url::parse(&amqp_url().unwrap()).unwrap();
     let port = url.port().unwrap_or(5672).to_string();
-    let everywhere = [
+    let common = [
         ("messaging.system", "rabbitmq"),
         ("server.address", url.host_str().unwrap()),
         ("server.port", &*port),
     ];
-    let expected: BTreeMap<&str, &str> = everywhere.iter().chain(expected).copied().collect();
-    let is_meant = |key: &str| {
+    let expected: BTreeMap<&str, &str> = common.iter().chain(expected).copied().collect();
+    let is_checked = |key: &str| {
         let is_messaging = key.starts_with("messaging.") && key != "messaging.message.id";
         is_messaging || key.starts_with("server.") || key == "error.type"
     };
     let attributes = span.attributes.iter().map(|(key, value)| (&**key, &**value));
-    let found: BTreeMap<&str, &str> = attributes.filter(|(key, _)| is_meant(key)).collect();
+    let found: BTreeMap<&str, &str> = attributes.filter(|(key, _)| is_checked(key)).collect();
     assert_eq!((span.kind, found), (kind, expected), "{}", span.name);
     assert!(!span.attributes["messaging.message.id"].is_empty(), "{}", span.name);
 }
@@ -175,9 +174,10 @@ const ROUTING_KEY: &str = "messaging.rabbitmq.destination.routing_key";
 const TEMPORARY: &str = "messaging.destination.temporary";
 
 #[tokio::test]
-async fn spans_of_messages_follow_the_conventions_for_rabbitmq() {
+async fn message_spans_follow_the_rabbitmq_conventions() {
     let Some((setup, collector)) = traced(PRODUCTION).await else { return };
-    let (namespace, names) = (setup.namespace(), Names::broker(setup.namespace(), "interactive"));
+    let (namespace, names) =
+        (setup.namespace(), SpanNames::broker(setup.namespace(), "interactive"));
     let (front, worker) = (setup.start_role("front").await, setup.start_role("worker").await);
     let (parent, trace, _) = context("01");
     sign_up(front.client(), &[("traceparent", &parent)]).await;
@@ -185,7 +185,7 @@ async fn spans_of_messages_follow_the_conventions_for_rabbitmq() {
     let expected = [&names.stages()[..], &[&event]].concat();
     let spans = collector.trace(&trace, &expected).await;
     let published = format!("{namespace}:interactive");
-    expect_conventions(
+    assert_conventions(
         &spans[&names.publish],
         SpanKind::Producer,
         &[
@@ -196,7 +196,7 @@ async fn spans_of_messages_follow_the_conventions_for_rabbitmq() {
         ],
     );
     let consumed = format!("{published}:{namespace}.interactive");
-    expect_conventions(
+    assert_conventions(
         &spans[&names.process],
         SpanKind::Consumer,
         &[
@@ -206,14 +206,14 @@ async fn spans_of_messages_follow_the_conventions_for_rabbitmq() {
             (ROUTING_KEY, "interactive"),
         ],
     );
-    // A client that knows the name of the reply queue could send replies.
-    expect_conventions(
+    // The queue's name is hidden, because a client that knows it could send replies.
+    assert_conventions(
         &spans["reply"],
         SpanKind::Producer,
         &[(TYPE, "send"), (OPERATION, "reply"), (DESTINATION, "amq.default"), (TEMPORARY, "true")],
     );
     let announced = format!("{namespace}.events:user.registered");
-    expect_conventions(
+    assert_conventions(
         &spans[&event],
         SpanKind::Producer,
         &[
@@ -232,7 +232,7 @@ async fn spans_of_messages_follow_the_conventions_for_rabbitmq() {
 }
 
 #[tokio::test]
-async fn row_without_a_reply_ends_with_the_span_of_its_ack() {
+async fn row_without_a_reply_has_an_ack_span() {
     let Some((setup, collector)) = traced(PRODUCTION).await else { return };
     let setup = setup.with("MUSTER_QUEUE_EVENTS", "none");
     let worker = setup.start_role("worker").await;
@@ -244,7 +244,7 @@ async fn row_without_a_reply_ends_with_the_span_of_its_ack() {
     let consumed = format!("{namespace}:bulk:{namespace}.bulk");
     let ack = format!("ack {consumed}");
     let spans = collector.trace(&trace, &[&ack]).await;
-    expect_conventions(
+    assert_conventions(
         &spans[&ack],
         SpanKind::Client,
         &[(TYPE, "settle"), (OPERATION, "ack"), (DESTINATION, &consumed), (ROUTING_KEY, "bulk")],
@@ -253,7 +253,7 @@ async fn row_without_a_reply_ends_with_the_span_of_its_ack() {
 }
 
 #[tokio::test]
-async fn reply_without_a_queue_fails_its_span() {
+async fn unroutable_reply_fails_its_span() {
     let Some((setup, collector)) = traced(PRODUCTION).await else { return };
     let worker = setup.start_role("worker").await;
     let namespace = setup.namespace();
@@ -272,12 +272,12 @@ async fn reply_without_a_queue_fails_its_span() {
 }
 
 #[tokio::test]
-async fn full_queue_fails_the_span_of_the_publish() {
+async fn full_queue_fails_the_publish_span() {
     let Some((setup, collector)) = traced(PRODUCTION).await else { return };
     let setup = setup.with("MUSTER_QUEUE_MAX_LENGTH", "1");
     let front = setup.start_role("front").await;
-    let names = Names::broker(setup.namespace(), "interactive");
-    // No worker answers, and a quorum queue accepts some messages more than its length.
+    let names = SpanNames::broker(setup.namespace(), "interactive");
+    // No worker runs, and a quorum queue accepts some messages over its length limit.
     let mut refused = None;
     for _ in 0..200 {
         let (parent, trace, _) = context("01");
@@ -290,7 +290,7 @@ async fn full_queue_fails_the_span_of_the_publish() {
             break;
         }
     }
-    let trace = refused.expect("the queue accepts any number");
+    let trace = refused.expect("the queue accepts more than its limit of 1");
     let spans = collector.trace(&trace, &["POST /signup", &names.publish]).await;
     for (name, error) in [(&*names.publish, "rejected"), ("POST /signup", "503")] {
         assert!(spans[name].failed, "{name}");
@@ -300,7 +300,7 @@ async fn full_queue_fails_the_span_of_the_publish() {
 }
 
 #[tokio::test]
-async fn a_malformed_context_begins_a_new_trace() {
+async fn malformed_traceparent_starts_a_new_trace() {
     let Some((setup, collector)) = traced(EMBEDDED).await else { return };
     let muster = setup.start().await;
     let (parent, trace, span) = context("01");
@@ -312,14 +312,14 @@ async fn a_malformed_context_begins_a_new_trace() {
     }
     assert!(muster.stop().await.success());
     let spans = collector.spans();
-    assert!(spans.iter().all(|told| told.trace != trace && told.parent != span));
-    let begun: Vec<_> = spans.iter().filter(|span| span.name == "POST /signup").collect();
-    assert_eq!(begun.len(), 4);
-    assert!(begun.iter().all(|span| span.parent.is_empty()));
+    assert!(spans.iter().all(|exported| exported.trace != trace && exported.parent != span));
+    let started_spans: Vec<_> = spans.iter().filter(|span| span.name == "POST /signup").collect();
+    assert_eq!(started_spans.len(), 4);
+    assert!(started_spans.iter().all(|span| span.parent.is_empty()));
 }
 
 #[tokio::test]
-async fn what_is_recorded_is_decided_where_the_trace_begins() {
+async fn sampling_follows_the_parent() {
     let Some((setup, collector)) = traced(EMBEDDED).await else { return };
     let muster = setup.with("MUSTER_TRACE_SAMPLE_RATIO", "0").start().await;
     let ((not, unrecorded, _), (yes, recorded, _)) = (context("00"), context("01"));
@@ -328,12 +328,15 @@ async fn what_is_recorded_is_decided_where_the_trace_begins() {
     sign_up(muster.client(), &[("traceparent", &yes)]).await;
     assert!(muster.stop().await.success());
     let spans = collector.spans();
-    assert!(spans.iter().all(|span| span.trace == recorded), "not {unrecorded}, and no other");
+    assert!(
+        spans.iter().all(|span| span.trace == recorded),
+        "only {recorded} is sampled, not {unrecorded}"
+    );
     assert!(!spans.is_empty());
 }
 
 #[tokio::test]
-async fn a_producers_trace_goes_on_to_its_reply() {
+async fn producer_trace_continues_to_the_reply() {
     let Some((setup, collector)) = traced(PRODUCTION).await else { return };
     let worker = setup.start_role("worker").await;
     let broker = Broker::connect().await;
@@ -345,7 +348,7 @@ async fn a_producers_trace_goes_on_to_its_reply() {
     let body = user(ContractId::Register, 1).to_string();
     broker.publish(setup.namespace(), "bulk", properties, body.as_bytes()).await;
     let reply = replies.next().await.unwrap().unwrap();
-    let process = Names::broker(setup.namespace(), "bulk").process;
+    let process = SpanNames::broker(setup.namespace(), "bulk").process;
     let spans = collector.trace(&trace, &[&process, "insert", "reply"]).await;
     assert_eq!(spans[&process].parent, span);
     assert_eq!(spans["reply"].parent, spans[&process].id);
@@ -355,32 +358,32 @@ async fn a_producers_trace_goes_on_to_its_reply() {
 }
 
 #[tokio::test]
-async fn a_trace_goes_on_through_retries_to_the_dead_letter() {
+async fn trace_continues_through_retries_to_the_dead_letter() {
     let Some((setup, collector)) = traced(PRODUCTION).await else { return };
     let setup = setup.with("MUSTER_QUEUE_RETRY_DELAYS", "1s");
     let worker = setup.start_role("worker").await;
     let broker = Broker::connect().await;
     let (parent, trace, span) = context("01");
     let mut properties = with_parent("register", &parent).with_message_id(unique("row").into());
-    // Nobody has this key, which is a matter for another attempt.
+    // No worker has this key, so the message is retried.
     let mut headers = properties.headers().clone().unwrap();
     headers.insert("sealed".into(), AMQPValue::LongString("0123456789abcdef".into()));
     properties = properties.with_headers(headers);
     let body = user(ContractId::Register, 2).to_string();
     broker.publish(setup.namespace(), "bulk", properties, body.as_bytes()).await;
-    let letter = broker.fetch(&format!("{}.dead", setup.namespace())).await;
+    let dead_letter = broker.fetch(&format!("{}.dead", setup.namespace())).await;
     assert!(worker.stop().await.success());
     let spans = collector.spans();
-    let of_it = |name: &str| {
+    let spans_named = |name: &str| {
         let named = spans.iter().filter(|span| span.trace == trace && span.name == name);
         named.collect::<Vec<_>>()
     };
-    // There is no other delay, so to retry the second time is to give up.
+    // With one delay, the second failure is the last.
     let namespace = setup.namespace();
     let retry_queue = format!("{namespace}.retry.1000");
-    let attempts = of_it(&Names::broker(namespace, "bulk").process);
-    let retries = of_it(&format!("retry {retry_queue}"));
-    let dead_letters = of_it(&format!("dead-letter {namespace}.dlx"));
+    let attempts = spans_named(&SpanNames::broker(namespace, "bulk").process);
+    let retries = spans_named(&format!("retry {retry_queue}"));
+    let dead_letters = spans_named(&format!("dead-letter {namespace}.dlx"));
     assert_eq!((attempts.len(), retries.len(), dead_letters.len()), (2, 1, 1));
     assert_eq!((&attempts[0].parent, &retries[0].parent), (&span, &attempts[0].id));
     assert_eq!((&attempts[1].parent, &dead_letters[0].parent), (&retries[0].id, &attempts[1].id));
@@ -388,7 +391,7 @@ async fn a_trace_goes_on_through_retries_to_the_dead_letter() {
         assert!(attempt.failed);
         assert_eq!(attempt.attributes["error.type"], "unknown_key");
     }
-    expect_conventions(
+    assert_conventions(
         retries[0],
         SpanKind::Producer,
         &[
@@ -399,12 +402,12 @@ async fn a_trace_goes_on_through_retries_to_the_dead_letter() {
         ],
     );
     let dead_exchange = format!("{namespace}.dlx");
-    expect_conventions(
+    assert_conventions(
         dead_letters[0],
         SpanKind::Producer,
         &[(TYPE, "send"), (OPERATION, "dead-letter"), (DESTINATION, &dead_exchange)],
     );
-    let carried = text_header(&letter.properties, "traceparent").unwrap();
+    let carried = text_header(&dead_letter.properties, "traceparent").unwrap();
     assert_eq!(carried, format!("00-{trace}-{}-01", dead_letters[0].id));
 }
 
@@ -416,13 +419,13 @@ fn with_parent(contract: &str, parent: &str) -> lapin::BasicProperties {
 }
 
 #[tokio::test]
-async fn an_uploads_rows_are_in_its_trace() {
+async fn upload_rows_are_in_its_trace() {
     const KEY: &str = "an-api-key-of-thirty-two-characters";
     for pair in [EMBEDDED, PRODUCTION] {
         let Some((setup, collector)) = traced(pair).await else { continue };
         let names = match pair {
-            EMBEDDED => Names::local("bulk"),
-            _ => Names::broker(setup.namespace(), "bulk"),
+            EMBEDDED => SpanNames::local("bulk"),
+            _ => SpanNames::broker(setup.namespace(), "bulk"),
         };
         let muster = setup.with("MUSTER_FRONT_BULK_API_KEY", KEY).start().await;
         let (parent, trace, _) = context("01");
@@ -450,7 +453,7 @@ async fn an_uploads_rows_are_in_its_trace() {
 }
 
 #[tokio::test]
-async fn without_a_collector_a_context_is_passed_on_as_it_is() {
+async fn traceparent_is_forwarded_without_a_collector() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -459,7 +462,7 @@ async fn without_a_collector_a_context_is_passed_on_as_it_is() {
     let front = setup.start_role("front").await;
     let (client, (parent, ..)) = (front.client().clone(), context("01"));
     let given = parent.clone();
-    let asking = tokio::spawn(async move {
+    let request = tokio::spawn(async move {
         let headers = [("content-type", "application/json"), ("traceparent", &*given)];
         let body = json!({ "username": unique("ann"), "password": PASSWORD }).to_string();
         client.send("POST", "/signup", &headers, body).await.unwrap()
@@ -467,20 +470,20 @@ async fn without_a_collector_a_context_is_passed_on_as_it_is() {
     let queue = format!("{}.interactive", setup.namespace());
     let message = Broker::connect().await.fetch(&queue).await;
     assert_eq!(text_header(&message.properties, "traceparent"), Some(parent));
-    assert_eq!(asking.await.unwrap().status, 504, "nobody else took it");
+    assert_eq!(request.await.unwrap().status, 504, "no worker runs");
 }
 
 #[tokio::test]
-async fn signups_go_on_when_the_collector_is_away_or_silent() {
-    // It takes connections, and never says a word.
+async fn signups_succeed_without_a_responsive_collector() {
+    // Accepts connections and never responds.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    // Nobody listens there any more.
+    // No process listens on this address.
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    for (address, is_told) in [(gone, true), (silent.local_addr().unwrap(), false)] {
+    for (address, refuses) in [(gone, true), (silent.local_addr().unwrap(), false)] {
         let mut muster = Setup::embedded()
             .with("MUSTER_TRACE_ENDPOINT", &format!("http://{address}"))
             .with("OTEL_BSP_SCHEDULE_DELAY", "10")
-            // Room for the spans of one signup.
+            // A queue for the spans of one signup.
             .with("OTEL_BSP_MAX_QUEUE_SIZE", "8")
             .with("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8")
             .start()
@@ -488,16 +491,16 @@ async fn signups_go_on_when_the_collector_is_away_or_silent() {
         for _ in 0..20 {
             sign_up(muster.client(), &[]).await;
         }
-        if is_told {
+        if refuses {
             muster.wait_for_event("span_export_failed").await;
         } else {
             muster.wait_for_log(|line| line.contains("dropped a Span due to queue full")).await;
         }
         let started = std::time::Instant::now();
         let written = muster.stop_and_collect_output().await;
-        assert!(started.elapsed().as_secs() < 15, "the stop does not wait for it");
-        let told = |what: &str| written.lines().filter(|line| line.contains(what)).count();
-        assert!(told("span_export_failed") <= 1, "{written}");
-        assert!(told("dropped a Span") <= 1, "{written}");
+        assert!(started.elapsed().as_secs() < 15, "the stop must not wait for the collector");
+        let count = |what: &str| written.lines().filter(|line| line.contains(what)).count();
+        assert!(count("span_export_failed") <= 1, "{written}");
+        assert!(count("dropped a Span") <= 1, "{written}");
     }
 }

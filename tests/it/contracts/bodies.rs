@@ -1,11 +1,11 @@
-//! Bodies as only a socket can send them: in chunks, too large, slow, broken.
+//! Chunked, oversized, slow and malformed request bodies, sent over a raw socket.
 
 use muster::domain::ContractId;
 use serde_json::{Value, json};
 
 use crate::support::{RawConnection, Setup, services::unique};
 
-/// Where each contract is served, and how it says that a body is too large.
+/// Path and 413 body of each contract.
 fn too_large() -> [(ContractId, &'static str, Value); 4] {
     let text = "Request body is too large";
     [
@@ -30,9 +30,9 @@ fn chunk(text: &str) -> String {
     format!("{:x}\r\n{text}\r\n", text.len())
 }
 
-/// Status and body; every answer here ends its connection and may be read by any page.
-fn parts(answer: &str) -> (u16, Value) {
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+/// Status and body of a response, which must close the connection and allow any origin.
+fn parts(response: &str) -> (u16, Value) {
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
     assert!(head.contains("\r\nconnection: close"), "{head}");
     assert!(head.contains("\r\naccess-control-allow-origin: *"), "{head}");
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -40,7 +40,7 @@ fn parts(answer: &str) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn chunks_are_put_together() {
+async fn chunked_body_is_joined() {
     let muster = Setup::embedded().start().await;
     let mut raw = RawConnection::connect(muster.client().address()).await;
     let name = unique("ann");
@@ -53,12 +53,12 @@ async fn chunks_are_put_together() {
 }
 
 #[tokio::test]
-async fn chunks_are_counted_as_they_come() {
+async fn chunked_body_above_the_limit_gets_413() {
     let muster = Setup::embedded().start().await;
     for (contract, path, expected) in too_large() {
         let mut raw = RawConnection::connect(muster.client().address()).await;
         raw.write(head(path, "transfer-encoding: chunked")).await;
-        // Far more than the limit and less than is read on: the client can send all of it.
+        // More than the limit, but less than the server discards, so the client can send all of it.
         for _ in 0..64 {
             raw.write(chunk(&" ".repeat(8 << 10))).await;
         }
@@ -68,9 +68,8 @@ async fn chunks_are_counted_as_they_come() {
 }
 
 #[tokio::test]
-async fn a_body_too_large_is_refused_even_if_it_never_comes() {
-    // Reading on for the client's sake takes longer than a body may, and is no reason to change
-    // the answer.
+async fn announced_oversized_body_gets_413() {
+    // The server discards the body for longer than the body timeout; the response stays 413.
     let setup = Setup::embedded().with("MUSTER_FRONT_BODY_TIMEOUT", "500ms");
     let muster = setup.start().await;
     let mut raw = RawConnection::connect(muster.client().address()).await;
@@ -81,7 +80,7 @@ async fn a_body_too_large_is_refused_even_if_it_never_comes() {
 }
 
 #[tokio::test]
-async fn a_body_that_takes_too_long_is_not_waited_for() {
+async fn slow_body_gets_408() {
     let setup = Setup::embedded().with("MUSTER_FRONT_BODY_TIMEOUT", "200ms");
     let muster = setup.start().await;
     let mut raw = RawConnection::connect(muster.client().address()).await;
@@ -96,7 +95,7 @@ async fn a_body_that_takes_too_long_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn broken_chunks_are_unreadable() {
+async fn malformed_chunk_gets_400() {
     let muster = Setup::embedded().start().await;
     let mut raw = RawConnection::connect(muster.client().address()).await;
     raw.write(head("/signup", "transfer-encoding: chunked")).await.write("no number\r\n").await;

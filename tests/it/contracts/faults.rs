@@ -1,14 +1,13 @@
-//! Every fault in every contract's shape, those too that no client can bring about; and what each
-//! contract shows of a user.
+//! Every API error in the shape of every contract, and the profile in every contract.
 
 use std::collections::BTreeMap;
 
-use muster::contract::{ApiResponse, ApiError, RenderedResponse, contract};
+use muster::contract::{ApiError, ApiResponse, RenderedResponse, contract};
 use muster::domain::{ContractId, FailureCode, FullName, Millis, User, UserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The golden file: by fault and contract, a status and a body; and profiles by contract.
+/// The golden file: status and body by error and contract, and profiles by contract.
 pub(super) const FILE: &str = "faults.json";
 
 #[derive(Deserialize)]
@@ -25,7 +24,7 @@ fn file() -> File {
 }
 
 #[test]
-fn every_fault_in_every_shape() {
+fn every_error_in_every_contract() {
     let faults = [
         ("unreadable", ApiError::InvalidJson),
         ("bad key", ApiError::InvalidIdempotencyKey),
@@ -41,7 +40,8 @@ fn every_fault_in_every_shape() {
         .into_iter()
         .map(|(name, fault)| {
             let shapes = ContractId::ALL.into_iter().map(|id| {
-                let RenderedResponse { status, body } = contract(id).render(&ApiResponse::Error(fault));
+                let RenderedResponse { status, body } =
+                    contract(id).render(&ApiResponse::Error(fault));
                 (id.to_string(), (status, body))
             });
             (name.to_owned(), shapes.collect())
@@ -51,7 +51,7 @@ fn every_fault_in_every_shape() {
 }
 
 #[test]
-fn what_a_client_hears_of_a_failure() {
+fn failure_codes_map_to_api_errors() {
     for (failure, fault) in [
         (FailureCode::StoreUnavailable, ApiError::Internal),
         (FailureCode::StoreConflict, ApiError::Internal),
@@ -65,7 +65,7 @@ fn what_a_client_hears_of_a_failure() {
 }
 
 #[test]
-fn every_profile() {
+fn profile_of_every_contract() {
     let rendered: BTreeMap<String, Value> = ContractId::ALL
         .into_iter()
         .map(|id| (id.to_string(), contract(id).profile(&john(id))))
@@ -73,7 +73,7 @@ fn every_profile() {
     assert_eq!(json!(rendered), json!(file().profiles));
 }
 
-/// A user of the documents.
+/// The example user of the documents.
 fn john(contract: ContractId) -> User {
     let has_username = matches!(contract, ContractId::Username | ContractId::ErrorCode);
     let fullname = FullName { firstname: "John".into(), lastname: Some("Doe".into()) };

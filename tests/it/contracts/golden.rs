@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::tokens;
 use crate::support::muster::eventually;
 use crate::support::services::unique;
-use crate::support::{HttpResponse, Client, Muster, Pair, Setup, muster::SECRET};
+use crate::support::{Client, HttpResponse, Muster, Pair, Setup, muster::SECRET};
 
 /// Headers in a golden file: one value, several values, or null for none.
 type Headers = BTreeMap<String, Value>;
@@ -174,7 +174,11 @@ impl Session {
         for before in &case.before {
             let response = self.send(file, &before.request, &person).await;
             if response.status != before.status {
-                return Err(format!("request before the case: {}: {}", response.status, response.json()));
+                return Err(format!(
+                    "request before the case: {}: {}",
+                    response.status,
+                    response.json()
+                ));
             }
         }
         let response = self.send(file, &case.request, &person).await;
@@ -217,7 +221,8 @@ impl Session {
         let body = body.unwrap_or_default();
         self.passwords.extend(passwords_in(&String::from_utf8_lossy(&body)));
         let response = self.client.send(&request.method, &path, &headers, body).await;
-        let response = response.unwrap_or_else(|error| panic!("{} {path}: {error}", request.method));
+        let response =
+            response.unwrap_or_else(|error| panic!("{} {path}: {error}", request.method));
         let text = String::from_utf8_lossy(&response.bytes).into_owned();
         self.responses.push(format!("{:?}\n{text}", response.headers));
         if let Some(token) = token_in(&text) {
@@ -293,7 +298,10 @@ fn replace_placeholders(expected: &Value, actual: &mut Value) {
             }
         }
         (Value::Array(expected), Value::Array(actual)) => {
-            expected.iter().zip(actual).for_each(|(expected, actual)| replace_placeholders(expected, actual));
+            expected
+                .iter()
+                .zip(actual)
+                .for_each(|(expected, actual)| replace_placeholders(expected, actual));
         }
         (Value::String(form), Value::String(text)) => {
             let is_hex = |text: &str| text.bytes().all(|b| b"0123456789abcdef".contains(&b));

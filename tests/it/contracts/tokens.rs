@@ -1,40 +1,43 @@
-//! What a token says, and tokens that must not be believed.
+//! The claims of tokens, and invalid tokens for the golden files.
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde_json::{Value, json};
 
 use crate::support::{Setup, muster::SECRET, services::unique};
 
-/// The claims of a token, if its form and signature are right.
+/// The claims of a token with a valid form and signature.
 pub(super) fn claims(token: &str) -> Option<Value> {
     let key = DecodingKey::from_secret(SECRET.as_bytes());
     let data = jsonwebtoken::decode::<Value>(token, &key, &Validation::new(Algorithm::HS256));
     data.ok().map(|data| data.claims)
 }
 
-/// The same token of yesterday.
+/// The same claims, expired.
 pub(super) fn expired(token: &str) -> String {
     let claims = claims(token).unwrap();
     let [iat, exp] = ["iat", "exp"].map(|name| json!(claims[name].as_i64().unwrap() - 100_000));
     signed(with(claims, &[("iat", iat), ("exp", exp)]), SECRET)
 }
 
-/// The same token, signed by somebody else.
+/// The same claims, signed with another secret.
 pub(super) fn forged(token: &str) -> String {
     signed(claims(token).unwrap(), "another secret, of 32 bytes and more, too")
 }
 
-/// The same token, saying that it needs no signature.
+/// The same claims with `"alg":"none"`.
 pub(super) fn unsigned(token: &str) -> String {
     let claims = token.split('.').nth(1).unwrap();
     // {"alg":"none","typ":"JWT"}
     format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{claims}.")
 }
 
-/// The same token for somebody who does not exist.
-pub(super) fn gone(token: &str) -> String {
-    let nobody = json!("608b91d0f3a5d72a78c8f3a1");
-    signed(with(claims(token).unwrap(), &[("sub", nobody.clone()), ("_id", nobody)]), SECRET)
+/// The same claims for a user that does not exist.
+pub(super) fn unknown_user(token: &str) -> String {
+    let unknown_id = json!("608b91d0f3a5d72a78c8f3a1");
+    signed(
+        with(claims(token).unwrap(), &[("sub", unknown_id.clone()), ("_id", unknown_id)]),
+        SECRET,
+    )
 }
 
 fn with(mut claims: Value, changes: &[(&str, Value)]) -> Value {
@@ -50,7 +53,7 @@ fn signed(claims: Value, secret: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_token_says_who_and_how_long() {
+async fn token_claims_have_user_contract_and_lifetime() {
     let muster = Setup::embedded().start().await;
     let name = json!({ "firstname": "John", "lastname": "Doe" });
     let [ann, bob, c2, c3, c4] = ["ann", "bob", "c2", "c3", "c4"].map(unique);
@@ -89,10 +92,10 @@ async fn a_token_says_who_and_how_long() {
         ),
     ];
     for (contract, path, request, information) in requests {
-        let answer = muster.client().post(path, &request).await.json();
-        let answer = answer.get("data").unwrap_or(&answer);
-        let claims = claims(answer["token"].as_str().unwrap()).unwrap();
-        let id = answer["user"]["_id"].clone();
+        let response = muster.client().post(path, &request).await.json();
+        let response = response.get("data").unwrap_or(&response);
+        let claims = claims(response["token"].as_str().unwrap()).unwrap();
+        let id = response["user"]["_id"].clone();
         let iat = claims["iat"].as_i64().unwrap();
         let mut expected = information;
         expected["sub"] = id.clone();

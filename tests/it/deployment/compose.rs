@@ -1,11 +1,11 @@
-//! `docker-compose.yml`: each profile is whole, and gives muster settings that it knows.
+//! `docker-compose.yml`: complete profiles, valid settings, hardening and networks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use serde_norway::Value;
 
-use super::{file, is_a_command_of_the_image, schema_tool, settings_of, succeeds, yaml};
+use super::{assert_image_command, file, run_successfully, schema_tool, settings_of, yaml};
 use crate::support::services::skip_unsupported;
 
 const PROFILES: [&str; 3] = ["minimal", "full", "observability"];
@@ -18,21 +18,21 @@ fn texts(value: &Value) -> Vec<String> {
     serde_norway::from_value(value.clone()).unwrap()
 }
 
-/// The profile that a service belongs to. None is started in every one, so none is started by accident.
+/// The profile of a service. Each service has exactly one, so none starts without a profile.
 fn profile(service: &Value) -> String {
     let profiles = texts(&service["profiles"]);
     assert_eq!(profiles.len(), 1, "{profiles:?}");
     profiles[0].clone()
 }
 
-/// A variable that the compose file takes from its environment file.
+/// A variable that the compose file reads from its environment file.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Placeholder {
     name: String,
     required: bool,
 }
 
-/// Fills in `${NAME:?message}` from `values` and `${NAME:-default}` with its default, and notes both.
+/// Replaces `${NAME:?message}` by a value and `${NAME:-default}` by its default, and records both.
 fn substitute(
     text: &str,
     values: &BTreeMap<&str, &str>,
@@ -54,9 +54,9 @@ fn substitute(
     whole
 }
 
-/// What one would put into `.env`, where it matters what.
+/// Values for `.env` that need a certain form.
 fn filled_in() -> BTreeMap<&'static str, &'static str> {
-    // Any 32 bytes are a key.
+    // A key is any 32 bytes.
     let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
     BTreeMap::from([
         ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
@@ -77,12 +77,12 @@ fn environment(service: &Value, found: &mut BTreeSet<Placeholder>) -> BTreeMap<S
         .collect()
 }
 
-/// The settings of muster in this service.
+/// muster's settings in a service.
 fn settings(service: &Value) -> toml::Table {
     settings_of(&environment(service, &mut BTreeSet::new()))
 }
 
-/// What the whole file takes from its environment file.
+/// All variables that the file reads from its environment file.
 fn placeholders() -> BTreeSet<Placeholder> {
     let mut found = BTreeSet::new();
     for service in services().values() {
@@ -92,7 +92,7 @@ fn placeholders() -> BTreeSet<Placeholder> {
     found
 }
 
-/// The names that an environment file sets, and with a `#` in front those it only offers.
+/// The names in an environment file; commented ones start with `#`.
 fn names_in(path: &str) -> Vec<String> {
     let is_name = |name: &&str| {
         let name = name.trim_start_matches('#');
@@ -104,7 +104,7 @@ fn names_in(path: &str) -> Vec<String> {
 }
 
 #[test]
-fn muster_knows_every_variable_it_is_given() {
+fn every_variable_is_a_setting() {
     let services = services();
     for (name, role) in [("front", "front"), ("worker", "worker")] {
         let settings = settings(&services[name]);
@@ -114,11 +114,15 @@ fn muster_knows_every_variable_it_is_given() {
     }
     let worker = settings(&services["worker"]);
     assert!(worker["store"]["url"].as_str().unwrap().contains("mongodb:27017"));
-    assert_eq!(worker["queue"]["seal_private_keys"].as_array().unwrap().len(), 1, "passwords are sealed");
+    assert_eq!(
+        worker["queue"]["seal_private_keys"].as_array().unwrap().len(),
+        1,
+        "passwords are sealed"
+    );
 }
 
 #[test]
-fn the_smallest_profile_is_one_muster_that_keeps_its_users() {
+fn minimal_profile_is_one_process_with_a_volume() {
     let services = services();
     let small: Vec<_> =
         services.iter().filter(|(_, service)| profile(service) == "minimal").collect();
@@ -128,16 +132,17 @@ fn the_smallest_profile_is_one_muster_that_keeps_its_users() {
     assert_eq!(settings["role"].as_str(), Some("all"));
     assert_eq!(settings["queue"]["url"].as_str(), Some("local:"));
     assert_eq!(settings["store"]["url"].as_str(), Some("file:./muster.redb"));
-    // Its working directory is the volume.
+    // The working directory of the image is the volume.
     let folder = file("Dockerfile");
     let folder = folder.lines().rev().find_map(|line| line.strip_prefix("WORKDIR ")).unwrap();
     assert_eq!(texts(&muster["volumes"]), [format!("muster:{folder}")]);
 }
 
 #[test]
-fn a_front_is_given_no_secret_and_no_store() {
+fn front_has_no_secret_and_no_store() {
     let front = environment(&services()["front"], &mut BTreeSet::new());
-    for name in ["JWT_SECRET", "MUSTER_QUEUE_SEAL_PRIVATE_KEYS", "MUSTER_STORE", "MUSTER_STORE_URL"] {
+    for name in ["JWT_SECRET", "MUSTER_QUEUE_SEAL_PRIVATE_KEYS", "MUSTER_STORE", "MUSTER_STORE_URL"]
+    {
         assert!(
             !front.contains_key(name) && !front.contains_key(&format!("{name}_FILE")),
             "{name}"
@@ -146,13 +151,13 @@ fn a_front_is_given_no_secret_and_no_store() {
 }
 
 #[test]
-fn every_service_has_a_health_check_and_stays_up() {
+fn every_service_has_a_health_check_and_restarts() {
     for (name, service) in services() {
         let check = service.get("healthcheck").unwrap_or_else(|| panic!("{name} has none"));
         let test = texts(&check["test"]);
-        assert_eq!(test[0], "CMD", "{name}: no shell in between");
+        assert_eq!(test[0], "CMD", "{name}: a health check without a shell");
         if service["image"].as_str() == Some("muster") {
-            is_a_command_of_the_image(&test[1..]);
+            assert_image_command(&test[1..]);
         }
         assert_eq!(service["restart"].as_str(), Some("unless-stopped"), "{name}");
     }
@@ -160,7 +165,7 @@ fn every_service_has_a_health_check_and_stays_up() {
 
 #[test]
 fn every_service_is_hardened() {
-    // Their entry points begin as root; RabbitMQ also writes beside its volume.
+    // These entry points start as root; RabbitMQ also writes outside its volume.
     let drops_root = ["mongodb", "rabbitmq"];
     for (name, service) in services() {
         assert_eq!(texts(&service["security_opt"]), ["no-new-privileges:true"], "{name}");
@@ -173,7 +178,7 @@ fn every_service_is_hardened() {
 }
 
 #[test]
-fn queue_and_store_are_on_networks_that_lead_nowhere() {
+fn queue_and_store_are_on_internal_networks() {
     let networks = yaml("docker-compose.yml")["networks"].clone();
     let services = services();
     for name in ["rabbitmq", "mongodb", "worker"] {
@@ -184,7 +189,7 @@ fn queue_and_store_are_on_networks_that_lead_nowhere() {
     }
     for (name, service) in services {
         let Some(ports) = service.get("ports") else { continue };
-        // Docker publishes no port of a service that is on internal networks alone.
+        // Docker publishes no port of a service that has only internal networks.
         let own = service.get("networks").map(texts);
         let leads_out = |network: &String| networks[&**network].is_null();
         assert!(own.is_none_or(|own| own.iter().any(leads_out)), "{name}: {ports:?}");
@@ -192,7 +197,7 @@ fn queue_and_store_are_on_networks_that_lead_nowhere() {
 }
 
 #[test]
-fn what_a_service_waits_for_is_there() {
+fn dependencies_of_services_exist() {
     let services = services();
     for (name, service) in &services {
         let Some(needs) = service.get("depends_on") else { continue };
@@ -205,7 +210,7 @@ fn what_a_service_waits_for_is_there() {
 }
 
 #[test]
-fn the_sample_names_every_variable() {
+fn env_sample_lists_every_variable() {
     let placeholders = placeholders();
     let names = names_in(".env.sample");
     for Placeholder { name, required } in &placeholders {
@@ -215,13 +220,13 @@ fn the_sample_names_every_variable() {
     for name in names {
         let name = name.trim_start_matches('#');
         let used = placeholders.iter().any(|placeholder| placeholder.name == name);
-        // Compose itself reads the first.
+        // Compose itself reads COMPOSE_PROFILES.
         assert!(used || name == "COMPOSE_PROFILES", "the compose file does not use {name}");
     }
 }
 
 #[test]
-fn the_smallest_profile_asks_for_nothing() {
+fn minimal_profile_needs_no_variable() {
     let required = placeholders().into_iter().filter(|placeholder| placeholder.required);
     let mut required: BTreeSet<String> = required.map(|placeholder| placeholder.name).collect();
     let mut used = BTreeSet::new();
@@ -229,23 +234,23 @@ fn the_smallest_profile_asks_for_nothing() {
     assert!(used.iter().all(|placeholder| !placeholder.required), "{used:?}");
     required.insert("COMPOSE_PROFILES".to_owned());
     let set: BTreeSet<String> = names_in("docs/deploy/minimal.env").into_iter().collect();
-    assert_eq!(set, required, "docs/deploy/minimal.env sets what compose asks for");
+    assert_eq!(set, required, "docs/deploy/minimal.env must set exactly the required variables");
 }
 
 #[test]
-fn it_is_what_the_compose_specification_says() {
+fn compose_file_matches_its_schema() {
     if let Some(mut check) = schema_tool("check-jsonschema") {
         let schema = ["--builtin-schema", "vendor.compose-spec"];
-        succeeds(check.args(schema).arg("docker-compose.yml"));
+        run_successfully(check.args(schema).arg("docker-compose.yml"));
     }
 }
 
 #[test]
-fn docker_compose_takes_every_profile() {
+fn docker_compose_accepts_every_profile() {
     if !Command::new("docker")
         .args(["compose", "version"])
         .output()
-        .is_ok_and(|done| done.status.success())
+        .is_ok_and(|output| output.status.success())
     {
         skip_unsupported("no docker compose");
         return;
@@ -254,12 +259,12 @@ fn docker_compose_takes_every_profile() {
         let mut compose = Command::new("docker");
         compose.current_dir(env!("CARGO_MANIFEST_DIR"));
         compose.args(["compose", "--env-file", "docs/deploy/minimal.env", "config", "--services"]);
-        // It goes before that of the file.
+        // Overrides the variable of the file.
         compose.env("COMPOSE_PROFILES", name);
-        let listed = succeeds(&mut compose);
+        let listed = run_successfully(&mut compose);
         let listed: BTreeSet<&str> = listed.lines().collect();
         let services = services();
-        let meant = services.iter().filter(|(_, service)| profile(service) == name);
-        assert_eq!(listed, meant.map(|(name, _)| name.as_str()).collect(), "{name}");
+        let expected = services.iter().filter(|(_, service)| profile(service) == name);
+        assert_eq!(listed, expected.map(|(name, _)| name.as_str()).collect(), "{name}");
     }
 }

@@ -1,5 +1,4 @@
-//! `docs/deploy/kubernetes`: the manifests fit together, give muster settings that it knows, and draw the
-//! line that the code draws.
+//! `docs/deploy/kubernetes`: consistent manifests, valid settings, and network policies like the code's boundaries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,12 +6,12 @@ use std::process::Command;
 
 use serde_norway::Value;
 
-use super::{file, path, schema_tool, settings_of, succeeds, yaml};
+use super::{file, path, run_successfully, schema_tool, settings_of, yaml};
 use crate::support::services::skip_unsupported;
 
 const FOLDER: &str = "docs/deploy/kubernetes";
 
-/// What the kustomization applies: each document of each file.
+/// All documents that the kustomization applies.
 fn documents() -> Vec<Value> {
     let kustomization = yaml(&format!("{FOLDER}/kustomization.yaml"));
     let files: BTreeSet<String> =
@@ -20,7 +19,11 @@ fn documents() -> Vec<Value> {
     let there = fs::read_dir(path(FOLDER)).unwrap();
     let there = there.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let manifest = |name: &String| name.ends_with(".yaml") && name != "kustomization.yaml";
-    assert_eq!(files, there.filter(manifest).collect(), "all of them are applied");
+    assert_eq!(
+        files,
+        there.filter(manifest).collect(),
+        "the kustomization must list every manifest"
+    );
     let texts: Vec<String> = files.iter().map(|name| file(&format!("{FOLDER}/{name}"))).collect();
     let parsed = texts.iter().flat_map(|text| serde_norway::Deserializer::from_str(text));
     parsed.map(|document| serde::Deserialize::deserialize(document).unwrap()).collect()
@@ -48,19 +51,19 @@ fn container(deployment: &Value) -> &Value {
     &containers[0]
 }
 
-/// What somebody would put into a secret, where it is not the container that says it.
+/// An example value for a variable from a secret.
 fn secret(variable: &str) -> &'static str {
     match variable {
         "MUSTER_QUEUE" => "amqps://account:password@rabbitmq.rabbitmq:5671/%2f",
         "MUSTER_STORE" => {
             "mongodb://account:password@mongodb.mongodb/muster?replicaSet=rs0&tls=true"
         }
-        // Any 32 bytes are a key.
+        // A key is any 32 bytes.
         _ => "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
     }
 }
 
-/// A container's variables, and those of its secrets: (secret, key).
+/// The variables of a container, and its references to secrets: (secret, key).
 fn environment(container: &Value) -> (BTreeMap<String, String>, BTreeSet<(String, String)>) {
     let (mut variables, mut secrets) = (BTreeMap::new(), BTreeSet::new());
     for variable in container["env"].as_sequence().unwrap() {
@@ -80,7 +83,7 @@ fn environment(container: &Value) -> (BTreeMap<String, String>, BTreeSet<(String
 }
 
 #[test]
-fn muster_knows_every_variable_and_secrets_are_references() {
+fn every_variable_is_a_setting_and_secrets_are_references() {
     let mut referred = BTreeSet::new();
     for deployment in of_kind("Deployment") {
         let (variables, secrets) = environment(container(&deployment));
@@ -91,8 +94,11 @@ fn muster_knows_every_variable_and_secrets_are_references() {
         referred.extend(secrets);
     }
     let keys: Vec<&str> = referred.iter().map(|(_, key)| key.as_str()).collect();
-    assert_eq!(keys, ["queue", "seal-public-key", "jwt-secret", "queue", "seal-private-keys", "store"]);
-    // The page that says how to make them has the same.
+    assert_eq!(
+        keys,
+        ["queue", "seal-public-key", "jwt-secret", "queue", "seal-private-keys", "store"]
+    );
+    // The README creates the same secrets.
     let page = file(&format!("{FOLDER}/README.md"));
     let mut made = BTreeSet::new();
     for command in page.split("create secret generic ").skip(1) {
@@ -104,7 +110,7 @@ fn muster_knows_every_variable_and_secrets_are_references() {
 }
 
 #[test]
-fn the_probes_ask_where_muster_answers() {
+fn probes_use_the_admin_port() {
     for deployment in of_kind("Deployment") {
         let container = container(&deployment);
         let (variables, _) = environment(container);
@@ -132,22 +138,22 @@ fn the_probes_ask_where_muster_answers() {
 }
 
 #[test]
-fn a_stop_has_the_time_that_muster_grants_itself() {
+fn termination_grace_period_covers_the_shutdown_timeout() {
     let settings = settings_of(&BTreeMap::new());
-    let drain = settings["front"]["shutdown_timeout"].as_str().unwrap().trim_end_matches('s');
-    let drain: u64 = drain.parse().unwrap();
+    let timeout = settings["front"]["shutdown_timeout"].as_str().unwrap().trim_end_matches('s');
+    let timeout: u64 = timeout.parse().unwrap();
     for deployment in of_kind("Deployment") {
         let container = container(&deployment);
         let pause = container.get("lifecycle").map_or(0, |lifecycle| {
             lifecycle["preStop"]["exec"]["command"][1].as_str().unwrap().parse().unwrap()
         });
         let grace = &deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"];
-        assert!(grace.as_u64().unwrap() > drain + pause, "{}", name(&deployment));
+        assert!(grace.as_u64().unwrap() > timeout + pause, "{}", name(&deployment));
     }
 }
 
 #[test]
-fn whatever_is_named_is_there() {
+fn selectors_and_targets_exist() {
     let deployments: BTreeSet<String> =
         of_kind("Deployment").iter().map(|found| name(found).to_owned()).collect();
     assert_eq!(deployments, BTreeSet::from(["front".to_owned(), "worker".to_owned()]));
@@ -170,7 +176,7 @@ fn whatever_is_named_is_there() {
 }
 
 #[test]
-fn a_front_reaches_the_queue_and_nothing_behind_it() {
+fn front_network_policy_allows_only_the_queue() {
     let policies = of_kind("NetworkPolicy");
     let reached = |role: &str| {
         let mut reached = BTreeSet::new();
@@ -189,7 +195,7 @@ fn a_front_reaches_the_queue_and_nothing_behind_it() {
     };
     assert_eq!(reached("front"), BTreeSet::from([53, 5671, 5672]));
     assert_eq!(reached("worker"), BTreeSet::from([53, 5671, 5672, 27017]));
-    // And whatever no policy speaks of is not allowed.
+    // All other traffic is denied.
     let all = policies.iter().find(|policy| name(policy) == "nothing-else").unwrap();
     let every_pod: Value = serde_norway::from_str("{}").unwrap();
     assert_eq!(all["spec"]["podSelector"], every_pod);
@@ -198,37 +204,37 @@ fn a_front_reaches_the_queue_and_nothing_behind_it() {
 }
 
 #[test]
-fn workers_are_scaled_by_metrics_that_are_there() {
+fn scaling_uses_existing_metrics() {
     let scaled = of_kind("ScaledObject").remove(0);
-    let known = file("docs/metrics.md");
+    let page = file("docs/metrics.md");
     for trigger in scaled["spec"]["triggers"].as_sequence().unwrap() {
         let query = trigger["metadata"]["query"].as_str().unwrap();
         let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let named: Vec<&str> = words.filter(|word| word.starts_with("muster_")).collect();
         assert!(!named.is_empty(), "{query}");
         for name in named {
-            assert!(known.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
+            assert!(page.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
         }
     }
 }
 
 #[test]
-fn they_are_what_the_schemas_say() {
-    // The oldest version that is promised, and the newest that is known.
+fn manifests_match_their_schemas() {
+    // The oldest supported version, and the newest with a schema.
     for version in ["1.25", "1.37"] {
         let Some(mut check) = schema_tool("kubernetes-validate") else { return };
         check.args(["--strict", "-k", version]);
-        // The other two have schemas of their own, which are not among them.
+        // The other two manifests have no schema here.
         for name in ["namespace", "front", "worker", "network"] {
             check.arg(format!("{FOLDER}/{name}.yaml"));
         }
-        let told = succeeds(&mut check);
-        assert!(!told.contains("Couldn't find schema"), "{told}");
+        let stdout = run_successfully(&mut check);
+        assert!(!stdout.contains("Couldn't find schema"), "{stdout}");
     }
 }
 
 #[test]
-fn kubectl_builds_them() {
+fn kubectl_builds_the_manifests() {
     let built = Command::new("kubectl").arg("kustomize").arg(path(FOLDER)).output();
     let Ok(built) = built else {
         skip_unsupported("no kubectl");

@@ -1,4 +1,4 @@
-//! `docs/deploy/systemd`: the unit fits muster's settings, and systemd takes it.
+//! `docs/deploy/systemd`: the units match muster's settings, and systemd accepts them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,17 +6,17 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{file, path, settings_of, succeeds};
+use super::{file, path, run_successfully, settings_of};
 use crate::support::services::skip_unsupported;
 
 const FOLDER: &str = "docs/deploy/systemd";
 const PROGRAM: &str = "/usr/local/bin/muster";
 
-/// The instances, and the drop-ins of each.
+/// The instances with their drop-ins.
 const INSTANCES: [(&str, &[&str]); 3] =
     [("all", &[]), ("front", &["secrets.conf", "tls.conf"]), ("worker", &["secrets.conf"])];
 
-/// The template and an instance's drop-ins, as one text.
+/// The template and the drop-ins of an instance as one text.
 fn unit(role: &str, drop_ins: &[&str]) -> String {
     let mut text = file(&format!("{FOLDER}/muster@.service"));
     for drop_in in drop_ins {
@@ -25,20 +25,20 @@ fn unit(role: &str, drop_ins: &[&str]) -> String {
     text.replace("%i", role)
 }
 
-/// What a key is set to, each time.
+/// All values of a key.
 fn all<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
     let set = unit.lines().filter_map(|line| line.split_once('='));
     set.filter(|(name, _)| *name == key).map(|(_, value)| value).collect()
 }
 
-/// Seconds, or a plain number.
+/// The single value of a key: seconds or a number.
 fn number(unit: &str, key: &str) -> u64 {
-    let [value] = all(unit, key)[..] else { panic!("{key} is there once") };
+    let [value] = all(unit, key)[..] else { panic!("expected {key} once") };
     value.trim_end_matches('s').parse().unwrap()
 }
 
 #[test]
-fn muster_knows_every_variable_it_is_given() {
+fn every_variable_is_a_setting() {
     for (role, drop_ins) in INSTANCES {
         let unit = unit(role, drop_ins);
         let credentials = TempDir::new().unwrap();
@@ -48,7 +48,7 @@ fn muster_knows_every_variable_it_is_given() {
             let content = match name {
                 "queue" => "amqp://account:password@broker/%2f",
                 "store" => "mongodb://database/muster",
-                // Any 32 bytes are a key.
+                // A key is any 32 bytes.
                 _ => "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
             };
             fs::write(credentials.path().join(name), content).unwrap();
@@ -60,29 +60,39 @@ fn muster_knows_every_variable_it_is_given() {
             variables.insert(name.to_owned(), value.replace("%d", folder));
         }
         let settings = settings_of(&variables);
-        let brought = variables.keys().filter(|name| name.ends_with("_FILE")).count();
-        assert_eq!(brought, all(&unit, "LoadCredential").len(), "each credential is used");
+        let credentials_used = variables.keys().filter(|name| name.ends_with("_FILE")).count();
+        assert_eq!(
+            credentials_used,
+            all(&unit, "LoadCredential").len(),
+            "every credential must be used"
+        );
         assert_eq!(all(&unit, "ExecStart"), [format!("{PROGRAM} serve --role {role}")]);
         let seconds = |key: &str| -> u64 {
             settings["front"][key].as_str().unwrap().trim_end_matches('s').parse().unwrap()
         };
         let stopping = seconds("stop_delay") + seconds("shutdown_timeout");
-        assert!(number(&unit, "TimeoutStopSec") > stopping, "time to finish");
+        assert!(
+            number(&unit, "TimeoutStopSec") > stopping,
+            "TimeoutStopSec must exceed the shutdown time"
+        );
         let connections = settings["front"]["max_connections"].as_integer().unwrap();
-        assert!(number(&unit, "LimitNOFILE") > connections.unsigned_abs(), "a file for each");
-        // Where there is nothing to read again, the signal would end it.
+        assert!(
+            number(&unit, "LimitNOFILE") > connections.unsigned_abs(),
+            "LimitNOFILE must exceed front.max_connections"
+        );
+        // Without a file to reload, SIGHUP would end the process.
         assert_eq!(all(&unit, "ExecReload").is_empty(), drop_ins.len() < 2);
     }
 }
 
 #[test]
-fn systemd_takes_it() {
+fn systemd_accepts_the_unit() {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
         skip_unsupported("no systemd-analyze");
         return;
     }
     let folder = TempDir::new().unwrap();
-    // It looks whether the program is there.
+    // systemd-analyze checks that the program exists.
     let template = file(&format!("{FOLDER}/muster@.service"));
     let template = template.replace(PROGRAM, env!("CARGO_BIN_EXE_muster"));
     fs::write(folder.path().join("muster@.service"), template).unwrap();
@@ -96,11 +106,11 @@ fn systemd_takes_it() {
         let unit = folder.path().join(format!("muster@{role}.service"));
         let analyze = |verb: &str, more: &[&str]| {
             let mut command = Command::new("systemd-analyze");
-            // What it verifies may depend on units of this machine, and these on manuals.
-            succeeds(command.args(["--man=no", verb]).args(more).arg(&unit));
+            // The units may depend on units of this machine whose manuals are missing.
+            run_successfully(command.args(["--man=no", verb]).args(more).arg(&unit));
         };
         analyze("verify", &[]);
-        // In tenths: systemd calls up to 20 "OK".
+        // systemd rates a threshold up to 20 (in tenths) as "OK".
         analyze("security", &["--offline=yes", "--threshold=20"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Metrics by which operators see that a process can work: its components, its process and its bulk rows.
+//! Metrics of components, of the process and of bulk rows.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::support::services::{EMBEDDED, PRODUCTION, unique};
 const KEY: &str = "an-api-key-of-thirty-two-characters";
 
 #[tokio::test]
-async fn every_component_is_ready_or_not() {
+async fn component_metrics_show_readiness() {
     let ready = |samples: &BTreeMap<String, f64>, component: &str| {
         samples[&format!("muster_component_ready{{component=\"{component}\"}}")]
     };
@@ -24,7 +24,7 @@ async fn every_component_is_ready_or_not() {
     for component in ["process", "queue", "store", "worker"] {
         assert_eq!(ready(&metrics, component), 1.0, "{component}");
     }
-    // A store that is not there.
+    // A store that is unavailable.
     let setup =
         Setup::embedded().with("MUSTER_STORE", "mongodb://127.0.0.1:1/?directConnection=true");
     let setup = setup.with("JWT_SECRET", &"0123456789abcdef".repeat(4));
@@ -35,7 +35,7 @@ async fn every_component_is_ready_or_not() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn process_metrics_have_the_usual_names() {
+async fn process_metrics_have_the_standard_names() {
     let muster = Setup::embedded().start().await;
     let before = samples(muster.client()).await;
     let mut after = BTreeMap::new();
@@ -51,13 +51,13 @@ async fn process_metrics_have_the_usual_names() {
     let shown = muster.memory_kib() as f64 * 1024.0;
     assert!(
         (shown / 2.0..shown * 2.0).contains(&resident),
-        "{resident}, and the system says {shown}"
+        "metric: {resident} bytes, /proc: {shown} bytes"
     );
     assert!(after["process_virtual_memory_bytes"] >= resident);
     let (open, max) = (after["process_open_fds"], after["process_max_fds"]);
     assert!(open >= 3.0 && open <= max, "{open} of {max}");
     assert_eq!(after["process_start_time_seconds"], before["process_start_time_seconds"]);
-    // When this test was written.
+    // A time before this test was written.
     assert!(after["process_start_time_seconds"] > 1_700_000_000.0);
 }
 
@@ -79,7 +79,7 @@ async fn bulk_rows_are_counted_by_outcome_from_any_entry_point() {
         assert_eq!(sent.await.unwrap().status, 200);
         let mut expected = [("registered", 2.0), ("duplicate", 1.0), ("invalid", 1.0)].to_vec();
         if pair == PRODUCTION {
-            // Two of another system: one is a user, the other cannot be read.
+            // Two rows of another system: one is valid, the other is unreadable.
             let broker = Broker::connect().await;
             let row = registration("register").with_message_id(unique("row").into());
             let body = users[2].to_string();
@@ -93,14 +93,18 @@ async fn bulk_rows_are_counted_by_outcome_from_any_entry_point() {
         let mut found = BTreeMap::new();
         eventually("every row to be counted", async || {
             found = samples(muster.client()).await;
-            let of = |outcome: &str| {
+            let count_of = |outcome: &str| {
                 found.get(&format!("muster_bulk_rows_total{{outcome=\"{outcome}\"}}")).copied()
             };
-            expected.iter().all(|(outcome, count)| of(outcome) == Some(*count))
+            expected.iter().all(|(outcome, count)| count_of(outcome) == Some(*count))
         })
         .await;
         let all = found.iter().filter(|(name, _)| name.starts_with("muster_bulk_rows_total"));
         let rows: f64 = all.map(|(_, count)| count).sum();
-        assert_eq!(rows, expected.iter().map(|(_, count)| count).sum::<f64>(), "each counts once");
+        assert_eq!(
+            rows,
+            expected.iter().map(|(_, count)| count).sum::<f64>(),
+            "each row is counted once"
+        );
     }
 }

@@ -1,14 +1,14 @@
-//! The page of the HTTP interface: every operation, in the order of the contracts, with samples that work.
+//! The documentation page: every operation in the order of the contracts, with samples that work.
 
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{nobody_complains, opened};
+use super::{assert_no_console_errors, start_with_browser};
 use crate::support::muster::eventually;
 use crate::support::{Browser, Setup};
 
-/// The texts of all elements.
+/// The texts of all matching elements.
 async fn texts(browser: &Browser, selector: &str) -> Vec<String> {
     let script = format!(
         "return [...document.querySelectorAll({selector:?})].map((one) => one.textContent)"
@@ -16,14 +16,16 @@ async fn texts(browser: &Browser, selector: &str) -> Vec<String> {
     serde_json::from_value(browser.run(&script).await).unwrap()
 }
 
-/// The operation at a path, with its method.
+/// The operations of a path.
 fn operations(item: &Value) -> impl Iterator<Item = &Value> {
     item.as_object().unwrap().values().filter(|value| value.is_object())
 }
 
 #[tokio::test]
 async fn docs_show_every_operation_with_and_without_a_script() {
-    let Some((muster, browser)) = opened(&Setup::embedded(), "/docs").await else { return };
+    let Some((muster, browser)) = start_with_browser(&Setup::embedded(), "/docs").await else {
+        return;
+    };
     let document = muster.client().get("/openapi.json", &[]).await.json();
     let written = muster.client().get("/docs", &[]).await;
     let written = String::from_utf8(written.bytes.to_vec()).unwrap();
@@ -34,7 +36,11 @@ async fn docs_show_every_operation_with_and_without_a_script() {
             browser.wait_for_text(&shown, path).await;
             browser.wait_for_text(".contents", path).await;
             let responses = texts(&browser, &format!("{shown} details")).await;
-            assert_eq!(responses.len(), operation["responses"].as_object().unwrap().len(), "{path}");
+            assert_eq!(
+                responses.len(),
+                operation["responses"].as_object().unwrap().len(),
+                "{path}"
+            );
             assert!(written.contains(&format!("id=\"{id}\"")), "{path}");
         }
     }
@@ -43,12 +49,14 @@ async fn docs_show_every_operation_with_and_without_a_script() {
     let scripts = "return [...document.scripts].map((script) => [script.src, script.text])";
     let own = format!("http://{}/pages/docs.js", muster.client().address());
     assert_eq!(browser.run(scripts).await, json!([[own, ""]]));
-    nobody_complains(&browser).await;
+    assert_no_console_errors(&browser).await;
 }
 
 #[tokio::test]
-async fn docs_follow_the_contracts_and_mark_what_is_required() {
-    let Some((muster, browser)) = opened(&Setup::embedded(), "/docs").await else { return };
+async fn docs_follow_the_contracts_and_mark_required_fields() {
+    let Some((muster, browser)) = start_with_browser(&Setup::embedded(), "/docs").await else {
+        return;
+    };
     let paths = texts(&browser, "section:first-of-type .endpoint code").await;
     let mounted =
         ["/signup", "/users/register", "/register", "/auth/signup", "/{prefix}/auth/signup"];
@@ -72,8 +80,8 @@ async fn docs_follow_the_contracts_and_mark_what_is_required() {
     }
 }
 
-/// How often each outcome was a response to the registrations of a contract.
-async fn answered(muster: &crate::support::Muster) -> Vec<(String, String, u64)> {
+/// Number of signups by contract and outcome.
+async fn signup_counts(muster: &crate::support::Muster) -> Vec<(String, String, u64)> {
     let metrics = muster.client().get("/metrics", &[]).await;
     let metrics = String::from_utf8(metrics.bytes.to_vec()).unwrap();
     let counted = metrics.lines().filter_map(|line| {
@@ -86,10 +94,10 @@ async fn answered(muster: &crate::support::Muster) -> Vec<(String, String, u64)>
 }
 
 #[tokio::test]
-async fn samples_are_copied_and_work() {
+async fn samples_can_be_copied_and_run() {
     let setup = Setup::embedded();
-    let Some((muster, browser)) = opened(&setup, "/docs").await else { return };
-    // Each is copied by its button.
+    let Some((muster, browser)) = start_with_browser(&setup, "/docs").await else { return };
+    // Each sample has a copy button.
     browser.grant_clipboard().await;
     browser.click("#postSignup .sample:nth-child(2) .copy").await;
     browser.wait_for_text("#postSignup .sample:nth-child(2) .copy", "Copied").await;
@@ -98,13 +106,13 @@ async fn samples_are_copied_and_work() {
     let copied = browser.run_async(read).await;
     let shown = texts(&browser, "#postSignup .sample:nth-child(2) pre").await;
     assert_eq!(copied, shown[0]);
-    // Where a browser has no clipboard for scripts, too.
+    // The button also works without the clipboard API.
     browser.run("Object.defineProperty(navigator, 'clipboard', { value: undefined })").await;
     browser.click("#postSignup .sample:first-child .copy").await;
     browser.wait_for_text("#postSignup .sample:first-child .copy", "Copied").await;
-    nobody_complains(&browser).await;
+    assert_no_console_errors(&browser).await;
 
-    // Every registration is answered as a registration of the contract that it shows.
+    // Every sample is a registration of its contract.
     let posts = "section:first-of-type .sample";
     let curl = texts(&browser, &format!("{posts}:first-child pre")).await;
     let fetch = texts(&browser, &format!("{posts}:last-child pre")).await;
@@ -125,21 +133,23 @@ async fn samples_are_copied_and_work() {
         let status = browser.run_async(&script).await;
         assert!(status.is_number(), "{script}: {status}");
     }
-    let answered = answered(&muster).await;
+    let signup_counts = signup_counts(&muster).await;
     for contract in ["username", "nested-name", "flat-name", "register", "error-code"] {
-        let of_contract = answered.iter().filter(|(name, ..)| name == contract);
-        let total: u64 = of_contract.map(|(.., count)| count).sum();
-        assert_eq!(total, if contract == "error-code" { 4 } else { 2 }, "{answered:?}");
+        let counts = signup_counts.iter().filter(|(name, ..)| name == contract);
+        let total: u64 = counts.map(|(.., count)| count).sum();
+        assert_eq!(total, if contract == "error-code" { 4 } else { 2 }, "{signup_counts:?}");
     }
-    let outcomes = answered
+    let outcomes = signup_counts
         .iter()
         .all(|(_, outcome, _)| ["registered", "duplicate"].contains(&outcome.as_str()));
-    assert!(outcomes, "{answered:?}");
+    assert!(outcomes, "{signup_counts:?}");
 }
 
 #[tokio::test]
 async fn docs_fit_a_phone() {
-    let Some((_muster, browser)) = opened(&Setup::embedded(), "/docs").await else { return };
+    let Some((_muster, browser)) = start_with_browser(&Setup::embedded(), "/docs").await else {
+        return;
+    };
     browser.resize(320, 800).await;
     let width = "return document.documentElement.scrollWidth";
     eventually("no scrolling sideways", async || browser.run(width).await == 320).await;

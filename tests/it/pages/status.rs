@@ -1,13 +1,13 @@
-//! The status page: signups and bulk rows as they go, and why something needs attention.
+//! The status page: live counts of signups and bulk rows, and reasons for warnings.
 
 use serde_json::Value;
 
-use super::{has_no_barriers, nobody_complains, opened};
+use super::{assert_accessible, assert_no_console_errors, start_with_browser};
 use crate::flow::five_requests;
 use crate::support::broker::{Broker, registration};
+use crate::support::fleet::Fleet;
 use crate::support::importer::{ndjson, user};
 use crate::support::muster::eventually;
-use crate::support::fleet::Fleet;
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Browser, Client, Setup};
 use muster::domain::ContractId;
@@ -18,7 +18,7 @@ async fn snapshot(client: &Client) -> Value {
     client.get("/status.json", &[]).await.json()
 }
 
-/// Waits for a reason to be shown, or for none.
+/// Waits until the status has this state and this reason; an empty reason means none.
 async fn reasons(client: &Client, state: &str, reason: &str) {
     eventually(&format!("{state}, {reason:?}"), async || {
         let snapshot = snapshot(client).await;
@@ -29,7 +29,7 @@ async fn reasons(client: &Client, state: &str, reason: &str) {
     .await;
 }
 
-/// How far elements moved without a person doing something, as a browser scores it.
+/// The browser's layout shift score, without shifts after user input.
 async fn layout_shift(browser: &Browser) -> f64 {
     let script = "const done = arguments[arguments.length - 1];
         let sum = 0;
@@ -42,7 +42,9 @@ async fn layout_shift(browser: &Browser) -> f64 {
 
 #[tokio::test]
 async fn status_shows_a_signup_within_seconds() {
-    let Some((muster, browser)) = opened(&Setup::embedded(), "/status").await else { return };
+    let Some((muster, browser)) = start_with_browser(&Setup::embedded(), "/status").await else {
+        return;
+    };
     browser.wait_for_text("#ready", "ready").await;
     browser.wait_for_text("#reasons", "nothing needs attention").await;
     browser.wait_for_text("#workers", "1").await;
@@ -52,7 +54,7 @@ async fn status_shows_a_signup_within_seconds() {
     assert_eq!(muster.client().post(path, &body).await.status, 403);
     browser.wait_for_text("#rate-summary", "1 done, 1 rejected, 0 failed").await;
     browser.wait_for_text("#time-summary", "p50 and p95").await;
-    // One signup is one point, which a line would not show.
+    // One signup is a single point, which needs a dot.
     for series in ["p50", "p95"] {
         let dots = format!("return document.querySelectorAll('#time-chart .dot.{series}').length");
         assert_eq!(browser.run(&dots).await, 1, "{series}");
@@ -77,7 +79,7 @@ async fn status_shows_a_signup_within_seconds() {
         let values = &response.json()["seconds"][series];
         assert_eq!(values.as_array().unwrap().len(), 120, "{series}");
     }
-    nobody_complains(&browser).await;
+    assert_no_console_errors(&browser).await;
     drop(muster);
     browser.wait_for_text("#ready", "no response").await;
 }
@@ -89,7 +91,7 @@ async fn status_shows_a_bulk_upload() {
         .with("MUSTER_FRONT_BULK_API_KEY", KEY)
         .with("MUSTER_QUEUE_PREFETCH", "4")
         .with("MUSTER_BCRYPT_COST", "11");
-    let Some((muster, browser)) = opened(&setup, "/status").await else { return };
+    let Some((muster, browser)) = start_with_browser(&setup, "/status").await else { return };
     browser.wait_for_text("#bulk-summary", "No bulk rows are queued").await;
     assert_eq!(browser.text("#bulk-remaining").await, "–");
     let client = muster.client().clone();
@@ -113,10 +115,10 @@ async fn status_shows_a_bulk_upload() {
         left.ends_with(" s") || left.ends_with(" min")
     })
     .await;
-    has_no_barriers(&browser, "/status with an upload").await;
+    assert_accessible(&browser, "/status with an upload").await;
     assert_eq!(upload.await.unwrap().status, 200);
     browser.wait_for_text("#bulk-rows-summary", &format!("{ROWS} finished")).await;
-    // What came and went moved nothing.
+    // The upload caused no layout shift.
     for (width, height) in [(1280, 900), (320, 800)] {
         browser.resize(width, height).await;
         browser.run("scrollTo(0, 0)").await;
@@ -127,7 +129,7 @@ async fn status_shows_a_bulk_upload() {
         let scrolled = browser.run("return document.documentElement.scrollWidth").await;
         assert_eq!(scrolled, width);
     }
-    nobody_complains(&browser).await;
+    assert_no_console_errors(&browser).await;
 }
 
 #[tokio::test]
@@ -144,9 +146,9 @@ async fn status_is_amber_without_workers() {
     browser.wait_for_text("#reasons", "No worker consumes the queue").await;
     let class = "return document.getElementById('state').className";
     assert!(browser.run(class).await.as_str().unwrap().contains("warning"));
-    has_no_barriers(&browser, "/status without workers").await;
+    assert_accessible(&browser, "/status without workers").await;
     browser.resize(320, 800).await;
-    has_no_barriers(&browser, "/status without workers, on a phone").await;
+    assert_accessible(&browser, "/status without workers, on a phone").await;
     let _worker = setup.start_role("worker").await;
     browser.wait_for_text("#reasons", "nothing needs attention").await;
     assert_eq!(browser.text("#ready").await, "ready");
@@ -155,7 +157,7 @@ async fn status_is_amber_without_workers() {
 }
 
 #[tokio::test]
-async fn status_is_amber_while_workers_do_not_reach_the_store() {
+async fn status_is_amber_while_workers_cannot_reach_the_store() {
     let settings = [
         ("MUSTER_FRONT_UI", "on"),
         ("MUSTER_QUEUE_RETRY_DELAYS", "60s"),
@@ -168,7 +170,7 @@ async fn status_is_amber_while_workers_do_not_reach_the_store() {
     let (path, body, _) = five_requests().remove(0);
     eventually("a failure", async || client.post(path, &body).await.status >= 500).await;
     reasons(&client, "warning", "cannot reach the store").await;
-    // Bulk rows are retried, which needs nobody who signs up.
+    // Bulk rows are retried without any signup.
     let properties = registration("flat-name").with_message_id(unique("row").into());
     let row = user(ContractId::FlatName, 0).to_string();
     let broker = Broker::connect().await;
@@ -179,7 +181,7 @@ async fn status_is_amber_while_workers_do_not_reach_the_store() {
 }
 
 #[tokio::test]
-async fn status_counts_dead_letters_and_is_amber_when_they_are_full() {
+async fn status_counts_dead_letters_and_is_amber_when_their_queue_is_full() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -194,7 +196,7 @@ async fn status_counts_dead_letters_and_is_amber_when_they_are_full() {
         let properties = registration("flat-name").with_message_id(unique("row").into());
         broker.publish_unchecked(setup.namespace(), "bulk", properties, b"no JSON").await;
     }
-    // Of two at once a queue for one may accept both.
+    // A queue with a limit of one may accept two messages.
     eventually("a dead letter", async || dead().await.as_u64() >= Some(1)).await;
     reasons(muster.client(), "warning", "The dead-letter queue is full").await;
 }

@@ -59,8 +59,8 @@ async fn every_row_gets_its_answer_and_the_producer_ends() {
         let BulkProducer { rows, mut replies, .. } = producer;
         rows.send(row(1000)).await.unwrap();
         drop(rows);
-        assert_eq!(answers.recv().await.unwrap().tag, 1000, "an accepted row is answered");
-        assert!(answers.recv().await.is_none());
+        assert_eq!(replies.recv().await.unwrap().tag, 1000, "an accepted row is answered");
+        assert!(replies.recv().await.is_none());
         assert_eq!(seen.lock().unwrap().len(), 201, "each row is delivered once");
         replier.abort();
     })
@@ -132,7 +132,7 @@ async fn producer_closes_when_its_answers_are_dropped() {
             fixture.queue.rpc_client().producer(Window::new(8));
         rows.send(row(1)).await.unwrap();
         let delivery = receive_one(&mut consumer).await;
-        drop(answers);
+        drop(replies);
         // The answer has no recipient, which must not be an error.
         reply(delivery).await;
         rows.closed().await;

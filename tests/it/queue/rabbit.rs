@@ -286,8 +286,8 @@ async fn unreadable_message_is_dead_lettered_with_a_reason_and_no_body() {
             Some("unreadable"),
             "{case}"
         );
-        assert_eq!(text_header(&dead.properties, "door").as_deref(), Some(queue), "{case}");
-        assert!(text_header(&dead.properties, "detail").is_some(), "{case}");
+        assert_eq!(text_header(&dead.properties, "queue").as_deref(), Some(queue), "{case}");
+        assert!(text_header(&dead.properties, "parse-error").is_some(), "{case}");
         assert!(dead.data.is_empty(), "{case}");
         assert!(dead.properties.reply_to().is_none() && dead.properties.expiration().is_none());
         assert_eq!(*dead.properties.delivery_mode(), Some(2), "{case}");

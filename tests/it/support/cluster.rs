@@ -333,7 +333,7 @@ impl ClusterFleet {
         self.ledger.repeat_all(&self.addresses).await;
         let summary = self.ledger.compare(&self.users().await);
         summary.assert_consistent();
-        format!("{} users, {:?}", summary.registrations, summary.answers)
+        format!("{} users, {:?}", summary.registrations, summary.responses)
     }
 
     pub async fn users(&self) -> HashMap<String, Vec<String>> {

@@ -130,7 +130,7 @@ pub fn outcomes(reports: &[Value]) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for report in reports {
         let label = report["code"].as_str().unwrap_or(report["outcome"].as_str().unwrap());
-        **counts.entry(label.to_owned()).or_default() += 1;
+        *counts.entry(label.to_owned()).or_default() += 1;
     }
     counts
 }

@@ -132,7 +132,7 @@ impl Ledger {
     fn registration_with(&self, key: Option<String>) -> Registration {
         let (username, password) = (unique("ann"), unique(PASSWORD));
         let entry =
-            LedgerEntry { key: key.clone(), password: password.clone(), observation: Vec::new() };
+            LedgerEntry { key: key.clone(), password: password.clone(), observations: Vec::new() };
         self.0.lock().unwrap().insert(username.clone(), entry);
         Registration { username, key, password }
     }

@@ -1,5 +1,5 @@
-//! Messages that nobody should send, through the real queue: each is answered or put aside once, no
-//! worker falls over, and everybody else is served meanwhile.
+//! Malformed messages: each gets a reply or becomes a dead letter once, no worker ends, and signups succeed
+//! meanwhile.
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
@@ -9,11 +9,11 @@ use crate::support::Fleet;
 use crate::support::broker::{Broker, DIRECT_REPLY, headers, registration, text_header};
 use crate::support::ledger::PASSWORD;
 use crate::support::muster::eventually;
-use crate::support::raw_producer::{RawProducer, max_levels, long, nested, one_header, short};
+use crate::support::raw_producer::{RawProducer, long, max_levels, nested, one_header, short};
 use crate::support::services::unique;
 
-/// Values of every type a header can have.
-fn odd_values() -> Vec<AMQPValue> {
+/// Header values of every type.
+fn header_values() -> Vec<AMQPValue> {
     let mut table = FieldTable::default();
     table.insert("contract".into(), AMQPValue::Boolean(true));
     let nested = (0..40)
@@ -34,8 +34,8 @@ fn odd_values() -> Vec<AMQPValue> {
     ]
 }
 
-/// Bodies that are no document, or a strange one.
-fn odd_bodies() -> Vec<Vec<u8>> {
+/// Bodies that are not documents, or unusual documents.
+fn malformed_bodies() -> Vec<Vec<u8>> {
     let good = json!({
         "email": "a@example.com", "firstname": "John", "lastname": "Doe",
         "password": format!("{PASSWORD}x")
@@ -66,15 +66,15 @@ fn odd_bodies() -> Vec<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn malformed_messages_are_put_aside_and_stop_nobody() {
+async fn malformed_messages_do_not_stop_the_service() {
     let Some(mut fleet) = Fleet::running(&[]).await else { return };
     let namespace = fleet.setup.namespace().to_owned();
     let sender = async {
         let broker = Broker::connect().await;
         let _replies = broker.direct_replies().await;
         let mut count = 0;
-        for body in odd_bodies() {
-            let properties = registration("flat-name").with_message_id(unique("odd").into());
+        for body in malformed_bodies() {
+            let properties = registration("flat-name").with_message_id(unique("malformed").into());
             let asking = properties
                 .clone()
                 .with_reply_to(DIRECT_REPLY.into())
@@ -99,12 +99,12 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
             "x-delivery-count",
         ];
         for name in names {
-            for value in odd_values() {
+            for value in header_values() {
                 let mut table = headers(&[("contract", "flat-name".into())]);
                 table.insert(name.into(), value);
                 let properties = registration("flat-name")
                     .with_headers(table)
-                    .with_message_id(unique("odd").into())
+                    .with_message_id(unique("malformed").into())
                     .with_reply_to(DIRECT_REPLY.into())
                     .with_expiration("30000".into());
                 broker.publish_unchecked(&namespace, "interactive", properties, b"{}").await;
@@ -121,7 +121,7 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
         ] {
             broker.publish_unchecked(&namespace, "bulk", properties, b"{}").await;
         }
-        eventually("all to be settled", async || {
+        eventually("every message to be settled", async || {
             fleet.messages("bulk").await + fleet.messages("interactive").await == 0
         })
         .await;
@@ -135,14 +135,14 @@ async fn malformed_messages_are_put_aside_and_stop_nobody() {
     for worker in &mut fleet.workers {
         worker.stop().await;
     }
-    // Nothing was left unsettled, or it would be back.
+    // A message without an ack would be ready again.
     for queue in ["interactive", "bulk"] {
         assert_eq!(fleet.messages(queue).await, 0, "{queue}");
     }
     assert!(fleet.messages("dead").await > 0);
 }
 
-/// Properties that the client would refuse or recurse into without end, and what is said of each.
+/// Properties that the AMQP client cannot parse, and the error for each.
 fn unreadable_properties() -> Vec<(Vec<u8>, &'static str)> {
     const DEEP: &str = "its headers are nested more than 16 levels deep";
     const LARGE: &str = "its properties are larger than a frame";
@@ -178,13 +178,13 @@ async fn unreadable_properties_are_dead_lettered_at_the_first_delivery() {
             expected.push((queue.to_owned(), reason.to_owned()));
         }
     }
-    // Delivered with the routing key that it was published with first.
+    // The broker delivers the copy with the original routing key, which is not UTF-8.
     let copied =
         one_header(b"CC", &[b"A", &long(&[b"S", &long(b"bulk")[..]].concat())[..]].concat());
     producer.publish(&namespace, b"\xff\xfe", &copied, b"{}").await;
     expected.push(("bulk".to_owned(), "no type".to_owned()));
     ledger.wait_for_created(20).await;
-    eventually("all to be dead letters", async || {
+    eventually("every message to be dead-lettered", async || {
         fleet.messages("dead").await as usize == expected.len()
     })
     .await;
@@ -195,15 +195,15 @@ async fn unreadable_properties_are_dead_lettered_at_the_first_delivery() {
     while let Some(dead) = broker.fetch_now(&format!("{namespace}.dead")).await {
         let text = |name| text_header(&dead.properties, name).unwrap();
         assert_eq!(text("reason"), "unreadable");
-        found.push((text("door"), text("detail")));
+        found.push((text("queue"), text("parse-error")));
     }
     found.sort();
     expected.sort();
     assert_eq!(found, expected);
-    // No connection was lost over it, and each came once.
+    // No connection was lost, and each message was delivered once.
     let mut deliveries = 0;
-    for node in fleet.workers.iter_mut().chain(&mut fleet.fronts) {
-        let output = node.process().output();
+    for process in fleet.workers.iter_mut().chain(&mut fleet.fronts) {
+        let output = process.process().output();
         assert!(!output.contains("component_not_ready"), "{output}");
         deliveries += output.matches("\"dead_lettered\"").count();
     }

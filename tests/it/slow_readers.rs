@@ -142,7 +142,8 @@ async fn pipelining_client_that_does_not_read_is_disconnected() {
 
 #[tokio::test]
 async fn shutdown_does_not_wait_for_clients_that_do_not_read() {
-    let setup = Setup::embedded().with(WRITE_TIMEOUT, "10m").with("MUSTER_FRONT_SHUTDOWN_TIMEOUT", "10m");
+    let setup =
+        Setup::embedded().with(WRITE_TIMEOUT, "10m").with("MUSTER_FRONT_SHUTDOWN_TIMEOUT", "10m");
     let muster = setup.start().await;
     let address = muster.client().address().to_owned();
     let _pipelining = pipeline(&address).await;

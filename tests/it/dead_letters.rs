@@ -38,7 +38,8 @@ async fn run(setup: &Setup, arguments: &[&str]) -> (i32, String, String) {
 
 /// The dead letters that `list` prints with these flags.
 async fn listed(setup: &Setup, flags: &[&str]) -> Vec<Value> {
-    let (code, stdout, stderr) = run(setup, &[&["dead", "list", "--json"], flags].concat()).await;
+    let (code, stdout, stderr) =
+        run(setup, &[&["dead-letters", "list", "--json"], flags].concat()).await;
     assert_eq!(code, 0, "{stderr}");
     stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -63,8 +64,10 @@ fn document() -> Vec<u8> {
 /// Starts a front, which declares the queues and consumes none.
 async fn start_front(setup: &Setup) -> Muster {
     let front = setup.start_with(&["serve", "--role", "front"]).await;
-    eventually("the queues to be declared", async || run(setup, &["dead", "list"]).await.0 == 0)
-        .await;
+    eventually("the queues to be declared", async || {
+        run(setup, &["dead-letters", "list"]).await.0 == 0
+    })
+    .await;
     front
 }
 
@@ -108,27 +111,29 @@ async fn list_keeps_dead_letters_and_their_order() {
     }
     assert_eq!(ids(&setup, &["--limit", "2"]).await, sent[..2]);
 
-    let (code, table, _) = run(&setup, &["dead", "list", "--limit", "2"]).await;
+    let (code, table, _) = run(&setup, &["dead-letters", "list", "--limit", "2"]).await;
     assert_eq!(code, 0);
     let lines: Vec<Vec<&str>> =
         table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines[0], ["AGE", "REASON", "DOOR", "CONTRACT", "ATTEMPT", "ADDRESS", "ID"]);
+    assert_eq!(lines[0], ["AGE", "REASON", "QUEUE", "CONTRACT", "ATTEMPT", "ADDRESS", "ID"]);
     let row = ["expired", "bulk", "register", "0", "j***@example.com", "import-2024-000"];
     assert_eq!(lines[1][1..], row, "{table}");
 
-    let (code, _, stderr) = run(&setup, &["dead", "discard", "import-2024"]).await;
+    let (code, _, stderr) = run(&setup, &["dead-letters", "discard", "import-2024"]).await;
     assert_eq!(code, 1, "{stderr}");
-    assert!(stderr.contains("120 dead letters' ids begin so"), "{stderr}");
-    let (code, _, stderr) = run(&setup, &["dead", "discard", "import-2024-060"]).await;
+    assert!(stderr.contains("120 dead letters have this id prefix"), "{stderr}");
+    let (code, _, stderr) = run(&setup, &["dead-letters", "discard", "import-2024-060"]).await;
     assert_eq!(code, 2, "no terminal to confirm on: {stderr}");
     let all_but_one: Vec<String> = sent.into_iter().filter(|id| !id.ends_with("060")).collect();
-    let (code, done, stderr) = run(&setup, &["dead", "discard", "--yes", "import-2024-060"]).await;
+    let (code, done, stderr) =
+        run(&setup, &["dead-letters", "discard", "--yes", "import-2024-060"]).await;
     assert_eq!((code, done.as_str()), (0, "import-2024-060 discarded\n"), "{stderr}");
     assert_eq!(ids(&setup, &[]).await, all_but_one);
 
-    let (code, _, stderr) = run(&setup, &["dead", "discard", "--yes", "--reason", "expired"]).await;
+    let (code, _, stderr) =
+        run(&setup, &["dead-letters", "discard", "--yes", "--reason", "expired"]).await;
     assert_eq!(code, 0, "{stderr}");
-    let (code, nothing, stderr) = run(&setup, &["dead", "list"]).await;
+    let (code, nothing, stderr) = run(&setup, &["dead-letters", "list"]).await;
     assert_eq!((code, nothing.as_str(), stderr.as_str()), (0, "", "muster: no dead letters\n"));
 }
 
@@ -160,8 +165,8 @@ async fn list_and_show_report_reasons_without_secrets() {
     assert_eq!(values("id"), ["bad-body", "no-type", "expired"]);
     assert_eq!(values("reason"), ["unreadable", "unreadable", "expired"]);
     assert_eq!(values("obstacle"), [json!("no_body"), json!("no_body"), json!(null)]);
-    assert!(values("died").iter().all(Value::is_string), "{dead_letters:?}");
-    assert_eq!(dead_letters[1]["detail"], "no type");
+    assert!(values("dead_lettered_at").iter().all(Value::is_string), "{dead_letters:?}");
+    assert_eq!(dead_letters[1]["parse_error"], "no type");
     let masked = json!({ "email": "j***@example.com", "fullname": { "firstname": "John" } });
     assert_eq!(values("body"), [json!(null), json!(null), masked]);
 
@@ -171,28 +176,30 @@ async fn list_and_show_report_reasons_without_secrets() {
     assert_eq!(ids(&setup, &["--older-than", "1h"]).await.len(), 0);
     assert_eq!(ids(&setup, &["--older-than", "0s"]).await.len(), 3);
 
-    let (code, page, _) = run(&setup, &["dead", "show", "exp"]).await;
+    let (code, page, _) = run(&setup, &["dead-letters", "show", "exp"]).await;
     assert_eq!(code, 0);
     for shown in ["expired", "j***@example.com", "\"John\"", "possible"] {
         assert!(page.contains(shown), "{shown}: {page}");
     }
-    let (code, json, _) = run(&setup, &["dead", "show", "no-type", "--json"]).await;
+    let (code, json, _) = run(&setup, &["dead-letters", "show", "no-type", "--json"]).await;
     assert_eq!((code, serde_json::from_str::<Value>(&json).unwrap()), (0, dead_letters[1].clone()));
-    assert_eq!(run(&setup, &["dead", "show", "nobody"]).await.0, 1);
+    assert_eq!(run(&setup, &["dead-letters", "show", "nobody"]).await.0, 1);
 
-    let (code, lines, _) = run(&setup, &["dead", "export", "--output", "-"]).await;
+    let (code, lines, _) = run(&setup, &["dead-letters", "export", "--output", "-"]).await;
     assert_eq!((code, lines.lines().count()), (0, 3));
     let file = setup.directory().join("dead-letters.ndjson");
     let (code, _, stderr) =
-        run(&setup, &["dead", "export", "--output", file.to_str().unwrap()]).await;
+        run(&setup, &["dead-letters", "export", "--output", file.to_str().unwrap()]).await;
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(std::fs::read_to_string(file).unwrap(), lines);
-    let (code, _, stderr) = run(&setup, &["dead", "export", "--output", "/no/such/place"]).await;
+    let (code, _, stderr) =
+        run(&setup, &["dead-letters", "export", "--output", "/no/such/place"]).await;
     assert!(code == 1 && stderr.contains("/no/such/place"), "{stderr}");
 
-    let (code, done, stderr) = run(&setup, &["dead", "requeue", "--all", "--dry-run"]).await;
+    let (code, done, stderr) =
+        run(&setup, &["dead-letters", "requeue", "--all", "--dry-run"]).await;
     assert_eq!((code, done.as_str()), (3, "expired would be requeued\n"), "{stderr}");
-    assert!(stderr.contains("bad-body stays: its body cannot be read"), "{stderr}");
+    assert!(stderr.contains("bad-body kept: its body cannot be read"), "{stderr}");
     assert_eq!(ids(&setup, &[]).await, ["bad-body", "no-type", "expired"]);
 }
 
@@ -226,13 +233,13 @@ async fn unreadable_dead_letters_are_shown_and_discarded() {
             (&dead_letter["reason"], &dead_letter["obstacle"]),
             (&json!("unreadable"), &json!("unreadable"))
         );
-        let detail = dead_letter["detail"].as_str().unwrap();
+        let detail = dead_letter["parse_error"].as_str().unwrap();
         let errors = ["16 levels", "larger than a frame", "message_id is not UTF-8"];
         assert!(errors.iter().any(|error| detail.contains(error)), "{detail}");
     }
-    let (code, _, stderr) = run(&setup, &["dead", "show", "no-such-id"]).await;
+    let (code, _, stderr) = run(&setup, &["dead-letters", "show", "no-such-id"]).await;
     assert_eq!(code, 1, "{stderr}");
-    let (code, _, stderr) = run(&setup, &["dead", "requeue", "--all"]).await;
+    let (code, _, stderr) = run(&setup, &["dead-letters", "requeue", "--all"]).await;
     assert_eq!(code, 3, "{stderr}");
     assert!(stderr.contains("its properties cannot be read"), "{stderr}");
     eventually("all dead letters to be requeued", async || {
@@ -240,7 +247,7 @@ async fn unreadable_dead_letters_are_shown_and_discarded() {
     })
     .await;
     let (code, _, stderr) =
-        run(&setup, &["dead", "discard", "--yes", "--reason", "unreadable"]).await;
+        run(&setup, &["dead-letters", "discard", "--yes", "--reason", "unreadable"]).await;
     assert_eq!(code, 0, "{stderr}");
     wait_for_count(&setup, 0).await;
 }
@@ -278,7 +285,7 @@ async fn requeued_dead_letter_creates_its_user_once() {
     );
 
     let (code, done, stderr) =
-        run(&setup, &["dead", "requeue", "row-1", "--rate", "100/s", "--json"]).await;
+        run(&setup, &["dead-letters", "requeue", "row-1", "--rate", "100/s", "--json"]).await;
     assert_eq!((code, done.lines().count()), (0, 2), "{stderr}");
     wait_for_count(&setup, 0).await;
     let sent = broker.fetch(&format!("{}.bulk", setup.namespace())).await;
@@ -306,7 +313,7 @@ async fn requeued_dead_letter_creates_its_user_once() {
     // The same registration is dead-lettered and requeued again.
     publish_expiring(&broker, &setup, "row-1").await;
     wait_for_count(&setup, 1).await;
-    let (code, _, stderr) = run(&setup, &["dead", "requeue", "--all"]).await;
+    let (code, _, stderr) = run(&setup, &["dead-letters", "requeue", "--all"]).await;
     assert_eq!(code, 0, "{stderr}");
     let mut worker = setup.start_role("worker").await;
     worker.wait_for_log(|line| line.contains("\"replayed\"")).await;
@@ -339,12 +346,12 @@ async fn dead_letter_without_a_password_cannot_be_requeued() {
         (&json!("too_many_attempts"), &json!(1))
     );
 
-    let (code, done, stderr) = run(&setup, &["dead", "requeue", "row-1", "row-2"]).await;
+    let (code, done, stderr) = run(&setup, &["dead-letters", "requeue", "row-1", "row-2"]).await;
     assert_eq!((code, done.as_str()), (3, ""), "{stderr}");
-    assert!(stderr.contains("row-1 stays: its password was removed"), "{stderr}");
-    assert!(stderr.contains("row-2: no dead letter's id begins so"), "{stderr}");
+    assert!(stderr.contains("row-1 kept: its password was removed"), "{stderr}");
+    assert!(stderr.contains("row-2: no dead letter has this id or prefix"), "{stderr}");
     assert_eq!(ids(&setup, &[]).await, ["row-1"]);
-    let (code, _, stderr) = run(&setup, &["dead", "discard", "row-1", "--yes"]).await;
+    let (code, _, stderr) = run(&setup, &["dead-letters", "discard", "row-1", "--yes"]).await;
     assert_eq!(code, 0, "{stderr}");
     assert!(ids(&setup, &[]).await.is_empty());
     proxy.restore();
@@ -430,18 +437,18 @@ async fn store_outage_dead_letters_only_few_bulk_rows() {
 
 #[tokio::test]
 async fn commands_explain_a_queue_without_dead_letters() {
-    let (code, _, stderr) = run(&Setup::embedded(), &["dead", "list"]).await;
+    let (code, _, stderr) = run(&Setup::embedded(), &["dead-letters", "list"]).await;
     assert_eq!(code, 2, "{stderr}");
     assert!(stderr.contains("local:") && stderr.contains("amqp://"), "{stderr}");
     let unreachable = Setup::embedded().with("MUSTER_QUEUE", "amqp://guest:guest@127.0.0.1:1/%2f");
-    let (code, _, stderr) = run(&unreachable, &["dead", "list"]).await;
+    let (code, _, stderr) = run(&unreachable, &["dead-letters", "list"]).await;
     assert_eq!(code, 1, "{stderr}");
     assert!(stderr.contains("127.0.0.1:1") && stderr.contains("MUSTER_QUEUE"), "{stderr}");
     for command in ["requeue", "discard"] {
-        assert_eq!(run(&unreachable, &["dead", command]).await.0, 2);
+        assert_eq!(run(&unreachable, &["dead-letters", command]).await.0, 2);
     }
     if BROKER_ONLY.is_available() {
-        let (code, _, stderr) = run(&Setup::new(BROKER_ONLY), &["dead", "list"]).await;
+        let (code, _, stderr) = run(&Setup::new(BROKER_ONLY), &["dead-letters", "list"]).await;
         assert_eq!(code, 1, "{stderr}");
         assert!(stderr.contains("MUSTER_QUEUE_NAMESPACE"), "{stderr}");
     }

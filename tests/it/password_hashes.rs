@@ -1,5 +1,5 @@
-//! Rows whose passwords were hashed elsewhere: taken through the bulk door alone, stored as they are, and
-//! each on its own however many are written together.
+//! Rows with password hashes: accepted only from the bulk queue, stored unchanged, and independent of other rows in
+//! their batch.
 
 use std::fs;
 
@@ -11,22 +11,22 @@ use serde_json::{Value, json};
 
 use crate::support::broker::{Broker, DIRECT_REPLY, registration};
 use crate::support::importer::{
-    HASH, assert_stored, with_password_hash, import, ndjson, outcomes, reports, user, with_worker,
+    HASH, assert_stored, import, ndjson, outcomes, reports, user, with_password_hash, with_worker,
 };
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{PAIRS, Setup};
 
 const CONTRACT: &str = "error-code";
 
-/// Imports rows that name themselves, and returns what became of each.
+/// Imports rows with their own ids and returns the reports in order.
 async fn import_rows(setup: &Setup, rows: &[Value]) -> Vec<Value> {
     fs::write(setup.directory().join("users.ndjson"), ndjson(rows.iter().cloned())).unwrap();
     let arguments = ["users.ndjson", "--contract", CONTRACT, "--id-field", "row"];
-    let ended = import(setup, &arguments).await;
-    assert!(matches!(ended.code, Some(0 | 3)), "{}", ended.stderr);
-    let mut told = reports(&ended.stdout);
-    told.sort_by_key(|report| report["line"].as_u64());
-    told
+    let output = import(setup, &arguments).await;
+    assert!(matches!(output.code, Some(0 | 3)), "{}", output.stderr);
+    let mut reports = reports(&output.stdout);
+    reports.sort_by_key(|report| report["line"].as_u64());
+    reports
 }
 
 fn row(n: usize) -> Value {
@@ -39,32 +39,32 @@ fn named(mut user: Value, n: usize) -> Value {
 }
 
 #[tokio::test]
-async fn hashes_are_kept_as_they_are_and_rows_stand_alone() {
+async fn imported_hashes_are_stored_unchanged_and_rows_are_independent() {
     for pair in PAIRS {
         let Some((setup, worker)) = with_worker(pair).await else { continue };
         let before: Vec<Value> = (0..20).map(row).collect();
-        let told = import_rows(&setup, &before).await;
-        assert_eq!(outcomes(&told)["registered"], 20, "{pair:?}: {told:?}");
+        let reports = import_rows(&setup, &before).await;
+        assert_eq!(outcomes(&reports)["registered"], 20, "{pair:?}: {reports:?}");
 
-        // New ones, some of them twice, among some that are there already, all in one batch.
+        // New users, some of them repeated, and existing users, in one batch.
         let rows: Vec<Value> = (0..300)
             .map(|n| match n % 3 {
                 0 => named(with_password_hash(user(ContractId::ErrorCode, n % 20)), 1000 + n),
                 _ => named(with_password_hash(user(ContractId::ErrorCode, 100 + n / 6)), 1000 + n),
             })
             .collect();
-        let told = import_rows(&setup, &rows).await;
-        let counts = outcomes(&told);
-        // Of each run of six rows, four ask for one new user.
+        let reports = import_rows(&setup, &rows).await;
+        let counts = outcomes(&reports);
+        // In each run of six rows, four register the same new user.
         assert_eq!((counts["registered"], counts["duplicate"]), (50, 250), "{pair:?}: {counts:?}");
-        // One process at a time has the embedded file open.
+        // Only one process can open the data file.
         drop(worker);
-        assert_stored(&setup, &told).await;
+        assert_stored(&setup, &reports).await;
     }
 }
 
 #[tokio::test]
-async fn the_same_row_again_is_its_user_and_another_hash_is_refused() {
+async fn repeated_row_is_a_replay_and_another_hash_is_rejected() {
     for pair in PAIRS {
         let Some((setup, _worker)) = with_worker(pair).await else { continue };
         let first = import_rows(&setup, &[row(1)]).await;
@@ -72,13 +72,13 @@ async fn the_same_row_again_is_its_user_and_another_hash_is_refused() {
         assert_eq!(again[0]["userId"], first[0]["userId"], "{pair:?}");
         let mut other = row(1);
         other["passwordHash"] = HASH.replacen("$2a$", "$2b$", 1).into();
-        let told = import_rows(&setup, &[other]).await;
-        assert_eq!(told[0]["code"], "key_reused", "{pair:?}: {told:?}");
+        let reports = import_rows(&setup, &[other]).await;
+        assert_eq!(reports[0]["code"], "key_reused", "{pair:?}: {reports:?}");
     }
 }
 
 #[tokio::test]
-async fn what_is_no_hash_is_refused_with_a_code() {
+async fn invalid_hash_is_rejected_with_a_code() {
     let Some((setup, _worker)) = with_worker(crate::support::services::EMBEDDED).await else {
         return;
     };
@@ -93,15 +93,15 @@ async fn what_is_no_hash_is_refused_with_a_code() {
         with("passwordHash", &HASH.replacen("$10$", "$07$", 1)),
         with("passwordHash", "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$aGFzaA"),
     ];
-    let told = import_rows(&setup, &rows).await;
+    let reports = import_rows(&setup, &rows).await;
     let codes: Vec<&str> =
-        told.iter().map(|report| report["errors"][0]["code"].as_str().unwrap()).collect();
+        reports.iter().map(|report| report["errors"][0]["code"].as_str().unwrap()).collect();
     let expected = ["CONFLICTING_FIELDS", "INVALID_HASH", "INVALID_HASH", "UNSUPPORTED_HASH"];
     assert_eq!(codes, expected);
 }
 
 #[tokio::test]
-async fn nobody_but_the_bulk_door_takes_a_hash() {
+async fn hash_is_accepted_only_from_the_bulk_queue() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -109,7 +109,7 @@ async fn nobody_but_the_bulk_door_takes_a_hash() {
     let muster = setup.start().await;
     let mut body = with_password_hash(user(ContractId::Username, 1));
     let response = muster.client().post("/signup", &body).await;
-    assert_eq!(response.status, 400, "a hash alone is no password");
+    assert_eq!(response.status, 400, "passwordHash is ignored");
     body["password"] = "secret-1".into();
     assert_eq!(muster.client().post("/signup", &body).await.status, 201);
 
@@ -127,7 +127,7 @@ async fn nobody_but_the_bulk_door_takes_a_hash() {
     let reply: Value = serde_json::from_slice(&reply.data).unwrap();
     assert_eq!((&reply["outcome"], &reply["code"]), (&json!("rejected"), &json!("invalid")));
 
-    // What the store has is the hash of the password, not the one that came beside it.
+    // The store has the hash of the password, not the sent hash.
     let client = Client::with_uri_str(&setup.environment["MUSTER_STORE"]).await.unwrap();
     let users = client.default_database().unwrap().collection::<bson::Document>("users");
     let user = users.find_one(doc! { "username": "user 1" }).await.unwrap().unwrap();
@@ -136,7 +136,7 @@ async fn nobody_but_the_bulk_door_takes_a_hash() {
 }
 
 #[tokio::test]
-async fn a_hash_as_password_is_refused_at_the_bulk_queue() {
+async fn hash_like_password_is_rejected_from_the_bulk_queue() {
     if !PRODUCTION.is_available() {
         return;
     }

@@ -1,5 +1,5 @@
-//! Unique indexes of other programs on the collection of users: found at the start and by doctor, reported
-//! when they refuse a user, and answered at once.
+//! Unique indexes of other programs on the user collection: found at the start and by doctor, and reported when they
+//! reject a user.
 
 use bson::doc;
 use mongodb::options::IndexOptions;
@@ -34,7 +34,7 @@ async fn prepared(setup: &Setup) -> Result<(), PrepareError> {
     store::open(&setup.settings().store, &part).await.unwrap().prepare().await
 }
 
-/// What doctor says of the indexes: severity, reason and remedy of what is worst.
+/// Severity, and reason with remedy, of doctor's most severe finding about indexes.
 async fn finding(setup: &Setup) -> (String, String) {
     let document = run(setup, &["doctor", "--json"]).await.json();
     let findings = document["findings"].as_array().unwrap().clone();
@@ -54,26 +54,26 @@ fn person(email: &str) -> Value {
 }
 
 #[tokio::test]
-async fn an_index_that_admits_one_user_stops_the_start() {
+async fn unique_index_on_a_missing_field_stops_the_start() {
     let Some(setup) = mongo() else { return };
     make_unique(&setup, "phone", false).await;
     match prepared(&setup).await {
-        Err(PrepareError::Unfit(text)) => {
+        Err(PrepareError::Incompatible(text)) => {
             for part in ["phone_1", "admits one user", "dropIndex"] {
-                assert!(text.contains(part), "{part} is not in: {text}");
+                assert!(text.contains(part), "expected {part} in: {text}");
             }
         }
         other => panic!("{other:?}"),
     }
     let (severity, text) = finding(&setup).await;
     assert!(severity == "error" && text.contains("phone_1"), "{severity}: {text}");
-    let ended = run(&setup, &["serve"]).await;
-    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
-    assert!(ended.stderr.contains("phone_1"), "{}", ended.stderr);
+    let output = run(&setup, &["serve"]).await;
+    assert_eq!(output.code, Some(2), "{}", output.stderr);
+    assert!(output.stderr.contains("phone_1"), "{}", output.stderr);
 }
 
 #[tokio::test]
-async fn an_index_that_muster_can_satisfy_is_no_reason_to_stop() {
+async fn satisfiable_foreign_index_does_not_stop_the_start() {
     let Some(setup) = mongo() else { return };
     make_unique(&setup, "phone", true).await;
     prepared(&setup).await.unwrap();
@@ -91,9 +91,9 @@ async fn documents_without_a_registration_id_are_named_with_their_query() {
     let old = [doc! { "email": "a@b.example" }, doc! { "email": "c@d.example" }];
     users(&setup).await.insert_many(old).await.unwrap();
     match prepared(&setup).await {
-        Err(PrepareError::Unfit(text)) => {
+        Err(PrepareError::Incompatible(text)) => {
             for part in ["registrationId", "db.users.find({registrationId: null})", "updateMany"] {
-                assert!(text.contains(part), "{part} is not in: {text}");
+                assert!(text.contains(part), "{part} was expected in: {text}");
             }
         }
         other => panic!("{other:?}"),
@@ -103,13 +103,13 @@ async fn documents_without_a_registration_id_are_named_with_their_query() {
 }
 
 #[tokio::test]
-async fn a_conflict_that_no_own_index_explains_is_reported_and_not_retried() {
+async fn foreign_index_conflict_is_reported_and_not_retried() {
     let Some(setup) = mongo() else { return };
     let mut muster = setup.start().await;
     let client = muster.client().clone();
     let address = || format!("{}@example.com", unique("ann"));
     assert_eq!(client.post("/register", &person(&address())).await.status, 201);
-    // Another program starts, and makes its index.
+    // Another program creates its index.
     make_unique(&setup, "phone", false).await;
     let response = client.post("/register", &person(&address())).await;
     assert_eq!(
@@ -128,16 +128,20 @@ async fn a_conflict_that_no_own_index_explains_is_reported_and_not_retried() {
 }
 
 #[tokio::test]
-async fn who_holds_an_address_in_a_foreign_index_makes_it_a_duplicate() {
+async fn email_in_a_foreign_index_is_a_duplicate() {
     let Some(setup) = mongo() else { return };
     make_unique(&setup, "email", false).await;
-    let taken = format!("{}@example.com", unique("old"));
-    users(&setup).await.insert_one(doc! { "email": &taken, "username": "old ann" }).await.unwrap();
+    let existing = format!("{}@example.com", unique("old"));
+    users(&setup)
+        .await
+        .insert_one(doc! { "email": &existing, "username": "old ann" })
+        .await
+        .unwrap();
     let muster = setup.start().await;
     let client = muster.client().clone();
-    let response = client.post("/register", &person(&taken)).await;
+    let response = client.post("/register", &person(&existing)).await;
     assert_eq!((response.status, &response.json()["message"]), (400, &json!("User already exist")));
-    // A document that muster did not write holds a name too.
+    // The name in a document of another program is a duplicate too.
     let named = json!({ "username": "old ann", "password": "correct horse 7" });
     let response = client.post("/signup", &named).await;
     assert_eq!(
@@ -149,7 +153,7 @@ async fn who_holds_an_address_in_a_foreign_index_makes_it_a_duplicate() {
 }
 
 #[tokio::test]
-async fn rows_that_a_foreign_index_refuses_are_reported_and_no_dead_letters() {
+async fn rows_rejected_by_a_foreign_index_become_no_dead_letters() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -160,19 +164,19 @@ async fn rows_that_a_foreign_index_refuses_are_reported_and_no_dead_letters() {
         std::fs::write(setup.directory().join(name), rows).unwrap();
     };
     write("first.ndjson", 0..1);
-    let ended = import(&setup, &["first.ndjson", "--contract", "register"]).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let output = import(&setup, &["first.ndjson", "--contract", "register"]).await;
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
     make_unique(&setup, "phone", false).await;
     write("more.ndjson", 1..4);
-    let ended = import(&setup, &["more.ndjson", "--contract", "register"]).await;
-    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
-    let reports = reports(&ended.stdout);
-    assert_eq!(reports.len(), 3, "{}", ended.stderr);
+    let output = import(&setup, &["more.ndjson", "--contract", "register"]).await;
+    assert_eq!(output.code, Some(3), "{}", output.stderr);
+    let reports = reports(&output.stdout);
+    assert_eq!(reports.len(), 3, "{}", output.stderr);
     for report in reports {
         assert_eq!(report["outcome"], "failed", "{report}");
         assert_eq!(report["code"], "store_conflict", "{report}");
     }
     worker.wait_for_log(|line| line.contains("foreign_index_conflict")).await;
-    let listed = run(&setup, &["dead", "list", "--json"]).await.expect_stdout();
-    assert_eq!(listed, "", "no row is a dead letter");
+    let listed = run(&setup, &["dead-letters", "list", "--json"]).await.expect_stdout();
+    assert_eq!(listed, "", "no row may be dead-lettered");
 }

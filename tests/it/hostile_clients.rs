@@ -1,5 +1,5 @@
-//! Clients that are slow, rude or out to do harm: each is refused or dropped, memory stays flat, and
-//! everybody else is served meanwhile.
+//! Slow and hostile clients: each is refused or disconnected, memory stays flat, and other clients are served
+//! meanwhile.
 
 use std::time::Duration;
 
@@ -15,17 +15,18 @@ use crate::support::muster::{Muster, TIMEOUT};
 use crate::support::services::{skip_unsupported, unique};
 use crate::support::{RawConnection, Setup};
 
-/// More than one process of this size would be a leak.
+/// Limit for the resident memory of the process.
 const FLAT_KIB: u64 = 100 << 10;
 
-/// The same while ten thousand connections are open, each with a buffer.
+/// Limit while ten thousand connections are open, each with a buffer.
 const MANY_KIB: u64 = 300 << 10;
 
-async fn others_are_served(muster: &Muster) {
-    others_are_served_within(muster, FLAT_KIB).await;
+/// Fails unless another client can sign up and memory is flat.
+async fn assert_served(muster: &Muster) {
+    assert_served_within(muster, FLAT_KIB).await;
 }
 
-async fn others_are_served_within(muster: &Muster, kib: u64) {
+async fn assert_served_within(muster: &Muster, kib: u64) {
     let body = json!({ "username": unique("ann"), "password": "secret-1" });
     assert_eq!(muster.client().post("/signup", &body).await.status, 201);
     assert!(muster.memory_kib() < kib, "{} KiB", muster.memory_kib());
@@ -44,7 +45,7 @@ async fn exchange(muster: &Muster, bytes: &[u8]) -> String {
 
 async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut response = Vec::new();
-    // A reset after the answer is an end like any other.
+    // A reset after the response is accepted too.
     let _ = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut response))
         .await
         .expect("the server closes the connection");
@@ -52,7 +53,7 @@ async fn read_to_end(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn the_silent_and_the_slow_give_their_places_up() {
+async fn slow_clients_free_their_connections() {
     let setup = Setup::embedded()
         .with("MUSTER_FRONT_MAX_CONNECTIONS", "40")
         .with("MUSTER_FRONT_HEADER_TIMEOUT", "500ms")
@@ -61,7 +62,7 @@ async fn the_silent_and_the_slow_give_their_places_up() {
     let mut held = Vec::new();
     for n in 0..40 {
         let mut stream = connect(&muster).await;
-        let begun: &[u8] = match n % 4 {
+        let partial: &[u8] = match n % 4 {
             0 => b"",
             1 => b"PRI * HT",
             2 => b"POST /signup HTTP/1.1\r\nHost: x\r\nX-Slow: ",
@@ -70,21 +71,21 @@ async fn the_silent_and_the_slow_give_their_places_up() {
                    Content-Length: 100\r\n\r\n{"
             }
         };
-        stream.write_all(begun).await.unwrap();
+        stream.write_all(partial).await.unwrap();
         held.push(stream);
     }
-    // Every place is taken; this waits until one is free.
-    others_are_served(&muster).await;
+    // All connections are in use; this request waits for a free one.
+    assert_served(&muster).await;
     for (n, stream) in held.iter_mut().enumerate() {
-        let told = read_to_end(stream).await;
+        let response = read_to_end(stream).await;
         if n % 4 == 3 {
-            assert!(told.starts_with("HTTP/1.1 408"), "{told}");
+            assert!(response.starts_with("HTTP/1.1 408"), "{response}");
         }
     }
 }
 
 #[tokio::test]
-async fn half_closed_sockets_are_let_go() {
+async fn half_closed_sockets_are_closed() {
     let muster = Setup::embedded().start().await;
     for _ in 0..200 {
         let mut stream = connect(&muster).await;
@@ -92,11 +93,11 @@ async fn half_closed_sockets_are_let_go() {
         stream.shutdown().await.unwrap();
         read_to_end(&mut stream).await;
     }
-    others_are_served(&muster).await;
+    assert_served(&muster).await;
 }
 
 #[tokio::test]
-async fn a_client_that_half_closes_after_its_request_gets_its_response() {
+async fn half_close_after_a_request_still_gets_the_response() {
     let muster = Setup::embedded().with("MUSTER_BCRYPT_COST", "10").start().await;
     let body = json!({ "username": unique("ann"), "password": "secret-1" }).to_string();
     let mut stream = RawConnection::connect(muster.client().address()).await;
@@ -108,7 +109,7 @@ async fn a_client_that_half_closes_after_its_request_gets_its_response() {
 }
 
 #[tokio::test]
-async fn an_http1_request_names_one_valid_host() {
+async fn http1_request_needs_one_valid_host() {
     let muster = Setup::embedded().start().await;
     for hosts in ["", "Host: x\r\nHost: x\r\n", "Host: \r\n", "Host: a b\r\n", "Host: a@b\r\n"] {
         for target in ["/live", "http://x/live", "/nowhere"] {
@@ -123,7 +124,7 @@ async fn an_http1_request_names_one_valid_host() {
 }
 
 #[tokio::test]
-async fn paths_for_operators_are_not_shared_with_other_origins() {
+async fn operator_paths_allow_no_other_origin() {
     let muster = Setup::embedded().start().await;
     for path in ["/live", "/ready", "/metrics", "/status.json"] {
         for method in ["GET", "POST"] {
@@ -137,7 +138,7 @@ async fn paths_for_operators_are_not_shared_with_other_origins() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_refused_is_not_asked_to_continue() {
+async fn refused_request_gets_no_100_continue() {
     let setup = Setup::embedded()
         .with("MUSTER_FRONT_BULK_API_KEY", "an-api-key-of-thirty-two-characters")
         .with("MUSTER_FRONT_BODY_TIMEOUT", "10m");
@@ -174,7 +175,7 @@ async fn a_request_that_is_refused_is_not_asked_to_continue() {
 }
 
 #[tokio::test]
-async fn header_lines_are_bounded() {
+async fn header_size_is_limited() {
     let muster = Setup::embedded().start().await;
     let request = |bytes: usize| {
         format!(
@@ -184,7 +185,7 @@ async fn header_lines_are_bounded() {
     };
     assert!(exchange(&muster, request(8 << 10).as_bytes()).await.starts_with("HTTP/1.1 200"));
     assert!(exchange(&muster, request(64 << 10).as_bytes()).await.starts_with("HTTP/1.1 431"));
-    // What a browser may come to, with many cookies, its page can read.
+    // A browser with many cookies may exceed the limit; its page can read the response.
     for over in [17 << 10, 30 << 10] {
         let request = request(over).replace("/live", "/users/profile");
         let refused = exchange(&muster, request.as_bytes()).await;
@@ -197,11 +198,11 @@ async fn header_lines_are_bounded() {
     let many: String = (0..500).map(|n| format!("X-{n}: x\r\n")).collect();
     let many = format!("GET /live HTTP/1.1\r\nHost: x\r\n{many}\r\n");
     assert!(exchange(&muster, many.as_bytes()).await.starts_with("HTTP/1.1 431"));
-    others_are_served(&muster).await;
+    assert_served(&muster).await;
 }
 
 #[tokio::test]
-async fn what_could_be_read_in_two_ways_is_not_read_twice() {
+async fn ambiguous_framing_is_rejected() {
     let muster = Setup::embedded().start().await;
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
     let head = "POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
@@ -215,15 +216,15 @@ async fn what_could_be_read_in_two_ways_is_not_read_twice() {
             "{head}Content-Length: 5\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"
         ),
     ] {
-        let told = exchange(&muster, ambiguous.as_bytes()).await;
-        assert!(told.starts_with("HTTP/1.1 400"), "{ambiguous:?}: {told}");
-        assert_eq!(told.matches("HTTP/1.1 ").count(), 1, "{ambiguous:?}: {told}");
+        let response = exchange(&muster, ambiguous.as_bytes()).await;
+        assert!(response.starts_with("HTTP/1.1 400"), "{ambiguous:?}: {response}");
+        assert_eq!(response.matches("HTTP/1.1 ").count(), 1, "{ambiguous:?}: {response}");
     }
-    others_are_served(&muster).await;
+    assert_served(&muster).await;
 }
 
 #[tokio::test]
-async fn streams_that_are_reset_at_once_cost_nothing() {
+async fn http2_rapid_reset_costs_little_memory() {
     let muster = Setup::embedded().start().await;
     for _ in 0..5 {
         let io = TokioIo::new(connect(&muster).await);
@@ -235,10 +236,10 @@ async fn streams_that_are_reset_at_once_cost_nothing() {
                 .header("authorization", "Bearer x")
                 .body(Empty::<Bytes>::new());
             if sender.ready().await.is_err() {
-                // The server has had enough of it.
+                // The server closed the connection.
                 break;
             }
-            // Dropping the answer's future resets its stream.
+            // Dropping the future resets its stream.
             let mut response = Box::pin(sender.send_request(request.unwrap()));
             let _ = futures_util::poll!(&mut response);
             drop(response);
@@ -246,29 +247,32 @@ async fn streams_that_are_reset_at_once_cost_nothing() {
         }
         driver.abort();
     }
-    others_are_served(&muster).await;
+    assert_served(&muster).await;
 }
 
-/// Connections at once, as many as the front takes by default.
+/// The default of `front.max_connections`.
 const MANY: usize = 10_000;
 
 #[tokio::test]
-async fn ten_thousand_connections_are_held_in_little_memory() {
-    // Each is a file here and another there.
+async fn ten_thousand_connections_need_little_memory() {
+    // Each connection is one file in both processes.
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
     let files: usize = files.split_whitespace().next().unwrap().parse().unwrap_or(usize::MAX);
     if files < MANY + 200 {
-        skip_unsupported(&format!("{files} files may be open; ulimit -n {} allows enough", MANY + 200));
+        skip_unsupported(&format!(
+            "{files} files may be open; ulimit -n {} allows enough",
+            MANY + 200
+        ));
         return;
     }
     let setup =
         Setup::embedded().with("MUSTER_FRONT_MAX_CONNECTIONS_PER_ADDRESS", &MANY.to_string());
     let muster = setup.start().await;
-    others_are_served(&muster).await;
+    assert_served(&muster).await;
     let mut held = Vec::new();
     while held.len() < MANY - 1 {
-        let asking = (0..200.min(MANY - 1 - held.len())).map(|_| async {
+        let requests = (0..200.min(MANY - 1 - held.len())).map(|_| async {
             let mut stream = connect(&muster).await;
             stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
             let mut first = [0; 12];
@@ -276,30 +280,30 @@ async fn ten_thousand_connections_are_held_in_little_memory() {
             assert_eq!(&first, b"HTTP/1.1 200");
             stream
         });
-        held.extend(futures_util::future::join_all(asking).await);
+        held.extend(futures_util::future::join_all(requests).await);
     }
-    // The one place that is left serves everybody else.
-    others_are_served_within(&muster, MANY_KIB).await;
+    // One connection is left for the other clients.
+    assert_served_within(&muster, MANY_KIB).await;
     println!("{} connections: {} KiB", held.len(), muster.memory_kib());
 }
 
 #[tokio::test]
-async fn a_crowd_of_connections_is_served_in_turn() {
+async fn connections_above_the_limit_wait_for_a_place() {
     let muster = Setup::embedded().with("MUSTER_FRONT_MAX_CONNECTIONS", "300").start().await;
-    // Each asks once and stays; those beyond the limit wait until others leave.
-    let asking = (0..1_500).map(|_| async {
+    // Each client sends one request and then closes; those above the limit wait.
+    let requests = (0..1_500).map(|_| async {
         let mut stream = connect(&muster).await;
         stream.write_all(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let mut first = [0; 12];
         tokio::time::timeout(TIMEOUT, stream.read_exact(&mut first)).await.unwrap().unwrap();
         assert_eq!(&first, b"HTTP/1.1 200");
     });
-    futures_util::future::join_all(asking).await;
-    others_are_served(&muster).await;
+    futures_util::future::join_all(requests).await;
+    assert_served(&muster).await;
 }
 
 #[tokio::test]
-async fn deep_and_large_documents_are_refused() {
+async fn deep_and_large_documents_are_rejected() {
     let muster = Setup::embedded().start().await;
     let headers = [("content-type", "application/json")];
     let deep = format!("{{\"x\":{}{}}}", "[".repeat(8_000), "]".repeat(8_000));
@@ -308,5 +312,5 @@ async fn deep_and_large_documents_are_refused() {
         let response = muster.client().send("POST", "/signup", &headers, body).await.unwrap();
         assert_eq!(response.status, status);
     }
-    tokio::time::timeout(Duration::from_secs(10), others_are_served(&muster)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), assert_served(&muster)).await.unwrap();
 }
