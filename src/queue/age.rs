@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn skew_cancels() {
+    async fn clock_skew_does_not_change_the_age() {
         for skew in [-300_000, 0, 300_000] {
             let mut ages = Ages::default();
             let mut age = |sent: i64, now: i64| ages.of(FRONT, at(sent + skew, now));

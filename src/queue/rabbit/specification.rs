@@ -48,7 +48,7 @@ fn schema(name: &str) -> &'static Value {
 }
 
 #[test]
-fn topology_is_as_declared() {
+fn documented_topology_matches_the_code() {
     let settings = Settings::load_for_client(&Default::default()).unwrap().queue;
     let names = TopologyNames::new(&settings.namespace);
     let exchanges: Map<String, Value> = topology::exchanges(&names)
@@ -97,7 +97,7 @@ fn described_headers() -> BTreeSet<String> {
 }
 
 #[test]
-fn header_names_are_those_of_the_code() {
+fn documented_header_names_match_the_code() {
     let mut expected = BTreeSet::from([TRACEPARENT, TRACESTATE].map(str::to_owned));
     for line in include_str!("header.rs").lines() {
         let Some(constant) = line.strip_prefix("pub(super) const ") else { continue };
@@ -108,7 +108,7 @@ fn header_names_are_those_of_the_code() {
 }
 
 #[test]
-fn limits_and_codes_are_those_of_the_code() {
+fn documented_limits_and_codes_match_the_code() {
     assert_eq!(schema("messageId")["maxLength"], MessageId::MAX);
     assert_eq!(schema("replyTo")["maxLength"], properties::NAME_MAX);
     assert_eq!(schema("sealedPassword")["minLength"], seal::SHORTEST_TEXT);
@@ -137,7 +137,7 @@ fn field_error() -> FieldError {
 }
 
 #[test]
-fn every_outcome_is_as_described() {
+fn every_outcome_matches_the_documented_schema() {
     let token = Some("a.b.c".to_owned());
     let mut outcomes = vec![
         Outcome::Registered { user: user(), token, replayed: false, by_other_registration: false },
@@ -178,7 +178,7 @@ fn every_outcome_is_as_described() {
 }
 
 #[test]
-fn events_are_named_as_described() {
+fn documented_event_names_match_the_code() {
     for name in [USER_REGISTERED, REGISTRATION_REJECTED] {
         assert_eq!(DOCUMENT["channels"][name]["address"], name);
         assert!(message(name).is_some(), "{name}");

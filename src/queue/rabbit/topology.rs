@@ -151,7 +151,11 @@ pub(super) async fn declare_exchanges(
 }
 
 /// Binds all queues again, because an operator may have removed a binding.
-pub(super) async fn bind(connection: &Connection, names: &TopologyNames, settings: &config::QueueSettings) {
+pub(super) async fn bind(
+    connection: &Connection,
+    names: &TopologyNames,
+    settings: &config::QueueSettings,
+) {
     for queue in queues(names, settings) {
         if let Err(error) = bind_queue(connection, &queue).await {
             tracing::debug!(event = "binding_failed", queue = queue.name, %error, "binding a queue failed");

@@ -199,7 +199,7 @@ fn invalid_document_is_not_sealed() {
 }
 
 #[test]
-fn the_shortest_box_looks_sealed_and_the_longest_password_does_not() {
+fn shortest_box_looks_sealed_and_longest_password_does_not() {
     let (sealer, _) = pair();
     let id = id("a");
     let context = SealContext {

@@ -137,12 +137,16 @@ mod tests {
         let mut table = FieldTable::default();
         let entries = vec![entry("r.retry.1000", "expired"), entry("r.bulk", "delivery_limit")];
         table.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(entries)));
-        let death = Death::from_headers(&MessageHeaders(Some(&table)), &TopologyNames::new("r")).unwrap();
+        let death =
+            Death::from_headers(&MessageHeaders(Some(&table)), &TopologyNames::new("r")).unwrap();
         assert_eq!((death.reason, death.queue), ("delivery_limit", Some(QueueKind::Bulk)));
         assert_eq!(death.time, Some(Millis(1_700_000_000_000)));
         assert!(
-            Death::from_headers(&MessageHeaders(Some(&FieldTable::default())), &TopologyNames::new("r"))
-                .is_none()
+            Death::from_headers(
+                &MessageHeaders(Some(&FieldTable::default())),
+                &TopologyNames::new("r")
+            )
+            .is_none()
         );
     }
 

@@ -279,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn version_has_findings_by_age() {
+    fn old_or_unknown_broker_versions_are_reported() {
         for (product, number, worst) in [
             ("RabbitMQ", "3.9.29", Severity::Error),
             ("RabbitMQ", "3.13.7", Severity::Note),

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_has_numbers() {
+    fn version_is_parsed_into_numbers() {
         let of = |version: &str| {
             ServerProperties { product: String::new(), version: version.into() }.numbers()
         };

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn slow_start_lasts_while_possible_poison_is_worked_on() {
+    async fn slow_start_lasts_while_possible_poison_is_unsettled() {
         let mut start = SlowStart::new();
         start.delivered(true);
         assert_eq!(start.until(), Some(Instant::now() + QUIET));

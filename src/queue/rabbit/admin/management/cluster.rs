@@ -73,17 +73,17 @@ impl ClusterState {
     fn partitions(&self) -> Option<Finding> {
         let check = "broker partitions";
         let partitions = self.partitions.as_ref().filter(|_| self.count() > 1)?;
-        let parted = partitions.iter().filter(|(_, others)| !others.is_empty());
-        let parted: Vec<String> =
-            parted.map(|(node, others)| format!("{node} from {}", listed(others))).collect();
-        if parted.is_empty() {
+        let partitioned = partitions.iter().filter(|(_, others)| !others.is_empty());
+        let partitioned: Vec<String> =
+            partitioned.map(|(node, others)| format!("{node} from {}", listed(others))).collect();
+        if partitioned.is_empty() {
             return Some(Finding::ok(check, "none"));
         }
         Some(Finding::error(
             check,
             format!(
                 "{}: the nodes were separated and have not rejoined; replies to a front on the other side are lost",
-                parted.join(", ")
+                partitioned.join(", ")
             ),
             "restart the nodes of the smaller side, and set cluster_partition_handling = pause_minority; \
              docs/cluster.md",

@@ -40,7 +40,7 @@ fn worst<'a>(findings: &'a [Finding], check: &str) -> &'a Finding {
 }
 
 #[tokio::test]
-async fn healthy_brokers_have_no_faults() {
+async fn healthy_brokers_have_no_warnings() {
     for responses in [SINGLE, CLUSTER].map(recorded) {
         let findings = inspected(&responses, "").await;
         let bad = findings.iter().filter(|found| found.severity > Severity::Note);
@@ -91,7 +91,7 @@ async fn findings_are_kept_when_a_request_fails() {
 }
 
 #[tokio::test]
-async fn cluster_with_a_lost_node_is_found() {
+async fn stopped_node_of_a_cluster_is_reported() {
     let findings = inspected(&recorded(NODE_DOWN), "").await;
     let nodes = worst(&findings, "broker nodes");
     assert!(nodes.severity == Severity::Warning && nodes.reason.ends_with(": rabbit@node1"));
@@ -135,7 +135,7 @@ fn alarm_names_its_node() {
 }
 
 #[test]
-fn effective_policy_counts_where_it_changes_something() {
+fn policy_that_changes_a_queue_is_reported() {
     for (ending, definition, severity) in [
         (".interactive", json!({}), Severity::Ok),
         (".interactive", json!({ "queue-leader-locator": "balanced" }), Severity::Ok),
@@ -157,7 +157,7 @@ fn effective_policy_counts_where_it_changes_something() {
 }
 
 #[test]
-fn change_is_attributed_to_both_kinds_of_policy() {
+fn change_names_policy_and_operator_policy() {
     let reason = |policy: Value, operator_policy: Value| {
         let definition = json!({ "max-length": 5 });
         let state = json!({
@@ -180,7 +180,7 @@ fn node(name: &str, running: bool) -> Value {
 }
 
 #[test]
-fn queue_needs_members_on_several_nodes() {
+fn queue_with_too_few_online_members_is_reported() {
     let three = json!([node("a", true), node("b", true), node("c", true)]);
     let one = json!([node("a", true)]);
     let found = |members: &[&str], online: &[&str], leader: &str, nodes: &Value| {
@@ -221,7 +221,7 @@ fn classic_queue_is_reported_with_the_step_that_replaces_it() {
 }
 
 #[test]
-fn stopped_and_parted_nodes_are_found() {
+fn stopped_and_partitioned_nodes_are_reported() {
     let findings = |nodes: Value| ClusterState::new(Some(&nodes), None).findings();
     let of = |nodes: Value, name: &str| {
         let found = findings(nodes).into_iter().find(|found| found.check == name);
@@ -239,9 +239,9 @@ fn stopped_and_parted_nodes_are_found() {
     let minority = json!([node("a", true), node("b", false), node("c", false)]);
     assert_eq!(of(minority, "broker nodes").unwrap().0, Severity::Error);
 
-    let mut parted = healthy;
-    parted[0]["partitions"] = json!(["b", "c"]);
-    let (severity, reason) = of(parted, "broker partitions").unwrap();
+    let mut partitioned = healthy;
+    partitioned[0]["partitions"] = json!(["b", "c"]);
+    let (severity, reason) = of(partitioned, "broker partitions").unwrap();
     assert!(severity == Severity::Error && reason.contains("a from b, c"), "{reason}");
 
     let alone = findings(json!([node("a", true)]));
@@ -257,7 +257,7 @@ fn stopped_and_parted_nodes_are_found() {
 }
 
 #[test]
-fn disabled_feature_flags_are_found() {
+fn disabled_feature_flags_are_reported() {
     let flag = |name: &str, state: &str, stability: &str| json!({ "name": name, "state": state, "stability": stability });
     for (flags, severity) in [
         (json!([flag("stream_queue", "enabled", "stable")]), Severity::Ok),
@@ -270,7 +270,7 @@ fn disabled_feature_flags_are_found() {
 }
 
 #[test]
-fn binding_is_there_or_nothing_arrives() {
+fn missing_binding_is_an_error() {
     let bound = json!([
         { "source": "", "routing_key": "registration.bulk" },
         { "source": "registration", "routing_key": "bulk" },
@@ -286,7 +286,7 @@ fn binding_is_there_or_nothing_arrives() {
 }
 
 #[test]
-fn operator_policies_count_where_the_broker_attributes_none() {
+fn operator_policy_is_reported_without_statistics() {
     let operators = |definition: Value| json!([{ "name": "o1", "definition": definition }]);
     let found = |definition| {
         check(".bulk", &json!({}), &json!([]), |check| check.unattributed(&operators(definition)))

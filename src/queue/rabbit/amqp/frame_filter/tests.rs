@@ -285,7 +285,7 @@ fn property_that_is_not_utf8_is_named() {
 }
 
 #[test]
-fn message_keeps_its_id() {
+fn replaced_properties_keep_the_message_id() {
     let kept = |properties: &[u8]| {
         let output = filtered(&header(properties));
         let properties = parsed(&frames(&output)[0].1).unwrap();
