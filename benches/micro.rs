@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use divan::{Bencher, counter::ItemsCount};
-use muster::contract::{Answer, Document, Policy, contract, rules};
+use muster::contract::{ApiResponse, Document, Policy, contract, rules};
 use muster::password::Kernel;
 use muster::password::kernel::BatchTimer;
 use muster::domain::{
@@ -58,8 +58,8 @@ fn write(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn render(bencher: Bencher<'_, '_>) {
     let (contract, user) = (contract(ContractId::NestedName), user());
-    let answer = Answer::Created { user: &user, token: Some("a.token.of-some-length") };
-    bencher.bench_local(|| contract.render(&answer).body.to_string());
+    let response = ApiResponse::Created { user: &user, token: Some("a.token.of-some-length") };
+    bencher.bench_local(|| contract.render(&response).body.to_string());
 }
 
 #[divan::bench]
