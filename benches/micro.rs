@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use divan::{Bencher, counter::ItemsCount};
 use muster::contract::{ApiResponse, Document, Policy, contract, rules};
-use muster::password::Kernel;
-use muster::password::kernel::BatchTimer;
 use muster::domain::{
     Clock, ContractId, FullName, IdempotencyKey, MessageId, Millis, Origin, Outcome,
     RegistrationId, User, UserId,
 };
-use muster::token::{TokenKey, Signer, ClaimRules};
+use muster::password::Kernel;
+use muster::password::kernel::BatchTimer;
+use muster::token::{ClaimRules, Signer, TokenKey};
 
 fn main() {
     divan::main();
@@ -51,8 +51,8 @@ fn read_and_check() -> bool {
 #[divan::bench]
 fn write(bencher: Bencher<'_, '_>) {
     let contract = contract(ContractId::NestedName);
-    let candidate = contract.check(&Document::parse(BODY).unwrap(), &Policy::default()).unwrap();
-    bencher.bench_local(|| contract.write(&candidate).to_string());
+    let signup = contract.check(&Document::parse(BODY).unwrap(), &Policy::default()).unwrap();
+    bencher.bench_local(|| contract.write(&signup).to_string());
 }
 
 #[divan::bench]
