@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lapin::BasicProperties;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::Broker;
-use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher, State};
+use super::amqp::{
+    Connection, ConnectionError, Outgoing, PublishError, Publisher, State, first_success,
+};
 use super::properties::{NAME_MAX, TRANSIENT};
 use super::queue_stats::QueueStats;
 use super::topology;
@@ -23,10 +25,8 @@ const PROBE_TTL: u32 = 5_000;
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 /// A confirm that takes longer shows that the node has no majority of its cluster, or is frozen.
 pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
-/// As [`CONFIRM_TIMEOUT`], for the first probe of a connection to one of several hosts. A message that is published before
-/// the queue has elected a leader may never be confirmed (RabbitMQ 4.0.5; no issue filed). A new attempt is confirmed
-/// immediately.
-const FIRST_CONFIRM_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Pause between two channels of a new connection, each with a probe, until one is confirmed.
+const CHANNEL_INTERVAL: Duration = Duration::from_millis(300);
 /// As [`CONFIRM_TIMEOUT`], for a single host: there is no other to connect to.
 const CONFIRM_TIMEOUT_OF_ONE: Duration = Duration::from_secs(15);
 
@@ -35,32 +35,49 @@ pub(super) fn confirm_timeout(broker: &Broker) -> Duration {
     if broker.endpoints.are_several() { CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE }
 }
 
+/// A channel on which the broker confirmed a probe.
+pub(super) struct ConfirmedChannel {
+    pub(super) publisher: Publisher,
+    /// Whether the interactive queue is declared and bound.
+    pub(super) is_routed: bool,
+}
+
 /// Waits until the broker confirms a probe on a new connection. On a node without a majority only confirms fail. During an
 /// alarm no confirm is required. Called before the queues are declared, because a declaration takes seconds while leaders
 /// are elected.
+///
+/// A channel that publishes before the queue has elected a leader is confirmed after 5 s or never (RabbitMQ 4.0.5; no
+/// issue filed). A channel opened after the election is confirmed immediately, so one is opened every
+/// [`CHANNEL_INTERVAL`].
 ///
 /// # Errors
 /// [`ConnectionError::Unconfirmed`] after the timeout; the address then counts as failed.
 pub(super) async fn require_confirm(
     broker: &Broker,
     connection: &Connection,
-    publisher: &Publisher,
-) -> Result<(), ConnectionError> {
+) -> Result<ConfirmedChannel, ConnectionError> {
     topology::declare_exchanges(connection.client(), &broker.names).await?;
-    let several = broker.endpoints.are_several();
-    let limit = if several { FIRST_CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT };
-    let mut state = connection.state();
-    let is_confirmed = tokio::select! {
-        probed = publisher.publish(message(broker, QueueKind::Interactive), limit) => {
-            probed != Err(PublishError::Indeterminate)
+    let state = connection.state();
+    let probe = async || {
+        let publisher = connection.prepared(connection.publisher()).await?;
+        let (message, mut state) = (message(broker, QueueKind::Interactive), state.clone());
+        let probed = tokio::select! {
+            probed = publisher.publish(message, CONFIRM_TIMEOUT) => probed,
+            _ = state.wait_for(|state| *state == State::Blocked) => Ok(()),
+        };
+        let is_routed = probed != Err(PublishError::Unroutable);
+        match probed {
+            Err(PublishError::Indeterminate) => Err(ConnectionError::Unconfirmed),
+            _ => Ok(ConfirmedChannel { publisher, is_routed }),
         }
-        _ = state.wait_for(|state| *state == State::Blocked) => true,
     };
-    if is_confirmed {
-        return Ok(());
+    let probes = std::iter::repeat_with(probe);
+    let confirmed = timeout(CONFIRM_TIMEOUT, first_success(probes, CHANNEL_INTERVAL, |_| true));
+    let confirmed = confirmed.await.ok().flatten().unwrap_or(Err(ConnectionError::Unconfirmed));
+    if matches!(confirmed, Err(ConnectionError::Unconfirmed)) {
+        broker.endpoints.failed(connection.address());
     }
-    broker.endpoints.failed(connection.address());
-    Err(ConnectionError::Unconfirmed)
+    confirmed
 }
 
 /// The queue for the next probe: interactive, or profile if the interactive queue has a backlog. A quorum queue drops

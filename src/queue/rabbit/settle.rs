@@ -241,8 +241,15 @@ impl Settler {
         error
     }
 
-    /// Binds all queues.
-    pub(super) async fn bind(&self) {
+    /// Declares all queues, unless they are declared, and binds them.
+    pub(super) async fn complete_topology(&self, is_declared: bool) {
+        if !is_declared {
+            self.declare_again().await;
+        }
+        self.bind().await;
+    }
+
+    async fn bind(&self) {
         self.broker.bind(&self.publish).await;
     }
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::endpoints::{Endpoint, Endpoints};
 use super::publisher::Publisher;
+use super::stagger::first_success;
 use super::state::State;
 use super::transport;
 
@@ -30,6 +31,9 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for such an answer. Heartbeats of 5 s notice a silent broker after 10 s only.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time after which the next address is tried in parallel.
+const STAGGER: Duration = Duration::from_millis(500);
 
 /// Largest frame in bytes, unless the URL says otherwise; a longer body takes several. lapin allocates dozens
 /// of frames for each connection: at its default of 128 KiB that is 8 MiB. Properties come in one frame, so a
@@ -74,30 +78,34 @@ impl Drop for Connection {
 
 impl Connection {
     /// Connects to the first address that answers, other than `avoid`; `name` shows in the broker's list of
-    /// connections.
+    /// connections. The next address is tried every [`STAGGER`]; those before the first that answers count as failed.
     ///
     /// # Errors
-    /// The refusal of the first broker that refuses the account; otherwise the failure of the address that
-    /// was tried last.
+    /// The refusal of the first broker that refuses the account; otherwise the last failure.
     pub(in super::super) async fn open(
         endpoints: &Arc<Endpoints>,
         name: &str,
         avoid: Option<SocketAddr>,
     ) -> Result<Self, ConnectionError> {
-        let mut failure = ConnectionError::Silent;
-        let candidates = endpoints.in_order().await?.into_iter();
-        for endpoint in candidates.filter(|endpoint| Some(endpoint.address) != avoid) {
+        let mut candidates = endpoints.in_order().await?;
+        candidates.retain(|endpoint| Some(endpoint.address) != avoid);
+        let addresses: Vec<_> = candidates.iter().map(|endpoint| endpoint.address).collect();
+        let attempts = candidates.into_iter().map(|endpoint| async move {
             let (address, limit) = (endpoint.address, endpoint.timeout);
             let opened = timeout(limit, Self::open_at(endpoint, endpoints.clone(), name)).await;
-            failure = match opened.unwrap_or(Err(ConnectionError::Silent)) {
-                Ok(connection) => return Ok(connection),
-                Err(error) if error.is_refusal() => return Err(error),
-                Err(error) => error,
-            };
-            tracing::debug!(%address, error = %failure, "connecting failed");
-            endpoints.failed(address);
+            opened.unwrap_or(Err(ConnectionError::Silent)).inspect_err(|error| {
+                tracing::debug!(%address, %error, "connecting failed");
+                if !error.is_refusal() {
+                    endpoints.failed(address);
+                }
+            })
+        });
+        let opened = first_success(attempts, STAGGER, ConnectionError::is_refusal).await;
+        let opened = opened.unwrap_or(Err(ConnectionError::Silent))?;
+        for silent in addresses.into_iter().take_while(|address| *address != opened.address) {
+            endpoints.failed(silent);
         }
-        Err(failure)
+        Ok(opened)
     }
 
     async fn open_at(

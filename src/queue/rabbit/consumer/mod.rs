@@ -14,10 +14,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::amqp::{Backoff, ConnectionError, State};
+use super::probe::ConfirmedChannel;
 use super::queue_stats::QueueStats;
 use super::settle::Settler;
 use super::{Broker, probe};
-use crate::queue::{Delivery, QueueKind, Consumer, ReadCapacity, Prefetch};
+use crate::queue::{Consumer, Delivery, Prefetch, QueueKind, ReadCapacity};
 use crate::shutdown::Tasks;
 use crate::telemetry::Component;
 use session::{QueueConsumer, Shared};
@@ -84,11 +85,11 @@ async fn supervise(shared: Shared, pace: ReadCapacity, queues: Vec<QueueConsumer
     let mut was_connected = false;
     while !stop.is_cancelled() {
         let opened = tokio::select! {
-            opened = open(broker, &pace) => opened,
+            opened = open(broker, &pace, was_connected) => opened,
             () = stop.cancelled() => break,
         };
         let ended = match opened {
-            Ok(settler) => {
+            Ok((settler, is_declared)) => {
                 backoff.connected();
                 if std::mem::replace(&mut was_connected, true) {
                     broker.metrics.broker_reconnected("worker");
@@ -96,7 +97,8 @@ async fn supervise(shared: Shared, pace: ReadCapacity, queues: Vec<QueueConsumer
                 let mut publishing = settler.state();
                 let consumed =
                     join_all(queues.iter().map(|queue| queue.consume(&shared, &settler)));
-                let consumed = async { tokio::join!(consumed, settler.bind()) };
+                let consumed =
+                    async { tokio::join!(consumed, settler.complete_topology(is_declared)) };
                 tokio::select! {
                     _ = consumed => Ok(()),
                     _ = publishing.wait_for(|state| *state == State::Closed) => {
@@ -123,13 +125,23 @@ async fn supervise(shared: Shared, pace: ReadCapacity, queues: Vec<QueueConsumer
     }
 }
 
-/// The publishing end, by which deliveries are settled. A queue that cannot be declared shows where it is
-/// consumed.
-async fn open(broker: &Arc<Broker>, pace: &ReadCapacity) -> Result<Arc<Settler>, ConnectionError> {
+/// The publishing end, by which deliveries are settled, and whether the topology is declared. A queue that cannot be
+/// declared shows where it is consumed. After a loss consumers do not wait for declarations, which take seconds while a
+/// node is silent.
+async fn open(
+    broker: &Arc<Broker>,
+    capacity: &ReadCapacity,
+    was_connected: bool,
+) -> Result<(Arc<Settler>, bool), ConnectionError> {
     let publish = broker.connect("worker publisher").await?;
-    let publisher = publish.prepared(publish.publisher()).await?;
-    probe::require_confirm(broker, &publish, &publisher).await?;
-    broker.declare(&publish).await?;
-    let mover = publish.prepared(publish.serial_publisher()).await?;
-    Ok(Arc::new(Settler::new(broker.clone(), pace.clone(), publisher, mover, publish)))
+    let ConfirmedChannel { publisher, is_routed } =
+        probe::require_confirm(broker, &publish).await?;
+    let is_declared = !was_connected || !is_routed;
+    if is_declared {
+        broker.declare(&publish).await?;
+    }
+    let serial_publisher = publish.prepared(publish.serial_publisher()).await?;
+    let (broker, capacity) = (broker.clone(), capacity.clone());
+    let settler = Settler::new(broker, capacity, publisher, serial_publisher, publish);
+    Ok((Arc::new(settler), is_declared))
 }

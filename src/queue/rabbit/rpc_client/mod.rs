@@ -37,8 +37,9 @@ use session::{Session, Status};
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between two attempts at a lookup. The session of a lost connection may still be the current one.
 const LOOKUP_PAUSE: Duration = Duration::from_millis(50);
-/// How long a registration waits for its reply before it is published again, if a node was lost recently.
-const RESEND_AFTER: Duration = Duration::from_secs(3);
+/// How long a registration waits for its reply before it is published again, if a node was lost recently. Doubles each
+/// time, so that slow workers receive few copies.
+const RESEND_AFTER: Duration = Duration::from_secs(1);
 /// Added to a request's deadline for the expiry of its sealed password, because the clocks of front and worker may differ
 /// by minutes.
 const SEAL_MARGIN: Duration = Duration::from_secs(600);
@@ -95,14 +96,18 @@ impl RabbitRpcClient {
     /// reply is published again under its id: a queue still delivers messages to consumers on a frozen node, up to their
     /// prefetch.
     async fn register(&self, session: &Session, mut request: RpcRequest) -> Result<Reply, RpcError> {
+        let mut resend_after = RESEND_AFTER;
         loop {
-            let again = Instant::now() + RESEND_AFTER;
+            let again = Instant::now() + resend_after;
             // With a backlog a late reply is normal.
             let is_backlogged = self.stats.is_backlogged(QueueKind::Interactive);
             let is_last = !session.is_recovering() || is_backlogged || again >= request.deadline;
             let until = if is_last { request.deadline } else { again };
             match self.request_on(session, request.clone(), until).await {
-                Err(RpcError::Timeout) if !is_last => request.new_key = false,
+                Err(RpcError::Timeout) if !is_last => {
+                    request.new_key = false;
+                    resend_after *= 2;
+                }
                 ended => return ended,
             }
         }

@@ -18,9 +18,10 @@ use super::session::{Session, Status};
 use super::standby::Standby;
 use crate::queue::QueueKind;
 use crate::queue::rabbit::amqp::{Backoff, Connection, ConnectionError, PublishError, State};
+use crate::queue::rabbit::probe::ConfirmedChannel;
 use crate::queue::rabbit::queue_stats::{QueueStats, Watched};
 use crate::queue::rabbit::{Broker, probe, properties};
-use crate::telemetry::{Health, Component};
+use crate::telemetry::{Component, Health};
 
 /// How long calls go on waiting once the broker has raised an alarm: workers cannot reply while it lasts, and
 /// that may be long.
@@ -119,13 +120,22 @@ impl Opened {
         was_connected: bool,
     ) -> Result<Self, ConnectionError> {
         let publish = broker.connect("front publisher").await?;
-        let publisher = publish.prepared(publish.publisher()).await?;
-        probe::require_confirm(broker, &publish, &publisher).await?;
-        let unavailable = Unavailable::declare(broker, &publish).await?;
+        let ConfirmedChannel { publisher, is_routed } =
+            probe::require_confirm(broker, &publish).await?;
+        // After a loss signups do not wait for declarations, which take seconds while a node is silent.
+        let declares_later = was_connected && is_routed;
+        let unavailable = if declares_later {
+            Unavailable::default()
+        } else {
+            Unavailable::declare(broker, &publish).await?
+        };
         let replies = standby.take_or_open(broker).await?;
         let (exchange, checked) = (broker.names.exchange(), reply_check.clone());
         let recovers = was_connected && broker.endpoints.are_several();
         let session = Session::new(exchange, publisher, &replies.name, checked, recovers);
+        if declares_later {
+            session.declare.notify_one();
+        }
         let session = Arc::new(session);
         Ok(Self { session, publish, replies, unavailable })
     }
