@@ -4,7 +4,7 @@
 //! [`local`], within this process, and [`rabbit`]. [`open`] selects one by the scheme of the URL. Both pass one
 //! conformance suite (tests/it/queue.rs), which every change of an adapter extends.
 
-mod age;
+mod clock_skew;
 pub mod dead_letters;
 pub mod events;
 pub mod local;
@@ -24,16 +24,16 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::config;
-use crate::shutdown::Tasks;
 use crate::domain::{Clock, Outcome};
+use crate::shutdown::Tasks;
 use crate::telemetry::finding::Finding;
 use crate::telemetry::trace::Span;
 use crate::telemetry::{Stages, Telemetry};
-pub use message::{RpcRequest, QueueKind, MessageKind, Message, ReplyAddress};
-pub use producer::{RowReply, NoReply, BulkProducer, BulkRow, Window, reserve};
+pub use message::{Message, MessageKind, QueueKind, ReplyAddress, RpcRequest};
+pub use producer::{BulkProducer, BulkRow, NoReply, RowReply, Window, reserve};
 use rabbit::admin;
 pub use rabbit::admin::{DeadLetters, MANAGEMENT_REMEDY};
-use spans::{Settlement, SpanNames};
+use spans::{BrokerNames, SettleOperation};
 
 /// Sends requests and receives their replies. Used by the front.
 #[async_trait]
@@ -212,7 +212,9 @@ pub async fn open(
 }
 
 /// Opens the dead-letter queue. `None` for the local queue, which keeps no dead letters.
-pub async fn open_dead_letters(settings: &config::QueueSettings) -> anyhow::Result<Option<DeadLetters>> {
+pub async fn open_dead_letters(
+    settings: &config::QueueSettings,
+) -> anyhow::Result<Option<DeadLetters>> {
     Ok(match &settings.url {
         config::QueueUrl::Local => None,
         config::QueueUrl::Amqp(url) => Some(admin::open_dead_letters(url, settings).await?),
@@ -255,12 +257,16 @@ pub struct Delivery {
     message: Message,
     handle: Box<dyn Settle>,
     span: Span,
-    broker: Option<Arc<SpanNames>>,
+    broker: Option<Arc<BrokerNames>>,
 }
 
 impl Delivery {
     /// Creates a delivery that `handle` settles. Its spans name `broker`; without one they name the local queue.
-    pub fn new(message: Message, handle: Box<dyn Settle>, broker: Option<Arc<SpanNames>>) -> Self {
+    pub fn new(
+        message: Message,
+        handle: Box<dyn Settle>,
+        broker: Option<Arc<BrokerNames>>,
+    ) -> Self {
         Self { message, handle, span: Span::default(), broker }
     }
 
@@ -281,8 +287,10 @@ impl Delivery {
 
     /// Publishes the reply, then acks. A reply that cannot be routed does not requeue the message.
     pub async fn reply(mut self, reply: impl Into<Reply>) {
-        let mut end = self.message.start_settlement_span(Settlement::Reply, self.broker.as_deref());
-        let replied = self.handle.reply(self.message, reply.into()).instrument(end.log_span()).await;
+        let mut end =
+            self.message.start_settlement_span(SettleOperation::Reply, self.broker.as_deref());
+        let replied =
+            self.handle.reply(self.message, reply.into()).instrument(end.log_span()).await;
         if let Err(UnroutableReply) = replied {
             end.fail("undelivered");
         }
@@ -291,20 +299,23 @@ impl Delivery {
     /// Publishes the message to a retry queue with the attempt incremented, then acks. After the last retry it becomes a
     /// dead letter.
     pub async fn retry(mut self) {
-        let end = self.message.start_settlement_span(Settlement::Retry, self.broker.as_deref());
+        let end =
+            self.message.start_settlement_span(SettleOperation::Retry, self.broker.as_deref());
         self.handle.retry(self.message).instrument(end.log_span()).await;
     }
 
     /// Publishes the message as a dead letter, then acks. Removes the password, unless it is sealed and the message came
     /// from the bulk queue.
     pub async fn dead_letter(mut self, reason: DeadLetterReason) {
-        let end = self.message.start_settlement_span(Settlement::DeadLetter, self.broker.as_deref());
+        let end =
+            self.message.start_settlement_span(SettleOperation::DeadLetter, self.broker.as_deref());
         self.handle.dead_letter(self.message, reason).instrument(end.log_span()).await;
     }
 
     /// Returns the message to its queue (`basic.nack` with requeue).
     pub async fn requeue(mut self) {
-        let _end = self.message.start_settlement_span(Settlement::Requeue, self.broker.as_deref());
+        let _end =
+            self.message.start_settlement_span(SettleOperation::Requeue, self.broker.as_deref());
         self.handle.requeue(self.message).await;
     }
 }

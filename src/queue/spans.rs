@@ -9,9 +9,9 @@ use crate::domain::MessageId;
 use crate::telemetry::TraceContext;
 use crate::telemetry::trace::{Attribute, Span, SpanKind};
 
-/// The broker's address, exchanges and queues for span attributes.
+/// Address, exchanges and queues of the broker, for span attributes.
 #[derive(Clone, Debug)]
-pub struct SpanNames {
+pub struct BrokerNames {
     /// Host of the broker.
     pub host: String,
     /// Port of the broker.
@@ -30,7 +30,7 @@ pub struct SpanNames {
 
 /// How a delivery is settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Settlement {
+pub(super) enum SettleOperation {
     Reply,
     Retry,
     DeadLetter,
@@ -77,7 +77,7 @@ impl OperationType {
 }
 
 impl MessagingOperation<'_> {
-    fn start(&self, trace: &TraceContext, broker: &SpanNames, id: &str) -> Span {
+    fn start(&self, trace: &TraceContext, broker: &BrokerNames, id: &str) -> Span {
         trace.span_with(self.kind.span_kind(), || {
             let mut attributes = vec![
                 Attribute::new("messaging.system", "rabbitmq"),
@@ -101,7 +101,7 @@ impl MessagingOperation<'_> {
     }
 }
 
-impl SpanNames {
+impl BrokerNames {
     /// `{exchange}:{routing key}:{queue}`, the destination of a consumer's spans.
     fn consumed(&self, queue: QueueKind) -> String {
         let name = &self.queues[queue as usize];
@@ -124,7 +124,7 @@ impl SpanNames {
 /// Starts the publish span of a message. Without a broker the queue is the local one.
 pub(super) fn publish(
     trace: &TraceContext,
-    broker: Option<&SpanNames>,
+    broker: Option<&BrokerNames>,
     queue: QueueKind,
     id: &MessageId,
 ) -> Span {
@@ -157,7 +157,7 @@ fn local(
 
 impl Message {
     /// Starts the process span of the delivery, the parent of all later spans.
-    pub(super) fn start_process_span(&mut self, broker: Option<&SpanNames>) -> Span {
+    pub(super) fn start_process_span(&mut self, broker: Option<&BrokerNames>) -> Span {
         let (name, queue) = ("process", self.queue);
         let mut span = match broker {
             None => local(&self.trace, SpanKind::Consumer, name, queue, &self.id),
@@ -181,8 +181,8 @@ impl Message {
     /// Starts the span of the settlement, the parent of messages published with it.
     pub(super) fn start_settlement_span(
         &mut self,
-        settlement: Settlement,
-        broker: Option<&SpanNames>,
+        settlement: SettleOperation,
+        broker: Option<&BrokerNames>,
     ) -> Span {
         let span = match broker {
             None => self.trace.span(SpanKind::Internal, settlement.name()),
@@ -192,7 +192,7 @@ impl Message {
         span
     }
 
-    fn settlement_span(&self, settlement: Settlement, broker: &SpanNames) -> Span {
+    fn settlement_span(&self, settlement: SettleOperation, broker: &BrokerNames) -> Span {
         let consumed = broker.consumed(self.queue);
         let settle = |name| MessagingOperation {
             kind: OperationType::Settle,
@@ -209,26 +209,26 @@ impl Message {
             is_temporary,
         };
         let dead_letter =
-            send(Settlement::DeadLetter.name(), broker.dead_exchange.as_str(), "", false);
+            send(SettleOperation::DeadLetter.name(), broker.dead_exchange.as_str(), "", false);
         let operation = match settlement {
             // The name of a reply queue is left out, because with it any client could publish replies.
-            Settlement::Reply if self.reply_address.reply_to.is_some() => {
+            SettleOperation::Reply if self.reply_address.reply_to.is_some() => {
                 send(settlement.name(), "amq.default", "", true)
             }
-            Settlement::Reply => settle("ack"),
+            SettleOperation::Reply => settle("ack"),
             // After the last retry the message becomes a dead letter.
-            Settlement::Retry => broker
+            SettleOperation::Retry => broker
                 .retry_queues
                 .get(self.attempt as usize)
                 .map_or(dead_letter, |queue| send(settlement.name(), queue, queue, false)),
-            Settlement::DeadLetter => dead_letter,
-            Settlement::Requeue => settle("nack"),
+            SettleOperation::DeadLetter => dead_letter,
+            SettleOperation::Requeue => settle("nack"),
         };
         operation.start(&self.trace, broker, self.id.as_str())
     }
 }
 
-impl Settlement {
+impl SettleOperation {
     fn name(self) -> &'static str {
         match self {
             Self::Reply => "reply",

@@ -45,7 +45,7 @@ pub(super) struct Ack {
 
 impl Acks {
     /// Starts the task that writes the acks of a channel. It ends when the last [`Ack`] and all clones are dropped.
-    pub(super) fn of(channel: Channel) -> Self {
+    pub(super) fn new(channel: Channel) -> Self {
         let (pending, receiver) = mpsc::unbounded_channel();
         let unsettled = Arc::new(UnsettledTags::default());
         tokio::spawn(write(channel, unsettled.clone(), receiver));

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::amqp::{Outgoing, Publisher};
+use super::amqp::{OutgoingMessage, Publisher};
 use super::{Broker, properties};
 use crate::domain::Outcome;
 use crate::queue::Message;
@@ -28,7 +28,7 @@ pub(super) async fn publish_event(
         return true;
     };
     let mut span = broker.spans.publish_event(&message.trace, event.name(), event.id().as_str());
-    let announcement = Outgoing {
+    let announcement = OutgoingMessage {
         exchange: broker.names.events_exchange(),
         routing_key: event.name().to_owned(),
         properties: properties::for_event(&event, now, span.context()),

@@ -28,11 +28,11 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 use super::seal::Sealer;
-use super::spans::SpanNames;
-use super::{RpcClient, QueueKind, Consumer, ReadCapacity, Prefetch, MessageQueue};
+use super::spans::BrokerNames;
+use super::{Consumer, MessageQueue, Prefetch, QueueKind, ReadCapacity, RpcClient};
 use crate::config;
-use crate::shutdown::Tasks;
 use crate::domain::Clock;
+use crate::shutdown::Tasks;
 use crate::telemetry::{Health, Metrics, Telemetry};
 use amqp::{Connection, ConnectionError, Endpoints};
 use dead_letter_capacity::DeadLetterCapacity;
@@ -72,7 +72,7 @@ pub struct Rabbit {
 struct Broker {
     endpoints: Arc<Endpoints>,
     names: TopologyNames,
-    spans: Arc<SpanNames>,
+    spans: Arc<BrokerNames>,
     /// Seals passwords and tokens; `None` if they are sent in clear.
     sealer: Option<Sealer>,
     settings: config::QueueSettings,
@@ -109,7 +109,7 @@ impl Rabbit {
         match tokio::time::timeout(START_TIMEOUT, broker.connect("start")).await {
             Ok(Ok(connection)) => connection.close().await,
             Ok(Err(error)) if error.is_refusal() => {
-                anyhow::bail!("queue.url (MUSTER_QUEUE): {}: {error}", broker.waiting_for())
+                anyhow::bail!("queue.url (MUSTER_QUEUE): {}: {error}", broker.description())
             }
             // The broker is unavailable. Client and consumer keep trying to connect.
             Ok(Err(_)) | Err(_) => {}
@@ -139,7 +139,8 @@ impl Broker {
         let endpoints = Arc::new(Endpoints::new(uris, tls::load(&settings)?));
         let spans = Arc::new(names.for_spans(endpoints.first(), &settings));
         let sealer = settings.seal_public_key.map(Sealer::new);
-        let (dead_letters_max, dead_letter_capacity) = (Arc::default(), DeadLetterCapacity::default());
+        let (dead_letters_max, dead_letter_capacity) =
+            (Arc::default(), DeadLetterCapacity::default());
         Ok(Self {
             endpoints,
             names,
@@ -156,8 +157,8 @@ impl Broker {
         })
     }
 
-    /// The broker and its addresses, for messages to operators.
-    fn waiting_for(&self) -> String {
+    /// Product and addresses of the broker, for messages to operators.
+    fn description(&self) -> String {
         format!("RabbitMQ at {}", self.endpoints.names())
     }
 

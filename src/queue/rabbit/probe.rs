@@ -9,7 +9,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::Broker;
 use super::amqp::{
-    Connection, ConnectionError, Outgoing, PublishError, Publisher, State, first_success,
+    Connection, ConnectionError, ConnectionState, OutgoingMessage, PublishError, Publisher,
+    first_success,
 };
 use super::properties::{NAME_MAX, TRANSIENT};
 use super::queue_stats::QueueStats;
@@ -32,7 +33,7 @@ const CONFIRM_TIMEOUT_OF_ONE: Duration = Duration::from_secs(15);
 
 /// How long probes may stay unconfirmed before the connection is closed.
 pub(super) fn confirm_timeout(broker: &Broker) -> Duration {
-    if broker.endpoints.are_several() { CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE }
+    if broker.endpoints.has_several() { CONFIRM_TIMEOUT } else { CONFIRM_TIMEOUT_OF_ONE }
 }
 
 /// A channel on which the broker confirmed a probe.
@@ -59,11 +60,11 @@ pub(super) async fn require_confirm(
     topology::declare_exchanges(connection.client(), &broker.names).await?;
     let state = connection.state();
     let probe = async || {
-        let publisher = connection.prepared(connection.publisher()).await?;
+        let publisher = connection.prepare(connection.publisher()).await?;
         let (message, mut state) = (message(broker, QueueKind::Interactive), state.clone());
         let probed = tokio::select! {
             probed = publisher.publish(message, CONFIRM_TIMEOUT) => probed,
-            _ = state.wait_for(|state| *state == State::Blocked) => Ok(()),
+            _ = state.wait_for(|state| *state == ConnectionState::Blocked) => Ok(()),
         };
         let is_routed = probed != Err(PublishError::Unroutable);
         match probed {
@@ -75,7 +76,7 @@ pub(super) async fn require_confirm(
     let confirmed = timeout(CONFIRM_TIMEOUT, first_success(probes, CHANNEL_INTERVAL, |_| true));
     let confirmed = confirmed.await.ok().flatten().unwrap_or(Err(ConnectionError::Unconfirmed));
     if matches!(confirmed, Err(ConnectionError::Unconfirmed)) {
-        broker.endpoints.failed(connection.address());
+        broker.endpoints.mark_failed(connection.address());
     }
     confirmed
 }
@@ -110,8 +111,8 @@ pub(super) async fn unconfirmed(
     }
 }
 
-fn message(broker: &Broker, queue: QueueKind) -> Outgoing {
-    Outgoing {
+fn message(broker: &Broker, queue: QueueKind) -> OutgoingMessage {
+    OutgoingMessage {
         exchange: broker.names.exchange().to_owned(),
         routing_key: queue.as_str().to_owned(),
         properties: properties(None),
@@ -142,7 +143,7 @@ pub(super) fn is_probe(properties: &BasicProperties) -> bool {
 pub(super) fn reply(probe: &BasicProperties, broker: &Broker) -> Option<(String, BasicProperties)> {
     let reply_to = probe.reply_to().as_ref()?.as_str();
     let is_allowed =
-        reply_to.starts_with(&broker.names.allowed_reply_prefix()) && reply_to.len() <= NAME_MAX;
+        reply_to.starts_with(&broker.names.front_reply_prefix()) && reply_to.len() <= NAME_MAX;
     let properties =
         BasicProperties::default().with_type(PROBE.into()).with_delivery_mode(TRANSIENT);
     is_allowed.then(|| (reply_to.to_owned(), properties))

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::header::{self, MessageHeaders, PropertyError};
 use super::{Broker, amqp};
 use crate::domain::{MessageId, Millis, Origin};
-use crate::queue::age::{Ages, MessageTimes, Sender};
+use crate::queue::clock_skew::{ClockSkews, MessageTimes, Sender};
 use crate::queue::events::Event;
 use crate::queue::{
     BulkRow, DeadLetterReason, Message, MessageKind, QueueKind, ReplyAddress, RpcRequest,
@@ -243,7 +243,7 @@ pub(super) fn read(
     queue: QueueKind,
     delivery: &Delivery,
     broker: &Broker,
-    ages: &mut Ages,
+    skews: &mut ClockSkews,
     backlogged: bool,
 ) -> Result<Message, PropertyError> {
     let properties = &delivery.properties;
@@ -294,7 +294,7 @@ pub(super) fn read(
             let now = broker.clock.now();
             let stamped = headers.typed_number(header::SENT_AT)?.map(Millis);
             let stamped = stamped.map(|sent| MessageTimes { sent, now, ttl, backlogged });
-            let age = stamped.map_or(Duration::ZERO, |stamped| ages.of(sender, stamped));
+            let age = stamped.map_or(Duration::ZERO, |stamped| skews.age_of(sender, stamped));
             // The time left at sending, less the age of the message.
             Some((Instant::now() + left.saturating_sub(age), ttl))
         }
@@ -304,8 +304,7 @@ pub(super) fn read(
         Some("import") => Origin::Import,
         _ if is_own => Origin::Amqp { producer: producer.unwrap_or_default().to_owned() },
         _ => {
-            if reply_to.is_some_and(|queue| queue.starts_with(&broker.names.allowed_reply_prefix()))
-            {
+            if reply_to.is_some_and(|queue| queue.starts_with(&broker.names.front_reply_prefix())) {
                 broker.warn_of_untrusted_front(account);
             }
             Origin::Amqp { producer: account.to_owned() }
@@ -358,7 +357,7 @@ fn vouched_attempt(headers: &MessageHeaders<'_>, is_own: bool) -> u32 {
 /// Whether replies to messages of this account may be published to a queue: a front's reply queue, direct reply-to, or a
 /// queue named after the account. Otherwise a producer could make muster write to any queue.
 fn is_allowed_reply_queue(queue: &str, account: &str, broker: &Broker) -> bool {
-    let allowed = queue.starts_with(&broker.names.allowed_reply_prefix())
+    let allowed = queue.starts_with(&broker.names.front_reply_prefix())
         || queue.starts_with(DIRECT_REPLY_PREFIX)
         || (belongs_to_account(queue, account, &broker.settings.allowed_reply_prefix)
             && !broker.names.owns(queue));

@@ -47,17 +47,17 @@ pub(super) struct QueueStats {
 
 /// A queue, or a group of queues, that is sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Watched {
-    Door(QueueKind),
+pub(super) enum SampledQueue {
+    Single(QueueKind),
     /// All retry queues together.
     Retries,
     DeadLetters,
 }
 
-impl Watched {
+impl SampledQueue {
     fn queues(self, broker: &Broker) -> Vec<String> {
         match self {
-            Self::Door(queue) => vec![broker.names.queue(queue)],
+            Self::Single(queue) => vec![broker.names.queue(queue)],
             Self::Retries => {
                 let delays = broker.settings.retry_delays.iter();
                 delays.map(|delay| broker.names.retry_queue(*delay)).collect()
@@ -110,24 +110,24 @@ impl QueueStats {
     }
 
     /// The last sample of a queue, unless it is too old.
-    pub(super) fn sample_of(&self, watched: Watched) -> Option<QueueSample> {
-        lock(self.slot(watched)?).filter(|sample| sample.at.elapsed() < SAMPLE_TTL)
+    pub(super) fn sample_of(&self, sampled: SampledQueue) -> Option<QueueSample> {
+        lock(self.slot(sampled)?).filter(|sample| sample.at.elapsed() < SAMPLE_TTL)
     }
 
     /// Whether the last sample of a queue had ready messages.
     pub(super) fn is_backlogged(&self, queue: QueueKind) -> bool {
-        self.sample_of(Watched::Door(queue)).is_some_and(|sample| sample.ready > 0)
+        self.sample_of(SampledQueue::Single(queue)).is_some_and(|sample| sample.ready > 0)
     }
 
     /// Number of dead letters; `None` without a recent sample.
     pub(super) fn dead_letters(&self) -> Option<u64> {
-        Some(self.sample_of(Watched::DeadLetters)?.ready)
+        Some(self.sample_of(SampledQueue::DeadLetters)?.ready)
     }
 
     /// Depth of the bulk queue; `None` without a recent sample.
     pub(super) fn bulk_backlog(&self) -> Option<BulkBacklog> {
-        let bulk = self.sample_of(Watched::Door(QueueKind::Bulk))?;
-        let retrying = self.sample_of(Watched::Retries).map_or(0, |sample| sample.ready);
+        let bulk = self.sample_of(SampledQueue::Single(QueueKind::Bulk))?;
+        let retrying = self.sample_of(SampledQueue::Retries).map_or(0, |sample| sample.ready);
         Some(BulkBacklog { ready: bulk.ready, retrying, consumers: bulk.consumers })
     }
 
@@ -141,7 +141,7 @@ impl QueueStats {
     /// The registrations ahead of a new request. Without a recent sample only this front's unanswered ones count.
     pub(super) fn backlog(&self) -> Backlog {
         let one = self.capacity();
-        let Some(sample) = self.sample_of(Watched::Door(QueueKind::Interactive)) else {
+        let Some(sample) = self.sample_of(SampledQueue::Single(QueueKind::Interactive)) else {
             let ready = self.unanswered.load(Ordering::Relaxed);
             return Backlog { ready, ..Backlog::default() };
         };
@@ -158,7 +158,7 @@ impl QueueStats {
     pub(super) fn export(&self, dead_letters_max: &AtomicU32, metrics: &Metrics) {
         let capacity = self.capacity();
         for queue in [QueueKind::Interactive, QueueKind::Bulk] {
-            let ready = self.sample_of(Watched::Door(queue)).map(|sample| sample.ready);
+            let ready = self.sample_of(SampledQueue::Single(queue)).map(|sample| sample.ready);
             let time = ready.and_then(|ready| capacity.processor_time(ready));
             metrics.set_backlog(queue.as_str(), ready, time);
         }
@@ -173,7 +173,7 @@ impl QueueStats {
         &self,
         connection: &Connection,
         broker: &Broker,
-        watched: Watched,
+        sampled: SampledQueue,
     ) -> Infallible {
         let (mut backoff, mut logged) = (Backoff::new(), None::<Instant>);
         let mut tick = sampling();
@@ -182,7 +182,7 @@ impl QueueStats {
             let error = match connection.client().create_channel().await {
                 Ok(channel) => loop {
                     tick.tick().await;
-                    if let Err(error) = self.sample(&channel, broker, watched).await {
+                    if let Err(error) = self.sample(&channel, broker, sampled).await {
                         break error;
                     }
                 },
@@ -193,7 +193,7 @@ impl QueueStats {
                 logged = Some(Instant::now());
                 tracing::warn!(
                     event = "sampling_failed",
-                    queue = watched.queues(broker).join(", "),
+                    queue = sampled.queues(broker).join(", "),
                     %error,
                     "sampling a queue failed"
                 );
@@ -212,49 +212,51 @@ impl QueueStats {
         &self,
         channel: &Channel,
         broker: &Broker,
-        watched: Watched,
+        sampled: SampledQueue,
     ) -> Result<QueueSample, ConnectionError> {
         let mut sample = QueueSample { ready: 0, consumers: 0, at: Instant::now() };
-        for queue in watched.queues(broker) {
+        for queue in sampled.queues(broker) {
             let options = QueueDeclareOptions { passive: true, ..Default::default() };
             let declared = channel.queue_declare(queue.into(), options, FieldTable::default());
             let declared = timeout(SAMPLE_TIMEOUT, declared).await;
-            let queue = declared.map_err(|_| ConnectionError::Silent)??;
+            let queue = declared.map_err(|_| ConnectionError::NoResponse)??;
             sample.ready += u64::from(queue.message_count());
             sample.consumers += queue.consumer_count();
         }
         // RabbitMQ reports an empty queue without consumers if its leader does not respond (4.0.5; no issue filed).
         if sample.ready > 0 || sample.consumers > 0 || sample.at.elapsed() < LEADER_TIMEOUT {
-            self.sampled(watched, sample);
+            self.sampled(sampled, sample);
         }
-        match watched {
-            Watched::DeadLetters => {
+        match sampled {
+            SampledQueue::DeadLetters => {
                 let max = u64::from(broker.dead_letters_max.load(Ordering::Relaxed));
                 broker.dead_letter_capacity.sampled(max > 0 && sample.ready >= max);
             }
-            Watched::Door(_) | Watched::Retries => broker.dead_letter_capacity.refresh(),
+            SampledQueue::Single(_) | SampledQueue::Retries => {
+                broker.dead_letter_capacity.refresh()
+            }
         }
         Ok(sample)
     }
 
-    fn sampled(&self, watched: Watched, sample: QueueSample) {
-        if let Some(slot) = self.slot(watched) {
+    fn sampled(&self, sampled: SampledQueue, sample: QueueSample) {
+        if let Some(slot) = self.slot(sampled) {
             *lock(slot) = Some(sample);
         }
-        if watched == Watched::Door(QueueKind::Interactive) {
+        if sampled == SampledQueue::Single(QueueKind::Interactive) {
             self.sent.store(0, Ordering::Relaxed);
             self.answered.store(0, Ordering::Relaxed);
         }
     }
 
     /// The slot for the sample of a queue; `None` for the profile queue.
-    fn slot(&self, watched: Watched) -> Option<&Mutex<Option<QueueSample>>> {
-        match watched {
-            Watched::Door(QueueKind::Interactive) => Some(&self.interactive),
-            Watched::Door(QueueKind::Bulk) => Some(&self.bulk),
-            Watched::Door(QueueKind::Profile) => None,
-            Watched::Retries => Some(&self.retries),
-            Watched::DeadLetters => Some(&self.dead),
+    fn slot(&self, sampled: SampledQueue) -> Option<&Mutex<Option<QueueSample>>> {
+        match sampled {
+            SampledQueue::Single(QueueKind::Interactive) => Some(&self.interactive),
+            SampledQueue::Single(QueueKind::Bulk) => Some(&self.bulk),
+            SampledQueue::Single(QueueKind::Profile) => None,
+            SampledQueue::Retries => Some(&self.retries),
+            SampledQueue::DeadLetters => Some(&self.dead),
         }
     }
 }
@@ -283,7 +285,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    const INTERACTIVE: Watched = Watched::Door(QueueKind::Interactive);
+    const INTERACTIVE: SampledQueue = SampledQueue::Single(QueueKind::Interactive);
 
     fn sample(ready: u64) -> QueueSample {
         QueueSample { ready, consumers: 2, at: Instant::now() }
@@ -297,9 +299,9 @@ mod tests {
         let backlog = stats.backlog();
         assert_eq!((backlog.ready, backlog.consumers), (250, 2));
         assert!(stats.is_backlogged(QueueKind::Interactive));
-        stats.sampled(Watched::Retries, sample(7));
+        stats.sampled(SampledQueue::Retries, sample(7));
         assert_eq!(stats.bulk_backlog(), None, "the bulk queue was not sampled");
-        stats.sampled(Watched::Door(QueueKind::Bulk), sample(500));
+        stats.sampled(SampledQueue::Single(QueueKind::Bulk), sample(500));
         let bulk = BulkBacklog { ready: 500, retrying: 7, consumers: 2 };
         assert_eq!(stats.bulk_backlog(), Some(bulk));
         stats.forget_samples();
@@ -310,7 +312,7 @@ mod tests {
         assert_eq!(stats.backlog().ready, 1, "this front's own requests still count");
         drop(call);
         assert_eq!(stats.backlog().ready, 0);
-        stats.sampled(Watched::DeadLetters, sample(7));
+        stats.sampled(SampledQueue::DeadLetters, sample(7));
         assert_eq!(stats.dead_letters(), Some(7));
         tokio::time::advance(SAMPLE_TTL).await;
         assert_eq!(stats.dead_letters(), None);

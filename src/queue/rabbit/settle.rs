@@ -12,7 +12,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::acks::Ack;
-use super::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher, State};
+use super::amqp::{
+    Connection, ConnectionError, ConnectionState, OutgoingMessage, PublishError, Publisher,
+};
 use super::queue_stats::QueueStats;
 use super::{Broker, event_publisher, probe, properties};
 use crate::domain::MessageId;
@@ -31,7 +33,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The publishers and connections that settle all deliveries of a session.
-pub(super) struct Settler {
+pub(super) struct SessionSettler {
     broker: Arc<Broker>,
     /// Reported with every reply, so that fronts can estimate waiting times.
     capacity: ReadCapacity,
@@ -48,7 +50,7 @@ pub(super) struct Settler {
     warned: Mutex<Option<Instant>>,
 }
 
-impl Settler {
+impl SessionSettler {
     pub(super) fn new(
         broker: Arc<Broker>,
         capacity: ReadCapacity,
@@ -68,16 +70,16 @@ impl Settler {
         }
     }
 
-    pub(super) fn state(&self) -> watch::Receiver<State> {
+    pub(super) fn state(&self) -> watch::Receiver<ConnectionState> {
         self.publish.state()
     }
 
-    pub(super) fn keep(&self, consume: Connection, channels: Vec<Channel>) {
+    pub(super) fn keep_until_settled(&self, consume: Connection, channels: Vec<Channel>) {
         self.draining.lock().unwrap_or_else(PoisonError::into_inner).push((consume, channels));
     }
 
     /// Dead-letters a message with unreadable properties, without its body, which may contain secrets.
-    pub(super) async fn bury_unreadable(
+    pub(super) async fn dead_letter_unreadable(
         &self,
         queue: QueueKind,
         received: Received,
@@ -105,10 +107,11 @@ impl Settler {
     ) {
         let exchange = self.broker.names.dead_exchange();
         if queue == QueueKind::Bulk {
-            let message = Outgoing { exchange, routing_key: String::new(), properties, body };
+            let message =
+                OutgoingMessage { exchange, routing_key: String::new(), properties, body };
             return self.republish_then_ack(message, ack).await;
         }
-        let message = Outgoing { exchange, routing_key: String::new(), properties, body };
+        let message = OutgoingMessage { exchange, routing_key: String::new(), properties, body };
         let mut declared = false;
         // After a loss of the connection the broker redelivers the message to another worker.
         while ack.usable() && !self.is_lost() {
@@ -136,7 +139,7 @@ impl Settler {
 
     /// Publishes a message to another queue, then acks the delivery. Without a confirm it publishes again every second; a
     /// duplicate is recognised by its id. After a loss of the connection the broker redelivers the message.
-    async fn republish_then_ack(&self, message: Outgoing, ack: &Ack) {
+    async fn republish_then_ack(&self, message: OutgoingMessage, ack: &Ack) {
         let mut logged = false;
         let exchange = message.exchange.as_str();
         let is_dead = exchange == self.broker.names.dead_exchange();
@@ -173,7 +176,7 @@ impl Settler {
     }
 
     /// Replies to a front's probe, which shows the front that this broker knows its reply queue.
-    pub(super) async fn answer_probe(&self, received: &BasicProperties, ack: Ack) {
+    pub(super) async fn reply_to_probe(&self, received: &BasicProperties, ack: Ack) {
         if let Some((reply_to, properties)) = probe::reply(received, &self.broker) {
             let sent = self.send_reply(reply_to, properties, Bytes::new()).await;
             if let Err(error) = sent.map_err(|error| error.to_string())
@@ -192,7 +195,7 @@ impl Settler {
         body: Bytes,
     ) -> Result<(), PublishError> {
         let exchange = String::new();
-        let message = Outgoing { exchange, routing_key: reply_to.clone(), properties, body };
+        let message = OutgoingMessage { exchange, routing_key: reply_to.clone(), properties, body };
         let sent = self.publisher.publish(message, CONFIRM_TIMEOUT).await;
         if sent == Err(PublishError::Unroutable) {
             self.warn_of_unroutable(&reply_to);
@@ -203,7 +206,7 @@ impl Settler {
     /// Warns about an unknown reply queue of a front, at most once a minute. A front that has ended leaves such a reply.
     fn warn_of_unroutable(&self, reply_to: &str) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if reply_to.starts_with(&self.broker.names.allowed_reply_prefix())
+        if reply_to.starts_with(&self.broker.names.front_reply_prefix())
             && warned.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL)
         {
             *warned = Some(Instant::now());
@@ -220,7 +223,7 @@ impl Settler {
     /// during an alarm.
     async fn declare_again(&self) {
         let mut declared = self.declared.lock().await;
-        let is_open = *self.publish.state().borrow() == State::Open;
+        let is_open = *self.publish.state().borrow() == ConnectionState::Open;
         if is_open && declared.is_none_or(|at| at.elapsed() >= PAUSE) {
             // An error shows in the next attempt to publish.
             let _ = self.broker.declare(&self.publish).await;
@@ -237,11 +240,11 @@ impl Settler {
     /// Probes until confirms are overdue. The address then counts as failed and is tried last.
     pub(super) async fn unconfirmed(&self, stats: &QueueStats) -> ConnectionError {
         let error = probe::unconfirmed(&self.broker, &self.publisher, stats).await;
-        self.broker.endpoints.failed(self.publish.address());
+        self.broker.endpoints.mark_failed(self.publish.address());
         error
     }
 
-    /// Declares all queues, unless they are declared, and binds them.
+    /// Declares all queues, unless `is_declared`, and binds them.
     pub(super) async fn complete_topology(&self, is_declared: bool) {
         if !is_declared {
             self.declare_again().await;
@@ -254,12 +257,12 @@ impl Settler {
     }
 
     fn is_lost(&self) -> bool {
-        *self.publish.state().borrow() == State::Closed
+        *self.publish.state().borrow() == ConnectionState::Closed
     }
 }
 
 /// Closes the connections after the last delivery.
-impl Drop for Settler {
+impl Drop for SessionSettler {
     fn drop(&mut self) {
         // Without a runtime the process is ending, and the connections with it.
         if Handle::try_current().is_err() {
@@ -281,19 +284,19 @@ impl Drop for Settler {
 }
 
 /// Settles one delivery.
-pub(super) struct RabbitHandle {
-    settler: Arc<Settler>,
+pub(super) struct RabbitSettler {
+    settler: Arc<SessionSettler>,
     ack: Ack,
 }
 
-impl RabbitHandle {
-    pub(super) fn new(settler: Arc<Settler>, ack: Ack) -> Self {
+impl RabbitSettler {
+    pub(super) fn new(settler: Arc<SessionSettler>, ack: Ack) -> Self {
         Self { settler, ack }
     }
 }
 
 #[async_trait]
-impl Settle for RabbitHandle {
+impl Settle for RabbitSettler {
     async fn reply(self: Box<Self>, message: Message, reply: Reply) -> Result<(), UnroutableReply> {
         let Reply { outcome, stages, .. } = reply;
         let mut replied = Ok(());
@@ -318,7 +321,7 @@ impl Settle for RabbitHandle {
                 self.settler.broker.metrics.reply_unroutable(message.id.as_str(), &error);
             }
         }
-        let Settler { broker, publisher, .. } = &*self.settler;
+        let SessionSettler { broker, publisher, .. } = &*self.settler;
         if event_publisher::publish_event(broker, publisher, &message, &outcome).await {
             self.ack.ack().await;
         }
@@ -334,7 +337,7 @@ impl Settle for RabbitHandle {
         let queue = broker.names.retry_queue(*delay);
         let properties = properties::for_retry(&message, message.attempt + 1, broker.username());
         let (exchange, body) = (String::new(), message.body);
-        let message = Outgoing { exchange, routing_key: queue, properties, body };
+        let message = OutgoingMessage { exchange, routing_key: queue, properties, body };
         self.settler.republish_then_ack(message, &self.ack).await;
     }
 

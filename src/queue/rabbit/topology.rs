@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::amqp::{ConnectionError, QueueSpec, bind_queue, declare_exchange, declare_queue};
 use crate::config;
 use crate::queue::QueueKind;
-use crate::queue::spans::SpanNames;
+use crate::queue::spans::BrokerNames;
 
 /// Names of the exchanges and queues. All begin with the namespace.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ impl TopologyNames {
     }
 
     /// The prefix of the fronts' reply queues.
-    pub(super) fn allowed_reply_prefix(&self) -> String {
+    pub(super) fn front_reply_prefix(&self) -> String {
         format!("{}.reply.", self.0)
     }
 
@@ -64,9 +64,9 @@ impl TopologyNames {
         &self,
         (host, port): (String, u16),
         settings: &config::QueueSettings,
-    ) -> SpanNames {
+    ) -> BrokerNames {
         let delays = settings.retry_delays.iter();
-        SpanNames {
+        BrokerNames {
             host,
             port,
             exchange: self.exchange().to_owned(),
@@ -120,7 +120,7 @@ pub(super) async fn declare(
     let declarations = declared.map(|queue| async move {
         let is_dead_queue = queue.name == names.dead_queue();
         let declared = timeout(DECLARE_TIMEOUT, declare_queue(connection, queue, is_dead_queue));
-        let declared = declared.await.map_err(|_| ConnectionError::Silent);
+        let declared = declared.await.map_err(|_| ConnectionError::NoResponse);
         (queue, declared.and_then(|declared| Ok(declared?)))
     });
     let mut found = Declarations { dead_letters_max: None, unavailable: skipped.clone() };
@@ -145,7 +145,7 @@ pub(super) async fn declare_exchanges(
 ) -> Result<(), ConnectionError> {
     for (name, kind) in exchanges(names) {
         let declared = timeout(DECLARE_TIMEOUT, declare_exchange(connection, &name, kind));
-        declared.await.map_err(|_| ConnectionError::Silent)??;
+        declared.await.map_err(|_| ConnectionError::NoResponse)??;
     }
     Ok(())
 }

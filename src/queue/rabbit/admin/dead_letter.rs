@@ -6,7 +6,7 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use crate::contract::Document;
 use crate::domain::Millis;
-use crate::queue::age::Ages;
+use crate::queue::clock_skew::ClockSkews;
 use crate::queue::dead_letters::{DeadLetter, Obstacle, reason, shown};
 use crate::queue::rabbit::header::{self, MessageHeaders};
 use crate::queue::rabbit::topology::TopologyNames;
@@ -22,7 +22,8 @@ pub(super) fn read(
     let headers = MessageHeaders(properties.headers().as_ref());
     let death = Death::from_headers(&headers, &broker.names);
     // Read by the rules of a worker.
-    let message = properties::read(QueueKind::Bulk, delivery, broker, &mut Ages::default(), false);
+    let message =
+        properties::read(QueueKind::Bulk, delivery, broker, &mut ClockSkews::default(), false);
     let user = properties.user_id().as_ref().map(|user| user.as_str());
     let is_from_other_account =
         death.is_none() && user.is_some_and(|user| !broker.is_own_account(user));

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 
 use super::dead_letter;
 use crate::queue::dead_letters::{DeadLetter, Obstacle};
-use crate::queue::rabbit::amqp::{Connection, ConnectionError, Outgoing, PublishError, Publisher};
+use crate::queue::rabbit::amqp::{
+    Connection, ConnectionError, OutgoingMessage, PublishError, Publisher,
+};
 use crate::queue::rabbit::{Broker, properties};
 use crate::queue::{Message, QueueKind};
 
@@ -117,7 +119,7 @@ impl DeadLetters {
         let properties = properties::for_retry(&message, 0, self.broker.username());
         let (exchange, routing_key) =
             (self.broker.names.exchange().to_owned(), QueueKind::Bulk.as_str().to_owned());
-        let message = Outgoing { exchange, routing_key, properties, body: message.body };
+        let message = OutgoingMessage { exchange, routing_key, properties, body: message.body };
         publisher.publish(message, CONFIRM_TIMEOUT).await.map_err(|error| match error {
             PublishError::Rejected | PublishError::Unroutable => anyhow!(
                 "RabbitMQ at {} refused the message, and the dead letter is kept: the bulk queue is full \

@@ -82,7 +82,7 @@ pub(super) async fn inspect(broker: &Broker) -> Vec<Finding> {
 fn unavailable(broker: &Broker, why: &str) -> Finding {
     Finding::error(
         "broker",
-        format!("{}: {why}", broker.waiting_for()),
+        format!("{}: {why}", broker.description()),
         "check that the broker runs there, and that queue.url (MUSTER_QUEUE) and queue.ca_file \
          (MUSTER_QUEUE_CA_FILE) are right",
     )

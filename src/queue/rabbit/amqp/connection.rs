@@ -1,7 +1,7 @@
-//! One connection to a broker and its state: open, blocked by an alarm, or closed.
+//! A connection to a broker and its state: open, blocked by an alarm, or closed.
 //!
-//! A connection that is lost is never repaired: whatever used it is dropped and built again, because that
-//! alone makes sure that prefetch, confirms and the reply queue are as they should be.
+//! A lost connection is not recovered. Its users are dropped and created again, so that prefetch, confirms and reply queue
+//! start from a defined state.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,53 +19,53 @@ use tokio_util::sync::CancellationToken;
 use super::endpoints::{Endpoint, Endpoints};
 use super::publisher::Publisher;
 use super::stagger::first_success;
-use super::state::State;
+use super::state::ConnectionState;
 use super::transport;
 
-/// Longest wait for an orderly close. lapin sends no heartbeats while it waits (4.12.3; no issue found).
+/// Longest wait for the broker's `close-ok`. lapin sends no heartbeats meanwhile (4.12.3; no issue filed).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two checks of the client's own state, in addition to its events: it reports no loss that happens
-/// before its events are read, nor every kind of end (lapin 4.12.3; no issue found).
+/// Interval of checks of lapin's connection status, in addition to its events. lapin sends no event for a loss before the
+/// events are read, nor for every kind of close (4.12.3; no issue filed).
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
-/// Between two requests that only show that the broker answers.
+/// Interval between two pings.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// Longest wait for such an answer. Heartbeats of 5 s notice a silent broker after 10 s only.
+/// Longest wait for the response to a ping. Heartbeats of 5 s detect a silent broker only after 10 s.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time after which the next address is tried in parallel.
+/// Interval after which the next address is tried in parallel.
 const STAGGER: Duration = Duration::from_millis(500);
 
-/// Largest frame in bytes, unless the URL says otherwise; a longer body takes several. lapin allocates dozens
-/// of frames for each connection: at its default of 128 KiB that is 8 MiB. Properties come in one frame, so a
-/// message with larger ones is unreadable.
+/// Largest frame in bytes, unless the URL sets another; a longer body takes several frames. lapin allocates dozens of frames
+/// for each connection: 8 MiB at its default of 128 KiB (4.12.3; no issue filed). Properties are one frame, so a message
+/// with larger properties is unreadable.
 const FRAME_MAX: u32 = 32 << 10;
 
-/// AMQP's reply codes for a wrong password or a missing permission, and for a vhost that is not there or
-/// not this user's.
+/// AMQP's reply code for a wrong password or a missing permission.
 const ACCESS_REFUSED: u16 = 403;
+/// AMQP's reply code for a vhost that does not exist or that the account may not use.
 const NOT_ALLOWED: u16 = 530;
 
-/// A connection. It is closed when this is dropped, whatever is still on it.
+/// An AMQP connection. Dropping it closes the connection, even if channels still exist.
 pub(in super::super) struct Connection {
     client: Arc<lapin::Connection>,
-    /// Ends the wire.
+    /// Closes the TCP connection.
     cut: CancellationToken,
     address: SocketAddr,
-    /// Longest wait for what it needs before it is of use.
+    /// Timeout of [`Self::prepare`].
     prepare_timeout: Duration,
-    state: watch::Sender<State>,
+    state: watch::Sender<ConnectionState>,
     watch: JoinHandle<()>,
-    /// The channel of the pings, kept for [`Self::close`]: a channel that is closed together with its connection
-    /// would end that without the broker's answer (lapin 4.12.3; no issue found).
+    /// The channel of the pings. It is kept until after [`Self::close`]: a channel that is closed together with its connection
+    /// ends the connection before the broker's `close-ok` (lapin 4.12.3; no issue filed).
     _pings: Channel,
 }
 
-/// An orderly close first, so that what was written before arrives; then the wire is cut.
+/// Closes the AMQP connection first, so that written frames arrive, then the TCP connection.
 impl Drop for Connection {
     fn drop(&mut self) {
         self.watch.abort();
-        self.state.send_replace(State::Closed);
-        // Without a runtime it ends with the process.
+        self.state.send_replace(ConnectionState::Closed);
+        // Without a runtime the process is ending, and the connection with it.
         if let Ok(runtime) = Handle::try_current() {
             let (client, cut) = (self.client.clone(), self.cut.clone());
             runtime.spawn(async move {
@@ -77,11 +77,11 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Connects to the first address that answers, other than `avoid`; `name` shows in the broker's list of
-    /// connections. The next address is tried every [`STAGGER`]; those before the first that answers count as failed.
+    /// Connects to the first address that responds, except `avoid`. Tries one more address every [`STAGGER`]; addresses before
+    /// the first that responds count as failed. `name` is shown in the broker's list of connections.
     ///
     /// # Errors
-    /// The refusal of the first broker that refuses the account; otherwise the last failure.
+    /// The first refusal of the account by a broker, otherwise the last error.
     pub(in super::super) async fn open(
         endpoints: &Arc<Endpoints>,
         name: &str,
@@ -93,17 +93,17 @@ impl Connection {
         let attempts = candidates.into_iter().map(|endpoint| async move {
             let (address, limit) = (endpoint.address, endpoint.timeout);
             let opened = timeout(limit, Self::open_at(endpoint, endpoints.clone(), name)).await;
-            opened.unwrap_or(Err(ConnectionError::Silent)).inspect_err(|error| {
-                tracing::debug!(%address, %error, "connecting failed");
+            opened.unwrap_or(Err(ConnectionError::NoResponse)).inspect_err(|error| {
+                tracing::debug!(event = "connecting_failed", %address, %error, "connecting failed");
                 if !error.is_refusal() {
-                    endpoints.failed(address);
+                    endpoints.mark_failed(address);
                 }
             })
         });
         let opened = first_success(attempts, STAGGER, ConnectionError::is_refusal).await;
-        let opened = opened.unwrap_or(Err(ConnectionError::Silent))?;
+        let opened = opened.unwrap_or(Err(ConnectionError::NoResponse))?;
         for silent in addresses.into_iter().take_while(|address| *address != opened.address) {
-            endpoints.failed(silent);
+            endpoints.mark_failed(silent);
         }
         Ok(opened)
     }
@@ -117,12 +117,12 @@ impl Connection {
         let (address, prepare_timeout) = (endpoint.address, endpoint.timeout);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let cut = CancellationToken::new();
-        // An attempt that is given up half-way leaves nothing behind either.
+        // Closes the TCP connection if this future is dropped or fails.
         let unfinished = cut.clone().drop_guard();
         let client = transport::connect(endpoint, properties, cut.clone()).await?;
         let client = Arc::new(client);
         let pings = client.create_channel().await?;
-        let state = watch::Sender::new(State::Open);
+        let state = watch::Sender::new(ConnectionState::Open);
         let (until_closed, is_answered) =
             (watch_client(&client, &state), ping(pings.clone(), &state));
         let closing = state.clone();
@@ -131,8 +131,8 @@ impl Connection {
                 () = until_closed => {}
                 () = is_answered => {}
             }
-            closing.send_replace(State::Closed);
-            endpoints.failed(address);
+            closing.send_replace(ConnectionState::Closed);
+            endpoints.mark_failed(address);
         });
         unfinished.disarm();
         Ok(Self { client, cut, address, prepare_timeout, state, watch, _pings: pings })
@@ -142,22 +142,22 @@ impl Connection {
         &self.client
     }
 
-    /// The address of the broker at the other end.
+    /// The address of the broker.
     pub(in super::super) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub(in super::super) fn state(&self) -> watch::Receiver<State> {
+    pub(in super::super) fn state(&self) -> watch::Receiver<ConnectionState> {
         self.state.subscribe()
     }
 
-    /// A channel of its own on which everything published is confirmed.
+    /// Creates a publisher on a new channel in confirm mode.
     pub(in super::super) async fn publisher(&self) -> Result<Publisher, ConnectionError> {
         Ok(Publisher::new(self.confirmed_channel().await?, self.state.clone()))
     }
 
-    /// As [`Self::publisher`], one message at a time: for what must never be mistaken for accepted when it was
-    /// returned.
+    /// As [`Self::publisher`], but it publishes one message at a time, so that a returned message is never reported as
+    /// accepted.
     pub(in super::super) async fn serial_publisher(&self) -> Result<Publisher, ConnectionError> {
         Ok(Publisher::serial(self.confirmed_channel().await?, self.state.clone()))
     }
@@ -168,18 +168,20 @@ impl Connection {
         Ok(channel)
     }
 
-    /// Does what a new connection needs before it is of use, in the time that connecting may take. What is begun on a
-    /// quorum queue before it has elected a leader may hang for a minute, and succeeds at once in a new attempt.
-    pub(in super::super) async fn prepared<T>(
+    /// Runs the set-up of a new connection with the timeout of a connection attempt. A request on a quorum queue that has no
+    /// leader yet may hang for a minute; a new attempt succeeds immediately.
+    ///
+    /// # Errors
+    /// [`ConnectionError::NoResponse`] after the timeout, [`ConnectionError::Lost`], or the error of `work`.
+    pub(in super::super) async fn prepare<T>(
         &self,
         work: impl Future<Output = Result<T, ConnectionError>>,
     ) -> Result<T, ConnectionError> {
         let prepared = timeout(self.prepare_timeout, self.unless_lost(work)).await;
-        prepared.unwrap_or(Err(ConnectionError::Silent))
+        prepared.unwrap_or(Err(ConnectionError::NoResponse))
     }
 
-    /// Does what needs this connection, unless it is lost meanwhile: lapin never answers what is asked after that
-    /// (4.12.3; no issue found).
+    /// Runs `work` until the connection is lost. lapin never completes a request after that (4.12.3; no issue filed).
     async fn unless_lost<T>(
         &self,
         work: impl Future<Output = Result<T, ConnectionError>>,
@@ -187,14 +189,14 @@ impl Connection {
         let mut state = self.state.subscribe();
         tokio::select! {
             done = work => done,
-            _ = state.wait_for(|state| *state == State::Closed) => Err(ConnectionError::Lost),
+            _ = state.wait_for(|state| *state == ConnectionState::Closed) => Err(ConnectionError::Lost),
         }
     }
 
     pub(in super::super) async fn close(&self) {
         self.watch.abort();
         close(&self.client).await;
-        self.state.send_replace(State::Closed);
+        self.state.send_replace(ConnectionState::Closed);
     }
 }
 
@@ -204,21 +206,21 @@ async fn close(client: &lapin::Connection) {
     }
 }
 
-/// Follows the client's events. Resolves when the connection is closed.
+/// Updates the state from lapin's events. Resolves when the connection is closed.
 fn watch_client(
     client: &lapin::Connection,
-    state: &watch::Sender<State>,
+    state: &watch::Sender<ConnectionState>,
 ) -> impl Future<Output = ()> + Send + 'static {
     let (mut events, status) = (client.events_listener(), client.status().clone());
     let state = state.clone();
     async move {
         let mut check = interval(STATUS_INTERVAL);
         loop {
-            let news = tokio::select! {
+            let new = tokio::select! {
                 event = events.next() => match event {
-                    Some(Event::ConnectionBlocked(_)) => State::Blocked,
-                    Some(Event::ConnectionUnblocked | Event::Connected) => State::Open,
-                    // What ends one channel leaves the connection whole, and its user learns of it.
+                    Some(Event::ConnectionBlocked(_)) => ConnectionState::Blocked,
+                    Some(Event::ConnectionUnblocked | Event::Connected) => ConnectionState::Open,
+                    // A channel error does not affect the connection; the user of the channel gets it.
                     Some(Event::Error(error)) if error.is_amqp_soft_error() => continue,
                     Some(Event::Error(_)) => return,
                     Some(_) => continue,
@@ -231,22 +233,21 @@ fn watch_client(
                     return;
                 }
             };
-            state.send_if_modified(|known| {
-                let is_news = *known != State::Closed && *known != news;
-                if is_news {
-                    *known = news;
+            state.send_if_modified(|current| {
+                let is_change = *current != ConnectionState::Closed && *current != new;
+                if is_change {
+                    *current = new;
                 }
-                is_news
+                is_change
             });
         }
     }
 }
 
-/// Asks the broker for something harmless again and again. Resolves when it does not answer in time; under an
-/// alarm it need not.
+/// Sends a request without effect (`basic.qos`) every second. Resolves when a response is overdue, except during an alarm.
 fn ping(
     channel: Channel,
-    state: &watch::Sender<State>,
+    state: &watch::Sender<ConnectionState>,
 ) -> impl Future<Output = ()> + Send + 'static {
     let mut state = state.subscribe();
     async move {
@@ -254,51 +255,58 @@ fn ping(
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ping.tick().await;
-            if state.wait_for(|state| *state != State::Blocked).await.is_err() {
+            if state.wait_for(|state| *state != ConnectionState::Blocked).await.is_err() {
                 return;
             }
             let answered = channel.basic_qos(1, BasicQosOptions::default());
             tokio::select! {
                 answered = timeout(PING_TIMEOUT, answered) => match answered {
                     Ok(Ok(())) => {}
-                    // The client reports why, if the whole connection is closed.
+                    // lapin reports the reason if the whole connection is closed.
                     Ok(Err(_)) | Err(_) => return,
                 },
-                _ = state.wait_for(|state| *state == State::Blocked) => {}
+                _ = state.wait_for(|state| *state == ConnectionState::Blocked) => {}
             }
         }
     }
 }
 
-/// Why there is no connection, or why it is of no use.
+/// Why there is no connection, or why it is unusable.
 #[derive(Debug, thiserror::Error)]
 pub(in super::super) enum ConnectionError {
-    #[error("connected, but the broker did not answer")]
-    Silent,
+    /// The broker did not respond in time.
+    #[error("connected, but the broker does not respond")]
+    NoResponse,
+    /// The broker refused a request, or lapin failed.
     #[error("{}", explain(.0))]
     Amqp(#[from] lapin::Error),
+    /// No host of the URL has an address.
     #[error("{0}")]
     Unresolved(#[from] std::io::Error),
-    #[error("a consumer ended")]
+    /// The broker cancelled a consumer.
+    #[error("the broker cancelled a consumer; its queue may have been deleted")]
     ConsumerEnded,
+    /// The connection was lost.
     #[error("the connection was lost")]
     Lost,
+    /// Confirms are overdue.
     #[error(
         "messages are not confirmed: the broker at this address has no majority of its cluster"
     )]
     Unconfirmed,
-    #[error("replies do not arrive: the reply queue is unknown to the broker of the workers")]
+    /// A worker's replies to pings are overdue.
+    #[error("replies do not arrive: the workers' broker does not know the reply queue")]
     NoReplies,
 }
 
 impl ConnectionError {
-    /// Whether the attempt failed by waiting, so that the next one needs no long pause: it may be the first after an
-    /// election.
-    pub(in super::super) fn is_silence(&self) -> bool {
-        matches!(self, Self::Silent | Self::Unconfirmed)
+    /// Whether the attempt failed by a timeout. The next one then follows without a long pause, because an election may have
+    /// ended meanwhile.
+    pub(in super::super) fn is_timeout(&self) -> bool {
+        matches!(self, Self::NoResponse | Self::Unconfirmed)
     }
 
-    /// Whether the broker is there and will not have this user, whatever the time.
+    /// Whether the broker permanently refuses the account.
     pub(in super::super) fn is_refusal(&self) -> bool {
         match self {
             Self::Amqp(error) => refusal(error).is_some(),
@@ -307,7 +315,7 @@ impl ConnectionError {
     }
 }
 
-/// What has to be changed on this side or in the broker's accounts, if the broker's error says so.
+/// The text for a refusal of the account, with what to change; `None` for other errors.
 fn refusal(error: &lapin::Error) -> Option<String> {
     let ErrorKind::ProtocolError(error) = error.kind() else { return None };
     let message = error.get_message().as_str();

@@ -1,5 +1,4 @@
-//! Declares exchanges and queues. Declaring what is there already changes nothing; where it is there with
-//! other arguments, it is used as it is.
+//! Declares exchanges and queues. An existing one is not changed; if its arguments differ, it is used as it is.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -8,16 +7,17 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 
-/// AMQP's reply codes for a queue that is not there, and for a declaration that differs from what is there.
+/// AMQP's reply code for a missing queue.
 const NOT_FOUND: u16 = 404;
+/// AMQP's reply code for a declaration with other arguments.
 const PRECONDITION_FAILED: u16 = 406;
-/// Most arguments that may differ before the queue is used without knowing them.
+/// Most different arguments that are adopted. With more the queue is used and its arguments stay unknown.
 const LEARNT_MAX: usize = 16;
 
-/// Names that were logged as different; once for each is enough.
+/// Exchanges and queues that were logged as different; each is logged once.
 static LOGGED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// A queue and how it is bound.
+/// A queue to declare: name, arguments and binding.
 pub(in super::super) struct QueueSpec {
     pub(in super::super) name: String,
     pub(in super::super) arguments: FieldTable,
@@ -25,6 +25,7 @@ pub(in super::super) struct QueueSpec {
     pub(in super::super) bound_to: Option<(String, &'static str)>,
 }
 
+/// Declares a durable exchange. One with another type is used as it is.
 pub(in super::super) async fn declare_exchange(
     connection: &Connection,
     name: &str,
@@ -49,13 +50,12 @@ pub(in super::super) async fn declare_exchange(
     Ok(())
 }
 
-/// Declares a queue, and binds it if it was not there. One with other arguments is used as it is; with `learn` these
-/// are found out first: each refusal names one of them. Returns the arguments in effect, as far as they were found
-/// out.
+/// Declares a queue, and binds it if it is new. A queue with other arguments is used as it is. With `learn` its arguments are
+/// determined first: each refused declaration names one of them. Returns the arguments in effect, if known.
 ///
-/// A queue that is there is not bound again. While a node of a cluster is frozen or cut off, the others carry out no
-/// change of metadata, not even a binding that exists, until they give that node up (RabbitMQ up to 4.0 without
-/// Khepri; 60 s by default).
+/// An existing queue is not bound again. While a node of a cluster is frozen or cut off, the other nodes do not change
+/// metadata, not even for an existing binding, until `net_ticktime` has passed (60 s by default; RabbitMQ up to 4.0 without
+/// Khepri; rabbitmq-server#10099 is similar).
 pub(in super::super) async fn declare_queue(
     connection: &Connection,
     spec: &QueueSpec,
@@ -98,7 +98,7 @@ pub(in super::super) async fn declare_queue(
     }
 }
 
-/// Binds a queue, if it has a binding.
+/// Binds a queue, if its specification has a binding.
 pub(in super::super) async fn bind_queue(
     connection: &Connection,
     spec: &QueueSpec,
@@ -112,7 +112,7 @@ pub(in super::super) async fn bind_queue(
     Ok(())
 }
 
-/// Takes over the argument that the broker says is another. Returns false if it does not say which.
+/// Replaces the argument that differs by the broker's value. Returns false if the error does not name it.
 fn adopt(arguments: &mut FieldTable, error: &lapin::Error) -> bool {
     let ErrorKind::ProtocolError(error) = error.kind() else { return false };
     let Some((name, current)) = difference(error.get_message().as_str()) else { return false };
@@ -130,8 +130,8 @@ fn adopt(arguments: &mut FieldTable, error: &lapin::Error) -> bool {
     true
 }
 
-/// The argument and its value on the broker in "inequivalent arg 'x-max-length' for queue 'a' in vhost '/':
-/// received '5' but current is '6'", or "... but current is the value '6' of type 'long'", or "none".
+/// Parses the argument and its value on the broker from "inequivalent arg 'x-max-length' for queue 'a' in vhost '/':
+/// received '5' but current is '6'", "... but current is the value '6' of type 'long'", or "... but current is none".
 fn difference(message: &str) -> Option<(&str, Option<&str>)> {
     let name = message.split('\'').nth(1).filter(|name| name.starts_with("x-"))?;
     let (_, current) = message.rsplit_once("but current is ")?;
@@ -152,7 +152,8 @@ fn log_different(name: &str) {
         tracing::warn!(
             event = "declaration_differs",
             name,
-            "declared on the broker with other arguments than these settings give; used as it is"
+            "the exchange or queue exists with other arguments than in these settings; it is used as it is; \
+             `muster doctor` shows the difference"
         );
     }
 }
@@ -162,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn broker_says_which_argument_differs() {
+    fn different_argument_is_parsed_from_the_refusal() {
         let message = |rest: &str| {
             format!(
                 "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'r.dead' in vhost '/': {rest}"

@@ -1,4 +1,4 @@
-//! The addresses behind a broker URL, in the order in which they are tried.
+//! The addresses of a broker URL and the order in which connections try them.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -14,22 +14,21 @@ use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::AMQPUri;
 use tokio::time::{Instant, timeout};
 
-/// Longest wait for a name server.
+/// Longest wait for the name resolution of a host.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for a connection to one of several addresses, handshakes included: a frozen node accepts
-/// connections and answers nothing. The URL's `connection_timeout` wins.
+/// Timeout of a connection attempt to one of several addresses, including handshakes. A frozen node accepts TCP connections
+/// and sends nothing. The `connection_timeout` of the URL has precedence.
 const ONE_OF_SEVERAL: Duration = Duration::from_secs(3);
-/// Longest wait for a connection to the only address.
+/// Timeout of a connection attempt to a single address.
 const ONLY_ONE: Duration = Duration::from_secs(10);
-/// A failure is forgotten after this.
+/// How long a failed address is tried last.
 const REMEMBERED_FOR: Duration = Duration::from_secs(3600);
 
-/// The brokers of one URL. All connections of a process share it, so that what one of them learns of a node
-/// spares the others the attempt.
+/// The brokers of one URL, shared by all connections of a process, so that all avoid an address that failed.
 pub(in super::super) struct Endpoints {
     uris: Vec<AMQPUri>,
     tls: OwnedTLSConfig,
-    /// Orders addresses at random, another way in each process.
+    /// Orders addresses at random, differently in each process.
     shuffle: RandomState,
     failed: Mutex<HashMap<SocketAddr, Instant>>,
     has_addresses: AtomicBool,
@@ -41,7 +40,7 @@ pub(in super::super) struct Endpoint {
     pub(in super::super) uri: AMQPUri,
     pub(in super::super) address: SocketAddr,
     pub(in super::super) tls: OwnedTLSConfig,
-    /// Longest wait for a connection, handshakes included.
+    /// Timeout of a connection attempt, including handshakes.
     pub(in super::super) timeout: Duration,
 }
 
@@ -51,18 +50,18 @@ impl Endpoints {
         Self { uris, tls, shuffle, failed, has_addresses: AtomicBool::new(false) }
     }
 
-    /// Whether there are several brokers, so that another one may be up when this one is down: several hosts, or
-    /// several addresses of a name when it was last resolved. `localhost` has two addresses and is one.
-    pub(in super::super) fn are_several(&self) -> bool {
+    /// Whether there are several brokers, so that another may be available: several hosts in the URL, or several addresses of
+    /// a name in its last resolution. Loopback addresses do not count: `localhost` has two and is one broker.
+    pub(in super::super) fn has_several(&self) -> bool {
         self.uris.len() > 1 || self.has_addresses.load(Ordering::Relaxed)
     }
 
-    /// The account at the brokers.
+    /// The user name in the URL.
     pub(in super::super) fn username(&self) -> &str {
         self.uris.first().map_or("", |uri| &uri.authority.userinfo.username)
     }
 
-    /// The virtual host, the same at each of them.
+    /// The virtual host, which is the same for all hosts.
     pub(in super::super) fn vhost(&self) -> &str {
         self.uris.first().map_or("", |uri| uri.vhost.as_str())
     }
@@ -78,18 +77,20 @@ impl Endpoints {
             .map_or_else(Default::default, |uri| (uri.authority.host.clone(), uri.authority.port))
     }
 
-    /// Hosts and ports, for people.
+    /// Hosts and ports, for messages to operators.
     pub(in super::super) fn names(&self) -> String {
         let names = self.uris.iter().map(|uri| {
             let (host, port) = (&uri.authority.host, uri.authority.port);
-            // An IPv6 address has colons of its own.
+            // An IPv6 address contains colons.
             if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
         });
         names.collect::<Vec<_>>().join(", ")
     }
 
-    /// Every address of every host: those that never failed first, then the one whose failure is longest ago.
-    /// An error if no name can be resolved.
+    /// Resolves all hosts. Addresses without a failure come first, then those that failed, the oldest failure first.
+    ///
+    /// # Errors
+    /// No host has an address.
     pub(in super::super) async fn in_order(&self) -> io::Result<Vec<Endpoint>> {
         let resolved = join_all(self.uris.iter().map(resolve)).await;
         let mut error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
@@ -98,7 +99,7 @@ impl Endpoints {
             match addresses {
                 Ok(addresses) => {
                     for address in addresses {
-                        if !found.iter().any(|(_, known)| *known == address) {
+                        if !found.iter().any(|(_, other)| *other == address) {
                             found.push((uri, address));
                         }
                     }
@@ -112,7 +113,7 @@ impl Endpoints {
         self.sort(&mut found);
         let remote = found.iter().filter(|(_, address)| !address.ip().is_loopback());
         self.has_addresses.store(remote.count() > 1, Ordering::Relaxed);
-        let limit = if self.are_several() { ONE_OF_SEVERAL } else { ONLY_ONE };
+        let limit = if self.has_several() { ONE_OF_SEVERAL } else { ONLY_ONE };
         let endpoints = found.into_iter().map(|(uri, address)| Endpoint {
             uri: uri.clone(),
             address,
@@ -130,8 +131,8 @@ impl Endpoints {
         });
     }
 
-    /// A node could not be reached, was silent, or a connection to it was lost: it is tried last.
-    pub(in super::super) fn failed(&self, address: SocketAddr) {
+    /// Records a failure of an address: no connection, no response, or a lost connection. It is then tried last.
+    pub(in super::super) fn mark_failed(&self, address: SocketAddr) {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.retain(|_, at| at.elapsed() < REMEMBERED_FOR);
         failed.insert(address, Instant::now());
@@ -142,7 +143,9 @@ async fn resolve(uri: &AMQPUri) -> io::Result<Vec<SocketAddr>> {
     let host = (uri.authority.host.as_str(), uri.authority.port);
     match timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(host)).await {
         Ok(addresses) => Ok(addresses?.collect()),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the name server did not answer")),
+        Err(_) => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "resolving the host took more than 2 s"))
+        }
     }
 }
 
@@ -162,13 +165,13 @@ mod tests {
         let shuffled = order().await;
         assert_eq!(order().await, shuffled, "shuffled once");
         let [first, second, third] = shuffled[..] else { panic!("{shuffled:?}") };
-        endpoints.failed(first);
+        endpoints.mark_failed(first);
         assert_eq!(order().await, [second, third, first]);
         tokio::time::advance(Duration::from_secs(1)).await;
-        endpoints.failed(third);
+        endpoints.mark_failed(third);
         assert_eq!(order().await, [second, first, third]);
         tokio::time::advance(REMEMBERED_FOR).await;
-        endpoints.failed(second);
+        endpoints.mark_failed(second);
         assert_eq!(order().await.last(), Some(&second));
     }
 }

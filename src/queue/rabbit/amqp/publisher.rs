@@ -10,7 +10,7 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::state::State;
+use super::state::ConnectionState;
 
 /// A channel in confirm mode. Clones share the channel.
 #[derive(Clone)]
@@ -18,7 +18,7 @@ pub(in super::super) struct Publisher(Arc<SharedChannel>);
 
 struct SharedChannel {
     channel: Channel,
-    state: watch::Sender<State>,
+    state: watch::Sender<ConnectionState>,
     /// Held while lapin assigns the delivery tag and queues the frames. lapin does not do both under one lock, so two threads
     /// could get each other's confirm (4.12.3; no issue filed).
     order: Mutex<()>,
@@ -28,7 +28,7 @@ struct SharedChannel {
 
 /// A message to publish.
 #[derive(Clone)]
-pub(in super::super) struct Outgoing {
+pub(in super::super) struct OutgoingMessage {
     pub(in super::super) exchange: String,
     pub(in super::super) routing_key: String,
     pub(in super::super) properties: BasicProperties,
@@ -61,32 +61,32 @@ impl PublishError {
 }
 
 impl Publisher {
-    pub(super) fn new(channel: Channel, state: watch::Sender<State>) -> Self {
+    pub(super) fn new(channel: Channel, state: watch::Sender<ConnectionState>) -> Self {
         Self(Arc::new(SharedChannel { channel, state, order: Mutex::new(()), turn: None }))
     }
 
     /// Creates a publisher that waits for each confirm before the next message. If one confirm covers several messages,
     /// lapin may report the wrong one as returned (4.12.3; no issue filed).
-    pub(super) fn serial(channel: Channel, state: watch::Sender<State>) -> Self {
+    pub(super) fn serial(channel: Channel, state: watch::Sender<ConnectionState>) -> Self {
         let turn = Some(Arc::default());
         Self(Arc::new(SharedChannel { channel, state, order: Mutex::new(()), turn }))
     }
 
     /// Whether the connection is open and not blocked by an alarm.
     pub(in super::super) fn is_open(&self) -> bool {
-        *self.0.state.borrow() == State::Open && self.0.channel.status().connected()
+        *self.0.state.borrow() == ConnectionState::Open && self.0.channel.status().connected()
     }
 
     /// Whether the connection is closed.
     pub(in super::super) fn is_closed(&self) -> bool {
-        *self.0.state.borrow() == State::Closed
+        *self.0.state.borrow() == ConnectionState::Closed
     }
 
     /// Waits for the end of an alarm, at most until `until`, or until the connection is closed. For messages that must not be
     /// rejected because of an alarm.
     pub(in super::super) async fn unblocked(&self, until: Option<Instant>) {
         let mut state = self.0.state.subscribe();
-        let unblocked = state.wait_for(|state| *state != State::Blocked);
+        let unblocked = state.wait_for(|state| *state != ConnectionState::Blocked);
         match until {
             Some(until) => _ = timeout_at(until, unblocked).await,
             None => _ = unblocked.await,
@@ -99,7 +99,7 @@ impl Publisher {
     /// See [`PublishError`].
     pub(in super::super) async fn publish(
         &self,
-        message: Outgoing,
+        message: OutgoingMessage,
         overdue_after: Duration,
     ) -> Result<(), PublishError> {
         self.send(message, true, overdue_after).await
@@ -108,7 +108,7 @@ impl Publisher {
     /// As [`Self::publish`] without `mandatory`: there may be no subscriber.
     pub(in super::super) async fn announce(
         &self,
-        message: Outgoing,
+        message: OutgoingMessage,
         overdue_after: Duration,
     ) -> Result<(), PublishError> {
         self.send(message, false, overdue_after).await
@@ -118,7 +118,7 @@ impl Publisher {
     /// not awaited (4.12.3; no issue filed).
     async fn send(
         &self,
-        message: Outgoing,
+        message: OutgoingMessage,
         mandatory: bool,
         overdue_after: Duration,
     ) -> Result<(), PublishError> {
@@ -138,7 +138,7 @@ impl Publisher {
             tokio::select! {
                 biased;
                 published = this.confirmed(message, mandatory) => published,
-                _ = state.wait_for(|state| *state == State::Closed) => Err(PublishError::Indeterminate),
+                _ = state.wait_for(|state| *state == ConnectionState::Closed) => Err(PublishError::Indeterminate),
             }
         });
         tokio::select! {
@@ -151,7 +151,7 @@ impl Publisher {
     async fn overdue(&self, after: Duration) {
         let mut state = self.0.state.subscribe();
         loop {
-            let is_blocked = *state.borrow_and_update() == State::Blocked;
+            let is_blocked = *state.borrow_and_update() == ConnectionState::Blocked;
             tokio::select! {
                 () = sleep(after), if !is_blocked => return,
                 _ = state.changed() => {}
@@ -159,8 +159,12 @@ impl Publisher {
         }
     }
 
-    async fn confirmed(&self, message: Outgoing, mandatory: bool) -> Result<(), PublishError> {
-        let Outgoing { exchange, routing_key, properties, body } = message;
+    async fn confirmed(
+        &self,
+        message: OutgoingMessage,
+        mandatory: bool,
+    ) -> Result<(), PublishError> {
+        let OutgoingMessage { exchange, routing_key, properties, body } = message;
         let options = BasicPublishOptions { mandatory, immediate: false };
         let inner = &*self.0;
         let ids = (properties.message_id().clone(), properties.correlation_id().clone());
@@ -204,7 +208,7 @@ impl Publisher {
             }
             Err(error) => {
                 tracing::debug!(event = "publish_failed", %error, "publishing failed; the connection is closed");
-                inner.state.send_replace(State::Closed);
+                inner.state.send_replace(ConnectionState::Closed);
                 Err(PublishError::Indeterminate)
             }
         }

@@ -1,5 +1,5 @@
-//! Runs attempts in parallel, started one after the other. A silent attempt delays the next by an interval instead of
-//! its timeout.
+//! Runs attempts in parallel and starts them one after the other. An attempt without a result delays the next by an interval
+//! instead of its timeout.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(1);
 
-    /// Ends after so many milliseconds.
+    /// An attempt that ends after this many milliseconds.
     async fn attempt(millis: u64, result: Result<u8, u8>) -> Result<u8, u8> {
         sleep(Duration::from_millis(millis)).await;
         result

@@ -2,7 +2,7 @@
 
 /// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum State {
+pub(in super::super) enum ConnectionState {
     Open,
     /// The broker raised an alarm and reads no publishes (`connection.blocked`).
     Blocked,

@@ -1,7 +1,7 @@
-//! The worker's end: a connection to publish on, a `session` for each queue, and the deliveries of all.
+//! The worker's consumer: one connection for publishing and a `session` with its own connection for each queue.
 //!
-//! Each queue is consumed on a connection of its own: what ends one leaves the other queues alone, and what is
-//! held on it counts as delivered once more when it ends.
+//! With separate connections a connection error affects one queue only. It also limits the messages that count as delivered
+//! once more: those that were unsettled on the lost connection.
 
 mod session;
 mod slow_start;
@@ -13,58 +13,58 @@ use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::amqp::{Backoff, ConnectionError, State};
+use super::amqp::{Backoff, ConnectionError, ConnectionState};
 use super::probe::ConfirmedChannel;
 use super::queue_stats::QueueStats;
-use super::settle::Settler;
+use super::settle::SessionSettler;
 use super::{Broker, probe};
 use crate::queue::{Consumer, Delivery, Prefetch, QueueKind, ReadCapacity};
 use crate::shutdown::Tasks;
 use crate::telemetry::Component;
 use session::{QueueConsumer, Shared};
 
-struct RabbitInbox {
+struct RabbitConsumer {
     deliveries: mpsc::Receiver<Delivery>,
     stop: CancellationToken,
 }
 
-/// Starts a receiving end; each queue has its part.
+/// Starts a consumer. `components` has the health component of each queue.
 pub(super) fn start(
     broker: Arc<Broker>,
     prefetch: Prefetch,
-    pace: ReadCapacity,
+    capacity: ReadCapacity,
     stats: Arc<QueueStats>,
-    parts: [Component; QueueKind::ALL.len()],
+    components: [Component; QueueKind::ALL.len()],
     tasks: &Tasks,
 ) -> Box<dyn Consumer> {
-    // One at a time: what waits here is neither with the broker nor being worked on.
+    // A capacity of one, because messages in this channel are neither on the broker nor being processed.
     let (sender, deliveries) = mpsc::channel(1);
     let stop = CancellationToken::new();
-    let doors = QueueKind::ALL.into_iter().zip(parts);
-    let doors = doors.map(|(door, part)| {
-        let limit = match door {
+    let queues = QueueKind::ALL.into_iter().zip(components);
+    let queues = queues.map(|(queue, component)| {
+        let limit = match queue {
             QueueKind::Interactive => prefetch.interactive,
             QueueKind::Bulk => prefetch.bulk,
             QueueKind::Profile => prefetch.profile,
         };
-        QueueConsumer::new(door, limit, part)
+        QueueConsumer::new(queue, limit, component)
     });
-    let (stopped, ages) = (stop.clone(), Mutex::default());
-    stats.set_own(pace.clone());
-    let shared = Shared { broker, stats, deliveries: sender, stop: stopped, ages };
-    tasks.spawn(supervise(shared, pace, doors.collect()));
-    Box::new(RabbitInbox { deliveries, stop })
+    let (stopped, skews) = (stop.clone(), Mutex::default());
+    stats.set_own(capacity.clone());
+    let shared = Shared { broker, stats, deliveries: sender, stop: stopped, skews };
+    tasks.spawn(supervise(shared, capacity, queues.collect()));
+    Box::new(RabbitConsumer { deliveries, stop })
 }
 
-/// One that is dropped without a stop must not keep what nobody will take from it.
-impl Drop for RabbitInbox {
+/// A consumer that is dropped without a stop must not keep deliveries.
+impl Drop for RabbitConsumer {
     fn drop(&mut self) {
         self.stop.cancel();
     }
 }
 
 #[async_trait]
-impl Consumer for RabbitInbox {
+impl Consumer for RabbitConsumer {
     async fn recv(&mut self) -> Option<Delivery> {
         self.deliveries.recv().await
     }
@@ -77,15 +77,15 @@ impl Consumer for RabbitInbox {
     }
 }
 
-/// Keeps a connection to publish on and, next to it, one for each queue. All are dropped together when the
-/// first is lost: what was delivered could not be answered.
-async fn supervise(shared: Shared, pace: ReadCapacity, queues: Vec<QueueConsumer>) {
+/// Keeps the connection for publishing and the consumers of all queues. When the former is lost all are dropped, because
+/// deliveries could not be settled.
+async fn supervise(shared: Shared, capacity: ReadCapacity, queues: Vec<QueueConsumer>) {
     let (broker, stop) = (&shared.broker, &shared.stop);
     let mut backoff = Backoff::new();
     let mut was_connected = false;
     while !stop.is_cancelled() {
         let opened = tokio::select! {
-            opened = open(broker, &pace, was_connected) => opened,
+            opened = open(broker, &capacity, was_connected) => opened,
             () = stop.cancelled() => break,
         };
         let ended = match opened {
@@ -101,10 +101,10 @@ async fn supervise(shared: Shared, pace: ReadCapacity, queues: Vec<QueueConsumer
                     async { tokio::join!(consumed, settler.complete_topology(is_declared)) };
                 tokio::select! {
                     _ = consumed => Ok(()),
-                    _ = publishing.wait_for(|state| *state == State::Closed) => {
+                    _ = publishing.wait_for(|state| *state == ConnectionState::Closed) => {
                         Err(ConnectionError::Lost)
                     }
-                    // An idle worker would not notice that its node has lost the majority: nothing is delivered there.
+                    // A node without a majority delivers nothing, so an idle worker has to probe to detect it.
                     error = settler.unconfirmed(&shared.stats) => Err(error),
                 }
             }
@@ -112,9 +112,9 @@ async fn supervise(shared: Shared, pace: ReadCapacity, queues: Vec<QueueConsumer
         };
         if let Err(error) = ended {
             for queue in &queues {
-                queue.down(&format!("{}: {error}", broker.waiting_for()));
+                queue.down(&format!("{}: {error}", broker.description()));
             }
-            if error.is_silence() {
+            if error.is_timeout() {
                 backoff.reset();
             }
             tokio::select! {
@@ -125,14 +125,14 @@ async fn supervise(shared: Shared, pace: ReadCapacity, queues: Vec<QueueConsumer
     }
 }
 
-/// The publishing end, by which deliveries are settled, and whether the topology is declared. A queue that cannot be
-/// declared shows where it is consumed. After a loss consumers do not wait for declarations, which take seconds while a
-/// node is silent.
+/// Opens the connection for publishing, which settles deliveries. Returns also whether the topology is declared. After a
+/// loss consumers do not wait for declarations, which take seconds while a node is silent. A queue that cannot be declared
+/// is reported by its consumer.
 async fn open(
     broker: &Arc<Broker>,
     capacity: &ReadCapacity,
     was_connected: bool,
-) -> Result<(Arc<Settler>, bool), ConnectionError> {
+) -> Result<(Arc<SessionSettler>, bool), ConnectionError> {
     let publish = broker.connect("worker publisher").await?;
     let ConfirmedChannel { publisher, is_routed } =
         probe::require_confirm(broker, &publish).await?;
@@ -140,8 +140,8 @@ async fn open(
     if is_declared {
         broker.declare(&publish).await?;
     }
-    let serial_publisher = publish.prepared(publish.serial_publisher()).await?;
+    let serial_publisher = publish.prepare(publish.serial_publisher()).await?;
     let (broker, capacity) = (broker.clone(), capacity.clone());
-    let settler = Settler::new(broker, capacity, publisher, serial_publisher, publish);
+    let settler = SessionSettler::new(broker, capacity, publisher, serial_publisher, publish);
     Ok((Arc::new(settler), is_declared))
 }

@@ -1,4 +1,4 @@
-//! The consumer of one queue, and its sessions: a connection and what is consumed on it.
+//! The consumer of one queue and its sessions. A session is a connection with its channels and consumers.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,49 +14,50 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::slow_start::SlowStart;
-use crate::queue::age::Ages;
+use crate::queue::clock_skew::ClockSkews;
 use crate::queue::rabbit::acks::Acks;
-use crate::queue::rabbit::amqp::{Backoff, Connection, ConnectionError, State};
-use crate::queue::rabbit::queue_stats::{QueueStats, Watched, sampling};
-use crate::queue::rabbit::settle::{RabbitHandle, Settler};
+use crate::queue::rabbit::amqp::{Backoff, Connection, ConnectionError, ConnectionState};
+use crate::queue::rabbit::queue_stats::{QueueStats, SampledQueue, sampling};
+use crate::queue::rabbit::settle::{RabbitSettler, SessionSettler};
 use crate::queue::rabbit::{Broker, probe, properties};
 use crate::queue::{Delivery, QueueKind};
 use crate::telemetry::Component;
 
-/// lapin ends a consumer a moment before it reports why (4.12.3; no issue found).
+/// Longest wait for the reason of a close. lapin ends a consumer shortly before it reports the reason (4.12.3; no issue
+/// filed).
 const CLOSE_REASON_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What all queues of a worker share.
+/// State that all queues of a worker share.
 pub(super) struct Shared {
     pub(super) broker: Arc<Broker>,
     pub(super) stats: Arc<QueueStats>,
     pub(super) deliveries: mpsc::Sender<Delivery>,
     pub(super) stop: CancellationToken,
-    /// Differences between the clocks of senders and this one.
-    pub(super) ages: Mutex<Ages>,
+    /// Clock skew of the senders.
+    pub(super) skews: Mutex<ClockSkews>,
 }
 
-/// A queue as a worker consumes it.
+/// Consumes one queue.
 pub(super) struct QueueConsumer {
-    door: QueueKind,
+    queue_kind: QueueKind,
     prefetch: u16,
-    part: Component,
+    component: Component,
 }
 
 impl QueueConsumer {
-    pub(super) fn new(door: QueueKind, prefetch: u16, part: Component) -> Self {
-        Self { door, prefetch, part }
+    pub(super) fn new(queue_kind: QueueKind, prefetch: u16, component: Component) -> Self {
+        Self { queue_kind, prefetch, component }
     }
 
-    /// Reports what it waits for.
-    pub(super) fn down(&self, waiting_for: &str) {
-        self.part.down(waiting_for);
+    /// Reports why the queue is not consumed.
+    pub(super) fn down(&self, reason: &str) {
+        self.component.down(reason);
     }
 
-    /// Consumes until the stop; a connection that is lost is made anew.
-    pub(super) async fn consume(&self, shared: &Shared, settler: &Arc<Settler>) {
+    /// Consumes until the stop. Opens a new session after a loss of the connection.
+    pub(super) async fn consume(&self, shared: &Shared, settler: &Arc<SessionSettler>) {
         let mut backoff = Backoff::new();
-        // Whether the broker refused what was asked of it: the queue may be gone.
+        // Whether the broker refused a request. Then the queue may have been deleted.
         let mut refused = false;
         let mut was_connected = false;
         while !shared.stop.is_cancelled() {
@@ -67,7 +68,7 @@ impl QueueConsumer {
             let ended = match opened {
                 Ok(session) => {
                     if std::mem::replace(&mut was_connected, true) {
-                        shared.broker.metrics.broker_reconnected(self.door.as_str());
+                        shared.broker.metrics.broker_reconnected(self.queue_kind.as_str());
                     }
                     session.run(shared, settler, &mut backoff).await
                 }
@@ -75,8 +76,8 @@ impl QueueConsumer {
             };
             if let Err(error) = ended {
                 refused = matches!(error, ConnectionError::Amqp(_));
-                self.down(&format!("{}: {error}", shared.broker.waiting_for()));
-                if error.is_silence() {
+                self.down(&format!("{}: {error}", shared.broker.description()));
+                if error.is_timeout() {
                     backoff.reset();
                 }
                 tokio::select! {
@@ -92,21 +93,21 @@ impl QueueConsumer {
         broker: &Broker,
         declare: bool,
         backoff: &mut Backoff,
-    ) -> Result<Session<'_>, ConnectionError> {
-        let connection = broker.connect(&format!("worker {}", self.door.as_str())).await?;
+    ) -> Result<ConsumerSession<'_>, ConnectionError> {
+        let connection = broker.connect(&format!("worker {}", self.queue_kind.as_str())).await?;
         backoff.connected();
         if declare {
             broker.declare(&connection).await?;
         }
-        let queue = broker.names.queue(self.door);
+        let queue = broker.names.queue(self.queue_kind);
         let samples = async { Ok(connection.client().create_channel().await?) };
-        let samples = connection.prepared(samples).await?;
-        let mut session = Session {
+        let samples = connection.prepare(samples).await?;
+        let mut session = ConsumerSession {
             consumer: self,
             queue,
             connection,
             samples,
-            slow_start: match self.door {
+            slow_start: match self.queue_kind {
                 QueueKind::Bulk => SlowStart::new(),
                 QueueKind::Interactive | QueueKind::Profile => SlowStart::Over,
             },
@@ -119,27 +120,27 @@ impl QueueConsumer {
     }
 }
 
-/// What a consumer's stream holds; `None` is its end, because merged streams end in silence.
+/// An item of a consumer's stream. `None` marks the end, because merged streams do not report the end of one.
 type Item = Option<(Received, Acks)>;
 
-/// One connection and what is consumed on it.
-struct Session<'a> {
+/// One connection with the consumers of a queue.
+struct ConsumerSession<'a> {
     consumer: &'a QueueConsumer,
     queue: String,
     connection: Connection,
-    /// For samples of the queue: an error of the broker that ends a channel ends only this one.
+    /// The channel for samples of the queue, so that an error of a sample closes no other channel.
     samples: Channel,
     slow_start: SlowStart,
-    /// A channel with the tag of the consumer on it. Two after a slow start, because the prefetch counts by
-    /// channel; the last one consumes.
+    /// Channels with the tags of their consumers. Two after a slow start, because the prefetch is per channel; the last one
+    /// consumes.
     channels: Vec<(Channel, String)>,
     /// The acks of the last channel.
     acks: Option<Acks>,
     received: SelectAll<stream::BoxStream<'static, Item>>,
 }
 
-impl Session<'_> {
-    /// Consumes on a channel of its own, one message at a time during a slow start.
+impl ConsumerSession<'_> {
+    /// Opens a channel and consumes on it, with a prefetch of one during a slow start.
     async fn subscribe(&mut self) -> Result<(), ConnectionError> {
         let is_slow = self.slow_start.is_active();
         let subscribed = async {
@@ -151,13 +152,13 @@ impl Session<'_> {
             let consumer = channel.basic_consume(queue.into(), "".into(), options, table).await?;
             Ok((channel, consumer))
         };
-        let (channel, consumer) = self.connection.prepared(subscribed).await?;
-        let acks = Acks::of(channel.clone());
+        let (channel, consumer) = self.connection.prepare(subscribed).await?;
+        let acks = Acks::new(channel.clone());
         self.acks = Some(acks.clone());
         self.channels.push((channel, consumer.tag().to_string()));
         let items = consumer.map(move |item| Some((item.ok()?, acks.clone())));
         self.received.push(if is_slow {
-            // It ends with the slow start.
+            // This stream ends normally with the slow start.
             items.boxed()
         } else {
             items.chain(stream::once(async { None })).boxed()
@@ -165,8 +166,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// After a slow start consumes as many messages as it may, and no more on the channel so far. That stays,
-    /// because what was delivered on it is settled there.
+    /// Ends a slow start: consumes on a new channel with the full prefetch and cancels the old consumer. The old channel stays
+    /// open, because its deliveries are settled on it.
     async fn end_slow_start(&mut self) -> Result<(), ConnectionError> {
         if !self.slow_start.elapsed(self.acks.as_ref().is_none_or(Acks::are_settled)) {
             return Ok(());
@@ -176,7 +177,7 @@ impl Session<'_> {
         self.cancel(0..slow).await
     }
 
-    /// Cancels what is consumed on these channels.
+    /// Cancels the consumers on these channels.
     async fn cancel(&mut self, channels: Range<usize>) -> Result<(), ConnectionError> {
         let cancelled = async {
             for (channel, tag) in &self.channels[channels] {
@@ -184,32 +185,31 @@ impl Session<'_> {
             }
             Ok(())
         };
-        self.connection.prepared(cancelled).await
+        self.connection.prepare(cancelled).await
     }
 
-    /// Hands out deliveries until the connection is lost (an error) or the end is asked for. What was
-    /// handed out can be settled as long as the connections live, which they do until the last handle
-    /// is dropped.
+    /// Passes deliveries on until the connection is lost (an error) or the stop. Deliveries can be settled after the stop,
+    /// because the connections stay open until the last one is settled.
     async fn run(
         mut self,
         shared: &Shared,
-        settler: &Arc<Settler>,
+        settler: &Arc<SessionSettler>,
         backoff: &mut Backoff,
     ) -> Result<(), ConnectionError> {
         let (mut publishing, mut consuming) = (settler.state(), self.connection.state());
-        // Read, and not yet taken by anybody.
+        // A delivery that the worker has not received yet.
         let mut next: Option<Delivery> = None;
         let mut samples = std::pin::pin!(self.sample(shared));
         loop {
-            let is_blocked = *publishing.borrow_and_update() == State::Blocked;
-            if *consuming.borrow_and_update() == State::Closed {
+            let is_blocked = *publishing.borrow_and_update() == ConnectionState::Blocked;
+            if *consuming.borrow_and_update() == ConnectionState::Closed {
                 return Err(ConnectionError::Lost);
             }
             if is_blocked {
-                // Nothing could be replied, so nothing is begun.
-                self.consumer.down("RabbitMQ to clear its alarm: it takes no replies");
+                // No new work, because replies cannot be published.
+                self.consumer.down("RabbitMQ raised an alarm and accepts no replies");
             } else {
-                self.consumer.part.up();
+                self.consumer.component.up();
             }
             tokio::select! {
                 biased;
@@ -218,10 +218,10 @@ impl Session<'_> {
                 _ = consuming.changed() => {}
                 () = sleep_until(self.slow_start.until().unwrap_or_else(Instant::now)),
                     if self.slow_start.is_active() => self.end_slow_start().await?,
-                // The receiver lives until this task has ended.
-                room = shared.deliveries.reserve(), if next.is_some() => {
-                    if let (Ok(room), Some(delivery)) = (room, next.take()) {
-                        room.send(delivery);
+                // The receiver exists until this task has ended.
+                permit = shared.deliveries.reserve(), if next.is_some() => {
+                    if let (Ok(permit), Some(delivery)) = (permit, next.take()) {
+                        permit.send(delivery);
                     }
                 }
                 item = self.received.next(), if next.is_none() && !is_blocked => match item {
@@ -230,7 +230,7 @@ impl Session<'_> {
                         next = self.read(received, &acks, shared, settler);
                     }
                     Some(None) | None => {
-                        let closed = consuming.wait_for(|state| *state == State::Closed);
+                        let closed = consuming.wait_for(|state| *state == ConnectionState::Closed);
                         let _ = timeout(CLOSE_REASON_TIMEOUT, closed).await;
                         return Err(ConnectionError::ConsumerEnded);
                     }
@@ -240,12 +240,12 @@ impl Session<'_> {
         }
     }
 
-    /// Samples the queue. Never ends: when the queue is gone, so is its consumer.
+    /// Samples the queue. The future never resolves; a deleted queue ends the consumer.
     fn sample<'s>(&self, shared: &'s Shared) -> impl Future<Output = ()> + use<'s> {
-        let (channel, door) = (self.samples.clone(), self.consumer.door);
+        let (channel, queue_kind) = (self.samples.clone(), self.consumer.queue_kind);
         async move {
-            let (mut tick, watched) = (sampling(), Watched::Door(door));
-            let mut is_sampled = door != QueueKind::Profile;
+            let (mut tick, watched) = (sampling(), SampledQueue::Single(queue_kind));
+            let mut is_sampled = queue_kind != QueueKind::Profile;
             while is_sampled {
                 tick.tick().await;
                 let sample = shared.stats.sample(&channel, &shared.broker, watched).await;
@@ -255,43 +255,43 @@ impl Session<'_> {
         }
     }
 
-    /// A delivery to be handed out, unless it is a probe or unreadable.
+    /// Converts a message to a delivery. `None` for probes and unreadable messages, which are settled here.
     fn read(
         &mut self,
         received: Received,
         acks: &Acks,
         shared: &Shared,
-        settler: &Arc<Settler>,
+        settler: &Arc<SessionSettler>,
     ) -> Option<Delivery> {
         let ack = acks.delivered(&received);
-        let (door, settler) = (self.consumer.door, settler.clone());
+        let (queue_kind, settler) = (self.consumer.queue_kind, settler.clone());
         if probe::is_probe(&received.properties) {
-            tokio::spawn(async move { settler.answer_probe(&received.properties, ack).await });
+            tokio::spawn(async move { settler.reply_to_probe(&received.properties, ack).await });
             return None;
         }
-        let backlogged = shared.stats.is_backlogged(door);
-        let mut ages = shared.ages.lock().unwrap_or_else(PoisonError::into_inner);
-        match properties::read(door, &received, &shared.broker, &mut ages, backlogged) {
+        let backlogged = shared.stats.is_backlogged(queue_kind);
+        let mut skews = shared.skews.lock().unwrap_or_else(PoisonError::into_inner);
+        match properties::read(queue_kind, &received, &shared.broker, &mut skews, backlogged) {
             Ok(message) => {
                 self.slow_start.delivered(message.maybe_poison());
-                let handle = RabbitHandle::new(settler, ack);
+                let handle = RabbitSettler::new(settler, ack);
                 let spans = Some(shared.broker.spans.clone());
                 Some(Delivery::new(message, Box::new(handle), spans))
             }
             Err(what) => {
-                tokio::spawn(
-                    async move { settler.bury_unreadable(door, received, ack, &what).await },
-                );
+                tokio::spawn(async move {
+                    settler.dead_letter_unreadable(queue_kind, received, ack, &what).await
+                });
                 None
             }
         }
     }
 
-    /// Cancels consuming and returns what was fetched ahead.
+    /// Cancels the consumer and requeues prefetched messages.
     async fn stop(
         mut self,
         next: Option<Delivery>,
-        settler: &Settler,
+        settler: &SessionSettler,
     ) -> Result<(), ConnectionError> {
         self.cancel(self.channels.len() - 1..self.channels.len()).await?;
         if let Some(delivery) = next {
@@ -306,11 +306,10 @@ impl Session<'_> {
             }
             Ok(())
         };
-        self.connection.prepared(returned).await?;
-        // A channel that is closed gives back what was delivered on it, so these live as long as
-        // there is something to settle.
+        self.connection.prepare(returned).await?;
+        // Closing a channel requeues its deliveries, so the channels stay open until all are settled.
         let channels = self.channels.into_iter().map(|(channel, _)| channel).collect();
-        settler.keep(self.connection, channels);
+        settler.keep_until_settled(self.connection, channels);
         Ok(())
     }
 }

@@ -43,7 +43,7 @@ fn read_properties(
     properties: BasicProperties,
     body: &[u8],
 ) -> Result<Message, PropertyError> {
-    read(queue, &delivered(queue, properties, body), &broker(), &mut Ages::default(), false)
+    read(queue, &delivered(queue, properties, body), &broker(), &mut ClockSkews::default(), false)
 }
 
 /// The envelope of a front that publishes under this account.

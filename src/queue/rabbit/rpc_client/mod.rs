@@ -23,15 +23,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::queue_stats::QueueStats;
 use super::{Broker, properties};
+use crate::domain::Millis;
 use crate::queue::seal::SealContext;
 use crate::queue::spans::publish;
 use crate::queue::{
-    Backlog, BulkBacklog, RpcRequest, RpcError, RpcClient, QueueKind, MessageKind, BulkProducer, Reply, Window,
+    Backlog, BulkBacklog, BulkProducer, MessageKind, QueueKind, Reply, RpcClient, RpcError,
+    RpcRequest, Window,
 };
 use crate::shutdown::{Tasks, contained};
-use crate::domain::Millis;
 use crate::telemetry::Health;
-use session::{Session, Status};
+use session::{RpcSession, Status};
 
 /// How long a registration waits for a connection before it is rejected.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,7 +63,7 @@ pub(super) fn start(
     stats: Arc<QueueStats>,
     tasks: &Tasks,
 ) -> Arc<dyn RpcClient> {
-    let (sender, status) = watch::channel(Status::Down(broker.waiting_for()));
+    let (sender, status) = watch::channel(Status::Down(broker.description()));
     let stop = CancellationToken::new();
     let supervisor = supervisor::supervise(
         broker.clone(),
@@ -82,7 +83,7 @@ impl RabbitRpcClient {
     ///
     /// # Errors
     /// [`RpcError::Rejected`] if there is none until then.
-    async fn session(&self, until: Instant) -> Result<Arc<Session>, RpcError> {
+    async fn session(&self, until: Instant) -> Result<Arc<RpcSession>, RpcError> {
         let mut status = self.status.clone();
         let status =
             timeout_at(until, status.wait_for(|status| matches!(status, Status::Up(_)))).await;
@@ -95,7 +96,11 @@ impl RabbitRpcClient {
     /// Publishes a registration on a session and waits for the reply. If a node was lost recently, a request without a
     /// reply is published again under its id: a queue still delivers messages to consumers on a frozen node, up to their
     /// prefetch.
-    async fn register(&self, session: &Session, mut request: RpcRequest) -> Result<Reply, RpcError> {
+    async fn register(
+        &self,
+        session: &RpcSession,
+        mut request: RpcRequest,
+    ) -> Result<Reply, RpcError> {
         let mut resend_after = RESEND_AFTER;
         loop {
             let again = Instant::now() + resend_after;
@@ -116,12 +121,13 @@ impl RabbitRpcClient {
     /// Publishes a request on a session and waits for its reply until then.
     async fn request_on(
         &self,
-        session: &Session,
+        session: &RpcSession,
         mut request: RpcRequest,
         until: Instant,
     ) -> Result<Reply, RpcError> {
         let pending = session.pending.add(request.kind.queue(), &request.id);
-        let span = publish(&request.trace, Some(&self.broker.spans), request.kind.queue(), &request.id);
+        let span =
+            publish(&request.trace, Some(&self.broker.spans), request.kind.queue(), &request.id);
         request.trace = span.context().clone();
         let (body, sealed) = self.seal(&request, session.reply_queue())?;
         let envelope = properties::Envelope {
@@ -131,7 +137,8 @@ impl RabbitRpcClient {
         };
         let now = self.broker.clock.now().0;
         let properties = properties::for_request(&request, envelope, now, sealed);
-        let _unanswered = matches!(request.kind, MessageKind::Register(_)).then(|| self.stats.sent());
+        let _unanswered =
+            matches!(request.kind, MessageKind::Register(_)).then(|| self.stats.sent());
         let published = async {
             // The span ends with the confirm.
             let mut span = span;
@@ -148,24 +155,33 @@ impl RabbitRpcClient {
     ///
     /// # Errors
     /// [`RpcError::Rejected`] if sealing fails.
-    fn seal(&self, request: &RpcRequest, reply_to: &str) -> Result<(Bytes, Option<&str>), RpcError> {
+    fn seal(
+        &self,
+        request: &RpcRequest,
+        reply_to: &str,
+    ) -> Result<(Bytes, Option<&str>), RpcError> {
         let Some(sealer) = &self.broker.sealer else { return Ok((request.body.clone(), None)) };
         let left = request.deadline.saturating_duration_since(Instant::now()) + SEAL_MARGIN;
         let left = i64::try_from(left.as_millis()).unwrap_or(i64::MAX);
         let not_after = Millis(self.broker.clock.now().0.saturating_add(left));
         let sealed = match request.kind {
             MessageKind::Register(contract) => {
-                let context = SealContext { contract, id: &request.id, reply_to: Some(reply_to), not_after };
+                let context =
+                    SealContext { contract, id: &request.id, reply_to: Some(reply_to), not_after };
                 sealer.seal(&context, &request.body)
             }
-            MessageKind::Profile => sealer.seal_token(&request.id, reply_to, not_after, &request.body),
+            MessageKind::Profile => {
+                sealer.seal_token(&request.id, reply_to, not_after, &request.body)
+            }
         };
         match sealed {
             Some(body) => Ok((body.into(), Some(sealer.key_id()))),
             None => {
-                tracing::error!(event = "sealing_failed",
+                tracing::error!(
+                    event = "sealing_failed",
                     id = request.id.as_str(),
-                    "sealing a message failed; it is not published");
+                    "sealing a message failed; it is not published"
+                );
                 Err(RpcError::Rejected)
             }
         }

@@ -13,12 +13,12 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, Sleep, interval, sleep};
 
 use super::RabbitRpcClient;
-use super::session::{Session, Status};
+use super::session::{RpcSession, Status};
 use crate::domain::{FailureCode, Millis, Outcome};
 use crate::queue::producer::{AcceptedRow, ProducerBackend};
 use crate::queue::rabbit::amqp::Backoff;
 use crate::queue::rabbit::properties;
-use crate::queue::rabbit::queue_stats::Watched;
+use crate::queue::rabbit::queue_stats::SampledQueue;
 use crate::queue::seal::{SealContext, Sealer};
 use crate::queue::spans::publish;
 use crate::queue::{BulkProducer, BulkRow, NoReply, QueueKind, Reply, RpcError, Window};
@@ -177,7 +177,7 @@ impl RowSender {
     }
 
     /// Publishes a row. The result arrives in `in_flight`.
-    fn publish(&mut self, session: &Arc<Session>, tag: u64) {
+    fn publish(&mut self, session: &Arc<RpcSession>, tag: u64) {
         let Some(row) = self.pending.get_mut(&tag) else { return };
         let broker = self.client.broker.clone();
         let Some((body, sealed)) = sealed(&self.client, session, &row.accepted.row) else {
@@ -255,8 +255,8 @@ impl RowSender {
     }
 
     /// Reports what the rows wait for, and gives up rows that were delivered long ago.
-    fn check(&mut self, session: &Session) {
-        let sample = self.client.stats.sample_of(Watched::Door(QueueKind::Bulk));
+    fn check(&mut self, session: &RpcSession) {
+        let sample = self.client.stats.sample_of(SampledQueue::Single(QueueKind::Bulk));
         let name = self.client.broker.names.queue(QueueKind::Bulk);
         let has_no_worker = sample.is_some_and(|sample| sample.consumers == 0);
         self.backend.report_waiting_for(if !session.is_open() {
@@ -302,7 +302,7 @@ impl RowSender {
 /// Seals the password in a row's body. Returns the body and the id of the key; `None` if sealing failed.
 fn sealed(
     client: &RabbitRpcClient,
-    session: &Session,
+    session: &RpcSession,
     row: &BulkRow,
 ) -> Option<(Bytes, Option<String>)> {
     let broker = &client.broker;

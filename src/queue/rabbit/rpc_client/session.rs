@@ -1,4 +1,4 @@
-//! A session of the requesting end: what calls and rows need of one pair of connections.
+//! A session of the client: publisher, reply queue and pending requests on one pair of connections.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,40 +12,42 @@ use tokio::time::Instant;
 use super::pending_calls::PendingCalls;
 use super::reply_check::ReplyCheck;
 use crate::queue::QueueKind;
-use crate::queue::rabbit::amqp::{Outgoing, PublishError, Publisher};
+use crate::queue::rabbit::amqp::{OutgoingMessage, PublishError, Publisher};
 use crate::queue::rabbit::properties;
 
-/// Longest wait for the confirm of a call. A publish to a queue that is deleted meanwhile may never be confirmed.
+/// Longest wait for the confirm of a request. A publish to a queue that is deleted meanwhile may never be confirmed (RabbitMQ
+/// 4.0.5; no issue filed).
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 /// As [`CONFIRM_TIMEOUT`], for bulk rows, of which thousands may be unconfirmed.
 const ROW_CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
-/// RabbitMQ gives a silent node up after `net_ticktime`, 60 s by default, to 75 s.
+/// How long the other nodes of a cluster may still deliver to a lost node: RabbitMQ detects a silent node after
+/// `net_ticktime` plus a quarter, 75 s by default.
 const RECOVERY: Duration = Duration::from_secs(75);
 
-/// Whether there is a session.
+/// The current session, if there is one.
 #[derive(Clone)]
 pub(super) enum Status {
-    /// What the client waits for.
+    /// There is no session, for this reason.
     Down(String),
-    Up(Arc<Session>),
+    Up(Arc<RpcSession>),
 }
 
-/// One pair of connections and all that hangs on it.
-pub(super) struct Session {
+/// One pair of connections with publisher, reply queue and pending requests.
+pub(super) struct RpcSession {
     exchange: String,
     publisher: Publisher,
     reply_queue: String,
     pub(super) pending: PendingCalls,
     /// Whether confirms are overdue.
     pub(super) is_stalled: watch::Sender<bool>,
-    /// A queue may be gone.
+    /// Notified when a queue may have been deleted.
     pub(super) declare: Notify,
     replies: Arc<Mutex<ReplyCheck>>,
-    /// Until when a node of the cluster may be lost that the others have not given up.
+    /// Until when the other nodes may not have detected the loss of a node.
     recovering_until: Option<Instant>,
 }
 
-impl Session {
+impl RpcSession {
     pub(super) fn new(
         exchange: &str,
         publisher: Publisher,
@@ -69,17 +71,17 @@ impl Session {
         &self.reply_queue
     }
 
-    /// Whether a node of the cluster was lost a short time ago.
+    /// Whether a node of the cluster was lost less than [`RECOVERY`] ago.
     pub(super) fn is_recovering(&self) -> bool {
         self.recovering_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Whether the broker takes messages now.
+    /// Whether the broker currently accepts messages: no alarm, no overdue confirms.
     pub(super) fn is_open(&self) -> bool {
         self.publisher.is_open() && !*self.is_stalled.borrow()
     }
 
-    /// Publishes to a queue and waits for the confirm.
+    /// Publishes to a queue and waits for the confirm. Rejects the message while confirms are overdue.
     pub(super) async fn publish(
         &self,
         queue: QueueKind,
@@ -96,7 +98,7 @@ impl Session {
         self.send(queue, properties, body, overdue_after).await
     }
 
-    /// As [`Self::publish`], whether confirms are overdue or not, with a limit for this one.
+    /// As [`Self::publish`], also while confirms are overdue, with the given timeout for the confirm.
     pub(super) async fn send(
         &self,
         queue: QueueKind,
@@ -105,7 +107,7 @@ impl Session {
         overdue_after: Duration,
     ) -> Result<(), PublishError> {
         let (exchange, routing_key) = (self.exchange.clone(), queue.as_str().to_owned());
-        let message = Outgoing { exchange, routing_key, properties, body };
+        let message = OutgoingMessage { exchange, routing_key, properties, body };
         let published = self.publisher.publish(message, overdue_after).await;
         if published == Err(PublishError::Unroutable) {
             self.declare.notify_one();
@@ -117,7 +119,7 @@ impl Session {
         self.replies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a reply to its call, if that is still there.
+    /// Passes a reply to its request. Returns the queue of the request; `None` for an orphan reply.
     pub(super) fn settle(&self, reply: &Delivery) -> Option<QueueKind> {
         let correlation_id = reply.properties.correlation_id().as_ref()?;
         let message_id = reply.properties.message_id().as_ref()?;

@@ -1,7 +1,7 @@
-//! A second reply queue, on another node of a cluster, for the next session.
+//! A standby: a second reply queue on another node of a cluster, for the next session.
 //!
-//! While a node is frozen or cut off, the others declare no queue until they give that node up, after `net_ticktime`
-//! (60 s by default; RabbitMQ up to 4.0 without Khepri). Queues that are there go on working.
+//! While a node is frozen or cut off, the other nodes declare no queue until `net_ticktime` has passed (60 s by default;
+//! RabbitMQ up to 4.0 without Khepri; rabbitmq-server#10099 is similar). Existing queues keep working.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,15 +14,15 @@ use super::reply_queue::ReplyQueue;
 use crate::queue::rabbit::Broker;
 use crate::queue::rabbit::amqp::{Backoff, ConnectionError};
 
-/// Between two checks of the standby's connection.
+/// Interval between two checks of the standby's connection.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Outlives sessions. Empty where the broker has one address.
+/// Holds the standby. It outlives sessions, and is empty if the broker has one address.
 #[derive(Default)]
 pub(super) struct Standby(Mutex<Option<ReplyQueue>>);
 
 impl Standby {
-    /// The standby, or a new reply queue where there is none.
+    /// Returns the standby, or opens a reply queue if there is none.
     pub(super) async fn take_or_open(
         &self,
         broker: &Broker,
@@ -34,12 +34,12 @@ impl Standby {
         }
     }
 
-    /// Keeps a standby at another address than the reply queue in use.
+    /// Keeps a standby open, at another address than the reply queue in use.
     pub(super) async fn keep(&self, broker: &Broker, in_use: SocketAddr) -> Infallible {
         let mut backoff = Backoff::new();
         loop {
             let is_kept = self.lock().as_ref().is_some_and(ReplyQueue::is_open);
-            if is_kept || !broker.endpoints.are_several() {
+            if is_kept || !broker.endpoints.has_several() {
                 sleep(CHECK_INTERVAL).await;
                 continue;
             }
@@ -49,7 +49,7 @@ impl Standby {
                     backoff.reset();
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "there is no standby for the reply queue");
+                    tracing::debug!(event = "standby_failed", %error, "opening a standby reply queue failed");
                     backoff.pause().await;
                 }
             }

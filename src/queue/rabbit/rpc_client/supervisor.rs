@@ -1,5 +1,5 @@
-//! Keeps a session: connects, watches over the connections, probes, and starts again from nothing when one is lost. A
-//! session is never repaired.
+//! Supervises the session of the client: connects, probes, and opens a new session when a connection is lost. A session is
+//! never recovered.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -14,30 +14,31 @@ use tokio_util::sync::CancellationToken;
 
 use super::reply_check::ReplyCheck;
 use super::reply_queue::ReplyQueue;
-use super::session::{Session, Status};
+use super::session::{RpcSession, Status};
 use super::standby::Standby;
 use crate::queue::QueueKind;
-use crate::queue::rabbit::amqp::{Backoff, Connection, ConnectionError, PublishError, State};
+use crate::queue::rabbit::amqp::{
+    Backoff, Connection, ConnectionError, ConnectionState, PublishError,
+};
 use crate::queue::rabbit::probe::ConfirmedChannel;
-use crate::queue::rabbit::queue_stats::{QueueStats, Watched};
+use crate::queue::rabbit::queue_stats::{QueueStats, SampledQueue};
 use crate::queue::rabbit::{Broker, probe, properties};
 use crate::telemetry::{Component, Health};
 
-/// How long calls go on waiting once the broker has raised an alarm: workers cannot reply while it lasts, and
-/// that may be long.
+/// How long requests wait after the start of an alarm. Workers cannot reply during an alarm, which may last long.
 const ALARM_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two declarations while a queue cannot be declared.
+/// Interval between two declarations while a queue is unavailable.
 const DECLARE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The name of the warning about the profile queue.
+/// The key of the warning about the profile queue in `/ready`.
 const PROFILE_WARNING: &str = "profile";
-const PROFILE_UNAVAILABLE: &str = "the profile queue cannot be used, so GET on a profile's path fails; \
-                                   registrations go on. See the log for the broker's reason";
+const PROFILE_UNAVAILABLE: &str = "the profile queue is unavailable, so GET on a profile's path fails; \
+                                   registrations are not affected; the log has the broker's reason";
 
-/// Keeps a session until `stop`.
+/// Keeps a session open until `stop`.
 pub(super) async fn supervise(
     broker: Arc<Broker>,
-    part: Component,
+    component: Component,
     health: Health,
     status: watch::Sender<Status>,
     stats: Arc<QueueStats>,
@@ -49,7 +50,7 @@ pub(super) async fn supervise(
     let mut was_connected = false;
     while !stop.is_cancelled() {
         let opened = tokio::select! {
-            opened = Opened::new(&broker, &replies, &standby, was_connected) => opened,
+            opened = OpenSession::new(&broker, &replies, &standby, was_connected) => opened,
             () = stop.cancelled() => break,
         };
         let ended = match opened {
@@ -61,9 +62,15 @@ pub(super) async fn supervise(
                 let session = opened.session.clone();
                 status.send_replace(Status::Up(session.clone()));
                 let (broker, stats, standby) = (&broker, &stats, &standby);
-                let context = Context { broker, part: &part, health: &health, stats, standby };
+                let context = SupervisorContext {
+                    broker,
+                    component: &component,
+                    health: &health,
+                    stats,
+                    standby,
+                };
                 let ended = context.run(opened, &stop, &mut backoff).await;
-                status.send_replace(Status::Down(broker.waiting_for()));
+                status.send_replace(Status::Down(broker.description()));
                 stats.forget_samples();
                 session.pending.close();
                 ended
@@ -71,10 +78,10 @@ pub(super) async fn supervise(
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
-            let waiting_for = format!("{}: {error}", broker.waiting_for());
-            part.down(&waiting_for);
+            let waiting_for = format!("{}: {error}", broker.description());
+            component.down(&waiting_for);
             status.send_replace(Status::Down(waiting_for));
-            if error.is_silence() {
+            if error.is_timeout() {
                 backoff.reset();
             }
             tokio::select! {
@@ -86,15 +93,15 @@ pub(super) async fn supervise(
     standby.close().await;
 }
 
-/// A session with what only its supervisor needs.
-struct Opened {
-    session: Arc<Session>,
+/// An open session with its connections.
+struct OpenSession {
+    session: Arc<RpcSession>,
     publish: Connection,
     replies: ReplyQueue,
     unavailable: Unavailable,
 }
 
-/// Why the interactive and the profile queue cannot be used, if they cannot.
+/// Why the interactive and the profile queue are unavailable; `None` for an available one.
 #[derive(Clone, Default, PartialEq, Eq)]
 struct Unavailable {
     interactive: Option<String>,
@@ -104,15 +111,15 @@ struct Unavailable {
 impl Unavailable {
     async fn declare(broker: &Broker, connection: &Connection) -> Result<Self, ConnectionError> {
         let mut unavailable = broker.declare(connection).await?;
-        let mut reason = |door| unavailable.remove(&broker.names.queue(door));
+        let mut reason = |queue| unavailable.remove(&broker.names.queue(queue));
         let (interactive, profile) = (reason(QueueKind::Interactive), reason(QueueKind::Profile));
-        // Probes cross the interactive queue, so a late answer alone does not make it unavailable.
-        let silent = ConnectionError::Silent.to_string();
+        // Probes check the interactive queue, so a late response to its declaration does not make it unavailable.
+        let silent = ConnectionError::NoResponse.to_string();
         Ok(Self { interactive: interactive.filter(|reason| *reason != silent), profile })
     }
 }
 
-impl Opened {
+impl OpenSession {
     async fn new(
         broker: &Broker,
         reply_check: &Arc<Mutex<ReplyCheck>>,
@@ -131,8 +138,8 @@ impl Opened {
         };
         let replies = standby.take_or_open(broker).await?;
         let (exchange, checked) = (broker.names.exchange(), reply_check.clone());
-        let recovers = was_connected && broker.endpoints.are_several();
-        let session = Session::new(exchange, publisher, &replies.name, checked, recovers);
+        let recovers = was_connected && broker.endpoints.has_several();
+        let session = RpcSession::new(exchange, publisher, &replies.name, checked, recovers);
         if declares_later {
             session.declare.notify_one();
         }
@@ -141,37 +148,36 @@ impl Opened {
     }
 }
 
-/// What a session needs while it runs.
-struct Context<'a> {
+/// References that a running session needs.
+struct SupervisorContext<'a> {
     broker: &'a Broker,
-    part: &'a Component,
+    component: &'a Component,
     health: &'a Health,
     stats: &'a QueueStats,
     standby: &'a Standby,
 }
 
-impl Context<'_> {
-    /// Hands out replies until a connection is lost (an error) or the end is asked for.
+impl SupervisorContext<'_> {
+    /// Passes replies to their requests until a connection is lost (an error) or `stop`.
     async fn run(
         &self,
-        opened: Opened,
+        opened: OpenSession,
         stop: &CancellationToken,
         backoff: &mut Backoff,
     ) -> Result<(), ConnectionError> {
-        let Opened { session, publish, replies, unavailable } = opened;
+        let OpenSession { session, publish, replies, unavailable } = opened;
         let ReplyQueue { connection: consume, mut consumer, .. } = replies;
         let (mut publishing, mut consuming) = (publish.state(), consume.state());
         let mut stalled = session.is_stalled.subscribe();
         let (unavailable, mut queues) = watch::channel(unavailable);
-        // Concurrent with the rest: replies must not wait for a slow broker. Sampling owns nothing, so calls
-        // go on when it fails.
+        // Concurrent with the replies, which must not wait for a slow broker. Requests continue if sampling fails.
         let sample = |watched| self.stats.poll(&consume, self.broker, watched);
         let background = async {
             tokio::join!(
-                sample(Watched::Door(QueueKind::Interactive)),
-                sample(Watched::Door(QueueKind::Bulk)),
-                sample(Watched::Retries),
-                sample(Watched::DeadLetters),
+                sample(SampledQueue::Single(QueueKind::Interactive)),
+                sample(SampledQueue::Single(QueueKind::Bulk)),
+                sample(SampledQueue::Retries),
+                sample(SampledQueue::DeadLetters),
                 self.keep_declared(&session, &publish, &unavailable),
                 self.standby.keep(self.broker, consume.address()),
             )
@@ -181,9 +187,11 @@ impl Context<'_> {
         let mut give_up_at = None;
         loop {
             match (*publishing.borrow_and_update(), *consuming.borrow_and_update()) {
-                (State::Closed, _) | (_, State::Closed) => return Err(ConnectionError::Lost),
-                (State::Blocked, _) => {
-                    self.part.down("RabbitMQ to clear its alarm: it takes no messages");
+                (ConnectionState::Closed, _) | (_, ConnectionState::Closed) => {
+                    return Err(ConnectionError::Lost);
+                }
+                (ConnectionState::Blocked, _) => {
+                    self.component.down("RabbitMQ raised an alarm and accepts no messages");
                     give_up_at.get_or_insert_with(|| Instant::now() + ALARM_TIMEOUT);
                 }
                 _ => {
@@ -212,7 +220,7 @@ impl Context<'_> {
                 _ = queues.changed() => {}
                 _ = &mut background => {}
                 error = &mut probes => {
-                    self.broker.endpoints.failed(publish.address());
+                    self.broker.endpoints.mark_failed(publish.address());
                     return Err(error);
                 }
                 () = give_up => {
@@ -229,21 +237,21 @@ impl Context<'_> {
         }
     }
 
-    /// Reports whether signups and look-ups can be sent, on a connection that is open.
+    /// Reports whether signups and lookups can be published on the open connection.
     fn show(&self, is_stalled: bool, unavailable: &Unavailable) {
         let profile = unavailable.profile.as_ref().map(|_| PROFILE_UNAVAILABLE);
         self.health.warn(PROFILE_WARNING, profile);
-        let waiting_for = self.broker.waiting_for();
+        let waiting_for = self.broker.description();
         match &unavailable.interactive {
             _ if is_stalled => {
-                self.part.down(&format!("{waiting_for}: {}", ConnectionError::Unconfirmed))
+                self.component.down(&format!("{waiting_for}: {}", ConnectionError::Unconfirmed))
             }
-            Some(reason) => self.part.down(&format!("{waiting_for}: {reason}")),
-            None => self.part.up(),
+            Some(reason) => self.component.down(&format!("{waiting_for}: {reason}")),
+            None => self.component.up(),
         }
     }
 
-    fn replied(&self, session: &Session, delivery: &Delivery) {
+    fn replied(&self, session: &RpcSession, delivery: &Delivery) {
         session.reply_check().replied();
         if probe::is_probe(&delivery.properties) {
             return;
@@ -256,16 +264,15 @@ impl Context<'_> {
         }
     }
 
-    /// Sends a probe through the interactive queue every second, which shows whether the broker can
-    /// confirm it, and tells of an alarm. Every second one asks a worker for a reply. Returns why the session
-    /// is of no use.
-    async fn probe(&self, session: &Session) -> ConnectionError {
+    /// Publishes a probe every second, which shows whether the broker confirms messages and reveals an alarm. Every second
+    /// probe requests a reply from a worker. Returns the error that makes the session unusable.
+    async fn probe(&self, session: &RpcSession) -> ConnectionError {
         let mut tick = interval(probe::INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut confirmed = Instant::now();
         loop {
             tick.tick().await;
-            let sample = self.stats.sample_of(Watched::Door(QueueKind::Interactive));
+            let sample = self.stats.sample_of(SampledQueue::Single(QueueKind::Interactive));
             let is_idle = sample.is_some_and(|sample| sample.consumers > 0 && sample.ready == 0);
             let asks = session.reply_check().ping(is_idle && session.is_open());
             let properties = probe::properties(asks.then(|| session.reply_queue()));
@@ -294,27 +301,27 @@ impl Context<'_> {
         }
     }
 
-    /// Declares everything again while a queue is unavailable, and when one may be gone.
+    /// Declares the topology again while a queue is unavailable, and when one may have been deleted.
     async fn keep_declared(
         &self,
-        session: &Session,
+        session: &RpcSession,
         connection: &Connection,
         unavailable: &watch::Sender<Unavailable>,
     ) {
         loop {
-            // While a node is frozen or cut off, bindings wait for a minute.
+            // While a node is frozen or cut off, a binding takes a minute.
             let _ = timeout(DECLARE_INTERVAL, self.broker.bind(connection)).await;
             let is_whole = *unavailable.borrow() == Unavailable::default();
             tokio::select! {
                 () = session.declare.notified() => {}
                 () = sleep(DECLARE_INTERVAL), if !is_whole => {}
             }
-            // An error shows in the next attempt, or in the state of the connection.
+            // The next attempt or the state of the connection shows an error.
             if let Ok(declared) = Unavailable::declare(self.broker, connection).await {
-                unavailable.send_if_modified(|known| {
-                    let is_news = *known != declared;
-                    *known = declared;
-                    is_news
+                unavailable.send_if_modified(|current| {
+                    let is_change = *current != declared;
+                    *current = declared;
+                    is_change
                 });
             }
             sleep(probe::INTERVAL).await;

@@ -23,7 +23,8 @@ fn delivery_count_is_used_only_for_redeliveries() {
         let properties = waiting("x-delivery-count", AMQPValue::LongLongInt(count));
         let mut delivery = delivered(QueueKind::Interactive, properties, b"{}");
         delivery.redelivered = redelivered;
-        let read = read(QueueKind::Interactive, &delivery, &broker(), &mut Ages::default(), false);
+        let read =
+            read(QueueKind::Interactive, &delivery, &broker(), &mut ClockSkews::default(), false);
         assert_eq!(read.unwrap().deliveries, deliveries, "{redelivered}, {count}");
     }
 }

@@ -25,7 +25,7 @@ const SKEW_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// The estimated skew of each sender, by account and reply queue. The broker's accounts bound their number.
 #[derive(Debug, Default)]
-pub(super) struct Ages(HashMap<String, HashMap<String, SkewEstimate>>);
+pub(super) struct ClockSkews(HashMap<String, HashMap<String, SkewEstimate>>);
 
 /// The sender of a message.
 #[derive(Clone, Copy, Debug)]
@@ -58,9 +58,9 @@ struct SkewEstimate {
     previous: i64,
 }
 
-impl Ages {
+impl ClockSkews {
     /// The age of a message that arrives now. It is less than `ttl`, because the broker did not drop the message.
-    pub(super) fn of(&mut self, sender: Sender<'_>, message: MessageTimes) -> Duration {
+    pub(super) fn age_of(&mut self, sender: Sender<'_>, message: MessageTimes) -> Duration {
         let difference = message.now.0.saturating_sub(message.sent.0);
         let is_plausible = Duration::from_millis(difference.unsigned_abs()) <= SKEW_MAX;
         if sender.account.is_empty() || !is_plausible {
@@ -113,8 +113,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn clock_skew_does_not_change_the_age() {
         for skew in [-300_000, 0, 300_000] {
-            let mut ages = Ages::default();
-            let mut age = |sent: i64, now: i64| ages.of(FRONT, at(sent + skew, now));
+            let mut skews = ClockSkews::default();
+            let mut age = |sent: i64, now: i64| skews.age_of(FRONT, at(sent + skew, now));
             assert_eq!(age(1_000, 1_003), Duration::ZERO, "the first message has no age");
             assert_eq!(age(2_000, 2_001), Duration::ZERO);
             assert_eq!(age(3_000, 8_001), Duration::from_secs(5));
@@ -123,24 +123,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn corrected_clock_is_used_after_two_windows() {
-        let mut ages = Ages::default();
-        ages.of(FRONT, at(5_000, 0));
+        let mut skews = ClockSkews::default();
+        skews.age_of(FRONT, at(5_000, 0));
         for _ in 0..2 {
             tokio::time::advance(WINDOW + Duration::from_secs(1)).await;
-            ages.of(FRONT, at(0, 1));
+            skews.age_of(FRONT, at(0, 1));
         }
-        assert_eq!(ages.of(FRONT, at(0, 1)), Duration::ZERO);
+        assert_eq!(skews.age_of(FRONT, at(0, 1)), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn steady_backlog_does_not_raise_the_estimate() {
-        let mut ages = Ages::default();
-        ages.of(FRONT, at(0, 0));
+        let mut skews = ClockSkews::default();
+        skews.age_of(FRONT, at(0, 0));
         for minute in 1..=30 {
             tokio::time::advance(WINDOW + Duration::from_secs(1)).await;
             let sent = minute * 61_000;
             let waited = MessageTimes { backlogged: true, ..at(sent, sent + 7_000) };
-            assert_eq!(ages.of(FRONT, waited), Duration::from_secs(7), "after {minute} minutes");
+            assert_eq!(
+                skews.age_of(FRONT, waited),
+                Duration::from_secs(7),
+                "after {minute} minutes"
+            );
         }
     }
 
@@ -148,10 +152,10 @@ mod tests {
     async fn timestamps_of_one_sender_do_not_age_messages_of_another() {
         let forged = [i64::MAX, i64::MIN, 23 * 3_600_000, 9_000];
         for (sent, account) in forged.into_iter().flat_map(|it| [(it, ""), (it, "crm")]) {
-            let mut ages = Ages::default();
-            ages.of(Sender { account, ..FRONT }, at(sent, 0));
+            let mut skews = ClockSkews::default();
+            skews.age_of(Sender { account, ..FRONT }, at(sent, 0));
             for honest in [FRONT, Sender { account: "", ..FRONT }] {
-                assert_eq!(ages.of(honest, at(0, 1)), Duration::ZERO, "{sent} of {account:?}");
+                assert_eq!(skews.age_of(honest, at(0, 1)), Duration::ZERO, "{sent} of {account:?}");
             }
         }
     }
@@ -159,11 +163,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn clock_jump_expires_no_message_that_the_broker_delivered() {
         for jump in [10_000, 300_000, 23 * 3_600_000, i64::MAX] {
-            let mut ages = Ages::default();
-            ages.of(FRONT, at(0, 0));
+            let mut skews = ClockSkews::default();
+            skews.age_of(FRONT, at(0, 0));
             let jumped = Millis(0).0.saturating_sub(jump);
             for now in [1, 2, 3] {
-                let age = ages.of(FRONT, at(jumped, now));
+                let age = skews.age_of(FRONT, at(jumped, now));
                 assert!(age <= Duration::from_millis(2), "{jump}: {age:?}");
             }
         }
@@ -171,14 +175,14 @@ mod tests {
 
     #[tokio::test]
     async fn reply_queues_of_an_account_are_bounded() {
-        let mut ages = Ages::default();
-        ages.of(FRONT, at(0, 0));
+        let mut skews = ClockSkews::default();
+        skews.age_of(FRONT, at(0, 0));
         for n in 0..3 * REPLY_QUEUES_MAX {
-            ages.of(Sender { account: "crm", reply_to: &n.to_string() }, at(0, 0));
+            skews.age_of(Sender { account: "crm", reply_to: &n.to_string() }, at(0, 0));
         }
-        assert!(ages.0["crm"].len() <= REPLY_QUEUES_MAX);
+        assert!(skews.0["crm"].len() <= REPLY_QUEUES_MAX);
         assert_eq!(
-            ages.of(FRONT, at(0, 5_000)),
+            skews.age_of(FRONT, at(0, 5_000)),
             Duration::from_secs(5),
             "other accounts keep their estimates"
         );
