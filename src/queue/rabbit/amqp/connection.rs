@@ -283,8 +283,10 @@ pub(in super::super) enum ConnectionError {
     /// No host of the URL has an address.
     #[error("{0}")]
     Unresolved(#[from] std::io::Error),
-    /// The broker cancelled a consumer.
-    #[error("the broker cancelled a consumer; its queue may have been deleted")]
+    /// A consumer ended.
+    #[error(
+        "the broker cancelled a consumer or closed its channel; the queue may have been deleted"
+    )]
     ConsumerEnded,
     /// The connection was lost.
     #[error("the connection was lost")]

@@ -137,8 +137,8 @@ impl RowSender {
         while !self.is_complete || !self.pending.is_empty() {
             let session = match &*status.borrow_and_update() {
                 Status::Up(session) => Some(session.clone()),
-                Status::Down(waiting_for) => {
-                    self.backend.report_waiting_for(Some(waiting_for.clone()));
+                Status::Down(reason) => {
+                    self.backend.report_waiting_for(Some(reason.clone()));
                     None
                 }
             };

@@ -15,20 +15,21 @@ use crate::queue::QueueKind;
 use crate::queue::rabbit::amqp::{OutgoingMessage, PublishError, Publisher};
 use crate::queue::rabbit::properties;
 
-/// Longest wait for the confirm of a request. A publish to a queue that is deleted meanwhile may never be confirmed (RabbitMQ
-/// 4.0.5; no issue filed).
+/// Longest wait for the confirm of a request. A publish to a queue that is deleted meanwhile may never be confirmed (no
+/// issue filed).
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 /// As [`CONFIRM_TIMEOUT`], for bulk rows, of which thousands may be unconfirmed.
 const ROW_CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the other nodes of a cluster may still deliver to a lost node: RabbitMQ detects a silent node after
+/// How long the other nodes of a cluster may still deliver to a lost node. RabbitMQ detects a silent node after
 /// `net_ticktime` plus a quarter, 75 s by default.
 const RECOVERY: Duration = Duration::from_secs(75);
 
-/// The current session, if there is one.
+/// Whether the client has a session.
 #[derive(Clone)]
 pub(super) enum Status {
-    /// There is no session, for this reason.
+    /// No session, with the reason for operators.
     Down(String),
+    /// The current session.
     Up(Arc<RpcSession>),
 }
 

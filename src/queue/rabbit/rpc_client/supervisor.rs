@@ -78,9 +78,9 @@ pub(super) async fn supervise(
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
-            let waiting_for = format!("{}: {error}", broker.description());
-            component.down(&waiting_for);
-            status.send_replace(Status::Down(waiting_for));
+            let reason = format!("{}: {error}", broker.description());
+            component.down(&reason);
+            status.send_replace(Status::Down(reason));
             if error.is_timeout() {
                 backoff.reset();
             }
@@ -241,12 +241,12 @@ impl SupervisorContext<'_> {
     fn show(&self, is_stalled: bool, unavailable: &Unavailable) {
         let profile = unavailable.profile.as_ref().map(|_| PROFILE_UNAVAILABLE);
         self.health.warn(PROFILE_WARNING, profile);
-        let waiting_for = self.broker.description();
+        let broker = self.broker.description();
         match &unavailable.interactive {
             _ if is_stalled => {
-                self.component.down(&format!("{waiting_for}: {}", ConnectionError::Unconfirmed))
+                self.component.down(&format!("{broker}: {}", ConnectionError::Unconfirmed))
             }
-            Some(reason) => self.component.down(&format!("{waiting_for}: {reason}")),
+            Some(reason) => self.component.down(&format!("{broker}: {reason}")),
             None => self.component.up(),
         }
     }
