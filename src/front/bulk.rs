@@ -55,7 +55,7 @@ pub(super) const NO_KEY: &str = "Missing or invalid API key (Authorization: Bear
 pub(super) const NOT_NDJSON: &str =
     "Content-Type must be application/x-ndjson, with one JSON object per line.";
 /// Problem detail of a 400 whose query is wrong.
-pub(super) const NO_CONTRACT: &str = "The query parameter contract is required, once: username, \
+pub(super) const NO_CONTRACT: &str = "Set the query parameter contract exactly once, to username, \
     nested-name, flat-name, register or error-code.";
 /// Problem detail of a 503.
 pub(super) const BUSY: &str = "No row was read. Send the request again later.";
