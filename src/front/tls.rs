@@ -42,7 +42,7 @@ struct SharedCertificate {
 #[derive(Clone, Debug)]
 struct LoadedCertificate {
     config: Arc<ServerConfig>,
-    /// When the first certificate of the chain to expire does so, in seconds since 1970.
+    /// The earliest expiry in the certificate chain, in seconds since 1970.
     expires: Option<i64>,
 }
 

@@ -17,7 +17,7 @@ use crate::telemetry::{Metrics, TraceContext};
 /// Largest number of rows of one upload in memory. They wait for an outcome, or for the report of an earlier row.
 pub(super) const WINDOW: usize = 512;
 
-/// What the message ids and traces of all rows are derived from.
+/// Values that the message ids and traces of all rows are derived from.
 pub(super) struct RowIdentity {
     pub(super) key: IdempotencyKey,
     /// Whether the key was generated for this request, so that no row can be registered yet.

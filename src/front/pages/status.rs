@@ -38,7 +38,7 @@ pub(super) fn snapshot(front: &Front) -> Value {
         "estimatedWaitMs": front.admission.wait(&backlog).as_millis() as u64,
         "perSecond": backlog.capacity.per_second,
         "deadLetters": front.rpc_client.dead_letters(),
-        "bulk": bulk_figures(front, &seconds, bulk),
+        "bulk": bulk_status(front, &seconds, bulk),
         "minute": { "p50": rounded(minute.quantile(0.5)), "p95": rounded(minute.quantile(0.95)) },
         "seconds": {
             "registered": each(&seconds, |second| json!(second.registered)),
@@ -55,7 +55,7 @@ pub(super) fn snapshot(front: &Front) -> Value {
 }
 
 /// Bulk rows: queue depths, rate, and estimated time until the queues are empty; null where unknown.
-fn bulk_figures(front: &Front, seconds: &[SecondStats], queued: Option<BulkBacklog>) -> Value {
+fn bulk_status(front: &Front, seconds: &[SecondStats], queued: Option<BulkBacklog>) -> Value {
     let uploads = bulk::UPLOADS_MAX - front.uploads.available_permits();
     let rate = bulk_rate(seconds);
     let rows = queued.map(|bulk| bulk.ready + bulk.retrying);
