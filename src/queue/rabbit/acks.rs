@@ -90,7 +90,7 @@ impl Ack {
         match timeout(WRITE_TIMEOUT, self.acker.nack(options)).await {
             Ok(Ok(_)) => self.acks.unsettled.remove([self.tag]),
             Ok(Err(error)) => {
-                tracing::debug!(event = "requeue_failed", tag = self.tag, %error, "requeueing a delivery failed");
+                tracing::debug!(event = "requeue_failed", tag = self.tag, %error, "requeuing a delivery failed");
             }
             Err(_) => {
                 tracing::debug!(
