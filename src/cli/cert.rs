@@ -1,5 +1,5 @@
-//! `muster cert`: generates a TLS certificate for development and a certificate authority that signs it. The private key of
-//! the authority is discarded, so that it cannot sign anything else.
+//! `muster cert`: generates a TLS certificate for development and a certificate authority that signs it. The private
+//! key of the authority is discarded, so that it cannot sign anything else.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

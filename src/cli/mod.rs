@@ -78,7 +78,7 @@ enum Command {
     Serve(SettingFlags),
     /// Print the effective settings, secrets redacted.
     Config(config::ConfigArgs),
-    /// Check whether a running muster with the same settings is ready.
+    /// Check whether a running muster with the same settings is ready; exit code 0 if it is.
     #[command(after_help = "Examples:\n  \
         muster healthcheck\n  \
         MUSTER_ADMIN_LISTEN=127.0.0.1:9090 muster healthcheck")]
@@ -247,8 +247,8 @@ fn print_error(error: &anyhow::Error) {
     stderr::line(&format!("muster: {error:#}"));
 }
 
-/// Sets up log and runtime of a command. `filter` replaces the setting `log.filter`. On an error, prints it and returns the
-/// exit code.
+/// Sets up log and runtime of a command. `filter` replaces the setting `log.filter`. On an error, prints it and
+/// returns the exit code.
 fn start_runtime(
     settings: anyhow::Result<Settings>,
     filter: Option<&str>,

@@ -1,5 +1,5 @@
-//! `muster reindex`: recomputes the unique keys of email addresses after their rule has changed. Without `--apply` it only
-//! reports what would change. `store::reindex` does the work.
+//! `muster reindex`: recomputes the unique keys of email addresses after their rule has changed. Without `--apply` it
+//! only reports what would change. `store::reindex` does the work.
 
 use std::io::{self, IsTerminal};
 

@@ -146,8 +146,8 @@ impl FileReloader {
     }
 }
 
-/// Signal handlers. SIGTERM and SIGINT stop the process. SIGHUP reloads files if the settings name any; otherwise it keeps
-/// its default action, so that the process ends with its terminal.
+/// Signal handlers. SIGTERM and SIGINT stop the process. SIGHUP reloads files if the settings name any; otherwise it
+/// keeps its default action, so that the process ends with its terminal.
 pub(super) struct Signals {
     reload: Option<Signal>,
     terminate: Signal,

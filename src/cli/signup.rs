@@ -1,5 +1,5 @@
-//! `muster signup`: registers one user over HTTP. The password is read from a hidden prompt or from standard input. It is
-//! never an argument, because other users of the machine can read the command line.
+//! `muster signup`: registers one user over HTTP. The password is read from a hidden prompt or from standard input. It
+//! is never an argument, because other users of the machine can read the command line.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -85,7 +85,10 @@ fn register(flags: &SignupArgs, settings: &Settings) -> anyhow::Result<u8> {
     if !flags.password_stdin {
         ensure!(
             io::stdin().is_terminal(),
-            UsageError("standard input is not a terminal, so the password cannot be prompted for; give --password-stdin".to_owned())
+            UsageError(
+                "standard input is not a terminal, so no password prompt is possible; give --password-stdin"
+                    .to_owned()
+            )
         );
         runtime.block_on(connect(&target, flags))?;
     }

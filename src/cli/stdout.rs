@@ -1,5 +1,5 @@
-//! Standard output of all commands. If the reader closes the pipe, as `head` does, the output ends and the command does
-//! not fail. Any other write error, such as a full disk, is an error of the command.
+//! Standard output of all commands. If the reader closes the pipe, as `head` does, the output ends and the command
+//! does not fail. Any other write error, such as a full disk, is an error of the command.
 
 use std::io::{self, StdoutLock, Write};
 

@@ -1,5 +1,5 @@
-//! An HTTP/1.1 client on one connection, plain or over TLS. Used by commands, which call a muster or a broker's HTTP API,
-//! and by the exporter of traces (`collector`). The front serves HTTP and never uses it.
+//! An HTTP/1.1 client on one connection, plain or over TLS. Used by commands, which call a muster or a broker's HTTP
+//! API, and by the exporter of traces (`collector`). The front serves HTTP and never uses it.
 
 pub mod collector;
 pub mod probe;

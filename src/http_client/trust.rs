@@ -38,8 +38,8 @@ pub fn authorities(ca_file: Option<&Path>) -> anyhow::Result<Trust> {
     Ok(Arc::new(config))
 }
 
-/// Accepts any certificate. Only for the readiness probe: the certificate names the public host, not the loopback address
-/// that is probed, and nothing secret is sent.
+/// Accepts any certificate. Only for the readiness probe: the certificate names the public host, not the loopback
+/// address that is probed, and nothing secret is sent.
 pub(super) fn any_server() -> anyhow::Result<Trust> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone())

@@ -1,6 +1,7 @@
-//! The checkpoint of an import: a file that records which input was read and which rows are handled. It is append-only.
-//! The order of writes makes a kill at any moment harmless: the input prefix is written before its rows are sent, and the
-//! report of a row before the row is marked as handled. A resume sends all other rows again under the same ids.
+//! The checkpoint of an import: a file that records which input was read and which rows are handled. It is
+//! append-only. The order of writes makes a kill at any moment harmless: the input prefix is written before its rows
+//! are sent, and the report of a row before the row is marked as handled. A resume sends all other rows again under
+//! the same ids.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -152,7 +153,8 @@ impl Checkpoint {
         }
     }
 
-    /// Opens the checkpoint of an interrupted import. Returns an error if there is none, or another process has it open.
+    /// Opens the checkpoint of an interrupted import. Returns an error if there is none, or another process has it
+    /// open.
     pub fn resume(path: &Path) -> anyhow::Result<(Self, ResumeState)> {
         let name = path.display();
         let file = OpenOptions::new().read(true).append(true).open(path).with_context(|| {

@@ -1,6 +1,7 @@
-//! Streaming parser of CSV records (RFC 4180) of a limited length. A record ends with LF, CR LF or CR. Quotes are parsed
-//! strictly, because a misread quote changes a password: text after a closing quote, blanks before an opening quote and
-//! an unclosed quote are errors of the line on which the record begins. Parsing continues with the next line.
+//! Streaming parser of CSV records (RFC 4180) of a limited length. A record ends with LF, CR LF or CR. Quotes are
+//! parsed strictly, because a misread quote changes a password: text after a closing quote, blanks before an opening
+//! quote and an unclosed quote are errors of the line on which the record begins. Parsing continues with the next
+//! line.
 
 use memchr::{memchr2, memchr2_iter};
 
@@ -93,8 +94,8 @@ impl CsvParser {
         self.delimiter = delimiter;
     }
 
-    /// Sets the number of cells of later records. A record of several lines with another number of cells is an error: its
-    /// quote was closed by a quote on a later line.
+    /// Sets the number of cells of later records. A record of several lines with another number of cells is an error:
+    /// its quote was closed by a quote on a later line.
     pub(super) fn expect_cells(&mut self, cells: usize) {
         self.cells = Some(cells);
     }

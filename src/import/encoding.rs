@@ -1,5 +1,5 @@
-//! Decoding of the input to UTF-8, by its byte order mark or `--encoding`. An invalid byte sequence becomes the byte 0xff,
-//! which is invalid in UTF-8. The row is then refused, and no character is replaced silently.
+//! Decoding of the input to UTF-8, by its byte order mark or `--encoding`. An invalid byte sequence becomes the byte
+//! 0xff, which is invalid in UTF-8. The row is then refused, and no character is replaced silently.
 
 use std::borrow::Cow;
 use std::mem;

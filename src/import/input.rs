@@ -47,7 +47,7 @@ pub struct ImportInput {
 }
 
 /// A validated row and its line number.
-pub(super) struct NumberedRow {
+pub(super) struct InputRow {
     pub(super) line: u64,
     pub(super) checked: Result<ValidRow, Vec<RowError>>,
 }
@@ -55,7 +55,7 @@ pub(super) struct NumberedRow {
 /// Rows of one chunk.
 #[derive(Default)]
 pub(super) struct RowBatch {
-    pub(super) rows: Vec<NumberedRow>,
+    pub(super) rows: Vec<InputRow>,
     /// Notes about the input, for the user.
     pub(super) notes: Vec<String>,
     /// Input read so far. `None` while the part of the interrupted import is read again.
@@ -90,7 +90,8 @@ impl ImportInput {
 }
 
 impl RowReader {
-    /// Waits for the first rows, so that an invalid input fails before anything else starts. Returns notes for the user.
+    /// Waits for the first rows, so that an invalid input fails before anything else starts. Returns notes for the
+    /// user.
     pub async fn check_start(&mut self) -> anyhow::Result<Vec<String>> {
         if let Some(first) = self.batches.recv().await {
             let mut first = first?;
@@ -155,7 +156,7 @@ fn read(
             if !is_handled || !hash_detector.is_decided() {
                 let checked = check();
                 let hash_like = checked.as_ref().ok().and_then(|checked| checked.hash_like);
-                let row = (!is_handled).then_some(NumberedRow { line, checked });
+                let row = (!is_handled).then_some(InputRow { line, checked });
                 rows.extend(refuse_hashes(hash_detector.add(row, hash_like)));
             }
         })?;
@@ -183,9 +184,7 @@ fn read(
 }
 
 /// Refuses released rows whose password is a hash.
-fn refuse_hashes(
-    released: Vec<ReleasedRow<Option<NumberedRow>>>,
-) -> impl Iterator<Item = NumberedRow> {
+fn refuse_hashes(released: Vec<ReleasedRow<Option<InputRow>>>) -> impl Iterator<Item = InputRow> {
     released.into_iter().filter_map(|(row, is_hash)| {
         let mut row = row?;
         if let (true, Ok(checked)) = (is_hash, &row.checked) {

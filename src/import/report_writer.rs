@@ -41,8 +41,8 @@ impl ReportWriter {
         Self { target: ReportTarget::None, buffer: Vec::new() }
     }
 
-    /// Writes to a file that only its owner can read. A resumed import truncates it to `keep` bytes: later reports are of
-    /// rows that are not in the checkpoint, so they will be reported again.
+    /// Writes to a file that only its owner can read. A resumed import truncates it to `keep` bytes: later reports are
+    /// of rows that are not in the checkpoint, so they will be reported again.
     pub fn file(path: &Path, keep: Option<u64>) -> anyhow::Result<Self> {
         let name = path.display().to_string();
         let context = || format!("{name}: cannot write the report; give --output another file");

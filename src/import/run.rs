@@ -1,5 +1,5 @@
-//! The main loop of an import: sends rows while the producer has capacity, receives replies, and writes one report per row
-//! and the checkpoint.
+//! The main loop of an import: sends rows while the producer has capacity, receives replies, and writes one report per
+//! row and the checkpoint.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use anyhow::bail;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::input::NumberedRow;
+use super::input::InputRow;
 use super::{Checkpoint, ImportJob, OutcomeTable, ReportWriter, RowCounts, RowReader};
 use crate::domain::{MessageId, Origin, RegistrationId};
 use crate::queue::{self, BulkProducer, RowReply, reserve};
@@ -19,7 +19,8 @@ use crate::telemetry::TraceContext;
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
 /// Number of reports after which both are written early.
 const WRITE_MAX: usize = 1024;
-/// The import aborts at this number of failed rows: the cause is then not in the rows, and the checkpoint grows with each.
+/// The import aborts at this number of failed rows: the cause is then not in the rows, and the checkpoint grows with
+/// each.
 const FAILED_MAX: u64 = 10_000;
 /// Most rows that wait for an earlier row with the same identity. At this number no more rows are read.
 const HELD_MAX: usize = 1024;
@@ -33,8 +34,8 @@ pub enum DuplicatePolicy {
     Fail,
     /// The row is skipped.
     Skip,
-    /// The row is skipped if all of its unique fields are in use, because the user then seems to exist already. If only some
-    /// are in use, the row is refused.
+    /// The row is skipped if all of its unique fields are in use, because the user then seems to exist already. If
+    /// only some are in use, the row is refused.
     Existing,
 }
 
@@ -108,8 +109,8 @@ struct ImportState {
 }
 
 impl Import {
-    /// Runs until the end of the input or the stop, and calls `on_progress` five times a second. Returns an error if it must
-    /// abort; the checkpoint then contains all rows with a reply.
+    /// Runs until the end of the input or the stop, and calls `on_progress` five times a second. Returns an error if
+    /// it must abort; the checkpoint then contains all rows with a reply.
     pub async fn run(
         self,
         stop: CancellationToken,
@@ -164,7 +165,7 @@ impl ImportState {
         let BulkProducer { rows, mut replies, waiting_for } = producer;
         // Dropped when all rows are sent.
         let mut rows = Some(rows);
-        let mut to_send: VecDeque<NumberedRow> = VecDeque::new();
+        let mut to_send: VecDeque<InputRow> = VecDeque::new();
         let mut tick = tokio::time::interval(WRITE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut input_ended = false;
@@ -172,7 +173,7 @@ impl ImportState {
         loop {
             while self.ready.is_empty()
                 && self.order.held() < HELD_MAX
-                && let Some(NumberedRow { line, checked }) = to_send.pop_front()
+                && let Some(InputRow { line, checked }) = to_send.pop_front()
             {
                 match checked {
                     Ok(checked) => {

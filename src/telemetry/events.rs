@@ -148,7 +148,8 @@ impl Metrics {
         GaugeGuard::new(self.deliveries_in_flight.with_label_values(&[queue]))
     }
 
-    /// A registration has its outcome. This is the only log line of a registration at a worker, apart from debug lines.
+    /// A registration has its outcome. This is the only log line of a registration at a worker, apart from debug
+    /// lines.
     pub fn registration_handled(&self, registration: &RegistrationFields<'_>) {
         let RegistrationFields { id, queue, contract, outcome, is_from_front, stages } =
             *registration;

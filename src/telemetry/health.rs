@@ -58,8 +58,8 @@ impl Health {
         self.lock().values().all(|reported| reported.state == ComponentState::Up)
     }
 
-    /// Sets (`Some`) or clears (`None`) a warning, and logs a change. `/ready` shows the text to the public, so it
-    /// must not contain an address.
+    /// Sets (`Some`) or clears (`None`) a warning, and logs a change. `/ready` shows the text, so it must not
+    /// contain an address.
     pub fn warn(&self, name: &'static str, text: Option<&'static str>) {
         let mut warnings = self.1.lock().unwrap_or_else(PoisonError::into_inner);
         match text {
@@ -91,7 +91,8 @@ impl Component {
         }
     }
 
-    /// Sets the state to down. Logs a new reason at once, and the same reason every 60 seconds.
+    /// Sets the state to down. Logs a new reason, and repeats the same reason at most every
+    /// 60 seconds.
     pub fn down(&self, reason: &str) {
         if self.set(ComponentState::Down(reason.to_owned())) == StateChange::Log {
             tracing::warn!(

@@ -50,7 +50,7 @@ struct ProcessSample {
 }
 
 impl ProcessCollector {
-    /// Returns none on a system without `/proc`.
+    /// Returns `None` on a system without `/proc`.
     pub(super) fn new() -> Option<Self> {
         let boot_time = boot_time(&fs::read_to_string("/proc/stat").ok()?)?;
         let (cpu, gauges) = DESCRIPTIONS.split_first()?;

@@ -49,8 +49,8 @@ impl Default for TraceContext {
 }
 
 impl TraceContext {
-    /// Parses the two headers. An invalid `traceparent` gives no trace. An invalid `tracestate`, or one over 512 bytes,
-    /// is dropped.
+    /// Parses the two headers. An invalid `traceparent` gives no trace. An invalid `tracestate`, or one over 512
+    /// bytes, is dropped.
     pub fn from_headers(traceparent: Option<&str>, tracestate: Option<&str>) -> Self {
         let parent = traceparent.and_then(|text| parse(text, tracestate));
         parent.filter(SpanContext::is_valid).map(Self).unwrap_or_default()

@@ -12,7 +12,6 @@ use muster::telemetry::process;
 use serde_json::{Value, json};
 
 use crate::support::broker::Broker;
-use crate::support::log_lines::has_event;
 use crate::support::muster::eventually;
 use crate::support::prometheus::{Prometheus, promtool};
 use crate::support::services::{EMBEDDED, PRODUCTION, Pair, QueueAdapter, unique};
@@ -60,17 +59,17 @@ async fn signups_and_stages_are_counted() {
         assert!((2.0..=3.0).contains(&count), "{stage}: {count}");
     }
     assert_eq!(metrics["muster_hash_jobs_total"], 2.0);
-    assert_eq!(metrics["muster_backlog_cpu_seconds{door=\"interactive\"}"], 0.0);
-    let handled = "muster_registrations_total{contract=\"flat-name\",door=\"interactive\",\
-        outcome=\"registered\"}";
+    assert_eq!(metrics["muster_backlog_cpu_seconds{queue=\"interactive\"}"], 0.0);
+    let handled = "muster_registrations_total{contract=\"flat-name\",outcome=\"registered\",\
+        queue=\"interactive\"}";
     assert_eq!(metrics[handled], 1.0);
 }
 
 #[tokio::test]
 async fn metrics_are_served_at_the_admin_address() {
     let mut muster = Setup::embedded().with("MUSTER_ADMIN_LISTEN", "127.0.0.1:0").start().await;
-    let line = muster.wait_for_log(|line| line.contains("probes on http://")).await;
-    let address = line.split("probes on http://").nth(1).unwrap().split('"').next().unwrap();
+    let line = muster.wait_for_event("admin_listening").await;
+    let address = line.split("://").nth(1).unwrap().split('"').next().unwrap();
     assert_eq!(muster.client().get("/metrics", &[]).await.status, 404);
     assert!(samples(&Client::new(address)).await.contains_key("muster_connections"));
 }
@@ -108,8 +107,8 @@ async fn stages_over_the_broker_are_only_logged() {
         assert!(ms.is_some_and(|ms| ms >= 0.0), "{stage}: {line}");
     }
     let id = line["id"].as_str().unwrap().to_owned();
-    let handled = |line: &str| has_event(line, "registration_handled") && line.contains(&id);
-    let line: Value = serde_json::from_str(&muster.wait_for_log(handled).await).unwrap();
+    let line = muster.wait_for_event_with("registration_handled", &id).await;
+    let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!((&line["queue"], &line["outcome"]), (&json!("interactive"), &json!("registered")));
 }
 
@@ -126,7 +125,7 @@ async fn backlog_is_measured_in_cpu_seconds() {
         eventually("the backlog metrics", async || {
             let metrics = samples(muster.client()).await;
             ["interactive", "bulk"].iter().all(|queue| {
-                metrics.get(&format!("muster_backlog_cpu_seconds{{door=\"{queue}\"}}"))
+                metrics.get(&format!("muster_backlog_cpu_seconds{{queue=\"{queue}\"}}"))
                     == Some(&0.0)
             })
         })
@@ -281,16 +280,16 @@ fn alerts_and_configuration_pass_promtool() {
 /// Panels whose queries have a result once a front and a worker have handled a signup.
 const IMPORTANT_PANELS: [&str; 12] = [
     "Signups a second",
-    "One in a hundred takes",
-    "Who signs up now waits",
+    "p99",
+    "Wait of a new signup",
     "Workers and fronts",
     "By outcome",
-    "Time to answer",
+    "Response time",
     "Where the time goes",
-    "Messages that wait",
-    "Processor time that waits",
-    "Registrations by door",
-    "Hashing threads at work",
+    "Messages ready",
+    "Backlog in processor time",
+    "Registrations by queue",
+    "Hashing threads busy",
     "Passwords a batch",
 ];
 

@@ -1,5 +1,5 @@
-//! Output formats of dead letters: table, page and JSON line. The dead letters are redacted already. Texts of producers
-//! are escaped, so that they cannot control the terminal.
+//! Output formats of dead letters: table, page and JSON line. The dead letters are redacted already. Texts of
+//! producers are escaped, so that they cannot control the terminal.
 
 use std::io::{self, Write};
 use std::time::Duration;

@@ -130,7 +130,8 @@ async fn carry_out(
     }
 }
 
-/// Calls `visit` for each selected dead letter, and returns their number. All dead letters stay in the queue, in order.
+/// Calls `visit` for each selected dead letter, and returns their number. All dead letters stay in the queue, in
+/// order.
 async fn visit_selected(
     dead_letters: &mut DeadLetters,
     selection: &Selection,

@@ -1,5 +1,5 @@
-//! `muster dead-letters requeue` and `discard`. A first pass selects the dead letters and counts them for the prompt; a
-//! second pass processes only those.
+//! `muster dead-letters requeue` and `discard`. A first pass selects the dead letters and counts them for the prompt;
+//! a second pass processes only those.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;

@@ -67,8 +67,8 @@ impl Selection {
         Ok((self, missing))
     }
 
-    /// Restricts the selection to these dead letters, which the user may have confirmed. Limits their number too, because
-    /// several may have the same id.
+    /// Restricts the selection to these dead letters, which the user may have confirmed. Limits their number too,
+    /// because several may have the same id.
     pub(super) fn only(mut self, dead_letters: &[DeadLetter]) -> Self {
         self.ids = Some(dead_letters.iter().map(|dead_letter| dead_letter.id.clone()).collect());
         self.filters.limit = Some(dead_letters.len());

@@ -88,8 +88,8 @@ fn print(text: &mut String, severity: Severity, block: &FindingBlock<'_>, style:
     }
 }
 
-/// Writes a paragraph after a bullet, with hanging indent. A word wider than the terminal is not split, so that it can be
-/// copied.
+/// Writes a paragraph after a bullet, with hanging indent. A word wider than the terminal is not split, so that it can
+/// be copied.
 fn wrap(text: &mut String, mark: &str, paragraph: &str, style: TextStyle) {
     text.push_str(mark);
     let (indent, width) = (mark.len(), style.width.unwrap_or(usize::MAX));

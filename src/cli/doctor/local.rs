@@ -27,8 +27,8 @@ use crate::token::{TokenKey, public_keys};
 
 /// Open files that a process needs in addition to client connections: broker, database, logs.
 const OTHER_FILES: u64 = 128;
-/// Minimum entropy of a signing secret in bits, estimated from its character frequencies. A random text of 32 characters
-/// has about 150, a repeated word far less than 100.
+/// Minimum entropy of a signing secret in bits, estimated from its character frequencies. A random text of 32
+/// characters has about 150, a repeated word far less than 100.
 const SECRET_BITS: f64 = 100.0;
 /// Days before expiry from which a certificate causes a warning.
 const EXPIRY_WARNING_DAYS: i64 = 14;
@@ -242,8 +242,8 @@ fn strength(check: &'static str, secret: &SecretString) -> Finding {
     }
 }
 
-/// Estimates the Shannon entropy of a text in bits from its character frequencies. An upper bound: words count as random
-/// characters.
+/// Estimates the Shannon entropy of a text in bits from its character frequencies. An upper bound: words count as
+/// random characters.
 fn entropy_bits(text: &str) -> f64 {
     let mut counts = BTreeMap::new();
     for character in text.chars() {

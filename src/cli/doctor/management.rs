@@ -34,8 +34,8 @@ pub(super) async fn check(
         (None, QueueUrl::Local) => Ok(Vec::new()),
         (None, QueueUrl::Amqp(_)) => Ok(vec![Finding::note(
             "cluster, bindings, policies, alarms",
-            "not checked, because AMQP does not show them; fronts and workers declare the bindings when they connect, but a \
-             policy of another system can change a queue",
+            "not checked, because AMQP does not show them; fronts and workers declare the bindings when they connect, \
+             but a policy of another system can change a queue",
             "muster doctor --management http://HOST:15672; or rabbitmqctl list_policies, rabbitmqctl status",
         )]),
     }

@@ -1,5 +1,5 @@
-//! `muster doctor`: checks settings, machine, broker and database, and changes nothing. `local` checks the settings and
-//! the machine, `queue` the broker, `store` the database.
+//! `muster doctor`: checks settings, machine, broker and database, and changes nothing. `local` checks the settings
+//! and the machine, `queue` the broker, `store` the database.
 
 mod format;
 mod local;
@@ -34,7 +34,7 @@ const SETTING_REMEDY: &str = "fix the named setting";
     muster doctor --role front\n  \
     muster doctor --management http://broker:15672\n  \
     muster doctor --json | jq '.findings[] | select(.severity == \"error\")'\n\n\
-    Exit codes: 0 no warnings or errors, 1 the output cannot be written, 2 settings are invalid, 3 warnings or errors.\n\
+    Exit codes: 0 no warnings or errors, 1 failed, 2 command line or settings are invalid, 3 warnings or errors.\n\
     Existing queues are compared by declaring them again, which changes nothing.")]
 pub(super) struct DoctorArgs {
     #[command(flatten)]

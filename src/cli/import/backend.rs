@@ -21,11 +21,11 @@ use crate::telemetry::{Health, Telemetry, stderr};
 pub(super) struct ImportBackend {
     pub(super) producer: BulkProducer,
     /// Ends after `stop`, or if the worker fails.
-    pub(super) worker: WorkerTask,
+    pub(super) worker: BackendTask,
     pub(super) stop: CancellationToken,
 }
 
-pub(super) type WorkerTask = BoxFuture<'static, app::ExitReason>;
+pub(super) type BackendTask = BoxFuture<'static, app::ExitReason>;
 
 impl ImportBackend {
     pub(super) async fn start(
@@ -34,7 +34,7 @@ impl ImportBackend {
         window: Window,
     ) -> anyhow::Result<Self> {
         let stop = CancellationToken::new();
-        let idle: WorkerTask = {
+        let idle: BackendTask = {
             let stop = stop.clone();
             Box::pin(async move {
                 stop.cancelled_owned().await;
@@ -56,7 +56,7 @@ impl ImportBackend {
         let client = queue.rpc_client();
         let producer = client.producer(window);
         let stopped = stop.clone();
-        let worker: WorkerTask = Box::pin(async move {
+        let worker: BackendTask = Box::pin(async move {
             stopped.cancelled_owned().await;
             client.close().await;
             // Waits up to two seconds, so that the connections are closed properly.

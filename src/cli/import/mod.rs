@@ -1,5 +1,5 @@
-//! `muster import`: registers the users of a file, or reports in a dry run what would happen. `backend` selects queue, worker
-//! or store; `progress` prints to the terminal.
+//! `muster import`: registers the users of a file, or reports in a dry run what would happen. `backend` selects queue,
+//! worker or store; `progress` prints to the terminal.
 
 mod backend;
 mod paths;

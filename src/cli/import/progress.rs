@@ -9,7 +9,8 @@ use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use crate::import::{ImportProgress, OutcomeTable, RowCounts};
 use crate::telemetry::stderr;
 
-/// Returns a progress bar, hidden if standard error is not a terminal. `bytes` is the length of the input, if it is known.
+/// Returns a progress bar, hidden if standard error is not a terminal. `bytes` is the length of the input, if it is
+/// known.
 pub(super) fn progress_bar(bytes: Option<u64>) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
