@@ -1,13 +1,14 @@
 //! Computes the age of a message when the clocks of sender and receiver differ.
 //!
 //! The receiver's time minus the sender's timestamp is the message's age plus the clock skew. The smallest recent
-//! difference of a sender is the skew plus the fastest delivery. A message's age is therefore its difference minus that
-//! smallest one, too low by at most the fastest delivery. A clock that is five minutes wrong neither expires all messages
-//! nor keeps old ones alive.
+//! difference of a sender is the skew plus the fastest delivery. A message's age is therefore its difference minus
+//! that smallest one, too low by at most the fastest delivery. A clock that is five minutes wrong neither expires all
+//! messages nor keeps old ones alive.
 //!
 //! A sender is an account, as validated by the broker, and a reply queue, so one account cannot change the estimate of
 //! another. Messages without an account have no estimate. If the broker's own expiration contradicts an estimate, the
-//! estimate is discarded. While the queue has a backlog the difference includes the wait, so the estimate is not raised.
+//! estimate is discarded. While the queue has a backlog the difference includes the wait, so the estimate is not
+//! raised.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -51,8 +51,8 @@ pub const REASONS: [&str; 10] = [
     "unknown",
 ];
 
-/// Maps the reason in a header to one of [`REASONS`]. The broker's `rejected` and `maxlen` become `refused`. Unknown texts
-/// become `unknown`, because another producer can write any text.
+/// Maps the reason in a header to one of [`REASONS`]. The broker's `rejected` and `maxlen` become `refused`. Unknown
+/// texts become `unknown`, because another producer can write any text.
 pub(super) fn reason(written: &str) -> &'static str {
     match written {
         "rejected" | "maxlen" => "refused",

@@ -1,8 +1,8 @@
 //! Events about outcomes, for subscribers on the broker. The local queue publishes none.
 //!
 //! Subscribers are unknown systems that may keep events for any time. Events therefore contain no password, hash or
-//! token, and no personal data: an authorized system can read the user from the store by id. The texts of violated rules
-//! are left out, because one of them repeats the address.
+//! token, and no personal data: an authorized system can read the user from the store by id. The texts of violated
+//! rules are left out, because one of them repeats the address.
 
 use serde::Serialize;
 

@@ -68,8 +68,8 @@ pub struct RpcRequest {
     pub kind: MessageKind,
     /// The message id. Registrations with the same id are one registration.
     pub id: MessageId,
-    /// Whether the id is new, so that no user can be registered under it yet. A hint that saves a lookup; the unique index
-    /// decides.
+    /// Whether the id is new, so that no user can be registered under it yet. A hint that saves a lookup; the unique
+    /// index decides.
     pub new_key: bool,
     /// The contract's document, or a token.
     pub body: Bytes,

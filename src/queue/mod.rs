@@ -139,8 +139,8 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Estimates how long a new registration waits for a worker. Uses the rate of `otherwise` while the workers' rate is
-    /// unknown; zero if both are.
+    /// Estimates how long a new registration waits for a worker. Uses the rate of `otherwise` while the workers' rate
+    /// is unknown; zero if both are.
     pub fn estimated_wait(&self, otherwise: WorkerCapacity) -> Duration {
         let time = self.capacity.time(self.ready).or_else(|| otherwise.time(self.ready));
         time.unwrap_or_default()
@@ -241,8 +241,8 @@ pub async fn inspect_management(
     }
 }
 
-/// Deletes the exchanges and queues of the configured namespace, with their messages. Used by benchmarks, whose namespace
-/// is temporary.
+/// Deletes the exchanges and queues of the configured namespace, with their messages. Used by benchmarks, whose
+/// namespace is temporary.
 pub async fn remove(settings: &config::QueueSettings) -> anyhow::Result<()> {
     match &settings.url {
         config::QueueUrl::Local => Ok(()),
@@ -296,16 +296,16 @@ impl Delivery {
         }
     }
 
-    /// Publishes the message to a retry queue with the attempt incremented, then acks. After the last retry it becomes a
-    /// dead letter.
+    /// Publishes the message to a retry queue with the attempt incremented, then acks. After the last retry it becomes
+    /// a dead letter.
     pub async fn retry(mut self) {
         let end =
             self.message.start_settlement_span(SettleOperation::Retry, self.broker.as_deref());
         self.handle.retry(self.message).instrument(end.log_span()).await;
     }
 
-    /// Publishes the message as a dead letter, then acks. Removes the password, unless it is sealed and the message came
-    /// from the bulk queue.
+    /// Publishes the message as a dead letter, then acks. Removes the password, unless it is sealed and the message
+    /// came from the bulk queue.
     pub async fn dead_letter(mut self, reason: DeadLetterReason) {
         let end =
             self.message.start_settlement_span(SettleOperation::DeadLetter, self.broker.as_deref());

@@ -3,13 +3,13 @@
 //!
 //! It is a pair of channels and not a trait, because rows go in while replies come out. The adapters guarantee:
 //!
-//! - An adapter MUST accept a row only while fewer than [`Window::rows`] rows are in flight. A row is in flight until its
-//!   reply is received from the channel, so a reader that stops reading stops the producer.
-//! - Every accepted row MUST get exactly one reply. A row with an unknown outcome MUST be published again under its own id.
-//!   Only [`NoReply`] leaves the outcome open.
+//! - An adapter MUST accept a row only while fewer than [`Window::rows`] rows are in flight. A row is in flight until
+//!   its reply is received from the channel, so a reader that stops reading stops the producer.
+//! - Every accepted row MUST get exactly one reply. A row with an unknown outcome MUST be published again under its
+//!   own id. Only [`NoReply`] leaves the outcome open.
 //! - The adapter MUST wait while the queue is full.
-//! - After `rows` is dropped, accepted rows still get their replies; then `replies` ends. After `replies` is dropped, the
-//!   adapter stops at once; rows in the queue stay there.
+//! - After `rows` is dropped, accepted rows still get their replies; then `replies` ends. After `replies` is dropped,
+//!   the adapter stops at once; rows in the queue stay there.
 
 use std::time::Duration;
 
@@ -64,7 +64,8 @@ pub struct RowReply {
     pub outcome: Result<Outcome, NoReply>,
 }
 
-/// No reply arrived for a row: it is a dead letter, or its reply was lost. Publishing it again under the same id is safe.
+/// No reply arrived for a row: it is a dead letter, or its reply was lost. Publishing it again under the same id is
+/// safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no reply")]
 pub struct NoReply;

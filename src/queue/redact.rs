@@ -1,6 +1,6 @@
-//! Removes secrets from the body of a dead letter. Dead letters are kept for weeks and shown to operators, so they never
-//! contain a clear password, a hash or a token. Only fields of an allow-list are kept; a producer's `confirmPassword` is
-//! not on it.
+//! Removes secrets from the body of a dead letter. Dead letters are kept for weeks and shown to operators, so they
+//! never contain a clear password, a hash or a token. Only fields of an allow-list are kept; a producer's
+//! `confirmPassword` is not on it.
 
 use serde_json::{Map, Value};
 

@@ -7,8 +7,8 @@
 //! the ciphertext into another message. There it must not produce a token, and must not reveal whether it is a certain
 //! user's password.
 //!
-//! The RabbitMQ client seals, the worker opens. The settings hold the keys. The worker decides about messages that cannot
-//! be opened (`worker::settle`).
+//! The RabbitMQ client seals, the worker opens. The settings hold the keys. The worker decides about messages that
+//! cannot be opened (`worker::settle`).
 
 use std::borrow::Cow;
 use std::mem;
@@ -103,8 +103,8 @@ impl Sealer {
 
     /// Seals the password in a document. The result contains only the contract's fields.
     ///
-    /// `None` if the document violates the contract, because then there is no identity to bind the password to, or if the
-    /// system has no randomness. The password policy does not matter here.
+    /// `None` if the document violates the contract, because then there is no identity to bind the password to, or if
+    /// the system has no randomness. The password policy does not matter here.
     pub fn seal(&self, context: &SealContext<'_>, body: &[u8]) -> Option<Vec<u8>> {
         let contract = contract(context.contract);
         let given = Document::parse(body).ok()?;
@@ -120,8 +120,8 @@ impl Sealer {
         serde_json::to_vec(&document).ok()
     }
 
-    /// Seals a bearer token for one lookup: it is bound to message id, reply queue and expiry. `None` if it is not UTF-8 or
-    /// the system has no randomness.
+    /// Seals a bearer token for one lookup: it is bound to message id, reply queue and expiry. `None` if it is not
+    /// UTF-8 or the system has no randomness.
     pub fn seal_token(
         &self,
         id: &MessageId,
@@ -232,7 +232,8 @@ impl Opener {
 }
 
 impl Opener {
-    /// Opens the bearer token in a lookup's body. Returns a clear token unchanged, because older fronts send clear ones.
+    /// Opens the bearer token in a lookup's body. Returns a clear token unchanged, because older fronts send clear
+    /// ones.
     pub fn open_token(
         &self,
         message: &Message,
@@ -343,8 +344,8 @@ impl KeyPair {
     }
 }
 
-/// The id of a key: the first 16 hexadecimal digits of its SHA-256 digest. Short enough to compare by eye, long enough to
-/// be unique in a deployment.
+/// The id of a key: the first 16 hexadecimal digits of its SHA-256 digest. Short enough to compare by eye, long enough
+/// to be unique in a deployment.
 fn key_id(key: &PublicKey) -> String {
     let digest = Sha256::digest(key.as_bytes());
     digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()

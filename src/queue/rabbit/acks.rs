@@ -1,6 +1,6 @@
-//! Batches the acks of a channel. Acks that arrive together are sent as one `basic.ack` with `multiple`, up to the oldest
-//! unsettled delivery. That is one frame and one command of the quorum queue instead of one for each delivery. No ack waits
-//! for others. An ack never covers an unsettled delivery.
+//! Batches the acks of a channel. Acks that arrive together are sent as one `basic.ack` with `multiple`, up to the
+//! oldest unsettled delivery. That is one frame and one command of the quorum queue instead of one for each delivery.
+//! No ack waits for others. An ack never covers an unsettled delivery.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -115,8 +115,8 @@ impl UnsettledTags {
         }
     }
 
-    /// Removes settled tags. Returns the tag for one ack with `multiple`, if there is one, and the tags that need an ack of
-    /// their own, because an older delivery is unsettled.
+    /// Removes settled tags. Returns the tag for one ack with `multiple`, if there is one, and the tags that need an
+    /// ack of their own, because an older delivery is unsettled.
     fn settle(
         &self,
         tags: impl Iterator<Item = DeliveryTag>,

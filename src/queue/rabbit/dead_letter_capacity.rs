@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use crate::telemetry::Health;
 
-/// How long the warning stays after a refused dead letter. A full quorum queue refuses messages until it is down to 80 %,
-/// so a sample does not show whether it accepts.
+/// How long the warning stays after a refused dead letter. A full quorum queue refuses messages until it is down to 80
+/// %, so a sample does not show whether it accepts.
 const WARNING_DURATION: Duration = Duration::from_secs(60);
 
 /// The key of the warning in `/ready`.

@@ -1,5 +1,6 @@
-//! Publishes events to the events exchange. Called between reply and ack, so that an event is confirmed before the message
-//! is acked. Without the confirm the message is redelivered, recognised by its id, and its event published then.
+//! Publishes events to the events exchange. Called between reply and ack, so that an event is confirmed before the
+//! message is acked. Without the confirm the message is redelivered, recognised by its id, and its event published
+//! then.
 
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for a confirm before the event is published again.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Publishes the event of an outcome, if there is one. Returns whether the message may be acked: not if the connection was
-/// lost before the confirm. Waits during an alarm. While a subscriber's queue is full it retries every second and the
-/// delivery stays unsettled.
+/// Publishes the event of an outcome, if there is one. Returns whether the message may be acked: not if the connection
+/// was lost before the confirm. Waits during an alarm. While a subscriber's queue is full it retries every second and
+/// the delivery stays unsettled.
 pub(super) async fn publish_event(
     broker: &Broker,
     publisher: &Publisher,

@@ -1,7 +1,7 @@
 //! The RabbitMQ adapter, for RabbitMQ 3.10 to 4.x.
 //!
-//! `amqp` is the AMQP client, built on lapin; it does not depend on muster's messages. This module has muster's protocol:
-//! `rpc_client` for the front and the import, `consumer` for workers. `admin` is used by commands only.
+//! `amqp` is the AMQP client, built on lapin; it does not depend on muster's messages. This module has muster's
+//! protocol: `rpc_client` for the front and the import, `consumer` for workers. `admin` is used by commands only.
 
 mod acks;
 pub mod admin;
@@ -183,9 +183,9 @@ impl Broker {
 
     /// Declares all exchanges and queues. Returns the queues that are unavailable, with the broker's reason.
     ///
-    /// If the declaration of a queue ends the connection, that queue is skipped for [`SKIP_DURATION`], so that it does not
-    /// block the others. A cluster without a majority of its metadata store does that (541 INTERNAL_ERROR, RabbitMQ 4.0.5;
-    /// no issue filed).
+    /// If the declaration of a queue ends the connection, that queue is skipped for [`SKIP_DURATION`], so that it does
+    /// not block the others. A cluster without a majority of its metadata store does that (541 INTERNAL_ERROR,
+    /// RabbitMQ 4.0.5; no issue filed).
     ///
     /// # Errors
     /// The exchanges cannot be declared, or the connection was lost.
@@ -254,8 +254,8 @@ impl Broker {
 }
 
 impl Broker {
-    /// Warns once about each untrusted account that expects replies on a front's reply queue. Its registrations count as
-    /// those of another system. Limited to [`WARNED_MAX`] accounts.
+    /// Warns once about each untrusted account that expects replies on a front's reply queue. Its registrations count
+    /// as those of another system. Limited to [`WARNED_MAX`] accounts.
     fn warn_of_untrusted_front(&self, account: &str) {
         static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
         let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! Probes: messages without a body that register nothing. Their confirms show that the node has a majority of its cluster.
-//! A front's probe may also request a reply from a worker.
+//! Probes: messages without a body that register nothing. Their confirms show that the node has a majority of its
+//! cluster. A front's probe may also request a reply from a worker.
 
 use std::time::Duration;
 
@@ -43,9 +43,9 @@ pub(super) struct ConfirmedChannel {
     pub(super) is_routed: bool,
 }
 
-/// Waits until the broker confirms a probe on a new connection. On a node without a majority only confirms fail. During an
-/// alarm no confirm is required. Called before the queues are declared, because a declaration takes seconds while leaders
-/// are elected.
+/// Waits until the broker confirms a probe on a new connection. On a node without a majority only confirms fail.
+/// During an alarm no confirm is required. Called before the queues are declared, because a declaration takes seconds
+/// while leaders are elected.
 ///
 /// A channel that publishes before the queue has elected a leader is confirmed after 5 s or never (RabbitMQ 4.0.5; no
 /// issue filed). A channel opened after the election is confirmed immediately, so one is opened every
@@ -120,8 +120,8 @@ fn message(broker: &Broker, queue: QueueKind) -> OutgoingMessage {
     }
 }
 
-/// Properties of a probe. With `reply_to` a worker replies to it. Without, it expires immediately after the confirm, unless
-/// a worker receives it first.
+/// Properties of a probe. With `reply_to` a worker replies to it. Without, it expires immediately after the confirm,
+/// unless a worker receives it first.
 pub(super) fn properties(reply_to: Option<&str>) -> BasicProperties {
     let properties =
         BasicProperties::default().with_type(PROBE.into()).with_delivery_mode(TRANSIENT);

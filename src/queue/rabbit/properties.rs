@@ -47,7 +47,8 @@ pub(super) struct Envelope<'a> {
     pub(super) correlation_id: &'a str,
 }
 
-/// Properties of a request that is published now. `sealed` is the id of the key that its password or token is sealed with.
+/// Properties of a request that is published now. `sealed` is the id of the key that its password or token is sealed
+/// with.
 pub(super) fn for_request(
     request: &RpcRequest,
     envelope: Envelope<'_>,
@@ -167,8 +168,8 @@ pub(super) fn stages(reply: &BasicProperties) -> Stages {
     timing.map(Stages::from_server_timing).unwrap_or_default()
 }
 
-/// Properties of a message that is retried or requeued. Published under the worker's account, so that the producer's name
-/// and the reply queue in its headers are trusted.
+/// Properties of a message that is retried or requeued. Published under the worker's account, so that the producer's
+/// name and the reply queue in its headers are trusted.
 pub(super) fn for_retry(message: &Message, attempt: u32, username: &str) -> BasicProperties {
     let mut headers = republished_headers(message, attempt);
     if let Some(key_id) = &message.sealed {
@@ -339,8 +340,8 @@ pub(super) fn read(
     })
 }
 
-/// Earlier deliveries. The header `x-delivery-count` is used only for redeliveries: the broker overwrites it then, but on a
-/// first delivery a producer may have written it.
+/// Earlier deliveries. The header `x-delivery-count` is used only for redeliveries: the broker overwrites it then, but
+/// on a first delivery a producer may have written it.
 fn deliveries(headers: &MessageHeaders<'_>, redelivered: bool) -> u32 {
     if !redelivered {
         return 0;
@@ -354,8 +355,8 @@ fn vouched_attempt(headers: &MessageHeaders<'_>, is_own: bool) -> u32 {
     attempt.and_then(|attempt| u32::try_from(attempt).ok()).unwrap_or(0)
 }
 
-/// Whether replies to messages of this account may be published to a queue: a front's reply queue, direct reply-to, or a
-/// queue named after the account. Otherwise a producer could make muster write to any queue.
+/// Whether replies to messages of this account may be published to a queue: a front's reply queue, direct reply-to, or
+/// a queue named after the account. Otherwise a producer could make muster write to any queue.
 fn is_allowed_reply_queue(queue: &str, account: &str, broker: &Broker) -> bool {
     let allowed = queue.starts_with(&broker.names.front_reply_prefix())
         || queue.starts_with(DIRECT_REPLY_PREFIX)
@@ -364,8 +365,8 @@ fn is_allowed_reply_queue(queue: &str, account: &str, broker: &Broker) -> bool {
     allowed && queue.len() <= NAME_MAX
 }
 
-/// Whether a queue is named `<prefix><account>.<name>`. The name has no dot, because otherwise account `a` could use the
-/// queues of account `a.b`.
+/// Whether a queue is named `<prefix><account>.<name>`. The name has no dot, because otherwise account `a` could use
+/// the queues of account `a.b`.
 fn belongs_to_account(queue: &str, account: &str, prefix: &str) -> bool {
     let name = queue
         .strip_prefix(prefix)

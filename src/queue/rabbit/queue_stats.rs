@@ -1,5 +1,5 @@
-//! Queue depth and consumers, sampled by passive declares, and worker capacity, from reply headers. The front uses them to
-//! refuse requests that would miss their deadline; the metrics export them.
+//! Queue depth and consumers, sampled by passive declares, and worker capacity, from reply headers. The front uses
+//! them to refuse requests that would miss their deadline; the metrics export them.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -26,8 +26,8 @@ use crate::queue::{
 
 /// Pause between two attempts to publish a retry or a dead letter.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Longest wait for a confirm. The node of the queue may be frozen while the connected node works. A reply queue that does
-/// not confirm within this time belongs to a front that is gone.
+/// Longest wait for a confirm. The node of the queue may be frozen while the connected node works. A reply queue that
+/// does not confirm within this time belongs to a front that is gone.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause between two warnings about unknown reply queues.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
@@ -96,8 +96,8 @@ impl SessionSettler {
         self.dead_letter(queue, properties, Bytes::new(), &ack).await;
     }
 
-    /// Publishes a dead letter, then acks. If the broker refuses it, a bulk row stays unsettled and is retried. A message
-    /// with a deadline is dropped, because unsettled messages would use up the prefetch of its queue.
+    /// Publishes a dead letter, then acks. If the broker refuses it, a bulk row stays unsettled and is retried. A
+    /// message with a deadline is dropped, because unsettled messages would use up the prefetch of its queue.
     async fn dead_letter(
         &self,
         queue: QueueKind,
@@ -137,8 +137,8 @@ impl SessionSettler {
         }
     }
 
-    /// Publishes a message to another queue, then acks the delivery. Without a confirm it publishes again every second; a
-    /// duplicate is recognised by its id. After a loss of the connection the broker redelivers the message.
+    /// Publishes a message to another queue, then acks the delivery. Without a confirm it publishes again every
+    /// second; a duplicate is recognised by its id. After a loss of the connection the broker redelivers the message.
     async fn republish_then_ack(&self, message: OutgoingMessage, ack: &Ack) {
         let mut logged = false;
         let exchange = message.exchange.as_str();
@@ -203,7 +203,8 @@ impl SessionSettler {
         sent
     }
 
-    /// Warns about an unknown reply queue of a front, at most once a minute. A front that has ended leaves such a reply.
+    /// Warns about an unknown reply queue of a front, at most once a minute. A front that has ended leaves such a
+    /// reply.
     fn warn_of_unroutable(&self, reply_to: &str) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if reply_to.starts_with(&self.broker.names.front_reply_prefix())
@@ -219,8 +220,8 @@ impl SessionSettler {
         }
     }
 
-    /// Declares the topology again, because a queue may have been deleted. At most once a second for all deliveries, and not
-    /// during an alarm.
+    /// Declares the topology again, because a queue may have been deleted. At most once a second for all deliveries,
+    /// and not during an alarm.
     async fn declare_again(&self) {
         let mut declared = self.declared.lock().await;
         let is_open = *self.publish.state().borrow() == ConnectionState::Open;

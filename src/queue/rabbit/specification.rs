@@ -1,5 +1,5 @@
-//! Compares docs/asyncapi.yaml with the code: exchanges, queues and their arguments, header names, limits, codes, and the
-//! body of every outcome and event. tests/it/spec.rs validates messages on a broker against it.
+//! Compares docs/asyncapi.yaml with the code: exchanges, queues and their arguments, header names, limits, codes, and
+//! the body of every outcome and event. tests/it/spec.rs validates messages on a broker against it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::LazyLock;

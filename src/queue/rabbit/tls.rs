@@ -1,4 +1,5 @@
-//! Reads the files for amqps:// connections: certificate authorities and the client certificate. Read once, at the start.
+//! Reads the files for amqps:// connections: certificate authorities and the client certificate. Read once, at the
+//! start.
 
 use std::path::Path;
 

@@ -83,14 +83,14 @@ impl TopologyNames {
     }
 }
 
-/// Deliveries after which the broker dead-letters or drops a message. A backstop: workers dead-letter a poison message much
-/// earlier.
+/// Deliveries after which the broker dead-letters or drops a message. A backstop: workers dead-letter a poison message
+/// much earlier.
 const DELIVERY_LIMIT: i64 = 100;
 /// As [`DELIVERY_LIMIT`], for the dead-letter queue, where each listing counts as a delivery.
 const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
 
-/// Longest wait for the declaration of one queue. For a classic queue whose node is down the broker takes 110 s (RabbitMQ
-/// 4.0.5; rabbitmq-server#10099 reports slow declarations in a degraded cluster).
+/// Longest wait for the declaration of one queue. For a classic queue whose node is down the broker takes 110 s
+/// (RabbitMQ 4.0.5; rabbitmq-server#10099 reports slow declarations in a degraded cluster).
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time of a lookup in the profile queue, in milliseconds. Quorum queues keep messages, and so tokens, on disk.
 const PROFILE_TTL: i64 = 60_000;
@@ -103,8 +103,8 @@ pub(super) struct Declarations {
     pub(super) unavailable: BTreeMap<String, String>,
 }
 
-/// Declares all exchanges and queues. A queue that cannot be declared is reported and does not stop the others. Queues in
-/// `skipped` are reported with their reason and not declared.
+/// Declares all exchanges and queues. A queue that cannot be declared is reported and does not stop the others. Queues
+/// in `skipped` are reported with their reason and not declared.
 ///
 /// # Errors
 /// The exchanges cannot be declared, so nothing can be published.
@@ -220,8 +220,8 @@ pub(super) fn queues(names: &TopologyNames, settings: &config::QueueSettings) ->
         },
         QueueSpec {
             name: names.queue(QueueKind::Profile),
-            // A quorum queue, because a durable classic queue is unavailable while its node is down. Quorum queues are on
-            // disk, so tokens are sealed like passwords. No dead-letter exchange: expired messages are dropped.
+            // A quorum queue, because a durable classic queue is unavailable while its node is down. Quorum queues are
+            // on disk, so tokens are sealed like passwords. No dead-letter exchange: expired messages are dropped.
             arguments: table([
                 ("x-queue-type", text("quorum")),
                 ("x-max-length", number(max_length)),

@@ -1,5 +1,5 @@
-//! Reads a dead letter: its redacted view and the message that a requeue publishes. Understands the headers of muster and
-//! those that the broker adds to the messages that it dead-letters.
+//! Reads a dead letter: its redacted view and the message that a requeue publishes. Understands the headers of muster
+//! and those that the broker adds to the messages that it dead-letters.
 
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
@@ -83,8 +83,8 @@ struct Death<'a> {
 }
 
 impl<'a> Death<'a> {
-    /// Selects the entry of the interactive, bulk or profile queue, else the latest one. A retried message also has an entry
-    /// of the retry queue.
+    /// Selects the entry of the interactive, bulk or profile queue, else the latest one. A retried message also has an
+    /// entry of the retry queue.
     fn from_headers(headers: &MessageHeaders<'a>, names: &TopologyNames) -> Option<Self> {
         let Some(AMQPValue::FieldArray(entries)) = headers.get("x-death") else { return None };
         let entries = entries.as_slice().iter().filter_map(|entry| match entry {

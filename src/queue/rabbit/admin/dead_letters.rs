@@ -1,5 +1,5 @@
-//! Iterates over the dead-letter queue. Messages are fetched one by one and stay unacked, so that reading removes nothing.
-//! The broker requeues unacked messages after a nack, or when this process ends in any way.
+//! Iterates over the dead-letter queue. Messages are fetched one by one and stay unacked, so that reading removes
+//! nothing. The broker requeues unacked messages after a nack, or when this process ends in any way.
 
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ use crate::queue::{Message, QueueKind};
 /// connection that was opened after the alarm began.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Messages that are requeued before their arrival is awaited. With 32 or more pending requeues a quorum queue batches them
-/// and loses their order (rabbitmq-server#3778).
+/// Messages that are requeued before their arrival is awaited. With 32 or more pending requeues a quorum queue batches
+/// them and loses their order (rabbitmq-server#3778).
 const REQUEUE_BATCH: usize = 16;
 /// Longest wait for the arrival of requeued messages.
 const REQUEUE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,8 +47,8 @@ pub struct DeadLetters {
 /// One iteration over the queue.
 struct Iteration {
     channel: Channel,
-    /// Messages still to be fetched, as of the start. Otherwise a requeued message that is dead-lettered again could make
-    /// the iteration endless.
+    /// Messages still to be fetched, as of the start. Otherwise a requeued message that is dead-lettered again could
+    /// make the iteration endless.
     left: u32,
     current: Option<CurrentDeadLetter>,
     /// Delivery tags of the messages to return, in queue order.
@@ -155,8 +155,8 @@ impl DeadLetters {
 impl DeadLetters {
     /// The next dead letter; `None` after the last.
     ///
-    /// Fetched messages are invisible to other consumers until [`DeadLetters::return_kept`]. If this process ends, the broker
-    /// requeues them.
+    /// Fetched messages are invisible to other consumers until [`DeadLetters::return_kept`]. If this process ends, the
+    /// broker requeues them.
     ///
     /// # Errors
     /// The broker is unavailable, or the dead-letter queue does not exist.
@@ -172,8 +172,8 @@ impl DeadLetters {
         Ok(Some(dead_letter))
     }
 
-    /// Publishes the dead letter returned last to the bulk queue: under its registration id, as a first attempt, without
-    /// `reply_to`. The dead letter is acked after the confirm. On an error it is kept.
+    /// Publishes the dead letter returned last to the bulk queue: under its registration id, as a first attempt,
+    /// without `reply_to`. The dead letter is acked after the confirm. On an error it is kept.
     ///
     /// # Errors
     /// The dead letter has an [`Obstacle`], or the broker did not confirm the message.
@@ -213,8 +213,8 @@ impl DeadLetters {
                 let options = BasicNackOptions { requeue: true, multiple: false };
                 iteration.channel.basic_nack(*tag, options).await?;
             }
-            // The messages have arrived when they are counted. Other consumers may take some, so the wait is limited. It
-            // protects only the order.
+            // The messages have arrived when they are counted. Other consumers may take some, so the wait is limited.
+            // It protects only the order.
             let until = Instant::now() + REQUEUE_TIMEOUT;
             while self.count(&iteration.channel).await? < before + group.len() as u32
                 && Instant::now() < until

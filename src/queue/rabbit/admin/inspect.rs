@@ -1,5 +1,5 @@
-//! Checks a broker over AMQP without changing it: whether each exchange and queue exists, and whether the declaration with
-//! these settings is equivalent. A missing queue is only declared passively, so it is not created.
+//! Checks a broker over AMQP without changing it: whether each exchange and queue exists, and whether the declaration
+//! with these settings is equivalent. A missing queue is only declared passively, so it is not created.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! Checks a broker over its HTTP API: the nodes of the cluster (`cluster`), and members, policies and bindings of each queue
-//! (`queue_state`). The caller passes a function that sends the requests, because `queue` has no HTTP client. A failed
-//! request is a finding; earlier findings are kept.
+//! Checks a broker over its HTTP API: the nodes of the cluster (`cluster`), and members, policies and bindings of each
+//! queue (`queue_state`). The caller passes a function that sends the requests, because `queue` has no HTTP client. A
+//! failed request is a finding; earlier findings are kept.
 
 mod cluster;
 mod queue_state;

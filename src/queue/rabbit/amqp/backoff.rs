@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Pauses that double from 100 ms to 5 s, with jitter: each is shortened at random by up to a half, so that processes do not
-/// reconnect simultaneously.
+/// Pauses that double from 100 ms to 5 s, with jitter: each is shortened at random by up to a half, so that processes
+/// do not reconnect simultaneously.
 pub(in super::super) struct Backoff {
     next: Duration,
     /// When the connection was opened, if there is one.

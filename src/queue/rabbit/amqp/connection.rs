@@ -1,7 +1,7 @@
 //! A connection to a broker and its state: open, blocked by an alarm, or closed.
 //!
-//! A lost connection is not recovered. Its users are dropped and created again, so that prefetch, confirms and reply queue
-//! start from a defined state.
+//! A lost connection is not recovered. Its users are dropped and created again, so that prefetch, confirms and reply
+//! queue start from a defined state.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ use super::transport;
 
 /// Longest wait for the broker's `close-ok`. lapin sends no heartbeats meanwhile (4.12.3; no issue filed).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Interval of checks of lapin's connection status, in addition to its events. lapin sends no event for a loss before the
-/// events are read, nor for every kind of close (4.12.3; no issue filed).
+/// Interval of checks of lapin's connection status, in addition to its events. lapin sends no event for a loss before
+/// the events are read, nor for every kind of close (4.12.3; no issue filed).
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 /// Interval between two pings.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,9 +35,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval after which the next address is tried in parallel.
 const STAGGER: Duration = Duration::from_millis(500);
 
-/// Largest frame in bytes, unless the URL sets another; a longer body takes several frames. lapin allocates dozens of frames
-/// for each connection: 8 MiB at its default of 128 KiB (4.12.3; no issue filed). Properties are one frame, so a message
-/// with larger properties is unreadable.
+/// Largest frame in bytes, unless the URL sets another; a longer body takes several frames. lapin allocates dozens of
+/// frames for each connection: 8 MiB at its default of 128 KiB (4.12.3; no issue filed). Properties are one frame, so
+/// a message with larger properties is unreadable.
 const FRAME_MAX: u32 = 32 << 10;
 
 /// AMQP's reply code for a wrong password or a missing permission.
@@ -55,8 +55,8 @@ pub(in super::super) struct Connection {
     prepare_timeout: Duration,
     state: watch::Sender<ConnectionState>,
     watch: JoinHandle<()>,
-    /// The channel of the pings. It is kept until after [`Self::close`]: a channel that is closed together with its connection
-    /// ends the connection before the broker's `close-ok` (lapin 4.12.3; no issue filed).
+    /// The channel of the pings. It is kept until after [`Self::close`]: a channel that is closed together with its
+    /// connection ends the connection before the broker's `close-ok` (lapin 4.12.3; no issue filed).
     _pings: Channel,
 }
 
@@ -77,8 +77,8 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Connects to the first address that responds, except `avoid`. Tries one more address every [`STAGGER`]; addresses before
-    /// the first that responds count as failed. `name` is shown in the broker's list of connections.
+    /// Connects to the first address that responds, except `avoid`. Tries one more address every [`STAGGER`];
+    /// addresses before the first that responds count as failed. `name` is shown in the broker's list of connections.
     ///
     /// # Errors
     /// The first refusal of the account by a broker, otherwise the last error.
@@ -168,8 +168,8 @@ impl Connection {
         Ok(channel)
     }
 
-    /// Runs the set-up of a new connection with the timeout of a connection attempt. A request on a quorum queue that has no
-    /// leader yet may hang for a minute; a new attempt succeeds immediately.
+    /// Runs the set-up of a new connection with the timeout of a connection attempt. A request on a quorum queue that
+    /// has no leader yet may hang for a minute; a new attempt succeeds immediately.
     ///
     /// # Errors
     /// [`ConnectionError::NoResponse`] after the timeout, [`ConnectionError::Lost`], or the error of `work`.
@@ -244,7 +244,8 @@ fn watch_client(
     }
 }
 
-/// Sends a request without effect (`basic.qos`) every second. Resolves when a response is overdue, except during an alarm.
+/// Sends a request without effect (`basic.qos`) every second. Resolves when a response is overdue, except during an
+/// alarm.
 fn ping(
     channel: Channel,
     state: &watch::Sender<ConnectionState>,
@@ -302,8 +303,8 @@ pub(in super::super) enum ConnectionError {
 }
 
 impl ConnectionError {
-    /// Whether the attempt failed by a timeout. The next one then follows without a long pause, because an election may have
-    /// ended meanwhile.
+    /// Whether the attempt failed by a timeout. The next one then follows without a long pause, because an election
+    /// may have ended meanwhile.
     pub(in super::super) fn is_timeout(&self) -> bool {
         matches!(self, Self::NoResponse | Self::Unconfirmed)
     }

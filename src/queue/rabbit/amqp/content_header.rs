@@ -1,15 +1,15 @@
-//! Validates the properties of a message on the wire (AMQP 0-9-1, 4.2.6.1) by the rules of lapin's parser, without recursion.
-//! Writes the marker that replaces invalid properties.
+//! Validates the properties of a message on the wire (AMQP 0-9-1, 4.2.6.1) by the rules of lapin's parser, without
+//! recursion. Writes the marker that replaces invalid properties.
 
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
 
-/// The header that replaces unreadable properties; its value is the reason. A producer that sends this header only gets its
-/// own message dead-lettered.
+/// The header that replaces unreadable properties; its value is the reason. A producer that sends this header only
+/// gets its own message dead-lettered.
 const MARKER: &str = "x-muster-unreadable";
 
-/// Deepest nesting of tables and arrays, including the header table. lapin's parser recurses without a limit (4.12.3; no
-/// issue filed).
+/// Deepest nesting of tables and arrays, including the header table. lapin's parser recurses without a limit (4.12.3;
+/// no issue filed).
 const MAX_DEPTH: usize = 16;
 /// Most values in all tables and arrays of a message. A value of one byte on the wire takes dozens of bytes in memory.
 const MAX_VALUES: usize = 1024;

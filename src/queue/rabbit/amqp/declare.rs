@@ -50,12 +50,13 @@ pub(in super::super) async fn declare_exchange(
     Ok(())
 }
 
-/// Declares a queue, and binds it if it is new. A queue with other arguments is used as it is. With `learn` its arguments are
-/// determined first: each refused declaration names one of them. Returns the arguments in effect, if known.
+/// Declares a queue, and binds it if it is new. A queue with other arguments is used as it is. With `learn` its
+/// arguments are determined first: each refused declaration names one of them. Returns the arguments in effect, if
+/// known.
 ///
 /// An existing queue is not bound again. While a node of a cluster is frozen or cut off, the other nodes do not change
-/// metadata, not even for an existing binding, until `net_ticktime` has passed (60 s by default; RabbitMQ up to 4.0 without
-/// Khepri; rabbitmq-server#10099 is similar).
+/// metadata, not even for an existing binding, until `net_ticktime` has passed (60 s by default; RabbitMQ up to 4.0
+/// without Khepri; rabbitmq-server#10099 is similar).
 pub(in super::super) async fn declare_queue(
     connection: &Connection,
     spec: &QueueSpec,

@@ -16,8 +16,8 @@ use tokio::time::{Instant, timeout};
 
 /// Longest wait for the name resolution of a host.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Timeout of a connection attempt to one of several addresses, including handshakes. A frozen node accepts TCP connections
-/// and sends nothing. The `connection_timeout` of the URL has precedence.
+/// Timeout of a connection attempt to one of several addresses, including handshakes. A frozen node accepts TCP
+/// connections and sends nothing. The `connection_timeout` of the URL has precedence.
 const ONE_OF_SEVERAL: Duration = Duration::from_secs(3);
 /// Timeout of a connection attempt to a single address.
 const ONLY_ONE: Duration = Duration::from_secs(10);
@@ -50,8 +50,9 @@ impl Endpoints {
         Self { uris, tls, shuffle, failed, has_addresses: AtomicBool::new(false) }
     }
 
-    /// Whether there are several brokers, so that another may be available: several hosts in the URL, or several addresses of
-    /// a name in its last resolution. Loopback addresses do not count: `localhost` has two and is one broker.
+    /// Whether there are several brokers, so that another may be available: several hosts in the URL, or several
+    /// addresses of a name in its last resolution. Loopback addresses do not count: `localhost` has two and is one
+    /// broker.
     pub(in super::super) fn has_several(&self) -> bool {
         self.uris.len() > 1 || self.has_addresses.load(Ordering::Relaxed)
     }

@@ -1,5 +1,5 @@
-//! Forwards frames from the broker to lapin and replaces those that lapin could not parse. Its memory is bounded: it buffers
-//! one content header or one short method, never a body.
+//! Forwards frames from the broker to lapin and replaces those that lapin could not parse. Its memory is bounded: it
+//! buffers one content header or one short method, never a body.
 
 use super::{content_header, method};
 

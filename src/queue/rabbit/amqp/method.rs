@@ -1,5 +1,6 @@
-//! Replaces text that is not UTF-8 in the methods that precede a message. RabbitMQ accepts any bytes as a routing key, and
-//! delivers a message that was routed by `CC` with its first routing key. lapin accepts only UTF-8 (4.12.3; no issue filed).
+//! Replaces text that is not UTF-8 in the methods that precede a message. RabbitMQ accepts any bytes as a routing key,
+//! and delivers a message that was routed by `CC` with its first routing key. lapin accepts only UTF-8 (4.12.3; no
+//! issue filed).
 
 /// `connection.tune`: class and method.
 const TUNE: [u8; 4] = [0, 10, 0, 30];

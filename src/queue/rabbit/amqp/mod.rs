@@ -1,9 +1,9 @@
 //! The AMQP client: lapin on its own transport. It does not depend on muster's messages.
 //!
-//! lapin parses header tables recursively without a limit, and ends the connection at text that is not UTF-8 (lapin 4.12.3,
-//! amq-protocol 10.6.3; no issue filed). With such properties any producer could stop every consumer of its message, again
-//! at each redelivery. A filter between socket and parser therefore replaces them with a marker header and the message id.
-//! The message arrives as a normal delivery that is marked as unreadable.
+//! lapin parses header tables recursively without a limit, and ends the connection at text that is not UTF-8 (lapin
+//! 4.12.3, amq-protocol 10.6.3; no issue filed). With such properties any producer could stop every consumer of its
+//! message, again at each redelivery. A filter between socket and parser therefore replaces them with a marker header
+//! and the message id. The message arrives as a normal delivery that is marked as unreadable.
 
 mod backoff;
 mod connection;

@@ -19,8 +19,8 @@ pub(in super::super) struct Publisher(Arc<SharedChannel>);
 struct SharedChannel {
     channel: Channel,
     state: watch::Sender<ConnectionState>,
-    /// Held while lapin assigns the delivery tag and queues the frames. lapin does not do both under one lock, so two threads
-    /// could get each other's confirm (4.12.3; no issue filed).
+    /// Held while lapin assigns the delivery tag and queues the frames. lapin does not do both under one lock, so two
+    /// threads could get each other's confirm (4.12.3; no issue filed).
     order: Mutex<()>,
     /// In a serial publisher: held until the message is confirmed.
     turn: Option<Arc<tokio::sync::Mutex<()>>>,
@@ -82,8 +82,8 @@ impl Publisher {
         *self.0.state.borrow() == ConnectionState::Closed
     }
 
-    /// Waits for the end of an alarm, at most until `until`, or until the connection is closed. For messages that must not be
-    /// rejected because of an alarm.
+    /// Waits for the end of an alarm, at most until `until`, or until the connection is closed. For messages that must
+    /// not be rejected because of an alarm.
     pub(in super::super) async fn unblocked(&self, until: Option<Instant>) {
         let mut state = self.0.state.subscribe();
         let unblocked = state.wait_for(|state| *state != ConnectionState::Blocked);
@@ -93,7 +93,8 @@ impl Publisher {
         }
     }
 
-    /// Publishes with `mandatory` and waits for the confirm, at most `overdue_after`, not counting the time of an alarm.
+    /// Publishes with `mandatory` and waits for the confirm, at most `overdue_after`, not counting the time of an
+    /// alarm.
     ///
     /// # Errors
     /// See [`PublishError`].
@@ -114,8 +115,8 @@ impl Publisher {
         self.send(message, false, overdue_after).await
     }
 
-    /// Publishes in a task that also runs to its end if the caller's future is dropped: lapin never frees a confirm that is
-    /// not awaited (4.12.3; no issue filed).
+    /// Publishes in a task that also runs to its end if the caller's future is dropped: lapin never frees a confirm
+    /// that is not awaited (4.12.3; no issue filed).
     async fn send(
         &self,
         message: OutgoingMessage,
@@ -189,8 +190,8 @@ impl Publisher {
         };
         match confirmation {
             Ok(Confirmation::Ack(None)) => Ok(()),
-            // If one confirm covers several messages, lapin may attribute a returned message to any of them (4.12.3; no issue
-            // filed). This message was not returned.
+            // If one confirm covers several messages, lapin may attribute a returned message to any of them (4.12.3;
+            // no issue filed). This message was not returned.
             Ok(Confirmation::Ack(Some(returned)))
                 if ids
                     != (

@@ -1,5 +1,5 @@
-//! Runs attempts in parallel and starts them one after the other. An attempt without a result delays the next by an interval
-//! instead of its timeout.
+//! Runs attempts in parallel and starts them one after the other. An attempt without a result delays the next by an
+//! interval instead of its timeout.
 
 use std::time::Duration;
 

@@ -18,8 +18,8 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// How long sent data may stay unacknowledged before the system closes the connection (`TCP_USER_TIMEOUT`), at least two
-/// heartbeats. Heartbeats detect a silent peer earlier; this ends the connection in the system.
+/// How long sent data may stay unacknowledged before the system closes the connection (`TCP_USER_TIMEOUT`), at least
+/// two heartbeats. Heartbeats detect a silent peer earlier; this ends the connection in the system.
 const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(10);
 /// Bytes read from the socket at a time.
 const READ_SIZE: usize = 16 << 10;
@@ -31,9 +31,9 @@ pub(in super::super) type BrokerStream = AsyncTcpStream<Socket>;
 
 /// Connects lapin. `uri.query.frame_max` of the endpoint is the largest frame that it accepts.
 ///
-/// When `cut` is cancelled, reads fail. Otherwise lapin would keep a dropped connection until the broker confirms its close,
-/// and a request on it could still take effect: a consumer without a reader that gets half of the messages (lapin 4.12.3; no
-/// issue filed).
+/// When `cut` is cancelled, reads fail. Otherwise lapin would keep a dropped connection until the broker confirms its
+/// close, and a request on it could still take effect: a consumer without a reader that gets half of the messages
+/// (lapin 4.12.3; no issue filed).
 pub(super) async fn connect(
     endpoint: Endpoint,
     properties: ConnectionProperties,

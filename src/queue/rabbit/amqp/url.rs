@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 use lapin::uri::{AMQPUri, SASLMechanism};
 use url::{Host, Url};
 
-/// Frame size in bytes: from AMQP's minimum. The maximum limits memory, because lapin allocates dozens of frames for each
-/// connection.
+/// Frame size in bytes: from AMQP's minimum. The maximum limits memory, because lapin allocates dozens of frames for
+/// each connection.
 const FRAME_MAX: RangeInclusive<u64> = 4096..=1 << 20;
 /// Channels of one connection. Declarations use more than one.
 const CHANNEL_MAX: RangeInclusive<u64> = 16..=u16::MAX as u64;
@@ -22,8 +22,8 @@ const CONNECTION_TIMEOUT: RangeInclusive<u64> = 1..=60_000;
 /// A text for the operator, without any secret of the URL.
 pub(in super::super) fn parse(text: &str) -> Result<AMQPUri, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
-    // An unescaped #, / or ? in a password ends the authority, so the rest of the password would be parsed as another part
-    // of the URL.
+    // An unescaped #, / or ? in a password ends the authority, so the rest of the password would be parsed as another
+    // part of the URL.
     if url.fragment().is_some() {
         return Err("contains a #; in a user name or password write it %23".into());
     }

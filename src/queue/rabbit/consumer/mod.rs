@@ -1,7 +1,7 @@
 //! The worker's consumer: one connection for publishing and a `session` with its own connection for each queue.
 //!
-//! With separate connections a connection error affects one queue only. It also limits the messages that count as delivered
-//! once more: those that were unsettled on the lost connection.
+//! With separate connections a connection error affects one queue only. It also limits the messages that count as
+//! delivered once more: those that were unsettled on the lost connection.
 
 mod session;
 mod slow_start;
@@ -77,8 +77,8 @@ impl Consumer for RabbitConsumer {
     }
 }
 
-/// Keeps the connection for publishing and the consumers of all queues. When the former is lost all are dropped, because
-/// deliveries could not be settled.
+/// Keeps the connection for publishing and the consumers of all queues. When the former is lost all are dropped,
+/// because deliveries could not be settled.
 async fn supervise(shared: Shared, capacity: ReadCapacity, queues: Vec<QueueConsumer>) {
     let (broker, stop) = (&shared.broker, &shared.stop);
     let mut backoff = Backoff::new();
@@ -125,9 +125,9 @@ async fn supervise(shared: Shared, capacity: ReadCapacity, queues: Vec<QueueCons
     }
 }
 
-/// Opens the connection for publishing, which settles deliveries. Returns also whether the topology is declared. After a
-/// loss consumers do not wait for declarations, which take seconds while a node is silent. A queue that cannot be declared
-/// is reported by its consumer.
+/// Opens the connection for publishing, which settles deliveries. Returns also whether the topology is declared. After
+/// a loss consumers do not wait for declarations, which take seconds while a node is silent. A queue that cannot be
+/// declared is reported by its consumer.
 async fn open(
     broker: &Arc<Broker>,
     capacity: &ReadCapacity,

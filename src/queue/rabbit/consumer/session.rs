@@ -131,8 +131,8 @@ struct ConsumerSession<'a> {
     /// The channel for samples of the queue, so that an error of a sample closes no other channel.
     samples: Channel,
     slow_start: SlowStart,
-    /// Channels with the tags of their consumers. Two after a slow start, because the prefetch is per channel; the last one
-    /// consumes.
+    /// Channels with the tags of their consumers. Two after a slow start, because the prefetch is per channel; the
+    /// last one consumes.
     channels: Vec<(Channel, String)>,
     /// The acks of the last channel.
     acks: Option<Acks>,
@@ -166,8 +166,8 @@ impl ConsumerSession<'_> {
         Ok(())
     }
 
-    /// Ends a slow start: consumes on a new channel with the full prefetch and cancels the old consumer. The old channel stays
-    /// open, because its deliveries are settled on it.
+    /// Ends a slow start: consumes on a new channel with the full prefetch and cancels the old consumer. The old
+    /// channel stays open, because its deliveries are settled on it.
     async fn end_slow_start(&mut self) -> Result<(), ConnectionError> {
         if !self.slow_start.elapsed(self.acks.as_ref().is_none_or(Acks::are_settled)) {
             return Ok(());
@@ -188,8 +188,8 @@ impl ConsumerSession<'_> {
         self.connection.prepare(cancelled).await
     }
 
-    /// Passes deliveries on until the connection is lost (an error) or the stop. Deliveries can be settled after the stop,
-    /// because the connections stay open until the last one is settled.
+    /// Passes deliveries on until the connection is lost (an error) or the stop. Deliveries can be settled after the
+    /// stop, because the connections stay open until the last one is settled.
     async fn run(
         mut self,
         shared: &Shared,

@@ -1,8 +1,9 @@
-//! Limits the prefetch to one at the start of a session of the bulk queue, until no possible poison message is delivered.
+//! Limits the prefetch to one at the start of a session of the bulk queue, until no possible poison message is
+//! delivered.
 //!
-//! When a connection is lost, every unsettled message counts as delivered once more. With a prefetch of one a poison message
-//! does not raise the count of others. Possible poison messages arrive first, because unsettled messages return to the head
-//! of the queue.
+//! When a connection is lost, every unsettled message counts as delivered once more. With a prefetch of one a poison
+//! message does not raise the count of others. Possible poison messages arrive first, because unsettled messages
+//! return to the head of the queue.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The RPC client: publishes requests and bulk rows, and matches replies in its exclusive queue to them. The front has one
-//! for all requests and uploads, an import has one.
+//! The RPC client: publishes requests and bulk rows, and matches replies in its exclusive queue to them. The front has
+//! one for all requests and uploads, an import has one.
 //!
 //! `supervisor` keeps the connections; `rows` sends bulk rows on them.
 
@@ -41,8 +41,8 @@ const LOOKUP_PAUSE: Duration = Duration::from_millis(50);
 /// How long a registration waits for its reply before it is published again, if a node was lost recently. Doubles each
 /// time, so that slow workers receive few copies.
 const RESEND_AFTER: Duration = Duration::from_secs(1);
-/// Added to a request's deadline for the expiry of its sealed password, because the clocks of front and worker may differ
-/// by minutes.
+/// Added to a request's deadline for the expiry of its sealed password, because the clocks of front and worker may
+/// differ by minutes.
 const SEAL_MARGIN: Duration = Duration::from_secs(600);
 
 /// A client whose supervisor keeps the connections in the background.
@@ -94,8 +94,8 @@ impl RabbitRpcClient {
     }
 
     /// Publishes a registration on a session and waits for the reply. If a node was lost recently, a request without a
-    /// reply is published again under its id: a queue still delivers messages to consumers on a frozen node, up to their
-    /// prefetch.
+    /// reply is published again under its id: a queue still delivers messages to consumers on a frozen node, up to
+    /// their prefetch.
     async fn register(
         &self,
         session: &RpcSession,
@@ -196,7 +196,8 @@ impl RpcClient for RabbitRpcClient {
             let session = self.session(until).await?;
             return self.register(&session, request).await;
         }
-        // A lookup changes nothing, so it waits for a connection until its deadline and is published again after a loss.
+        // A lookup changes nothing, so it waits for a connection until its deadline and is published again after a
+        // loss.
         while Instant::now() < request.deadline {
             let session = self.session(request.deadline).await?;
             match self.request_on(&session, request.clone(), request.deadline).await {

@@ -1,5 +1,5 @@
-//! Requests without a reply. Each session has one map of the requests in flight; the limits of the front and of the bulk
-//! window bound its size.
+//! Requests without a reply. Each session has one map of the requests in flight; the limits of the front and of the
+//! bulk window bound its size.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -51,8 +51,8 @@ impl PendingCalls {
         PendingCall { calls: self, correlation_id, reply }
     }
 
-    /// Passes a reply to the request with its correlation id, if the message id is the same too. An unreadable reply ends
-    /// the request as indeterminate. Returns the queue of the request; `None` for an orphan reply.
+    /// Passes a reply to the request with its correlation id, if the message id is the same too. An unreadable reply
+    /// ends the request as indeterminate. Returns the queue of the request; `None` for an orphan reply.
     pub(super) fn settle(
         &self,
         correlation_id: &str,
@@ -71,8 +71,8 @@ impl PendingCalls {
         Some(queue)
     }
 
-    /// Ends the requests to the interactive and profile queues as indeterminate, including those that are not confirmed yet.
-    /// Bulk rows have no deadline and keep waiting.
+    /// Ends the requests to the interactive and profile queues as indeterminate, including those that are not
+    /// confirmed yet. Bulk rows have no deadline and keep waiting.
     pub(super) fn fail_interactive(&self) {
         self.lock().by_correlation_id.retain(|_, waiter| waiter.queue == QueueKind::Bulk);
     }
@@ -95,8 +95,8 @@ impl PendingCall<'_> {
         &self.correlation_id
     }
 
-    /// Runs `publish` and waits for the reply, until the deadline, if there is one, or until the session ends the request.
-    /// Both also end a wait for the confirm, which may never arrive.
+    /// Runs `publish` and waits for the reply, until the deadline, if there is one, or until the session ends the
+    /// request. Both also end a wait for the confirm, which may never arrive.
     pub(super) async fn reply(
         mut self,
         publish: impl Future<Output = Result<(), PublishError>>,

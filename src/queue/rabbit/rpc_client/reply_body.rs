@@ -1,5 +1,5 @@
-//! Parses the body of a reply. A newer worker may send an outcome that this version does not know. The request then ends as
-//! indeterminate without waiting for its deadline, and a warning names the outcome.
+//! Parses the body of a reply. A newer worker may send an outcome that this version does not know. The request then
+//! ends as indeterminate without waiting for its deadline, and a warning names the outcome.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};

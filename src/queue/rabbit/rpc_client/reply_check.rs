@@ -1,7 +1,8 @@
 //! Checks whether replies reach this process, by pings that a worker replies to.
 //!
-//! After a partition of a cluster that does not pause its minority, the workers' node may not know a reply queue until the
-//! queue's node restarts. The consumer of that queue gets no error (RabbitMQ 4.0.5; rabbitmq-server#9798 is similar).
+//! After a partition of a cluster that does not pause its minority, the workers' node may not know a reply queue until
+//! the queue's node restarts. The consumer of that queue gets no error (RabbitMQ 4.0.5; rabbitmq-server#9798 is
+//! similar).
 
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ impl ReplyCheck {
         Self { last_ping: None, unanswered_since: None, timeout: TIMEOUT }
     }
 
-    /// Whether to send a ping now. `is_idle`: the queue has a consumer and no ready messages, so that a worker would reply
-    /// immediately.
+    /// Whether to send a ping now. `is_idle`: the queue has a consumer and no ready messages, so that a worker would
+    /// reply immediately.
     pub(super) fn ping(&mut self, is_idle: bool) -> bool {
         if !is_idle {
             self.unanswered_since = None;

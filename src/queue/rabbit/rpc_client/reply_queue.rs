@@ -1,5 +1,5 @@
-//! The reply queue of a session: an exclusive queue with a random name. It has its own connection, because an alarm blocks
-//! the connection for publishing.
+//! The reply queue of a session: an exclusive queue with a random name. It has its own connection, because an alarm
+//! blocks the connection for publishing.
 
 use std::net::SocketAddr;
 

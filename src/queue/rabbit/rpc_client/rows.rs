@@ -1,5 +1,5 @@
-//! Sends the bulk rows of a producer in one task: requests without a deadline, at most a window of them in flight. A row is
-//! published again under its id until its reply arrives.
+//! Sends the bulk rows of a producer in one task: requests without a deadline, at most a window of them in flight. A
+//! row is published again under its id until its reply arrives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -25,11 +25,11 @@ use crate::queue::{BulkProducer, BulkRow, NoReply, QueueKind, Reply, RpcError, W
 
 /// Interval between two checks of the bulk queue's newest sample.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a reply may take in addition to all retry delays: the attempts themselves, and a worker that holds the message
-/// while its store is unavailable.
+/// How long a reply may take in addition to all retry delays: the attempts themselves, and a worker that holds the
+/// message while its store is unavailable.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
-/// Time in the bulk queue that the expiry of a sealed password allows, in addition to the retry delays and the TTL of dead
-/// letters. A row waits in that queue before its first attempt and again after it is requeued.
+/// Time in the bulk queue that the expiry of a sealed password allows, in addition to the retry delays and the TTL of
+/// dead letters. A row waits in that queue before its first attempt and again after it is requeued.
 const QUEUE_TIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Sends the rows of one producer.

@@ -1,7 +1,7 @@
 //! A standby: a second reply queue on another node of a cluster, for the next session.
 //!
-//! While a node is frozen or cut off, the other nodes declare no queue until `net_ticktime` has passed (60 s by default;
-//! RabbitMQ up to 4.0 without Khepri; rabbitmq-server#10099 is similar). Existing queues keep working.
+//! While a node is frozen or cut off, the other nodes declare no queue until `net_ticktime` has passed (60 s by
+//! default; RabbitMQ up to 4.0 without Khepri; rabbitmq-server#10099 is similar). Existing queues keep working.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

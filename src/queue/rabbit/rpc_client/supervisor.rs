@@ -1,5 +1,5 @@
-//! Supervises the session of the client: connects, probes, and opens a new session when a connection is lost. A session is
-//! never recovered.
+//! Supervises the session of the client: connects, probes, and opens a new session when a connection is lost. A
+//! session is never recovered.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -264,8 +264,8 @@ impl SupervisorContext<'_> {
         }
     }
 
-    /// Publishes a probe every second, which shows whether the broker confirms messages and reveals an alarm. Every second
-    /// probe requests a reply from a worker. Returns the error that makes the session unusable.
+    /// Publishes a probe every second, which shows whether the broker confirms messages and reveals an alarm. Every
+    /// second probe requests a reply from a worker. Returns the error that makes the session unusable.
     async fn probe(&self, session: &RpcSession) -> ConnectionError {
         let mut tick = interval(probe::INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -8,8 +8,8 @@ use crate::telemetry::finding::{Finding, Severity};
 
 /// Keys of a policy that remove messages from the queue.
 const REMOVES_MESSAGES: [&str; 3] = ["message-ttl", "expires", "dead-letter-exchange"];
-/// Keys of a policy that limit a queue. If both arguments and policy have such a limit, the lower one applies. For other
-/// keys the argument applies.
+/// Keys of a policy that limit a queue. If both arguments and policy have such a limit, the lower one applies. For
+/// other keys the argument applies.
 const LIMITS: [&str; 5] =
     ["message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"];
 /// Deliveries that a worker needs to recognise and dead-letter a poison message.
@@ -172,8 +172,8 @@ impl QueueCheck<'_> {
         }
     }
 
-    /// Checks the binding to the exchange. It does not show whether the queue exists: the API returns the default binding of a
-    /// missing queue too (3.10.8; no issue filed).
+    /// Checks the binding to the exchange. It does not show whether the queue exists: the API returns the default
+    /// binding of a missing queue too (3.10.8; no issue filed).
     pub(super) fn binding(&self, bindings: &Value) -> Option<Finding> {
         let (check, name) = ("bindings", self.name());
         let (exchange, key) = self.queue.bound_to.as_ref()?;

@@ -11,8 +11,8 @@ use crate::domain::Clock;
 use crate::queue::rabbit::amqp::QueueSpec;
 use crate::telemetry::finding::Severity;
 
-/// Responses by path, reduced to the fields in use: of one RabbitMQ 3.10.8, of a cluster of three 4.0.5, and of that cluster
-/// while the node of a classic profile queue is down. The brokers keep no statistics.
+/// Responses by path, reduced to the fields in use: of one RabbitMQ 3.10.8, of a cluster of three 4.0.5, and of that
+/// cluster while the node of a classic profile queue is down. The brokers keep no statistics.
 const SINGLE: &str = include_str!("recorded/single-3.10.8.json");
 const CLUSTER: &str = include_str!("recorded/cluster-4.0.5.json");
 const NODE_DOWN: &str = include_str!("recorded/cluster-4.0.5-node-down.json");

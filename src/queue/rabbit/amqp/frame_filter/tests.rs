@@ -1,5 +1,5 @@
-//! Tests of the filter against lapin's parser: frames that lapin refuses are replaced, all others pass unchanged, however
-//! they are split into reads.
+//! Tests of the filter against lapin's parser: frames that lapin refuses are replaced, all others pass unchanged,
+//! however they are split into reads.
 
 use lapin::BasicProperties;
 use lapin::protocol::basic::{parse_deliver, parse_get_ok, parse_properties, parse_return};
