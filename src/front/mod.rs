@@ -66,8 +66,8 @@ const NOT_FOUND: &str =
 pub struct Front {
     settings: config::FrontSettings,
     routes: Routes,
-    /// The OpenAPI document.
-    specification: Specification,
+    /// The OpenAPI document, made on the first request for it.
+    specification: OnceLock<Specification>,
     /// The HTML page of the OpenAPI document, rendered on the first request for it.
     docs: OnceLock<Bytes>,
     cors: cors::Cors,
@@ -109,7 +109,7 @@ impl Front {
                     metrics: admin.is_none(),
                 },
             ),
-            specification: Specification::new(settings),
+            specification: OnceLock::new(),
             docs: OnceLock::new(),
             cors: cors::Cors::new(&settings.cors_origins),
             limits: RateLimits::new(limits),
@@ -152,6 +152,11 @@ impl Front {
             () = server::serve(listener, limits, tls, stop, on_connect, handler) => {}
             () = self.sample_stats(), if self.settings.ui => {}
         }
+    }
+
+    /// Returns the OpenAPI document. Making it renders every sample of every contract, which a start need not wait for.
+    fn specification(&self) -> &Specification {
+        self.specification.get_or_init(|| Specification::new(&self.settings))
     }
 
     /// Samples the statistics of the status page every second. Never returns.
@@ -221,7 +226,7 @@ impl Front {
                 None => response::empty(StatusCode::NOT_FOUND),
             },
             (Route::Specification, &Method::GET | &Method::HEAD) => {
-                response::json_bytes(StatusCode::OK, self.specification.bytes.clone())
+                response::json_bytes(StatusCode::OK, self.specification().bytes.clone())
             }
             (Route::Live, &Method::GET | &Method::HEAD) => health::live(),
             (Route::Ready, &Method::GET | &Method::HEAD) => health::ready(

@@ -89,7 +89,7 @@ impl Front {
 
     /// The documentation page, rendered on the first request.
     fn docs(&self) -> Bytes {
-        let render = || Bytes::from(docs::page(&self.specification.document, &self.settings));
+        let render = || Bytes::from(docs::page(&self.specification().document, &self.settings));
         self.docs.get_or_init(render).clone()
     }
 }
