@@ -138,7 +138,7 @@ async fn wrong_usage_is_exit_code_2() {
         &["signup", "--url", "foo"],
         &["signup", "--url", "localhost:3000"],
         &["signup", "--contract", "nonsense"],
-        &["signup", "--firstname", "Ann", "--email", "nobody"],
+        &["signup", "--firstname", "Ann", "--email", "no-address"],
         &["keygen", "nonsense"],
         &["keys"],
         &["keys", "make"],

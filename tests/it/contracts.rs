@@ -5,8 +5,8 @@
 //! last response. `{expired}`, `{forged}`, `{unsigned}` and `{gone}` are changed versions of that token. In a
 //! response `<id>`, `<token>`, `<time>`, `<key>` and `<seconds>` match any value of that form.
 
+mod api_errors;
 mod bodies;
-mod faults;
 mod golden;
 mod tokens;
 
@@ -45,7 +45,7 @@ macro_rules! golden_files {
             let there = std::fs::read_dir(directory)
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-                .filter(|name| name.ends_with(".json") && name != faults::FILE)
+                .filter(|name| name.ends_with(".json") && name != api_errors::FILE)
                 .collect();
             assert_eq!(run, there);
         }

@@ -25,7 +25,7 @@ async fn message_of_a_worker_killed_before_hashing_is_redelivered() {
     // The worker waits at the look-up before the hash.
     fleet.workers[0].store.stall();
     let killed = async {
-        fleet.workers[0].says_event("delivery_started").await;
+        fleet.workers[0].wait_for_event("delivery_started").await;
         fleet.workers[0].kill().await;
         fleet.workers[1].start().await;
     };
@@ -43,11 +43,11 @@ async fn worker_killed_after_the_insert_causes_a_replay() {
     let registration = ledger.registration_without_key();
     fleet.workers[0].store.stall();
     let killed = async {
-        fleet.workers[0].says_event("hash_started").await;
+        fleet.workers[0].wait_for_event("hash_started").await;
         // Neither the reply nor the ack reaches the broker.
         fleet.workers[0].broker.stall();
         fleet.workers[0].store.restore();
-        fleet.workers[0].says_event("registration_handled").await;
+        fleet.workers[0].wait_for_event("registration_handled").await;
         fleet.workers[0].kill().await;
         fleet.workers[0].broker.cut();
         fleet.workers[1].start().await;
@@ -66,7 +66,7 @@ async fn worker_killed_between_reply_and_ack_has_replied() {
     let registration = ledger.registration();
     fleet.workers[0].store.stall();
     let replied = async {
-        fleet.workers[0].says_event("delivery_started").await;
+        fleet.workers[0].wait_for_event("delivery_started").await;
         // The reply reaches the broker, but the worker gets no confirm and does not ack.
         fleet.workers[0].broker.drop_responses();
         fleet.workers[0].store.restore();
@@ -79,7 +79,7 @@ async fn worker_killed_between_reply_and_ack_has_replied() {
 
     // The redelivered message is a replay.
     fleet.workers[1].start().await;
-    fleet.workers[1].says("replayed").await;
+    fleet.workers[1].wait_for_event_with("registration_handled", "replayed").await;
     fleet.repeat_and_compare().await.assert_consistent();
 }
 
@@ -91,7 +91,7 @@ async fn request_to_a_killed_front_succeeds_at_another() {
     let registration = ledger.registration();
     fleet.workers[0].store.stall();
     let killed = async {
-        fleet.workers[0].says_event("delivery_started").await;
+        fleet.workers[0].wait_for_event("delivery_started").await;
         fleet.fronts[0].kill().await;
         fleet.update_addresses();
         let again = ledger.register(&clients[1], &registration);

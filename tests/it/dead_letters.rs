@@ -183,7 +183,7 @@ async fn list_and_show_report_reasons_without_secrets() {
     }
     let (code, json, _) = run(&setup, &["dead-letters", "show", "no-type", "--json"]).await;
     assert_eq!((code, serde_json::from_str::<Value>(&json).unwrap()), (0, dead_letters[1].clone()));
-    assert_eq!(run(&setup, &["dead-letters", "show", "nobody"]).await.0, 1);
+    assert_eq!(run(&setup, &["dead-letters", "show", "no-such-id"]).await.0, 1);
 
     let (code, lines, _) = run(&setup, &["dead-letters", "export", "--output", "-"]).await;
     assert_eq!((code, lines.lines().count()), (0, 3));
@@ -316,7 +316,7 @@ async fn requeued_dead_letter_creates_its_user_once() {
     let (code, _, stderr) = run(&setup, &["dead-letters", "requeue", "--all"]).await;
     assert_eq!(code, 0, "{stderr}");
     let mut worker = setup.start_role("worker").await;
-    worker.wait_for_log(|line| line.contains("\"replayed\"")).await;
+    worker.wait_for_event_with("registration_handled", "\"replayed\"").await;
     assert_eq!(stored(&setup, "", "row-1").await, first, "the user does not change");
     wait_for_count(&setup, 0).await;
     drop(front);
@@ -374,7 +374,7 @@ async fn bulk_rows_are_retried_while_the_dead_letter_queue_is_full() {
         // The bulk queue has the same limit.
         eventually("the worker to hold the message", async || broker.count(&bulk).await == 0).await;
     }
-    worker.wait_for_log(|line| line.contains("republish_failed")).await;
+    worker.wait_for_event("republish_failed").await;
     let (queue, mut seen) = (format!("{}.dead", setup.namespace()), 0);
     eventually("all dead letters", async || {
         let purge = broker.channel.queue_purge(queue.as_str().into(), Default::default());
@@ -413,7 +413,7 @@ async fn store_outage_dead_letters_only_few_bulk_rows() {
         });
         broker.publish(setup.namespace(), "bulk", properties, body.to_string().as_bytes()).await;
     }
-    muster.wait_for_log(|line| line.contains("store_unavailable")).await;
+    muster.wait_for_event_with("registration_handled", "store_unavailable").await;
     // An interactive request is not delayed by bulk retries.
     let started = Instant::now();
     let body = json!({ "username": "ann", "password": "secret-1" });

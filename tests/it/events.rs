@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::Setup;
 use crate::support::broker::{Broker, headers, registration, reply_queue_name, test_account};
+use crate::support::log_lines::has_event;
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, unique};
 
@@ -159,7 +160,9 @@ async fn events_setting_selects_the_queues() {
         publish(&listener.broker, &setup, "row-2", &document(&email())).await;
         muster
             .wait_for_log(|line| {
-                line.contains("row-2") && line.contains("\"outcome\":\"registered\"")
+                has_event(line, "registration_handled")
+                    && line.contains("row-2")
+                    && line.contains("\"outcome\":\"registered\"")
             })
             .await;
         assert!(muster.stop().await.success());

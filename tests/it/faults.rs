@@ -114,7 +114,7 @@ async fn request_succeeds_when_the_worker_loses_the_broker_while_hashing() {
     let (client, ledger) = (fleet.fronts[0].client(), fleet.ledger.clone());
     let registration = ledger.registration();
     let cut = async {
-        fleet.workers[0].says_event("hash_started").await;
+        fleet.workers[0].wait_for_event("hash_started").await;
         fleet.workers[0].broker.cut();
         fleet.workers[1].start().await;
     };
@@ -131,11 +131,11 @@ async fn request_is_replayed_when_the_worker_loses_the_broker_after_the_insert()
     let registration = ledger.registration_without_key();
     fleet.workers[0].store.stall();
     let cut = async {
-        fleet.workers[0].says_event("hash_started").await;
+        fleet.workers[0].wait_for_event("hash_started").await;
         fleet.workers[0].broker.stall();
         fleet.workers[0].store.restore();
         // The proxy holds the reply, which never arrives.
-        fleet.workers[0].says_event("registration_handled").await;
+        fleet.workers[0].wait_for_event("registration_handled").await;
         fleet.workers[0].broker.cut();
         fleet.workers[1].start().await;
     };
@@ -155,7 +155,7 @@ async fn lost_insert_gets_500_in_time_and_can_be_repeated() {
         fleet.workers[n].store.stall();
         let started = Instant::now();
         let fault = async {
-            fleet.workers[n].says_event("hash_started").await;
+            fleet.workers[n].wait_for_event("hash_started").await;
             if cut {
                 fleet.workers[n].store.cut();
             }
@@ -227,7 +227,7 @@ async fn signups_continue_while_one_worker_has_a_stalled_store() {
     fleet
         .under_load(async |fleet| {
             fleet.workers[0].store.stall();
-            fleet.workers[0].says_event("store_call_timed_out").await;
+            fleet.workers[0].wait_for_event("store_call_timed_out").await;
             fleet.ledger.wait_for_created(20).await;
             fleet.workers[0].store.restore();
         })
@@ -290,7 +290,7 @@ async fn failed_queue_sample_fails_no_request() {
     let dead = format!("{}.dead", fleet.setup.namespace());
     broker.channel.queue_delete(dead.as_str().into(), Default::default()).await.unwrap();
     // The failed sample also declares the queue again.
-    fleet.fronts[0].says("sampling a queue failed").await;
+    fleet.fronts[0].wait_for_event("sampling_failed").await;
     eventually("the queue to exist again", async || {
         let other = Broker::connect().await;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
@@ -323,7 +323,7 @@ async fn missing_permission_is_logged_and_retried_with_growing_pauses() {
     let setup = setup.with("MUSTER_QUEUE", url.as_str());
     let mut worker = setup.start_with(&["serve", "--role", "worker"]).await;
     let queue = format!("{namespace}.interactive");
-    let line = worker.wait_for_log(|line| line.contains("missing permission")).await;
+    let line = worker.wait_for_event_with("component_not_ready", "missing permission").await;
     assert!(line.contains(&queue) && !line.contains("password"), "{line}");
     // The pauses grow from 100 ms; jitter shortens each by half at most.
     const ATTEMPTS: usize = 7;
@@ -348,7 +348,7 @@ async fn deleted_retry_queue_is_declared_again() {
     for _ in 0..ROWS {
         broker.publish_row(fleet.setup.namespace()).await;
     }
-    fleet.workers[0].says("republish_failed").await;
+    fleet.workers[0].wait_for_event("republish_failed").await;
     fleet.workers[0].store.restore();
     for _ in 0..ROWS {
         let reply = replies.next().await.unwrap().unwrap();
@@ -396,11 +396,11 @@ async fn reply_to_a_killed_front_is_dropped_and_its_message_acked() {
     let registration = ledger.registration();
     fleet.workers[0].store.stall();
     let gone = async {
-        fleet.workers[0].says_event("delivery_started").await;
+        fleet.workers[0].wait_for_event("delivery_started").await;
         fleet.fronts[0].kill().await;
         fleet.update_addresses();
         fleet.workers[0].store.restore();
-        fleet.workers[0].says_event("reply_unroutable").await;
+        fleet.workers[0].wait_for_event("reply_unroutable").await;
     };
     let (response, ()) = tokio::join!(ledger.register(&client, &registration), gone);
     assert!(response.is_none(), "no response, because the front was killed");
@@ -483,7 +483,9 @@ async fn bulk_row_is_retried_while_the_store_is_unavailable() {
     for _ in 0..5 {
         broker.publish_row(fleet.setup.namespace()).await;
     }
-    fleet.workers[0].says("\"outcome\":\"store_unavailable\"").await;
+    fleet.workers[0]
+        .wait_for_event_with("registration_handled", "\"outcome\":\"store_unavailable\"")
+        .await;
     fleet.workers[0].store.restore();
     for _ in 0..5 {
         let reply = replies.next().await.unwrap().unwrap();

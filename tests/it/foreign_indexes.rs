@@ -116,10 +116,8 @@ async fn foreign_index_conflict_is_reported_and_not_retried() {
         (response.status, response.json()["message"].as_str()),
         (500, Some("Internal Server Error"))
     );
-    muster
-        .wait_for_log(|line| line.contains("foreign_index_conflict") && line.contains("phone_1"))
-        .await;
-    muster.wait_for_log(|line| line.contains(r#""outcome":"store_conflict""#)).await;
+    muster.wait_for_event_with("foreign_index_conflict", "phone_1").await;
+    muster.wait_for_event_with("registration_handled", r#""outcome":"store_conflict""#).await;
     let metrics = client.send("GET", "/metrics", &[], "").await.unwrap();
     let metrics = String::from_utf8(metrics.bytes.to_vec()).unwrap();
     let counted = "muster_foreign_index_conflicts_total{index=\"phone_1\"} 1";
@@ -176,7 +174,7 @@ async fn rows_rejected_by_a_foreign_index_become_no_dead_letters() {
         assert_eq!(report["outcome"], "failed", "{report}");
         assert_eq!(report["code"], "store_conflict", "{report}");
     }
-    worker.wait_for_log(|line| line.contains("foreign_index_conflict")).await;
+    worker.wait_for_event("foreign_index_conflict").await;
     let listed = run(&setup, &["dead-letters", "list", "--json"]).await.expect_stdout();
     assert_eq!(listed, "", "no row may be dead-lettered");
 }

@@ -91,7 +91,10 @@ async fn completions_and_manual_name_every_command() {
     }
     let page = run(&setup, &["man"]).await.expect_stdout();
     for name in &names {
-        assert!(page.contains(&format!("muster\\-{}(1)", name.replace('-', "\\-"))), "the manual has no {name}");
+        assert!(
+            page.contains(&format!("muster\\-{}(1)", name.replace('-', "\\-"))),
+            "the manual has no {name}"
+        );
     }
     let directory = setup.directory().join("man1");
     run(&setup, &["man", "--directory", directory.to_str().unwrap()]).await.expect_stdout();

@@ -100,7 +100,7 @@ async fn invalid_ndjson_lines_are_rejected_individually() {
         &long,
         b"[1,2]",
         other,
-        br#"{"email":"nobody","fullname":{"firstname":"Ann"},"password":"never-seen-outside-2"}"#,
+        br#"{"email":"no-address","fullname":{"firstname":"Ann"},"password":"never-seen-outside-2"}"#,
         &good(2),
     ];
     fixture.write("users.ndjson", lines.join(&b'\n'));

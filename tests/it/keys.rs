@@ -152,7 +152,7 @@ async fn front_publishes_its_jwks_file_without_private_keys() {
     private["keys"][0]["d"] = json!("hunter2");
     std::fs::write(&file, private.to_string()).unwrap();
     muster.signal("HUP");
-    muster.wait_for_log(|line| line.contains("private key") && line.contains("stays in use")).await;
+    muster.wait_for_event_with("reload_failed", "private key").await;
     assert_eq!(published(&muster).await.len(), 2);
     assert!(!muster.output().contains("hunter2"));
     drop(muster);

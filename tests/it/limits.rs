@@ -163,7 +163,7 @@ async fn one_address_cannot_use_all_connections() {
     }
     assert!(!is_served(connect_from("127.0.0.2", &muster).await).await);
     assert!(is_served(connect_from("127.0.0.4", &muster).await).await, "another address");
-    muster.wait_for_log(|line| line.contains("connection_refused")).await;
+    muster.wait_for_event("connection_refused").await;
     assert!(!muster.output().contains("127.0.0.2"));
 
     let mut proxied = Vec::new();

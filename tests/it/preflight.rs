@@ -7,6 +7,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 
 use crate::support::command::run;
+use crate::support::log_lines::has_event;
 use crate::support::muster::TIMEOUT;
 use crate::support::services::{PRODUCTION, amqp_url, mongodb_url, unique};
 use crate::support::{Pair, QueueAdapter, Setup, StoreAdapter};
@@ -20,7 +21,7 @@ async fn serve_starts(setup: &Setup) -> bool {
     let outcome = async {
         let mut written = Vec::new();
         while let Some(line) = lines.next_line().await.unwrap() {
-            if line.contains("serving on http") || line.contains("probes on http") {
+            if has_event(&line, "front_listening") || has_event(&line, "admin_listening") {
                 return true;
             }
             written.push(line);

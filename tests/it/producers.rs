@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use crate::support::broker::{
     Account, Broker, DIRECT_REPLY, Replies, headers, rabbitmqctl, registration, text_header,
 };
-use crate::support::log_lines::has_event;
 use crate::support::muster::eventually;
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Client, Fleet, Setup};
@@ -102,7 +101,7 @@ async fn possible_poison_message_blocks_no_queue() {
     fleet.workers[0].store.stall();
     fleet.workers[0].broker.restore();
     let worker = fleet.workers[0].process();
-    worker.wait_for_log(|line| has_event(line, "delivery_started") && line.contains(&poison)).await;
+    worker.wait_for_event_with("delivery_started", &poison).await;
 
     // These messages need no store.
     let mut ids = Vec::new();
@@ -285,8 +284,7 @@ async fn forged_timestamp_expires_no_message_of_another_system() {
         assert_eq!(response.status, 201, "{:?}", response.json());
     }
     // The account could belong to a front that the settings do not list.
-    let is_warned = |line: &str| line.contains("untrusted_front") && line.contains(&account);
-    worker.wait_for_log(is_warned).await;
+    worker.wait_for_event_with("untrusted_front", &account).await;
     producer.account.remove().await;
 }
 
@@ -325,7 +323,7 @@ async fn full_dead_letter_queue_is_shown_and_does_not_block_interactive() {
     // A bulk row stays in its queue until the dead-letter queue accepts it.
     let without_id = registration("flat-name");
     producer.publish("bulk", without_id, &json!({})).await;
-    worker.wait_for_log(|line| line.contains("republish_failed")).await;
+    worker.wait_for_event("republish_failed").await;
     let warns = async |client: &Client, path: &str, expected: bool| {
         eventually(&format!("{path}: {expected}"), async || {
             let response = client.get(path, &[]).await;

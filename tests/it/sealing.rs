@@ -16,6 +16,7 @@ use crate::flow::five_requests;
 use crate::support::broker::{
     Broker, DIRECT_REPLY, number_header, registration, reply_queue_name, test_account, text_header,
 };
+use crate::support::log_lines::has_event;
 use crate::support::services::{PRODUCTION, unique};
 use crate::support::{Client, HttpResponse, Muster, Pair, QueueAdapter, Setup, StoreAdapter};
 
@@ -375,8 +376,7 @@ async fn seal_key_rotation_loses_no_message() {
     fixture.broker.declare_exclusive_queue(&replies).await;
     let id = unique("row");
     fixture.publish_bulk(&old, &id, &document(), Some(&replies)).await;
-    let row = id.clone();
-    worker.wait_for_log(move |line| line.contains(&row) && line.contains("not here")).await;
+    worker.wait_for_event_with("seal_key_unknown", &id).await;
     assert!(worker.stop().await.success());
 
     // The row is retried, still sealed, until a worker has the key.
@@ -424,7 +424,11 @@ async fn dead_letter_with_a_sealed_password_can_be_requeued() {
             .with_message_id(id.as_str().into());
     fixture.publish("bulk", again, &body(&dead)).await;
     worker
-        .wait_for_log(move |line| line.contains(&id) && line.contains("\"outcome\":\"registered\""))
+        .wait_for_log(move |line| {
+            has_event(line, "registration_handled")
+                && line.contains(&id)
+                && line.contains("\"outcome\":\"registered\"")
+        })
         .await;
     let duplicate = front.client().post("/users/register", &document).await;
     assert_eq!(duplicate.status, 409, "{:?}", duplicate.json());

@@ -210,7 +210,7 @@ async fn every_message_of_a_flow_matches_its_schema() {
         ("row-3", "[".to_owned(), "[".to_owned()),
     ] {
         producer.publish(setup.namespace(), "bulk", asking(id), silent.as_bytes()).await;
-        let request = asking(&format!("{id}-told"))
+        let request = asking(&format!("{id}-with-reply"))
             .with_user_id(test_account().into())
             .with_reply_to(replies.as_str().into());
         producer.publish(setup.namespace(), "bulk", request, trace.as_bytes()).await;

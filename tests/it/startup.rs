@@ -602,7 +602,8 @@ async fn process_without_mongodb_waits_and_recovers() {
     // Two timeouts of the same length apply; either may end the call.
     muster
         .wait_for_log(|line| {
-            has_event(line, "insert_timed_out") || line.contains(r#""call":"insert""#)
+            has_event(line, "insert_timed_out")
+                || (has_event(line, "store_call_timed_out") && line.contains(r#""call":"insert""#))
         })
         .await;
     proxy.restore();
@@ -651,7 +652,7 @@ async fn assert_stays_not_ready(client: &Client, mut signup: impl AsyncFnMut() -
     let is_reported = async || {
         let ready = client.get("/ready", &[]).await;
         let state = ready.json()["components"]["store"].to_string();
-        ready.status == 503 && state.contains("it could not be written")
+        ready.status == 503 && state.contains("writing failed")
     };
     eventually("/ready to name the data file", &is_reported).await;
     let mut failed = 0;
@@ -810,7 +811,7 @@ async fn data_file_is_written_again_after_a_size_limit_is_lifted() {
         assert!(users < 50_000, "the limit has no effect");
     };
     assert_eq!(refused, 500);
-    muster.wait_for_log(|line| line.contains("it could not be written")).await;
+    muster.wait_for_event_with("component_not_ready", "writing failed").await;
     assert_stays_not_ready(&client, async || {
         users += 1;
         signup(users).await

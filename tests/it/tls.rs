@@ -172,9 +172,7 @@ async fn spans_are_exported_over_https() {
     let mut untrusting = setup.start().await;
     sign_up(&untrusting).await;
     let expected = format!("localhost:{port}: no TLS: invalid peer certificate");
-    untrusting
-        .wait_for_log(|line| line.contains("span_export_failed") && line.contains(&expected))
-        .await;
+    untrusting.wait_for_event_with("span_export_failed", &expected).await;
     assert!(collector.spans().is_empty());
     assert!(untrusting.stop().await.success());
 
@@ -257,7 +255,7 @@ async fn sighup_replaces_the_certificate_and_keeps_connections() {
     // A certificate that does not match its key is logged, and the old one stays.
     std::fs::copy(certificates.path("ca.pem"), certificates.path("cert.pem")).unwrap();
     muster.signal("HUP");
-    muster.wait_for_log(|line| line.contains("do not fit") && line.contains("stays in use")).await;
+    muster.wait_for_event_with("reload_failed", "do not fit").await;
     assert_eq!(connect(&muster, new_trust).await.unwrap().get("/live").await.unwrap().0, 200);
     assert_eq!(expiry_metric(&mut open).await, expires, "the metric shows the certificate in use");
     assert!(muster.stop().await.success());

@@ -1,4 +1,4 @@
-"""Registers somebody with the generated client, and asks who that is: person.py URL ADDRESS."""
+"""Registers a user with the generated client and requests the profile: person.py URL ADDRESS."""
 
 import sys
 
@@ -13,7 +13,7 @@ made = post_users_register.sync(client=Client(url), body=person)
 assert isinstance(made, FlatName201), made
 assert made.data.user.email == address
 
-person.email = "nobody"
+person.email = "no-address"
 refused = post_users_register.sync(client=Client(url), body=person)
 assert isinstance(refused, FlatName400), refused
 assert refused.errors.email.msg == "Invalid email"

@@ -70,14 +70,14 @@ impl ProxiedProcess {
         self.process.as_ref().unwrap().client().clone()
     }
 
-    /// Waits for a log line with this text.
-    pub async fn says(&mut self, what: &str) {
-        self.process().wait_for_log(|line| line.contains(what)).await;
+    /// Waits for a log line whose `event` field has this name.
+    pub async fn wait_for_event(&mut self, name: &str) {
+        self.process().wait_for_event(name).await;
     }
 
-    /// Waits for a log line whose `event` field has this name.
-    pub async fn says_event(&mut self, name: &str) {
-        self.process().wait_for_event(name).await;
+    /// As [`Self::wait_for_event`], for a line that also contains `text`.
+    pub async fn wait_for_event_with(&mut self, name: &str, text: &str) {
+        self.process().wait_for_event_with(name, text).await;
     }
 
     /// Waits until `/ready` answers 200 (`true`) or something else (`false`).

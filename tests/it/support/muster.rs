@@ -168,13 +168,12 @@ impl Setup {
     }
 }
 
+/// The address in a log line of an event that reports one.
 fn address_in(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
-    let message = line["message"].as_str()?;
-    let address = ["serving on http://", "serving on https://", "probes on http://"]
-        .iter()
-        .find_map(|told| message.strip_prefix(told))?;
-    Some(address.to_owned())
+    let is_listening = ["front_listening", "admin_listening"].contains(&line["event"].as_str()?);
+    let (_, address) = line["message"].as_str()?.split_once("://")?;
+    is_listening.then(|| address.to_owned())
 }
 
 /// A running program. Dropping it kills the process and searches its output for secrets and malformed log lines.
@@ -220,6 +219,11 @@ impl Muster {
     /// Waits for the first log line whose `event` field has this name, and returns the line.
     pub async fn wait_for_event(&mut self, name: &str) -> String {
         self.wait_for_log(|line| has_event(line, name)).await
+    }
+
+    /// As [`Self::wait_for_event`], for a line that also contains `text`.
+    pub async fn wait_for_event_with(&mut self, name: &str, text: &str) -> String {
+        self.wait_for_log(|line| has_event(line, name) && line.contains(text)).await
     }
 
     /// Sets the limit for the size of files that it writes: bytes or `unlimited`.

@@ -60,22 +60,22 @@ impl Prometheus {
             .spawn()
             .unwrap();
         // It logs its address, then that it is ready. The thread reads the rest so that the pipe does not fill.
-        let (tell, told) = mpsc::channel();
+        let (sender, ready) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         std::thread::spawn(move || {
             let mut address = None;
             for line in lines.map_while(Result::ok) {
-                if let Some((_, told)) = line.split_once("msg=\"Listening on\" address=") {
-                    address = Some(told.to_owned());
+                if let Some((_, listening)) = line.split_once("msg=\"Listening on\" address=") {
+                    address = Some(listening.to_owned());
                 }
                 if line.contains("Server is ready")
                     && let Some(address) = address.take()
                 {
-                    let _ = tell.send(address);
+                    let _ = sender.send(address);
                 }
             }
         });
-        let address = told.recv_timeout(TIMEOUT).expect("Prometheus does not become ready");
+        let address = ready.recv_timeout(TIMEOUT).expect("Prometheus was not ready in time");
         Some(Self { child, client: Client::new(address), _directory: directory })
     }
 
@@ -84,17 +84,17 @@ impl Prometheus {
         let query: String = url::form_urlencoded::byte_serialize(query.as_bytes()).collect();
         let response = self.client.get(&format!("/api/v1/query?query={query}"), &[]).await;
         match response.json() {
-            told if response.status == 200 => {
-                Ok(told["data"]["result"].as_array().unwrap().clone())
+            body if response.status == 200 => {
+                Ok(body["data"]["result"].as_array().unwrap().clone())
             }
-            told => Err(told.to_string()),
+            body => Err(body.to_string()),
         }
     }
 
     /// The loaded rules with their health.
     pub async fn rules(&self) -> Vec<Value> {
-        let told = self.client.get("/api/v1/rules", &[]).await.json();
-        let groups = told["data"]["groups"].as_array().unwrap().clone();
+        let body = self.client.get("/api/v1/rules", &[]).await.json();
+        let groups = body["data"]["groups"].as_array().unwrap().clone();
         groups.iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
     }
 }

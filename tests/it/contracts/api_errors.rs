@@ -8,51 +8,51 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// The golden file: status and body by error and contract, and profiles by contract.
-pub(super) const FILE: &str = "faults.json";
+pub(super) const FILE: &str = "api-errors.json";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(rename = "about")]
     _about: String,
-    faults: BTreeMap<String, BTreeMap<String, (u16, Value)>>,
+    errors: BTreeMap<String, BTreeMap<String, (u16, Value)>>,
     profiles: BTreeMap<String, Value>,
 }
 
 fn file() -> File {
-    serde_json::from_str(include_str!("faults.json")).unwrap()
+    serde_json::from_str(include_str!("api-errors.json")).unwrap()
 }
 
 #[test]
 fn every_error_in_every_contract() {
-    let faults = [
-        ("unreadable", ApiError::InvalidJson),
-        ("bad key", ApiError::InvalidIdempotencyKey),
+    let errors = [
+        ("invalid JSON", ApiError::InvalidJson),
+        ("invalid key", ApiError::InvalidIdempotencyKey),
         ("too large", ApiError::BodyTooLarge),
         ("media type", ApiError::UnsupportedMediaType),
         ("key reused", ApiError::KeyReused),
-        ("too many", ApiError::RateLimited),
+        ("rate limited", ApiError::RateLimited),
         ("internal", ApiError::Internal),
-        ("not accepted", ApiError::Unavailable),
-        ("no answer", ApiError::Timeout),
+        ("unavailable", ApiError::Unavailable),
+        ("timeout", ApiError::Timeout),
     ];
-    let rendered: BTreeMap<String, BTreeMap<String, (u16, Value)>> = faults
+    let rendered: BTreeMap<String, BTreeMap<String, (u16, Value)>> = errors
         .into_iter()
-        .map(|(name, fault)| {
+        .map(|(name, error)| {
             let shapes = ContractId::ALL.into_iter().map(|id| {
                 let RenderedResponse { status, body } =
-                    contract(id).render(&ApiResponse::Error(fault));
+                    contract(id).render(&ApiResponse::Error(error));
                 (id.to_string(), (status, body))
             });
             (name.to_owned(), shapes.collect())
         })
         .collect();
-    assert_eq!(json!(rendered), json!(file().faults));
+    assert_eq!(json!(rendered), json!(file().errors));
 }
 
 #[test]
 fn failure_codes_map_to_api_errors() {
-    for (failure, fault) in [
+    for (failure, error) in [
         (FailureCode::StoreUnavailable, ApiError::Internal),
         (FailureCode::StoreConflict, ApiError::Internal),
         (FailureCode::UnknownKey, ApiError::Internal),
@@ -60,7 +60,7 @@ fn failure_codes_map_to_api_errors() {
         (FailureCode::Expired, ApiError::Timeout),
         (FailureCode::Overloaded, ApiError::Unavailable),
     ] {
-        assert_eq!(ApiError::from(failure), fault, "{failure:?}");
+        assert_eq!(ApiError::from(failure), error, "{failure:?}");
     }
 }
 
