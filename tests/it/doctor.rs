@@ -405,7 +405,7 @@ async fn local_problems_are_reported() {
         setup.with("MUSTER_FRONT_TLS_KEY", key.to_str().unwrap())
     };
     assert_finding(&finding(&tls(&cert), "certificate").await, "ok", "matches its key");
-    assert_finding(&finding(&tls(&ca), "certificate").await, "error", "do not fit");
+    assert_finding(&finding(&tls(&ca), "certificate").await, "error", "cannot be used together");
     assert_finding(&finding(&setup, "data directory").await, "ok", "only its owner");
 
     let wrong = run(&setup.with("MUSTER_LISTEN", "nowhere"), &["doctor"]).await;
@@ -451,7 +451,7 @@ async fn accessible_data_files_and_directories_are_reported() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
     mode(&file, 0o644);
-    assert_finding(&finding(&setup, "data file").await, "warning", "can be read by others");
+    assert_finding(&finding(&setup, "data file").await, "warning", "other users can read it");
     mode(&file, 0o600);
     mode(&folder, 0o777);
     assert_finding(&finding(&setup, "data directory").await, "warning", "replace the data file");

@@ -345,7 +345,7 @@ async fn running_process_is_not_an_error() {
     assert_eq!(document["errors"], 0, "{document:#}");
     let notes = document["findings"].to_string();
     assert!(
-        notes.contains("a muster runs at") && notes.contains("in use by a running muster"),
+        notes.contains("a muster runs at") && notes.contains("is open in another muster process"),
         "{notes}"
     );
     assert!(muster.stop().await.success());

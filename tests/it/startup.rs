@@ -213,7 +213,7 @@ async fn setting_that_names_a_special_file_is_rejected() {
 }
 
 #[tokio::test]
-async fn reload_signal_right_after_the_start_does_not_end_the_process() {
+async fn early_reload_signal_does_not_end_the_process() {
     let setup = Setup::embedded();
     let keys = setup.directory().join("jwks.json");
     std::fs::write(&keys, "{\"keys\":[]}").unwrap();
@@ -345,7 +345,7 @@ async fn settings_precedence_is_flags_environment_file_defaults() {
     let setup = Setup::embedded();
     let path = setup.directory().join("muster.toml");
     let file = path.to_str().unwrap().to_owned();
-    std::fs::write(&path, "[front]\nlisten = \"127.0.0.1:1\"\ndeadline = \"21s\"\n").unwrap();
+    std::fs::write(&path, "[front]\nlisten = \"127.0.0.1:1\"\nrequest_timeout = \"21s\"\n").unwrap();
     let bare = without(setup, "MUSTER_LISTEN");
     let listens = async |setup: &Setup, flags: &[&str]| {
         let settings: toml::Table = config(setup, flags).await.parse().unwrap();
@@ -360,7 +360,7 @@ async fn settings_precedence_is_flags_environment_file_defaults() {
 
     let settings: toml::Table = config(&set, &flags).await.parse().unwrap();
     assert_eq!(
-        at(&settings, "front", "deadline"),
+        at(&settings, "front", "request_timeout"),
         "21s",
         "a flag must not hide other keys of the file"
     );

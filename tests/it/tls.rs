@@ -255,7 +255,7 @@ async fn sighup_replaces_the_certificate_and_keeps_connections() {
     // A certificate that does not match its key is logged, and the old one stays.
     std::fs::copy(certificates.path("ca.pem"), certificates.path("cert.pem")).unwrap();
     muster.signal("HUP");
-    muster.wait_for_event_with("reload_failed", "do not fit").await;
+    muster.wait_for_event_with("reload_failed", "cannot be used together").await;
     assert_eq!(connect(&muster, new_trust).await.unwrap().get("/live").await.unwrap().0, 200);
     assert_eq!(expiry_metric(&mut open).await, expires, "the metric shows the certificate in use");
     assert!(muster.stop().await.success());
@@ -311,7 +311,7 @@ async fn unusable_certificate_stops_the_start() {
         setup.clone().with("MUSTER_FRONT_TLS_CERT", certificate).with("MUSTER_FRONT_TLS_KEY", key)
     };
     for (setup, expected) in [
-        (with(&one.path("cert.pem"), &two.path("key.pem")), "do not fit"),
+        (with(&one.path("cert.pem"), &two.path("key.pem")), "cannot be used together"),
         (with(&one.path("cert.pem"), "/no/such/file"), "MUSTER_FRONT_TLS_KEY"),
         (with("/no/such/file", &one.path("key.pem")), "MUSTER_FRONT_TLS_CERT"),
         (with(&one.path("cert.pem"), ""), "front.tls_key"),
