@@ -49,7 +49,7 @@ fn traced(method: &str, body: Option<&Value>) -> Value {
 }
 
 #[tokio::test]
-async fn page_of_another_origin_with_tracing_signs_up_and_reads_errors() {
+async fn page_of_another_origin_signs_up_and_reads_errors() {
     let Some(browser) = Browser::start().await else { return };
     let site = empty_page().await;
     let listed = Setup::embedded().with("MUSTER_FRONT_CORS_ORIGINS", &site.origin());
@@ -163,7 +163,7 @@ fn succeeded(result: &String) -> bool {
 }
 
 #[tokio::test]
-async fn repeated_clicks_and_reloads_sign_in_within_the_replay_window() {
+async fn clicks_and_reloads_sign_in_within_the_replay_window() {
     let Some(browser) = Browser::start().await else { return };
     let setup = Setup::embedded().with("MUSTER_FRONT_REPLAY_WINDOW", "5m");
     let muster = setup.with("MUSTER_BCRYPT_COST", "10").start().await;
@@ -172,7 +172,7 @@ async fn repeated_clicks_and_reloads_sign_in_within_the_replay_window() {
 }
 
 #[tokio::test]
-async fn repeated_clicks_and_reloads_sign_in_with_the_documented_snippet() {
+async fn clicks_and_reloads_sign_in_with_the_documented_snippet() {
     let Some(browser) = Browser::start().await else { return };
     let muster = Setup::embedded().with("MUSTER_BCRYPT_COST", "10").start().await;
     let results = click_and_reload(&browser, &muster, snippet()).await;

@@ -42,12 +42,12 @@ macro_rules! golden_files {
         fn every_golden_file_is_run() {
             let run = std::collections::BTreeSet::from([$($file.to_owned()),*]);
             let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/contracts");
-            let there = std::fs::read_dir(directory)
+            let files = std::fs::read_dir(directory)
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name().into_string().unwrap())
                 .filter(|name| name.ends_with(".json") && name != api_errors::FILE)
                 .collect();
-            assert_eq!(run, there);
+            assert_eq!(run, files);
         }
     };
 }

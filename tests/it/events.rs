@@ -70,7 +70,7 @@ fn body(event: &Delivery) -> Value {
 }
 
 #[tokio::test]
-async fn events_cover_every_user_and_every_rejection_without_a_reply() {
+async fn users_and_unanswered_rejections_have_events() {
     if !PRODUCTION.is_available() {
         return;
     }
@@ -135,11 +135,11 @@ async fn events_cover_every_user_and_every_rejection_without_a_reply() {
     // A rejection with a reply has no event: the next event belongs to the next row.
     let replies = reply_queue_name(PREFIX);
     broker.declare_exclusive_queue(&replies).await;
-    let asking = registration("register")
+    let with_reply_to = registration("register")
         .with_message_id("row-4".into())
         .with_user_id(test_account().into())
         .with_reply_to(replies.as_str().into());
-    broker.publish(setup.namespace(), "bulk", asking, b"{}").await;
+    broker.publish(setup.namespace(), "bulk", with_reply_to, b"{}").await;
     assert_eq!(body(&broker.fetch(&replies).await)["code"], "invalid");
     publish(broker, &setup, "row-5", &json!({})).await;
     assert_eq!(body(&listener.next().await)["messageId"], "row-5");
@@ -193,12 +193,12 @@ async fn message_is_not_acked_before_its_event_is_confirmed() {
     broker.publish("", &full, lapin::BasicProperties::default(), b"").await;
     bind(&broker, &full, &setup).await;
 
-    let asking = registration("register")
+    let with_reply_to = registration("register")
         .with_message_id("row-1".into())
         .with_user_id(test_account().into())
         .with_reply_to(replies.as_str().into());
     let row = document(&format!("{}@example.com", unique("john"))).to_string();
-    broker.publish(setup.namespace(), "bulk", asking, row.as_bytes()).await;
+    broker.publish(setup.namespace(), "bulk", with_reply_to, row.as_bytes()).await;
     // The reply is sent at once; the ack waits for the event.
     assert_eq!(body(&broker.fetch(&replies).await)["replayed"], false);
     worker.wait_for_event("event_refused").await;

@@ -63,11 +63,11 @@ async fn help_of_every_command_matches_its_snapshot() {
         }
         expected.insert(name);
     }
-    let there: BTreeSet<String> = std::fs::read_dir(texts())
+    let files: BTreeSet<String> = std::fs::read_dir(texts())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    different.extend(there.difference(&expected).cloned());
+    different.extend(files.difference(&expected).cloned());
     assert!(
         different.is_empty(),
         "the help differs from its snapshot (REWRITE_HELP=1 updates it): {different:?}"

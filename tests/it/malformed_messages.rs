@@ -75,14 +75,14 @@ async fn malformed_messages_do_not_stop_the_service() {
         let mut count = 0;
         for body in malformed_bodies() {
             let properties = registration("flat-name").with_message_id(unique("malformed").into());
-            let asking = properties
+            let with_reply_to = properties
                 .clone()
                 .with_reply_to(DIRECT_REPLY.into())
                 .with_expiration("30000".into());
             broker.publish_unchecked(&namespace, "bulk", properties, &body).await;
-            broker.publish_unchecked(&namespace, "interactive", asking.clone(), &body).await;
-            let asking = asking.with_type("profile".into());
-            broker.publish_unchecked(&namespace, "profile", asking, &body).await;
+            broker.publish_unchecked(&namespace, "interactive", with_reply_to.clone(), &body).await;
+            let with_reply_to = with_reply_to.with_type("profile".into());
+            broker.publish_unchecked(&namespace, "profile", with_reply_to, &body).await;
             count += 1;
         }
         let names = [

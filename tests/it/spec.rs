@@ -197,23 +197,23 @@ async fn every_message_of_a_flow_matches_its_schema() {
     let producer = Broker::connect_to(&vhost.url()).await;
     let replies = format!("crm.{}.replies", test_account());
     producer.declare_exclusive_queue(&replies).await;
-    let asking = |id: &str| registration("register").with_message_id(id.into());
+    let bulk_row = |id: &str| registration("register").with_message_id(id.into());
     // Two users, because the order of the rows is not defined.
     let good = |user: &str| {
         let email = format!("{user}@example.com");
         json!({ "fullname": { "firstname": "John" }, "email": email, "password": "secret-1" })
             .to_string()
     };
-    for (id, silent, trace) in [
+    for (id, without_reply, with_reply) in [
         ("row-1", good("one"), good("two")),
         ("row-2", "{}".to_owned(), "{}".to_owned()),
         ("row-3", "[".to_owned(), "[".to_owned()),
     ] {
-        producer.publish(setup.namespace(), "bulk", asking(id), silent.as_bytes()).await;
-        let request = asking(&format!("{id}-with-reply"))
+        producer.publish(setup.namespace(), "bulk", bulk_row(id), without_reply.as_bytes()).await;
+        let request = bulk_row(&format!("{id}-with-reply"))
             .with_user_id(test_account().into())
             .with_reply_to(replies.as_str().into());
-        producer.publish(setup.namespace(), "bulk", request, trace.as_bytes()).await;
+        producer.publish(setup.namespace(), "bulk", request, with_reply.as_bytes()).await;
     }
 
     // An upload: one row with a password, one with a hash.

@@ -345,7 +345,8 @@ async fn settings_precedence_is_flags_environment_file_defaults() {
     let setup = Setup::embedded();
     let path = setup.directory().join("muster.toml");
     let file = path.to_str().unwrap().to_owned();
-    std::fs::write(&path, "[front]\nlisten = \"127.0.0.1:1\"\nrequest_timeout = \"21s\"\n").unwrap();
+    std::fs::write(&path, "[front]\nlisten = \"127.0.0.1:1\"\nrequest_timeout = \"21s\"\n")
+        .unwrap();
     let bare = without(setup, "MUSTER_LISTEN");
     let listens = async |setup: &Setup, flags: &[&str]| {
         let settings: toml::Table = config(setup, flags).await.parse().unwrap();

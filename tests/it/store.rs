@@ -225,13 +225,13 @@ async fn parallel_inserts_are_independent() {
         let results = join_all(records.iter().map(|record| store.insert(record.clone()))).await;
         let mut inserted = vec![0; 100];
         for (n, (record, result)) in records.iter().zip(results).enumerate() {
-            let there = store.find_by_registration(&record.registration_id).await.unwrap();
+            let stored = store.find_by_registration(&record.registration_id).await.unwrap();
             match result.unwrap() {
                 InsertOutcome::Inserted => {
                     inserted[n % 100] += 1;
-                    assert_eq!(there.as_ref(), Some(record));
+                    assert_eq!(stored.as_ref(), Some(record));
                 }
-                InsertOutcome::Conflict => assert_eq!(there, None),
+                InsertOutcome::Conflict => assert_eq!(stored, None),
             }
         }
         assert_eq!(inserted[0], 0);
@@ -264,13 +264,13 @@ async fn assert_inserts_are_independent(
         let email = email.map(|n| format!("{n}{mark}@b.co"));
         record(name.as_deref(), email.as_deref())
     };
-    let (mut there, mut refused): (Vec<Names>, Vec<Names>) = (Vec::new(), Vec::new());
+    let (mut stored, mut refused): (Vec<Names>, Vec<Names>) = (Vec::new(), Vec::new());
     for names in before {
-        let conflicts = there.iter().any(|other| collide(other, &names));
+        let conflicts = stored.iter().any(|other| collide(other, &names));
         let expected = if conflicts { InsertOutcome::Conflict } else { InsertOutcome::Inserted };
         prop_assert_eq!(store.insert(record(&names)).await, Ok(expected));
         if !conflicts {
-            there.push(names);
+            stored.push(names);
         }
     }
     let records: Vec<StoredUser> = together.iter().map(record).collect();
@@ -280,11 +280,11 @@ async fn assert_inserts_are_independent(
         if result == Ok(InsertOutcome::Inserted) {
             prop_assert_eq!(found, Ok(Some(record)));
             prop_assert!(
-                !there.iter().any(|other| collide(other, names)),
+                !stored.iter().any(|other| collide(other, names)),
                 "two users with {:?}",
                 names
             );
-            there.push(*names);
+            stored.push(*names);
         } else {
             prop_assert_eq!((result, found), (Ok(InsertOutcome::Conflict), Ok(None)));
             refused.push(*names);
@@ -292,7 +292,7 @@ async fn assert_inserts_are_independent(
     }
     for names in refused {
         prop_assert!(
-            there.iter().any(|other| collide(other, &names)),
+            stored.iter().any(|other| collide(other, &names)),
             "no stored user conflicts with {:?}",
             names
         );

@@ -89,7 +89,7 @@ async fn lost_majority_is_reported_and_signups_resume() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "kills a broker: ./tests/run runs it alone"]
-async fn processes_start_without_the_node_that_held_the_profile_queue() {
+async fn processes_start_without_the_node_of_the_profile_queue() {
     let Some(fleet) = ClusterFleet::at(CONNECTED).await else { return };
     let holder = fleet.cluster.leader(&fleet.queue("profile"), CONNECTED).await;
     fleet

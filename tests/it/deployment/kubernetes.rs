@@ -16,12 +16,12 @@ fn documents() -> Vec<Value> {
     let kustomization = yaml(&format!("{FOLDER}/kustomization.yaml"));
     let files: BTreeSet<String> =
         serde_norway::from_value(kustomization["resources"].clone()).unwrap();
-    let there = fs::read_dir(path(FOLDER)).unwrap();
-    let there = there.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let existing = fs::read_dir(path(FOLDER)).unwrap();
+    let existing = existing.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let manifest = |name: &String| name.ends_with(".yaml") && name != "kustomization.yaml";
     assert_eq!(
         files,
-        there.filter(manifest).collect(),
+        existing.filter(manifest).collect(),
         "the kustomization must list every manifest"
     );
     let texts: Vec<String> = files.iter().map(|name| file(&format!("{FOLDER}/{name}"))).collect();

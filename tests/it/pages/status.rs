@@ -181,7 +181,7 @@ async fn status_is_amber_while_workers_cannot_reach_the_store() {
 }
 
 #[tokio::test]
-async fn status_counts_dead_letters_and_is_amber_when_their_queue_is_full() {
+async fn status_is_amber_when_the_dead_letter_queue_is_full() {
     if !PRODUCTION.is_available() {
         return;
     }

@@ -154,8 +154,8 @@ async fn rows_with_the_same_id_each_get_an_answer() {
 
 /// A fixture on the broker; `None` without a broker.
 async fn on_rabbit(settings: &[(&str, &str)]) -> Option<QueueFixture> {
-    let there = amqp_url().is_some();
-    if there { Some(QueueFixture::new(QueueAdapter::Rabbit, settings).await) } else { None }
+    let has_broker = amqp_url().is_some();
+    if has_broker { Some(QueueFixture::new(QueueAdapter::Rabbit, settings).await) } else { None }
 }
 
 #[tokio::test]

@@ -20,8 +20,8 @@ const PASSWORD: &str = "correct horse 7";
 
 /// A fixture on the broker; `None` without a broker.
 async fn fixture(settings: &[(&str, &str)]) -> Option<QueueFixture> {
-    let there = amqp_url().is_some();
-    if there { Some(QueueFixture::new(QueueAdapter::Rabbit, settings).await) } else { None }
+    let has_broker = amqp_url().is_some();
+    if has_broker { Some(QueueFixture::new(QueueAdapter::Rabbit, settings).await) } else { None }
 }
 
 impl QueueFixture {
@@ -143,11 +143,11 @@ async fn bulk_message_of_another_system_needs_no_reply_to() {
     let replies = format!("{prefix}{}.one", test_account());
     broker.declare_exclusive_queue(&replies).await;
 
-    let asking = bulk_row("row-1")
+    let with_reply_to = bulk_row("row-1")
         .with_user_id(test_account().into())
         .with_reply_to(replies.as_str().into())
         .with_correlation_id("c".into());
-    for (id, properties) in [("row-1", asking), ("row-2", bulk_row("row-2"))] {
+    for (id, properties) in [("row-1", with_reply_to), ("row-2", bulk_row("row-2"))] {
         broker.publish(fixture.setup.namespace(), "bulk", properties, &row()).await;
         let delivery = receive_one(&mut consumer).await;
         let message = delivery.message();
@@ -249,8 +249,8 @@ async fn unreadable_message_is_dead_lettered_with_a_reason_and_no_body() {
     let mut consumer = fixture.consumer(PREFETCH).await;
     let broker = Broker::connect().await;
     let good = raw_registration("flat-name").with_message_id("row".into());
-    let asking = good.clone().with_reply_to(format!("{}x", fixture.named("reply.")).into());
-    let waiting = asking.clone().with_expiration("60000".into());
+    let with_reply_to = good.clone().with_reply_to(format!("{}x", fixture.named("reply.")).into());
+    let waiting = with_reply_to.clone().with_expiration("60000".into());
     let reply_to = |queue: String| good.clone().with_reply_to(queue.into());
     let cases = [
         ("no id", "bulk", raw_registration("flat-name")),
@@ -266,7 +266,7 @@ async fn unreadable_message_is_dead_lettered_with_a_reason_and_no_body() {
             "bulk",
             good.clone().with_headers(headers(&[("contract", 1.into())])),
         ),
-        ("no expiration", "interactive", asking.clone()),
+        ("no expiration", "interactive", with_reply_to.clone()),
         ("no reply_to", "interactive", good.clone().with_expiration("60000".into())),
         ("expiration on bulk", "bulk", good.clone().with_expiration("60000".into())),
         // The schema allows these, because they depend on the settings.
@@ -319,9 +319,10 @@ async fn dead_letter_keeps_its_fields_except_the_password() {
     let Some(fixture) = fixture(&[]).await else { return };
     let mut consumer = fixture.consumer(PREFETCH).await;
     let broker = Broker::connect().await;
-    let asking = bulk_row("row-1").with_reply_to(format!("{}x", fixture.named("reply.")).into());
+    let with_reply_to =
+        bulk_row("row-1").with_reply_to(format!("{}x", fixture.named("reply.")).into());
     for reason in [DeadLetterReason::Poison, DeadLetterReason::TooManyAttempts] {
-        broker.publish(fixture.setup.namespace(), "bulk", asking.clone(), &row()).await;
+        broker.publish(fixture.setup.namespace(), "bulk", with_reply_to.clone(), &row()).await;
         receive_one(&mut consumer).await.dead_letter(reason).await;
         let dead = broker.fetch(&fixture.named("dead")).await;
         assert_eq!(text_header(&dead.properties, "reason").unwrap(), reason.as_str());
@@ -334,14 +335,14 @@ async fn dead_letter_keeps_its_fields_except_the_password() {
 }
 
 #[tokio::test]
-async fn retried_message_returns_after_its_pause_until_the_attempt_limit() {
+async fn retries_have_pauses_and_end_at_the_attempt_limit() {
     let Some(fixture) = fixture(&[]).await else { return };
     let mut consumer = fixture.consumer(PREFETCH).await;
     let broker = Broker::connect().await;
     let reply_to = format!("{}x", fixture.named("reply."));
-    let asking =
+    let with_reply_to =
         bulk_row("row-1").with_reply_to(reply_to.as_str().into()).with_correlation_id("c".into());
-    broker.publish(fixture.setup.namespace(), "bulk", asking, &row()).await;
+    broker.publish(fixture.setup.namespace(), "bulk", with_reply_to, &row()).await;
     let first = receive_one(&mut consumer).await;
     let before = first.message().clone();
     assert_eq!(before.attempt, 0);

@@ -49,8 +49,8 @@ impl Broker {
         self.connection.close(200, "done".into()).await.unwrap();
     }
 
-    /// Publishes, and fails unless a queue took it. What is asked of muster has to be as the printed
-    /// specification says; [`Self::publish_unchecked`] is for what is wrong on purpose.
+    /// Publishes with mandatory and confirm. Fails unless the message is routed and matches
+    /// docs/asyncapi.yaml. [`Self::publish_unchecked`] publishes invalid messages.
     pub async fn publish(
         &self,
         exchange: &str,

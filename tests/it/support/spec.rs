@@ -72,7 +72,7 @@ impl<'a> WireMessage<'a> {
 
     /// Validates properties and headers as those of the named message.
     pub fn validate_headers(&self, name: &str) -> Result<(), String> {
-        let schema = SCHEMAS.get(name).ok_or(format!("there is no message {name}"))?;
+        let schema = SCHEMAS.get(name).ok_or(format!("no message {name} in docs/asyncapi.yaml"))?;
         let violation = |part: &str, error: jsonschema::ValidationError<'_>| {
             Err(format!("{part} of {name}: {error} at {}", error.instance_path()))
         };
