@@ -27,7 +27,7 @@ impl Tasks {
         &self.stopping
     }
 
-    /// Tells every task to finish.
+    /// Asks every task to finish.
     pub fn stop(&self) {
         self.stopping.cancel();
     }
