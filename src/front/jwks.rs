@@ -92,8 +92,8 @@ fn public(key: &Value) -> anyhow::Result<Value> {
     let Some(key) = key.as_object() else { bail!("expected each key to be a JSON object") };
     if PRIVATE.iter().any(|member| key.contains_key(*member)) {
         bail!(
-            "contains a private or symmetric key, which must not be published; remove it from this machine \
-             and create a set of public keys with `muster keys jwks`"
+            "contains a private key or a symmetric key, which must not be published; remove it from this \
+             machine and create a set of public keys with `muster keys jwks`"
         );
     }
     let public: Map<String, Value> = PUBLIC

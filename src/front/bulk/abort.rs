@@ -36,7 +36,7 @@ pub(super) async fn run_contained(
 
 /// The last line of such a response.
 pub(super) fn abort_line(code: &str) -> Bytes {
-    let line = json!({ "outcome": "abort_line", "code": code });
+    let line = json!({ "outcome": "aborted", "code": code });
     format!("{line}\n").into()
 }
 
@@ -58,6 +58,6 @@ mod tests {
         while let Some(chunk) = streamed.recv().await {
             lines.push(serde_json::from_slice::<serde_json::Value>(&chunk).unwrap());
         }
-        assert_eq!(lines, [json!({}), json!({ "outcome": "abort_line", "code": "internal" })]);
+        assert_eq!(lines, [json!({}), json!({ "outcome": "aborted", "code": "internal" })]);
     }
 }
