@@ -60,15 +60,15 @@ pub(super) fn table(rows: &[DeadLetter], now: Millis) -> String {
 
 /// Formats all fields of one dead letter, one per line.
 pub(super) fn page(dead_letter: &DeadLetter, now: Millis) -> String {
-    let died = match dead_letter.dead_lettered_at {
-        Some(died) => format!("{} ({} ago)", died.to_rfc3339(), age_text(age(dead_letter, now))),
+    let dead_lettered_at = match dead_letter.dead_lettered_at {
+        Some(time) => format!("{} ({} ago)", time.to_rfc3339(), age_text(age(dead_letter, now))),
         None => "unknown".to_owned(),
     };
     let lines = [
         ("id", id(dead_letter)),
         ("reason", dead_letter.reason.to_owned()),
         ("parse error", dead_letter.parse_error.as_deref().map_or("-".to_owned(), printable)),
-        ("died", died),
+        ("time", dead_lettered_at),
         ("queue", dead_letter.queue.map_or("-", QueueKind::as_str).to_owned()),
         ("contract", dead_letter.contract.map_or("-", ContractId::as_str).to_owned()),
         ("attempt", dead_letter.attempt.to_string()),
@@ -83,7 +83,7 @@ pub(super) fn page(dead_letter: &DeadLetter, now: Millis) -> String {
         ("body", printable(&dead_letter.body.to_string())),
         ("requeue", dead_letter.obstacle.map_or("possible", |obstacle| obstacle.text()).to_owned()),
     ];
-    lines.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
+    lines.iter().map(|(name, value)| format!("{name:<11} {value}\n")).collect()
 }
 
 /// Returns the prefix length at which different ids differ.

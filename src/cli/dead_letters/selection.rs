@@ -102,7 +102,9 @@ impl Selection {
 
 /// Returns the time since dead-lettering, if it is known. Zero if this clock is behind the worker's.
 pub(super) fn age(dead_letter: &DeadLetter, now: Millis) -> Option<Duration> {
-    dead_letter.dead_lettered_at.map(|died| Duration::from_millis(u64::try_from(now.0 - died.0).unwrap_or(0)))
+    dead_letter
+        .dead_lettered_at
+        .map(|time| Duration::from_millis(u64::try_from(now.0 - time.0).unwrap_or(0)))
 }
 
 /// Returns the id that equals `given` or is the only one with this prefix. Returns an error if several have it.
