@@ -9,7 +9,7 @@
 //!   own id. Only [`NoReply`] leaves the outcome open.
 //! - The adapter MUST wait while the queue is full.
 //! - After `rows` is dropped, accepted rows still get their replies; then `replies` ends. After `replies` is dropped,
-//!   the adapter stops at once; rows in the queue stay there.
+//!   the adapter stops immediately; rows in the queue stay there.
 
 use std::time::Duration;
 

@@ -273,22 +273,22 @@ impl Opener {
 
 impl SealedPassword<'_> {
     fn belongs_to(&self, message: &Message, now: Millis) -> Result<(), OpenError> {
-        let bad = |what| Err(OpenError::Invalid(what));
+        let invalid = |reason| Err(OpenError::Invalid(reason));
         if self.message_id != message.id.as_str() {
-            return bad("sealed for another message_id");
+            return invalid("sealed for another message_id");
         }
         if MessageKind::Register(self.contract) != message.kind {
-            return bad("sealed for another contract");
+            return invalid("sealed for another contract");
         }
         // A message without reply_to is accepted: without a reply a copied box reveals nothing, and a requeued dead
         // letter has no reply_to.
         if message.reply_address.reply_to.is_some()
             && self.reply_to.as_deref() != message.reply_address.reply_to.as_deref()
         {
-            return bad("sealed for another reply_to");
+            return invalid("sealed for another reply_to");
         }
         if self.not_after < now {
-            return bad("the sealed box has expired");
+            return invalid("the sealed box has expired");
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ pub struct BrokerNames {
     /// Exchange of registrations.
     pub exchange: String,
     /// Exchange of dead letters.
-    pub dead_exchange: String,
+    pub dead_letter_exchange: String,
     /// Exchange of events.
     pub events_exchange: String,
     /// Names of the queues, in the order of [`QueueKind::ALL`].
@@ -208,8 +208,12 @@ impl Message {
             routing_key,
             is_temporary,
         };
-        let dead_letter =
-            send(SettleOperation::DeadLetter.name(), broker.dead_exchange.as_str(), "", false);
+        let dead_letter = send(
+            SettleOperation::DeadLetter.name(),
+            broker.dead_letter_exchange.as_str(),
+            "",
+            false,
+        );
         let operation = match settlement {
             // The name of a reply queue is left out, because with it any client could publish replies.
             SettleOperation::Reply if self.reply_address.reply_to.is_some() => {

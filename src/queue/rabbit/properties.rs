@@ -203,10 +203,10 @@ pub(super) fn for_dead_letter(
 }
 
 /// Properties of a dead letter whose original properties are unreadable.
-pub(super) fn for_unreadable(queue: QueueKind, what: &str, bytes: usize) -> BasicProperties {
+pub(super) fn for_unreadable(queue: QueueKind, parse_error: &str, bytes: usize) -> BasicProperties {
     let mut headers = FieldTable::default();
     put_text(&mut headers, header::REASON, DeadLetterReason::Unreadable.as_str());
-    put_text(&mut headers, header::PARSE_ERROR, what);
+    put_text(&mut headers, header::PARSE_ERROR, parse_error);
     put_text(&mut headers, header::QUEUE, queue.as_str());
     put_number(&mut headers, header::BODY_BYTES, i64::try_from(bytes).unwrap_or(i64::MAX));
     BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers)
@@ -248,8 +248,8 @@ pub(super) fn read(
     backlogged: bool,
 ) -> Result<Message, PropertyError> {
     let properties = &delivery.properties;
-    if let Some(what) = amqp::unreadable(properties) {
-        return Err(what.into());
+    if let Some(reason) = amqp::unreadable(properties) {
+        return Err(reason.into());
     }
     let headers = MessageHeaders(properties.headers().as_ref());
     let account = properties.user_id().as_ref().map_or("", |user| user.as_str());

@@ -62,7 +62,7 @@ impl SampledQueue {
                 let delays = broker.settings.retry_delays.iter();
                 delays.map(|delay| broker.names.retry_queue(*delay)).collect()
             }
-            Self::DeadLetters => vec![broker.names.dead_queue()],
+            Self::DeadLetters => vec![broker.names.dead_letter_queue()],
         }
     }
 }

@@ -84,13 +84,13 @@ impl SessionSettler {
         queue: QueueKind,
         received: Received,
         ack: Ack,
-        what: &str,
+        parse_error: &str,
     ) {
-        self.broker.metrics.unreadable_dead_lettered(queue.as_str(), what);
+        self.broker.metrics.unreadable_dead_lettered(queue.as_str(), parse_error);
         let id = received.properties.message_id().as_ref().map(|id| id.as_str());
         // Commands select dead letters by id, so each needs one.
         let id = id.and_then(MessageId::parse).unwrap_or_else(MessageId::random);
-        let properties = properties::for_unreadable(queue, what, received.data.len())
+        let properties = properties::for_unreadable(queue, parse_error, received.data.len())
             .with_message_id(id.as_str().into())
             .with_timestamp(self.now());
         self.dead_letter(queue, properties, Bytes::new(), &ack).await;
@@ -105,7 +105,7 @@ impl SessionSettler {
         body: Bytes,
         ack: &Ack,
     ) {
-        let exchange = self.broker.names.dead_exchange();
+        let exchange = self.broker.names.dead_letter_exchange();
         if queue == QueueKind::Bulk {
             let message =
                 OutgoingMessage { exchange, routing_key: String::new(), properties, body };
@@ -142,7 +142,7 @@ impl SessionSettler {
     async fn republish_then_ack(&self, message: OutgoingMessage, ack: &Ack) {
         let mut logged = false;
         let exchange = message.exchange.as_str();
-        let is_dead = exchange == self.broker.names.dead_exchange();
+        let is_dead = exchange == self.broker.names.dead_letter_exchange();
         // After a loss of the connection the broker redelivers the message to another worker.
         while ack.usable() && !self.is_lost() {
             self.serial_publisher.unblocked(None).await;

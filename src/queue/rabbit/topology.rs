@@ -30,12 +30,12 @@ impl TopologyNames {
     }
 
     /// The exchange for dead letters.
-    pub(super) fn dead_exchange(&self) -> String {
+    pub(super) fn dead_letter_exchange(&self) -> String {
         format!("{}.dlx", self.0)
     }
 
     /// The queue for dead letters.
-    pub(super) fn dead_queue(&self) -> String {
+    pub(super) fn dead_letter_queue(&self) -> String {
         format!("{}.dead", self.0)
     }
 
@@ -70,7 +70,7 @@ impl TopologyNames {
             host,
             port,
             exchange: self.exchange().to_owned(),
-            dead_exchange: self.dead_exchange(),
+            dead_letter_exchange: self.dead_letter_exchange(),
             events_exchange: self.events_exchange(),
             queues: QueueKind::ALL.map(|queue| self.queue(queue)),
             retry_queues: delays.map(|delay| self.retry_queue(*delay)).collect(),
@@ -118,15 +118,16 @@ pub(super) async fn declare(
     let queues = queues(names, settings);
     let declared = queues.iter().filter(|queue| !skipped.contains_key(&queue.name));
     let declarations = declared.map(|queue| async move {
-        let is_dead_queue = queue.name == names.dead_queue();
-        let declared = timeout(DECLARE_TIMEOUT, declare_queue(connection, queue, is_dead_queue));
+        let is_dead_letter_queue = queue.name == names.dead_letter_queue();
+        let declared =
+            timeout(DECLARE_TIMEOUT, declare_queue(connection, queue, is_dead_letter_queue));
         let declared = declared.await.map_err(|_| ConnectionError::NoResponse);
         (queue, declared.and_then(|declared| Ok(declared?)))
     });
     let mut found = Declarations { dead_letters_max: None, unavailable: skipped.clone() };
     for (queue, declared) in join_all(declarations).await {
         match declared {
-            Ok(arguments) if queue.name == names.dead_queue() => {
+            Ok(arguments) if queue.name == names.dead_letter_queue() => {
                 found.dead_letters_max = max_length(&arguments);
             }
             Ok(_) => {}
@@ -182,7 +183,7 @@ pub(super) async fn remove(
 pub(super) fn exchanges(names: &TopologyNames) -> [(String, ExchangeKind); 3] {
     [
         (names.exchange().to_owned(), ExchangeKind::Direct),
-        (names.dead_exchange(), ExchangeKind::Fanout),
+        (names.dead_letter_exchange(), ExchangeKind::Fanout),
         (names.events_exchange(), ExchangeKind::Topic),
     ]
 }
@@ -213,7 +214,7 @@ pub(super) fn queues(names: &TopologyNames, settings: &config::QueueSettings) ->
                 ),
                 ("x-overflow", text("reject-publish")),
                 ("x-delivery-limit", number(DELIVERY_LIMIT)),
-                ("x-dead-letter-exchange", text(&names.dead_exchange())),
+                ("x-dead-letter-exchange", text(&names.dead_letter_exchange())),
                 ("x-dead-letter-strategy", text("at-least-once")),
             ]),
             bound_to: bound(QueueKind::Bulk),
@@ -232,7 +233,7 @@ pub(super) fn queues(names: &TopologyNames, settings: &config::QueueSettings) ->
             bound_to: bound(QueueKind::Profile),
         },
         QueueSpec {
-            name: names.dead_queue(),
+            name: names.dead_letter_queue(),
             arguments: table([
                 ("x-queue-type", text("quorum")),
                 ("x-max-length", number(i64::from(settings.bulk_max_length))),
@@ -240,7 +241,7 @@ pub(super) fn queues(names: &TopologyNames, settings: &config::QueueSettings) ->
                 ("x-delivery-limit", number(DEAD_DELIVERY_LIMIT)),
                 ("x-message-ttl", millis(settings.dead_letter_ttl)),
             ]),
-            bound_to: Some((names.dead_exchange(), "")),
+            bound_to: Some((names.dead_letter_exchange(), "")),
         },
     ];
     queues.extend(settings.retry_delays.iter().map(|delay| QueueSpec {

@@ -83,12 +83,12 @@ fn open(opener: &Opener, message: &Message) -> Result<Option<String>, OpenError>
     open_at(opener, message, NOW)
 }
 
-fn assert_invalid(opened: Result<Option<String>, OpenError>, what: &str) {
+fn assert_invalid(opened: Result<Option<String>, OpenError>, expected: &str) {
     match opened {
         Err(OpenError::Invalid(error)) => {
-            assert!(error.contains(what), "expected {what:?}, got {error:?}")
+            assert!(error.contains(expected), "expected {expected:?}, got {error:?}")
         }
-        other => panic!("expected {what:?}, got {other:?}"),
+        other => panic!("expected {expected:?}, got {other:?}"),
     }
 }
 
@@ -141,7 +141,7 @@ fn corrupted_box_is_refused() {
         bytes[at] ^= 1;
     }
     let foreign = BASE64.encode(sealer.key.seal(&mut OsRng, b"\"hunter2\"").unwrap());
-    for (password, what) in [
+    for (password, expected) in [
         (json!("hunter2"), "base64"),
         (json!(""), "decrypted"),
         (json!("aHVudGVyMg=="), "decrypted"),
@@ -150,7 +150,7 @@ fn corrupted_box_is_refused() {
         (Value::Null, "no sealed password"),
     ] {
         body["password"] = password;
-        assert_invalid(open(&opener, &message(&sealer, &body)), what);
+        assert_invalid(open(&opener, &message(&sealer, &body)), expected);
     }
 }
 

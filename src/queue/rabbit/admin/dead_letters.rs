@@ -84,7 +84,7 @@ impl DeadLetters {
             return Ok(None);
         }
         iteration.left -= 1;
-        let queue = self.broker.names.dead_queue();
+        let queue = self.broker.names.dead_letter_queue();
         let fetched =
             iteration.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await;
         let fetched = fetched.map_err(|error| unavailable(&self.broker, error.into()))?;
@@ -93,7 +93,7 @@ impl DeadLetters {
 
     /// Number of ready messages.
     async fn count(&self, channel: &Channel) -> anyhow::Result<u32> {
-        let queue = self.broker.names.dead_queue();
+        let queue = self.broker.names.dead_letter_queue();
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
         match channel.queue_declare(queue.as_str().into(), passive, FieldTable::default()).await {
             Ok(declared) => Ok(declared.message_count()),

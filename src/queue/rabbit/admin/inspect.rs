@@ -186,7 +186,7 @@ async fn queue(broker: &Broker, connection: &Connection, spec: &QueueSpec) -> Ve
     }
     let as_declared = format!("{name}: declared as in these settings, {waiting} ready");
     let mut findings = vec![Finding::ok(check, as_declared)];
-    if name == broker.names.dead_queue() && waiting > 0 {
+    if name == broker.names.dead_letter_queue() && waiting > 0 {
         findings.push(dead_letters(name, waiting, broker.settings.bulk_max_length));
     }
     if name == broker.names.queue(QueueKind::Interactive) && consumers == 0 {

@@ -278,9 +278,9 @@ impl ConsumerSession<'_> {
                 let spans = Some(shared.broker.spans.clone());
                 Some(Delivery::new(message, Box::new(handle), spans))
             }
-            Err(what) => {
+            Err(error) => {
                 tokio::spawn(async move {
-                    settler.dead_letter_unreadable(queue_kind, received, ack, &what).await
+                    settler.dead_letter_unreadable(queue_kind, received, ack, &error).await
                 });
                 None
             }
