@@ -52,7 +52,7 @@ pub(super) struct InputPrefix {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum CheckpointEntry {
-    ImportJob(ImportJob),
+    Job(ImportJob),
     Read(InputPrefix),
     Handled {
         lines: String,
@@ -146,7 +146,7 @@ impl Checkpoint {
         lock(&file, &self.path)?;
         file.set_len(0)?;
         self.file = Some(file);
-        self.append(&CheckpointEntry::ImportJob(self.job.clone()))?;
+        self.append(&CheckpointEntry::Job(self.job.clone()))?;
         match self.prefix.take() {
             Some(prefix) => self.append(&CheckpointEntry::Read(prefix)),
             None => Ok(()),
@@ -273,7 +273,7 @@ fn read_entries(file: &File, path: &Path) -> anyhow::Result<(ResumeState, u64)> 
 /// Applies a line of the file. Returns `None` if it is out of place.
 fn apply(resumed: &mut Option<ResumeState>, entry: CheckpointEntry) -> Option<()> {
     match (entry, resumed) {
-        (CheckpointEntry::ImportJob(job), resumed @ None) => {
+        (CheckpointEntry::Job(job), resumed @ None) => {
             *resumed = Some(ResumeState {
                 job,
                 handled: LineSet::default(),

@@ -137,7 +137,7 @@ fn certificate(check: &'static str, files: &CertificateFiles) -> Finding {
     let valid = match Validity::read(&files.certificate) {
         Ok(valid) => valid,
         Err(error) => {
-            let remedy = "expected a file with certificates in PEM format";
+            let remedy = "name a file with certificates in PEM format";
             return Finding::error(check, format!("{shown}: {error:#}"), remedy);
         }
     };
@@ -153,7 +153,7 @@ fn certificate(check: &'static str, files: &CertificateFiles) -> Finding {
     }
     if now < valid.from {
         let left = counted((valid.from - now) / DAY, "day");
-        let reason = format!("{shown} is not valid yet, only in {left}: clients cannot connect");
+        let reason = format!("{shown} is not valid yet and becomes valid in {left}: clients cannot connect");
         return Finding::error(
             check,
             reason,
