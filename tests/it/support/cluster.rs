@@ -119,7 +119,7 @@ impl Cluster {
     /// Whether every node sees all nodes as running.
     async fn is_healthy(&self) -> bool {
         let counts = "lists:sum([case rpc:call(N, mnesia, system_info, [running_db_nodes]) of \
-            L when is_list(L) -> length(L); _ -> 0 end || N <- rabbit_nodes:list_members()]).";
+            L when is_list(L) -> length(L); _ -> 0 end || N <- mnesia:system_info(db_nodes)]).";
         let program = ["run", &name(0), "rabbitmqctl", "-q", "--timeout", "20", "eval", counts];
         // A starting node answers with an error.
         let printed = try_command("TEST_CLUSTER", &program).await;
