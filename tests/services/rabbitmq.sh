@@ -4,7 +4,8 @@
 #
 #   broker        the machine's package rabbitmq-server (3.10 on Debian 12)
 #   broker4       4.x, unpacked into target/rabbitmq-4 from the packages of Debian's next release
-#   node1 .. 3    a cluster of the version in TEST_CLUSTER_RABBITMQ: `4` (default) or `installed`
+#   node1 .. 3    a cluster of the version in TEST_CLUSTER_RABBITMQ: `4` (default) or `installed`; TEST_CLUSTER_CONF
+#                 is a line of rabbitmq.conf for each node
 #
 # Each has four ports in a row: port mapper, Erlang distribution, AMQP, HTTP API.
 
@@ -177,6 +178,7 @@ node_prepare() {
         for n in "${!known[@]}"; do
             echo "cluster_formation.classic_config.nodes.$((n + 1)) = ${known[n]}"
         done
+        echo "${TEST_CLUSTER_CONF:-}"
     } >>"$home/rabbitmq.conf"
 }
 
