@@ -171,8 +171,8 @@ fn capitalized(text: &str) -> String {
         .unwrap_or_default()
 }
 
-fn each(seconds: &[SecondStats], figure: impl Fn(&SecondStats) -> Value) -> Value {
-    seconds.iter().map(figure).collect()
+fn each(seconds: &[SecondStats], value: impl Fn(&SecondStats) -> Value) -> Value {
+    seconds.iter().map(value).collect()
 }
 
 /// A value with one decimal; null where it is unknown.
