@@ -171,7 +171,7 @@ async fn spans_are_exported_over_https() {
 
     let mut untrusting = setup.start().await;
     sign_up(&untrusting).await;
-    let expected = format!("localhost:{port}: no TLS: invalid peer certificate");
+    let expected = format!("localhost:{port}: TLS handshake failed: invalid peer certificate");
     untrusting.wait_for_event_with("span_export_failed", &expected).await;
     assert!(collector.spans().is_empty());
     assert!(untrusting.stop().await.success());
