@@ -88,7 +88,7 @@ impl ReportWriter {
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                         self.target = ReportTarget::None;
                     }
-                    result => result.context("cannot write to standard output")?,
+                    result => result.context("standard output cannot be written")?,
                 }
                 Ok(None)
             }

@@ -71,7 +71,7 @@ async fn output_and_checkpoint_must_not_be_another_file_in_use() {
             (&["--checkpoint", "users.csv"], "the file to import"),
             (&["--output", "same", "--checkpoint", "./same"], "the checkpoint"),
             (&["--output", "users.csv.checkpoint"], "the checkpoint"),
-            (&["--output", "."], "a folder"),
+            (&["--output", "."], "got a directory"),
         ] {
             let output = import_csv(&setup, &content, flags).await;
             assert_eq!(output.code, Some(1), "{flags:?}: {}", output.stderr);
