@@ -210,7 +210,7 @@ async fn reply_queue_is_replaced_when_probes_get_no_reply() {
             reply_queues.insert(queue.to_string());
         }
     }
-    front.wait_for_event_with("component_not_ready", "reply queue is unknown").await;
+    front.wait_for_event_with("component_not_ready", "replies do not arrive").await;
     broker.channel.basic_cancel(consumer.tag().as_str().into(), Default::default()).await.unwrap();
     let _worker = setup.start_role("worker").await;
     sign_up(front.client()).await;

@@ -199,6 +199,7 @@ fn value_as_json(value: &AMQPValue) -> Value {
         AMQPValue::LongInt(number) => json!(number),
         AMQPValue::LongUInt(number) => json!(number),
         AMQPValue::LongLongInt(number) => json!(number),
+        AMQPValue::Float(number) => json!(number),
         AMQPValue::Double(number) => json!(number),
         AMQPValue::Timestamp(number) => json!(number),
         AMQPValue::LongString(text) => json!(text.to_string()),
