@@ -1,7 +1,5 @@
 //! Messages that are published twice, redelivered after a worker was killed, or poison.
 
-use std::time::Instant;
-
 use futures_util::StreamExt;
 use lapin::options::BasicGetOptions;
 use muster::domain::Outcome;
@@ -12,8 +10,8 @@ use crate::support::broker::{
 };
 use crate::support::log_lines::has_event;
 use crate::support::muster::eventually;
-use crate::support::services::{amqp_url, report, unique};
-use crate::support::{Fleet, PAIRS, Pair, QueueAdapter, Setup, StoreAdapter};
+use crate::support::services::{amqp_url, unique};
+use crate::support::{PAIRS, Pair, QueueAdapter, Setup, StoreAdapter};
 
 /// Runs a test on RabbitMQ with every store.
 async fn on_every_store(test: impl AsyncFn(Setup)) {
@@ -181,37 +179,6 @@ async fn row_held_during_lost_connections_is_registered() {
     };
     let (outcome, _worker) = tokio::join!(request, disconnects);
     assert!(matches!(outcome, Outcome::Registered { replayed: false, .. }), "{outcome:?}");
-}
-
-#[tokio::test]
-async fn backlog_is_registered_after_ten_lost_connections() {
-    const ROWS: usize = 1500;
-    let Some(mut fleet) = Fleet::new(0, 1, &[]).await else { return };
-    fleet.workers[0].start().await;
-    let broker = Broker::connect().await;
-    let mut replies = broker.direct_replies().await;
-    let mut register_all = async |losses: usize| {
-        let started = Instant::now();
-        for _ in 0..ROWS {
-            broker.publish_row(fleet.setup.namespace()).await;
-        }
-        for _ in 0..losses {
-            fleet.workers[0].broker.cut();
-            fleet.workers[0].broker.restore();
-            eventually("a consumer", async || fleet.consumers("bulk").await > 0).await;
-        }
-        let lost = started.elapsed();
-        wait_for_registered(&mut replies, ROWS).await;
-        (lost, started.elapsed())
-    };
-    let (_, undisturbed) = register_all(0).await;
-    let (lost, all) = register_all(10).await;
-    report(&format!(
-        "1,500 bulk rows: {:.1} s; with ten lost connections {:.1} s, {:.1} s after the last loss",
-        undisturbed.as_secs_f64(),
-        all.as_secs_f64(),
-        (all - lost).as_secs_f64(),
-    ));
 }
 
 #[tokio::test]
