@@ -113,12 +113,18 @@ impl HttpConnection {
         }
         let ready = self.sender.ready().await;
         ready.with_context(|| {
-            format!("{}: the server closed the connection; check that it is an HTTP server", self.host)
+            format!(
+                "{}: the server closed the connection; check that it is an HTTP server",
+                self.host
+            )
         })?;
         let sent = self.sender.send_request(request).await;
         let sent = sent.map_err(|error| {
             if error.is_parse() {
-                return anyhow::anyhow!("{}: the response is not HTTP; check the port and the scheme", self.host);
+                return anyhow::anyhow!(
+                    "{}: the response is not HTTP; check the port and the scheme",
+                    self.host
+                );
             }
             error.into()
         });

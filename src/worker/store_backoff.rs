@@ -69,13 +69,15 @@ impl StoreBackoff {
     }
 
     /// Waits until the pause is over, the store has responded to another message, or the worker stops. The pause is
-    /// randomly shortened by up to half.
+    /// shortened by up to half, differently for consecutive failures.
     pub(super) async fn hold(&self, pause: Duration, stop: &CancellationToken) {
         let mut run = self.0.subscribe();
+        let failures = run.borrow().map_or(0, |run| run.failures);
         tokio::select! {
-            () = tokio::time::sleep(jittered(pause)) => {}
-            _ = run.wait_for(Option::is_none) => {}
+            biased;
             () = stop.cancelled() => {}
+            _ = run.wait_for(Option::is_none) => {}
+            () = tokio::time::sleep(spread(pause, failures)) => {}
         }
     }
 
@@ -87,11 +89,10 @@ impl StoreBackoff {
 }
 
 /// Returns between half of the pause and all of it, so that messages that failed together are not retried together.
-fn jittered(pause: Duration) -> Duration {
-    let mut random = [0u8];
-    // On an error, the pause is half of its length.
-    let _ = getrandom::fill(&mut random);
-    pause.mul_f64(0.5 + f64::from(random[0]) / 512.0)
+/// Multiples of the golden ratio spread the times evenly, whatever the number of messages.
+fn spread(pause: Duration, failures: u32) -> Duration {
+    const GOLDEN_RATIO: f64 = 0.618_033_988_749_895;
+    pause.mul_f64(0.5 + (f64::from(failures) * GOLDEN_RATIO).fract() / 2.0)
 }
 
 #[cfg(test)]
@@ -173,10 +174,12 @@ mod tests {
     }
 
     #[test]
-    fn jitter_shortens_a_pause_by_at_most_half() {
-        for _ in 0..1000 {
-            let pause = jittered(MAX_PAUSE);
-            assert!(pause >= MAX_PAUSE / 2 && pause <= MAX_PAUSE);
-        }
+    fn consecutive_failures_have_different_pauses_of_at_least_half() {
+        let mut pauses: Vec<Duration> =
+            (0..500).map(|failures| spread(MAX_PAUSE, failures)).collect();
+        pauses.sort();
+        pauses.dedup();
+        assert_eq!(pauses.len(), 500);
+        assert!(pauses[0] >= MAX_PAUSE / 2 && pauses[499] <= MAX_PAUSE);
     }
 }

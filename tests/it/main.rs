@@ -5,7 +5,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 #![allow(missing_docs, unreachable_pub, reason = "no crate imports the tests")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests print skipped parts and measurements")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests print skipped parts and measurements"
+)]
 
 mod support;
 

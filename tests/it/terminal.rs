@@ -109,7 +109,8 @@ async fn start_prints_five_lines_and_a_signup_one() {
     assert_eq!(client.post("/signup", &body).await.status, 403);
     for (outcome, status) in [("registered", 201), ("duplicate", 403)] {
         let line = terminal.line();
-        let shown = format!("INFO  signup answered contract=username outcome={outcome} status={status} ");
+        let shown =
+            format!("INFO  signup answered contract=username outcome={outcome} status={status} ");
         assert!(line.contains(&shown) && line.contains(" id="), "{line}");
         assert!(line.chars().count() <= 200, "{line}");
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::selection::{Filters, Selection, not_found};
 use super::{
-    EXIT_CONFIGURATION, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, print_error, format, visit_selected,
+    EXIT_CONFIGURATION, EXIT_INCOMPLETE, EXIT_OK, SettingFlags, format, print_error, visit_selected,
 };
 use crate::cli::stdout;
 use crate::domain::Millis;

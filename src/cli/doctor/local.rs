@@ -153,7 +153,8 @@ fn certificate(check: &'static str, files: &CertificateFiles) -> Finding {
     }
     if now < valid.from {
         let left = counted((valid.from - now) / DAY, "day");
-        let reason = format!("{shown} is not valid yet and becomes valid in {left}: clients cannot connect");
+        let reason =
+            format!("{shown} is not valid yet and becomes valid in {left}: clients cannot connect");
         return Finding::error(
             check,
             reason,

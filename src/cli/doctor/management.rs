@@ -90,13 +90,16 @@ impl ManagementClient {
     async fn get(&mut self, path: &[&str]) -> anyhow::Result<Option<Value>> {
         let mut url = self.base.clone();
         let segments = url.path_segments_mut();
-        let mut segments = segments.map_err(|()| anyhow::anyhow!("--management: expected a URL with a path"))?;
+        let mut segments =
+            segments.map_err(|()| anyhow::anyhow!("--management: expected a URL with a path"))?;
         segments.pop_if_empty().push("api").extend(path);
         drop(segments);
         let until = self.deadline.min(Instant::now() + REQUEST_TIMEOUT);
         let (status, body) = match timeout_at(until, self.request(url.path())).await {
             Ok(response) => response?,
-            Err(_) => bail!("{}: no response to /api/{} before the timeout", self.host, path.join("/")),
+            Err(_) => {
+                bail!("{}: no response to /api/{} before the timeout", self.host, path.join("/"))
+            }
         };
         let host = &self.host;
         match status {
