@@ -10,7 +10,7 @@
 //!   HTTP <- front <- contract (render) <- queue <- outcome
 //! ```
 //!
-//! The front has no access to the store, the hash pool or the signing keys, so every registration passes the
+//! The front has no access to the store, the hash pool or the signing keys, so every registration passes through the
 //! queue. The queue is RabbitMQ or a bounded queue in this process. The store is MongoDB or a redb file. The scheme
 //! of a URL selects each adapter, and every queue works with every store.
 //!

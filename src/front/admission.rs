@@ -1,7 +1,7 @@
-//! Admission control: sheds registrations by the number in flight and by the queue's backlog. A registration that cannot
-//! be processed in time would only delay others.
+//! Admission control: sheds registrations by the number in flight and by the queue's backlog. A registration that
+//! cannot be processed in time would only delay others.
 //!
-//! `signup` asks for a permit here; `mod` computes `Retry-After`.
+//! `signup` takes a permit for each registration; `mod` adds `Retry-After` to every 503.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::config;
 use crate::queue::{Backlog, WorkerCapacity};
 
-/// A registration may wait for a worker for `front.request_timeout` divided by this. The rest is for its hash and for
+/// Longest estimated wait for a worker: `front.request_timeout` divided by this. The rest is for the hash, and for
 /// workers that slow down meanwhile.
 const WAIT_PART: u32 = 3;
-/// Largest `Retry-After` for a backlog, whose length is an estimate.
+/// Largest `Retry-After`. A longer wait is not worth reporting, because it is an estimate.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 /// Duration of one hash at [`ASSUMED_COST`] on a slow machine.
 const ASSUMED_HASH: Duration = Duration::from_millis(250);
@@ -71,7 +71,7 @@ impl Admission {
         backlog.estimated_wait(self.assumed)
     }
 
-    /// The `Retry-After` of a shed request: the estimated wait, at most [`RETRY_AFTER_MAX`].
+    /// The `Retry-After` of a 503: the estimated wait, at most [`RETRY_AFTER_MAX`].
     pub(super) fn retry_after(&self, backlog: &Backlog) -> Duration {
         self.wait(backlog).min(RETRY_AFTER_MAX)
     }
@@ -99,13 +99,9 @@ mod tests {
         Admission::new(&front, 12)
     }
 
-    /// So many waiting, for workers that register 50 a second.
-    fn backlog(waiting: u64) -> Backlog {
-        Backlog {
-            ready: waiting,
-            consumers: 1,
-            capacity: WorkerCapacity { per_second: 50.0, threads: 2 },
-        }
+    /// A backlog of workers that register 50 users per second.
+    fn backlog(ready: u64) -> Backlog {
+        Backlog { ready, consumers: 1, capacity: WorkerCapacity { per_second: 50.0, threads: 2 } }
     }
 
     #[test]
@@ -115,7 +111,7 @@ mod tests {
         assert!(admission.admit(&backlog(150)).is_ok(), "3 s");
         assert_eq!(admission.admit(&backlog(151)).unwrap_err(), ShedReason::Backlog);
         assert!(admission.admit(&backlog(0)).is_ok(), "a refusal keeps no permit");
-        let cold = |waiting| Backlog { ready: waiting, ..Backlog::default() };
+        let cold = |ready| Backlog { ready, ..Backlog::default() };
         assert!(admission.admit(&cold(12)).is_ok(), "four a second are assumed at cost 12");
         assert_eq!(admission.admit(&cold(13)).unwrap_err(), ShedReason::Backlog);
     }

@@ -18,7 +18,7 @@ use crate::domain::{FailureCode, MessageId, Outcome};
 use crate::queue::{Reply, RpcClient, RpcError, RpcRequest};
 use crate::shutdown::contained;
 
-/// The calls in flight whose idempotency key the client sent.
+/// The calls in flight whose idempotency key came from the client. A call with a generated key is never joined.
 #[derive(Default)]
 pub(super) struct CallCoalescer(Arc<Mutex<HashMap<MessageId, CallInFlight>>>);
 
@@ -37,7 +37,7 @@ struct InFlightGuard {
 }
 
 impl CallCoalescer {
-    /// Joins the equal call in flight, or starts a new one. The call keeps its `permit` until it ends, even if its
+    /// Joins an equal call in flight, or starts a new one. A new call keeps its `permit` until it ends, even if its
     /// client disconnects, so the permits bound the calls in flight.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl CallCoalescer {
         }
     }
 
-    /// Returns the reply to wait for, and whether it is that of an equal call in flight.
+    /// Returns the reply to wait for, and whether it belongs to an equal call that was already in flight.
     fn join_or_start(
         &self,
         rpc_client: &Arc<dyn RpcClient>,
@@ -99,8 +99,8 @@ impl CallCoalescer {
     }
 }
 
-/// Starts a call in its own task, so that it outlives its client. It holds `permit` and `guard` until it ends. A panic
-/// in the task is an indeterminate outcome for every request that waits for it.
+/// Starts a call in its own task, so that it continues when its client disconnects. The task holds `permit` and `guard`
+/// until it ends. A panic in it is an indeterminate outcome for every request that waits for the call.
 fn start(
     rpc_client: &Arc<dyn RpcClient>,
     call: &RpcRequest,
@@ -117,7 +117,7 @@ fn start(
     running.map(|result| result.unwrap_or(Err(RpcError::Indeterminate))).boxed().shared()
 }
 
-/// Whether a call timed out, in this process or because a worker received an expired message.
+/// Whether a call timed out: in this process, or because the message had expired when a worker handled it.
 fn timed_out(result: &Result<Reply, RpcError>) -> bool {
     match result {
         Err(error) => *error == RpcError::Timeout,

@@ -27,7 +27,7 @@ pub(super) const SLOW_BODY: &str = "The request body did not arrive in time.";
 
 /// Fields logged for a request, and the trace context of its message.
 struct SignupLog {
-    /// None while the request has no valid idempotency key.
+    /// `None` until the idempotency key is parsed or generated.
     id: Option<MessageId>,
     contract: ContractId,
     stages: Stages,
@@ -38,7 +38,7 @@ struct SignupLog {
 type LabelledResponse = (&'static str, Response);
 
 impl Front {
-    /// Responds to a registration; logs it and counts it.
+    /// Responds to a registration request and records it in log, metrics and span.
     pub(super) async fn sign_up(
         &self,
         mount: &[ContractId],
@@ -74,8 +74,8 @@ impl Front {
         }
     }
 
-    /// Checks the request and calls a worker. Errors take precedence in this order: 429 for the client's address, 415,
-    /// 413, 400, 429 for the e-mail address, 503.
+    /// Checks the request and calls a worker. Errors take precedence in this order: 429 for the client's IP address,
+    /// 415, 413 or 408, 400, 429 for the e-mail address, 503.
     async fn process(
         &self,
         mount: &[ContractId],
@@ -137,7 +137,8 @@ impl Front {
             Ok(signup) => signup,
             Err(errors) => return ("invalid", render(contract, &ApiResponse::Invalid(&errors))),
         };
-        // Checked last of the 4xx: only now the address is valid, and only now a worker would hash for it.
+        // Checked after the contract, so that only requests for which a worker would hash count against the limit of
+        // the e-mail address.
         if let Err(RateLimited(wait)) = self.limits.email(signup.email.as_ref()) {
             return ("rate_limited", rate_limited(contract, wait));
         }
@@ -162,7 +163,7 @@ impl Front {
         drop(in_flight);
         if let Ok(reply) = &result {
             let mut worker_stages = reply.stages;
-            // The worker's total is not a stage of its own: without it, the round trip is the time in the queue.
+            // The worker's total is not logged. The round trip minus this total is the time in the queue.
             let work = worker_stages.take(Stage::Work);
             log.stages.merge(worker_stages);
             if let Some(work) = work {
@@ -232,7 +233,7 @@ impl Front {
 /// The request has a malformed `Idempotency-Key`, or more than one.
 pub(super) struct InvalidIdempotencyKey;
 
-/// The client's idempotency key; none if the request has no such header.
+/// Returns the client's idempotency key; `None` if the request has no such header.
 pub(super) fn idempotency_key(
     headers: &HeaderMap,
 ) -> Result<Option<IdempotencyKey>, InvalidIdempotencyKey> {

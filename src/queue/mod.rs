@@ -2,7 +2,7 @@
 //!
 //! Senders use an [`RpcClient`] or a [`BulkProducer`], workers a [`Consumer`]. Two adapters implement the traits:
 //! [`local`], within this process, and [`rabbit`]. [`open`] selects one by the scheme of the URL. Both pass one
-//! conformance suite (tests/it/queue.rs), which every change of an adapter extends.
+//! conformance suite (tests/it/queue.rs); a change of an adapter adds its test there.
 
 mod clock_skew;
 pub mod dead_letters;
@@ -83,7 +83,7 @@ pub struct Reply {
     pub outcome: Outcome,
     /// Durations of the worker's stages.
     pub stages: Stages,
-    /// When the worker created the reply or, at the client, when it arrived.
+    /// In the worker: when it created the reply. In the client: when the reply arrived.
     pub at: Instant,
 }
 
@@ -139,10 +139,10 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Estimates how long a new registration waits for a worker. Uses the rate of `otherwise` while the workers' rate
-    /// is unknown; zero if both are.
-    pub fn estimated_wait(&self, otherwise: WorkerCapacity) -> Duration {
-        let time = self.capacity.time(self.ready).or_else(|| otherwise.time(self.ready));
+    /// Estimates how long a new registration waits for a worker. Uses the rate of `fallback` while the workers' rate is
+    /// unknown. Zero if both rates are unknown.
+    pub fn estimated_wait(&self, fallback: WorkerCapacity) -> Duration {
+        let time = self.capacity.time(self.ready).or_else(|| fallback.time(self.ready));
         time.unwrap_or_default()
     }
 }
@@ -178,7 +178,7 @@ pub trait MessageQueue: Send + Sync {
     fn consumer(&self, prefetch: Prefetch, capacity: ReadCapacity) -> Box<dyn Consumer>;
 }
 
-/// Why a request has no reply.
+/// Why a request ended without a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RpcError {
     /// The message is in no queue, so it has no effect.
@@ -229,8 +229,9 @@ pub async fn inspect(settings: &config::QueueSettings) -> anyhow::Result<Vec<Fin
     }
 }
 
-/// Checks the broker's HTTP API. This module has no HTTP client, so the caller passes `get`. It requests the path below
-/// `/api/` with the given segments. It returns the JSON document, also of a failed health check, or `None` on 404.
+/// Checks the broker's HTTP API. This module has no HTTP client, so the caller passes `get`. `get` requests the
+/// path below `/api/` with the given segments. It returns the JSON document, also that of a failed health check, or
+/// `None` on 404.
 pub async fn inspect_management(
     settings: &config::QueueSettings,
     get: impl AsyncFnMut(&[&str]) -> anyhow::Result<Option<Value>>,

@@ -24,11 +24,12 @@ const MAX_DELIVERIES: u32 = 8;
 /// Handles deliveries until `tasks` is stopped, then requeues deliveries that have not started. Deliveries in progress
 /// continue in `tasks`.
 pub async fn consume(worker: Arc<Worker>, mut consumer: Box<dyn Consumer>, tasks: Tasks) {
-    // One possible poison message at a time, concurrently with other messages. So a crash of the worker counts
-    // against one possible poison message only, and such messages do not block the queues.
+    // Limits possible poison to one message at a time, so that a crash of the worker counts against only one of
+    // them. Other messages continue concurrently.
     let possible_poison = Arc::new(Semaphore::new(1));
     let backoff = Arc::new(StoreBackoff::default());
-    // Limits how many of the prefetched bulk rows are in progress, because a stop waits for those.
+    // Limits the bulk rows with a password in progress, because a stop waits for them. Rows with a hash need no permit:
+    // they are finished quickly.
     let rows = Arc::new(Semaphore::new(worker.parallel_registrations().into()));
     let stopping = tasks.stopping().clone();
     loop {
@@ -57,36 +58,37 @@ pub async fn consume(worker: Arc<Worker>, mut consumer: Box<dyn Consumer>, tasks
                     () = stopping.cancelled() => return delivery.requeue().await,
                     permit = permits.acquire_many(u32::from(needs_permit)) => permit,
                 };
-                let (result, stages) = handle(&worker, &mut delivery).await;
+                let (result, stages) = handle_in_span(&worker, &mut delivery).await;
                 // Once handled, a message cannot crash the worker. It must not block the next possible poison
                 // message while it is held, for the store or for a full queue of events.
                 let _permit = if maybe_poison { None } else { Some(permit) };
                 if let Some(pause) = backoff.pause(delivery.message().queue, &result) {
                     backoff.hold(pause, &stopping).await;
                 }
-                settle(&worker, delivery, result, stages).await;
+                settle_timed(&worker, delivery, result, stages).await;
             });
         }
     }
     consumer.stop().await;
 }
 
-/// Whether a message is a bulk message that has not been retried yet. Possible poison is then retried once.
+/// Whether a message is a bulk message that has not been retried yet.
 ///
-/// It need not have crashed a worker: a lost connection counts as a delivery of hundreds of prefetched rows. A retry
-/// resets the count and does not delay other messages. Interactive messages have no time for a retry.
+/// Such a message is retried once before it is handled as possible poison. Most of them are harmless: one lost
+/// connection counts as a delivery of each of hundreds of prefetched rows. The retry resets the count and does not
+/// delay other messages. Interactive messages have no time for a retry.
 fn is_first_bulk_attempt(message: &Message) -> bool {
     message.queue == QueueKind::Bulk && message.attempt == 0
 }
 
 /// Handles a message and records the outcome in its span.
-async fn handle(
+async fn handle_in_span(
     worker: &Worker,
     delivery: &mut Delivery,
 ) -> (Result<Outcome, DeadLetterReason>, Stages) {
     delivery.start_span();
     let log_span = delivery.span().log_span();
-    let (result, stages) = work(worker, delivery.message()).instrument(log_span).await;
+    let (result, stages) = handle_and_log(worker, delivery.message()).instrument(log_span).await;
     let span = delivery.span();
     span.set_text("muster.outcome", label(&result));
     if matches!(result, Err(_) | Ok(Outcome::Failed(_))) {
@@ -96,7 +98,10 @@ async fn handle(
 }
 
 /// Handles a message and records the outcome in log and metrics.
-async fn work(worker: &Worker, message: &Message) -> (Result<Outcome, DeadLetterReason>, Stages) {
+async fn handle_and_log(
+    worker: &Worker,
+    message: &Message,
+) -> (Result<Outcome, DeadLetterReason>, Stages) {
     let (started, mut stages) = (Instant::now(), Stages::default());
     let _in_progress = worker.metrics.delivery_started(&message.log_fields());
     let result = worker.handle(message, &mut stages).await;
@@ -115,7 +120,7 @@ async fn work(worker: &Worker, message: &Message) -> (Result<Outcome, DeadLetter
 }
 
 /// Settles a delivery and records the time that this takes.
-async fn settle(
+async fn settle_timed(
     worker: &Worker,
     delivery: Delivery,
     result: Result<Outcome, DeadLetterReason>,

@@ -1,4 +1,4 @@
-//! A store without an index, a file or a server, whose results a test sets, and a worker that uses it.
+//! A fake store whose results a test sets, and a worker that uses it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -62,7 +62,7 @@ pub(super) enum InsertBehavior {
 /// The state of the store.
 pub(super) struct FakeStore {
     pub(super) insert: InsertBehavior,
-    /// The user that queries by registration id return, from the query with this number on, counted from 0.
+    /// The user that queries by registration id return, and how many of these queries first return nothing.
     pub(super) registered: Option<(StoredUser, usize)>,
     /// Whether queries by registration id fail.
     pub(super) query_fails: bool,
@@ -138,9 +138,9 @@ impl Store for FakeStore {
         if self.query_fails {
             return Err(StoreError);
         }
-        if let Some((holder, from)) = &self.registered {
+        if let Some((holder, empty_queries)) = &self.registered {
             assert_eq!(holder.registration_id, *id);
-            return Ok((query >= *from).then(|| holder.clone()));
+            return Ok((query >= *empty_queries).then(|| holder.clone()));
         }
         let is_stored = matches!(
             self.insert,

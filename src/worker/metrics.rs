@@ -1,12 +1,12 @@
-//! Metrics of a worker that are not set by an event: the hash pool at each scrape, and zeros for events that have not
-//! happened yet.
+//! Registers the metrics of a worker: exports the load of the hash pool at each scrape, and initializes counters to
+//! zero so that they exist before the first event.
 
 use crate::password::{HashPool, Kernel, PasswordHasher};
 use crate::queue::{DeadLetterReason, QueueKind, events};
 use crate::telemetry::Metrics;
 use crate::telemetry::gauges::HashPoolStats;
 
-/// Exports the metrics of this hash pool from now on, and initializes the counters of a worker to zero.
+/// Exports the metrics of this hash pool at each scrape, and initializes the counters of a worker to zero.
 pub fn register_metrics(metrics: &Metrics, hash_pool: HashPool) {
     for reason in DeadLetterReason::ALL {
         metrics.init_dead_letters(reason.as_str());

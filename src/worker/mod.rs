@@ -24,7 +24,7 @@ use crate::token::Signer;
 pub use consume::consume;
 pub use metrics::register_metrics;
 
-/// Maximum `expiration` of a message of another producer, as a multiple of the request timeout. Messages that wait
+/// Maximum `expiration` of a message from another system, as a multiple of the request timeout. Messages that wait
 /// longer would only delay others.
 pub const EXPIRATION_MAX: u32 = 3;
 
@@ -35,7 +35,7 @@ const BULK_PREFETCH: u16 = 500;
 pub struct Worker {
     /// The store of users.
     pub store: Arc<dyn Store>,
-    /// The same store, for bulk registrations: with MongoDB on other connections.
+    /// The same store for bulk registrations; with MongoDB it has its own connections.
     pub bulk_store: Arc<dyn Store>,
     /// Hashes and verifies passwords.
     pub hash_pool: Arc<dyn PasswordHasher>,
@@ -46,12 +46,12 @@ pub struct Worker {
     pub opener: Opener,
     /// Signs and verifies tokens.
     pub signer: Signer,
-    /// How long after a registration the same user data with the same password, sent to a front again, gets the same
-    /// outcome as the first. `None`: it is always a duplicate.
+    /// How long after a registration a second request with equal user data and password gets the first outcome again.
+    /// Applies to requests through a front. `None`: such a request is always a duplicate.
     pub replay_window: Option<Duration>,
     /// Whether failed bulk messages are retried.
     pub retries: bool,
-    /// Maximum `expiration` of a message of another producer.
+    /// Maximum `expiration` of a message from another system.
     pub expiration_max: Duration,
     /// The clock.
     pub clock: Clock,
@@ -62,7 +62,7 @@ pub struct Worker {
 impl Worker {
     /// Returns the prefetch of each queue.
     ///
-    /// Interactive: enough to keep the hash pool busy, but no more than can be answered within `timeout`; other
+    /// Interactive: enough to keep the hash pool busy, but no more than it hashes in half of `timeout`, so that other
     /// workers receive the rest. Bulk: more, because rows with a hash are finished quickly. `fixed` overrides the
     /// interactive and the bulk prefetch unless it is 0.
     pub fn prefetch(&self, fixed: u16, timeout: Duration) -> Prefetch {
@@ -74,7 +74,7 @@ impl Worker {
         }
     }
 
-    /// Number of registrations that keep the hash pool busy: one in every lane, and one queued for it.
+    /// Number of registrations that keep the hash pool busy: for each lane, one in it and one queued behind that.
     fn parallel_registrations(&self) -> u16 {
         u16::try_from(self.hash_pool.capacity() * 2).unwrap_or(u16::MAX).clamp(4, 2000)
     }
@@ -123,8 +123,8 @@ impl Worker {
     }
 }
 
-/// Returns how many passwords are hashed in half of the timeout, at least one. The other half is for the network and the
-/// store.
+/// Returns how many passwords are hashed in half of the timeout, at least one. The other half is for the network and
+/// the store.
 fn hashes_in_time(per_second: f64, timeout: Duration) -> u16 {
     // The cast saturates.
     ((per_second * timeout.as_secs_f64() / 2.0) as u16).max(1)

@@ -18,9 +18,9 @@ use crate::queue::{DeadLetterReason, Message, QueueKind};
 use crate::store::{Conflicts, InsertOutcome, StoreError, duplicate};
 use crate::telemetry::{Stage, Stages};
 
-/// Pause between two queries for the user that conflicts with an insert.
+/// Pause between two queries for the user that conflicts with an insert, while that user is not visible yet.
 const CONFLICT_QUERY_PAUSE: Duration = Duration::from_millis(50);
-/// Time limit of these queries for messages without a deadline.
+/// How long the conflicting user is queried for if the message has no deadline.
 const CONFLICT_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl From<StoreError> for FailureCode {
@@ -94,7 +94,8 @@ impl Worker {
     ) -> Result<Outcome, FailureCode> {
         let id = RegistrationId::derive(&message.origin, signup.contract, &message.id);
         let store = self.store(message.queue);
-        // A hash costs as much as a thousand queries, so query first if the id may have been registered before.
+        // A hash costs as much as a thousand queries, so query first if the id may have been registered before. A row
+        // with a hash is inserted directly: after a conflict it is queried too.
         let is_hashed = matches!(signup.password, Password::Hashed(_));
         if !is_hashed
             && message.needs_lookup()
@@ -144,9 +145,12 @@ impl Worker {
 
     /// Returns the outcome after a unique index rejected the user.
     ///
-    /// There are four cases. An earlier delivery stored the user of this registration. Or another user has the name or
-    /// the address. Or the index or its document is another program's. Or the conflicting user is not visible yet,
-    /// because a majority has not acknowledged its write: then the queries are repeated until the deadline.
+    /// There are four cases:
+    /// - An earlier delivery stored the user of this registration.
+    /// - Another user has the name or the address.
+    /// - The index, or the document in it, belongs to another program.
+    /// - The conflicting user is not visible yet, because a majority has not acknowledged its write. The queries are
+    ///   then repeated until the deadline.
     async fn resolve_conflict(
         &self,
         message: &Message,
@@ -157,8 +161,8 @@ impl Worker {
         let store = self.store(message.queue);
         let until = message.expires.unwrap_or_else(|| Instant::now() + CONFLICT_QUERY_TIMEOUT);
         loop {
-            // In this order: if the conflicting user is that of this registration and becomes visible only now,
-            // the second query finds it.
+            // The order matters. If this registration's own user becomes visible between the two queries, the
+            // reverse order would find it only by name and reject it as a duplicate.
             let email_key = signup.email.as_ref().map(|email| email.key());
             let conflicts = store.find_conflicts(signup.username.as_deref(), email_key).await?;
             if let Some(existing) = store.find_by_registration(&record.registration_id).await? {
@@ -222,8 +226,8 @@ impl Worker {
         Ok(Outcome::Registered { user, token, replayed: true, by_other_registration: true })
     }
 
-    /// Returns the conflicting user who is within the replay window. Returns `None` if the window does not apply to
-    /// this message.
+    /// Returns a conflicting user whose registration is within the replay window. Returns `None` if the window does
+    /// not apply to this message.
     fn recent_duplicate<'a>(
         &self,
         message: &Message,

@@ -30,6 +30,7 @@ pub(super) async fn settle(
         }
         (Settlement::Retry, _) => delivery.retry().await,
         (Settlement::DeadLetter(reason), _) => delivery.dead_letter(reason).await,
+        // `settlement` never selects this.
         (Settlement::Reply, Err(reason)) => delivery.dead_letter(reason).await,
     }
 }
@@ -41,9 +42,9 @@ fn settlement(
 ) -> Settlement {
     match (queue, result) {
         (_, Err(reason)) => Settlement::DeadLetter(*reason),
-        // A client waits, and can retry with the same idempotency key.
+        // A client waits for the reply and can retry with the same idempotency key.
         (QueueKind::Interactive | QueueKind::Profile, Ok(_)) => Settlement::Reply,
-        // No client would retry it.
+        // No client waits that could retry it, so the worker does.
         (QueueKind::Bulk, Ok(Outcome::Failed(failure))) if failure.retryable => Settlement::Retry,
         // The producer still has the row with its password, which a dead letter would not keep.
         (QueueKind::Bulk, Ok(Outcome::Failed(failure)))

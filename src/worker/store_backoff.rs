@@ -1,8 +1,8 @@
 //! Backoff of bulk messages while the store is unavailable.
 //!
-//! A message that failed is held before it is retried. It occupies its place in the prefetch meanwhile, so that the
-//! worker receives few new messages, and messages that failed together are retried at different times. Interactive
-//! messages are never held.
+//! A message that failed is held before it is retried. Meanwhile it still counts against the prefetch, so the worker
+//! receives few new messages. Messages that failed together are retried at different times. Interactive messages are
+//! never held.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ impl StoreBackoff {
             Ok(Outcome::Rejected(rejection)) if rejection.code != RejectionCode::Invalid => {
                 return self.reset();
             }
-            // These results do not come from the store.
+            // These results do not change the state: most of them are determined without the store.
             Ok(Outcome::Rejected(_) | Outcome::Failed(_)) | Err(_) => return None,
         }
         let mut pause = None;
@@ -81,7 +81,7 @@ impl StoreBackoff {
         }
     }
 
-    /// Ends the outage: the store has responded.
+    /// Ends the outage, because the store has responded. Always returns `None`: such a message is not held.
     fn reset(&self) -> Option<Duration> {
         self.0.send_if_modified(|run| run.take().is_some());
         None

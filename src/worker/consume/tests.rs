@@ -1,6 +1,7 @@
 //! Tests of the consumer loop with a fake queue and a fake store.
 //!
-//! Bulk rows with a hash need no hashing thread, so the paused clock advances only while every task waits.
+//! They use bulk rows with a hash, which need no hashing thread. The paused clock then advances only while every task
+//! waits.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -79,7 +80,7 @@ fn row(id: &str, deliveries: u32) -> Message {
         expires: None,
         expiration: None,
         deliveries,
-        // It had its second chance.
+        // It was already retried once, see `is_first_bulk_attempt`.
         attempt: 1,
         trace: TraceContext::default(),
         reply_address: ReplyAddress::default(),
@@ -110,7 +111,7 @@ impl ConsumeFixture {
         fixture
     }
 
-    /// Waits until every task waits.
+    /// Returns when every task waits, because only then the paused clock advances.
     async fn idle(&self) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

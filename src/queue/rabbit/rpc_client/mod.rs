@@ -1,5 +1,5 @@
-//! The RPC client: publishes requests and bulk rows, and matches replies in its exclusive queue to them. The front has
-//! one for all requests and uploads, an import has one.
+//! The RPC client: publishes requests and bulk rows, and matches the replies in its exclusive queue to them. A front
+//! uses one client for all requests and uploads; an import uses one for its rows.
 //!
 //! `supervisor` keeps the connections; `rows` sends bulk rows on them.
 
@@ -36,7 +36,8 @@ use session::{RpcSession, Status};
 
 /// How long a registration waits for a connection before it is rejected.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause between two attempts at a lookup. The session of a lost connection may still be the current one.
+/// Pause before a failed profile lookup is published again. Until then the supervisor may not have replaced the session
+/// of the lost connection.
 const LOOKUP_PAUSE: Duration = Duration::from_millis(50);
 /// How long a registration waits for its reply before it is published again, if a node was lost recently. Doubles each
 /// time, so that slow workers receive few copies.
@@ -82,7 +83,7 @@ impl RabbitRpcClient {
     /// Waits for a session.
     ///
     /// # Errors
-    /// [`RpcError::Rejected`] if there is none until then.
+    /// [`RpcError::Rejected`] if there is none before `until`.
     async fn session(&self, until: Instant) -> Result<Arc<RpcSession>, RpcError> {
         let mut status = self.status.clone();
         let status =
@@ -103,11 +104,12 @@ impl RabbitRpcClient {
     ) -> Result<Reply, RpcError> {
         let mut resend_after = RESEND_AFTER;
         loop {
-            let again = Instant::now() + resend_after;
-            // With a backlog a late reply is normal.
+            let resend_at = Instant::now() + resend_after;
+            // With a backlog a late reply is normal, so the request is not published again.
             let is_backlogged = self.stats.is_backlogged(QueueKind::Interactive);
-            let is_last = !session.is_recovering() || is_backlogged || again >= request.deadline;
-            let until = if is_last { request.deadline } else { again };
+            let is_last =
+                !session.is_recovering() || is_backlogged || resend_at >= request.deadline;
+            let until = if is_last { request.deadline } else { resend_at };
             match self.request_on(session, request.clone(), until).await {
                 Err(RpcError::Timeout) if !is_last => {
                     request.new_key = false;
@@ -118,7 +120,7 @@ impl RabbitRpcClient {
         }
     }
 
-    /// Publishes a request on a session and waits for its reply until then.
+    /// Publishes a request on a session and waits for its reply, at most until `until`.
     async fn request_on(
         &self,
         session: &RpcSession,
@@ -196,8 +198,8 @@ impl RpcClient for RabbitRpcClient {
             let session = self.session(until).await?;
             return self.register(&session, request).await;
         }
-        // A lookup changes nothing, so it waits for a connection until its deadline and is published again after a
-        // loss.
+        // A profile lookup changes nothing. So it may wait for a connection until its deadline, and is published again
+        // after a connection loss.
         while Instant::now() < request.deadline {
             let session = self.session(request.deadline).await?;
             match self.request_on(&session, request.clone(), request.deadline).await {

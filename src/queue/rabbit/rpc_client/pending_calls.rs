@@ -1,5 +1,5 @@
-//! Requests without a reply. Each session has one map of the requests in flight; the limits of the front and of the
-//! bulk window bound its size.
+//! Requests that wait for their reply. Each session has one map of them; `front.max_in_flight` and the windows of bulk
+//! producers bound its size.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,11 +20,11 @@ pub(super) struct PendingCalls(Mutex<PendingMap>);
 #[derive(Default)]
 struct PendingMap {
     by_correlation_id: HashMap<String, Waiter>,
-    /// Whether a connection was lost, so that no reply can arrive.
+    /// Whether the session has ended, so that no reply can arrive.
     closed: bool,
 }
 
-/// Receives the reply of a request. Dropped without one, it ends the request as indeterminate.
+/// The map's entry of a request; passes on its reply. Dropped without a reply, it ends the request as indeterminate.
 struct Waiter {
     message_id: String,
     queue: QueueKind,
@@ -39,7 +39,7 @@ pub(super) struct PendingCall<'a> {
 }
 
 impl PendingCalls {
-    /// Adds a request to a queue.
+    /// Adds a request to the map, before it is published to `queue`.
     pub(super) fn add(&self, queue: QueueKind, message_id: &MessageId) -> PendingCall<'_> {
         let (sender, reply) = oneshot::channel();
         let correlation_id = random_hex();
@@ -95,8 +95,8 @@ impl PendingCall<'_> {
         &self.correlation_id
     }
 
-    /// Runs `publish` and waits for the reply, until the deadline, if there is one, or until the session ends the
-    /// request. Both also end a wait for the confirm, which may never arrive.
+    /// Runs `publish` and waits for the reply. The deadline, if there is one, and the end of the session end the wait,
+    /// also that for the confirm, which may never arrive.
     pub(super) async fn reply(
         mut self,
         publish: impl Future<Output = Result<(), PublishError>>,

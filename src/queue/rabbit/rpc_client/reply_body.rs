@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::domain::Outcome;
 
-/// Most unknown outcomes that are logged.
+/// Maximum number of unknown outcomes that are logged.
 const KINDS_MAX: usize = 32;
 /// Longest outcome that is logged, in bytes.
 const OUTCOME_MAX: usize = 40;

@@ -1,4 +1,4 @@
-//! Checks whether replies reach this process, by pings that a worker replies to.
+//! Checks whether replies reach this process, by pings: probes that request a reply from a worker.
 //!
 //! After a partition of a cluster that does not pause its minority, the workers' node may not know a reply queue until
 //! the queue's node restarts. The consumer of that queue gets no error (RabbitMQ 4.0.5; rabbitmq-server#9798 is
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 /// Interval between two pings.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a ping may have no reply. Doubles each time a new reply queue did not help.
+/// How long pings may stay without a reply before a new reply queue is opened. Doubles each time; a reply resets it.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
@@ -26,8 +26,8 @@ impl ReplyCheck {
         Self { last_ping: None, unanswered_since: None, timeout: TIMEOUT }
     }
 
-    /// Whether to send a ping now. `is_idle`: the queue has a consumer and no ready messages, so that a worker would
-    /// reply immediately.
+    /// Whether to send a ping now. `is_idle` means that the queue has a consumer and no ready messages, so that a
+    /// worker would reply immediately.
     pub(super) fn ping(&mut self, is_idle: bool) -> bool {
         if !is_idle {
             self.unanswered_since = None;
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pings_behind_a_backlog_are_not_judged() {
+    async fn pings_behind_a_backlog_are_not_counted() {
         let mut check = ReplyCheck::new();
         assert!(check.ping(true) && !check.ping(true), "once in an interval");
         assert!(!check.ping(false), "the queue has a backlog");

@@ -39,13 +39,14 @@ pub(super) struct RowSender {
     pending: BTreeMap<u64, PendingRow>,
     /// Tags of the rows to publish.
     to_send: BTreeSet<u64>,
-    /// Whether the last row was accepted.
+    /// Whether the producer has no more rows.
     is_complete: bool,
     in_flight: FuturesUnordered<BoxFuture<'static, PublishResult>>,
     confirms: Arc<Mutex<Confirms>>,
     /// Number of publishes so far.
     sent: u64,
-    /// Rows up to this publish number were delivered to a worker, because the bulk queue keeps its order.
+    /// Publishes up to this number were delivered to a worker. One delivery implies all earlier ones, because the bulk
+    /// queue keeps its order.
     delivered_up_to: u64,
     answer_timeout: Duration,
     /// The pause while the queue is full and nothing is published.
@@ -58,7 +59,7 @@ struct PendingRow {
     accepted: AcceptedRow,
     /// The number of its last publish; 0 before the first.
     number: u64,
-    /// When the row was known to be delivered to a worker.
+    /// Since when the row is known to be delivered to a worker.
     delivered_at: Option<Instant>,
     /// Whether an earlier publish may have reached the queue.
     may_be_queued: bool,
@@ -126,7 +127,7 @@ impl RowSender {
         let abandoned = self.backend.closed();
         tokio::select! {
             () = self.exchange() => {}
-            // Dropping the requests in flight removes them from the map.
+            // Dropping `in_flight` removes its requests from the session's pending calls.
             () = abandoned => {}
         }
     }
@@ -180,7 +181,7 @@ impl RowSender {
     fn publish(&mut self, session: &Arc<RpcSession>, tag: u64) {
         let Some(row) = self.pending.get_mut(&tag) else { return };
         let broker = self.client.broker.clone();
-        let Some((body, sealed)) = sealed(&self.client, session, &row.accepted.row) else {
+        let Some((body, sealed)) = seal_row(&self.client, session, &row.accepted.row) else {
             let id = row.accepted.row.id.as_str();
             tracing::error!(
                 event = "sealing_failed",
@@ -277,7 +278,8 @@ impl RowSender {
         self.give_up();
     }
 
-    /// Replies with [`NoReply`] to rows that were delivered longer ago than the answer timeout: they are dead letters.
+    /// Replies with [`NoReply`] to rows that were delivered longer ago than the answer timeout. They are probably dead
+    /// letters.
     fn give_up(&mut self) {
         let (now, mut timed_out) = (Instant::now(), Vec::new());
         for (tag, row) in &mut self.pending {
@@ -300,7 +302,7 @@ impl RowSender {
 }
 
 /// Seals the password in a row's body. Returns the body and the id of the key; `None` if sealing failed.
-fn sealed(
+fn seal_row(
     client: &RabbitRpcClient,
     session: &RpcSession,
     row: &BulkRow,
@@ -320,7 +322,7 @@ fn sealed(
     Some((sealer.seal(&context, &row.body)?.into(), Some(sealer.key_id().to_owned())))
 }
 
-/// Resolves after the pause; never without one.
+/// Waits for the end of the pause. Without a pause it never returns.
 async fn wait(pause: &mut Option<Pin<Box<Sleep>>>) {
     match pause {
         Some(pause) => pause.await,

@@ -18,7 +18,7 @@ use crate::queue::rabbit::properties;
 /// Longest wait for the confirm of a request. A publish to a queue that is deleted meanwhile may never be confirmed (no
 /// issue filed).
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
-/// As [`CONFIRM_TIMEOUT`], for bulk rows, of which thousands may be unconfirmed.
+/// As [`CONFIRM_TIMEOUT`], for bulk rows. Longer, because thousands of them may be unconfirmed.
 const ROW_CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the other nodes of a cluster may still deliver to a lost node. RabbitMQ detects a silent node after
 /// `net_ticktime` plus a quarter, 75 s by default.
@@ -27,7 +27,7 @@ const RECOVERY: Duration = Duration::from_secs(75);
 /// Whether the client has a session.
 #[derive(Clone)]
 pub(super) enum Status {
-    /// No session, with the reason for operators.
+    /// No session. The text describes for operators what the client waits for.
     Down(String),
     /// The current session.
     Up(Arc<RpcSession>),
@@ -41,7 +41,7 @@ pub(super) struct RpcSession {
     pub(super) pending: PendingCalls,
     /// Whether confirms are overdue.
     pub(super) is_stalled: watch::Sender<bool>,
-    /// Notified when a queue may have been deleted.
+    /// Notified when the queues have to be declared: one may have been deleted, or the start of the session skipped it.
     pub(super) declare: Notify,
     replies: Arc<Mutex<ReplyCheck>>,
     /// Until when the other nodes may not have detected the loss of a node.

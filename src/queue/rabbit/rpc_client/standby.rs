@@ -1,4 +1,4 @@
-//! A standby: a second reply queue on another node of a cluster, for the next session.
+//! A standby: a second reply queue on another node of a cluster, opened in advance for the next session.
 //!
 //! While a node is frozen or cut off, the other nodes declare no queue until `net_ticktime` has passed (60 s by
 //! default; RabbitMQ up to 4.0 without Khepri; rabbitmq-server#10099 is similar). Existing queues keep working.
@@ -17,7 +17,7 @@ use crate::queue::rabbit::amqp::{Backoff, ConnectionError};
 /// Interval between two checks of the standby's connection.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Holds the standby. It outlives sessions, and is empty if the broker has one address.
+/// Holds the standby. It outlives sessions, and stays empty if only one broker address is configured.
 #[derive(Default)]
 pub(super) struct Standby(Mutex<Option<ReplyQueue>>);
 
@@ -34,7 +34,7 @@ impl Standby {
         }
     }
 
-    /// Keeps a standby open, at another address than the reply queue in use.
+    /// Keeps a standby open, at another address than the reply queue in use. Never returns.
     pub(super) async fn keep(&self, broker: &Broker, in_use: SocketAddr) -> Infallible {
         let mut backoff = Backoff::new();
         loop {

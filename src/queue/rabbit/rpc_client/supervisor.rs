@@ -1,5 +1,5 @@
-//! Supervises the session of the client: connects, probes, and opens a new session when a connection is lost. A
-//! session is never recovered.
+//! Supervises the session of the client: connects, probes, and opens a new session when a connection is lost. The
+//! pending requests of the lost session end as indeterminate.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,8 @@ use crate::queue::rabbit::queue_stats::{QueueStats, SampledQueue};
 use crate::queue::rabbit::{Broker, probe, properties};
 use crate::telemetry::{Component, Health};
 
-/// How long requests wait after the start of an alarm. Workers cannot reply during an alarm, which may last long.
+/// How long requests without a confirm or reply wait during an alarm before they end as indeterminate. Workers cannot
+/// reply during an alarm, which may last long.
 const ALARM_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval between two declarations while a queue is unavailable.
 const DECLARE_INTERVAL: Duration = Duration::from_secs(5);
@@ -264,8 +265,9 @@ impl SupervisorContext<'_> {
         }
     }
 
-    /// Publishes a probe every second, which shows whether the broker confirms messages and reveals an alarm. Every
-    /// second probe requests a reply from a worker. Returns the error that makes the session unusable.
+    /// Publishes a probe every second, which shows whether the broker confirms messages and reveals an alarm. While a
+    /// worker would reply immediately, every other probe is a ping: it requests a reply. Returns the error that makes
+    /// the session unusable.
     async fn probe(&self, session: &RpcSession) -> ConnectionError {
         let mut tick = interval(probe::INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -274,8 +276,8 @@ impl SupervisorContext<'_> {
             tick.tick().await;
             let sample = self.stats.sample_of(SampledQueue::Single(QueueKind::Interactive));
             let is_idle = sample.is_some_and(|sample| sample.consumers > 0 && sample.ready == 0);
-            let asks = session.reply_check().ping(is_idle && session.is_open());
-            let properties = probe::properties(asks.then(|| session.reply_queue()));
+            let is_ping = session.reply_check().ping(is_idle && session.is_open());
+            let properties = probe::properties(is_ping.then(|| session.reply_queue()));
             let probed = session.send(
                 probe::queue(self.stats),
                 properties,
@@ -283,7 +285,7 @@ impl SupervisorContext<'_> {
                 probe::CONFIRM_TIMEOUT,
             );
             let probed = probed.await;
-            if asks && probed.is_err() {
+            if is_ping && probed.is_err() {
                 session.reply_check().not_sent();
             }
             let is_overdue = probed == Err(PublishError::Indeterminate);
@@ -311,12 +313,12 @@ impl SupervisorContext<'_> {
         loop {
             // While a node is frozen or cut off, a binding takes a minute.
             let _ = timeout(DECLARE_INTERVAL, self.broker.bind(connection)).await;
-            let is_whole = *unavailable.borrow() == Unavailable::default();
+            let all_available = *unavailable.borrow() == Unavailable::default();
             tokio::select! {
                 () = session.declare.notified() => {}
-                () = sleep(DECLARE_INTERVAL), if !is_whole => {}
+                () = sleep(DECLARE_INTERVAL), if !all_available => {}
             }
-            // The next attempt or the state of the connection shows an error.
+            // An error is ignored: it shows in the next attempt or in the state of the connection.
             if let Ok(declared) = Unavailable::declare(self.broker, connection).await {
                 unavailable.send_if_modified(|current| {
                     let is_change = *current != declared;

@@ -54,7 +54,7 @@ const FATES: [Fate; 14] = [
 const SESSIONS: usize = 10;
 const CALLS: usize = 10_000;
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Runs after everything else of the same millisecond.
+/// A delay after which everything else of the same millisecond has run.
 const TICK: Duration = Duration::from_millis(2);
 
 fn reply() -> Vec<u8> {
