@@ -61,7 +61,7 @@ pub async fn consume(worker: Arc<Worker>, mut consumer: Box<dyn Consumer>, tasks
                 let (result, stages) = handle_in_span(&worker, &mut delivery).await;
                 // Once handled, a message cannot crash the worker. It must not block the next possible poison
                 // message while it is held, for the store or for a full queue of events.
-                let _permit = if maybe_poison { None } else { Some(permit) };
+                let _permit = (!maybe_poison).then_some(permit);
                 if let Some(pause) = backoff.pause(delivery.message().queue, &result) {
                     backoff.hold(pause, &stopping).await;
                 }

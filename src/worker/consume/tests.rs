@@ -97,7 +97,10 @@ struct ConsumeFixture {
 impl ConsumeFixture {
     /// Starts to consume. Inserts wait until the test releases them.
     async fn start(messages: Vec<Message>) -> Self {
-        let mut store = FakeStore::new(InsertBehavior::Stores);
+        Self::start_with(FakeStore::new(InsertBehavior::Stores), messages).await
+    }
+
+    async fn start_with(mut store: FakeStore, messages: Vec<Message>) -> Self {
         store.gate = Semaphore::new(0);
         let (store, settled, tasks) = (Arc::new(store), SettleLog::default(), Tasks::default());
         let deliveries = messages
@@ -152,6 +155,23 @@ async fn possible_poison_is_handled_one_at_a_time_next_to_the_others() {
     }
     fixture.release_one().await;
     assert_eq!(fixture.stop().await, each(&["a", "b", "p1", "p2", "p3"], "reply"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn possible_poison_that_is_held_lets_the_next_one_start() {
+    // Two failures count as an outage, so the third row is held before it is settled.
+    let rows = ["p1", "p2", "p3", "p4"].map(|id| row(id, 2));
+    let fixture = ConsumeFixture::start_with(
+        FakeStore::new(InsertBehavior::Fails { is_stored: false }),
+        rows.into(),
+    )
+    .await;
+    for _ in 0..3 {
+        fixture.release_one().await;
+    }
+    assert_eq!(fixture.settled(), each(&["p1", "p2"], "retry"), "p3 is held");
+    assert_eq!(fixture.store.inserting(), ["p4"]);
+    fixture.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
