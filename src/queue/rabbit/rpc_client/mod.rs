@@ -102,7 +102,7 @@ impl RabbitRpcClient {
         session: &RpcSession,
         mut request: RpcRequest,
     ) -> Result<Reply, RpcError> {
-        let mut resend_after = RESEND_AFTER;
+        let (mut resend_after, mut is_resent) = (RESEND_AFTER, false);
         loop {
             let resend_at = Instant::now() + resend_after;
             // With a backlog a late reply is normal, so the request is not published again.
@@ -114,8 +114,10 @@ impl RabbitRpcClient {
                 Err(RpcError::Timeout) if !is_last => {
                     request.new_key = false;
                     resend_after *= 2;
+                    is_resent = true;
                 }
-                ended => return ended,
+                result if is_resent => return result.map_err(error_after_resend),
+                result => return result,
             }
         }
     }
@@ -190,6 +192,15 @@ impl RabbitRpcClient {
     }
 }
 
+/// The error of a request that was published more than once. A rejection concerns the last publish only: an earlier one
+/// may be in the queue.
+fn error_after_resend(error: RpcError) -> RpcError {
+    match error {
+        RpcError::Rejected => RpcError::Indeterminate,
+        RpcError::Indeterminate | RpcError::Timeout => error,
+    }
+}
+
 #[async_trait]
 impl RpcClient for RabbitRpcClient {
     async fn request(&self, request: RpcRequest) -> Result<Reply, RpcError> {
@@ -231,5 +242,18 @@ impl RpcClient for RabbitRpcClient {
 
     async fn close(&self) {
         self.stop.token().cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rejected_resend_leaves_open_what_became_of_the_first_publish() {
+        assert_eq!(error_after_resend(RpcError::Rejected), RpcError::Indeterminate);
+        for error in [RpcError::Indeterminate, RpcError::Timeout] {
+            assert_eq!(error_after_resend(error), error);
+        }
     }
 }
