@@ -107,8 +107,7 @@ impl App {
         let (report_store_error, store_error) = watch::channel(None);
         let hash_pool = worker.as_ref().map(|task| task.hash_pool.clone());
         if let Some(task) = worker {
-            let (queue, tasks) = (queue.clone(), working.clone());
-            working.spawn(task.run(queue, tasks, report_store_error));
+            task.spawn(queue.clone(), &working, report_store_error);
         }
         let (mut addresses, mut rpc_client) = (Addresses::default(), None);
         if let Some(listener) = front_listener {
@@ -268,23 +267,34 @@ impl WorkerTask {
         Ok(Self { worker, hash_pool, prefetch, is_prepared, store: component, consuming })
     }
 
-    /// Waits for the store, then consumes until the stop. Reports an incompatible store through `store_error`.
-    async fn run(
+    /// Starts a task that consumes until the stop: from now on if the store is prepared, otherwise once it is. Reports an
+    /// incompatible store through `store_error`.
+    fn spawn(
         self,
         queue: Arc<dyn MessageQueue>,
-        tasks: Tasks,
+        tasks: &Tasks,
         store_error: watch::Sender<Option<String>>,
     ) {
-        if !self.is_prepared {
-            match wait_for_store(&self.worker.store, &self.store, tasks.stopping()).await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    store_error.send_replace(Some(format!("{error:#}")));
-                    return;
-                }
-            }
+        let working = tasks.clone();
+        if self.is_prepared {
+            tasks.spawn(self.consume(&queue, working));
+            return;
         }
+        tasks.spawn(async move {
+            match wait_for_store(&self.worker.store, &self.store, working.stopping()).await {
+                Ok(true) => self.consume(&queue, working).await,
+                Ok(false) => {}
+                Err(error) => _ = store_error.send_replace(Some(format!("{error:#}"))),
+            }
+        });
+    }
+
+    /// Opens the consumer, and returns what consumes until the stop.
+    fn consume(
+        self,
+        queue: &Arc<dyn MessageQueue>,
+        tasks: Tasks,
+    ) -> impl Future<Output = ()> + use<> {
         let hash_pool = self.hash_pool;
         let capacity: queue::ReadCapacity = Arc::new(move || queue::WorkerCapacity {
             per_second: hash_pool.per_second(),
@@ -292,7 +302,7 @@ impl WorkerTask {
         });
         let consumer = queue.consumer(self.prefetch, capacity);
         self.consuming.up();
-        worker::consume(self.worker, consumer, tasks).await;
+        worker::consume(self.worker, consumer, tasks)
     }
 }
 

@@ -126,6 +126,9 @@ async fn attempts(browser: &Browser, count: usize) -> Vec<String> {
 
 const CLICK: &str = "document.querySelector('button').click();";
 
+/// A hash takes about a second, many times longer than a browser needs to leave the page.
+const RELOAD_COST: &str = "13";
+
 /// Double-clicks, and reloads during a signup, on a page for each contract. Returns all results.
 async fn click_and_reload(browser: &Browser, muster: &Muster, sign_up: &str) -> Vec<String> {
     let server = format!("http://{}", muster.client().address());
@@ -166,7 +169,7 @@ fn succeeded(result: &String) -> bool {
 async fn clicks_and_reloads_sign_in_within_the_replay_window() {
     let Some(browser) = Browser::start().await else { return };
     let setup = Setup::embedded().with("MUSTER_FRONT_REPLAY_WINDOW", "5m");
-    let muster = setup.with("MUSTER_BCRYPT_COST", "10").start().await;
+    let muster = setup.with("MUSTER_BCRYPT_COST", RELOAD_COST).start().await;
     let results = click_and_reload(&browser, &muster, WITHOUT_KEY).await;
     assert!(results.len() >= 15 && results.iter().all(succeeded), "{results:#?}");
 }
@@ -174,7 +177,7 @@ async fn clicks_and_reloads_sign_in_within_the_replay_window() {
 #[tokio::test]
 async fn clicks_and_reloads_sign_in_with_the_documented_snippet() {
     let Some(browser) = Browser::start().await else { return };
-    let muster = Setup::embedded().with("MUSTER_BCRYPT_COST", "10").start().await;
+    let muster = Setup::embedded().with("MUSTER_BCRYPT_COST", RELOAD_COST).start().await;
     let results = click_and_reload(&browser, &muster, snippet()).await;
     assert!(results.len() >= 15 && results.iter().all(succeeded), "{results:#?}");
 }

@@ -190,7 +190,7 @@ async fn header_size_is_limited() {
         let request = request(over).replace("/live", "/users/profile");
         let refused = exchange(&muster, request.as_bytes()).await;
         assert!(
-            refused.starts_with("HTTP/1.1 431") && refused.contains("many cookies"),
+            refused.starts_with("HTTP/1.1 431") && refused.contains("smaller cookies"),
             "{refused}"
         );
         assert!(refused.contains("access-control-allow-origin: *"), "{refused}");

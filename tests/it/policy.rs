@@ -214,7 +214,7 @@ async fn import_rejects_mixed_scripts_with_and_without_a_hash() {
 
 #[tokio::test]
 async fn unusable_blocklist_stops_the_start() {
-    for (list, part) in [("none at all\n", None), ("", Some("one a line"))] {
+    for (list, part) in [("none at all\n", None), ("", Some("expected one per line"))] {
         let setup = Setup::embedded();
         let path = setup.directory().join("list.txt");
         if part.is_some() {
