@@ -200,10 +200,11 @@ async fn unreadable_properties_are_dead_lettered_at_the_first_delivery() {
     found.sort();
     expected.sort();
     assert_eq!(found, expected);
-    // No connection was lost, and each message was delivered once.
+    // No consumer lost its connection, and each message was delivered once. A front may look for a new reply queue:
+    // RabbitMQ 4.0.5 needs seconds to encode the deepest headers, and its queue delivers nothing meanwhile.
     let mut deliveries = 0;
-    for process in fleet.workers.iter_mut().chain(&mut fleet.fronts) {
-        let output = process.process().output();
+    for worker in &mut fleet.workers {
+        let output = worker.process().output();
         assert!(!output.contains("component_not_ready"), "{output}");
         deliveries += output.matches("\"dead_lettered\"").count();
     }
