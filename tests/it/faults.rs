@@ -541,7 +541,8 @@ async fn abandoned_requests_still_count_as_in_flight() {
     // Otherwise clients that disconnect could fill the memory.
     let refused = ledger.register(&client, &ledger.registration()).await.unwrap();
     assert_eq!(refused.status, 503);
-    assert_eq!(fleet.messages("interactive").await, 5);
+    // At least, because a probe may be among them.
+    assert!(fleet.messages("interactive").await >= 5);
     fleet.workers[0].start().await;
     fleet.repeat_and_compare().await.assert_consistent();
 }

@@ -135,17 +135,20 @@ async fn malformed_messages_do_not_stop_the_service() {
     for worker in &mut fleet.workers {
         worker.stop().await;
     }
-    // A message without an ack would be ready again.
+    // A message without an ack would be ready again, and stay. A front's ping expires after five seconds.
     for queue in ["interactive", "bulk"] {
-        assert_eq!(fleet.messages(queue).await, 0, "{queue}");
+        eventually(&format!("{queue} to be empty"), async || fleet.messages(queue).await == 0)
+            .await;
     }
     assert!(fleet.messages("dead").await > 0);
 }
 
+/// The reason of headers that leave no space for those that the broker adds.
+const LARGE: &str = "its properties are larger than a frame";
+
 /// Properties that the AMQP client cannot parse, and the error for each.
 fn unreadable_properties() -> Vec<(Vec<u8>, &'static str)> {
     const DEEP: &str = "its headers are nested more than 16 levels deep";
-    const LARGE: &str = "its properties are larger than a frame";
     let text = |flag: u16| [&(1u16 << flag).to_be_bytes()[..], &short(b"\xff\xfe")].concat();
     let mut all = vec![
         (text(7), "message_id is not UTF-8"),
@@ -173,9 +176,12 @@ async fn unreadable_properties_are_dead_lettered_at_the_first_delivery() {
     let load = ledger.start_load(&fleet.addresses, 4);
     let mut expected = Vec::new();
     for (properties, reason) in unreadable_properties() {
-        for queue in ["interactive", "bulk", "profile"] {
+        // RabbitMQ 4.0.5 needs about ten seconds to encode the deepest headers, so only one queue gets them.
+        let queues: &[_] =
+            if reason == LARGE { &["bulk"] } else { &["interactive", "bulk", "profile"] };
+        for queue in queues {
             producer.publish(&namespace, queue.as_bytes(), &properties, b"{}").await;
-            expected.push((queue.to_owned(), reason.to_owned()));
+            expected.push(((*queue).to_owned(), reason.to_owned()));
         }
     }
     // The broker delivers the copy with the original routing key, which is not UTF-8.
@@ -200,8 +206,8 @@ async fn unreadable_properties_are_dead_lettered_at_the_first_delivery() {
     found.sort();
     expected.sort();
     assert_eq!(found, expected);
-    // No consumer lost its connection, and each message was delivered once. A front may look for a new reply queue:
-    // RabbitMQ 4.0.5 needs seconds to encode the deepest headers, and its queue delivers nothing meanwhile.
+    // No consumer lost its connection, and each message was delivered once. A front may look for a new reply queue,
+    // because a queue delivers nothing while RabbitMQ 4.0.5 encodes deep headers.
     let mut deliveries = 0;
     for worker in &mut fleet.workers {
         let output = worker.process().output();
